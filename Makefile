@@ -1,0 +1,50 @@
+# Every target does its own set-up: it needs python3 (3.11 or later), make and a package index, nothing else.
+# Packages go to .venv, and are installed again only when pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help fit test test-slow lint types docs bench clean
+
+help: ## list these targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+fit: $(VENV)/.installed-cli ## fit a predator-prey model to a century-old record, and report on it
+	@$(BIN)/torchivp fit examples/data/lynx_hare.csv --model lotka-volterra --time year --observe hare,lynx \
+		--noise lognormal --out report/hare-lynx
+
+test: $(VENV)/.installed-dev ## run the fast tests (ARGS="-k name" to choose)
+	@$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/.installed-dev ## run the slow tests
+	@$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there are none
+
+lint: $(VENV)/.installed-dev ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## check types
+	@$(BIN)/pyright
+
+docs: $(VENV)/.installed-docs ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
+
+bench: $(VENV)/.installed-bench ## run the benchmarks, side by side with other libraries
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove everything that was made, except .venv
+	rm -rf report site build dist benchmarks/results .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("torchivp needs Python 3.11 or later; choose one with: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torchivp[$*] into $(VENV)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@

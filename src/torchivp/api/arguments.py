@@ -1,0 +1,129 @@
+"""Arguments that the front doors share, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.checkpointed import Checkpointed
+from torchivp.gradients.direct import Direct
+from torchivp.integrate import Controller, Integration
+from torchivp.methods import find_method
+from torchivp.methods.method import Method
+from torchivp.problem import FlatFunction, Problem, StateLayout, Times
+from torchivp.stepsize.constant import ConstantSteps, GridSteps
+from torchivp.stepsize.error_norm import ErrorNorm, check_tolerance
+from torchivp.stepsize.pid import PIDController
+
+Gradient = Direct | Checkpointed | Backsolve
+GRADIENTS: dict[str, type[Gradient]] = {"direct": Direct, "checkpointed": Checkpointed, "backsolve": Backsolve}
+"""Every way to differentiate a solve, by the name that `gradient=` takes."""
+
+
+def find_gradient(gradient: str | Gradient) -> Gradient:
+    """The gradient given by name or object.
+
+    Raises:
+        ValueError: the name is unknown.
+        TypeError: it is neither a name nor a gradient.
+    """
+    if isinstance(gradient, Gradient):
+        return gradient
+    if isinstance(gradient, str) and gradient in GRADIENTS:
+        return GRADIENTS[gradient]()
+    names = ", ".join(map(repr, GRADIENTS))
+    if isinstance(gradient, str):
+        raise ValueError(f"unknown gradient {gradient!r}: it must be one of {names}")
+    raise TypeError(f"gradient must be one of {names} or an object such as Checkpointed(checkpoints=20), got {gradient!r}")
+
+
+def check_controller(controller: Controller, method: type[Method]) -> Controller:
+    """Check that the method can do what the controller needs.
+
+    Raises:
+        TypeError: it is no controller.
+        ValueError: the controller needs an error estimate that the method does not have.
+    """
+    if not isinstance(controller, PIDController | ConstantSteps | GridSteps):
+        raise TypeError(f"controller must be a PIDController, ConstantSteps or GridSteps, got {controller!r}")
+    if controller.adaptive and method.error_order is None:
+        raise ValueError(
+            f"{method.__name__} has no error estimate and takes fixed steps: pass step_size=0.01, or choose an "
+            "adaptive method such as method='dopri5'"
+        )
+    return controller
+
+
+def check_max_steps(max_steps: int) -> int:
+    """Check the limit on step attempts.
+
+    Raises:
+        ValueError: it is not a positive whole number.
+    """
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive whole number, got {max_steps!r}")
+    return max_steps
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite or infinite real number, given as a number or a 0-d tensor.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is NaN.
+    """
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
+    ):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must not be NaN")
+    return number
+
+
+def build_integration(
+    func: Callable[..., Any],
+    y0: Any,
+    times: Times,
+    *,
+    args: Sequence[Any],
+    method: str | type[Method],
+    controller: Controller,
+    rtol: Any,
+    atol: Any,
+    norm: Callable[[Any], Any] | None,
+    max_steps: int,
+) -> tuple[Integration, StateLayout]:
+    """The integration that the checked arguments of a door describe, and the layout of the user's state."""
+    problem = Problem.build(func, y0, times, args)
+    assert isinstance(problem.func, FlatFunction)
+    layout = problem.func.layout
+    method_class = find_method(method)
+    if norm is not None and not callable(norm):
+        raise TypeError(f"norm must be a function of the scaled error, got {norm!r}")
+    integration = Integration(
+        problem=problem,
+        method=method_class(problem.y0, problem.real_dtype),
+        controller=check_controller(controller, method_class),
+        norm=ErrorNorm(
+            check_tolerance("rtol", rtol, layout),
+            check_tolerance("atol", atol, layout),
+            layout.parts(),
+            None if norm is None else lambda x: float(norm(layout.unflatten(x))),
+        ),
+        max_steps=check_max_steps(max_steps),
+        describe=layout.name,
+    )
+    return integration, layout
+
+
+def default_tolerances(y0: Any) -> tuple[float, float]:
+    """`rtol` and `atol` for the precision of the state: 1e-6 and 1e-9 in double, 1e-4 and 1e-6 in single."""
+    dtype = StateLayout(y0).dtype
+    return (1e-6, 1e-9) if dtype in (torch.float64, torch.complex128) else (1e-4, 1e-6)

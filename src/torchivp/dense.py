@@ -1,0 +1,96 @@
+"""Dense output: the solution between step ends, as a polynomial per step."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.problem import time_dtype
+
+
+@dataclass(slots=True)
+class Interpolant:
+    """The solution within one step, `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) slopes_j`.
+
+    Attributes:
+        t0: the start of the step.
+        t1: its end.
+        y0: the state at its start, [1, size].
+        slopes: [n, size].
+        b: the coefficients of theta, theta^2, ... in the polynomials b_j, [n, degree], in the dtype of time.
+    """
+
+    t0: float | Tensor
+    t1: float | Tensor
+    y0: Tensor
+    slopes: Tensor
+    b: Tensor
+
+    def evaluate(self, times: Sequence[float | Tensor]) -> Tensor:
+        """The states at `times`, [len(times), size]."""
+        t0, dt = self.t0, self.t1 - self.t0
+        theta = as_time_tensor([(t - t0) / dt for t in times], self.b.device)
+        # The weights are small, the coefficients of their polynomials need not be: hence in the dtype of time.
+        exponents = torch.arange(1, self.b.shape[1] + 1, device=self.b.device)
+        weights = (theta[:, None] ** exponents) @ self.b.t() * dt
+        return torch.addmm(self.y0, weights.to(self.y0.dtype), self.slopes)
+
+
+def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    """A series of times, floats or 0-d tensors with their gradient, as one tensor."""
+    dtype = time_dtype(device)
+    if any(isinstance(t, Tensor) for t in times):
+        return torch.stack([torch.as_tensor(t, dtype=dtype, device=device) for t in times])
+    return torch.tensor(times, dtype=dtype, device=device)
+
+
+class DenseSolution:
+    """The solution at any time of the span, `sol(t)`.
+
+    `t` is a float or a tensor of any shape; the result has the shape `t.shape + y0.shape` (each leaf of a
+    pytree state). Where the solve was differentiable, so is `sol(t)`, with respect to `t` too.
+
+    Args:
+        interpolants: one for every accepted step, in the order of integration.
+        unflatten: gives flat states the user's shape, called as `unflatten(flat, lead)`.
+    """
+
+    def __init__(self, interpolants: list[Interpolant], unflatten: Callable[[Tensor, tuple[int, ...]], Any]):
+        self._steps = interpolants
+        self._unflatten = unflatten
+        self.t_min, self.t_max = sorted((float(interpolants[0].t0), float(interpolants[-1].t1)))
+        self._direction = 1.0 if float(interpolants[-1].t1) >= float(interpolants[0].t0) else -1.0
+        self._ends = [float(step.t1) * self._direction for step in interpolants]
+
+    def __call__(self, t: float | Tensor) -> Any:
+        """The solution at `t`.
+
+        Raises:
+            ValueError: a time lies outside the span that was integrated.
+        """
+        reference = self._steps[0].y0
+        times = torch.as_tensor(t, dtype=time_dtype(reference.device), device=reference.device)
+        flat_times = times.reshape(-1)
+        groups: dict[int, list[int]] = {}
+        for position, value in enumerate(flat_times.detach().tolist()):
+            groups.setdefault(self._step_at(value), []).append(position)
+        pieces = [self._steps[step].evaluate(list(flat_times[where].unbind())) for step, where in groups.items()]
+        order = torch.tensor([i for where in groups.values() for i in where], device=reference.device)
+        flat = torch.cat(pieces)[torch.argsort(order)] if pieces else reference[:0]
+        return self._unflatten(flat, tuple(times.shape))
+
+    def _step_at(self, t: float) -> int:
+        if not self.t_min <= t <= self.t_max:
+            raise ValueError(
+                f"t = {t} lies outside the solution's span [{self.t_min}, {self.t_max}]: "
+                "solve over a longer t_span"
+            )
+        return bisect.bisect_left(self._ends, t * self._direction)
+
+    def __repr__(self) -> str:
+        return f"DenseSolution(t in [{self.t_min:g}, {self.t_max:g}], {len(self._steps)} steps)"

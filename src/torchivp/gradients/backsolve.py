@@ -1,0 +1,268 @@
+"""Differentiate by solving the continuous adjoint equations backwards in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.gradients.direct import Direct
+from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_to_differentiate
+from torchivp.integrate import Controller, Integration
+from torchivp.methods.method import Method
+from torchivp.problem import Problem, Times
+from torchivp.recording import Interpolants, Outputs
+from torchivp.solution import SolveError, Stats, Status
+from torchivp.stepsize.error_norm import ErrorNorm, Tolerance
+
+
+@dataclass(frozen=True)
+class Backsolve:
+    """The continuous adjoint, `da/dt = -a^T df/dy`, solved backwards together with the state and the parameters.
+
+    Memory does not depend on the number of steps: only the outputs are kept. The gradient is as accurate as the
+    tolerances of the backward solve, not exact for the steps taken; it can be differentiated once only. The state
+    is solved backwards too, from the stored output of each interval, which is unstable for strongly dissipative
+    systems. Source: Pontryagin et al. (1962); Chen et al., "Neural ordinary differential equations" (2018).
+
+    Args:
+        rtol: relative tolerance of the backward solve; None for that of the forward one.
+        atol: absolute tolerance of the backward solve; None for that of the forward one.
+        method: the method of the backward solve; None for that of the forward one.
+        controller: what sizes the steps of the backward solve; None for the forward one's.
+        seminorm: leave the parameters out of the error estimate, which saves steps (Kidger, Chen and Lyons, "Hey,
+            that's not an ODE", ICML 2021).
+        max_steps: the largest number of step attempts in the backward solve; None for the forward one's.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    method: type[Method] | None = None
+    controller: Controller | None = None
+    seminorm: bool = False
+    max_steps: int | None = None
+    name = "backsolve"
+
+    def solve(
+        self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
+    ) -> tuple[Tensor, list[float], Status, Stats]:
+        """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
+        inputs = GradientInputs(integration.problem, find_parameters(integration.problem, parameters))
+        if not inputs.needed:
+            return Direct().solve(integration, None, interpolants)
+        if interpolants is not None:
+            raise ValueError(
+                "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times "
+                "that you need in t_eval"
+            )
+        solve = _Solve(self, integration, inputs)
+        states = _Forward.apply(solve, *inputs.tensors)
+        return states, solve.times, solve.status, solve.stats
+
+
+class _Solve:
+    """A solve and its adjoint: what the forward pass leaves for the backward pass."""
+
+    status: Status
+    stats: Stats
+    times: list[float]
+    reached: int
+
+    def __init__(self, options: Backsolve, integration: Integration, inputs: GradientInputs):
+        self.options = options
+        self.integration = integration
+        self.inputs = inputs
+
+    def forward(self) -> Tensor:
+        """The states at the outputs, and everything else into the attributes."""
+        plain = self.integration.with_problem(self.inputs.without_gradient())
+        outputs = Outputs(plain.problem.times)
+        self.status, self.stats = plain.run([outputs])
+        self.reached = len(outputs.t)
+        states = outputs.padded(plain.problem.y0)
+        self.times = outputs.t
+        return states
+
+    def gradients(self, grad: Tensor, states: Tensor) -> list[Tensor]:
+        """The gradients of all inputs, given that of the `states`."""
+        times, grad, states = self.times[: self.reached], grad[: self.reached], states[: self.reached]
+        problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
+        others = [leaf for leaf in leaves[1:] if leaf is not problem.times.tensor]
+        system = _AdjointSystem(problem, others)
+        start = problem.times.start
+        starts_with_output = bool(times) and times[0] == start
+        moving = list(range(1 if starts_with_output else 0, len(times)))
+        z = system.initial(states[-1:], grad[-1:]) if moving else system.initial(problem.y0.detach(), None)
+        if moving:
+            z = self._solve_backwards(system, z, [times[i] for i in moving], grad[moving], states[moving])
+        _, adjoint, *rest = system.split(z)
+        time_gradient = []
+        if problem.times.tensor is not None:
+            time_gradient = [self._time_gradient(problem, times, grad, states, adjoint, moving)]
+        if starts_with_output:
+            adjoint = adjoint + grad[:1]
+        return [adjoint, *time_gradient, *rest]
+
+    def _solve_backwards(
+        self, system: _AdjointSystem, z: Tensor, times: list[float], grad: Tensor, states: Tensor
+    ) -> Tensor:
+        """Solve from the last of the `times` to the start; at each earlier one its output's gradient joins."""
+        options, forward = self.options, self.integration
+        jumps = {t: i for i, t in enumerate(times[:-1])}
+
+        def join_output(t: float, z: Tensor) -> Tensor:
+            i = jumps[t]
+            z = z.clone()
+            z[:, system.state] = states[i]
+            z[:, system.adjoint] += grad[i]
+            return z
+
+        problem = Problem(system, z, Times(times[-1], forward.problem.times.start, ()), forward.problem.real_dtype)
+        method = options.method or type(forward.method)
+        backward = Integration(
+            problem=problem,
+            method=method(z, problem.real_dtype),
+            controller=options.controller or forward.controller,
+            norm=self._norm(system),
+            max_steps=options.max_steps or forward.max_steps,
+            describe=system.describe,
+            change=join_output,
+            change_times=times[-2::-1],
+        )
+        end = _End()
+        status, stats = backward.run([end])
+        self.stats.backward = stats
+        if not status.ok:
+            raise SolveError(
+                replace(
+                    status,
+                    message=f"in the backward solve: {status.message}; or use gradient='checkpointed', which "
+                    "solves nothing backwards",
+                )
+            )
+        return end.y
+
+    def _norm(self, system: _AdjointSystem) -> ErrorNorm:
+        forward = self.integration.norm
+        rtol = forward.rtol if self.options.rtol is None else self.options.rtol
+        atol = forward.atol if self.options.atol is None else self.options.atol
+        parts = system.parts[:2] if self.options.seminorm else system.parts
+        return ErrorNorm(system.tolerance(rtol), system.tolerance(atol), parts)
+
+    def _time_gradient(
+        self, problem: Problem, times: list[float], grad: Tensor, states: Tensor, adjoint: Tensor, moving: list[int]
+    ) -> Tensor:
+        """dL/dt_i = <dL/dy_i, f(t_i, y_i)> for an output, and dL/dt_0 = -<a(t_0), f(t_0, y_0)> for the start."""
+        assert problem.times.tensor is not None
+        total = torch.zeros_like(problem.times.tensor)
+        with torch.no_grad():
+            for i in moving:
+                slope = problem.func(problem.time(times[i]), states[i : i + 1])
+                total[problem.times.position(times[i])] += _inner(grad[i], slope).cpu()
+            slope = problem.func(problem.time(problem.times.start), problem.y0)
+            total[problem.times.position(problem.times.start)] -= _inner(adjoint, slope).cpu()
+        return total
+
+
+class _AdjointSystem:
+    """The equations of state, adjoint and parameter gradients, side by side in one [1, size] tensor."""
+
+    def __init__(self, problem: Problem, others: Sequence[Tensor]):
+        self._problem = problem
+        self._others = others
+        size = problem.y0.shape[1]
+        self.evaluations = 0
+        self.state, self.adjoint = slice(0, size), slice(size, 2 * size)
+        self.parts = [self.state, self.adjoint]
+        for tensor in others:
+            start = self.parts[-1].stop
+            self.parts.append(slice(start, start + tensor.numel()))
+        self._sizes = [part.stop - part.start for part in self.parts]
+
+    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        with torch.enable_grad():
+            y = z[:, self.state].detach().requires_grad_()
+            slope = self._problem.func(t, y)
+        if not slope.requires_grad:
+            return torch.cat([slope, *(z.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
+        found = torch.autograd.grad(slope, [y, *self._others], -z[:, self.adjoint], allow_unused=True)
+        rates = [
+            z.new_zeros(1, size) if g is None else g.reshape(1, size).to(z.dtype)
+            for g, size in zip(found, self._sizes[1:], strict=True)
+        ]
+        return torch.cat([slope.detach(), *rates], dim=1)
+
+    def initial(self, y: Tensor, adjoint: Tensor | None) -> Tensor:
+        z = y.new_zeros(1, self.parts[-1].stop)
+        z[:, self.state] = y
+        if adjoint is not None:
+            z[:, self.adjoint] = adjoint
+        return z
+
+    def split(self, z: Tensor) -> list[Tensor]:
+        """State, adjoint and the gradients of the parameters in their own shapes and dtypes."""
+        y, adjoint, *rest = z.split(self._sizes, dim=1)
+        gradients = [
+            (g.real if not p.is_complex() and g.is_complex() else g).reshape(p.shape).to(p.dtype)
+            for g, p in zip(rest, self._others, strict=True)
+        ]
+        return [y, adjoint, *gradients]
+
+    def tolerance(self, tolerance: Tolerance) -> Tolerance:
+        """A tolerance of the state for the whole system: the adjoint has the state's, a parameter the tightest."""
+        if isinstance(tolerance, float | int) or tolerance.ndim == 0:
+            return tolerance
+        count = self.parts[-1].stop - self.adjoint.stop
+        return torch.cat([tolerance, tolerance, tolerance.min().expand(1, count)], dim=1)
+
+    def describe(self, index: int) -> str:
+        if index < self.state.stop:
+            return f"element {index} of the state"
+        if index < self.adjoint.stop:
+            return f"element {index - self.adjoint.start} of the adjoint"
+        which = next(i for i, part in enumerate(self.parts) if index < part.stop) - 2
+        return f"the gradient of parameter {which}"
+
+
+class _End:
+    """The state at the end."""
+
+    y: Tensor
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        self.y = y
+
+    def accept(self, method: Any, func: Any, step: Any, t1: float) -> None:
+        self.y = step.y1
+
+
+class _Forward(torch.autograd.Function):
+    """The solve as one node of the graph."""
+
+    @staticmethod
+    def forward(solve: _Solve, *tensors: Tensor) -> Tensor:
+        return solve.forward()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.solve = inputs[0]
+        ctx.save_for_backward(output, *inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        states, *_ = ctx.saved_tensors
+        with torch.no_grad():
+            found = ctx.solve.gradients(grads[0], states)
+        return None, *refuse_to_differentiate(
+            "gradient='backsolve' (odeint_adjoint) can be differentiated only once: for second derivatives use "
+            "gradient='checkpointed' or 'direct' (odeint)",
+            found,
+        )
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return torch.sum(a.conj() * b).real

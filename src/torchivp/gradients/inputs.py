@@ -1,0 +1,157 @@
+"""What a solve is differentiated with respect to: the state, times, `args` and parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchivp.problem import FlatFunction, Problem
+
+
+class GradientInputs:
+    """The tensors that a gradient flows to, and the problem restated on leaves in their places.
+
+    Attributes:
+        problem: the problem as the user stated it.
+        tensors: the initial state, then the times if they need a gradient, then the tensors of `args` that do,
+            then the parameters.
+    """
+
+    def __init__(self, problem: Problem, parameters: Sequence[Tensor]):
+        self.problem = problem
+        leaves, self._args_spec = pytree.tree_flatten(problem.func.args)
+        self._args = leaves
+        self._moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.parameters = list(parameters)
+        timed = [problem.times.tensor] if problem.times.tensor is not None else []
+        self.tensors: list[Tensor] = [problem.y0, *timed, *(leaves[i] for i in self._moving), *self.parameters]
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is a gradient to compute."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
+
+    def on_leaves(self, y: Tensor) -> tuple[Problem, list[Tensor]]:
+        """The problem started from `y`, and the leaves that stand where `tensors` stood.
+
+        The history of the originals hangs on none of them, except on the parameters, which `func` holds.
+        """
+        y = y.detach().requires_grad_()
+        times = self.problem.times
+        timed: list[Tensor] = []
+        if times.tensor is not None:
+            timed = [times.tensor.detach().requires_grad_()]
+            times = times.with_tensor(timed[0])
+        args = list(self._args)
+        for i in self._moving:
+            args[i] = args[i].detach().requires_grad_()
+        problem = replace(self.problem, y0=y, times=times, func=self._with_args(args))
+        return problem, [y, *timed, *(args[i] for i in self._moving), *self.parameters]
+
+    def without_gradient(self) -> Problem:
+        """The problem for a solve that nothing is differentiated through."""
+        return replace(self.problem, y0=self.problem.y0.detach(), times=self.problem.times.with_tensor(None))
+
+    def _with_args(self, leaves: list[Any]) -> FlatFunction:
+        func = self.problem.func
+        return FlatFunction(func.func, func.layout, pytree.tree_unflatten(leaves, self._args_spec))
+
+
+def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> list[Tensor]:
+    """The parameters that a gradient is wanted for.
+
+    Those named by the caller, or else those of `func` if it is an nn.Module, and every leaf that one evaluation of
+    `func` at the start is found to use. A tensor that was itself computed from others cannot be found in that way;
+    if there is one, a warning says so.
+
+    Raises:
+        TypeError: `parameters` is not a sequence of tensors.
+    """
+    if not torch.is_grad_enabled():
+        return []
+    if parameters is not None:
+        return _checked(parameters)
+    func = problem.func.func
+    found = [p for p in func.parameters() if p.requires_grad] if isinstance(func, nn.Module) else []
+    known = {id(p) for p in found}
+    for leaf in _captured_leaves(problem):
+        if id(leaf) not in known:
+            found.append(leaf)
+            known.add(id(leaf))
+    return found
+
+
+def _checked(parameters: Sequence[Tensor]) -> list[Tensor]:
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    for i, parameter in enumerate(parameters):
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"params must be a sequence of tensors, but params[{i}] is {type(parameter).__name__}: "
+                "write params=tuple(model.parameters())"
+            )
+    unique = {id(p): p for p in parameters if p.requires_grad}
+    return list(unique.values())
+
+
+def _captured_leaves(problem: Problem) -> list[Tensor]:
+    """The leaves, other than `y` and `args`, in the graph of one evaluation of `func` at the start."""
+    isolated, leaves = GradientInputs(problem, ()).on_leaves(problem.y0)
+    with torch.enable_grad():
+        oldest = _sequence_number(torch.zeros((), requires_grad=True).clone())
+        k = isolated.func(isolated.time(isolated.times.start), leaves[0])
+    captured: list[Tensor] = []
+    if k.grad_fn is None:
+        return captured
+    seen, stack = set(), [k.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            if not any(variable is leaf for leaf in leaves):
+                captured.append(variable)
+        elif node._sequence_nr() < oldest:  # pyright: ignore[reportAttributeAccessIssue]
+            warnings.warn(
+                f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is "
+                f"{node.name()}); this gradient mode cannot see it and gives it none. Pass it to func through "
+                "args=(tensor,), or name it in params=(tensor,) (adjoint_params= in odeint_adjoint), or use "
+                "gradient='direct'",
+                stacklevel=6,
+            )
+        else:
+            stack.extend(next_node for next_node, _ in node.next_functions if next_node is not None)
+    return captured
+
+
+def _sequence_number(tensor: Tensor) -> int:
+    assert tensor.grad_fn is not None
+    return tensor.grad_fn._sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Refuse(torch.autograd.Function):
+    @staticmethod
+    def forward(sentence: str, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.sentence = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(ctx.sentence)
+
+
+def refuse_to_differentiate(sentence: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same tensors; differentiating them raises RuntimeError with the sentence instead of giving nothing."""
+    if not torch.is_grad_enabled():
+        return tensors
+    return _Refuse.apply(sentence, torch.zeros((), requires_grad=True), *tensors)

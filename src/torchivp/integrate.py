@@ -1,0 +1,241 @@
+"""The step loop: the only place where time moves."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.methods.method import Method, Step
+from torchivp.problem import Problem
+from torchivp.recording import Recorder
+from torchivp.solution import Outcome, Stats, Status
+from torchivp.stepsize.clip import Clip
+from torchivp.stepsize.constant import ConstantSteps, GridSteps
+from torchivp.stepsize.error_norm import ErrorNorm
+from torchivp.stepsize.first_step import first_step
+from torchivp.stepsize.pid import History, PIDController
+
+Controller = PIDController | ConstantSteps | GridSteps
+Change = Callable[[float, Tensor], Tensor]
+"""`change(t, y)` returns the state, [1, size], with which the integration goes on from `t`."""
+
+
+@dataclass(frozen=True)
+class Integration:
+    """All that determines the steps of a solve.
+
+    Attributes:
+        problem: the problem.
+        method: the method, made for the problem's state.
+        controller: what sizes the steps.
+        norm: measures the error against the tolerance.
+        max_steps: the largest number of step attempts.
+        change: changes the state at each of `change_times`, which steps land on.
+        change_times: in the order of integration, within the span.
+        describe: names an element of the flat state, for messages.
+    """
+
+    problem: Problem
+    method: Method
+    controller: Controller
+    norm: ErrorNorm
+    max_steps: int
+    describe: Callable[[int], str]
+    change: Change | None = None
+    change_times: Sequence[float] = ()
+
+    def with_problem(self, problem: Problem) -> Integration:
+        """The same integration of another statement of the same problem."""
+        return replace(self, problem=problem)
+
+    def run(self, recorders: Sequence[Recorder]) -> tuple[Status, Stats]:
+        """Integrate from the start to the end, telling the recorders of every accepted step."""
+        run = _Run(self, recorders)
+        status = run.to_the_end()
+        if status.ok and not self.controller.adaptive and not _finite(run.y):
+            # A state that is not finite stays so. Fixed steps therefore look at the last state only, so that no
+            # step waits for the device, and look for the first bad step if there is one.
+            run = _Run(self, recorders, look_at_every_step=True)
+            status = run.to_the_end()
+        return status, Stats(self.problem.func.evaluations, run.accepted, run.rejected)
+
+    def replay(self, times: Sequence[float], y: Tensor, carry: Any, recorders: Sequence[Recorder]) -> Step:
+        """Take the accepted steps that end at `times[1:]` again, from the state `y` at `times[0]`."""
+        at, func = self.problem.times.at, self.problem.func
+        step = None
+        for t0, t1 in zip(times, times[1:], strict=False):
+            step = self.method.step(func, at(t0), at(t1), y, carry)
+            for recorder in recorders:
+                recorder.accept(self.method, func, step, t1)
+            y, carry = step.y1, step.carry
+        assert step is not None, "a stretch to replay has at least one step"
+        return step
+
+
+class _Run:
+    """One pass of the loop: where it is, and what it has cost."""
+
+    def __init__(self, plan: Integration, recorders: Sequence[Recorder], look_at_every_step: bool = False):
+        self.plan = plan
+        self.recorders = recorders
+        self.look_at_every_step = look_at_every_step
+        self.func = plan.problem.func
+        self.times = plan.problem.times
+        self.t = self.times.start
+        self.y = plan.problem.y0
+        self.carry: Any = None
+        self.accepted = 0
+        self.rejected = 0
+
+    def to_the_end(self) -> Status:
+        plan, times, controller = self.plan, self.times, self.plan.controller
+        for recorder in self.recorders:
+            recorder.start(self.t, self.y, None)
+        if times.start == times.end:
+            return self._success()
+        clip = Clip(self._targets(), times.direction)
+        h = self._first_size()
+        history = History()
+        while not clip.done:
+            t, y = self.t, self.y
+            t1 = clip.step_end(t, h)
+            taken = abs(t1 - t)
+            if self.accepted + self.rejected >= plan.max_steps:
+                return self._out_of_steps(taken)
+            step = plan.method.step(self.func, times.at(t), times.at(t1), y, self.carry)
+            if controller.adaptive:
+                assert step.error is not None and plan.method.error_order is not None
+                error = plan.norm(step.error, y, step.y1)
+                accept, next_h, new_history = controller.adapt(error, taken, history, plan.method.error_order)
+                if not accept:
+                    self.rejected += 1
+                    self.carry, h, history = step.retry, next_h, new_history
+                    if stuck := self._stuck(step, error, taken, h):
+                        return stuck
+                    continue
+                # A step cut short to land on a required time says little about the size of the next one.
+                if taken < 0.99 * h:
+                    h = max(h, next_h)
+                else:
+                    h, history = next_h, new_history
+            elif self.look_at_every_step and not _finite(step.y1):
+                return self._non_finite(taken)
+            self._accept(step, t1)
+            if clip.reached(t1) and plan.change is not None and t1 in plan.change_times:
+                self.y, self.carry = plan.change(t1, self.y), None
+        return self._success()
+
+    def _accept(self, step: Step, t1: float) -> None:
+        self.accepted += 1
+        for recorder in self.recorders:
+            recorder.accept(self.plan.method, self.func, step, t1)
+        self.t, self.y, self.carry = t1, step.y1, step.carry
+
+    def _targets(self) -> list[float]:
+        required = self.plan.controller.targets(self.times)
+        if not self.plan.change_times:
+            return required
+        return sorted({*required, *self.plan.change_times}, reverse=self.times.direction < 0)
+
+    def _first_size(self) -> float:
+        controller = self.plan.controller
+        if not isinstance(controller, PIDController):
+            return math.inf
+        h = controller.first_step
+        if h is None:
+            assert self.plan.method.error_order is not None
+            t0 = self.plan.problem.time(self.times.at(self.t))
+            f0 = self.func(t0, self.y)
+            self.carry = self.plan.method.initial_carry(f0)
+            span = self.times.end - self.times.start
+            with torch.no_grad():
+                h = first_step(self.func, t0, self.y, f0, span, self.plan.norm, self.plan.method.error_order)
+        return min(max(h, controller.min_step), controller.max_step)
+
+    def _success(self) -> Status:
+        sentence = f"reached t = {self.t:g} in {self.accepted} steps, {self.rejected} attempts rejected"
+        return Status(Outcome.SUCCESS, sentence, self.t)
+
+    def _out_of_steps(self, h: float) -> Status:
+        sentence = (
+            f"max_steps = {self.plan.max_steps} step attempts ({self.accepted} accepted, {self.rejected} rejected) "
+            f"took the solution from t = {self.times.start:g} to t = {self.t:g} of {self.times.end:g}, where the step "
+            f"size is {h:.3g}: raise max_steps or loosen rtol and atol; if the solution varies on a much longer time "
+            "scale than the step size, the problem is stiff"
+        )
+        return Status(Outcome.MAX_STEPS, sentence, self.t)
+
+    def _stuck(self, step: Step, error: float, taken: float, h: float) -> Status | None:
+        """The end of the solve, if it makes no sense to try the rejected step again with the size `h`."""
+        controller = self.plan.controller
+        assert isinstance(controller, PIDController)
+        too_small = h < 16 * math.ulp(self.t) or h < sys.float_info.min
+        if not too_small and not (controller.min_step > 0 and taken <= controller.min_step):
+            return None
+        if not math.isfinite(error):
+            return self._non_finite(taken)
+        assert step.error is not None
+        scaled = self.plan.norm.scaled(step.error, step.y0.detach(), step.y1.detach()).abs()
+        worst = self.plan.describe(int(scaled.argmax()))
+        too_large = f"is still {error:.3g} times the tolerance, largest in {worst}"
+        if not too_small:
+            sentence = (
+                f"the tolerance cannot be met at t = {self.t:.9g} with min_step = {controller.min_step:g}: the error of "
+                f"a step of that size {too_large}: lower min_step, or loosen rtol and atol"
+            )
+            return Status(Outcome.TOLERANCE_NOT_MET, sentence, self.t)
+        sentence = (
+            f"step size underflow at t = {self.t:.9g}: the error of a step of {taken:.3g} {too_large}. The solution "
+            "may be singular there, or func discontinuous; otherwise loosen rtol and atol" + self._precision()
+        )
+        return Status(Outcome.STEP_UNDERFLOW, sentence, self.t)
+
+    def _precision(self) -> str:
+        eps = torch.finfo(self.y.dtype).eps
+        tightest = float(torch.as_tensor(self.plan.norm.rtol).min())
+        if tightest >= 10 * eps:
+            return ""
+        return f"; rtol = {tightest:g} is close to the rounding of {self.y.dtype}, {eps:.2g}: use y0.double()"
+
+    def _non_finite(self, taken: float) -> Status:
+        t, y = self.plan.problem.time(self.t), self.y.detach()
+        with torch.no_grad():
+            slope = self.func(t, y)
+        if not _finite(y):
+            where = f"the initial state is not finite: {self.plan.describe(_first_bad(y))} = {_bad_value(y)}"
+        elif not _finite(slope):
+            where = (
+                f"func is not finite at t = {self.t:.9g}, where the state still is: the derivative of "
+                f"{self.plan.describe(_first_bad(slope))} is {_bad_value(slope)}. Look for a division by zero, or a "
+                "log or sqrt of a number that is not positive"
+            )
+        else:
+            where = (
+                f"the state is not finite after a step of {taken:.3g} from t = {self.t:.9g}, where state and "
+                "derivative still are: the solution blows up, "
+                + (
+                    "or func is undefined just beyond"
+                    if self.plan.controller.adaptive
+                    else "or the step size is too large for a stable solution: try a smaller step_size, or an "
+                    "adaptive method"
+                )
+            )
+        return Status(Outcome.NON_FINITE, where, self.t)
+
+
+def _finite(y: Tensor) -> bool:
+    return bool(torch.isfinite(y).all())
+
+
+def _first_bad(y: Tensor) -> int:
+    return int((~torch.isfinite(y)).flatten().int().argmax())
+
+
+def _bad_value(y: Tensor) -> str:
+    return str(y.flatten()[_first_bad(y)].item())

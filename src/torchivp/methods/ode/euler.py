@@ -1,0 +1,12 @@
+"""Euler's method: one evaluation a step, first order."""
+
+from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+
+
+class Euler(ExplicitRungeKutta):
+    """Euler's method, order 1, fixed steps. For comparison and for networks trained with it.
+
+    Euler, "Institutionum calculi integralis" (1768). Dense output: cubic Hermite.
+    """
+
+    tableau = ButcherTableau(order=1, c=(0,), a=((),), b=(1,))

@@ -1,0 +1,20 @@
+"""Fehlberg's 2(1) pair: an error estimate that is small, so that steps are long."""
+
+from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+
+
+class Fehlberg2(ExplicitRungeKutta):
+    """Fehlberg's pair of order 2(1), adaptive; the same pair as torchdiffeq's `fehlberg2`.
+
+    Fehlberg, "Low-order classical Runge-Kutta formulas with stepsize control", NASA TR R-315 (1969), table II.
+    Dense output: order 2, from the stages.
+    """
+
+    tableau = ButcherTableau(
+        order=2,
+        c=(0, 1 / 2, 1),
+        a=((), (1 / 2,), (1 / 256, 255 / 256)),
+        b=(1 / 512, 255 / 256, 1 / 512),
+        b_embedded=(1 / 256, 255 / 256, 0),
+        dense=StagePolynomials(order=2, b=((1, -511 / 512), (0, 255 / 256), (0, 1 / 512))),
+    )

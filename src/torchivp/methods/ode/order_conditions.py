@@ -1,0 +1,66 @@
+"""The order conditions of Runge-Kutta methods, by rooted trees.
+
+Butcher, "Numerical Methods for Ordinary Differential Equations", section 31; Hairer, Norsett and Wanner,
+"Solving Ordinary Differential Equations I", section II.2, theorem 2.13: a method has order p exactly if
+`sum_i b_i Phi_i(tree) = 1 / gamma(tree)` for every rooted tree with at most p vertices.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+Tree = tuple["Tree", ...]
+"""A rooted tree: the tuple of the subtrees that hang on its root."""
+
+
+@lru_cache(maxsize=None)
+def rooted_trees(order: int) -> tuple[Tree, ...]:
+    """All rooted trees with `order` vertices; there are 1, 1, 2, 4, 9, 20, 48, 115, ... of them."""
+    smaller = [tree for n in range(1, order) for tree in rooted_trees(n)]
+    return tuple(_forests(order - 1, smaller))
+
+
+def _forests(vertices: int, trees: list[Tree]) -> list[Tree]:
+    """All multisets of `trees`, which are sorted by size, with `vertices` vertices in total."""
+    if vertices == 0:
+        return [()]
+    return [
+        (*forest, tree)
+        for i, tree in enumerate(trees)
+        if len_tree(tree) <= vertices
+        for forest in _forests(vertices - len_tree(tree), trees[: i + 1])
+    ]
+
+
+@lru_cache(maxsize=None)
+def len_tree(tree: Tree) -> int:
+    """The number of vertices of a tree."""
+    return 1 + sum(len_tree(subtree) for subtree in tree)
+
+
+@lru_cache(maxsize=None)
+def density(tree: Tree) -> int:
+    """The density gamma of a tree."""
+    gamma = len_tree(tree)
+    for subtree in tree:
+        gamma *= density(subtree)
+    return gamma
+
+
+def residual(a: np.ndarray, b: np.ndarray, order: int, theta: float = 1.0) -> float:
+    """The largest violation of the conditions up to `order` of the weights `b` at the fraction `theta` of a step."""
+    weights: dict[Tree, np.ndarray] = {}
+
+    def phi(tree: Tree) -> np.ndarray:
+        if tree not in weights:
+            product = np.ones(len(b))
+            for subtree in tree:
+                product = product * (a @ phi(subtree))
+            weights[tree] = product
+        return weights[tree]
+
+    return max(
+        abs(b @ phi(tree) - theta**n / density(tree)) for n in range(1, order + 1) for tree in rooted_trees(n)
+    )

@@ -1,0 +1,248 @@
+"""Explicit Runge-Kutta methods: a tableau of coefficients, and the one engine that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.dense import Interpolant
+from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.methods.ode.order_conditions import residual
+from torchivp.problem import time_dtype, time_scalar
+
+Coefficients = Sequence[float]
+
+# The cubic through both ends of a step with the slopes there, in terms of the slope of the chord and these two
+# (Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", (II.6.7)).
+_HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
+
+
+@dataclass(frozen=True)
+class StagePolynomials:
+    """Dense output from the stages: `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) k_j`.
+
+    Attributes:
+        order: the order of the interpolant; its local error is of order `order + 1`.
+        b: for each stage the coefficients of theta, theta^2, ... in its weight b_j(theta).
+        c: nodes of further stages that only the interpolant needs.
+        a: their rows.
+    """
+
+    order: int
+    b: Sequence[Coefficients]
+    c: Coefficients = ()
+    a: Sequence[Coefficients] = ()
+
+
+@dataclass(frozen=True)
+class ButcherTableau:
+    """The coefficients of an explicit Runge-Kutta method, in the usual names. Checks itself when it is made.
+
+    Attributes:
+        order: the order of the weights `b`.
+        c: the nodes.
+        a: the rows, `a[i]` of length i.
+        b: the weights.
+        b_embedded: the weights of the embedded method that estimates the error.
+        embedded_order: its order; `order - 1` unless given.
+        dense: the dense output; None for the cubic Hermite interpolant.
+        fsal: whether the last stage is `func` at the end of the step (first same as last): found, not declared.
+
+    Raises:
+        ValueError: a row does not sum to its node, or weights do not satisfy their order conditions.
+    """
+
+    order: int
+    c: Coefficients
+    a: Sequence[Coefficients]
+    b: Coefficients
+    b_embedded: Coefficients | None = None
+    embedded_order: int | None = None
+    dense: StagePolynomials | None = None
+    fsal: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        last_row = (*self.a[-1], 0.0)
+        object.__setattr__(self, "fsal", len(self.b) > 1 and tuple(self.b) == last_row and self.c[-1] == 1)
+        if self.b_embedded is not None and self.embedded_order is None:
+            object.__setattr__(self, "embedded_order", self.order - 1)
+        self._check()
+
+    def _check(self) -> None:
+        a = _square(self.a)
+        _require(max(abs(a.sum(1) - np.array(self.c))) < 1e-13, "the rows of a must sum to the nodes c")
+        _require(residual(a, np.array(self.b), self.order) < 1e-13, f"b must have order {self.order}")
+        if self.b_embedded is not None and self.embedded_order is not None:
+            _require(
+                residual(a, np.array(self.b_embedded), self.embedded_order) < 1e-13,
+                f"b_embedded must have order {self.embedded_order}",
+            )
+        if self.dense is not None:
+            self._check_dense(self.dense)
+
+    def _check_dense(self, dense: StagePolynomials) -> None:
+        a = _square([*self.a, *dense.a])
+        nodes = np.array([*self.c, *dense.c])
+        _require(max(abs(a.sum(1) - nodes)) < 1e-12, "the rows of dense.a must sum to the nodes dense.c")
+        polynomials = np.array(dense.b)
+        degrees = np.arange(1, polynomials.shape[1] + 1)
+        for theta in (0.25, 0.5, 0.75, 1.0):
+            weights = polynomials @ theta**degrees
+            _require(residual(a, weights, dense.order, theta) < 1e-11, f"dense.b must have order {dense.order}")
+        b = np.concatenate([np.array(self.b), np.zeros(len(dense.c))])
+        _require(max(abs(polynomials.sum(1) - b)) < 1e-11, "dense.b must equal b at the end of the step")
+
+
+def _square(rows: Sequence[Coefficients]) -> np.ndarray:
+    return np.array([[*row, *[0.0] * (len(rows) - len(row))] for row in rows], dtype=np.float64)
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(f"inconsistent Butcher tableau: {sentence}")
+
+
+class ExplicitRungeKutta(Method):
+    """The engine of the explicit Runge-Kutta methods. A method is a subclass with a `tableau`.
+
+    While no gradient flows, the stages lie in one preallocated buffer and a stage combination is one matrix
+    product with rows of it; otherwise they are a list of tensors, which autograd can follow.
+    """
+
+    tableau: ClassVar[ButcherTableau]
+
+    def __init_subclass__(cls) -> None:
+        cls.order = cls.tableau.order
+        cls.error_order = None
+        if cls.tableau.embedded_order is not None:
+            cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)
+
+    def __init__(self, y0: Tensor, real_dtype: torch.dtype):
+        tableau, stages = self.tableau, len(self.tableau.c)
+        in_state = {"dtype": y0.dtype, "device": y0.device}
+        in_time = {"dtype": time_dtype(y0.device), "device": y0.device}
+        self._real_dtype = real_dtype
+        c = torch.tensor(tableau.c, **in_time)
+        self._towards_t0, self._towards_t1 = 1 - c, c
+        error = np.array(tableau.b) - np.array(tableau.b_embedded or tableau.b)
+        # Row i of the coefficients combines the stages before stage i; the last two rows give y1 and the error.
+        coefficients = np.vstack([_square(tableau.a), [tableau.b], [error]])
+        self._coefficients = torch.tensor(coefficients, **in_state)
+        self._rows = [self._coefficients[i : i + 1, :i] for i in range(stages + 1)] + [self._coefficients[-1:]]
+        self._buffer = _StageBuffer(self._coefficients, y0.detach())
+        self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
+        self._dense_b = torch.tensor(tableau.dense.b if tableau.dense else _HERMITE, **in_time)
+
+    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Tensor | None) -> Step:
+        dt = t1 - t0
+        times = self.stage_times(t0, t1)
+        count = len(times)
+        recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(dt, Tensor))
+        stages = _StageRecord(self._rows, dt) if recorded else self._buffer.begin(dt)
+        y = y0
+        for i, t in enumerate(times):
+            if i > 0:
+                y = stages.combine(i, y0)
+            k = carry if i == 0 and carry is not None else func(t, y)
+            if k.requires_grad and stages is self._buffer:
+                stages = _StageRecord(self._rows, dt, self._buffer.first(i))
+            stages.append(i, k)
+        fsal = self.tableau.fsal
+        y1 = y if fsal else stages.combine(count, y0)
+        error = stages.error() if self.error_order is not None else None
+        return Step(t0, t1, y0, y1, error, stages.stage(-1) if fsal else None, stages.stage(0), stages)
+
+    def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> tuple[Tensor, ...]:
+        """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
+        return (self._towards_t0 * t0 + self._towards_t1 * t1).to(self._real_dtype).unbind()
+
+    def initial_carry(self, f0: Tensor) -> Tensor:
+        return f0
+
+    def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
+        dt = step.t1 - step.t0
+        dense = self.tableau.dense
+        if dense is None:
+            slopes = self._hermite_slopes(func, step, dt)
+        else:
+            slopes = step.stages.all()
+            for c, row in zip(dense.c, self._dense_rows, strict=True):
+                y = torch.addmm(step.y0, row * dt, slopes)
+                slopes = torch.cat([slopes, func(self._time(step.t0 + c * dt), y)])
+        return Interpolant(step.t0, step.t1, step.y0, slopes, self._dense_b)
+
+    def _hermite_slopes(self, func: FlatFunc, step: Step, dt: float | Tensor) -> Tensor:
+        """The slope of the chord and those at both ends of the step."""
+        if step.carry is None:
+            step.carry = func(self._time(step.t1), step.y1)
+        return torch.cat([(step.y1 - step.y0) / dt, step.stages.stage(0), step.carry])
+
+    def _time(self, t: float | Tensor) -> Tensor:
+        return time_scalar(t, self._real_dtype, self._coefficients.device)
+
+
+class _StageBuffer:
+    """The stages in one preallocated [stages, size] tensor."""
+
+    def __init__(self, coefficients: Tensor, y0: Tensor):
+        stages = coefficients.shape[1]
+        self._k = y0.new_zeros((stages, y0.shape[1]))
+        self._slots = self._k.split(1)
+        self._heads = [self._k[:i] for i in range(stages + 1)] + [self._k]
+        self._coefficients = coefficients
+        self._scaled = torch.empty_like(coefficients)
+        self._rows = [self._scaled[i : i + 1, :i] for i in range(stages + 1)] + [self._scaled[-1:]]
+
+    def begin(self, dt: float) -> _StageBuffer:
+        torch.mul(self._coefficients, dt, out=self._scaled)
+        return self
+
+    def append(self, i: int, k: Tensor) -> None:
+        slot = self._slots[i]
+        if k is not slot:
+            slot.copy_(k)
+
+    def combine(self, i: int, y0: Tensor) -> Tensor:
+        return torch.addmm(y0, self._rows[i], self._heads[i])
+
+    def error(self) -> Tensor:
+        return self._rows[-1] @ self._k
+
+    def stage(self, i: int) -> Tensor:
+        return self._slots[i]
+
+    def all(self) -> Tensor:
+        return self._k
+
+    def first(self, count: int) -> list[Tensor]:
+        return [slot.clone() for slot in self._slots[:count]]
+
+
+class _StageRecord:
+    """The stages as a list of tensors, for autograd and function transforms."""
+
+    def __init__(self, rows: list[Tensor], dt: float | Tensor, stages: list[Tensor] | None = None):
+        self._rows = rows
+        self._dt = dt
+        self._k = stages if stages is not None else []
+
+    def append(self, i: int, k: Tensor) -> None:
+        self._k.append(k)
+
+    def combine(self, i: int, y0: Tensor) -> Tensor:
+        return torch.addmm(y0, self._rows[i] * self._dt, torch.cat(self._k))
+
+    def error(self) -> Tensor:
+        with torch.no_grad():
+            return (self._rows[-1] * self._dt) @ torch.cat(self._k)
+
+    def stage(self, i: int) -> Tensor:
+        return self._k[i]
+
+    def all(self) -> Tensor:
+        return torch.cat(self._k)

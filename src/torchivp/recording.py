@@ -1,0 +1,156 @@
+"""What is kept of the accepted steps: outputs, dense output, and the trail along which a solve is replayed."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.dense import Interpolant
+from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.problem import Times
+
+
+class Recorder(Protocol):
+    """Told of the start and of every accepted step."""
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        """The integration starts at `(t, y)`; what was kept of an earlier one is dropped."""
+        ...
+
+    def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        """A step was accepted; it ends at `t1`."""
+        ...
+
+
+class Outputs:
+    """The states at the requested times, or at the end of every accepted step if none were requested.
+
+    Args:
+        times: the times of the problem.
+    """
+
+    def __init__(self, times: Times):
+        self._times = times
+        self._wanted = times.outputs
+        self._next = 0
+        self._chunks: list[Tensor] = []
+        self.t: list[float] = []
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        self._next, self._chunks, self.t = 0, [], []
+        if self._wanted is None or (self._wanted and self._wanted[0] == t):
+            self._keep([t], y)
+
+    def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        if self._wanted is None:
+            self._keep([t1], step.y1)
+            return
+        inside = self._inside(t1)
+        if inside:
+            interpolant = method.interpolant(func, step)
+            self._keep(inside, interpolant.evaluate([self._times.at(t) for t in inside]))
+        if self._next < len(self._wanted) and self._wanted[self._next] == t1:
+            self._keep([t1], step.y1)
+
+    def _inside(self, t1: float) -> list[float]:
+        """The requested times that have not been kept and lie before `t1`."""
+        wanted, direction = self._wanted or (), self._times.direction
+        stop = self._next
+        while stop < len(wanted) and (t1 - wanted[stop]) * direction > 0:
+            stop += 1
+        return list(wanted[self._next : stop])
+
+    def _keep(self, times: list[float], states: Tensor) -> None:
+        self._next += len(times)
+        self.t.extend(times)
+        self._chunks.append(states)
+
+    def resume(self, kept: int, reached: int) -> None:
+        """Go on as if `kept` of the outputs had been kept, to replay steps; `reached` were reached in all."""
+        self._next = kept
+        if self._wanted is not None:
+            self._wanted = self._wanted[:reached]
+
+    def states(self) -> list[Tensor]:
+        """The states kept so far, tensors of shape [n, size]."""
+        return self._chunks
+
+    def padded(self, y0: Tensor) -> Tensor:
+        """All requested states, [T, size]; NaN where the integration did not arrive."""
+        missing = 0 if self._wanted is None else len(self._wanted) - self._next
+        if missing:
+            self.t.extend((self._wanted or ())[self._next :])
+            self._chunks.append(torch.full_like(y0, torch.nan).expand(missing, -1))
+        return torch.cat(self._chunks) if self._chunks else y0[:0]
+
+
+class Interpolants:
+    """The interpolant of every accepted step."""
+
+    def __init__(self) -> None:
+        self.steps: list[Interpolant] = []
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        self.steps = []
+
+    def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        interpolant = method.interpolant(func, step)
+        interpolant.slopes = interpolant.slopes.clone()
+        self.steps.append(interpolant)
+
+
+class Trail:
+    """The ends of the accepted steps, and the state at some of them: enough to replay any stretch of the solve.
+
+    Checkpoints are laid every `stride` steps. When there are more than `limit` of them (by default, more than
+    the stride), every other one is dropped and the stride doubles, so that neither the number of steps need be
+    known in advance nor a checkpoint be laid twice.
+
+    Args:
+        outputs: where the outputs of the same solve go.
+        limit: the largest number of checkpoints to hold; None for about the square root of the number of steps.
+    """
+
+    def __init__(self, outputs: Outputs, limit: int | None):
+        self._outputs = outputs
+        self._limit = limit
+        self._stride = 1
+        self.times: list[float] = []
+        self.checkpoints: list[Checkpoint] = []
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        self._stride = 1
+        self.times = [t]
+        self.checkpoints = [Checkpoint(0, len(self._outputs.t), y, carry)]
+
+    def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        self.times.append(t1)
+        taken = len(self.times) - 1
+        if taken % self._stride == 0:
+            carry = pytree.tree_map_only(Tensor, Tensor.clone, step.carry)
+            self.checkpoints.append(Checkpoint(taken, len(self._outputs.t), step.y1, carry))
+            if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
+                self.checkpoints = self.checkpoints[::2]
+                self._stride *= 2
+
+
+class Checkpoint:
+    """A place from which a solve can be taken up again.
+
+    Attributes:
+        step: the number of steps taken before it.
+        outputs: the number of outputs kept before it.
+        y: the state, [1, size].
+        carry: the method's carry.
+    """
+
+    __slots__ = ("carry", "outputs", "step", "y")
+
+    def __init__(self, step: int, outputs: int, y: Tensor, carry: Any):
+        self.step = step
+        self.outputs = outputs
+        self.y = y
+        self.carry = carry

@@ -1,0 +1,113 @@
+"""What a solve returns: the solution, how it ended and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.dense import DenseSolution
+
+
+class Outcome(Enum):
+    """How a solve ended."""
+
+    SUCCESS = "success"
+    MAX_STEPS = "max_steps"
+    STEP_UNDERFLOW = "step_underflow"
+    TOLERANCE_NOT_MET = "tolerance_not_met"
+    NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a solve ended, with a sentence: what happened, where, and what to try.
+
+    Attributes:
+        outcome: the kind of ending.
+        message: the sentence.
+        t: the time that was reached.
+    """
+
+    outcome: Outcome
+    message: str
+    t: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the end of the span was reached."""
+        return self.outcome is Outcome.SUCCESS
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SolveError(RuntimeError):
+    """A solve that could not reach the end of its span; `status` says why."""
+
+    def __init__(self, status: Status):
+        super().__init__(status.message)
+        self.status = status
+
+
+@dataclass
+class Stats:
+    """What a solve cost.
+
+    Attributes:
+        evaluations: calls of `func`.
+        accepted: steps taken.
+        rejected: step attempts that were thrown away.
+        backward: the same for the last backward pass; None before there was one, and for `direct`, whose
+            backward pass is autograd's.
+    """
+
+    evaluations: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    backward: Stats | None = None
+
+
+@dataclass(repr=False)
+class Solution:
+    """The solution of an initial value problem.
+
+    Attributes:
+        t: the times of the outputs, [T], float64.
+        y: the states there, shaped like `y0` with a leading dimension T (each leaf of a pytree). After a
+            failure the outputs that were not reached are NaN.
+        status: how the solve ended, with a sentence.
+        stats: evaluations and steps, `stats.backward` for the backward pass.
+        sol: the solution at any time, `sol(t)`, if `dense_output=True`.
+    """
+
+    t: Tensor
+    y: Any
+    status: Status
+    stats: Stats
+    sol: DenseSolution | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether the end of the span was reached."""
+        return self.status.ok
+
+    @property
+    def message(self) -> str:
+        """The sentence of `status`."""
+        return self.status.message
+
+    def __repr__(self) -> str:
+        shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), self.y)
+        span = f"{len(self.t)} times" + (f" in [{self.t[0]:g}, {self.t[-1]:g}]" if len(self.t) else "")
+        cost = (
+            f"{self.stats.evaluations} evaluations, {self.stats.accepted} steps accepted, "
+            f"{self.stats.rejected} rejected"
+        )
+        return (
+            f"Solution({self.status.outcome.value}: {self.status.message}\n"
+            f"  t: {span}\n  y: {shapes}\n  stats: {cost}\n  sol: {self.sol})"
+        )

@@ -1,0 +1,111 @@
+"""Step size control by the estimated error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torchivp.problem import Times
+
+
+class History(NamedTuple):
+    """What a controller remembers of earlier steps: their scaled errors, and whether the last try failed."""
+
+    last: float = 1.0
+    before_last: float = 1.0
+    rejected: bool = False
+
+
+class Decision(NamedTuple):
+    """Whether a step counts, the size of the next one, and what to remember."""
+
+    accept: bool
+    h: float
+    history: History
+
+
+@dataclass(frozen=True)
+class PIDController:
+    """Choose each step so that the scaled error of the next one is about 1.
+
+    With the scaled errors e_n of this step, e_{n-1} and e_{n-2} of the two accepted before it, and k one more
+    than the order of the error estimate, the next step is the last one times
+    `safety * e_n^(-(kp+ki+kd)/k) * e_{n-1}^((kp+2kd)/k) * e_{n-2}^(-kd/k)`, within the factor limits. A step is
+    accepted if its scaled error is at most 1. After a rejection the step does not grow at once.
+
+    The default is the classical I controller; `PIController` is smoother where stability limits the step.
+    Source: Soederlind, "Digital filters in adaptive time-stepping", ACM TOMS 29 (2003); Hairer, Norsett and
+    Wanner, "Solving Ordinary Differential Equations I", II.4, for the limits.
+
+    Args:
+        kp: coefficient of the proportional term.
+        ki: coefficient of the integral term.
+        kd: coefficient of the derivative term.
+        safety: aim at this fraction of the step that would just meet the tolerance.
+        factor_min: the step shrinks at most by this factor.
+        factor_max: the step grows at most by this factor.
+        first_step: size of the first step; None to estimate it (Hairer, Norsett and Wanner, II.4).
+        min_step: no step is smaller, except to land on a required time.
+        max_step: no step is larger.
+        accept_at_min_step: take a step of the size `min_step` whatever its error, instead of failing.
+
+    Raises:
+        ValueError: a size or factor is out of its range.
+    """
+
+    adaptive: ClassVar[bool] = True
+    kp: float = 0.0
+    ki: float = 1.0
+    kd: float = 0.0
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+    first_step: float | None = None
+    min_step: float = 0.0
+    max_step: float = math.inf
+    accept_at_min_step: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.safety < 1:
+            raise ValueError(f"safety must lie between 0 and 1, got {self.safety}; 0.9 is usual")
+        if not 0 < self.factor_min < 1 < self.factor_max:
+            raise ValueError(
+                "the factors must satisfy 0 < factor_min < 1 < factor_max, "
+                f"got {self.factor_min} and {self.factor_max}; 0.2 and 10 are usual"
+            )
+        if not 0 <= self.min_step <= self.max_step:
+            raise ValueError(f"need 0 <= min_step <= max_step, got {self.min_step} and {self.max_step}")
+        if self.first_step is not None and not (self.first_step > 0 and math.isfinite(self.first_step)):
+            raise ValueError(
+                f"first_step must be positive, got {self.first_step}; "
+                "the direction of integration comes from the order of the times"
+            )
+
+    def targets(self, times: Times) -> list[float]:
+        """The times that a step must end on: the end alone."""
+        return [times.end]
+
+    def adapt(self, error: float, h: float, history: History, error_order: int) -> Decision:
+        """Judge a step of size `h` whose scaled error is `error`, and size the next one."""
+        accept = error <= 1.0 or (self.accept_at_min_step and h <= self.min_step and math.isfinite(error))
+        factor = self._factor(error, history, error_order + 1) if math.isfinite(error) else self.factor_min
+        factor = min(max(factor, self.factor_min), 1.0 if history.rejected or not accept else self.factor_max)
+        next_h = min(max(h * factor, self.min_step), self.max_step)
+        if not accept:
+            return Decision(False, next_h, history._replace(rejected=True))
+        return Decision(True, next_h, History(error, history.last))
+
+    def _factor(self, error: float, history: History, k: int) -> float:
+        if error == 0.0:
+            return self.factor_max
+        factor = self.safety * error ** (-(self.kp + self.ki + self.kd) / k)
+        if self.kp or self.kd:
+            factor *= max(history.last, 1e-10) ** ((self.kp + 2 * self.kd) / k)
+            factor *= max(history.before_last, 1e-10) ** (-self.kd / k)
+        return factor
+
+
+def PIController(**options: float) -> PIDController:
+    """The PI controller with kp = 0.4, ki = 0.3 (Gustafsson, ACM TOMS 17 (1991)); other options as `PIDController`."""
+    return PIDController(**{"kp": 0.4, "ki": 0.3, **options})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,143 @@
+"""The documentation keeps its promises: every snippet runs, every command works, every link leads somewhere.
+
+The snippets of a file run in order, in one namespace and one directory, as a reader would type them in:
+`python` blocks in this process, and the lines of `console` and `bash` blocks that begin with `$ torchivp`
+in a shell. A block marked `no-run` is skipped.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+FENCE = re.compile(
+    r"^(?P<indent>[ \t]*)(?P<ticks>`{3,})(?P<info>[^`\n]*)\n(?P<code>.*?)^(?P=indent)(?P=ticks)[ \t]*$",
+    re.M | re.S,
+)
+COMMAND = re.compile(r"^\$ (torchivp (?:.*\\\n)*.*)$", re.M)
+LINK = re.compile(r"""\]\(\s*<?([^\s)>]+)|^\[[^\]]+\]:\s+(\S+)|(?:src|href)=["']([^"']+)""", re.M)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+class Snippet(NamedTuple):
+    """A piece of code and the line of its page on which it starts."""
+
+    language: str
+    code: str
+    line: int
+
+
+def snippets(text: str) -> list[Snippet]:
+    """The snippets of a page that can be run: Python blocks whole, shell blocks command by command."""
+    found = []
+    for fence in FENCE.finditer(text):
+        language, *flags = fence["info"].split() or [""]
+        line = text.count("\n", 0, fence.start("code")) + 1
+        code = textwrap.dedent(fence["code"])
+        if "no-run" in flags:
+            continue
+        if language in ("python", "py"):
+            found.append(Snippet("python", code, line))
+        elif language in ("console", "bash"):
+            for command in COMMAND.finditer(code):
+                found.append(Snippet("shell", command[1], line + code.count("\n", 0, command.start())))
+    return found
+
+
+def run_python(page: Path, snippet: Snippet, namespace: dict) -> None:
+    """Run a snippet so that its tracebacks, and `inspect.getsource`, see the page and its line numbers."""
+    code = "\n" * (snippet.line - 1) + snippet.code
+    try:
+        exec(compile(code, str(page), "exec"), namespace)
+        return
+    except Exception as caught:
+        error = caught.with_traceback(caught.__traceback__.tb_next)  # without this function's own frame
+    in_page = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(page)]
+    line = in_page[-1] if in_page else getattr(error, "lineno", snippet.line)
+    fail(page, line, "".join(traceback.format_exception(error)))
+
+
+def run_shell(page: Path, snippet: Snippet) -> None:
+    """Run a command as typed, with the `torchivp` of this environment."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        snippet.code,
+        shell=True,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0:
+        fail(page, snippet.line, f"$ {snippet.code}\n{done.stdout}{done.stderr}exit status {done.returncode}")
+
+
+def fail(page: Path, line: int, report: str) -> None:
+    """Fail the test, naming the line of the page."""
+    pytest.fail(f"{page.relative_to(ROOT)}:{line}: this snippet fails\n{report}", pytrace=False)
+
+
+@each_page
+def test_snippets_run(page, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    for snippet in snippets(page.read_text(encoding="utf-8")):
+        if snippet.language == "python":
+            run_python(page, snippet, namespace)
+        else:
+            run_shell(page, snippet)
+
+
+@each_page
+def test_relative_links_resolve(page):
+    text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+    targets = (next(filter(None, groups)) for groups in LINK.findall(text))
+    relative = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:|//", target)]
+    broken = [target for target in relative if not (page.parent / target).exists()]
+    assert not broken, f"{page.relative_to(ROOT)} links to what does not exist: {broken}"
+
+
+def test_a_page_is_read_as_its_reader_does():
+    text = textwrap.dedent(
+        """
+        ```python
+        a = 1
+        ```
+
+        - In a list:
+
+            ```python title="two.py"
+            b = 2
+            ```
+
+        ```python no-run
+        c = 3
+        ```
+
+        ```console
+        $ pip install torchivp
+        $ torchivp fit data.csv \\
+            --out report
+        Report written.
+        $ torchivp models
+        ```
+        """
+    )
+    assert snippets(text) == [
+        Snippet("python", "a = 1\n", 3),
+        Snippet("python", "b = 2\n", 9),
+        Snippet("shell", "torchivp fit data.csv \\\n    --out report", 18),
+        Snippet("shell", "torchivp models", 21),
+    ]
