@@ -13,6 +13,27 @@ from torch import Tensor
 from torchivp.problem import time_dtype
 
 
+class StepPolynomials:
+    """Polynomials b_j in the fraction theta of a step, all of them zero at theta = 0.
+
+    They are evaluated in the dtype of time: their values are small, their coefficients need not be.
+
+    Args:
+        coefficients: for each j the coefficients of theta, theta^2, ...
+        device: where they are evaluated.
+    """
+
+    def __init__(self, coefficients: Sequence[Sequence[float]], device: torch.device):
+        dtype = time_dtype(device)
+        self._columns = torch.tensor(coefficients, dtype=dtype, device=device).t().contiguous()
+        self._exponents = torch.arange(1, len(self._columns) + 1, dtype=dtype, device=device)
+
+    def __call__(self, theta: Sequence[float | Tensor]) -> Tensor:
+        """The values at each `theta`, [len(theta), number of polynomials]."""
+        column = as_time_tensor(theta, self._columns.device).unsqueeze(1)
+        return torch.mm(torch.pow(column, self._exponents), self._columns)
+
+
 @dataclass(slots=True)
 class Interpolant:
     """The solution within one step, `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) slopes_j`.
@@ -22,30 +43,27 @@ class Interpolant:
         t1: its end.
         y0: the state at its start, [1, size].
         slopes: [n, size].
-        b: the coefficients of theta, theta^2, ... in the polynomials b_j, [n, degree], in the dtype of time.
+        b: the polynomials b_j.
     """
 
     t0: float | Tensor
     t1: float | Tensor
     y0: Tensor
     slopes: Tensor
-    b: Tensor
+    b: StepPolynomials
 
     def evaluate(self, times: Sequence[float | Tensor]) -> Tensor:
         """The states at `times`, [len(times), size]."""
         t0, dt = self.t0, self.t1 - self.t0
-        theta = as_time_tensor([(t - t0) / dt for t in times], self.b.device)
-        # The weights are small, the coefficients of their polynomials need not be: hence in the dtype of time.
-        exponents = torch.arange(1, self.b.shape[1] + 1, device=self.b.device)
-        weights = (theta[:, None] ** exponents) @ self.b.t() * dt
+        weights = self.b([(t - t0) / dt for t in times]) * dt
         return torch.addmm(self.y0, weights.to(self.y0.dtype), self.slopes)
 
 
 def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Tensor:
     """A series of times, floats or 0-d tensors with their gradient, as one tensor."""
     dtype = time_dtype(device)
-    if any(isinstance(t, Tensor) for t in times):
-        return torch.stack([torch.as_tensor(t, dtype=dtype, device=device) for t in times])
+    if isinstance(times[0], Tensor):
+        return torch.stack([torch.as_tensor(t) for t in times]).to(device, dtype)
     return torch.tensor(times, dtype=dtype, device=device)
 
 

@@ -119,10 +119,8 @@ class _Run:
                     if stuck := self._stuck(step, error, taken, h):
                         return stuck
                     continue
-                # A step cut short to land on a required time says little about the size of the next one.
-                if taken < 0.99 * h:
-                    h = max(h, next_h)
-                else:
+                # A step cut very short to land on a required time says nothing about the size of the next one.
+                if taken > 0.1 * h or next_h > h:
                     h, history = next_h, new_history
             elif self.look_at_every_step and not _finite(step.y1):
                 return self._non_finite(taken)

@@ -65,8 +65,10 @@ class StateLayout:
             promoted = torch.promote_types(promoted, dtype)
         self.real_dtype = promoted.to_real()
         self.dtype = torch.float32 if promoted in _HALF else promoted
-        self._plain = self.is_tensor and self.dtype == self.dtypes[0]
-        self._shape = self.shapes[0]
+        self.template: Tensor | None = None
+        """An empty tensor like `y0` where flattening `y0` is a mere change of shape, else None."""
+        if self.is_tensor and self.dtype == self.dtypes[0]:
+            self.template = torch.empty_like(leaves[0], memory_format=torch.contiguous_format)
 
     def _paths(self) -> list[str]:
         filled = pytree.tree_unflatten([0] * self._spec.num_leaves, self._spec)
@@ -81,8 +83,8 @@ class StateLayout:
 
     def unflatten(self, flat: Tensor, lead: tuple[int, ...] = ()) -> Any:
         """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the leading dimensions `lead`."""
-        if self._plain:
-            return flat.reshape(lead + self._shape)
+        if self.template is not None:
+            return flat.reshape(lead + self.shapes[0]) if lead else flat.view_as(self.template)
         leaves = [
             _cast(part, dtype).reshape(lead + shape)
             for part, shape, dtype in zip(
@@ -98,12 +100,13 @@ class StateLayout:
 
     def flatten_derivative(self, k: Any) -> Tensor:
         """Check what `func` returned against `y0` and lay it out as [1, size]."""
+        template = self.template
         if (
-            self._plain
+            template is not None
             and isinstance(k, Tensor)
-            and k.shape == self._shape
-            and k.dtype == self.dtype
-            and k.device == self.device
+            and k.shape == template.shape
+            and k.dtype == template.dtype
+            and k.device == template.device
         ):
             return k.reshape(1, self.size)
         return self.flatten(self._checked_derivative(k))

@@ -94,11 +94,10 @@ class _Solve:
                 problem, leaves = self.inputs.on_leaves(checkpoint.y)
                 carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
                 outputs, last = self._replay(problem, checkpoint, end, carry)
-            kept = outputs.states()
-            roots: list[Any] = [torch.cat(kept)] if kept else []
-            roots += [last.y1, *pytree.tree_leaves(last.carry)]
+                kept = [torch.cat(outputs.states())] if outputs.states() else []
+            roots: list[Any] = [*kept, last.y1, *pytree.tree_leaves(last.carry)]
             first = checkpoint.outputs
-            seeds: list[Any] = [grad[first : first + len(roots[0])]] if kept else []
+            seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
             seeds += at_end or [None] * (len(roots) - len(seeds))
             used = [i for i, root in enumerate(roots) if _moves(root) and seeds[i] is not None]
             carried = [leaf for leaf in pytree.tree_leaves(carry) if leaf is not None]

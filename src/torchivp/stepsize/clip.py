@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
+_STRETCH = 1.1
+"""A step may be longer than proposed by this factor, which the controller's safety factor leaves room for."""
+
+_IN_SIGHT = 4.0
+"""A required time within so many steps is reached in equal steps."""
+
+
 class Clip:
-    """Shortens a proposed step so that it ends on the next required time, and stretches one that almost does.
+    """Fits proposed steps to the times that a step must end on: equal steps lead up to each of them.
 
     Args:
         targets: the required times in the order of integration, the last one the end of the span.
@@ -21,8 +29,11 @@ class Clip:
     def step_end(self, t: float, h: float) -> float:
         """Where a step from `t` of the proposed size `h` ends."""
         target = self._targets[self._next]
-        if abs(target - t) <= 1.01 * h:
+        ratio = abs(target - t) / h
+        if ratio <= _STRETCH:
             return target
+        if ratio < _IN_SIGHT:
+            return t + (target - t) / math.ceil(ratio / _STRETCH)
         return t + self._direction * h
 
     def reached(self, t: float) -> bool:

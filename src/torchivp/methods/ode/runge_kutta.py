@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.dense import Interpolant
+from torchivp.dense import Interpolant, StepPolynomials
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.problem import time_dtype, time_scalar
@@ -125,41 +125,44 @@ class ExplicitRungeKutta(Method):
     def __init__(self, y0: Tensor, real_dtype: torch.dtype):
         tableau, stages = self.tableau, len(self.tableau.c)
         in_state = {"dtype": y0.dtype, "device": y0.device}
-        in_time = {"dtype": time_dtype(y0.device), "device": y0.device}
         self._real_dtype = real_dtype
-        c = torch.tensor(tableau.c, **in_time)
-        self._towards_t0, self._towards_t1 = 1 - c, c
+        self._c = torch.tensor(tableau.c, dtype=time_dtype(y0.device), device=y0.device)
         error = np.array(tableau.b) - np.array(tableau.b_embedded or tableau.b)
-        # Row i of the coefficients combines the stages before stage i; the last two rows give y1 and the error.
-        coefficients = np.vstack([_square(tableau.a), [tableau.b], [error]])
-        self._coefficients = torch.tensor(coefficients, **in_state)
-        self._rows = [self._coefficients[i : i + 1, :i] for i in range(stages + 1)] + [self._coefficients[-1:]]
-        self._buffer = _StageBuffer(self._coefficients, y0.detach())
+        # What combines the stages: the rows of a after the first, which is empty, then the weights and the error's.
+        rows = [*tableau.a[1:], tableau.b, error]
+        self._row_lengths = [len(row) for row in rows]
+        self._coefficients = torch.tensor(np.concatenate(rows)[None], **in_state)
+        self._buffer = _StageBuffer(self._coefficients, self._row_lengths, stages, y0)
         self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
-        self._dense_b = torch.tensor(tableau.dense.b if tableau.dense else _HERMITE, **in_time)
+        self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else _HERMITE, y0.device)
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Tensor | None) -> Step:
         dt = t1 - t0
         times = self.stage_times(t0, t1)
         count = len(times)
         recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(dt, Tensor))
-        stages = _StageRecord(self._rows, dt) if recorded else self._buffer.begin(dt)
+        stages = self._record(dt) if recorded else self._buffer.begin(dt)
         y = y0
         for i, t in enumerate(times):
             if i > 0:
                 y = stages.combine(i, y0)
             k = carry if i == 0 and carry is not None else func(t, y)
             if k.requires_grad and stages is self._buffer:
-                stages = _StageRecord(self._rows, dt, self._buffer.first(i))
+                stages = self._record(dt, self._buffer.first(i))
             stages.append(i, k)
         fsal = self.tableau.fsal
         y1 = y if fsal else stages.combine(count, y0)
         error = stages.error() if self.error_order is not None else None
         return Step(t0, t1, y0, y1, error, stages.stage(-1) if fsal else None, stages.stage(0), stages)
 
+    def _record(self, dt: float | Tensor, first: Sequence[Tensor] = ()) -> _StageRecord:
+        return _StageRecord((self._coefficients * dt).split(self._row_lengths, dim=1), first)
+
     def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> tuple[Tensor, ...]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
-        return (self._towards_t0 * t0 + self._towards_t1 * t1).to(self._real_dtype).unbind()
+        start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (t0, t1))
+        times = torch.lerp(start, end, self._c)
+        return (times if times.dtype == self._real_dtype else times.to(self._real_dtype)).unbind()
 
     def initial_carry(self, f0: Tensor) -> Tensor:
         return f0
@@ -189,16 +192,15 @@ class ExplicitRungeKutta(Method):
 class _StageBuffer:
     """The stages in one preallocated [stages, size] tensor."""
 
-    def __init__(self, coefficients: Tensor, y0: Tensor):
-        stages = coefficients.shape[1]
-        self._k = y0.new_zeros((stages, y0.shape[1]))
+    def __init__(self, coefficients: Tensor, row_lengths: list[int], stages: int, y0: Tensor):
+        self._k = torch.zeros((stages, y0.shape[1]), dtype=y0.dtype, device=y0.device)
         self._slots = self._k.split(1)
-        self._heads = [self._k[:i] for i in range(stages + 1)] + [self._k]
+        self._heads = [self._k[:i] for i in range(stages + 1)]
         self._coefficients = coefficients
         self._scaled = torch.empty_like(coefficients)
-        self._rows = [self._scaled[i : i + 1, :i] for i in range(stages + 1)] + [self._scaled[-1:]]
+        self._rows = self._scaled.split(row_lengths, dim=1)
 
-    def begin(self, dt: float) -> _StageBuffer:
+    def begin(self, dt: float | Tensor) -> _StageBuffer:
         torch.mul(self._coefficients, dt, out=self._scaled)
         return self
 
@@ -208,10 +210,11 @@ class _StageBuffer:
             slot.copy_(k)
 
     def combine(self, i: int, y0: Tensor) -> Tensor:
-        return torch.addmm(y0, self._rows[i], self._heads[i])
+        """`y0 + dt sum_j a_ij k_j`; with as many stages as there are, the end of the step."""
+        return torch.addmm(y0, self._rows[i - 1], self._heads[i])
 
     def error(self) -> Tensor:
-        return self._rows[-1] @ self._k
+        return torch.mm(self._rows[-1], self._k)
 
     def stage(self, i: int) -> Tensor:
         return self._slots[i]
@@ -224,25 +227,32 @@ class _StageBuffer:
 
 
 class _StageRecord:
-    """The stages as a list of tensors, for autograd and function transforms."""
+    """The stages as tensors that autograd and function transforms can follow.
 
-    def __init__(self, rows: list[Tensor], dt: float | Tensor, stages: list[Tensor] | None = None):
+    The matrix of stages grows by one row a stage: each of its versions has two parents in the graph, not as many as
+    it has rows.
+    """
+
+    def __init__(self, rows: Sequence[Tensor], first: Sequence[Tensor]):
         self._rows = rows
-        self._dt = dt
-        self._k = stages if stages is not None else []
+        self._k: list[Tensor] = []
+        for i, k in enumerate(first):
+            self.append(i, k)
 
     def append(self, i: int, k: Tensor) -> None:
         self._k.append(k)
+        self._matrix = torch.cat((self._matrix, k)) if i > 0 else k
 
     def combine(self, i: int, y0: Tensor) -> Tensor:
-        return torch.addmm(y0, self._rows[i] * self._dt, torch.cat(self._k))
+        """`y0 + dt sum_j a_ij k_j`; with as many stages as there are, the end of the step."""
+        return torch.addmm(y0, self._rows[i - 1], self._matrix)
 
     def error(self) -> Tensor:
         with torch.no_grad():
-            return (self._rows[-1] * self._dt) @ torch.cat(self._k)
+            return torch.mm(self._rows[-1], self._matrix)
 
     def stage(self, i: int) -> Tensor:
         return self._k[i]
 
     def all(self) -> Tensor:
-        return torch.cat(self._k)
+        return self._matrix

@@ -1,0 +1,49 @@
+"""Models ready to solve and to fit, and the base class for further ones."""
+
+import difflib
+
+from torchivp.models.fitzhugh_nagumo import FitzHughNagumo
+from torchivp.models.lorenz import Lorenz
+from torchivp.models.lotka_volterra import LotkaVolterra
+from torchivp.models.model import Model
+from torchivp.models.pendulum import Pendulum
+from torchivp.models.robertson import Robertson
+from torchivp.models.sir import SIR
+from torchivp.models.van_der_pol import VanDerPol
+
+MODELS: dict[str, type[Model]] = {
+    "fitzhugh-nagumo": FitzHughNagumo,
+    "lorenz": Lorenz,
+    "lotka-volterra": LotkaVolterra,
+    "pendulum": Pendulum,
+    "robertson": Robertson,
+    "sir": SIR,
+    "van-der-pol": VanDerPol,
+}
+"""Every model that comes with torchivp, by name."""
+
+__all__ = [
+    "MODELS",
+    "SIR",
+    "FitzHughNagumo",
+    "Lorenz",
+    "LotkaVolterra",
+    "Model",
+    "Pendulum",
+    "Robertson",
+    "VanDerPol",
+    "find_model",
+]
+
+
+def find_model(name: str) -> type[Model]:
+    """The class of the model called `name`, such as "lotka-volterra".
+
+    Raises:
+        ValueError: there is no model of that name; the message lists those there are.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name.lower(), MODELS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown model {name!r}.{hint} The models are {', '.join(MODELS)}")
+    return MODELS[name]

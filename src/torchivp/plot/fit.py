@@ -1,0 +1,262 @@
+"""Pictures of a fit: data and curves, residuals, phase plane, correlation of the estimates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scipy import stats
+
+from torchivp.plot.field import draw_direction_field
+from torchivp.plot.solution import draw_orbit
+from torchivp.plot.style import GRID, INK, MUTED, color_of, label_with_unit, new_figure, style_axes
+
+if TYPE_CHECKING:
+    from torchivp.fit import FitResult
+
+CURVE_POINTS = 400
+MAX_TRAJECTORIES = 24
+COLUMNS = 3
+CURVE_ALPHA, PREDICTION_ALPHA = 0.35, 0.13
+
+
+class Panel(NamedTuple):
+    """What one panel shows: an observable of a trajectory, by their numbers."""
+
+    trajectory: int
+    observable: int
+
+
+def plot_fit(result: FitResult) -> Figure:
+    """Draw data and fitted curves with their 95 % bands.
+
+    One panel per observable, one above the other; with several trajectories one panel for each, at most 24 of
+    them. The darker band holds the true curve, the lighter one a new measurement, each with 95 % confidence at
+    any one time. The axis of the values is logarithmic where the noise is lognormal and the data span two orders
+    of magnitude.
+
+    Args:
+        result: what `fit` returned.
+    """
+    layout = _panel_layout(len(result.data.trajectories), len(result.data.observables))
+    rows, columns = layout.shape
+    figure = new_figure(8 if columns == 1 else 4 * columns, 0.7 + (2.9 if columns == 1 else 2.4) * rows)
+    one_kind = len(result.data.observables) == 1
+    share = "none" if columns == 1 else "all" if one_kind else "col"
+    grid = figure.subplots(rows, columns, sharex=True, sharey=share, squeeze=False)
+    for place in np.ndindex(rows, columns):
+        axes, panel = grid[place], layout[place]
+        if panel is None:
+            axes.set_visible(False)
+            continue
+        _draw_fit_panel(axes, result, panel)
+        last = place[0] == rows - 1 or layout[place[0] + 1, place[1]] is None
+        axes.set_xlabel(result.data.time_name if last else "")
+        axes.tick_params(labelbottom=last)
+        if one_kind and place[1] > 0:
+            axes.set_ylabel("")
+    _add_band_legend(figure, result)
+    return figure
+
+
+def plot_residuals(result: FitResult) -> Figure:
+    """Draw the standardised residuals of every observable, over time and against the normal distribution.
+
+    Left, the dashed lines hold 95 % of the residuals of a good fit, which scatter about zero without a pattern.
+    Right, they follow the straight line; at each place the shaded band holds 95 % of the residuals that a normal
+    distribution would give.
+
+    Args:
+        result: what `fit` returned.
+    """
+    data = result.data
+    count = len(data.observables)
+    figure = new_figure(8, 0.4 + 2.7 * count)
+    grid = figure.subplots(count, 2, squeeze=False, width_ratios=(1.7, 1), sharey="row", sharex="col")
+    for row, name in enumerate(data.observables):
+        series = [result.residuals(index)[:, row] for index in range(len(data.trajectories))]
+        _draw_residuals_over_time(grid[row, 0], [trajectory.t for trajectory in data.trajectories], series, row)
+        _draw_normal_quantiles(grid[row, 1], np.concatenate(series), row)
+        last = row == count - 1
+        style_axes(grid[row, 0], data.time_name if last else "", "standardised residual", name)
+        style_axes(grid[row, 1], "normal quantile" if last else "")
+    return figure
+
+
+def plot_phase(result: FitResult, trajectory: int = 0) -> Figure:
+    """Draw a fitted curve in the plane of the first two states, with the direction field and the data.
+
+    Args:
+        result: what `fit` returned.
+        trajectory: the number of the trajectory; its first time and state give the field the time, and the values
+            of the states that are not shown.
+
+    Raises:
+        ValueError: the model has one state only.
+    """
+    states = list(result.model.states)
+    if len(states) < 2:
+        raise ValueError(f"a phase plane needs at least two states, and the model has one: {states[0]}")
+    data = result.data.trajectories[trajectory]
+    curve = result.predict(_fine_times(data.t), trajectory)
+    figure = new_figure(6.4, 6.4)
+    axes = figure.add_subplot()
+    labels = [_state_label(result, state) for state in states[:2]]
+    style_axes(axes, *labels)
+    axes.grid(False)
+    if set(states[:2]) <= set(result.observed_states):
+        x, y = (data.values[:, result.observed_states.index(state)] for state in states[:2])
+        axes.plot(x, y, color=MUTED, linewidth=0.7, linestyle=":", zorder=2)
+        axes.plot(x, y, "o", color=INK, markersize=5, markeredgecolor="white", zorder=3, label="data")
+    draw_orbit(axes, curve[:, 0], curve[:, 1], color_of(0))
+    draw_direction_field(axes, result.model, float(data.t[0]), torch.from_numpy(curve[0].copy()))
+    axes.plot([], [], color=color_of(0), linewidth=2, label="fitted curve")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
+    return figure
+
+
+def plot_correlation(result: FitResult) -> Figure:
+    """Draw the correlation matrix of the estimates, as colours and numbers.
+
+    A value near 1 or -1 says that the data tell only a combination of the two apart, not each of them.
+
+    Args:
+        result: what `fit` returned.
+    """
+    names, correlation = result.free_names, np.asarray(result.correlation)
+    shown = np.ma.masked_where(np.triu(np.ones(correlation.shape, dtype=bool)), correlation)[1:, :-1]
+    size = 1.6 + 0.62 * len(names)
+    figure = new_figure(size + 0.9, size)
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, cmap="PuOr_r", vmin=-1, vmax=1)
+    for row, column in zip(*np.nonzero(~np.ma.getmaskarray(shown)), strict=True):
+        value = shown[row, column]
+        ink = "white" if abs(value) > 0.65 else INK
+        axes.text(column, row, f"{value:.2f}".replace("-", "−"), ha="center", va="center", color=ink, fontsize=9)
+    axes.set_xticks(range(len(names) - 1), names[:-1], rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names) - 1), names[1:])
+    axes.tick_params(length=0, labelcolor=INK, labelsize=10)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, ticks=[-1, -0.5, 0, 0.5, 1], label="correlation")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def _panel_layout(trajectories: int, observables: int) -> np.ndarray:
+    """Which `Panel` goes where, [rows, columns], with None for a place that stays empty."""
+    trajectories = min(trajectories, MAX_TRAJECTORIES)
+    panels = [Panel(trajectory, observable) for trajectory in range(trajectories) for observable in range(observables)]
+    if trajectories == 1:
+        columns = 1
+    else:
+        columns = min(trajectories, COLUMNS) if observables == 1 else observables
+    rows = -(-len(panels) // columns)
+    layout = np.empty(rows * columns, dtype=object)
+    for place, panel in enumerate(panels):
+        layout[place] = panel
+    return layout.reshape(rows, columns)
+
+
+def _draw_fit_panel(axes: Axes, result: FitResult, panel: Panel) -> None:
+    """Draw one observable of one trajectory: bands, curve and data."""
+    data = result.data.trajectories[panel.trajectory]
+    values = data.values[:, panel.observable]
+    name, state = result.data.observables[panel.observable], result.observed_states[panel.observable]
+    column = list(result.model.states).index(state)
+    color = color_of(panel.observable)
+    t = _fine_times(data.t)
+    curve = result.predict(t, panel.trajectory)[:, column]
+    band = [edge[:, column] for edge in result.band(t, panel.trajectory)]
+    prediction = [edge[:, panel.observable] for edge in result.prediction_band(t, panel.trajectory)]
+    axes.fill_between(t, *prediction, color=color, alpha=PREDICTION_ALPHA, linewidth=0)
+    axes.fill_between(t, *band, color=color, alpha=CURVE_ALPHA, linewidth=0)
+    axes.plot(t, curve, color=color, linewidth=1.8)
+    axes.plot(data.t, values, "o", color=INK, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+    several = len(result.data.trajectories) > 1
+    style_axes(axes, result.data.time_name, _observable_label(result, panel.observable), data.name if several else "")
+    axes.margins(x=0.015)
+    if _is_logarithmic(result, panel.observable):
+        axes.set_yscale("log")
+        return
+    low, high = _value_limits(np.concatenate([values, curve]), *prediction)
+    if panel.trajectory > 0:  # which shares its axis with the panels before
+        low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
+    axes.set_ylim(low, high)
+
+
+def _is_logarithmic(result: FitResult, observable: int) -> bool:
+    """Whether the values of an observable have a logarithmic axis."""
+    values = np.concatenate([trajectory.values[:, observable] for trajectory in result.data.trajectories])
+    return result.noise == "lognormal" and bool(np.nanmax(values) > 100 * np.nanmin(values))
+
+
+def _value_limits(shown: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
+    """Limits that hold data and curve, and of the prediction band what leaves them legible."""
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    size = (high - low) or abs(high) or 1.0
+    edges = np.concatenate([lower, upper, [low, high]])
+    bottom = max(float(np.nanmin(edges)), low - 0.75 * size)
+    top = min(float(np.nanmax(edges)), high + 0.75 * size)
+    margin = 0.04 * (top - bottom)
+    return bottom - margin, top + margin
+
+
+def _add_band_legend(figure: Figure, result: FitResult) -> None:
+    """Explain dots, curve and bands above the panels, and say what is not shown."""
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=INK, markersize=5, label="data"),
+        Line2D([], [], color=MUTED, linewidth=1.8, label="fitted curve"),
+        Patch(color=MUTED, alpha=0.55, linewidth=0, label="95 % band of the curve"),
+        Patch(color=MUTED, alpha=0.2, linewidth=0, label="95 % prediction band"),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=10, labelcolor=INK)
+    count = len(result.data.trajectories)
+    if count > MAX_TRAJECTORIES:
+        figure.supxlabel(f"the first {MAX_TRAJECTORIES} of {count} trajectories", color=MUTED, fontsize=10)
+
+
+def _draw_residuals_over_time(axes: Axes, times: list[np.ndarray], series: list[np.ndarray], color: int) -> None:
+    """Draw the residuals of one observable over time, those of one trajectory joined by a line."""
+    axes.axhline(0, color=MUTED, linewidth=1)
+    for edge in (-1.96, 1.96):
+        axes.axhline(edge, color=MUTED, linewidth=0.9, linestyle="--")
+    for t, residuals in zip(times, series, strict=True):
+        present = np.isfinite(residuals)
+        axes.plot(t[present], residuals[present], color=color_of(color), linewidth=0.7, alpha=0.5)
+        axes.plot(t, residuals, "o", color=color_of(color), markersize=5, markeredgecolor="white")
+
+
+def _draw_normal_quantiles(axes: Axes, residuals: np.ndarray, color: int) -> None:
+    """Draw residuals in order against the quantiles of a normal distribution, with a 95 % band for each."""
+    ordered = np.sort(residuals[np.isfinite(residuals)])
+    rank = np.arange(1, len(ordered) + 1)
+    # The i-th smallest of n uniform variates has the distribution Beta(i, n + 1 - i).
+    middle, lower, upper = (
+        stats.norm.ppf(stats.beta.ppf(level, rank, len(ordered) + 1 - rank)) for level in (0.5, 0.025, 0.975)
+    )
+    axes.fill_between(middle, lower, upper, color=GRID, linewidth=0, zorder=0.5)
+    axes.plot(middle, middle, color=MUTED, linewidth=1)
+    axes.plot(middle, ordered, "o", color=color_of(color), markersize=5, markeredgecolor="white")
+
+
+def _fine_times(t: np.ndarray) -> np.ndarray:
+    """Times at which to draw a curve through data at times `t`."""
+    return np.linspace(float(t[0]), float(t[-1]), CURVE_POINTS)
+
+
+def _observable_label(result: FitResult, observable: int) -> str:
+    """The name of an observable with the unit of its state."""
+    state = result.observed_states[observable]
+    return label_with_unit(result.data.observables[observable], result.model.states[state])
+
+
+def _state_label(result: FitResult, state: str) -> str:
+    """The name of a state, or of what was observed of it, with its unit."""
+    if state in result.observed_states:
+        return _observable_label(result, result.observed_states.index(state))
+    return label_with_unit(state, result.model.states[state])
