@@ -26,6 +26,23 @@ Change = Callable[[float, Tensor], Tensor]
 """`change(t, y)` returns the state, [1, size], with which the integration goes on from `t`."""
 
 
+def check_controller(controller: Controller, method: type[Method]) -> Controller:
+    """Check that the method can do what the controller needs.
+
+    Raises:
+        TypeError: it is no controller.
+        ValueError: the controller needs an error estimate that the method does not have.
+    """
+    if not isinstance(controller, PIDController | ConstantSteps | GridSteps):
+        raise TypeError(f"controller must be a PIDController, ConstantSteps or GridSteps, got {controller!r}")
+    if controller.adaptive and method.error_order is None:
+        raise ValueError(
+            f"{method.__name__} has no error estimate and takes fixed steps: pass step_size=0.01, or choose an "
+            "adaptive method such as method='dopri5'"
+        )
+    return controller
+
+
 @dataclass(frozen=True)
 class Integration:
     """All that determines the steps of a solve.
@@ -112,12 +129,13 @@ class _Run:
             if controller.adaptive:
                 assert step.error is not None and plan.method.error_order is not None
                 error = plan.norm(step.error, y, step.y1)
-                accept, next_h, new_history = controller.adapt(error, taken, history, plan.method.error_order)
+                accept, next_h, new_history = controller.adapt(error, taken, h, history, plan.method.error_order)
                 if not accept:
                     self.rejected += 1
-                    self.carry, h, history = step.retry, next_h, new_history
-                    if stuck := self._stuck(step, error, taken, h):
+                    self.carry = step.retry
+                    if stuck := self._stuck(step, error, h, next_h):
                         return stuck
+                    h, history = next_h, new_history
                     continue
                 # A step cut very short to land on a required time says nothing about the size of the next one.
                 if taken > 0.1 * h or next_h > h:
@@ -152,8 +170,7 @@ class _Run:
             f0 = self.func(t0, self.y)
             self.carry = self.plan.method.initial_carry(f0)
             span = self.times.end - self.times.start
-            with torch.no_grad():
-                h = first_step(self.func, t0, self.y, f0, span, self.plan.norm, self.plan.method.error_order)
+            h = first_step(self.func, t0, self.y, f0, span, self.plan.norm, self.plan.method.error_order)
         return min(max(h, controller.min_step), controller.max_step)
 
     def _success(self) -> Status:
@@ -169,12 +186,13 @@ class _Run:
         )
         return Status(Outcome.MAX_STEPS, sentence, self.t)
 
-    def _stuck(self, step: Step, error: float, taken: float, h: float) -> Status | None:
-        """The end of the solve, if it makes no sense to try the rejected step again with the size `h`."""
+    def _stuck(self, step: Step, error: float, h: float, next_h: float) -> Status | None:
+        """The end of the solve, if it makes no sense to try the rejected step again with the size `next_h`."""
         controller = self.plan.controller
         assert isinstance(controller, PIDController)
-        too_small = h < 16 * math.ulp(self.t) or h < sys.float_info.min
-        if not too_small and not (controller.min_step > 0 and taken <= controller.min_step):
+        taken = abs(float(step.t1) - self.t)
+        too_small = next_h < 16 * math.ulp(self.t) or next_h < sys.float_info.min
+        if not too_small and h > controller.min_step:
             return None
         if not math.isfinite(error):
             return self._non_finite(taken)

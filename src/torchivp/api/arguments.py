@@ -12,13 +12,11 @@ from torch import Tensor
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.integrate import Controller, Integration
+from torchivp.integrate import Controller, Integration, check_controller
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem, StateLayout, Times
-from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.error_norm import ErrorNorm, check_tolerance
-from torchivp.stepsize.pid import PIDController
 
 Gradient = Direct | Checkpointed | Backsolve
 GRADIENTS: dict[str, type[Gradient]] = {"direct": Direct, "checkpointed": Checkpointed, "backsolve": Backsolve}
@@ -40,23 +38,6 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
     if isinstance(gradient, str):
         raise ValueError(f"unknown gradient {gradient!r}: it must be one of {names}")
     raise TypeError(f"gradient must be one of {names} or an object such as Checkpointed(checkpoints=20), got {gradient!r}")
-
-
-def check_controller(controller: Controller, method: type[Method]) -> Controller:
-    """Check that the method can do what the controller needs.
-
-    Raises:
-        TypeError: it is no controller.
-        ValueError: the controller needs an error estimate that the method does not have.
-    """
-    if not isinstance(controller, PIDController | ConstantSteps | GridSteps):
-        raise TypeError(f"controller must be a PIDController, ConstantSteps or GridSteps, got {controller!r}")
-    if controller.adaptive and method.error_order is None:
-        raise ValueError(
-            f"{method.__name__} has no error estimate and takes fixed steps: pass step_size=0.01, or choose an "
-            "adaptive method such as method='dopri5'"
-        )
-    return controller
 
 
 def check_max_steps(max_steps: int) -> int:

@@ -18,7 +18,6 @@ from torchivp.api.arguments import (
 )
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
-from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Times, check_times
 from torchivp.recording import Interpolants
@@ -98,7 +97,7 @@ def solve_ivp(
     times = _times(t_span, t_eval)
     rtol_default, atol_default = default_tolerances(y0)
     if controller is None:
-        controller = _controller(find_method(method), step_size, first_step, min_step, max_step)
+        controller = _controller(step_size, first_step, min_step, max_step)
     elif (step_size, first_step, min_step, max_step) != (None, None, 0.0, math.inf):
         raise ValueError(
             "give either controller or step_size, first_step, min_step and max_step: "
@@ -152,15 +151,8 @@ def _times(t_span: Any, t_eval: Any) -> Times:
     return Times(*ends, wanted, [*ends, *wanted], tensor)
 
 
-def _controller(
-    method: type[Method], step_size: Any, first_step: Any, min_step: Any, max_step: Any
-) -> Controller:
+def _controller(step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:
     adaptive_only = {"first_step": first_step is not None, "min_step": min_step != 0, "max_step": max_step != math.inf}
-    if step_size is None and method.error_order is None:
-        raise ValueError(
-            f"{method.__name__} has no error estimate and takes fixed steps: pass step_size=0.01, or choose an "
-            "adaptive method such as method='dopri5'"
-        )
     if step_size is not None:
         given = [name for name, is_given in adaptive_only.items() if is_given]
         if given:

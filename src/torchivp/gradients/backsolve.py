@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_to_differentiate
-from torchivp.integrate import Controller, Integration
+from torchivp.integrate import Controller, Integration, check_controller
+from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem, Times
 from torchivp.recording import Interpolants, Outputs
@@ -40,7 +41,7 @@ class Backsolve:
 
     rtol: float | None = None
     atol: float | None = None
-    method: type[Method] | None = None
+    method: str | type[Method] | None = None
     controller: Controller | None = None
     seminorm: bool = False
     max_steps: int | None = None
@@ -58,7 +59,9 @@ class Backsolve:
                 "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times "
                 "that you need in t_eval"
             )
-        solve = _Solve(self, integration, inputs)
+        backward_method = type(integration.method) if self.method is None else find_method(self.method)
+        check_controller(self.controller or integration.controller, backward_method)
+        solve = _Solve(self, backward_method, integration, inputs)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats
 
@@ -71,8 +74,11 @@ class _Solve:
     times: list[float]
     reached: int
 
-    def __init__(self, options: Backsolve, integration: Integration, inputs: GradientInputs):
+    def __init__(
+        self, options: Backsolve, method: type[Method], integration: Integration, inputs: GradientInputs
+    ):
         self.options = options
+        self.method = method
         self.integration = integration
         self.inputs = inputs
 
@@ -121,10 +127,9 @@ class _Solve:
             return z
 
         problem = Problem(system, z, Times(times[-1], forward.problem.times.start, ()), forward.problem.real_dtype)
-        method = options.method or type(forward.method)
         backward = Integration(
             problem=problem,
-            method=method(z, problem.real_dtype),
+            method=self.method(z, problem.real_dtype),
             controller=options.controller or forward.controller,
             norm=self._norm(system),
             max_steps=options.max_steps or forward.max_steps,

@@ -85,6 +85,11 @@ def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance
 
 def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> Any:
     leaves = pytree.tree_leaves(tolerance)
+    for leaf in leaves:
+        if not isinstance(leaf, int | float | Tensor):
+            raise TypeError(f"{name} must be made of numbers or tensors, got {type(leaf).__name__}: write {name}=1e-6")
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise ValueError(f"{name} must not require a gradient: write {name}={name}.detach()")
     if layout.is_tensor and not isinstance(tolerance, Tensor):
         leaves = [torch.as_tensor(tolerance)]
     elif len(leaves) == 1:
@@ -96,10 +101,6 @@ def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> Any:
         )
     expanded = []
     for leaf, shape in zip(leaves, layout.shapes, strict=True):
-        if not isinstance(leaf, int | float | Tensor):
-            raise TypeError(f"{name} must be made of numbers or tensors, got {type(leaf).__name__}")
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            raise ValueError(f"{name} must not require a gradient: write {name}={name}.detach()")
         try:
             expanded.append(torch.as_tensor(leaf, device=layout.device).broadcast_to(shape))
         except RuntimeError:

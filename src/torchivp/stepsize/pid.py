@@ -86,9 +86,12 @@ class PIDController:
         """The times that a step must end on: the end alone."""
         return [times.end]
 
-    def adapt(self, error: float, h: float, history: History, error_order: int) -> Decision:
-        """Judge a step of size `h` whose scaled error is `error`, and size the next one."""
-        accept = error <= 1.0 or (self.accept_at_min_step and h <= self.min_step and math.isfinite(error))
+    def adapt(self, error: float, h: float, proposed: float, history: History, error_order: int) -> Decision:
+        """Judge a step whose scaled error is `error`, and size the next one.
+
+        The step's size is `h`; it was `proposed` before the step was fitted to a required time.
+        """
+        accept = error <= 1.0 or (self.accept_at_min_step and proposed <= self.min_step and math.isfinite(error))
         factor = self._factor(error, history, error_order + 1) if math.isfinite(error) else self.factor_min
         factor = min(max(factor, self.factor_min), 1.0 if history.rejected or not accept else self.factor_max)
         next_h = min(max(h * factor, self.min_step), self.max_step)

@@ -1,4 +1,4 @@
-"""Fehlberg's 2(1) pair: an error estimate that is small, so that steps are long."""
+"""Fehlberg's 2(1) pair: second order with long steps, for its error estimate is small."""
 
 from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
 
@@ -6,6 +6,7 @@ from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta,
 class Fehlberg2(ExplicitRungeKutta):
     """Fehlberg's pair of order 2(1), adaptive; the same pair as torchdiffeq's `fehlberg2`.
 
+    Its estimate is optimistic: errors of a hundred times the tolerance are usual. `Bosh3` is more careful.
     Fehlberg, "Low-order classical Runge-Kutta formulas with stepsize control", NASA TR R-315 (1969), table II.
     Dense output: order 2, from the stages.
     """
