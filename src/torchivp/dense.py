@@ -105,8 +105,7 @@ class DenseSolution:
     def _step_at(self, t: float) -> int:
         if not self.t_min <= t <= self.t_max:
             raise ValueError(
-                f"t = {t} lies outside the solution's span [{self.t_min}, {self.t_max}]: "
-                "solve over a longer t_span"
+                f"t = {t} lies outside the solution's span [{self.t_min}, {self.t_max}]: solve over a longer t_span"
             )
         return bisect.bisect_left(self._ends, t * self._direction)
 

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     """
     if not isinstance(controller, PIDController | ConstantSteps | GridSteps):
         raise TypeError(f"controller must be a PIDController, ConstantSteps or GridSteps, got {controller!r}")
-    if controller.adaptive and method.error_order is None:
+    if isinstance(controller, PIDController) and method.error_order is None:
         raise ValueError(
             f"{method.__name__} has no error estimate and takes fixed steps: pass step_size=0.01, or choose an "
             "adaptive method such as method='dopri5'"
@@ -75,7 +76,7 @@ class Integration:
         """Integrate from the start to the end, telling the recorders of every accepted step."""
         run = _Run(self, recorders)
         status = run.to_the_end()
-        if status.ok and not self.controller.adaptive and not _finite(run.y):
+        if status.ok and not isinstance(self.controller, PIDController) and not _finite(run.y):
             # A state that is not finite stays so. Fixed steps therefore look at the last state only, so that no
             # step waits for the device, and look for the first bad step if there is one.
             run = _Run(self, recorders, look_at_every_step=True)
@@ -86,7 +87,7 @@ class Integration:
         """Take the accepted steps that end at `times[1:]` again, from the state `y` at `times[0]`."""
         at, func = self.problem.times.at, self.problem.func
         step = None
-        for t0, t1 in zip(times, times[1:], strict=False):
+        for t0, t1 in pairwise(times):
             step = self.method.step(func, at(t0), at(t1), y, carry)
             for recorder in recorders:
                 recorder.accept(self.method, func, step, t1)
@@ -126,7 +127,7 @@ class _Run:
             if self.accepted + self.rejected >= plan.max_steps:
                 return self._out_of_steps(taken)
             step = plan.method.step(self.func, times.at(t), times.at(t1), y, self.carry)
-            if controller.adaptive:
+            if isinstance(controller, PIDController):
                 assert step.error is not None and plan.method.error_order is not None
                 error = plan.norm(step.error, y, step.y1)
                 accept, next_h, new_history = controller.adapt(error, taken, h, history, plan.method.error_order)
@@ -202,8 +203,8 @@ class _Run:
         too_large = f"is still {error:.3g} times the tolerance, largest in {worst}"
         if not too_small:
             sentence = (
-                f"the tolerance cannot be met at t = {self.t:.9g} with min_step = {controller.min_step:g}: the error of "
-                f"a step of that size {too_large}: lower min_step, or loosen rtol and atol"
+                f"the tolerance cannot be met at t = {self.t:.9g} with min_step = {controller.min_step:g}: the error "
+                f"of a step of that size {too_large}: lower min_step, or loosen rtol and atol"
             )
             return Status(Outcome.TOLERANCE_NOT_MET, sentence, self.t)
         sentence = (
@@ -237,7 +238,7 @@ class _Run:
                 "derivative still are: the solution blows up, "
                 + (
                     "or func is undefined just beyond"
-                    if self.plan.controller.adaptive
+                    if isinstance(self.plan.controller, PIDController)
                     else "or the step size is too large for a stable solution: try a smaller step_size, or an "
                     "adaptive method"
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,9 +88,7 @@ class StateLayout:
             return flat.reshape(lead + self.shapes[0]) if lead else flat.view_as(self.template)
         leaves = [
             _cast(part, dtype).reshape(lead + shape)
-            for part, shape, dtype in zip(
-                flat.split(self.sizes, dim=1), self.shapes, self.dtypes, strict=True
-            )
+            for part, shape, dtype in zip(flat.split(self.sizes, dim=1), self.shapes, self.dtypes, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self._spec)
 
@@ -116,9 +115,7 @@ class StateLayout:
             k = tuple(k.unbind())
         leaves, spec = pytree.tree_flatten(k)
         same = spec == self._spec or (
-            self._is_flat_sequence()
-            and isinstance(k, tuple | list)
-            and len(leaves) == len(self.sizes) == len(k)
+            self._is_flat_sequence() and isinstance(k, tuple | list) and len(leaves) == len(self.sizes) == len(k)
         )
         if not same:
             raise TypeError(
@@ -150,9 +147,7 @@ class StateLayout:
 
     def describe(self) -> str:
         """The state in words, for messages."""
-        return _describe(
-            pytree.tree_unflatten([torch.empty(s, device="meta") for s in self.shapes], self._spec)
-        )
+        return _describe(pytree.tree_unflatten([torch.empty(s, device="meta") for s in self.shapes], self._spec))
 
     def name(self, index: int) -> str:
         """The element `index` of the flat tensor as the user would write it, such as `y['a'][2]`."""
@@ -232,7 +227,7 @@ class Times:
         outputs: Sequence[float] | None,
         known: Sequence[float] = (),
         tensor: Tensor | None = None,
-    ):
+    ) -> None:
         self.start = start
         self.end = end
         self.outputs = None if outputs is None else tuple(outputs)
@@ -310,7 +305,7 @@ def check_times(t: Any, name: str = "t", monotone: bool = True) -> tuple[list[fl
 
 def _check_monotone(values: list[float], name: str) -> None:
     direction = 1.0 if values[-1] >= values[0] else -1.0
-    for i, (before, after) in enumerate(zip(values, values[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(values)):
         if after == before:
             raise ValueError(
                 f"{name} must be strictly increasing or decreasing, but {name}[{i}] = {name}[{i + 1}] = {after}: "

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from problems import DETEST, Counting, scipy_solution
 
+from problems import DETEST, Counting, scipy_solution
 from torchivp import ODE_METHODS, PIController, PIDController, odeint, solve_ivp
 
 ADAPTIVE = sorted(name for name, method in ODE_METHODS.items() if method.error_order is not None)
@@ -125,7 +125,9 @@ def test_single_precision_far_from_the_origin_of_time(method, start):
     step = {"step_size": 0.01} if ODE_METHODS[method].error_order is None else {}
     solution = solve_ivp(lambda t, y: -y, span, torch.ones(1), method=method, rtol=1e-5, atol=1e-7, **step)
     assert solution.t[-1].item() == span[1]
-    assert solution.y[-1].item() == pytest.approx(math.exp(-1), rel={"euler": 1e-2, "fehlberg2": 1e-3}.get(method, 1e-4))
+    assert solution.y[-1].item() == pytest.approx(
+        math.exp(-1), rel={"euler": 1e-2, "fehlberg2": 1e-3}.get(method, 1e-4)
+    )
 
 
 def test_func_is_never_called_outside_the_span():
@@ -133,7 +135,7 @@ def test_func_is_never_called_outside_the_span():
         func = Counting(lambda t, y: torch.sqrt(2.0 - t) * y)
         step = {"step_size": 0.1} if ODE_METHODS[method].error_order is None else {}
         solve_ivp(func, (0.0, 2.0), torch.ones(1, dtype=torch.float64), method=method, **step)
-        assert 0.0 <= min(func.times) and max(func.times) <= 2.0
+        assert min(func.times) >= 0.0 and max(func.times) <= 2.0
 
 
 def test_fixed_steps_are_counted_and_not_summed():
@@ -187,14 +189,18 @@ def test_a_norm_of_ones_own_sees_the_shape_of_the_state():
 
 def test_dense_output_at_any_time_and_shape():
     func, y0 = DETEST["D2 orbit of eccentricity 0.3"]
-    solution = solve_ivp(func, (0.0, 10.0), torch.tensor(y0, dtype=torch.float64), dense_output=True, rtol=1e-9, atol=1e-9)
+    solution = solve_ivp(
+        func, (0.0, 10.0), torch.tensor(y0, dtype=torch.float64), dense_output=True, rtol=1e-9, atol=1e-9
+    )
     t = torch.linspace(0, 10, 60, dtype=torch.float64)
     assert (solution.sol(t) - scipy_solution(func, y0, t)).abs().max() < 1e-6
     grid = t.reshape(3, 20).flip(1)
     torch.testing.assert_close(solution.sol(grid), solution.sol(t).reshape(3, 20, 4).flip(1))
     assert solution.sol(3.3).shape == (4,)
     assert torch.equal(solution.sol(10.0), solution.y[-1]) or torch.allclose(solution.sol(10.0), solution.y[-1])
-    with pytest.raises(ValueError, match=r"t = 10.5 lies outside the solution's span \[0.0, 10.0\]: solve over a longer"):
+    with pytest.raises(
+        ValueError, match=r"t = 10.5 lies outside the solution's span \[0.0, 10.0\]: solve over a longer"
+    ):
         solution.sol(10.5)
 
 
@@ -228,5 +234,11 @@ def test_statistics_count_what_happened():
 
 def test_repr_says_it_all():
     text = repr(solve_ivp(lambda t, y: -y, (0.0, 1.0), torch.ones(2), dense_output=True))
-    for part in ("Solution(success: reached t = 1", "in [0, 1]", "evaluations", "accepted", "DenseSolution(t in [0, 1]"):
+    for part in (
+        "Solution(success: reached t = 1",
+        "in [0, 1]",
+        "evaluations",
+        "accepted",
+        "DenseSolution(t in [0, 1]",
+    ):
         assert part in text

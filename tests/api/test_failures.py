@@ -52,7 +52,9 @@ def test_outputs_not_reached_are_nan_and_the_others_kept():
 def test_too_many_steps():
     solution = failing(lambda t, y: -y, max_steps=3)
     assert solution.status.outcome is Outcome.MAX_STEPS
-    assert solution.message.startswith("max_steps = 3 step attempts (3 accepted, 0 rejected) took the solution from t = 0")
+    assert solution.message.startswith(
+        "max_steps = 3 step attempts (3 accepted, 0 rejected) took the solution from t = 0"
+    )
     assert "of 2, where the step size is" in solution.message and "raise max_steps" in solution.message
     with pytest.raises(SolveError, match="max_steps = 3 step attempts"):
         odeint(lambda t, y: -y, ONE, torch.tensor([0.0, 1.0, 2.0]), options={"max_num_steps": 3})

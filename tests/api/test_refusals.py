@@ -26,7 +26,11 @@ def refused(kind, sentence, call):
 @pytest.mark.parametrize(
     ("t", "kind", "sentence"),
     [
-        ("abc", TypeError, "t must be a one-dimensional tensor of times, got str: write t=torch.linspace(t0, t1, steps)"),
+        (
+            "abc",
+            TypeError,
+            "t must be a one-dimensional tensor of times, got str: write t=torch.linspace(t0, t1, steps)",
+        ),
         (torch.tensor(1.0), ValueError, "t must be one-dimensional, got shape (): write t.reshape(1)"),
         (torch.zeros(2, 2), ValueError, "t must be one-dimensional, got shape (2, 2): write t.flatten()"),
         (torch.zeros(0), ValueError, "t is empty: pass at least one time"),
@@ -49,11 +53,19 @@ def test_times_of_other_kinds_are_understood():
 @pytest.mark.parametrize(
     ("y0", "kind", "sentence"),
     [
-        (1.0, TypeError, "y0 must be a tensor or a tuple, list or dict of tensors, but y0 is float: write torch.tensor(1.0)"),
+        (
+            1.0,
+            TypeError,
+            "y0 must be a tensor or a tuple, list or dict of tensors, but y0 is float: write torch.tensor(1.0)",
+        ),
         ((Y0, 2), TypeError, "but y0[1] is int: write torch.tensor(2)"),
         ({"a": "b"}, TypeError, "but y0['a'] is str"),
         ((), ValueError, "y0 holds no tensor"),
-        (torch.ones(2, dtype=torch.int64), TypeError, "y0 must be floating point or complex, got torch.int64: write y0.double()"),
+        (
+            torch.ones(2, dtype=torch.int64),
+            TypeError,
+            "y0 must be floating point or complex, got torch.int64: write y0.double()",
+        ),
         ((Y0, Y0.to("meta")), ValueError, "the tensors of y0 lie on different devices (cpu, meta): move them to one"),
     ],
 )
@@ -91,7 +103,11 @@ def test_functions(func, y0, kind, sentence, method):
         ({"atol": math.nan}, ValueError, "atol must be finite and not negative, got nan"),
         ({"rtol": "small"}, TypeError, "rtol must be made of numbers or tensors, got str"),
         ({"rtol": torch.ones(3)}, ValueError, "rtol of shape (3,) does not broadcast to the state's shape (2,)"),
-        ({"rtol": torch.ones(2, requires_grad=True)}, ValueError, "must not require a gradient: write rtol=rtol.detach()"),
+        (
+            {"rtol": torch.ones(2, requires_grad=True)},
+            ValueError,
+            "must not require a gradient: write rtol=rtol.detach()",
+        ),
     ],
 )
 def test_methods_and_tolerances(options, kind, sentence):
@@ -140,7 +156,10 @@ def test_solve_ivp(options, kind, sentence):
     ("make", "sentence"),
     [
         (lambda: PIDController(safety=1.5), "safety must lie between 0 and 1, got 1.5; 0.9 is usual"),
-        (lambda: PIDController(factor_min=2.0), "the factors must satisfy 0 < factor_min < 1 < factor_max, got 2.0 and 10.0"),
+        (
+            lambda: PIDController(factor_min=2.0),
+            "the factors must satisfy 0 < factor_min < 1 < factor_max, got 2.0 and 10.0",
+        ),
         (lambda: Checkpointed(1), "checkpoints must be at least 2, got 1; None chooses the number"),
         (lambda: ConstantSteps(math.inf), "step_size must be positive and finite, got inf"),
     ],
@@ -174,6 +193,8 @@ def test_options_of_another_adjoint_method_must_be_given():
 
 
 def test_backsolve_options_are_checked():
-    refused(ValueError, "must be 'seminorm' or absent", lambda: odeint_adjoint(decay, Y0, T, adjoint_options={"norm": 3}))
+    refused(
+        ValueError, "must be 'seminorm' or absent", lambda: odeint_adjoint(decay, Y0, T, adjoint_options={"norm": 3})
+    )
     y0 = Y0.clone().requires_grad_()
     refused(ValueError, "RK4 has no error", lambda: solve_ivp(decay, (0, 1), y0, gradient=Backsolve(method="rk4")))

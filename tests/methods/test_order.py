@@ -1,6 +1,6 @@
 """Orders of convergence, of every method: of the solution, of the error estimate and between the steps."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def span_and_sizes(order):
     return span, [span / n for n in counts.get(order, (8, 12, 16, 24, 32))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def reference(problem, dtype, *t):
     """The solution by SciPy's DOP853 at tight tolerance."""
     func, y0 = problem(dtype)

@@ -1,0 +1,1 @@
+"""The front doors: arguments are checked, and the engine is called."""

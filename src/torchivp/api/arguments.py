@@ -37,7 +37,9 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
     names = ", ".join(map(repr, GRADIENTS))
     if isinstance(gradient, str):
         raise ValueError(f"unknown gradient {gradient!r}: it must be one of {names}")
-    raise TypeError(f"gradient must be one of {names} or an object such as Checkpointed(checkpoints=20), got {gradient!r}")
+    raise TypeError(
+        f"gradient must be one of {names} or an object such as Checkpointed(checkpoints=20), got {gradient!r}"
+    )
 
 
 def check_max_steps(max_steps: int) -> int:

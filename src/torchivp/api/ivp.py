@@ -119,7 +119,9 @@ def solve_ivp(
     states, reached, status, stats = find_gradient(gradient).solve(integration, params, interpolants)
     if throw and not status.ok:
         raise SolveError(status)
-    sol = DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None
+    sol = (
+        DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None
+    )
     t = times.select(reached).to(layout.device)
     return Solution(t, layout.unflatten(states, (len(states),)), status, stats, sol)
 
@@ -128,10 +130,11 @@ def _times(t_span: Any, t_eval: Any) -> Times:
     ends, ends_tensor = check_times(t_span, "t_span", monotone=False)
     if len(ends) != 2:
         raise ValueError(f"t_span must be (t0, t1), got {len(ends)} times: write t_span=(t[0], t[-1]), t_eval=t")
+    start, end = ends
     if t_eval is None:
-        return Times(*ends, None, ends, ends_tensor)
+        return Times(start, end, None, ends, ends_tensor)
     wanted, wanted_tensor = check_times(t_eval, "t_eval") if len(t_eval) else ([], None)
-    direction = 1.0 if ends[1] >= ends[0] else -1.0
+    direction = 1.0 if end >= start else -1.0
     if len(wanted) > 1 and (wanted[-1] - wanted[0]) * direction < 0:
         raise ValueError(
             f"t_eval runs from {wanted[0]:g} to {wanted[-1]:g}, against t_span = ({ends[0]:g}, {ends[1]:g}): "
@@ -148,7 +151,7 @@ def _times(t_span: Any, t_eval: Any) -> Times:
                 for floats, known in ((ends, ends_tensor), (wanted, wanted_tensor))
             ]
         )
-    return Times(*ends, wanted, [*ends, *wanted], tensor)
+    return Times(start, end, wanted, [*ends, *wanted], tensor)
 
 
 def _controller(step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:

@@ -74,9 +74,7 @@ class _Solve:
     times: list[float]
     reached: int
 
-    def __init__(
-        self, options: Backsolve, method: type[Method], integration: Integration, inputs: GradientInputs
-    ):
+    def __init__(self, options: Backsolve, method: type[Method], integration: Integration, inputs: GradientInputs):
         self.options = options
         self.method = method
         self.integration = integration
@@ -187,16 +185,16 @@ class _AdjointSystem:
             self.parts.append(slice(start, start + tensor.numel()))
         self._sizes = [part.stop - part.start for part in self.parts]
 
-    def __call__(self, t: Tensor, z: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
         with torch.enable_grad():
-            y = z[:, self.state].detach().requires_grad_()
-            slope = self._problem.func(t, y)
+            state = y[:, self.state].detach().requires_grad_()
+            slope = self._problem.func(t, state)
         if not slope.requires_grad:
-            return torch.cat([slope, *(z.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
-        found = torch.autograd.grad(slope, [y, *self._others], -z[:, self.adjoint], allow_unused=True)
+            return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
+        found = torch.autograd.grad(slope, [state, *self._others], -y[:, self.adjoint], allow_unused=True)
         rates = [
-            z.new_zeros(1, size) if g is None else g.reshape(1, size).to(z.dtype)
+            y.new_zeros(1, size) if g is None else g.reshape(1, size).to(y.dtype)
             for g, size in zip(found, self._sizes[1:], strict=True)
         ]
         return torch.cat([slope.detach(), *rates], dim=1)

@@ -25,7 +25,8 @@ class GradientInputs:
 
     def __init__(self, problem: Problem, parameters: Sequence[Tensor]):
         self.problem = problem
-        leaves, self._args_spec = pytree.tree_flatten(problem.func.args)
+        self._func = user_function(problem)
+        leaves, self._args_spec = pytree.tree_flatten(self._func.args)
         self._args = leaves
         self._moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.parameters = list(parameters)
@@ -59,8 +60,13 @@ class GradientInputs:
         return replace(self.problem, y0=self.problem.y0.detach(), times=self.problem.times.with_tensor(None))
 
     def _with_args(self, leaves: list[Any]) -> FlatFunction:
-        func = self.problem.func
-        return FlatFunction(func.func, func.layout, pytree.tree_unflatten(leaves, self._args_spec))
+        return FlatFunction(self._func.func, self._func.layout, pytree.tree_unflatten(leaves, self._args_spec))
+
+
+def user_function(problem: Problem) -> FlatFunction:
+    """The user's function of a problem that states one."""
+    assert isinstance(problem.func, FlatFunction)
+    return problem.func
 
 
 def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> list[Tensor]:
@@ -77,8 +83,8 @@ def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> li
         return []
     if parameters is not None:
         return _checked(parameters)
-    func = problem.func.func
-    found = [p for p in func.parameters() if p.requires_grad] if isinstance(func, nn.Module) else []
+    func = user_function(problem).func
+    found: list[Tensor] = [p for p in func.parameters() if p.requires_grad] if isinstance(func, nn.Module) else []
     known = {id(p) for p in found}
     for leaf in _captured_leaves(problem):
         if id(leaf) not in known:

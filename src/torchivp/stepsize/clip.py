@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-
 _STRETCH = 1.1
 """A step may be longer than proposed by this factor, which the controller's safety factor leaves room for."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torchivp.problem import Times
 
@@ -23,7 +22,6 @@ class ConstantSteps:
         ValueError: `step_size` is not positive and finite.
     """
 
-    adaptive: ClassVar[bool] = False
     step_size: float
 
     def __post_init__(self) -> None:
@@ -49,7 +47,6 @@ class GridSteps:
         grid: step ends for given `Times`, the last of them `times.end`; None to step from output to output.
     """
 
-    adaptive: ClassVar[bool] = False
     grid: Callable[[Times], Sequence[float]] | None = None
 
     def targets(self, times: Times) -> list[float]:

@@ -17,9 +17,9 @@ def first_step(
 ) -> float:
     """Estimate the first step from the sizes of the state, its slope and its curvature.
 
-    `span` is the time to the end, signed. Costs one evaluation of `func`. If slope or
-    state is not finite, a small step, for the step loop to find out why. Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential
-    Equations I", II.4, "Starting Step Size". Not finite if `func` is not.
+    `span` is the time to the end, signed. Costs one evaluation of `func`. If state or slope is not finite, a small
+    step, for the step loop to find out why. Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential
+    Equations I", II.4, "Starting Step Size".
     """
     size, slope = norm(y0, y0, y0), norm(f0, y0, y0)
     if not (math.isfinite(size) and math.isfinite(slope)):

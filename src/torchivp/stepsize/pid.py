@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torchivp.problem import Times
 
@@ -54,7 +54,6 @@ class PIDController:
         ValueError: a size or factor is out of its range.
     """
 
-    adaptive: ClassVar[bool] = True
     kp: float = 0.0
     ki: float = 1.0
     kd: float = 0.0

@@ -7,7 +7,7 @@ Butcher, "Numerical Methods for Ordinary Differential Equations", section 31; Ha
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -15,7 +15,7 @@ Tree = tuple["Tree", ...]
 """A rooted tree: the tuple of the subtrees that hang on its root."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def rooted_trees(order: int) -> tuple[Tree, ...]:
     """All rooted trees with `order` vertices; there are 1, 1, 2, 4, 9, 20, 48, 115, ... of them."""
     smaller = [tree for n in range(1, order) for tree in rooted_trees(n)]
@@ -34,13 +34,13 @@ def _forests(vertices: int, trees: list[Tree]) -> list[Tree]:
     ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def len_tree(tree: Tree) -> int:
     """The number of vertices of a tree."""
     return 1 + sum(len_tree(subtree) for subtree in tree)
 
 
-@lru_cache(maxsize=None)
+@cache
 def density(tree: Tree) -> int:
     """The density gamma of a tree."""
     gamma = len_tree(tree)
@@ -62,5 +62,5 @@ def residual(a: np.ndarray, b: np.ndarray, order: int, theta: float = 1.0) -> fl
         return weights[tree]
 
     return max(
-        abs(b @ phi(tree) - theta**n / density(tree)) for n in range(1, order + 1) for tree in rooted_trees(n)
+        abs(float(b @ phi(tree)) - theta**n / density(tree)) for n in range(1, order + 1) for tree in rooted_trees(n)
     )
