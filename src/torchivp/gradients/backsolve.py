@@ -257,13 +257,14 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        states, *_ = ctx.saved_tensors
+        states, *inputs = ctx.saved_tensors
         with torch.no_grad():
             found = ctx.solve.gradients(grads[0], states)
         return None, *refuse_to_differentiate(
             "gradient='backsolve' (odeint_adjoint) can be differentiated only once: for second derivatives use "
             "gradient='checkpointed' or 'direct' (odeint)",
             found,
+            [*inputs, grads[0]],
         )
 
 

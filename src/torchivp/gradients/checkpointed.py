@@ -181,7 +181,9 @@ class _Backward(torch.autograd.Function):
         with torch.no_grad():
             second = ctx.solve.second_gradients(grad, seeds)
         return None, *refuse_to_differentiate(
-            "gradient='checkpointed' can be differentiated twice, not three times: use gradient='direct'", second
+            "gradient='checkpointed' can be differentiated twice, not three times: use gradient='direct'",
+            second,
+            [*ctx.saved_tensors, *seeds],
         )
 
 

@@ -144,8 +144,8 @@ def _sequence_number(tensor: Tensor) -> int:
 
 class _Refuse(torch.autograd.Function):
     @staticmethod
-    def forward(sentence: str, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+    def forward(sentence: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -156,8 +156,11 @@ class _Refuse(torch.autograd.Function):
         raise RuntimeError(ctx.sentence)
 
 
-def refuse_to_differentiate(sentence: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same tensors; differentiating them raises RuntimeError with the sentence instead of giving nothing."""
+def refuse_to_differentiate(sentence: str, results: Sequence[Tensor], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same results; differentiating them by `inputs` raises RuntimeError with the sentence.
+
+    Without it there would be no path from one to the other, and the derivative would silently be zero.
+    """
     if not torch.is_grad_enabled():
-        return tensors
-    return _Refuse.apply(sentence, torch.zeros((), requires_grad=True), *tensors)
+        return results
+    return _Refuse.apply(sentence, len(results), *results, *inputs)

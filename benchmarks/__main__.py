@@ -1,0 +1,54 @@
+"""The command: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.cases import Scaling, all_cases, measure, measure_scaling, noise
+from benchmarks.harness import prepare
+from benchmarks.problems import reference_against_scipy
+from benchmarks.report import Results, show, write
+
+WIDTH = 120
+"""Columns of the tables where the output is not a terminal."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time torchivp against torchdiffeq.")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains this")
+    parser.add_argument("--repeats", type=int, default=15, metavar="N", help="pairs of samples for each case (15)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    every = all_cases()
+    cases = [case for case in every if options.only.lower() in case.name.lower()]
+    wants_scaling = options.only.lower() in Scaling.name.lower()
+    if not cases and not wants_scaling:
+        parser.error(f"no case is called {options.only!r}; there are: {', '.join(case.name for case in every)}")
+    prepare()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    rows = []
+    with console.status("measuring") as status:
+        for case in cases:
+            status.update(case.name)
+            rows.append(measure(case, options.repeats))
+        status.update("memory and noise")
+        results = Results(
+            rows,
+            scaling=measure_scaling() if wants_scaling else None,
+            noise=noise(cases[0], options.repeats) if cases else None,
+            scipy=reference_against_scipy(every[0].problem),
+            repeats=options.repeats,
+        )
+    show(results, console)
+    write(results, options.out)
+    console.print(f"Written to {options.out}.")
+
+
+if __name__ == "__main__":
+    main()

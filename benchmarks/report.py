@@ -1,0 +1,215 @@
+"""What the measurements are shown as: tables on the terminal, a JSON file and a chart."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cases import Cost, Row, Scaling
+from benchmarks.harness import Timing
+
+FASTER, SLOWER, TARGET = "#7fb0d2", "#e08a76", "#d98e04"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a run has measured.
+
+    Attributes:
+        rows: the cases.
+        scaling: the memory that gradients take, if it was asked for.
+        noise: one call timed against itself.
+        scipy: the distance of the Lotka-Volterra reference from SciPy's.
+        repeats: the number of pairs of samples.
+    """
+
+    rows: Sequence[Row]
+    scaling: Scaling | None
+    noise: Timing | None
+    scipy: float
+    repeats: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: version(name) for name in ("torchivp", "torch", "torchdiffeq")},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processors": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "repeats": self.repeats,
+            "noise": None if self.noise is None else _spread(self.noise),
+            "reference_against_scipy": self.scipy,
+            "cases": [row.as_json() for row in self.rows],
+            "memory": None if self.scaling is None else asdict(self.scaling),
+        }
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write `latest.json` and, if anything was timed, `latest.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latest.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
+    if results.rows:
+        chart(results, folder / "latest.png")
+
+
+def show(results: Results, console: Console) -> None:
+    if results.rows:
+        console.print(_times(results.rows))
+        console.print(_costs(results.rows))
+    if results.scaling is not None:
+        console.print(_memory(results.scaling))
+    if results.noise is not None:
+        spread = _spread(results.noise)
+        console.print(
+            f"Noise: the same call on both sides gives a ratio of {spread['ratio']:.2f}, "
+            f"from {spread['min']:.2f} to {spread['max']:.2f}."
+        )
+    console.print(f"Reference: differs from SciPy's DOP853 by {results.scipy:.1e} on Lotka-Volterra.")
+
+
+def _times(rows: Sequence[Row]) -> Table:
+    table = Table(
+        title="Time of a call, median; ratio: theirs / ours, median over the pairs (smallest .. largest)",
+        caption="checkpointed: against their odeint_adjoint",
+    )
+    table.add_column("case", no_wrap=True)
+    for heading in ("torchivp", "torchdiffeq", "ratio", "", "target", "µs per step"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        ratio, ratios, ours, theirs = (
+            row.timing.ratio,
+            row.timing.ratios,
+            row.timing.median_ours,
+            row.timing.median_theirs,
+        )
+        table.add_row(
+            row.case.name,
+            f"{1e3 * ours:.1f} ms",
+            f"{1e3 * theirs:.1f} ms",
+            f"[green]{ratio:.2f}[/]" if ratio >= 1 else f"[red]slower {ratio:.2f}[/]",
+            f"{min(ratios):.2f} .. {max(ratios):.2f}",
+            _target(row),
+            f"{_per_step(ours, row.ours)} / {_per_step(theirs, row.theirs)}" if row.case.per_step else "",
+        )
+    return table
+
+
+def _target(row: Row) -> str:
+    if row.reached is None:
+        return ""
+    return f"{row.case.target:g} " + ("[green]reached[/]" if row.reached else "[red]missed[/]")
+
+
+def _costs(rows: Sequence[Row]) -> Table:
+    table = Table(
+        title="Evaluations (forward + backward), errors against a tight solve, peak memory of tensors",
+        caption="torchivp / torchdiffeq",
+    )
+    table.add_column("case", no_wrap=True)
+    for heading in ("evaluations", "error at the end", "error of gradient", "memory, KiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        ours, theirs = row.ours, row.theirs
+        table.add_row(
+            row.case.name,
+            f"{_evaluations(ours)} / {_evaluations(theirs)}",
+            f"{ours.error:.1e} / {theirs.error:.1e}",
+            "" if ours.gradient_error is None else f"{ours.gradient_error:.1e} / {theirs.gradient_error:.1e}",
+            f"{_kib(ours.memory)} / {_kib(theirs.memory)}",
+        )
+    return table
+
+
+def _memory(scaling: Scaling) -> Table:
+    table = Table(title=f"{scaling.name} of a gradient, KiB")
+    table.add_column("gradient")
+    for steps in scaling.steps:
+        table.add_column(f"{steps} steps", justify="right")
+    for name, peaks in scaling.peaks.items():
+        table.add_row(name, *map(_kib, peaks))
+    return table
+
+
+def _spread(timing: Timing) -> dict[str, float]:
+    return {"ratio": timing.ratio, "min": min(timing.ratios), "max": max(timing.ratios)}
+
+
+def _per_step(seconds: float, cost: Cost) -> str:
+    return "" if cost.steps is None else f"{1e6 * seconds / cost.steps:.0f}"
+
+
+def _evaluations(cost: Cost) -> str:
+    return f"{cost.forward}+{cost.backward}" if cost.gradient_error is not None else str(cost.forward)
+
+
+def _kib(size: int) -> str:
+    return f"{size / 1024:,.0f}"
+
+
+def chart(results: Results, path: Path) -> None:
+    """A bar for each case: how many times as long torchdiffeq takes."""
+    matplotlib.rcParams["font.family"] = "DejaVu Sans"
+    rows = results.rows
+    figure = Figure(figsize=(9, 1.5 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows))
+    _bars(axes, rows, places)
+    axes.set_yticks(places, [row.case.name for row in rows])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    lowest = min(min(row.timing.ratios) for row in rows)
+    highest = max(max(*row.timing.ratios, row.case.target or 1) for row in rows)
+    axes.set_xlim(min(0.8, 0.9 * lowest), 1.35 * max(highest, 1.5))
+    left, right = axes.get_xlim()
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 0.7, 1, 2, 3, 5, 10, 20, 50) if left <= tick <= right]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    axes.tick_params(length=0)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    figure.suptitle("Time of torchdiffeq relative to torchivp", x=0.01, ha="left", weight="bold", fontsize=12)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torchivp", "torchdiffeq", "torch"))
+    axes.set_xlabel(f"{versions}\none thread; median of {results.repeats} pairs, whiskers: smallest and largest")
+    axes.xaxis.label.set(color="#666666", fontsize=8)
+    _legend(figure, rows)
+    figure.savefig(path, dpi=150)
+
+
+def _bars(axes: Axes, rows: Sequence[Row], places: Sequence[int]) -> None:
+    for place, row in zip(places, rows, strict=True):
+        ratio, ratios = row.timing.ratio, row.timing.ratios
+        axes.barh(place, ratio - 1, left=1, height=0.6, color=FASTER if ratio >= 1 else SLOWER)
+        axes.plot([min(ratios), max(ratios)], [place, place], color="#222222", linewidth=1.2)
+        if row.case.target is not None:
+            axes.plot([row.case.target] * 2, [place - 0.42, place + 0.42], color=TARGET, linewidth=3)
+        right = max(*ratios, row.case.target or 0, 1)
+        label = f"{ratio:.2f}×" + (" (target missed)" if row.reached is False else "")
+        axes.annotate(label, (right, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(1, color="#333333", linewidth=1.2)
+
+
+def _legend(figure: Figure, rows: Sequence[Row]) -> None:
+    handles: list[Any] = [Patch(color=FASTER, label="torchivp is faster")]
+    if any(row.timing.ratio < 1 for row in rows):
+        handles.append(Patch(color=SLOWER, label="torchivp is slower"))
+    if any(row.case.target is not None for row in rows):
+        handles.append(Line2D([], [], color=TARGET, linewidth=3, label="target"))
+    figure.legend(handles=handles, loc="outside lower right", ncols=3, frameon=False, fontsize=9)

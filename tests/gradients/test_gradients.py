@@ -1,0 +1,277 @@
+"""Every way to differentiate a solve, against finite differences, closed forms and the other ways."""
+
+import math
+
+import pytest
+import torch
+
+from problems import LotkaVolterra
+from torchivp import ODE_METHODS, Backsolve, Checkpointed, odeint, odeint_adjoint, solve_ivp
+
+GRADIENTS = ["direct", "checkpointed", "backsolve"]
+EXACT = ["direct", Checkpointed(), Checkpointed(2), Checkpointed(5)]
+T = [0.0, 0.3, 0.35, 1.0]
+
+
+def double(*values, grad=False):
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
+
+
+def pendulum(t, y, args):
+    """Driven, with a parameter in every term."""
+    length, damping = args["length"], args["damping"][0]
+    angle, speed = y.unbind()
+    return torch.stack((speed, -torch.sin(angle) / length - damping * speed + torch.cos(length * t)))
+
+
+def solve(y0, t, length, damping, **options):
+    args = ({"length": length, "damping": [damping]},)
+    return solve_ivp(pendulum, (t[0], t[-1]), y0, t_eval=t, args=args, **options).y
+
+
+def steps_for(method):
+    """Steps that make the solution accurate to about 1e-4 or better, at a moderate cost."""
+    if ODE_METHODS[method].error_order is None:
+        return {"step_size": 0.005}
+    tolerance = {"bosh3": 1e-7, "fehlberg2": 1e-8}.get(method, 1e-6 if ODE_METHODS[method].order < 5 else 1e-9)
+    return {"rtol": tolerance, "atol": tolerance}
+
+
+@pytest.mark.parametrize("gradient", EXACT, ids=str)
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("span", [1.0, -1.0])
+def test_exact_gradients_of_fixed_steps(method, gradient, span):
+    """The discrete gradient of fixed steps is the derivative of what was computed: state, times and arguments."""
+    inputs = (double(1.0, 0.5, grad=True), (span * double(*T)).requires_grad_(), *double(1.3, 0.2).requires_grad_())
+
+    def run(y0, t, length, damping):
+        return solve(y0, t, length, damping, method=method, step_size=0.23, gradient=gradient)
+
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(run, inputs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5", "dopri8"])
+def test_second_derivatives(method, gradient):
+    inputs = [double(1.0, 0.5, grad=True), double(*T, grad=True), double(1.3, grad=True)[0], double(0.2, grad=True)[0]]
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+
+    def run(y0, t, length, damping):
+        return solve(y0, t, length, damping, method=method, step_size=0.27, gradient=gradient)
+
+    assert torch.autograd.gradgradcheck(run, inputs, rtol=1e-5, atol=1e-7)
+
+
+def test_the_third_derivative_of_checkpointed_is_refused():
+    y0 = double(1.0, grad=True)
+    y = solve_ivp(lambda t, y: y**2, (0.0, 0.5), y0, gradient="checkpointed").y[-1]
+    (first,) = torch.autograd.grad(y, y0, create_graph=True)
+    (second,) = torch.autograd.grad(first, y0, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice, not three times: use gradient='direct'"):
+        torch.autograd.grad(second, y0)
+
+
+def test_derivatives_of_every_order_by_direct():
+    y0 = double(1.0, grad=True)
+    value = solve_ivp(lambda t, y: y**2, (0.0, 0.5), y0, rtol=1e-11, atol=1e-11).y[-1]  # y0 / (1 - y0 t)
+    for expected in (4.0, 8.0, 24.0):
+        (value,) = torch.autograd.grad(value, y0, create_graph=True)
+        assert value.item() == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("door", [odeint_adjoint, lambda *a: solve_ivp(a[0], (0.0, 1.0), a[1], gradient="backsolve").y])
+def test_backsolve_refuses_a_second_derivative(door):
+    y0 = double(1.0, grad=True)
+    y = door(lambda t, y: y**2 / 2, y0, double(0.0, 1.0))
+    (first,) = torch.autograd.grad(y[-1], y0, create_graph=True)
+    with pytest.raises(RuntimeError, match="only once: for second derivatives use gradient='checkpointed' or 'direct'"):
+        torch.autograd.grad(first, y0)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("span", [1.0, -1.0])
+def test_gradients_of_the_true_solution(method, gradient, span):
+    """All three approach the derivative of the solution, here by central differences of a tight solve."""
+    values = [double(1.0, 0.5), span * double(*T), double(1.3)[0], double(0.2)[0]]
+    weights = torch.randn(len(T), 2, dtype=torch.float64)
+
+    def loss(values, **options):
+        return (weights * solve(*values, **options)).sum()
+
+    inputs = [x.clone().requires_grad_() for x in values]
+    loss(inputs, method=method, gradient=gradient, **steps_for(method)).backward()
+    tight = {"method": "dopri8", "rtol": 1e-13, "atol": 1e-13}
+    tolerance = 2e-2 if method == "euler" else 1e-3 if ODE_METHODS[method].order < 4 else 1e-5
+    for i, value in enumerate(values):
+        for j in range(value.numel()):
+            shift = torch.zeros_like(value).reshape(-1)
+            shift[j] = 1e-5
+            sides = [
+                loss([*values[:i], value + s * shift.reshape(value.shape), *values[i + 1 :]], **tight) for s in (1, -1)
+            ]
+            expected = (sides[0] - sides[1]).item() / 2e-5
+            assert inputs[i].grad.reshape(-1)[j].item() == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("checkpoints", [None, 2, 3, 10, 1000])
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("times", [None, [0.0, 0.5, 2.0], [0.7, 1.1]])
+def test_checkpointed_equals_direct(method, checkpoints, times):
+    results = []
+    for gradient in ("direct", Checkpointed(checkpoints)):
+        model, y0 = LotkaVolterra(), torch.tensor([[1.0, 1.0], [2.0, 0.5]], dtype=torch.float64, requires_grad=True)
+        step = {"step_size": 0.05} if ODE_METHODS[method].error_order is None else {"rtol": 1e-5, "atol": 1e-5}
+        solution = solve_ivp(model, (0.0, 2.0), y0, t_eval=times, method=method, gradient=gradient, **step)
+        (solution.y**2).sum().backward()
+        results.append((solution.y.detach(), y0.grad, model.parameters_.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_closed_form_in_complex_numbers(gradient):
+    """y = y0 exp((a + i b) t): L = |y(1)|^2 = |y0|^2 exp(2 a)."""
+    y0 = torch.tensor([1.0 + 0.5j], dtype=torch.complex128, requires_grad=True)
+    a, b = double(-0.3, grad=True), double(2.0, grad=True)
+    y = solve_ivp(lambda t, y, a, b: torch.complex(a, b) * y, (0.0, 1.0), y0, args=(a, b), gradient=gradient,
+                  rtol=1e-10, atol=1e-10).y[-1]  # fmt: skip
+    y.abs().square().sum().backward()
+    loss = 1.25 * math.exp(-0.6)
+    torch.testing.assert_close(y0.grad, 2 * y0.detach() * math.exp(-0.6), rtol=1e-7, atol=0)
+    assert a.grad.item() == pytest.approx(2 * loss, rel=1e-7)
+    assert b.grad.item() == pytest.approx(0.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_pytrees_of_mixed_precision(gradient):
+    y0 = {"x": double(1.0, grad=True), "n": [torch.ones(2, requires_grad=True)]}
+    rate = torch.tensor(0.5, requires_grad=True)
+
+    def func(t, y):
+        return {"x": -rate * y["x"], "n": [rate * y["n"][0]]}
+
+    y = solve_ivp(func, (0.0, 1.0), y0, gradient=gradient, rtol=1e-9, atol=1e-9).y
+    (y["x"][-1].sum() + y["n"][0][-1].sum()).backward()
+    assert y0["x"].grad.item() == pytest.approx(math.exp(-0.5), rel=1e-6)
+    torch.testing.assert_close(y0["n"][0].grad, torch.full((2,), math.exp(0.5)), rtol=1e-5, atol=0)
+    assert rate.grad.item() == pytest.approx(2 * math.exp(0.5) - math.exp(-0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_gradient_at_the_start_passes_through(gradient):
+    y0 = double(1.0, 2.0, grad=True)
+    solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, t_eval=[0.0], gradient=gradient).y.sum().backward()
+    torch.testing.assert_close(y0.grad, double(1.0, 1.0))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_outputs_that_reach_neither_end(gradient):
+    y0, t = double(1.0, grad=True), double(0.25, 0.5, grad=True)
+    y = solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, t_eval=t, gradient=gradient, rtol=1e-9, atol=1e-9).y
+    y.sum().backward()
+    assert y0.grad.item() == pytest.approx(math.exp(-0.25) + math.exp(-0.5), rel=1e-7)
+    torch.testing.assert_close(t.grad, -torch.exp(-t.detach()), rtol=1e-5, atol=0)
+
+
+def test_dense_output_is_differentiable_in_state_and_time():
+    y0, t = double(1.0, grad=True), double(0.3, grad=True)
+    sol = solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, dense_output=True, rtol=1e-9, atol=1e-9).sol
+    sol(t).sum().backward()
+    assert y0.grad.item() == pytest.approx(math.exp(-0.3), rel=1e-7)
+    assert t.grad.item() == pytest.approx(-math.exp(-0.3), rel=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])
+def test_dense_output_is_refused_where_it_would_lose_the_gradient(gradient):
+    with pytest.raises(ValueError, match="dense_output=True is differentiable with gradient='direct' only"):
+        solve_ivp(lambda t, y: -y, (0.0, 1.0), double(1.0, grad=True), dense_output=True, gradient=gradient)
+    assert solve_ivp(lambda t, y: -y, (0.0, 1.0), double(1.0), dense_output=True, gradient=gradient).sol is not None
+
+
+@pytest.mark.parametrize("seminorm", [False, True])
+def test_odeint_adjoint(seminorm):
+    options = {"norm": "seminorm"} if seminorm else {}
+    grads = []
+    for door, extra in ((odeint, {}), (odeint_adjoint, {"adjoint_options": options})):
+        model, y0, t = LotkaVolterra(), double(1.0, 1.5, grad=True), double(0.0, 1.0, 2.0, grad=True)
+        door(model, y0, t, rtol=1e-9, atol=1e-9, **extra).square().sum().backward()
+        grads.append((y0.grad, t.grad, model.parameters_.grad))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_odeint_adjoint_with_other_tolerances_and_method():
+    model = LotkaVolterra()
+    y = odeint_adjoint(model, double(1.0, 1.5), double(0.0, 2.0), rtol=1e-4, atol=1e-4, adjoint_rtol=1e-9,
+                       adjoint_atol=1e-9, adjoint_method="dopri8", adjoint_params=[model.parameters_])  # fmt: skip
+    y[-1].sum().backward()
+    exact = LotkaVolterra()
+    odeint(exact, double(1.0, 1.5), double(0.0, 2.0), rtol=1e-10, atol=1e-10)[-1].sum().backward()
+    torch.testing.assert_close(model.parameters_.grad, exact.parameters_.grad, rtol=1e-2, atol=1e-2)
+
+
+def test_tolerances_for_each_tensor_reach_the_adjoint():
+    y0 = (double(1.0, grad=True), double(1.0, 2.0, grad=True))
+    y = odeint_adjoint(lambda t, y: (-y[0], y[1]), y0, double(0.0, 1.0), rtol=(1e-8, 1e-9), atol=(1e-8, 1e-9))
+    (y[0][-1].sum() + y[1][-1].sum()).backward()
+    assert y0[0].grad.item() == pytest.approx(math.exp(-1), rel=1e-6)
+    torch.testing.assert_close(y0[1].grad, double(math.e, math.e), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"step_size": 0.01}, {}])
+def test_adjoint_of_fixed_steps(options):
+    t = torch.linspace(0, 1, 60, dtype=torch.float64)
+    grads = []
+    for door in (odeint, odeint_adjoint):
+        model = LotkaVolterra()
+        door(model, double(1.0, 1.5), t, method="rk4", options=options).square().mean().backward()
+        grads.append(model.parameters_.grad)
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
+def test_the_backward_pass_has_its_statistics():
+    for gradient in ("checkpointed", "backsolve"):
+        solution = solve_ivp(LotkaVolterra(), (0.0, 2.0), double(1.0, 1.0), gradient=gradient)
+        assert solution.stats.backward is None
+        solution.y[-1].sum().backward()
+        backward = solution.stats.backward
+        assert backward.evaluations > 0 and backward.accepted > 0
+        if gradient == "checkpointed":
+            assert backward.accepted == solution.stats.accepted and backward.rejected == 0
+
+
+def test_a_failed_backward_solve_says_so():
+    solution = solve_ivp(LotkaVolterra(), (0.0, 2.0), double(1.0, 1.0), gradient=Backsolve(max_steps=2))
+    with pytest.raises(RuntimeError, match=r"in the backward solve: max_steps = 2 .* or use gradient='checkpointed'"):
+        solution.y[-1].sum().backward()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_what_was_reached_before_a_failure_is_differentiable(gradient):
+    y0 = double(1.0, grad=True)
+    solution = solve_ivp(lambda t, y: y**2, (0.0, 2.0), y0, t_eval=[0.0, 0.5, 1.5], gradient=gradient, throw=False,
+                         rtol=1e-9, atol=1e-9)  # fmt: skip
+    assert solution.y[:, 0].isnan().tolist() == [False, False, True]
+    solution.y[:2].sum().backward()
+    assert y0.grad.item() == pytest.approx(1.0 + 4.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_backward_twice_with_the_graph_retained(gradient):
+    model = LotkaVolterra()
+    loss = solve_ivp(model, (0.0, 1.0), double(1.0, 1.0), gradient=gradient).y[-1].sum()
+    (once,) = torch.autograd.grad(loss, model.parameters_, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, model.parameters_)
+    assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_parameters_changed_before_the_backward_pass_are_noticed(gradient):
+    model = LotkaVolterra()
+    loss = solve_ivp(model, (0.0, 1.0), double(1.0, 1.0), gradient=gradient).y[-1].sum()
+    with torch.no_grad():
+        model.parameters_.add_(1.0)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
