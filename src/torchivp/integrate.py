@@ -122,7 +122,7 @@ class _Run:
         history = History()
         while not clip.done:
             t, y = self.t, self.y
-            t1 = clip.step_end(t, h)
+            t1 = clip.step_end(t, h, stretch=not history.rejected)
             taken = abs(t1 - t)
             if self.accepted + self.rejected >= plan.max_steps:
                 return self._out_of_steps(taken)
@@ -134,7 +134,7 @@ class _Run:
                 if not accept:
                     self.rejected += 1
                     self.carry = step.retry
-                    if stuck := self._stuck(step, error, h, next_h):
+                    if stuck := self._stuck(step, error, taken, h, next_h):
                         return stuck
                     h, history = next_h, new_history
                     continue
@@ -187,11 +187,10 @@ class _Run:
         )
         return Status(Outcome.MAX_STEPS, sentence, self.t)
 
-    def _stuck(self, step: Step, error: float, h: float, next_h: float) -> Status | None:
+    def _stuck(self, step: Step, error: float, taken: float, h: float, next_h: float) -> Status | None:
         """The end of the solve, if it makes no sense to try the rejected step again with the size `next_h`."""
         controller = self.plan.controller
         assert isinstance(controller, PIDController)
-        taken = abs(float(step.t1) - self.t)
         too_small = next_h < 16 * math.ulp(self.t) or next_h < sys.float_info.min
         if not too_small and h > controller.min_step:
             return None

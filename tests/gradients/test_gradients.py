@@ -145,6 +145,17 @@ def test_closed_form_in_complex_numbers(gradient):
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_complex_parameter_of_a_real_system(gradient):
+    """y' = -|p|^2 y: L = y(1), dL/dp = -2 p exp(-|p|^2)."""
+    p = torch.tensor([0.5 + 0.25j], dtype=torch.complex128, requires_grad=True)
+    y = solve_ivp(
+        lambda t, y: -p.abs().square() * y, (0.0, 1.0), double(1.0), gradient=gradient, rtol=1e-9, atol=1e-9
+    ).y
+    y[-1].sum().backward()
+    torch.testing.assert_close(p.grad, -2 * p.detach() * math.exp(-0.3125), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_pytrees_of_mixed_precision(gradient):
     y0 = {"x": double(1.0, grad=True), "n": [torch.ones(2, requires_grad=True)]}
     rate = torch.tensor(0.5, requires_grad=True)

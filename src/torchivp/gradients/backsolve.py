@@ -182,7 +182,7 @@ class _AdjointSystem:
         self.parts = [self.state, self.adjoint]
         for tensor in others:
             start = self.parts[-1].stop
-            self.parts.append(slice(start, start + tensor.numel()))
+            self.parts.append(slice(start, start + self._real_or_same(tensor).numel()))
         self._sizes = [part.stop - part.start for part in self.parts]
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -194,10 +194,10 @@ class _AdjointSystem:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         found = torch.autograd.grad(slope, [state, *self._others], -y[:, self.adjoint], allow_unused=True)
         rates = [
-            y.new_zeros(1, size) if g is None else g.reshape(1, size).to(y.dtype)
+            y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)
         ]
-        return torch.cat([slope.detach(), *rates], dim=1)
+        return torch.cat([slope.detach(), *rates], dim=1).to(y.dtype)
 
     def initial(self, y: Tensor, adjoint: Tensor | None) -> Tensor:
         z = y.new_zeros(1, self.parts[-1].stop)
@@ -209,11 +209,21 @@ class _AdjointSystem:
     def split(self, z: Tensor) -> list[Tensor]:
         """State, adjoint and the gradients of the parameters in their own shapes and dtypes."""
         y, adjoint, *rest = z.split(self._sizes, dim=1)
-        gradients = [
-            (g.real if not p.is_complex() and g.is_complex() else g).reshape(p.shape).to(p.dtype)
-            for g, p in zip(rest, self._others, strict=True)
-        ]
-        return [y, adjoint, *gradients]
+        return [y, adjoint, *(self._shaped(g, p) for g, p in zip(rest, self._others, strict=True))]
+
+    def _real_or_same(self, parameter: Tensor) -> Tensor:
+        """A complex parameter of a real system as pairs of real numbers; any other as it is."""
+        if parameter.is_complex() and not self._problem.y0.is_complex():
+            return torch.view_as_real(parameter.resolve_conj())
+        return parameter
+
+    def _shaped(self, gradient: Tensor, parameter: Tensor) -> Tensor:
+        """The row `gradient` in the shape and dtype of the parameter that it belongs to."""
+        if parameter.is_complex() and not gradient.is_complex():
+            gradient = torch.view_as_complex(gradient.reshape(*parameter.shape, 2).contiguous())
+        elif gradient.is_complex() and not parameter.is_complex():
+            gradient = gradient.real
+        return gradient.reshape(parameter.shape).to(parameter.dtype)
 
     def tolerance(self, tolerance: Tolerance) -> Tolerance:
         """A tolerance of the state for the whole system: the adjoint has the state's, a parameter the tightest."""

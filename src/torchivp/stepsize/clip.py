@@ -25,14 +25,14 @@ class Clip:
         self._direction = direction
         self._next = 0
 
-    def step_end(self, t: float, h: float) -> float:
-        """Where a step from `t` of the proposed size `h` ends."""
+    def step_end(self, t: float, h: float, stretch: bool) -> float:
+        """Where a step from `t` of the proposed size `h`, or a little longer if it may `stretch`, ends."""
         target = self._targets[self._next]
-        ratio = abs(target - t) / h
-        if ratio <= _STRETCH:
+        ratio = abs(target - t) / (_STRETCH * h if stretch else h)
+        if ratio <= 1.0:
             return target
         if ratio < _IN_SIGHT:
-            return t + (target - t) / math.ceil(ratio / _STRETCH)
+            return t + (target - t) / math.ceil(ratio)
         return t + self._direction * h
 
     def reached(self, t: float) -> bool:
