@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.problem import time_dtype
+from torchivp.times import time_dtype
 
 
 class StepPolynomials:

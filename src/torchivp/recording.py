@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.dense import Interpolant
 from torchivp.methods.method import FlatFunc, Method, Step
-from torchivp.problem import Times
+from torchivp.times import Times
 
 
 class Recorder(Protocol):

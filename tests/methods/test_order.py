@@ -8,7 +8,8 @@ import scipy.integrate
 import torch
 
 from torchivp import ODE_METHODS, solve_ivp
-from torchivp.problem import Problem, Times
+from torchivp.problem import Problem
+from torchivp.times import Times
 
 METHODS = sorted(set(ODE_METHODS.values()), key=lambda m: m.__name__)
 

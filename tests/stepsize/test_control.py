@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from torchivp import ConstantSteps, PIController, PIDController, solve_ivp
-from torchivp.problem import Times
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.pid import History
+from torchivp.times import Times
 
 
 def test_the_integral_controller_aims_below_the_tolerance():

@@ -15,8 +15,10 @@ from torchivp.gradients.direct import Direct
 from torchivp.integrate import Controller, Integration, check_controller
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
-from torchivp.problem import FlatFunction, Problem, StateLayout, Times
+from torchivp.problem import FlatFunction, Problem
+from torchivp.state import StateLayout
 from torchivp.stepsize.error_norm import ErrorNorm, check_tolerance
+from torchivp.times import Times
 
 Gradient = Direct | Checkpointed | Backsolve
 GRADIENTS: dict[str, type[Gradient]] = {"direct": Direct, "checkpointed": Checkpointed, "backsolve": Backsolve}

@@ -19,11 +19,11 @@ from torchivp.api.arguments import (
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods.method import Method
-from torchivp.problem import Times, check_times
 from torchivp.recording import Interpolants
 from torchivp.solution import Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.pid import PIDController
+from torchivp.times import Times, check_times, time_dtype
 
 
 def solve_ivp(
@@ -122,7 +122,7 @@ def solve_ivp(
     sol = (
         DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None
     )
-    t = times.select(reached).to(layout.device)
+    t = times.select(reached).to(layout.device, time_dtype(layout.device))
     return Solution(t, layout.unflatten(states, (len(states),)), status, stats, sol)
 
 

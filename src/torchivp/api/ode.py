@@ -14,10 +14,10 @@ from torchivp.gradients.direct import Direct
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
-from torchivp.problem import Times, check_times
 from torchivp.solution import SolveError
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIDController
+from torchivp.times import Times, check_times
 
 _ADAPTIVE_OPTIONS = {
     "first_step": "first_step",

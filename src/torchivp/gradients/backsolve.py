@@ -14,10 +14,11 @@ from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_to
 from torchivp.integrate import Controller, Integration, check_controller
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
-from torchivp.problem import Problem, Times
+from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
 from torchivp.solution import SolveError, Stats, Status
 from torchivp.stepsize.error_norm import ErrorNorm, Tolerance
+from torchivp.times import Times
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torchivp.problem import Times
+from torchivp.times import Times
 
 
 @dataclass(frozen=True)

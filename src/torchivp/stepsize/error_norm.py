@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.problem import StateLayout
+from torchivp.state import StateLayout
 
 Tolerance = float | Tensor
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torchivp.problem import Times
+from torchivp.times import Times
 
 
 class History(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchivp.dense import Interpolant, StepPolynomials
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
-from torchivp.problem import time_dtype, time_scalar
+from torchivp.times import time_dtype, time_scalar
 
 Coefficients = Sequence[float]
 

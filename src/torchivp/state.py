@@ -1,0 +1,170 @@
+"""The state as the user sees it, and as the engine does: any pytree of tensors as one [rows, size] tensor.
+
+Everything below the front doors works on one flat tensor of shape [1, size] (one row: all of `y0` shares a step).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class StateLayout:
+    """How a pytree of tensors lies in one flat tensor.
+
+    Attributes:
+        shapes: the shape of each leaf.
+        sizes: the number of elements of each leaf.
+        size: the number of elements of all leaves.
+        dtype: the dtype of the flat tensor: the leaves' promoted dtype, float32 for half-precision leaves.
+        real_dtype: the dtype of the time that `func` receives: the real part of the leaves' promoted dtype.
+        device: the device of every leaf.
+    """
+
+    def __init__(self, y0: Any):
+        leaves, self._spec = pytree.tree_flatten(y0)
+        if not leaves:
+            raise ValueError("y0 holds no tensor: pass a tensor, or a tuple, list or dict of tensors")
+        for path, leaf in zip(self._paths(), leaves, strict=True):
+            _check_leaf(f"y0{path}", leaf)
+        self.device: torch.device = leaves[0].device
+        if any(leaf.device != self.device for leaf in leaves):
+            devices = ", ".join(sorted({str(leaf.device) for leaf in leaves}))
+            raise ValueError(
+                f"the tensors of y0 lie on different devices ({devices}): move them to one, y.to('{self.device}')"
+            )
+        self.is_tensor = isinstance(y0, Tensor)
+        self.shapes = [leaf.shape for leaf in leaves]
+        self.sizes = [leaf.numel() for leaf in leaves]
+        self.size = sum(self.sizes)
+        self.dtypes = [leaf.dtype for leaf in leaves]
+        promoted = self.dtypes[0]
+        for dtype in self.dtypes[1:]:
+            promoted = torch.promote_types(promoted, dtype)
+        self.real_dtype = promoted.to_real()
+        self.dtype = torch.float32 if promoted in _HALF else promoted
+        self.template: Tensor | None = None
+        """An empty tensor like `y0` where flattening `y0` is a mere change of shape, else None."""
+        if self.is_tensor and self.dtype == self.dtypes[0]:
+            self.template = torch.empty_like(leaves[0], memory_format=torch.contiguous_format)
+
+    def _paths(self) -> list[str]:
+        filled = pytree.tree_unflatten([0] * self._spec.num_leaves, self._spec)
+        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(filled)[0]]
+
+    def flatten(self, y: Any) -> Tensor:
+        """Lay a pytree shaped like `y0` out as [1, size]."""
+        leaves = pytree.tree_leaves(y)
+        if len(leaves) == 1:
+            return leaves[0].to(self.dtype).reshape(1, self.size)
+        return torch.cat([leaf.to(self.dtype).reshape(1, -1) for leaf in leaves], dim=1)
+
+    def unflatten(self, flat: Tensor, lead: tuple[int, ...] = ()) -> Any:
+        """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the leading dimensions `lead`."""
+        if self.template is not None:
+            return flat.reshape(lead + self.shapes[0]) if lead else flat.view_as(self.template)
+        leaves = [
+            _cast(part, dtype).reshape(lead + shape)
+            for part, shape, dtype in zip(flat.split(self.sizes, dim=1), self.shapes, self.dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self._spec)
+
+    def parts(self) -> list[slice]:
+        """Where each leaf lies in the flat tensor."""
+        ends = np.cumsum(self.sizes).tolist()
+        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+
+    def flatten_derivative(self, k: Any) -> Tensor:
+        """Check what `func` returned against `y0` and lay it out as [1, size]."""
+        template = self.template
+        if (
+            template is not None
+            and isinstance(k, Tensor)
+            and k.shape == template.shape
+            and k.dtype == template.dtype
+            and k.device == template.device
+        ):
+            return k.reshape(1, self.size)
+        return self.flatten(self._checked_derivative(k))
+
+    def _checked_derivative(self, k: Any) -> list[Tensor]:
+        if isinstance(k, Tensor) and not self.is_tensor and self._is_flat_sequence():
+            k = tuple(k.unbind())
+        leaves, spec = pytree.tree_flatten(k)
+        same = spec == self._spec or (
+            self._is_flat_sequence() and isinstance(k, tuple | list) and len(leaves) == len(self.sizes) == len(k)
+        )
+        if not same:
+            raise TypeError(
+                f"func must return the same structure as y0: y0 is {self.describe()}, func returned {_describe(k)}"
+            )
+        for path, leaf, shape, dtype in zip(self._paths(), leaves, self.shapes, self.dtypes, strict=True):
+            name = f"func(t, y){path}"
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(leaf).__name__}")
+            if leaf.shape != shape:
+                raise ValueError(
+                    f"func must return dy/dt in the shape of y: y{path} has shape {tuple(shape)}, "
+                    f"{name} has shape {tuple(leaf.shape)}"
+                )
+            if leaf.device != self.device:
+                raise ValueError(
+                    f"{name} lies on {leaf.device}, but y0 on {self.device}: "
+                    f"move func's parameters and constants there, func.to('{self.device}')"
+                )
+            if not torch.can_cast(leaf.dtype, dtype):
+                raise TypeError(
+                    f"{name} is {leaf.dtype}, which does not fit into the state's {dtype}: "
+                    f"start from y0.to({leaf.dtype})"
+                )
+        return leaves
+
+    def _is_flat_sequence(self) -> bool:
+        return self._spec.type in (tuple, list) and self._spec.num_children == self._spec.num_leaves
+
+    def describe(self) -> str:
+        """The state in words, for messages."""
+        return _describe(pytree.tree_unflatten([torch.empty(s, device="meta") for s in self.shapes], self._spec))
+
+    def name(self, index: int) -> str:
+        """The element `index` of the flat tensor as the user would write it, such as `y['a'][2]`."""
+        for path, part, shape in zip(self._paths(), self.parts(), self.shapes, strict=True):
+            if index < part.stop:
+                position = np.unravel_index(index - part.start, tuple(shape))
+                return f"y{path}" + (f"[{', '.join(map(str, position))}]" if position else "")
+        raise IndexError(index)
+
+
+def _check_leaf(name: str, leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        raise TypeError(
+            f"y0 must be a tensor or a tuple, list or dict of tensors, but {name} is {type(leaf).__name__}: "
+            f"write torch.tensor({leaf!r})"
+            if isinstance(leaf, int | float | complex)
+            else f"y0 must be a tensor or a tuple, list or dict of tensors, but {name} is {type(leaf).__name__}"
+        )
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        raise TypeError(f"{name} must be floating point or complex, got {leaf.dtype}: write {name}.double()")
+
+
+def _cast(part: Tensor, dtype: torch.dtype) -> Tensor:
+    if part.is_complex() and not dtype.is_complex:
+        part = part.real
+    return part.to(dtype)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        return opening + ", ".join(map(_describe, value)) + closing
+    return type(value).__name__

@@ -1,0 +1,132 @@
+"""Times: Python floats for the step loop, tensors for `func` and for gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def time_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which times are computed on `device`: float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def time_scalar(t: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The time `t` as `func` receives it: a 0-d tensor."""
+    if isinstance(t, Tensor):
+        return t.to(dtype=dtype, device=device)
+    return torch.scalar_tensor(t, dtype=dtype, device=device)
+
+
+class Times:
+    """The times of a problem: Python floats for the step loop, and the tensor behind them if it needs a gradient.
+
+    Attributes:
+        start: where the integration starts.
+        end: where it ends; reached exactly.
+        outputs: the requested times, in the order of integration, or None for every accepted step.
+        tensor: all known times as one float64 tensor, if a gradient with respect to time was asked for.
+    """
+
+    def __init__(
+        self,
+        start: float,
+        end: float,
+        outputs: Sequence[float] | None,
+        known: Sequence[float] = (),
+        tensor: Tensor | None = None,
+    ) -> None:
+        self.start = start
+        self.end = end
+        self.outputs = None if outputs is None else tuple(outputs)
+        self.direction = 1.0 if end >= start else -1.0
+        self.tensor = tensor
+        self._known = known
+        self._index = {t: i for i, t in reversed(list(enumerate(known)))}
+
+    def at(self, t: float) -> float | Tensor:
+        """The time `t` as the step loop hands it on: a float, or a tensor through which a gradient flows.
+
+        A time that the user gave is that entry of the user's tensor; a time that the solver chose moves with
+        the start time.
+        """
+        if self.tensor is None:
+            return t
+        index = self._index.get(t)
+        if index is not None:
+            return self.tensor[index]
+        return self.tensor[self._index[self.start]] + (t - self.start)
+
+    def select(self, times: Sequence[float]) -> Tensor:
+        """The series `times` as a float64 tensor; with its gradient if there is one."""
+        if self.tensor is None:
+            return torch.tensor(times, dtype=torch.float64)
+        return torch.stack([torch.as_tensor(self.at(t)) for t in times])
+
+    def position(self, t: float) -> int:
+        """Where the time `t`, which the user gave, stands in `tensor`."""
+        return self._index[t]
+
+    def with_tensor(self, tensor: Tensor | None) -> Times:
+        """The same times, their gradient flowing to `tensor`."""
+        return Times(self.start, self.end, self.outputs, self._known, tensor)
+
+
+def check_times(t: Any, name: str = "t", monotone: bool = True) -> tuple[list[float], Tensor | None]:
+    """Check a strictly monotone series of times.
+
+    Returns:
+        The times as floats, and `t` as a float64 tensor on the CPU if it requires a gradient, else None.
+
+    Raises:
+        TypeError: `t` is not a real tensor, array or sequence of numbers.
+        ValueError: `t` is empty, not one-dimensional, not finite or not strictly monotone.
+    """
+    if not isinstance(t, Tensor):
+        try:
+            if isinstance(t, list | tuple) and any(isinstance(entry, Tensor) for entry in t):
+                t = torch.stack([torch.as_tensor(entry).to("cpu", torch.float64) for entry in t])
+            else:
+                t = torch.as_tensor(np.asarray(t, dtype=np.float64))
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"{name} must be a one-dimensional tensor of times, got {type(t).__name__}: "
+                f"write {name}=torch.linspace(t0, t1, steps)"
+            ) from None
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {t.dtype}: write {name}.real")
+    if t.ndim != 1:
+        raise ValueError(
+            f"{name} must be one-dimensional, got shape {tuple(t.shape)}"
+            + (f": write {name}.reshape(1)" if t.ndim == 0 else f": write {name}.flatten()")
+        )
+    if t.numel() == 0:
+        raise ValueError(f"{name} is empty: pass at least one time")
+    values: list[float] = t.detach().to("cpu", torch.float64).tolist()
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, but {name}[{i}] = {value}")
+    if monotone:
+        _check_monotone(values, name)
+    return values, t.to("cpu", torch.float64) if t.requires_grad else None
+
+
+def _check_monotone(values: list[float], name: str) -> None:
+    direction = 1.0 if values[-1] >= values[0] else -1.0
+    for i, (before, after) in enumerate(pairwise(values)):
+        if after == before:
+            raise ValueError(
+                f"{name} must be strictly increasing or decreasing, but {name}[{i}] = {name}[{i + 1}] = {after}: "
+                f"drop the repeated time, {name} = torch.unique({name})"
+            )
+        if (after - before) * direction < 0:
+            raise ValueError(
+                f"{name} must be strictly increasing or decreasing, but {name}[{i}] = {before} and "
+                f"{name}[{i + 1}] = {after}: sort it, {name} = {name}.sort().values"
+            )
