@@ -173,6 +173,16 @@ def test_unknown_options_of_odeint_are_named_in_a_warning():
         odeint(decay, Y0, T, options={"step_sise": 0.1})
 
 
+@pytest.mark.parametrize("option", [{"jump_t": torch.tensor([0.5])}, {"step_t": [0.5]}, {"interp": "linear"}])
+def test_options_that_would_change_the_result_are_refused(option):
+    for door in (odeint, odeint_adjoint):
+        refused(
+            ValueError,
+            "of torchdiffeq is not supported yet: leave it out",
+            lambda d=door: d(decay, Y0, T, options=option),
+        )
+
+
 def test_grid_options_exclude_each_other():
     options = {"step_size": 0.1, "grid_constructor": lambda f, y, t: t}
     refused(ValueError, "exclude each other", lambda: odeint(decay, Y0, T, method="rk4", options=options))

@@ -231,7 +231,12 @@ def test_tolerances_for_each_tensor_reach_the_adjoint():
     torch.testing.assert_close(y0[1].grad, double(math.e, math.e), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("options", [{"step_size": 0.01}, {}])
+def fine_grid(func, y0, t):
+    """A grid of 200 steps over the whole of `t`, which may run backwards."""
+    return torch.linspace(t[0], t[-1], 201, dtype=t.dtype)
+
+
+@pytest.mark.parametrize("options", [{"step_size": 0.01}, {}, {"grid_constructor": fine_grid}])
 def test_adjoint_of_fixed_steps(options):
     t = torch.linspace(0, 1, 60, dtype=torch.float64)
     grads = []

@@ -54,7 +54,8 @@ def solve_ivp(
 
     Args:
         func: the right-hand side. `t` is a 0-d tensor in the real dtype of the state, `y` has the shape (or
-            structure) of `y0`; returns the same structure. Functions and `nn.Module`s will do.
+            structure) of `y0`; returns the same structure, cast to the state's dtype. Functions and `nn.Module`s
+            will do.
         t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict, nested
             at will, of such tensors. All elements share a step.
@@ -88,7 +89,7 @@ def solve_ivp(
         SolveError: the end was not reached, and `throw` is true; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
 
-    Example:
+    Examples:
         >>> import torch, torchivp
         >>> solution = torchivp.solve_ivp(lambda t, y: -y, (0.0, 1.0), torch.ones(2, dtype=torch.float64))
         >>> bool((solution.y[-1] - torch.e**-1).abs().max() < 1e-6)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchivp.api.arguments import Gradient, build_integration
@@ -29,6 +30,9 @@ _ADAPTIVE_OPTIONS = {
 }
 """torchdiffeq's options of adaptive methods, and what `PIDController` calls them."""
 
+_NOT_YET = {"step_t": None, "jump_t": None, "perturb": False, "interp": "cubic", "dtype": torch.float64}
+"""Options of torchdiffeq that would change the result if they were ignored, and the value each is fixed to."""
+
 _UNLIMITED = 2**31 - 1
 
 
@@ -48,7 +52,8 @@ def odeint(
     everything that `func` uses, any number of times.
 
     Args:
-        func: the right-hand side; `t` is a 0-d tensor in the real dtype of the state.
+        func: the right-hand side; `t` is a 0-d tensor in the real dtype of the state. The result is cast to the
+            dtype of the state.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict of such.
         t: the times at which to return the solution, strictly increasing or decreasing, [T]; `t[0]` belongs to `y0`.
         rtol: relative tolerance: a number, a tensor that broadcasts to the state, or a tuple with one for each
@@ -59,7 +64,8 @@ def odeint(
             `max_num_steps`, `safety`, `ifactor` (the largest factor by which a step grows), `dfactor` (the smallest
             by which it shrinks), `norm` (a function of the scaled error). Methods of fixed step: `step_size`, or
             `grid_constructor`, a function of `(func, y0, t)` that returns the step ends; without either, each
-            step leads from one of the times `t` to the next. Others are named in a warning and ignored.
+            step leads from one of the times `t` to the next. `step_t`, `jump_t`, `perturb`, `interp` and `dtype` of
+            torchdiffeq are refused for now; unknown ones are named in a warning and ignored.
 
     Returns:
         The solution, [T, *y0.shape], in the dtype of `y0`; for a pytree `y0` the same structure of such tensors.
@@ -188,6 +194,12 @@ def _controller(
         controller: Controller = PIDController(accept_at_min_step=True, **given)  # pyright: ignore[reportArgumentType]
     else:
         controller = _fixed_controller(remaining, func, y0, t)
+    for name, value in _NOT_YET.items():
+        if remaining.pop(name, value) != value:
+            raise ValueError(
+                f"option {name!r} of torchdiffeq is not supported yet: leave it out"
+                + (f" ({name}={value!r} is what is done)" if value is not None else "")
+            )
     if remaining:
         warnings.warn(
             f"{method.__name__}: unexpected options {sorted(remaining)} are ignored", UserWarning, stacklevel=4
@@ -206,7 +218,8 @@ def _fixed_controller(remaining: dict[str, Any], func: Callable[..., Any], y0: A
         return GridSteps()
 
     def grid(times: Times) -> list[float]:
-        given = times.select([times.start, *(s for s in times.outputs or () if s != times.start)]).detach()
+        between = [s for s in times.outputs or () if s not in (times.start, times.end)]
+        given = times.select([times.start, *between, times.end]).detach()
         points, _ = check_times(constructor(func, y0, given), "the grid that grid_constructor returned")
         if points[0] != times.start or points[-1] != times.end:
             raise ValueError(
