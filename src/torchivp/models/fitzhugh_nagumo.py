@@ -51,7 +51,7 @@ class FitzHughNagumo(Model):
         voltage, recovery = y.unbind(-1)
         return torch.stack(
             (
-                voltage - voltage**3 / 3 - recovery + self.current,
+                voltage - voltage**3 * (1 / 3) - recovery + self.current,
                 self.epsilon * (voltage + self.a - self.b * recovery),
             ),
             -1,

@@ -83,7 +83,7 @@ class Model(nn.Module):
 
     def values(self) -> dict[str, float]:
         """The values of the parameters by name."""
-        return {name: float(parameter) for name, parameter in self.named_parameters()}
+        return {name: parameter.item() for name, parameter in self.named_parameters()}
 
     def initial_state(self) -> Tensor:
         """The default initial state, [n_states], float64."""

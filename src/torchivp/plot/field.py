@@ -37,7 +37,7 @@ def draw_direction_field(
     with torch.no_grad():
         for place in np.ndindex(grid_x.shape):
             point = rest.detach().clone()
-            point[states[0]], point[states[1]] = grid_x[place], grid_y[place]
+            point[states[0]], point[states[1]] = float(grid_x[place]), float(grid_y[place])
             slope = func(time, point)
             slopes[0][place], slopes[1][place] = float(slope[states[0]]), float(slope[states[1]])
     # On square axes, slopes in widths and heights per unit of time have the direction that the eye sees.

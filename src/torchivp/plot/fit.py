@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torchivp.fit import FitResult
 
 CURVE_POINTS = 400
+SMALL_CURVE_POINTS = 120
 MAX_TRAJECTORIES = 24
 COLUMNS = 3
 CURVE_ALPHA, PREDICTION_ALPHA = 0.35, 0.13
@@ -30,6 +31,15 @@ class Panel(NamedTuple):
 
     trajectory: int
     observable: int
+
+
+class Curves(NamedTuple):
+    """The fitted states of a trajectory at times [T], with the edges of their bands, each [T, n_states]."""
+
+    t: np.ndarray
+    states: np.ndarray
+    band: tuple[np.ndarray, np.ndarray]
+    prediction: tuple[np.ndarray, np.ndarray]
 
 
 def plot_fit(result: FitResult) -> Figure:
@@ -49,16 +59,16 @@ def plot_fit(result: FitResult) -> Figure:
     one_kind = len(result.data.observables) == 1
     share = "none" if columns == 1 else "all" if one_kind else "col"
     grid = figure.subplots(rows, columns, sharex=True, sharey=share, squeeze=False)
-    for place in np.ndindex(rows, columns):
-        axes, panel = grid[place], layout[place]
+    curves = [_curves(result, trajectory) for trajectory in range(min(len(result.data.trajectories), MAX_TRAJECTORIES))]
+    for (row, column), axes, panel in zip(np.ndindex(rows, columns), grid.flat, layout.flat, strict=True):
         if panel is None:
             axes.set_visible(False)
             continue
-        _draw_fit_panel(axes, result, panel)
-        last = place[0] == rows - 1 or layout[place[0] + 1, place[1]] is None
+        _draw_fit_panel(axes, result, panel, curves[panel.trajectory])
+        last = row == rows - 1 or layout[row + 1, column] is None
         axes.set_xlabel(result.data.time_name if last else "")
         axes.tick_params(labelbottom=last)
-        if one_kind and place[1] > 0:
+        if one_kind and column > 0:
             axes.set_ylabel("")
     _add_band_legend(figure, result)
     return figure
@@ -103,7 +113,7 @@ def plot_phase(result: FitResult, trajectory: int = 0) -> Figure:
     if len(states) < 2:
         raise ValueError(f"a phase plane needs at least two states, and the model has one: {states[0]}")
     data = result.data.trajectories[trajectory]
-    curve = result.predict(_fine_times(data.t), trajectory)
+    curve = result.predict(_fine_times(data.t, CURVE_POINTS), trajectory)
     figure = new_figure(6.4, 6.4)
     axes = figure.add_subplot()
     labels = [_state_label(result, state) for state in states[:2]]
@@ -151,10 +161,8 @@ def _panel_layout(trajectories: int, observables: int) -> np.ndarray:
     """Which `Panel` goes where, [rows, columns], with None for a place that stays empty."""
     trajectories = min(trajectories, MAX_TRAJECTORIES)
     panels = [Panel(trajectory, observable) for trajectory in range(trajectories) for observable in range(observables)]
-    if trajectories == 1:
-        columns = 1
-    else:
-        columns = min(trajectories, COLUMNS) if observables == 1 else observables
+    one_column = trajectories == 1 and observables > 1
+    columns = 1 if one_column else min(trajectories, COLUMNS) if observables == 1 else observables
     rows = -(-len(panels) // columns)
     layout = np.empty(rows * columns, dtype=object)
     for place, panel in enumerate(panels):
@@ -162,31 +170,36 @@ def _panel_layout(trajectories: int, observables: int) -> np.ndarray:
     return layout.reshape(rows, columns)
 
 
-def _draw_fit_panel(axes: Axes, result: FitResult, panel: Panel) -> None:
+def _curves(result: FitResult, trajectory: int) -> Curves:
+    """What is drawn of the fit to one trajectory."""
+    points = CURVE_POINTS if len(result.data.trajectories) == 1 else SMALL_CURVE_POINTS
+    t = _fine_times(result.data.trajectories[trajectory].t, points)
+    states = result.predict(t, trajectory)
+    return Curves(t, states, result.band(t, trajectory), result.prediction_band(t, trajectory))
+
+
+def _draw_fit_panel(axes: Axes, result: FitResult, panel: Panel, curves: Curves) -> None:
     """Draw one observable of one trajectory: bands, curve and data."""
     data = result.data.trajectories[panel.trajectory]
     values = data.values[:, panel.observable]
     name, state = result.data.observables[panel.observable], result.observed_states[panel.observable]
     column = list(result.model.states).index(state)
     color = color_of(panel.observable)
-    t = _fine_times(data.t)
-    curve = result.predict(t, panel.trajectory)[:, column]
-    band = [edge[:, column] for edge in result.band(t, panel.trajectory)]
-    prediction = [edge[:, panel.observable] for edge in result.prediction_band(t, panel.trajectory)]
-    axes.fill_between(t, *prediction, color=color, alpha=PREDICTION_ALPHA, linewidth=0)
-    axes.fill_between(t, *band, color=color, alpha=CURVE_ALPHA, linewidth=0)
-    axes.plot(t, curve, color=color, linewidth=1.8)
-    axes.plot(data.t, values, "o", color=INK, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
-    several = len(result.data.trajectories) > 1
-    style_axes(axes, result.data.time_name, _observable_label(result, panel.observable), data.name if several else "")
-    axes.margins(x=0.015)
+    title = data.name if len(result.data.trajectories) > 1 else f"{name}: {result.model.states[state]}"
+    style_axes(axes, result.data.time_name, _observable_label(result, panel.observable), title)
     if _is_logarithmic(result, panel.observable):
         axes.set_yscale("log")
-        return
-    low, high = _value_limits(np.concatenate([values, curve]), *prediction)
+        axes.yaxis.set_major_formatter("{x:g}")
+    band, prediction = ([edge[:, column] for edge in edges] for edges in (curves.band, curves.prediction))
+    low, high = _value_limits(axes, np.concatenate([values, curves.states[:, column]]), *prediction)
     if panel.trajectory > 0:  # which shares its axis with the panels before
         low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
     axes.set_ylim(low, high)
+    for edges, alpha in ((prediction, PREDICTION_ALPHA), (band, CURVE_ALPHA)):
+        axes.fill_between(curves.t, *_within_reach(axes, edges), color=color, alpha=alpha, linewidth=0)
+    axes.plot(curves.t, curves.states[:, column], color=color, linewidth=1.8)
+    axes.plot(data.t, values, "o", color=INK, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+    axes.margins(x=0.015)
 
 
 def _is_logarithmic(result: FitResult, observable: int) -> bool:
@@ -195,15 +208,25 @@ def _is_logarithmic(result: FitResult, observable: int) -> bool:
     return result.noise == "lognormal" and bool(np.nanmax(values) > 100 * np.nanmin(values))
 
 
-def _value_limits(shown: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
+def _value_limits(axes: Axes, shown: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
     """Limits that hold data and curve, and of the prediction band what leaves them legible."""
-    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    to_axis = axes.yaxis.get_transform()
+    low, high = to_axis.transform([np.nanmin(shown), np.nanmax(shown)])
     size = (high - low) or abs(high) or 1.0
-    edges = np.concatenate([lower, upper, [low, high]])
-    bottom = max(float(np.nanmin(edges)), low - 0.75 * size)
-    top = min(float(np.nanmax(edges)), high + 0.75 * size)
+    bottom = np.nanmin([low, *np.maximum(to_axis.transform(lower), low - 0.75 * size)])
+    top = np.nanmax([high, *np.minimum(to_axis.transform(upper), high + 0.75 * size)])
     margin = 0.04 * (top - bottom)
-    return bottom - margin, top + margin
+    bottom, top = to_axis.inverted().transform([bottom - margin, top + margin])
+    return float(bottom), float(top)
+
+
+def _within_reach(axes: Axes, edges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of a band, those at infinity brought to where they are out of sight but can be drawn."""
+    to_axis = axes.yaxis.get_transform()
+    low, high = to_axis.transform(axes.get_ylim())
+    far_low, far_high = to_axis.inverted().transform([low - 10 * (high - low), high + 10 * (high - low)])
+    lower, upper = (np.clip(edge, far_low, far_high) for edge in edges)
+    return lower, upper
 
 
 def _add_band_legend(figure: Figure, result: FitResult) -> None:
@@ -244,19 +267,19 @@ def _draw_normal_quantiles(axes: Axes, residuals: np.ndarray, color: int) -> Non
     axes.plot(middle, ordered, "o", color=color_of(color), markersize=5, markeredgecolor="white")
 
 
-def _fine_times(t: np.ndarray) -> np.ndarray:
+def _fine_times(t: np.ndarray, points: int) -> np.ndarray:
     """Times at which to draw a curve through data at times `t`."""
-    return np.linspace(float(t[0]), float(t[-1]), CURVE_POINTS)
+    return np.linspace(float(t[0]), float(t[-1]), points)
 
 
 def _observable_label(result: FitResult, observable: int) -> str:
     """The name of an observable with the unit of its state."""
-    state = result.observed_states[observable]
-    return label_with_unit(result.data.observables[observable], result.model.states[state])
+    unit = result.model.units.get(result.observed_states[observable])
+    return label_with_unit(result.data.observables[observable], unit)
 
 
 def _state_label(result: FitResult, state: str) -> str:
     """The name of a state, or of what was observed of it, with its unit."""
     if state in result.observed_states:
         return _observable_label(result, result.observed_states.index(state))
-    return label_with_unit(state, result.model.states[state])
+    return label_with_unit(state, result.model.units.get(state))

@@ -15,6 +15,8 @@ from torchivp.plot.style import INK, color_of, line_style_of, new_figure, style_
 from torchivp.solution import Solution
 
 SMOOTH_POINTS = 1000
+ARROW_AT, ARROW_LENGTH = 0.12, 0.04
+"""How far along a curve its arrowhead sits, and its length, in widths of the axes."""
 
 
 def plot_solution(
@@ -91,11 +93,13 @@ def draw_orbit(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
     axes.plot(x, y, color=color, linewidth=2.0, zorder=3)
     axes.plot(x[0], y[0], marker="o", markersize=7, color=color, markeredgecolor="white", zorder=4)
     axes.autoscale_view()
-    distance = np.hypot(np.diff(x) / np.ptp(axes.get_xlim()), np.diff(y) / np.ptp(axes.get_ylim())).cumsum()
-    if distance[-1] > 0.02:
-        at = int(np.searchsorted(distance, min(0.12, distance[-1] / 2)))
-        arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 2.0, "mutation_scale": 16}
-        axes.annotate("", xy=(x[at + 1], y[at + 1]), xytext=(x[at], y[at]), arrowprops=arrow, zorder=4)
+    steps = np.hypot(np.diff(x) / np.ptp(axes.get_xlim()), np.diff(y) / np.ptp(axes.get_ylim()))
+    distance = np.concatenate([[0.0], steps.cumsum()])
+    if distance[-1] > ARROW_LENGTH:
+        tip = min(ARROW_AT, distance[-1])
+        tail, head = np.searchsorted(distance, [tip - ARROW_LENGTH, tip])
+        arrow = {"arrowstyle": "-|>", "color": color, "mutation_scale": 16, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", xy=(x[head], y[head]), xytext=(x[tail], y[tail]), arrowprops=arrow, zorder=4)
 
 
 def _curve(solution: Solution) -> tuple[np.ndarray, np.ndarray]:

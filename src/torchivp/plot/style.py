@@ -48,4 +48,4 @@ def style_axes(axes: Axes, x_label: str = "", y_label: str = "", title: str = ""
 
 def label_with_unit(name: str, unit: str | None) -> str:
     """`name (unit)`, or the name alone where there is no unit."""
-    return f"{name} ({unit})" if unit and unit != name else name
+    return f"{name} ({unit})" if unit and unit != "1" else name

@@ -1,0 +1,179 @@
+"""Integral matching: estimates of the parameters from smoothed data, without solving the model.
+
+Where every state is observed, its curve can be smoothed from the data, and the parameters be chosen so that the model's
+right-hand side, integrated along the smoothed curves, gives their increments. Source: J. O. Ramsay and G. Hooker,
+"Dynamic Data Analysis", 2017, chapter 8; I. Dattner and C. A. J. Klaassen, "Optimal rate of direct estimators in
+systems of ordinary differential equations linear in functions of the parameters", Electronic Journal of Statistics 9
+(2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.interpolate import make_interp_spline, make_smoothing_spline
+from scipy.optimize import least_squares
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from torchivp.fit.misfit import Misfit
+
+Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+# The three-point Gauss-Legendre rule on [0, 1].
+_NODES = 0.5 + np.array([-0.5, 0.0, 0.5]) * np.sqrt(0.6)
+_WEIGHTS = np.array([5.0, 8.0, 5.0]) / 18.0
+
+
+@dataclass(frozen=True)
+class SmoothedStates:
+    """The states along curves drawn through the data, at the nodes of a quadrature between the data times.
+
+    Attributes:
+        t: the nodes, [N, 3].
+        widths: the lengths of the intervals between data times, [N].
+        y: the states at the nodes, [N, 3, n_states].
+        increments: what each state (or its logarithm) gains over each interval, [N, n_states].
+        log: for which states the logarithm is meant, [n_states].
+        initial: the states at the first data time of each trajectory, [n_trajectories, n_states].
+    """
+
+    t: Tensor
+    widths: Tensor
+    y: Tensor
+    increments: Tensor
+    log: Tensor
+    initial: NDArray[np.float64]
+
+
+def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
+    """Draw curves through the data.
+
+    Args:
+        misfit: model and data; every state is observed.
+        smoothing: whether the curves smooth the data as far as generalised cross-validation sees fit, or pass
+            through them.
+
+    Returns:
+        The curves at the nodes; None if a trajectory has too few values of a state.
+    """
+    data, model = misfit.data, misfit.model
+    states = list(model.states)
+    log = [model.is_positive(state) or misfit.noise == "lognormal" for state in states]
+    t, widths, y, increments, initial = [], [], [], [], []
+    for trajectory in data.trajectories:
+        ends = trajectory.t
+        nodes = ends[:-1, None] + np.diff(ends)[:, None] * _NODES
+        at_ends, at_nodes = [], []
+        for state, is_log in zip(states, log, strict=True):
+            curve = _curve(ends, trajectory.values[:, data.states.index(state)], is_log, smoothing)
+            if curve is None:
+                return None
+            at_ends.append(curve(ends))
+            at_nodes.append(np.exp(curve(nodes)) if is_log else curve(nodes))
+        t.append(nodes)
+        widths.append(np.diff(ends))
+        y.append(np.stack(at_nodes, axis=-1))
+        increments.append(np.diff(np.stack(at_ends, axis=-1), axis=0))
+        first = np.array([curve[0] for curve in at_ends])
+        initial.append(np.where(log, np.exp(np.where(log, first, 0.0)), first))
+    return SmoothedStates(
+        *(torch.tensor(np.concatenate(parts)) for parts in (t, widths, y, increments)),
+        log=torch.tensor(log),
+        initial=np.stack(initial),
+    )
+
+
+def _curve(t: NDArray[np.float64], values: NDArray[np.float64], log: bool, smoothing: bool) -> Curve | None:
+    """A curve through the values of a state that are not missing, of its logarithm where `log`."""
+    known = np.isfinite(values)
+    if known.sum() < 3:
+        return None
+    v = values[known]
+    if log:
+        v = np.log(np.maximum(v, 1e-3 * np.abs(v).mean()))
+    scale = (t[-1] - t[0]) / len(t)
+    s = (t[known] - t[0]) / scale
+    if smoothing and len(s) >= 5:
+        spline = make_smoothing_spline(s, v)
+    else:
+        spline = make_interp_spline(s, v, k=min(3, len(s) - 1))
+    return lambda times: spline((times - t[0]) / scale)
+
+
+class Matching:
+    """The regression of the curves' increments on the parameters.
+
+    Args:
+        misfit: model, data and what is free.
+        curves: the smoothed data.
+    """
+
+    def __init__(self, misfit: Misfit, curves: SmoothedStates):
+        self._model = misfit.model
+        self._quantities = misfit.quantities
+        self._curves = curves
+        free = self._quantities.free
+        self._index = torch.tensor([i for i, quantity in enumerate(free) if quantity.kind == "parameter"])
+        self._theta = torch.tensor(self._quantities.theta())
+        self._widths = misfit.quantities.magnitudes[self._index.numpy()]
+        self._scale = curves.increments.square().mean(0).sqrt().clamp_min(1e-12)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no parameter is free, so that there is nothing to estimate."""
+        return len(self._index) == 0
+
+    def residuals(self, p: Tensor) -> Tensor:
+        """The increments that the free parameters `p` (entries of theta) do not explain, over their size, [n]."""
+        curves = self._curves
+        values = self._quantities.values(self._theta.index_copy(0, self._index, p))
+        parameters = self._quantities.parameters(values)
+
+        def derivative(t: Tensor, y: Tensor) -> Tensor:
+            return functional_call(self._model, parameters, (t, y))
+
+        slopes = vmap(derivative)(curves.t.flatten(), curves.y.flatten(0, 1)).reshape(curves.y.shape)
+        slopes = torch.where(curves.log, slopes / curves.y, slopes)
+        gained = torch.einsum("nqs,q,n->ns", slopes, torch.tensor(_WEIGHTS), curves.widths)
+        return ((curves.increments - gained) / self._scale).flatten()
+
+    def estimates(self, starts: NDArray[np.float64], keep: int) -> list[NDArray[np.float64]]:
+        """The best fits from several starts, as vectors theta, the best first.
+
+        Args:
+            starts: values of theta, [n_starts, n_free].
+            keep: how many of the starts, those with the smallest residuals, to refine.
+        """
+        p = torch.tensor(starts)[:, self._index]
+        costs = vmap(self.residuals)(p).square().sum(1).nan_to_num(torch.inf, torch.inf)
+        best = [i for i in costs.argsort()[:keep].tolist() if torch.isfinite(costs[i])]
+        found = [self._refine(p[i].numpy()) for i in best]
+        found.sort(key=lambda pair: pair[0])
+        return [self._with_initial_states(estimate) for _, estimate in found]
+
+    def _refine(self, p: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        widths = self._widths
+        ridge = 1e-3 * np.eye(len(p))  # keeps parameters in place that the curves say nothing about
+
+        def residuals(u: NDArray[np.float64]) -> NDArray[np.float64]:
+            at = self.residuals(torch.tensor(p + widths * u)).nan_to_num(1e6, 1e6, -1e6)
+            return np.concatenate([at.clamp(-1e6, 1e6).numpy(), ridge @ u])
+
+        fit = least_squares(residuals, np.zeros(len(p)), ftol=1e-6, xtol=1e-6, max_nfev=50)
+        return fit.cost, p + widths * fit.x
+
+    def _with_initial_states(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
+        states = list(self._model.states)
+        initial = {
+            quantity.name: float(self._curves.initial[quantity.trajectory, states.index(quantity.key)])
+            for quantity in self._quantities.free
+            if quantity.trajectory is not None
+        }
+        theta = self._quantities.theta(initial)
+        theta[self._index.numpy()] = p
+        return theta

@@ -1,0 +1,143 @@
+"""Where to start: candidates from the data or around the model's defaults, and the way from there to the optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from torchivp.fit.matching import Matching, smooth
+from torchivp.fit.misfit import Misfit
+from torchivp.fit.optimise import Minimum, Search
+
+_STARTS = 128  # random starts that are looked at
+_REFINED = 12  # of them, how many are refined on the beginning of the data
+_FOLLOWED = 4  # of those, how many are followed to the end of the data
+_SPREAD = 2.0  # a quantity on the log scale starts within this many powers of ten of its default
+_EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
+
+
+def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Minimum:
+    """Find the quantities that minimise the squared residuals.
+
+    Where every state is observed, the first candidates come from integral matching; further ones, and all of them
+    otherwise, are random starts around the model's defaults that explain the beginning of the data best. Candidates
+    are refined on all data at once, and on a horizon that grows from the beginning of the data to their end; the
+    latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The search
+    ends when two ways lead to the same best optimum, when the model fits exactly, or with the last candidate.
+
+    Args:
+        search: what is minimised.
+        scale: what to divide the residuals of each observable by, [n_observed].
+        given: whether the user has given start values, which are then the only candidate.
+
+    Returns:
+        The best minimum; its cost is infinite if the model could be solved from no candidate.
+    """
+    best = Minimum(search.misfit.quantities.theta(), np.inf, False)
+    for minimum in _minima(search, scale, given):
+        if minimum.residuals is None:
+            continue
+        exact = _EXACT * len(minimum.residuals.values)
+        confirmed = np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
+        if minimum.cost < best.cost:
+            best = minimum
+        if confirmed or best.cost <= exact:
+            break
+    return best
+
+
+def _minima(search: Search, scale: NDArray[np.float64], given: bool) -> Iterator[Minimum]:
+    """The minima that the candidates lead to."""
+    misfit = search.misfit
+    first: Iterable[NDArray[np.float64]] = ()
+    if given:
+        first = [misfit.quantities.theta()]
+    elif set(misfit.model.states) == set(misfit.data.states):
+        first = _matched(misfit)
+    number = 0
+    for number, theta in enumerate(first, 1):
+        stage = f"start {number}, all data"
+        yield search.minimise(theta, scale, stage, tolerance=1e-5, max_iterations=30)
+        yield _extend_horizon(search, theta, scale, f"start {number}")
+    if not given:
+        for further, theta in enumerate(_screened(search, scale), number + 1):
+            yield _extend_horizon(search, theta, scale, f"start {further}")
+
+
+def _extend_horizon(search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str) -> Minimum:
+    """Fit the beginning of the data, then go on from there to more and more of them."""
+    horizon = _first_horizon(search.misfit)
+    while horizon < 0.8:
+        minimum = _refine(search, theta, scale, stage, horizon)
+        if minimum.residuals is None:
+            return minimum
+        theta = minimum.theta
+        horizon *= 1.5
+    return search.minimise(theta, scale, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
+
+
+def _first_horizon(misfit: Misfit) -> float:
+    """The fraction of the data with twice as many values as there are free quantities; at least a tenth."""
+    return min(1.0, max(0.1, 2 * len(misfit.quantities.free) / misfit.data.n_data))
+
+
+def _refine(
+    search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str, horizon: float
+) -> Minimum:
+    """Fit the first part of the data roughly, holding back what it says nothing about."""
+    stage = f"{stage}, first {horizon:.0%} of the data"
+    return search.minimise(theta, scale, stage, horizon=horizon, tolerance=1e-3, max_iterations=20, prior_width=30.0)
+
+
+def _matched(misfit: Misfit) -> Iterator[NDArray[np.float64]]:
+    """Candidates from integral matching along smooth curves, and along curves through the data."""
+    for smoothing in (True, False):
+        curves = smooth(misfit, smoothing)
+        if curves is None:
+            continue
+        matching = Matching(misfit, curves)
+        if not matching.empty:
+            yield from _distinct(matching.estimates(_random(misfit), _FOLLOWED))[:2]
+
+
+def _screened(search: Search, scale: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Random starts, those that explain the beginning of the data best once they are refined there."""
+    starts = _random(search.misfit)
+    horizon = _first_horizon(search.misfit)
+    coarse = search.misfit.at_accuracy(rtol=1e-3)
+    costs = []
+    for theta in starts:
+        residuals = coarse.residuals(theta, horizon, derivatives=False)
+        costs.append(np.inf if residuals is None else np.sum((residuals.values / scale[residuals.observable]) ** 2))
+    best = [starts[i] for i in np.argsort(costs)[:_REFINED] if np.isfinite(costs[i])]
+    refined = [_refine(search, theta, scale, "random starts", horizon) for theta in best]
+    refined.sort(key=lambda minimum: minimum.cost)
+    yield from _distinct([minimum.theta for minimum in refined if minimum.residuals is not None])[:_FOLLOWED]
+
+
+def _distinct(candidates: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The candidates without those that are close to an earlier one."""
+    kept: list[NDArray[np.float64]] = []
+    for candidate in candidates:
+        if all(np.abs(candidate - other).max() > 0.1 for other in kept):
+            kept.append(candidate)
+    return kept
+
+
+def _random(misfit: Misfit) -> NDArray[np.float64]:
+    """The default start, and points around it, further and further away, [_STARTS, n_free].
+
+    A Sobol sequence for parameters, and for initial states that are not observed: up to `_SPREAD` powers of ten from
+    the default on the log scale, up to twice its size on the linear one.
+    """
+    quantities = misfit.quantities
+    start = quantities.theta()
+    sobol = torch.quasirandom.SobolEngine(len(start), scramble=True, seed=0)
+    uniform = 2 * sobol.draw(_STARTS, dtype=torch.float64).numpy() - 1
+    reach = np.arange(_STARTS)[:, None] / _STARTS
+    widths = [_SPREAD * np.log(10) if quantity.log else 2 * quantity.magnitude for quantity in quantities.free]
+    observed = [each.kind == "initial state" and each.key in misfit.data.states for each in quantities.free]
+    return start + uniform * reach * np.where(observed, 0.0, widths)

@@ -1,0 +1,103 @@
+"""Residuals, and their Jacobian against finite differences."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from simulated import simulate
+from torchivp.fit import read_data
+from torchivp.fit.misfit import Accuracy, Misfit, Noise
+from torchivp.fit.quantities import list_quantities
+from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
+
+
+def misfit_of(model: Model, data, noise: Noise = "normal", **options) -> Misfit:
+    dataset = read_data(data, list(model.states))
+    choice = {"free": None, "fixed": None, "start": None, **options}
+    quantities = list_quantities(model, dataset, lognormal=noise == "lognormal", **choice)
+    return Misfit(model, dataset, quantities, noise, Accuracy("dopri5", 1e-10, 1e-10, 10_000))
+
+
+class Unbatched(LotkaVolterra):
+    """Does not take batches: a sum over all of `y` would mix them."""
+
+    def forward(self, t, y):
+        return super().forward(t, y) + 0.01 * y.sum()
+
+
+class OneState(Model):
+    """Would mix a batch of rates with a batch of states without an error, if there were as many as states."""
+
+    states: ClassVar = {"amount": ""}
+    default_state = (1.0,)
+
+    def __init__(self):
+        super().__init__(rate=0.5, inflow=0.1)
+
+    def forward(self, t, y):
+        return -self.rate * y + self.inflow
+
+
+@pytest.mark.parametrize("count", [12, 101], ids=["few", "many"])
+@pytest.mark.parametrize("noise", ["normal", "lognormal"])
+@pytest.mark.parametrize("model", [LotkaVolterra(), Unbatched(), OneState()], ids=lambda model: type(model).__name__)
+def test_the_jacobian_is_that_of_finite_differences(model, noise, count):
+    data = simulate(model, np.linspace(0, 5, count), noise=0.1, lognormal=True)
+    data.iloc[3, 1] = np.nan
+    misfit = misfit_of(model, data, noise)
+    theta = misfit.quantities.theta() + 0.1
+    found = misfit.residuals(theta)
+    step = 1e-4
+
+    def residuals(at):
+        return misfit.residuals(at, derivatives=False).values
+
+    slopes = [(residuals(theta + d) - residuals(theta - d)) / (2 * step) for d in step * np.eye(len(theta))]
+    np.testing.assert_allclose(found.jacobian, np.stack(slopes, axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.values, residuals(theta), rtol=1e-12, atol=1e-12)
+
+
+def test_both_ways_to_differentiate_agree():
+    t = np.linspace(0, 20, 150).tolist()
+    model = FitzHughNagumo()
+    misfit = misfit_of(model, simulate(model, np.array(t)))
+    theta = misfit.quantities.theta()
+    states, forwards = misfit.sensitivities(theta, 0, t, [0, 1])
+    few_states, backwards = misfit.sensitivities(theta, 0, t[:80], [0, 1])
+    np.testing.assert_allclose(states[:80], few_states, rtol=1e-7)
+    np.testing.assert_allclose(forwards[:80], backwards, rtol=1e-6, atol=1e-6)
+
+
+def test_missing_values_have_no_residual():
+    data = simulate(LotkaVolterra(), np.linspace(0, 3, 5))
+    data.loc[1, "prey"] = np.nan
+    found = misfit_of(LotkaVolterra(), data).residuals(np.zeros(6))
+    assert found.observable.tolist() == [0, 1, 1, 0, 1, 0, 1, 0, 1]
+
+
+def test_the_horizon_is_a_part_of_the_times():
+    misfit = misfit_of(LotkaVolterra(), simulate(LotkaVolterra(), np.linspace(0, 3, 10)))
+    whole = misfit.residuals(misfit.quantities.theta()).values
+    part = misfit.residuals(misfit.quantities.theta(), horizon=0.31).values
+    np.testing.assert_allclose(part, whole[:8], atol=1e-8)
+
+
+def test_a_solve_that_fails_has_no_residuals():
+    class Explosion(LotkaVolterra):
+        def forward(self, t, y):
+            return self.alpha * y**2
+
+    data = simulate(LotkaVolterra(), np.linspace(0, 3, 10))
+    assert misfit_of(Explosion(), data).residuals(np.full(6, 3.0)) is None
+
+
+def test_a_model_that_is_not_positive_has_no_lognormal_residuals():
+    class Falling(LotkaVolterra):
+        def forward(self, t, y):
+            return -self.alpha * torch.ones_like(y)
+
+    data = simulate(LotkaVolterra(), np.linspace(0, 3, 10))
+    assert misfit_of(Falling(), data, "lognormal").residuals(np.zeros(6)) is None
+    assert misfit_of(Falling(), data).residuals(np.zeros(6)) is not None

@@ -1,0 +1,197 @@
+"""What cannot be fitted is refused in a sentence that says where and what to do."""
+
+import re
+import sys
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from simulated import simulate
+from torchivp.fit import DataError, fit, read_data
+from torchivp.models import SIR, LotkaVolterra, Model
+
+STATES = ["prey", "predator"]
+GOOD = "year,hare,lynx\n1900,30,4\n1901,47.2,6.1\n1902,70.2,9.8\n1903,77.4,35.2\n1904,36.3,59.4\n1905,20.6,41.7\n"
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text: str):
+        path = tmp_path / "data.csv"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refused(error: type[Exception], words: str):
+    return pytest.raises(error, match=re.escape(words))
+
+
+def test_good_data_are_read(csv):
+    data = read_data(csv(GOOD), STATES, time="year", observe=["hare", "lynx"])
+    assert data.observables == ["hare", "lynx"]
+    assert data.states == STATES
+    assert data.trajectories[0].t[-1] == 1905
+    assert data.trajectories[0].rows[0] == "line 2 of data.csv"
+    assert data.n_data == 12
+
+
+@pytest.mark.parametrize("observe", [{"lynx": "predator"}, {"lynx": "predator", "hare": "prey"}])
+def test_columns_may_be_mapped_to_states(csv, observe):
+    data = read_data(csv(GOOD), STATES, time="year", observe=observe)
+    assert dict(zip(data.observables, data.states, strict=True)) == observe
+
+
+def test_columns_called_like_states_are_found(csv):
+    data = read_data(csv("time,predator,weather,prey\n0,1,2,3\n1,4,5,6\n"), STATES)
+    assert data.observables == data.states == ["predator", "prey"]
+    assert read_data(csv("time,a,b\n0,1,2\n1,2,3\n"), STATES).states == STATES
+    listed = read_data(csv("time,predator,prey\n0,1,3\n1,4,6\n"), STATES, observe=["predator", "prey"])
+    assert listed.states == ["predator", "prey"], "names go before order"
+
+
+def test_empty_cells_and_blank_lines_are_missing(csv):
+    data = read_data(csv("time,prey,predator\n0,1,2\n\n1,,4\n2,5,\n"), STATES)
+    np.testing.assert_array_equal(data.trajectories[0].values, [[1, 2], [np.nan, 4], [5, np.nan]])
+    assert data.trajectories[0].rows == ["line 2 of data.csv", "line 4 of data.csv", "line 5 of data.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("", {}, "data.csv is empty"),
+        ("time,prey,predator\n", {}, "data.csv holds no rows below its header"),
+        (GOOD, {}, "data.csv has no time column 'time'. Its columns are year, hare, lynx"),
+        (GOOD, {"time": "yaer"}, "no time column 'yaer'. Did you mean 'year'? Its columns are year, hare, lynx"),
+        (GOOD, {"time": "year", "observe": ["hare", "lnyx"]}, "no data column 'lnyx'. Did you mean 'lynx'?"),
+        (GOOD, {"time": "year", "trajectory": "site"}, "no trajectory column 'site'"),
+        (GOOD, {"time": "year", "observe": ["hare"]}, "observe lists 1 columns (hare) for the 2 states prey, predator"),
+        (GOOD, {"time": "year", "observe": {"hare": "pray"}}, "'hare' is to observe 'pray', but the states are prey"),
+        (GOOD, {"time": "year", "observe": {}}, "observe names no column"),
+        (
+            "time,a,b,c\n0,1,2,3\n1,2,3,4\n",
+            {},
+            "cannot tell which columns of data.csv observe the states prey, predator: its columns are a, b, c",
+        ),
+        (
+            "time,prey,predator\n0,1,2\n1,many,4\n",
+            {},
+            "column 'prey' must hold numbers, but holds 'many' in line 3 of data.csv",
+        ),
+        ("time,prey,predator\n0,1,2\n1,inf,4\n", {}, "column 'prey' must hold numbers, but holds 'inf' in line 3"),
+        ("time,prey,predator\n0,1,2\n,3,4\n", {}, "the time column 'time' is empty in line 3 of data.csv"),
+        (
+            "time,prey,predator\n0,1,2\n1,3,4\n1,5,6\n",
+            {},
+            "the times must increase strictly, but time goes from 1 to 1 in line 4 of data.csv: sort the rows",
+        ),
+        (
+            "time,prey,predator,run\n0,1,2,a\n0,3,4,b\n1,5,6,a\n-1,5,6,b\n",
+            {"trajectory": "run"},
+            "the times of trajectory 'b' must increase strictly, but time goes from 0 to -1 in line 5",
+        ),
+        ("time,prey,predator\n0,1,2\n", {}, "too few data: there is only one time"),
+        ("time,prey,predator\n0,1,\n1,2,\n", {}, "column 'predator' of data.csv holds no values"),
+        ('time,prey,predator\n0,"1,2\n1,2,3\n', {}, "data.csv is not a CSV file"),
+    ],
+)
+def test_bad_data_are_refused(csv, text, options, words):
+    with refused(DataError, words):
+        fit(LotkaVolterra(), csv(text), **options)
+
+
+def test_other_sources_are_refused(tmp_path):
+    with refused(DataError, f"there is no file {tmp_path / 'no.csv'}"):
+        fit(LotkaVolterra(), tmp_path / "no.csv")
+    with refused(DataError, "the DataFrame holds no rows"):
+        fit(LotkaVolterra(), pd.DataFrame({"time": [], "prey": [], "predator": []}))
+    with refused(TypeError, "data must be the path of a CSV file or a DataFrame, got list"):
+        fit(LotkaVolterra(), [1, 2, 3])
+    with refused(DataError, "column 'prey' must hold numbers, but holds 'x' in row 1"):
+        fit(LotkaVolterra(), pd.DataFrame({"time": [0, 1], "prey": [1, "x"], "predator": [1, 2]}))
+
+
+def test_lognormal_noise_needs_positive_data(csv):
+    path = csv(GOOD.replace("35.2", "0"))
+    with refused(DataError, "column 'lynx' holds 0 in line 5 of data.csv: use noise='normal', or leave the value out"):
+        fit(LotkaVolterra(), path, time="year", observe=["hare", "lynx"], noise="lognormal")
+
+
+def test_there_must_be_more_data_than_unknowns(csv):
+    path = csv("time,prey,predator\n0,1,1\n1,2,2\n2,3,3\n3,4,4\n")
+    with refused(DataError, "too few data: 8 values for 8 free quantities, sigmas included: hold some, fixed="):
+        fit(LotkaVolterra(), path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"noise": "poisson"}, "noise must be one of ('normal', 'lognormal'), got 'poisson'"),
+        ({"sigma": "one"}, "sigma must be one of ('separate', 'shared'), got 'one'"),
+        ({"method": "rk4"}, "'rk4' takes fixed steps, and a fit needs an adaptive method such as 'dopri5'"),
+        ({"method": "dopri"}, "unknown method 'dopri'"),
+        ({"fixed": {"alhpa": 1.0}}, "fixed names 'alhpa', which is no parameter or state. Did you mean 'alpha'?"),
+        ({"free": ["omega"]}, "There are alpha, beta, gamma, delta, prey, predator, prey(0), predator(0)"),
+        ({"start": {"alpha": float("nan")}}, "start gives alpha the value nan, which is not a finite number"),
+        (
+            {"start": {"alpha": -1.0}},
+            "alpha is estimated on the log scale, so its start value must be positive, got -1",
+        ),
+        ({"free": ["alpha"], "fixed": {"alpha": 1.0}}, "alpha cannot be both free and fixed"),
+        ({"free": []}, "nothing is free, so there is nothing to fit"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options, words):
+    with refused(ValueError, words):
+        fit(LotkaVolterra(), simulate(LotkaVolterra(), np.linspace(0, 1, 9)), **options)
+
+
+def test_only_a_model_of_numbers_can_be_fitted():
+    data = simulate(SIR(), np.linspace(0, 1, 9))
+    with refused(TypeError, "model must be a torchivp.models.Model, got Linear"):
+        fit(nn.Linear(1, 1), data)
+
+    class Network(SIR):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3).double()
+
+    with refused(ValueError, "the parameter layer.weight has shape (3, 3), and a fit estimates single numbers"):
+        fit(Network(), data)
+
+
+def test_a_model_that_cannot_be_solved_is_refused():
+    class Undefined(Model):
+        states: ClassVar = {"prey": "", "predator": ""}
+        default_state = (1.0, 1.0)
+
+        def __init__(self):
+            super().__init__(rate=1.0)
+
+        def forward(self, t, y):
+            return torch.sqrt(-self.rate - y**2)
+
+    with refused(RuntimeError, "the model cannot be solved from any start: give start="):
+        fit(Undefined(), simulate(LotkaVolterra(), np.linspace(0, 1, 9)), start={"rate": 2.0})
+
+
+def test_predictions_outside_the_data_are_refused():
+    data = simulate(LotkaVolterra(), np.linspace(0, 2, 9), noise=0.01)
+    result = fit(LotkaVolterra(), data, start=LotkaVolterra().values())
+    with refused(ValueError, "cannot predict at -1, before the first data time 0"):
+        result.predict([1.0, -1.0])
+    with refused(ValueError, "there is no trajectory 1: they are numbered from 0 to 0"):
+        result.predict([1.0], trajectory=1)
+    with refused(KeyError, "no estimate is called 'a'; there are alpha, beta"):
+        result["a"]
+
+
+def test_without_pandas_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with refused(ImportError, "pip install 'torchivp[fit]'"):
+        fit(LotkaVolterra(), "data.csv")

@@ -1,0 +1,207 @@
+import base64
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from fake_fit import FakeFit, several_trajectories
+from torchivp.fit.report import format_number, judge, python_call, write_report
+
+
+class Page(HTMLParser):
+    """The addresses that a page loads, its tags in order and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.tags, self.words = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "poster")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+class NoisyFit(FakeFit):
+    """A fit whose residuals are white noise of size `scale`."""
+
+    scale = 1.0
+
+    def residuals(self, trajectory=0):
+        return self.scale * np.random.default_rng(trajectory).normal(
+            size=self.data.trajectories[trajectory].values.shape
+        )
+
+
+def read(result, folder, **options):
+    return Page(write_report(result, folder, **options).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return read(FakeFit(), tmp_path_factory.mktemp("report"))
+
+
+def test_the_folder_holds_page_pictures_and_numbers(tmp_path):
+    folder = tmp_path / "new" / "report"
+    index = write_report(FakeFit(), folder)
+    assert index == folder / "index.html"
+    names = {"index.html", "fit.png", "residuals.png", "phase.png", "correlation.png", "result.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert json.loads((folder / "result.json").read_text())["nll"] == FakeFit().nll
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', index.read_text())
+    pictures = [(folder / f"{name}.png").read_bytes() for name in ("fit", "phase", "residuals", "correlation")]
+    assert [base64.b64decode(picture) for picture in embedded] == pictures
+
+
+def test_the_page_loads_nothing(page):
+    outside = [address for address in page.loads if not address.startswith("data:image/png;base64,")]
+    assert outside == ["result.json"]
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+
+
+def test_the_page_states_the_numbers(page):
+    for entry in FakeFit().estimates:
+        interval = f"{format_number(entry.lower)} to {format_number(entry.upper)}"
+        row = f"{entry.name} {format_number(entry.value)} {format_number(entry.standard_error, 2)} {interval}"
+        assert row in page.text
+    for name, value in {"AIC": "285.940", "AICc": "290.300", "BIC": "299.800", "measurements": "42"}.items():
+        assert f"{name} {value}" in page.text
+    assert "negative log-likelihood 134.970" in page.text
+    assert re.search(r"torchivp \d+\.\d+\.\d+, torch \d.*, Python 3\.\d+\.\d+, \d\d \w+ \d{4}", page.text)
+
+
+def test_the_page_opens_with_what_was_fitted_to_what(page):
+    assert page.text.startswith("LotkaVolterra fitted to hare, lynx")
+    assert "hare is the model’s prey (population of the prey); lynx is the model’s predator" in page.text
+
+
+def test_everything_is_escaped(tmp_path):
+    evil = "<script>alert('x')</script>"
+    result = FakeFit(warnings=[evil], message=evil, converged=False)
+    result.data.observables[0] = evil
+    result.estimates[0] = replace(result.estimates[0], name=evil, description=evil, unit=evil)
+    page = read(result, tmp_path, command=f"torchivp fit {evil}")
+    assert "script" not in page.tags
+    assert page.text.count(evil) >= 6
+
+
+def test_fixed_quantities_are_said_to_be_fixed(tmp_path):
+    result = FakeFit()
+    result.estimates[0] = replace(result.estimates[0], free=False, standard_error=float("nan"))
+    page = read(result, tmp_path)
+    assert "alpha 0.5470 fixed –" in page.text
+    assert "fixed={'alpha': 0.547}" in page.text
+
+
+def test_one_state_has_no_phase_plane_and_unknown_correlations_no_picture(tmp_path):
+    result = several_trajectories(2)
+    result.correlation = np.full(2 * [len(result.free_names)], np.nan)
+    page = read(result, tmp_path)
+    assert not (tmp_path / "phase.png").exists()
+    assert not (tmp_path / "correlation.png").exists()
+    assert "Phase plane" not in page.text
+    assert "42 measurements from lynx_hare.csv in 2 trajectories" in page.text
+
+
+def test_the_command_is_shown_or_else_the_call(tmp_path):
+    assert "torchivp fit 'my data.csv'" in read(FakeFit(), tmp_path, command="torchivp fit 'my data.csv'").text
+    call = python_call(FakeFit())
+    assert call.splitlines()[:2] == ["from torchivp.fit import fit", "from torchivp.models import LotkaVolterra"]
+    assert "observe={'hare': 'prey', 'lynx': 'predator'}" in call
+    compile(call, "call", "exec")
+
+
+def test_verdict_on_noise():
+    verdict = judge(NoisyFit())
+    assert verdict.good
+    assert re.search(r"look like noise: \d\d of 42 lie within ±1.96", verdict.sentence)
+
+
+def test_verdict_on_a_fit_that_did_not_converge():
+    verdict = judge(NoisyFit(converged=False))
+    assert not verdict.good
+    assert verdict.sentence == "The fit did not converge, so its estimates are not to be relied on."
+
+
+def test_verdict_on_waves():
+    class Wave(NoisyFit):
+        def residuals(self, trajectory=0):
+            return super().residuals() + [0, 1.5] * np.sin(np.arange(21) / 2)[:, None]
+
+    sentence = judge(Wave()).sentence
+    assert "those of lynx resemble the ones before them (lag-1 autocorrelation 0." in sentence
+    assert "hare" not in sentence
+
+
+def test_verdict_does_not_mind_residuals_that_alternate():
+    class Zigzag(NoisyFit):
+        def residuals(self, trajectory=0):
+            return 0.5 * super().residuals() + 0.8 * np.cos(np.pi * np.arange(21))[:, None]
+
+    assert judge(Zigzag()).good
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_verdict_on_the_wrong_sigma(scale):
+    fit = NoisyFit()
+    fit.scale = scale
+    assert "times as large as their sigma says" in judge(fit).sentence
+
+
+def test_verdict_on_an_outlier():
+    class Outlier(NoisyFit):
+        def residuals(self, trajectory=0):
+            residuals = 0.8 * super().residuals()
+            residuals[10, 0] = 5.0
+            return residuals
+
+    assert "those of hare are not normally distributed (largest: 5.0 sigma)" in judge(Outlier()).sentence
+
+
+def test_verdict_does_not_judge_a_handful_of_data():
+    class Few(NoisyFit):
+        def residuals(self, trajectory=0):
+            residuals = np.full((21, 2), np.nan)
+            residuals[:3] = 9.0
+            return residuals
+
+    assert judge(Few()).sentence == "The fit converged, and 6 measurements are too few to judge it by its residuals."
+
+
+def test_without_jinja2_the_error_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"pip install 'torchivp\[fit\]'"):
+        write_report(FakeFit(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (0.5471, 4, "0.5471"),
+        (33.9, 4, "33.90"),
+        (-1.0, 4, "−1.000"),
+        (12345.6, 4, "12346"),
+        (123.4, 2, "123"),
+        (999.99, 3, "1000"),
+        (1.5e-7, 2, "1.5e−07"),
+        (3e7, 4, "3.000e+07"),
+        (0.0, 2, "0.0"),
+        (float("nan"), 4, "–"),
+        (float("inf"), 4, "–"),
+    ],
+)
+def test_numbers(value, digits, text):
+    assert format_number(value, digits) == text
