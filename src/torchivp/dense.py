@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.times import time_dtype
+from torchivp.times import snap, time_dtype
 
 
 class StepPolynomials:
@@ -95,7 +95,7 @@ class DenseSolution:
         times = torch.as_tensor(t, dtype=time_dtype(reference.device), device=reference.device)
         flat_times = times.reshape(-1)
         groups: dict[int, list[int]] = {}
-        for position, value in enumerate(flat_times.detach().tolist()):
+        for position, value in enumerate(snap(flat_times.detach().tolist(), t, (self.t_min, self.t_max))):
             groups.setdefault(self._step_at(value), []).append(position)
         pieces = [self._steps[step].evaluate(list(flat_times[where].unbind())) for step, where in groups.items()]
         order = torch.tensor([i for where in groups.values() for i in where], device=reference.device)

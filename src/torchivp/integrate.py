@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,17 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
             "adaptive method such as method='dopri5'"
         )
     return controller
+
+
+def check_max_steps(max_steps: int) -> int:
+    """Check the limit on step attempts.
+
+    Raises:
+        ValueError: it is not a positive whole number.
+    """
+    if isinstance(max_steps, bool) or not isinstance(max_steps, numbers.Integral) or max_steps < 1:
+        raise ValueError(f"max_steps must be a positive whole number, got {max_steps!r}")
+    return int(max_steps)
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ class _Run:
         self.carry: Any = None
         self.accepted = 0
         self.rejected = 0
+        self.overflowed = False
 
     def to_the_end(self) -> Status:
         plan, times, controller = self.plan, self.times, self.plan.controller
@@ -119,11 +132,16 @@ class _Run:
             return self._success()
         clip = Clip(self._targets(), times.direction)
         h = self._first_size()
+        if math.isnan(h):
+            return self._non_finite(0.0)
         history = History()
+        change_times = frozenset(plan.change_times)
         while not clip.done:
             t, y = self.t, self.y
             t1 = clip.step_end(t, h, stretch=not history.rejected)
             taken = abs(t1 - t)
+            if taken == 0.0:
+                return self._no_progress(h)
             if self.accepted + self.rejected >= plan.max_steps:
                 return self._out_of_steps(taken)
             step = plan.method.step(self.func, times.at(t), times.at(t1), y, self.carry)
@@ -134,17 +152,20 @@ class _Run:
                 if not accept:
                     self.rejected += 1
                     self.carry = step.retry
+                    self.overflowed = not math.isfinite(error)
                     if stuck := self._stuck(step, error, taken, h, next_h):
                         return stuck
                     h, history = next_h, new_history
                     continue
+                if self.overflowed and self._stands_still(step):
+                    return self._non_finite(taken)
                 # A step cut very short to land on a required time says nothing about the size of the next one.
                 if taken > 0.1 * h or next_h > h:
                     h, history = next_h, new_history
             elif self.look_at_every_step and not _finite(step.y1):
                 return self._non_finite(taken)
             self._accept(step, t1)
-            if clip.reached(t1) and plan.change is not None and t1 in plan.change_times:
+            if clip.reached(t1) and plan.change is not None and t1 in change_times:
                 self.y, self.carry = plan.change(t1, self.y), None
         return self._success()
 
@@ -153,8 +174,9 @@ class _Run:
         for recorder in self.recorders:
             recorder.accept(self.plan.method, self.func, step, t1)
         self.t, self.y, self.carry = t1, step.y1, step.carry
+        self.overflowed = False
 
-    def _targets(self) -> list[float]:
+    def _targets(self) -> Sequence[float]:
         required = self.plan.controller.targets(self.times)
         if not self.plan.change_times:
             return required
@@ -169,9 +191,14 @@ class _Run:
             assert self.plan.method.error_order is not None
             t0 = self.plan.problem.time(self.times.at(self.t))
             f0 = self.func(t0, self.y)
+            if not f0.requires_grad:
+                f0 = f0.clone()  # func may use its memory again
             self.carry = self.plan.method.initial_carry(f0)
             span = self.times.end - self.times.start
             h = first_step(self.func, t0, self.y, f0, span, self.plan.norm, self.plan.method.error_order)
+            if math.isnan(h):
+                return h
+            h = max(h, 16 * math.ulp(max(abs(self.times.start), abs(self.times.end))))
         return min(max(h, controller.min_step), controller.max_step)
 
     def _success(self) -> Status:
@@ -187,6 +214,20 @@ class _Run:
         )
         return Status(Outcome.MAX_STEPS, sentence, self.t)
 
+    def _no_progress(self, h: float) -> Status:
+        sentence = (
+            f"step size underflow at t = {self.t:.9g}: a step of {h:.3g} is less than the spacing of numbers there, "
+            f"{math.ulp(self.t):.3g}: give a larger first_step or max_step, or shift the origin of time"
+        )
+        return Status(Outcome.STEP_UNDERFLOW, sentence, self.t)
+
+    def _stands_still(self, step: Step) -> bool:
+        """Whether a step did not change the state although its slope is not zero."""
+        if not torch.equal(step.y0, step.y1):
+            return False
+        with torch.no_grad():
+            return bool(self.func(self.plan.problem.time(self.t), step.y0.detach()).any())
+
     def _stuck(self, step: Step, error: float, taken: float, h: float, next_h: float) -> Status | None:
         """The end of the solve, if it makes no sense to try the rejected step again with the size `next_h`."""
         controller = self.plan.controller
@@ -195,7 +236,7 @@ class _Run:
         if not too_small and h > controller.min_step:
             return None
         if not math.isfinite(error):
-            return self._non_finite(taken)
+            return self._non_finite(taken) if not _finite(step.y1) else self._norm_undefined(error)
         assert step.error is not None
         scaled = self.plan.norm.scaled(step.error, step.y0.detach(), step.y1.detach()).abs()
         worst = self.plan.describe(int(scaled.argmax()))
@@ -211,6 +252,13 @@ class _Run:
             "may be singular there, or func discontinuous; otherwise loosen rtol and atol" + self._precision()
         )
         return Status(Outcome.STEP_UNDERFLOW, sentence, self.t)
+
+    def _norm_undefined(self, error: float) -> Status:
+        sentence = (
+            f"the error of a step from t = {self.t:.9g} is {error}, although the state is finite: func is not finite "
+            "within the step, or norm is not"
+        )
+        return Status(Outcome.NON_FINITE, sentence, self.t)
 
     def _precision(self) -> str:
         eps = torch.finfo(self.y.dtype).eps

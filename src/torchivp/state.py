@@ -55,8 +55,12 @@ class StateLayout:
             self.template = torch.empty_like(leaves[0], memory_format=torch.contiguous_format)
 
     def _paths(self) -> list[str]:
-        filled = pytree.tree_unflatten([0] * self._spec.num_leaves, self._spec)
-        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(filled)[0]]
+        numbered = pytree.tree_unflatten(list(range(self._spec.num_leaves)), self._spec)
+        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
+
+    def skeleton(self) -> Any:
+        """The structure of `y0` with the numbers of its leaves in their places."""
+        return pytree.tree_unflatten(list(range(len(self.shapes))), self._spec)
 
     def flatten(self, y: Any) -> Tensor:
         """Lay a pytree shaped like `y0` out as [1, size]."""

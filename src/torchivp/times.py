@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_COARSE = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""The relative spacing of dtypes in which times may be given, where it is larger than that of a Python float."""
+
 
 def time_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which times are computed on `device`: float64 wherever the device has it."""
@@ -31,7 +34,8 @@ class Times:
         start: where the integration starts.
         end: where it ends; reached exactly.
         outputs: the requested times, in the order of integration, or None for every accepted step.
-        tensor: all known times as one float64 tensor, if a gradient with respect to time was asked for.
+        tensor: all known times as one float64 tensor, the start first, if a gradient with respect to time was asked
+            for.
     """
 
     def __init__(
@@ -48,7 +52,11 @@ class Times:
         self.direction = 1.0 if end >= start else -1.0
         self.tensor = tensor
         self._known = known
-        self._index = {t: i for i, t in reversed(list(enumerate(known)))}
+        # An output is the entry that asked for it, even if it equals an end of the span; the start is the first.
+        self._index = {t: i for i, t in enumerate(known)}
+        if known:
+            self._index[start] = 0
+        self._entries: tuple[Tensor, ...] = () if tensor is None else tensor.unbind()
 
     def at(self, t: float) -> float | Tensor:
         """The time `t` as the step loop hands it on: a float, or a tensor through which a gradient flows.
@@ -59,9 +67,7 @@ class Times:
         if self.tensor is None:
             return t
         index = self._index.get(t)
-        if index is not None:
-            return self.tensor[index]
-        return self.tensor[self._index[self.start]] + (t - self.start)
+        return self._entries[0] + (t - self.start) if index is None else self._entries[index]
 
     def select(self, times: Sequence[float]) -> Tensor:
         """The series `times` as a float64 tensor; with its gradient if there is one."""
@@ -70,8 +76,8 @@ class Times:
         return torch.stack([torch.as_tensor(self.at(t)) for t in times])
 
     def position(self, t: float) -> int:
-        """Where the time `t`, which the user gave, stands in `tensor`."""
-        return self._index[t]
+        """Where the gradient with respect to the time `t` belongs in `tensor`."""
+        return self._index.get(t, 0)
 
     def with_tensor(self, tensor: Tensor | None) -> Times:
         """The same times, their gradient flowing to `tensor`."""
@@ -112,6 +118,8 @@ def check_times(t: Any, name: str = "t", monotone: bool = True) -> tuple[list[fl
     for i, value in enumerate(values):
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, but {name}[{i}] = {value}")
+    if not math.isfinite(values[-1] - values[0]):
+        raise ValueError(f"{name} spans more than a float can hold, from {values[0]:g} to {values[-1]:g}: rescale time")
     if monotone:
         _check_monotone(values, name)
     return values, t.to("cpu", torch.float64) if t.requires_grad else None
@@ -130,3 +138,14 @@ def _check_monotone(values: list[float], name: str) -> None:
                 f"{name} must be strictly increasing or decreasing, but {name}[{i}] = {before} and "
                 f"{name}[{i + 1}] = {after}: sort it, {name} = {name}.sort().values"
             )
+
+
+def snap(times: list[float], given: Any, ends: Sequence[float]) -> list[float]:
+    """The `times`, those that equal one of the `ends` to the precision of `given` exactly equal to it.
+
+    In single precision 0.1 is another number than in double; asked for up to 0.1, it should not lie outside.
+    """
+    if not (isinstance(given, Tensor | np.ndarray) and str(given.dtype).split(".")[-1] in _COARSE):
+        return times
+    eps = _COARSE[str(given.dtype).split(".")[-1]]
+    return [next((end for end in ends if abs(t - end) <= eps * abs(end)), t) for t in times]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.integrate import Controller, Integration, check_controller
+from torchivp.integrate import Controller, Integration, check_controller, check_max_steps
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
@@ -44,17 +45,6 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
     )
 
 
-def check_max_steps(max_steps: int) -> int:
-    """Check the limit on step attempts.
-
-    Raises:
-        ValueError: it is not a positive whole number.
-    """
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a positive whole number, got {max_steps!r}")
-    return max_steps
-
-
 def check_number(name: str, value: Any) -> float:
     """A finite or infinite real number, given as a number or a 0-d tensor.
 
@@ -62,9 +52,8 @@ def check_number(name: str, value: Any) -> float:
         TypeError: it is neither.
         ValueError: it is NaN.
     """
-    if isinstance(value, bool) or not (
-        isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex())
-    ):
+    is_scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or is_scalar):
         raise TypeError(f"{name} must be a number, got {value!r}")
     number = float(value)
     if math.isnan(number):
@@ -90,8 +79,6 @@ def build_integration(
     assert isinstance(problem.func, FlatFunction)
     layout = problem.func.layout
     method_class = find_method(method)
-    if norm is not None and not callable(norm):
-        raise TypeError(f"norm must be a function of the scaled error, got {norm!r}")
     integration = Integration(
         problem=problem,
         method=method_class(problem.y0, problem.real_dtype),
@@ -100,12 +87,27 @@ def build_integration(
             check_tolerance("rtol", rtol, layout),
             check_tolerance("atol", atol, layout),
             layout.parts(),
-            None if norm is None else lambda x: float(norm(layout.unflatten(x))),
+            layout.dtype,
+            None if norm is None else _flat_norm(norm, layout),
         ),
         max_steps=check_max_steps(max_steps),
         describe=layout.name,
     )
     return integration, layout
+
+
+def _flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tensor], float]:
+    """The user's norm as a norm of flat states, checked at each call."""
+    if not callable(norm):
+        raise TypeError(f"norm must be a function of the scaled error, got {norm!r}")
+
+    def flat_norm(x: Tensor) -> float:
+        size = norm(layout.unflatten(x))
+        if not (isinstance(size, numbers.Real) or (isinstance(size, Tensor) and size.numel() == 1)) or size < 0:
+            raise ValueError(f"norm must return one number that is not negative, got {size!r}")
+        return float(size)
+
+    return flat_norm
 
 
 def default_tolerances(y0: Any) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +20,12 @@ from torchivp.api.arguments import (
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods.method import Method
+from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.solution import Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.pid import PIDController
-from torchivp.times import Times, check_times, time_dtype
+from torchivp.times import Times, check_times, snap, time_dtype
 
 
 def solve_ivp(
@@ -104,6 +106,10 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
+    if dense_output and times.start == times.end:
+        raise ValueError(
+            f"dense_output=True needs a span of some length, got t_span = ({times.start:g}, {times.end:g})"
+        )
     integration, layout = build_integration(
         func,
         y0,
@@ -120,6 +126,7 @@ def solve_ivp(
     states, reached, status, stats = find_gradient(gradient).solve(integration, params, interpolants)
     if throw and not status.ok:
         raise SolveError(status)
+    states = _move_with_first_output(states, integration.problem)
     sol = (
         DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None
     )
@@ -134,7 +141,9 @@ def _times(t_span: Any, t_eval: Any) -> Times:
     start, end = ends
     if t_eval is None:
         return Times(start, end, None, ends, ends_tensor)
-    wanted, wanted_tensor = check_times(t_eval, "t_eval") if len(t_eval) else ([], None)
+    empty = isinstance(t_eval, Sequence | Tensor | np.ndarray) and np.shape(t_eval) == (0,)
+    wanted, wanted_tensor = ([], None) if empty else check_times(t_eval, "t_eval")
+    wanted = snap(wanted, t_eval, ends)
     direction = 1.0 if end >= start else -1.0
     if len(wanted) > 1 and (wanted[-1] - wanted[0]) * direction < 0:
         raise ValueError(
@@ -143,7 +152,7 @@ def _times(t_span: Any, t_eval: Any) -> Times:
         )
     for t in wanted:
         if not min(ends) <= t <= max(ends):
-            raise ValueError(f"t_eval holds {t:g}, outside t_span = ({ends[0]:g}, {ends[1]:g}): widen t_span")
+            raise ValueError(f"t_eval holds {t!r}, outside t_span = ({ends[0]!r}, {ends[1]!r}): widen t_span")
     tensor = None
     if ends_tensor is not None or wanted_tensor is not None:
         tensor = torch.cat(
@@ -153,6 +162,20 @@ def _times(t_span: Any, t_eval: Any) -> Times:
             ]
         )
     return Times(start, end, wanted, [*ends, *wanted], tensor)
+
+
+def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
+    """The states, the first of them as a function of the time it was asked for, if that equals the start.
+
+    Its value is the initial state. Its derivative with respect to the start and to the time asked for, which are
+    different entries of `times.tensor`, is minus and plus the slope.
+    """
+    times = problem.times
+    if times.tensor is None or not times.outputs or times.outputs[0] != times.start:
+        return states
+    start, asked = times.tensor[0], times.tensor[2]
+    slope = problem.func(problem.time(times.start), problem.y0)
+    return torch.cat([states[:1] + slope * (asked - start), states[1:]])
 
 
 def _controller(step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.api.arguments import Gradient, build_integration
+from torchivp.api.arguments import Gradient, build_integration, check_number
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
-from torchivp.integrate import Controller
+from torchivp.integrate import Controller, check_max_steps
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.solution import SolveError
@@ -121,13 +122,14 @@ def odeint_adjoint(
         SolveError: the last time, or in the backward pass the first, was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    options = _checked_options("options", options)
     if adjoint_method is not None and adjoint_method != method and options and adjoint_options is None:
         raise ValueError(
             f"options are for method={method!r} and adjoint_method={adjoint_method!r} differs: "
             "pass adjoint_options too, adjoint_options={} for none"
         )
-    inherited = {key: value for key, value in (options or {}).items() if key != "norm"}
-    backward_options = dict(inherited if adjoint_options is None else adjoint_options)
+    inherited = {key: value for key, value in options.items() if key != "norm"}
+    backward_options = inherited if adjoint_options is None else _checked_options("adjoint_options", adjoint_options)
 
     def gradient(times: Times) -> Backsolve:
         backward_method = find_method(adjoint_method or method or "dopri5")
@@ -161,7 +163,7 @@ def _odeint(
     values, tensor = check_times(t)
     times = Times(values[0], values[-1], values, values, tensor)
     method_class = find_method(method or "dopri5")
-    remaining = dict(options or {})
+    remaining = _checked_options("options", options)
     norm = remaining.pop("norm", None)
     controller, max_steps = _controller(method_class, remaining, func, y0, t)
     integration, layout = build_integration(
@@ -182,20 +184,28 @@ def _odeint(
     return layout.unflatten(states, (len(values),))
 
 
+def _checked_options(name: str, options: Any) -> dict[str, Any]:
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"{name} must be a dict such as {{'step_size': 0.1}}, got {options!r}")
+    return dict(options or {})
+
+
 def _controller(
     method: type[Method], options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Any
 ) -> tuple[Controller, int]:
     """The controller and the limit on steps that torchdiffeq's `options` describe."""
     remaining = dict(options)
-    max_steps = int(remaining.pop("max_num_steps", _UNLIMITED))
+    max_steps = remaining.pop("max_num_steps", _UNLIMITED)
+    max_steps = _UNLIMITED if max_steps in (None, math.inf) else check_max_steps(max_steps)
     if method.error_order is not None:
-        given = {ours: remaining.pop(theirs) for theirs, ours in _ADAPTIVE_OPTIONS.items() if theirs in remaining}
-        given = {key: None if value is None else float(value) for key, value in given.items()}
-        controller: Controller = PIDController(accept_at_min_step=True, **given)  # pyright: ignore[reportArgumentType]
+        given = {theirs: remaining.pop(theirs) for theirs in _ADAPTIVE_OPTIONS if theirs in remaining}
+        sizes = {_ADAPTIVE_OPTIONS[k]: check_number(f"option {k!r}", v) for k, v in given.items() if v is not None}
+        controller: Controller = PIDController(accept_at_min_step=True, **sizes)  # pyright: ignore[reportArgumentType]
     else:
         controller = _fixed_controller(remaining, func, y0, t)
     for name, value in _NOT_YET.items():
-        if remaining.pop(name, value) != value:
+        given = remaining.pop(name, value)
+        if given is not value and (value is None or given != value):
             raise ValueError(
                 f"option {name!r} of torchdiffeq is not supported yet: leave it out"
                 + (f" ({name}={value!r} is what is done)" if value is not None else "")
@@ -213,19 +223,14 @@ def _fixed_controller(remaining: dict[str, Any], func: Callable[..., Any], y0: A
     if step_size is not None and constructor is not None:
         raise ValueError("options 'step_size' and 'grid_constructor' exclude each other: give one of them")
     if step_size is not None:
-        return ConstantSteps(float(step_size))
+        return ConstantSteps(check_number("option 'step_size'", step_size))
     if constructor is None:
         return GridSteps()
+    if not callable(constructor):
+        raise TypeError(f"option 'grid_constructor' must be a function of (func, y0, t), got {constructor!r}")
 
-    def grid(times: Times) -> list[float]:
+    def grid(times: Times) -> Any:
         between = [s for s in times.outputs or () if s not in (times.start, times.end)]
-        given = times.select([times.start, *between, times.end]).detach()
-        points, _ = check_times(constructor(func, y0, given), "the grid that grid_constructor returned")
-        if points[0] != times.start or points[-1] != times.end:
-            raise ValueError(
-                f"grid_constructor must return a grid from t[0] = {times.start} to t[-1] = {times.end}, "
-                f"got one from {points[0]} to {points[-1]}"
-            )
-        return points[1:]
+        return constructor(func, y0, times.select([times.start, *between, times.end]).detach())
 
     return GridSteps(grid)

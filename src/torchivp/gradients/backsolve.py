@@ -10,14 +10,21 @@ import torch
 from torch import Tensor
 
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_to_differentiate
-from torchivp.integrate import Controller, Integration, check_controller
+from torchivp.gradients.inputs import (
+    GradientInputs,
+    find_parameters,
+    now,
+    refuse_to_differentiate,
+    refuse_unknown_leaves,
+    user_function,
+)
+from torchivp.integrate import Controller, Integration, check_controller, check_max_steps
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
 from torchivp.solution import SolveError, Stats, Status
-from torchivp.stepsize.error_norm import ErrorNorm, Tolerance
+from torchivp.stepsize.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.times import Times
 
 
@@ -30,29 +37,42 @@ class Backsolve:
     is solved backwards too, from the stored output of each interval, which is unstable for strongly dissipative
     systems. Source: Pontryagin et al. (1962); Chen et al., "Neural ordinary differential equations" (2018).
 
+    The error is measured by the largest root mean square of state, adjoint and each parameter's gradient, whatever
+    the norm of the forward solve.
+
     Args:
-        rtol: relative tolerance of the backward solve; None for that of the forward one.
+        rtol: relative tolerance of the backward solve, for state and adjoint alike; None for that of the forward one.
         atol: absolute tolerance of the backward solve; None for that of the forward one.
         method: the method of the backward solve; None for that of the forward one.
         controller: what sizes the steps of the backward solve; None for the forward one's.
         seminorm: leave the parameters out of the error estimate, which saves steps (Kidger, Chen and Lyons, "Hey,
             that's not an ODE", ICML 2021).
         max_steps: the largest number of step attempts in the backward solve; None for the forward one's.
+
+    Raises:
+        TypeError, ValueError: an option does not make sense, here or when a solve begins.
     """
 
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: Any = None
+    atol: Any = None
     method: str | type[Method] | None = None
     controller: Controller | None = None
     seminorm: bool = False
     max_steps: int | None = None
     name = "backsolve"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.seminorm, bool):
+            raise TypeError(f"seminorm must be True or False, got {self.seminorm!r}")
+        if self.max_steps is not None:
+            check_max_steps(self.max_steps)
+
     def solve(
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
-        inputs = GradientInputs(integration.problem, find_parameters(integration.problem, parameters))
+        found = find_parameters(integration.problem, parameters)
+        inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
             return Direct().solve(integration, None, interpolants)
         if interpolants is not None:
@@ -62,7 +82,11 @@ class Backsolve:
             )
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         check_controller(self.controller or integration.controller, backward_method)
-        solve = _Solve(self, backward_method, integration, inputs)
+        layout = user_function(integration.problem).layout
+        forward = integration.norm
+        rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)
+        atol = forward.atol if self.atol is None else check_tolerance("the adjoint's atol", self.atol, layout)
+        solve = _Solve(self, backward_method, rtol, atol, integration, inputs)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats
 
@@ -75,9 +99,19 @@ class _Solve:
     times: list[float]
     reached: int
 
-    def __init__(self, options: Backsolve, method: type[Method], integration: Integration, inputs: GradientInputs):
+    def __init__(
+        self,
+        options: Backsolve,
+        method: type[Method],
+        rtol: Tolerance,
+        atol: Tolerance,
+        integration: Integration,
+        inputs: GradientInputs,
+    ):
         self.options = options
         self.method = method
+        self.rtol = rtol
+        self.atol = atol
         self.integration = integration
         self.inputs = inputs
 
@@ -96,7 +130,7 @@ class _Solve:
         times, grad, states = self.times[: self.reached], grad[: self.reached], states[: self.reached]
         problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
         others = [leaf for leaf in leaves[1:] if leaf is not problem.times.tensor]
-        system = _AdjointSystem(problem, others)
+        system = _AdjointSystem(problem, others, leaves, self.inputs.complete)
         start = problem.times.start
         starts_with_output = bool(times) and times[0] == start
         moving = list(range(1 if starts_with_output else 0, len(times)))
@@ -120,6 +154,7 @@ class _Solve:
 
         def join_output(t: float, z: Tensor) -> Tensor:
             i = jumps[t]
+            system.look = not self.inputs.complete
             z = z.clone()
             z[:, system.state] = states[i]
             z[:, system.adjoint] += grad[i]
@@ -131,7 +166,7 @@ class _Solve:
             method=self.method(z, problem.real_dtype),
             controller=options.controller or forward.controller,
             norm=self._norm(system),
-            max_steps=options.max_steps or forward.max_steps,
+            max_steps=forward.max_steps if options.max_steps is None else options.max_steps,
             describe=system.describe,
             change=join_output,
             change_times=times[-2::-1],
@@ -150,11 +185,9 @@ class _Solve:
         return end.y
 
     def _norm(self, system: _AdjointSystem) -> ErrorNorm:
-        forward = self.integration.norm
-        rtol = forward.rtol if self.options.rtol is None else self.options.rtol
-        atol = forward.atol if self.options.atol is None else self.options.atol
         parts = system.parts[:2] if self.options.seminorm else system.parts
-        return ErrorNorm(system.tolerance(rtol), system.tolerance(atol), parts)
+        dtype = self.inputs.problem.y0.dtype
+        return ErrorNorm(system.tolerance(self.rtol), system.tolerance(self.atol), parts, dtype)
 
     def _time_gradient(
         self, problem: Problem, times: list[float], grad: Tensor, states: Tensor, adjoint: Tensor, moving: list[int]
@@ -174,9 +207,12 @@ class _Solve:
 class _AdjointSystem:
     """The equations of state, adjoint and parameter gradients, side by side in one [1, size] tensor."""
 
-    def __init__(self, problem: Problem, others: Sequence[Tensor]):
+    def __init__(self, problem: Problem, others: Sequence[Tensor], leaves: Sequence[Tensor], complete: bool):
         self._problem = problem
         self._others = others
+        self._leaves = leaves
+        self.look = not complete
+        """Whether to look in the next evaluation for tensors that `func` uses and that are not among the inputs."""
         size = problem.y0.shape[1]
         self.evaluations = 0
         self.state, self.adjoint = slice(0, size), slice(size, 2 * size)
@@ -189,8 +225,12 @@ class _AdjointSystem:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
         with torch.enable_grad():
+            oldest = now() if self.look else 0
             state = y[:, self.state].detach().requires_grad_()
             slope = self._problem.func(t, state)
+        if self.look:
+            refuse_unknown_leaves(slope, state, oldest, [state, *self._leaves])
+            self.look = False
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         found = torch.autograd.grad(slope, [state, *self._others], -y[:, self.adjoint], allow_unused=True)
@@ -228,7 +268,7 @@ class _AdjointSystem:
 
     def tolerance(self, tolerance: Tolerance) -> Tolerance:
         """A tolerance of the state for the whole system: the adjoint has the state's, a parameter the tightest."""
-        if isinstance(tolerance, float | int) or tolerance.ndim == 0:
+        if not isinstance(tolerance, Tensor):
             return tolerance
         count = self.parts[-1].stop - self.adjoint.stop
         return torch.cat([tolerance, tolerance, tolerance.min().expand(1, count)], dim=1)

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_to_differentiate
+from torchivp.gradients.inputs import (
+    GradientInputs,
+    find_parameters,
+    now,
+    refuse_to_differentiate,
+    refuse_unknown_leaves,
+)
 from torchivp.integrate import Integration
 from torchivp.methods.method import Step
 from torchivp.problem import Problem
@@ -33,21 +39,26 @@ class Checkpointed:
             which needs the least memory.
 
     Raises:
-        ValueError: `checkpoints` is less than 2.
+        ValueError: `checkpoints` is not a whole number of at least 2.
     """
 
     checkpoints: int | None = None
     name = "checkpointed"
 
     def __post_init__(self) -> None:
-        if self.checkpoints is not None and self.checkpoints < 2:
-            raise ValueError(f"checkpoints must be at least 2, got {self.checkpoints}; None chooses the number")
+        if self.checkpoints is not None and not (
+            isinstance(self.checkpoints, int) and not isinstance(self.checkpoints, bool) and self.checkpoints >= 2
+        ):
+            raise ValueError(
+                f"checkpoints must be a whole number of at least 2, got {self.checkpoints!r}; None chooses the number"
+            )
 
     def solve(
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
-        inputs = GradientInputs(integration.problem, find_parameters(integration.problem, parameters))
+        found = find_parameters(integration.problem, parameters)
+        inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
             return Direct().solve(integration, None, interpolants)
         if interpolants is not None:
@@ -91,10 +102,14 @@ class _Solve:
         stats = Stats()
         for checkpoint, end in reversed(self._stretches()):
             with torch.enable_grad():
+                oldest = now()
                 problem, leaves = self.inputs.on_leaves(checkpoint.y)
                 carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
                 outputs, last = self._replay(problem, checkpoint, end, carry)
                 kept = [torch.cat(outputs.states())] if outputs.states() else []
+            if not self.inputs.complete:
+                known = [*leaves, *pytree.tree_leaves(carry)]
+                refuse_unknown_leaves(last.y1, last.y0, oldest, known)
             roots: list[Any] = [*kept, last.y1, *pytree.tree_leaves(last.carry)]
             first = checkpoint.outputs
             seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
@@ -123,9 +138,11 @@ class _Solve:
             grad = grad.detach().requires_grad_()
             start = self.trail.checkpoints[0]
             problem, leaves = self.inputs.on_leaves(start.y)
-            outputs, _ = self._replay(problem, start, len(self.trail.times) - 1, None)
-            states = torch.cat([leaves[0]] * start.outputs + outputs.states())
-            first = torch.autograd.grad(states, leaves, grad[: len(states)], create_graph=True, allow_unused=True)
+            states = [leaves[0]] * start.outputs
+            if len(self.trail.times) > 1:
+                outputs, _ = self._replay(problem, start, len(self.trail.times) - 1, None)
+                states += outputs.states()
+            first = _gradients(states, leaves, grad)
             pairs = [(g, s) for g, s in zip(first, seeds, strict=True) if g is not None and g.requires_grad]
         inputs = [grad, *leaves]
         if not pairs:
@@ -185,6 +202,14 @@ class _Backward(torch.autograd.Function):
             second,
             [*ctx.saved_tensors, *seeds],
         )
+
+
+def _gradients(states: list[Tensor], leaves: list[Tensor], grad: Tensor) -> Sequence[Tensor | None]:
+    """The gradients of the leaves, differentiable, given that of the first states."""
+    if not states:
+        return [None] * len(leaves)
+    kept = torch.cat(states)
+    return torch.autograd.grad(kept, leaves, grad[: len(kept)], create_graph=True, allow_unused=True)
 
 
 def _moves(root: Any) -> bool:

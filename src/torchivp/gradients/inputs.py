@@ -19,12 +19,14 @@ class GradientInputs:
 
     Attributes:
         problem: the problem as the user stated it.
+        complete: whether the caller named the parameters; if they were found, later steps may use others.
         tensors: the initial state, then the times if they need a gradient, then the tensors of `args` that do,
             then the parameters.
     """
 
-    def __init__(self, problem: Problem, parameters: Sequence[Tensor]):
+    def __init__(self, problem: Problem, parameters: Sequence[Tensor], complete: bool = True):
         self.problem = problem
+        self.complete = complete
         self._func = user_function(problem)
         leaves, self._args_spec = pytree.tree_flatten(self._func.args)
         self._args = leaves
@@ -109,12 +111,48 @@ def _captured_leaves(problem: Problem) -> list[Tensor]:
     """The leaves, other than `y` and `args`, in the graph of one evaluation of `func` at the start."""
     isolated, leaves = GradientInputs(problem, ()).on_leaves(problem.y0)
     with torch.enable_grad():
-        oldest = _sequence_number(torch.zeros((), requires_grad=True).clone())
+        oldest = now()
         k = isolated.func(isolated.time(isolated.times.start), leaves[0])
-    captured: list[Tensor] = []
-    if k.grad_fn is None:
-        return captured
-    seen, stack = set(), [k.grad_fn]
+    captured, computed = _ends_of_graph(k, oldest, None)
+    for node in computed:
+        warnings.warn(
+            f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); this "
+            "gradient mode cannot see it and gives it none. Pass it to func through args=(tensor,), or name it in "
+            "params=(tensor,) (adjoint_params= in odeint_adjoint), or use gradient='direct'",
+            stacklevel=6,
+        )
+    return [variable for variable in captured if not any(variable is leaf for leaf in leaves)]
+
+
+def now() -> int:
+    """A number less than that of every node of the graph made later, and greater than that of every earlier one."""
+    node = torch.zeros((), requires_grad=True).clone().grad_fn
+    assert node is not None
+    return node._sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def refuse_unknown_leaves(result: Tensor, start: Tensor, oldest: int, leaves: Sequence[Tensor]) -> None:
+    """Look for leaves that a part of the graph uses, from `start` to `result`, but that are not among the inputs.
+
+    Raises:
+        RuntimeError: there is one; its gradient would silently be missing.
+    """
+    for variable in _ends_of_graph(result, oldest, start)[0]:
+        if not any(variable is leaf for leaf in leaves):
+            raise RuntimeError(
+                f"func uses a tensor of shape {tuple(variable.shape)} that requires a gradient, but did not use it at "
+                "the start of the solve, where this gradient mode looks for what it must differentiate: name it in "
+                "params=(tensor,), pass it through args=(tensor,), make func an nn.Module that holds it, or use "
+                "gradient='direct'"
+            )
+
+
+def _ends_of_graph(result: Tensor, oldest: int, start: Tensor | None) -> tuple[list[Tensor], list[str]]:
+    """The leaves in the graph of `result`, and the names of the nodes older than `oldest` that it grows from."""
+    variables: list[Tensor] = []
+    computed: list[str] = []
+    seen = {None, None if start is None else start.grad_fn}
+    stack = [result.grad_fn]
     while stack:
         node = stack.pop()
         if node in seen:
@@ -122,24 +160,12 @@ def _captured_leaves(problem: Problem) -> list[Tensor]:
         seen.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None:
-            if not any(variable is leaf for leaf in leaves):
-                captured.append(variable)
-        elif node._sequence_nr() < oldest:  # pyright: ignore[reportAttributeAccessIssue]
-            warnings.warn(
-                f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is "
-                f"{node.name()}); this gradient mode cannot see it and gives it none. Pass it to func through "
-                "args=(tensor,), or name it in params=(tensor,) (adjoint_params= in odeint_adjoint), or use "
-                "gradient='direct'",
-                stacklevel=6,
-            )
+            variables.append(variable)
+        elif node._sequence_nr() < oldest:  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            computed.append(node.name())  # pyright: ignore[reportOptionalMemberAccess]
         else:
-            stack.extend(next_node for next_node, _ in node.next_functions if next_node is not None)
-    return captured
-
-
-def _sequence_number(tensor: Tensor) -> int:
-    assert tensor.grad_fn is not None
-    return tensor.grad_fn._sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
+            stack.extend(parent for parent, _ in node.next_functions)  # pyright: ignore[reportOptionalMemberAccess]
+    return variables, computed
 
 
 class _Refuse(torch.autograd.Function):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -25,7 +28,8 @@ class ErrorNorm:
         rtol: relative tolerance, a float or [1, size].
         atol: absolute tolerance, a float or [1, size].
         parts: the leaves of the state in the flat tensor.
-        norm: a norm of one's own, called with the scaled error, [1, size].
+        dtype: the dtype of the state.
+        norm: another norm, called with the scaled error, [1, size].
     """
 
     def __init__(
@@ -33,37 +37,42 @@ class ErrorNorm:
         rtol: Tolerance,
         atol: Tolerance,
         parts: Sequence[slice],
-        norm: Callable[[Tensor], float | Tensor] | None = None,
+        dtype: torch.dtype,
+        norm: Callable[[Tensor], float] | None = None,
     ):
         self.rtol = rtol
-        self.atol = atol
+        # Where nothing is tolerated and nothing is wrong, the ratio shall be zero and not undefined.
+        tiny = torch.finfo(dtype).tiny
+        self.atol = atol.clamp(min=tiny) if isinstance(atol, Tensor) else max(atol, tiny)
         self._parts = [part for part in parts if part.stop > part.start]
-        self._norm = norm if norm is not None else self._root_mean_square
+        self._norm = norm
         self._whole = len(self._parts) == 1
-        self._known: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
 
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
         """The scaled size of the `error` of a step from `y0` to `y1`."""
         with torch.no_grad():
-            return float(self._norm(self.scaled(error, y0, y1)))
+            scaled = self.scaled(error, y0, y1)
+            return self._root_mean_square(scaled) if self._norm is None else self._norm(scaled)
 
     def scaled(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
         """The error in units of the tolerance, element by element."""
-        size0 = self._known[1] if self._known[0] is y0 and self._known[1] is not None else y0.abs()
+        # The state at the start of a step was that at the end of the one before.
+        size0 = self._last[1] if self._last is not None and self._last[0]() is y0 else y0.abs()
         size1 = y1.abs()
-        self._known = (y1, size1)
+        self._last = (weakref.ref(y1), size1)
         return error / torch.maximum(size0, size1).mul_(self.rtol).add_(self.atol)
 
     def _root_mean_square(self, x: Tensor) -> float:
         if self._whole:
-            return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
+            return _root_mean_square(x)
         # NaN must win: max() over floats would depend on the order.
-        sizes = [self._part_size(x[:, part]) for part in self._parts]
+        sizes = [_root_mean_square(x[:, part]) for part in self._parts]
         return math.nan if any(size != size for size in sizes) else max(sizes, default=0.0)
 
-    @staticmethod
-    def _part_size(x: Tensor) -> float:
-        return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
+
+def _root_mean_square(x: Tensor) -> float:
+    return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
 
 
 def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance:
@@ -73,8 +82,11 @@ def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance
         TypeError: it is not a number, a tensor or a pytree of these.
         ValueError: it is negative, not finite, requires a gradient, or does not fit the state.
     """
-    if isinstance(tolerance, int | float):
-        flat: Tolerance = float(tolerance)
+    if isinstance(tolerance, np.ndarray):
+        tolerance = torch.as_tensor(tolerance)
+    flat: Tolerance
+    if isinstance(tolerance, numbers.Real):
+        flat = float(tolerance)
     else:
         flat = layout.flatten(_broadcast(name, tolerance, layout)).real.detach()
     smallest, largest = (float(torch.as_tensor(flat).min()), float(torch.as_tensor(flat).max()))
@@ -83,22 +95,12 @@ def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance
     return flat
 
 
-def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> Any:
-    leaves = pytree.tree_leaves(tolerance)
-    for leaf in leaves:
-        if not isinstance(leaf, int | float | Tensor):
-            raise TypeError(f"{name} must be made of numbers or tensors, got {type(leaf).__name__}: write {name}=1e-6")
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            raise ValueError(f"{name} must not require a gradient: write {name}={name}.detach()")
-    if layout.is_tensor and not isinstance(tolerance, Tensor):
-        leaves = [torch.as_tensor(tolerance)]
-    elif len(leaves) == 1:
-        leaves = leaves * len(layout.shapes)
-    if len(leaves) != len(layout.shapes):
-        raise ValueError(
-            f"{name} has {len(leaves)} entries for a state of {len(layout.shapes)} tensors: "
-            f"give one number, or one for each of {layout.describe()}"
-        )
+def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> list[Tensor]:
+    """One tolerance for each element of each leaf of the state."""
+    if layout.is_tensor and isinstance(tolerance, tuple | list):
+        tolerance = torch.stack([torch.as_tensor(_leaf(name, entry)) for entry in tolerance])
+    leaves: list[Any] = [None] * len(layout.shapes)
+    _assign(name, tolerance, layout.skeleton(), leaves, layout)
     expanded = []
     for leaf, shape in zip(leaves, layout.shapes, strict=True):
         try:
@@ -109,3 +111,31 @@ def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> Any:
                 f"shape {tuple(shape)}"
             ) from None
     return expanded
+
+
+def _assign(name: str, tolerance: Any, node: Any, leaves: list[Any], layout: StateLayout) -> None:
+    """Give the leaves under `node`, numbered in the skeleton of the state, the tolerance that stands there."""
+    if isinstance(node, dict) and isinstance(tolerance, dict) and node.keys() == tolerance.keys():
+        for key, child in node.items():
+            _assign(name, tolerance[key], child, leaves, layout)
+    elif isinstance(node, tuple | list) and isinstance(tolerance, tuple | list) and len(node) == len(tolerance):
+        for entry, child in zip(tolerance, node, strict=True):
+            _assign(name, entry, child, leaves, layout)
+    elif isinstance(tolerance, dict | tuple | list):
+        kind = f"keys {sorted(map(str, tolerance))}" if isinstance(tolerance, dict) else f"{len(tolerance)} entries"
+        raise ValueError(
+            f"{name} with {kind} does not match the state: give one number, or one for each of {layout.describe()}"
+        )
+    else:
+        for index in pytree.tree_leaves(node):
+            leaves[index] = _leaf(name, tolerance)
+
+
+def _leaf(name: str, tolerance: Any) -> Any:
+    if isinstance(tolerance, Tensor):
+        if tolerance.requires_grad:
+            raise ValueError(f"{name} must not require a gradient: write {name}={name}.detach()")
+        return tolerance
+    if isinstance(tolerance, numbers.Real | np.ndarray):
+        return torch.as_tensor(tolerance)
+    raise TypeError(f"{name} must be made of numbers or tensors, got {type(tolerance).__name__}: write {name}=1e-6")

@@ -11,23 +11,21 @@ from torchivp.methods.method import FlatFunc
 from torchivp.stepsize.error_norm import ErrorNorm
 
 
-@torch.no_grad()
 def first_step(
     func: FlatFunc, t0: Tensor, y0: Tensor, f0: Tensor, span: float, norm: ErrorNorm, error_order: int
 ) -> float:
     """Estimate the first step from the sizes of the state, its slope and its curvature.
 
-    `span` is the time to the end, signed. Costs one evaluation of `func`. If state or slope is not finite, a small
-    step, for the step loop to find out why. Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential
-    Equations I", II.4, "Starting Step Size".
+    `span` is the time to the end, signed. Costs one evaluation of `func`. NaN if state or slope is not finite. Source:
+    Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", II.4, "Starting Step Size".
     """
     size, slope = norm(y0, y0, y0), norm(f0, y0, y0)
     if not (math.isfinite(size) and math.isfinite(slope)):
-        return 1e-6 * abs(span)
+        return math.nan
     h0 = min(0.01 * size / slope if size >= 1e-5 and slope >= 1e-5 else 1e-6, abs(span))
     signed = math.copysign(h0, span)
-    f1 = func(t0 + signed, torch.add(y0, f0, alpha=signed))
-    curvature = norm(f1 - f0, y0, y0) / h0
+    f1 = func(t0 + signed, torch.add(y0, f0, alpha=signed)).detach()
+    curvature = norm(f1 - f0.detach(), y0, y0) / h0
     if not math.isfinite(curvature):
         return h0
     largest = max(slope, curvature)

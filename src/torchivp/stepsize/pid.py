@@ -66,6 +66,9 @@ class PIDController:
     accept_at_min_step: bool = False
 
     def __post_init__(self) -> None:
+        gain = self.kp + self.ki + self.kd
+        if not (0 < gain < math.inf):
+            raise ValueError(f"kp + ki + kd must be positive, got {gain}: the step size must fall with the error")
         if not 0 < self.safety < 1:
             raise ValueError(f"safety must lie between 0 and 1, got {self.safety}; 0.9 is usual")
         if not 0 < self.factor_min < 1 < self.factor_max:
@@ -73,8 +76,8 @@ class PIDController:
                 "the factors must satisfy 0 < factor_min < 1 < factor_max, "
                 f"got {self.factor_min} and {self.factor_max}; 0.2 and 10 are usual"
             )
-        if not 0 <= self.min_step <= self.max_step:
-            raise ValueError(f"need 0 <= min_step <= max_step, got {self.min_step} and {self.max_step}")
+        if not (0 <= self.min_step <= self.max_step and self.max_step > 0):
+            raise ValueError(f"need 0 <= min_step <= max_step, max_step > 0, got {self.min_step} and {self.max_step}")
         if self.first_step is not None and not (self.first_step > 0 and math.isfinite(self.first_step)):
             raise ValueError(
                 f"first_step must be positive, got {self.first_step}; "
@@ -92,7 +95,9 @@ class PIDController:
         """
         accept = error <= 1.0 or (self.accept_at_min_step and proposed <= self.min_step and math.isfinite(error))
         factor = self._factor(error, history, error_order + 1) if math.isfinite(error) else self.factor_min
-        factor = min(max(factor, self.factor_min), 1.0 if history.rejected or not accept else self.factor_max)
+        # A rejected step must shrink, whatever the history says, and must not grow at once after that.
+        largest = self.safety if not accept else 1.0 if history.rejected else self.factor_max
+        factor = min(max(factor, self.factor_min), largest)
         next_h = min(max(h * factor, self.min_step), self.max_step)
         if not accept:
             return Decision(False, next_h, history._replace(rejected=True))

@@ -240,6 +240,8 @@ class _StageRecord:
             self.append(i, k)
 
     def append(self, i: int, k: Tensor) -> None:
+        if not k.requires_grad:
+            k = k.clone()  # func may use its memory again
         self._k.append(k)
         self._matrix = torch.cat((self._matrix, k)) if i > 0 else k
 
