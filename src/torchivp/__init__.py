@@ -2,10 +2,14 @@
 
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint
+from torchivp.fit.data import DataError
+from torchivp.fit.fitting import fit
+from torchivp.fit.result import FitResult
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.methods import ODE_METHODS
+from torchivp.models import MODELS
 from torchivp.solution import Outcome, Solution, SolveError, Stats, Status
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIController, PIDController
@@ -13,11 +17,14 @@ from torchivp.stepsize.pid import PIController, PIDController
 __version__ = "0.1.0"
 
 __all__ = [
+    "MODELS",
     "ODE_METHODS",
     "Backsolve",
     "Checkpointed",
     "ConstantSteps",
+    "DataError",
     "Direct",
+    "FitResult",
     "GridSteps",
     "Outcome",
     "PIController",
@@ -26,6 +33,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Status",
+    "fit",
     "odeint",
     "odeint_adjoint",
     "solve_ivp",

@@ -50,7 +50,9 @@ def test_an_epidemic_of_which_only_cases_are_observed():
     result = fit(SIR(), data)
     assert largest_error(result, truth) < 1e-5
     assert result["susceptible(0)"].free is False
-    assert any("held: susceptible(0), removed(0)" in warning for warning in result.warnings)
+    assert any("default of the model: susceptible(0), removed(0)" in warning for warning in result.warnings)
+    known = fit(SIR(), data, fixed={"susceptible": 0.99, "removed": 0.0})
+    assert not any("default of the model" in warning for warning in known.warnings)
 
 
 def test_an_epidemic_with_lognormal_noise_and_its_start_unknown():

@@ -88,7 +88,7 @@ def fit(
         ImportError: pandas is not installed.
         RuntimeError: the model cannot be solved from any start.
 
-    Example:
+    Examples:
         >>> import pandas, torchivp.models
         >>> from torchivp.fit import fit
         >>> data = pandas.DataFrame({"time": [0, 1, 2, 3, 4], "angle": [1.0, -0.9, 0.5, -0.2, -0.2]})
@@ -180,8 +180,6 @@ def _result(search: Search, likelihood: Likelihood, seconds: float) -> FitResult
     scaled = residuals.jacobian / likelihood.sigma[residuals.observable][:, None]
     uncertainty = fisher_uncertainty(scaled, quantities.free)
     nll = likelihood.nll
-    if misfit.noise == "lognormal":
-        nll += sum(float(np.log(data.column(k)).sum()) for k in range(len(data.observables)))
     sigmas = _sigma_estimates(misfit, search.sigma_mode, likelihood.sigma)
     n_free, n_data = len(quantities.free) + len(sigmas), data.n_data
     squares = np.bincount(residuals.observable, residuals.values**2, len(data.observables))
@@ -280,8 +278,11 @@ def _warnings(misfit: Misfit, likelihood: Likelihood, uncertainty: Uncertainty) 
     held = [
         quantity.name
         for quantity in misfit.quantities.all
-        if quantity.kind == "initial state" and not quantity.free and quantity.key not in misfit.data.states
+        if quantity.kind == "initial state" and quantity.assumed and quantity.key not in misfit.data.states
     ]
     if held:
-        warnings.append(f"not observed and not estimated, but held: {', '.join(held)} (free='all' estimates it)")
+        warnings.append(
+            f"not observed and not estimated, but held at the default of the model: {', '.join(held)} (give its value "
+            "in fixed, or estimate it with free='all')"
+        )
     return warnings + uncertainty.warnings

@@ -67,12 +67,15 @@ class Residuals:
         values: the residuals, [n], all observables of a trajectory in the order of time, then the next trajectory.
         observable: the number of the observable of each, [n].
         jacobian: their derivatives with respect to theta, [n, n_free].
+        log_data: the sum of the logarithms of the data with lognormal noise, which turns a density of the logarithms
+            into one of the data; 0 with normal noise.
     """
 
     theta: NDArray[np.float64]
     values: NDArray[np.float64]
     observable: NDArray[np.intp]
     jacobian: NDArray[np.float64]
+    log_data: float
 
     def mean_squares(self, n_observables: int) -> NDArray[np.float64]:
         """The mean squared residual of each observable, [n_observables]; zero where it has no data."""
@@ -180,7 +183,7 @@ class Misfit:
         Returns:
             The residuals; None if a solve fails, or a residual or a derivative is not finite.
         """
-        values, rows, observable = [], [], []
+        values, rows, observable, log_data = [], [], [], 0.0
         for i, trajectory in enumerate(self.data.trajectories):
             count = max(2, int(np.ceil(horizon * len(trajectory.t))))
             data = trajectory.values[:count]
@@ -194,10 +197,11 @@ class Misfit:
                 if not (model > 0).all():
                     return None
                 data, model, slopes = np.log(data), np.log(model), slopes / model[:, None]
+                log_data += float(data.sum())
             values.append(data - model)
             rows.append(-slopes)
             observable.append(known.nonzero()[1])
-        found = Residuals(theta, np.concatenate(values), np.concatenate(observable), np.concatenate(rows))
+        found = Residuals(theta, np.concatenate(values), np.concatenate(observable), np.concatenate(rows), log_data)
         return found if np.isfinite(found.values).all() and np.isfinite(found.jacobian).all() else None
 
     def _observables(

@@ -40,7 +40,7 @@ class Likelihood:
     Attributes:
         minimum: the free quantities there, with residuals and Jacobian.
         sigma: the standard deviation of each observable, [n_observed].
-        nll: the negative logarithm of the likelihood, without the Jacobian of a logarithm of the data.
+        nll: the negative logarithm of the likelihood.
         converged: whether quantities and sigmas have settled.
         at_floor: whether a sigma is as small as the error of the solver, and so means nothing.
     """
@@ -139,7 +139,7 @@ class Search:
             assert minimum.residuals is not None, "the model has been solved where the search starts"
             residuals, last, last_nll = minimum.residuals, sigma, nll
             sigma = np.maximum(self.sigma(residuals), floor)
-            nll = gaussian_nll(residuals, sigma)
+            nll = negative_log_likelihood(residuals, sigma)
             steady = np.abs(sigma / last - 1).max() < 1e3 * tolerance
             settled = bool(steady) or abs(nll - last_nll) < 1e-10 * max(1, abs(nll))
             if settled:
@@ -158,13 +158,14 @@ class Search:
         """Tell the user of an iteration."""
         self.iterations += 1
         sigma = np.maximum(self.sigma(residuals), np.finfo(float).tiny)
-        self.progress(stage, self.iterations, gaussian_nll(residuals, sigma))
+        self.progress(stage, self.iterations, negative_log_likelihood(residuals, sigma))
 
 
-def gaussian_nll(residuals: Residuals, sigma: NDArray[np.float64]) -> float:
-    """The negative log-likelihood of independent normal residuals with a standard deviation per observable."""
+def negative_log_likelihood(residuals: Residuals, sigma: NDArray[np.float64]) -> float:
+    """Minus the logarithm of the density of the data, with independent residuals of a standard deviation each."""
     scale = sigma[residuals.observable]
-    return float(np.sum(0.5 * (residuals.values / scale) ** 2 + np.log(scale) + 0.5 * np.log(2 * np.pi)))
+    gaussian = np.sum(0.5 * (residuals.values / scale) ** 2 + np.log(scale) + 0.5 * np.log(2 * np.pi))
+    return float(gaussian) + residuals.log_data
 
 
 class _Target:

@@ -34,6 +34,7 @@ class Quantity:
         magnitude: the size of a typical change on the scale of estimation: 1 on the log scale.
         unit: its unit.
         description: its meaning.
+        assumed: whether it is held at a value that nobody gave.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Quantity:
     magnitude: float
     unit: str
     description: str
+    assumed: bool = False
 
 
 class Quantities:
@@ -126,7 +128,8 @@ def list_quantities(
                 f"{quantity.name} is estimated on the log scale, so its start value must be positive, got {value:g}: "
                 f"give start={{{quantity.key!r}: ...}} or leave it out of {type(model).__name__}.positive"
             )
-        chosen.append(replace(quantity, value=value, free=is_free))
+        assumed = not is_free and quantity.name not in fixed_values and quantity.name not in start_values
+        chosen.append(replace(quantity, value=value, free=is_free, assumed=assumed))
     if not any(quantity.free for quantity in chosen):
         raise ValueError("nothing is free, so there is nothing to fit: leave something out of fixed")
     return Quantities(chosen, len(model.states))
