@@ -213,7 +213,7 @@ class _AdjointSystem:
         self._leaves = leaves
         self.look = not complete
         """Whether to look in the next evaluation for tensors that `func` uses and that are not among the inputs."""
-        size = problem.y0.shape[1]
+        self._size = size = problem.y0.shape[1]
         self.evaluations = 0
         self.state, self.adjoint = slice(0, size), slice(size, 2 * size)
         self.parts = [self.state, self.adjoint]
@@ -226,14 +226,15 @@ class _AdjointSystem:
         self.evaluations += 1
         with torch.enable_grad():
             oldest = now() if self.look else 0
-            state = y[:, self.state].detach().requires_grad_()
+            state = y.narrow(1, 0, self._size).detach().requires_grad_()
             slope = self._problem.func(t, state)
         if self.look:
             refuse_unknown_leaves(slope, state, oldest, [state, *self._leaves])
             self.look = False
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
-        found = torch.autograd.grad(slope, [state, *self._others], -y[:, self.adjoint], allow_unused=True)
+        adjoint = y.narrow(1, self._size, self._size)
+        found = torch.autograd.grad(slope, [state, *self._others], adjoint.neg(), allow_unused=True)
         rates = [
             y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)

@@ -44,7 +44,7 @@ class ErrorNorm:
         # Where nothing is tolerated and nothing is wrong, the ratio shall be zero and not undefined.
         tiny = torch.finfo(dtype).tiny
         self.atol = atol.clamp(min=tiny) if isinstance(atol, Tensor) else max(atol, tiny)
-        self._parts = [part for part in parts if part.stop > part.start]
+        self._parts = [(part.start, part.stop - part.start) for part in parts if part.stop > part.start]
         self._norm = norm
         self._whole = len(self._parts) == 1
         self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
@@ -66,9 +66,9 @@ class ErrorNorm:
     def _root_mean_square(self, x: Tensor) -> float:
         if self._whole:
             return _root_mean_square(x)
+        sizes = [_root_mean_square(x.narrow(1, start, size)) for start, size in self._parts]
         # NaN must win: max() over floats would depend on the order.
-        sizes = [_root_mean_square(x[:, part]) for part in self._parts]
-        return math.nan if any(size != size for size in sizes) else max(sizes, default=0.0)
+        return math.nan if math.isnan(sum(sizes)) else max(sizes, default=0.0)
 
 
 def _root_mean_square(x: Tensor) -> float:
