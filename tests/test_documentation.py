@@ -141,3 +141,11 @@ def test_a_page_is_read_as_its_reader_does():
         Snippet("shell", "torchivp fit data.csv \\\n    --out report", 18),
         Snippet("shell", "torchivp models", 21),
     ]
+
+
+def test_every_public_name_is_in_the_reference():
+    import torchivp
+
+    reference = (ROOT / "docs" / "api.md").read_text()
+    missing = [name for name in torchivp.__all__ if name not in reference]
+    assert not missing
