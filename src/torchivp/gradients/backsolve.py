@@ -14,6 +14,7 @@ from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
     now,
+    refuse_dense_output,
     refuse_to_differentiate,
     refuse_unknown_leaves,
     user_function,
@@ -75,11 +76,7 @@ class Backsolve:
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
             return Direct().solve(integration, None, interpolants)
-        if interpolants is not None:
-            raise ValueError(
-                "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times "
-                "that you need in t_eval"
-            )
+        refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         check_controller(self.controller or integration.controller, backward_method)
         layout = user_function(integration.problem).layout

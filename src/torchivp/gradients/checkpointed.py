@@ -15,6 +15,7 @@ from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
     now,
+    refuse_dense_output,
     refuse_to_differentiate,
     refuse_unknown_leaves,
 )
@@ -61,11 +62,7 @@ class Checkpointed:
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
             return Direct().solve(integration, None, interpolants)
-        if interpolants is not None:
-            raise ValueError(
-                "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times "
-                "that you need in t_eval"
-            )
+        refuse_dense_output(interpolants)
         solve = _Solve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchivp.problem import FlatFunction, Problem
+from torchivp.recording import Interpolants
 
 
 class GradientInputs:
@@ -166,6 +167,19 @@ def _ends_of_graph(result: Tensor, oldest: int, start: Tensor | None) -> tuple[l
         else:
             stack.extend(parent for parent, _ in node.next_functions)  # pyright: ignore[reportOptionalMemberAccess]
     return variables, computed
+
+
+def refuse_dense_output(interpolants: Interpolants | None) -> None:
+    """Refuse dense output where its gradient would be lost.
+
+    Raises:
+        ValueError: it was asked for.
+    """
+    if interpolants is not None:
+        raise ValueError(
+            "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times that you "
+            "need in t_eval"
+        )
 
 
 class _Refuse(torch.autograd.Function):
