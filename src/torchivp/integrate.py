@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Method, Step
 from torchivp.problem import Problem
 from torchivp.recording import Recorder
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
-from torchivp.stepsize.error_norm import ErrorNorm
 from torchivp.stepsize.first_step import first_step
-from torchivp.stepsize.pid import History, PIDController
+from torchivp.stepsize.own import OwnSteps
+from torchivp.stepsize.pid import Decision, History, PIDController
 
-Controller = PIDController | ConstantSteps | GridSteps
+Controller = PIDController | ConstantSteps | GridSteps | OwnSteps
 Change = Callable[[float, Tensor], Tensor]
 """`change(t, y)` returns the state, [1, size], with which the integration goes on from `t`."""
 
@@ -35,12 +36,23 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
         TypeError: it is no controller.
         ValueError: the controller needs an error estimate that the method does not have.
     """
-    if not isinstance(controller, PIDController | ConstantSteps | GridSteps):
+    if not isinstance(controller, Controller):
         raise TypeError(f"controller must be a PIDController, ConstantSteps or GridSteps, got {controller!r}")
     if isinstance(controller, PIDController) and method.error_order is None:
         raise ValueError(
             f"{method.__name__} has no error estimate and takes fixed steps: pass step_size=0.01, or choose an "
             "adaptive method such as method='dopri5'"
+        )
+    if isinstance(controller, OwnSteps) != method.sizes_steps:
+        raise ValueError(
+            f"{method.__name__} sizes its steps itself: leave controller and step_size out"
+            if method.sizes_steps
+            else f"{method.__name__} does not size its steps itself, as OwnSteps() presumes: leave controller out"
+        )
+    if method.varies_order and not isinstance(controller, PIDController):
+        raise ValueError(
+            f"{method.__name__} chooses its step sizes together with its order, so they cannot be fixed: leave "
+            "step_size out, or choose a method of fixed order such as method='implicit_adams'"
         )
     return controller
 
@@ -95,11 +107,20 @@ class Integration:
             status = run.to_the_end()
         return status, Stats(self.problem.func.evaluations, run.accepted, run.rejected)
 
-    def replay(self, times: Sequence[float], y: Tensor, carry: Any, recorders: Sequence[Recorder]) -> Step:
+    def replay(
+        self,
+        times: Sequence[float],
+        orders: Sequence[int | None],
+        y: Tensor,
+        carry: Any,
+        recorders: Sequence[Recorder],
+    ) -> Step:
         """Take the accepted steps that end at `times[1:]` again, from the state `y` at `times[0]`."""
         at, func = self.problem.times.at, self.problem.func
         step = None
-        for t0, t1 in pairwise(times):
+        for (t0, t1), order in zip(pairwise(times), orders, strict=True):
+            if order is not None:
+                carry = self.method.at_order(carry, order)
             step = self.method.step(func, at(t0), at(t1), y, carry)
             for recorder in recorders:
                 recorder.accept(self.method, func, step, t1)
@@ -145,10 +166,11 @@ class _Run:
             if self.accepted + self.rejected >= plan.max_steps:
                 return self._out_of_steps(taken)
             step = plan.method.step(self.func, times.at(t), times.at(t1), y, self.carry)
+            if step.t1 is not t1 and plan.method.sizes_steps:
+                t1 = float(step.t1)
             if isinstance(controller, PIDController):
-                assert step.error is not None and plan.method.error_order is not None
-                error = plan.norm(step.error, y, step.y1)
-                accept, next_h, new_history = controller.adapt(error, taken, h, history, plan.method.error_order)
+                error = self._error(step)
+                accept, next_h, new_history = self._adapt(controller, step, error, taken, h, history)
                 if not accept:
                     self.rejected += 1
                     self.carry = step.retry
@@ -162,12 +184,42 @@ class _Run:
                 # A step cut very short to land on a required time says nothing about the size of the next one.
                 if taken > 0.1 * h or next_h > h:
                     h, history = next_h, new_history
+            elif step.failure is not None:
+                return self._not_converged(step)
             elif self.look_at_every_step and not _finite(step.y1):
                 return self._non_finite(taken)
             self._accept(step, t1)
             if clip.reached(t1) and plan.change is not None and t1 in change_times:
                 self.y, self.carry = plan.change(t1, self.y), None
         return self._success()
+
+    def _error(self, step: Step) -> float:
+        if step.failure is not None:
+            return math.inf
+        assert step.error is not None
+        return self.plan.norm(step.error, step.y0, step.y1)
+
+    def _adapt(
+        self, controller: PIDController, step: Step, error: float, taken: float, h: float, history: History
+    ) -> Decision:
+        """Judge the step and size the next one; a method of varying order goes on at the order of the longest step."""
+        order = self.plan.method.error_order if step.order is None else step.order
+        assert order is not None
+        decision = controller.adapt(error, taken, h, history, order)
+        if not step.others:
+            return decision
+        best, best_order = decision, step.order
+        for other, estimate in step.others:
+            size = self.plan.norm(estimate, step.y0, step.y1)
+            candidate = controller.adapt(size, taken, h, history, other)
+            if candidate.h > best.h:
+                best, best_order = candidate, other
+        if best_order is not None and best_order != step.order:
+            step.carry = self.plan.method.at_order(step.carry, best_order)
+            step.retry = self.plan.method.at_order(step.retry, best_order)
+        # Whatever another order promises, a step that is tried again must be shorter.
+        longest = math.inf if decision.accept else controller.safety * taken
+        return Decision(decision.accept, min(best.h, longest), best.history._replace(rejected=not decision.accept))
 
     def _accept(self, step: Step, t1: float) -> None:
         self.accepted += 1
@@ -221,6 +273,10 @@ class _Run:
         )
         return Status(Outcome.STEP_UNDERFLOW, sentence, self.t)
 
+    def _not_converged(self, step: Step) -> Status:
+        sentence = f"{step.failure}, in a step of {abs(float(step.t1) - self.t):.3g} from t = {self.t:.9g}"
+        return Status(Outcome.NOT_CONVERGED, sentence, self.t)
+
     def _stands_still(self, step: Step) -> bool:
         """Whether a step did not change the state although its slope is not zero."""
         if not torch.equal(step.y0, step.y1):
@@ -235,6 +291,8 @@ class _Run:
         too_small = next_h < 16 * math.ulp(self.t) or next_h < sys.float_info.min
         if not too_small and h > controller.min_step:
             return None
+        if step.failure is not None:
+            return self._not_converged(step)
         if not math.isfinite(error):
             return self._non_finite(taken) if not _finite(step.y1) else self._norm_undefined(error)
         assert step.error is not None

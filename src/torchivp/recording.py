@@ -103,7 +103,7 @@ class Interpolants:
 
 
 class Trail:
-    """The ends of the accepted steps, and the state at some of them: enough to replay any stretch of the solve.
+    """The ends and orders of the accepted steps, and the state at some of them: enough to replay any stretch.
 
     Checkpoints are laid every `stride` steps. When there are more than `limit` of them (by default, more than
     the stride), every other one is dropped and the stride doubles, so that neither the number of steps need be
@@ -119,15 +119,17 @@ class Trail:
         self._limit = limit
         self._stride = 1
         self.times: list[float] = []
+        self.orders: list[int | None] = []
         self.checkpoints: list[Checkpoint] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
         self._stride = 1
-        self.times = [t]
+        self.times, self.orders = [t], []
         self.checkpoints = [Checkpoint(0, len(self._outputs.t), y, carry)]
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
         self.times.append(t1)
+        self.orders.append(step.order)
         taken = len(self.times) - 1
         if taken % self._stride == 0:
             carry = pytree.tree_map_only(Tensor, Tensor.clone, step.carry)

@@ -20,6 +20,7 @@ class Outcome(Enum):
     STEP_UNDERFLOW = "step_underflow"
     TOLERANCE_NOT_MET = "tolerance_not_met"
     NON_FINITE = "non_finite"
+    NOT_CONVERGED = "not_converged"
 
 
 @dataclass(frozen=True)

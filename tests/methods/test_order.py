@@ -8,6 +8,7 @@ import scipy.integrate
 import torch
 
 from torchivp import ODE_METHODS, solve_ivp
+from torchivp.error_norm import ErrorNorm
 from torchivp.problem import Problem
 from torchivp.times import Times
 
@@ -88,7 +89,7 @@ def test_order_of_convergence(method, problem, dtype):
 def test_order_of_the_error_estimate(method, problem):
     func, y0 = problem(torch.float64)
     flat = Problem.build(func, y0, Times(0.0, 1.0, None))
-    stepper = method(flat.y0, flat.real_dtype)
+    stepper = method(flat.y0, flat.real_dtype, ErrorNorm(1e-12, 1e-14, [slice(0, flat.y0.numel())], flat.y0.dtype))
     starts = torch.linspace(0.1, 2.5, 13, dtype=torch.float64).tolist()
     states = reference(problem, torch.float64, *starts)
     sizes = [0.2, 0.15, 0.1, 0.07] if method.order < 8 else [0.5, 0.4, 0.3, 0.25]
@@ -121,7 +122,7 @@ def test_order_between_the_steps(method, problem):
 def test_dense_output_meets_the_ends_of_a_step(method):
     func, y0 = forced(torch.float64)
     flat = Problem.build(func, y0, Times(0.0, 1.0, None))
-    stepper = method(flat.y0, flat.real_dtype)
+    stepper = method(flat.y0, flat.real_dtype, ErrorNorm(1e-12, 1e-14, [slice(0, flat.y0.numel())], flat.y0.dtype))
     step = stepper.step(flat.func, 0.0, 0.3, flat.y0, None)
     inside = stepper.interpolant(flat.func, step)
     ends = inside.evaluate([0.0, 0.3])

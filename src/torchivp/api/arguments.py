@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
@@ -18,7 +19,6 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.state import StateLayout
-from torchivp.stepsize.error_norm import ErrorNorm, check_tolerance
 from torchivp.times import Times
 
 Gradient = Direct | Checkpointed | Backsolve
@@ -79,17 +79,18 @@ def build_integration(
     assert isinstance(problem.func, FlatFunction)
     layout = problem.func.layout
     method_class = find_method(method)
+    error_norm = ErrorNorm(
+        check_tolerance("rtol", rtol, layout),
+        check_tolerance("atol", atol, layout),
+        layout.parts(),
+        layout.dtype,
+        None if norm is None else _flat_norm(norm, layout),
+    )
     integration = Integration(
         problem=problem,
-        method=method_class(problem.y0, problem.real_dtype),
+        method=method_class(problem.y0, problem.real_dtype, error_norm),
         controller=check_controller(controller, method_class),
-        norm=ErrorNorm(
-            check_tolerance("rtol", rtol, layout),
-            check_tolerance("atol", atol, layout),
-            layout.parts(),
-            layout.dtype,
-            None if norm is None else _flat_norm(norm, layout),
-        ),
+        norm=error_norm,
         max_steps=check_max_steps(max_steps),
         describe=layout.name,
     )

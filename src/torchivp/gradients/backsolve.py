@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
     GradientInputs,
@@ -25,7 +26,6 @@ from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
 from torchivp.solution import SolveError, Stats, Status
-from torchivp.stepsize.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.times import Times
 
 
@@ -158,11 +158,12 @@ class _Solve:
             return z
 
         problem = Problem(system, z, Times(times[-1], forward.problem.times.start, ()), forward.problem.real_dtype)
+        norm = self._norm(system)
         backward = Integration(
             problem=problem,
-            method=self.method(z, problem.real_dtype),
+            method=self.method(z, problem.real_dtype, norm),
             controller=options.controller or forward.controller,
-            norm=self._norm(system),
+            norm=norm,
             max_steps=forward.max_steps if options.max_steps is None else options.max_steps,
             describe=system.describe,
             change=join_output,

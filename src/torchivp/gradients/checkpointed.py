@@ -105,17 +105,16 @@ class _Solve:
                 outputs, last = self._replay(problem, checkpoint, end, carry)
                 kept = [torch.cat(outputs.states())] if outputs.states() else []
             if not self.inputs.complete:
-                known = [*leaves, *pytree.tree_leaves(carry)]
+                known = [*leaves, *_tensors(carry)]
                 refuse_unknown_leaves(last.y1, last.y0, oldest, known)
-            roots: list[Any] = [*kept, last.y1, *pytree.tree_leaves(last.carry)]
+            roots = [*kept, last.y1, *_tensors(last.carry)]
             first = checkpoint.outputs
             seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
             seeds += at_end or [None] * (len(roots) - len(seeds))
-            used = [i for i, root in enumerate(roots) if _moves(root) and seeds[i] is not None]
-            carried = [leaf for leaf in pytree.tree_leaves(carry) if leaf is not None]
+            used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
             found = torch.autograd.grad(
                 [roots[i] for i in used],
-                [*leaves, *carried],
+                [*leaves, *_tensors(carry)],
                 [seeds[i] for i in used],
                 allow_unused=True,
             )
@@ -150,8 +149,8 @@ class _Solve:
     def _replay(self, problem: Problem, start: Checkpoint, end: int, carry: Any) -> tuple[Outputs, Step]:
         outputs = Outputs(problem.times)
         outputs.resume(start.outputs, self.reached)
-        times = self.trail.times[start.step : end + 1]
-        return outputs, self.integration.with_problem(problem).replay(times, problem.y0, carry, [outputs])
+        times, orders = self.trail.times[start.step : end + 1], self.trail.orders[start.step : end]
+        return outputs, self.integration.with_problem(problem).replay(times, orders, problem.y0, carry, [outputs])
 
     def _stretches(self) -> list[tuple[Checkpoint, int]]:
         """The checkpoints, each with the number of the step at which the stretch after it ends."""
@@ -209,8 +208,8 @@ def _gradients(states: list[Tensor], leaves: list[Tensor], grad: Tensor) -> Sequ
     return torch.autograd.grad(kept, leaves, grad[: len(kept)], create_graph=True, allow_unused=True)
 
 
-def _moves(root: Any) -> bool:
-    return isinstance(root, Tensor) and root.requires_grad
+def _tensors(carry: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor)]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

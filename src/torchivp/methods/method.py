@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from torchivp.dense import Interpolant
+from torchivp.error_norm import ErrorNorm
 
 FlatFunc = Callable[[Tensor, Tensor], Tensor]
 """`func(t, y)` with a 0-d `t` and `y` of shape [1, size]."""
+
+Check = Callable[[str, Any], Any]
+"""Called with the name and the value of an option; returns the value to use, or raises TypeError or ValueError."""
 
 
 @dataclass(slots=True)
@@ -25,9 +30,13 @@ class Step:
         y0: the state at its start, [1, size].
         y1: the state at its end, [1, size].
         error: the estimate of the error made in this step, [1, size]; None if the method has none.
-        carry: what the next step starts from besides `y1`: a pytree of tensors, or None.
+        carry: what the next step starts from besides `y1`: a pytree of tensors and plain values, or None.
         retry: what the same step starts from if it is tried again with another size.
         stages: the method's own data, from which it makes the interpolant; valid until the next step.
+        order: the order of `error`, by a method that varies it; None for that of the class.
+        others: the orders at which such a method could go on instead, each with the error it would have had.
+        failure: why there is no `y1` to speak of, a clause such as "Newton's iteration did not converge"; None if
+            there is one.
     """
 
     t0: float | Tensor
@@ -38,30 +47,42 @@ class Step:
     carry: Any
     retry: Any
     stages: Any
+    order: int | None = None
+    others: Sequence[tuple[int, Tensor]] = ()
+    failure: str | None = None
 
 
 class Method(ABC):
-    """A one-step method, made for the state that it will step.
+    """A method of integration, made for the state that it will step.
 
     A method knows nothing of step sizes or gradients. `step` is a function of its arguments alone, so that a
     step can be taken again from its start, for a gradient or by a compiled backend. Coefficients in the dtype
     and on the device of the state, and work space, are laid out once, when the method is made.
 
     Attributes:
-        order: the order of convergence.
+        order: the order of convergence; the highest one if the order varies.
         error_order: the order of the error estimate (the exponent of the step size in the local error is one
-            more); None if there is no estimate and the step size is fixed.
+            more), of the first step if it varies; None if there is no estimate.
+        varies_order: whether the method offers other orders in `Step.others`.
+        sizes_steps: whether the method sizes its steps itself: `step` may then return one that ends before `t1`.
+        differentiable: whether autograd can follow `step`.
+        options: the options that `with_options` takes, each with its check; the values are class attributes.
 
     Args:
         y0: the initial state, [1, size].
         real_dtype: the dtype of the `t` that `func` receives.
+        norm: the tolerances, for methods that solve equations in each step.
     """
 
     order: ClassVar[int]
     error_order: ClassVar[int | None]
+    varies_order: ClassVar[bool] = False
+    sizes_steps: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+    options: ClassVar[Mapping[str, Check]] = {}
 
     @abstractmethod
-    def __init__(self, y0: Tensor, real_dtype: Any): ...
+    def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm): ...
 
     @abstractmethod
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
@@ -74,3 +95,22 @@ class Method(ABC):
     def initial_carry(self, f0: Tensor) -> Any:
         """The first step's `carry`, given that `func(t0, y0) = f0` is known already."""
         return None
+
+    def at_order(self, carry: Any, order: int) -> Any:
+        """The `carry` (or `retry`) with which a method of varying order goes on at this order."""
+        return carry
+
+    @classmethod
+    def with_options(cls, **options: Any) -> type[Self]:
+        """The same method with other values of some of its `options`.
+
+        Raises:
+            TypeError, ValueError: there is no such option, or the value is of the wrong type or out of range.
+        """
+        checked = {}
+        for name, value in options.items():
+            if name not in cls.options:
+                known = ", ".join(cls.options) if cls.options else "none"
+                raise TypeError(f"{cls.__name__} has no option {name!r}; its options: {known}")
+            checked[name] = cls.options[name](name, value)
+        return type(cls)(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__module__": cls.__module__, **checked})

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc
-from torchivp.stepsize.error_norm import ErrorNorm
 
 
 def first_step(

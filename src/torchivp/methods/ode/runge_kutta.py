@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchivp.dense import Interpolant, StepPolynomials
+from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.times import time_dtype, time_scalar
@@ -117,12 +118,14 @@ class ExplicitRungeKutta(Method):
     tableau: ClassVar[ButcherTableau]
 
     def __init_subclass__(cls) -> None:
+        if "tableau" not in cls.__dict__:
+            return
         cls.order = cls.tableau.order
         cls.error_order = None
         if cls.tableau.embedded_order is not None:
             cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)
 
-    def __init__(self, y0: Tensor, real_dtype: torch.dtype):
+    def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         tableau, stages = self.tableau, len(self.tableau.c)
         in_state = {"dtype": y0.dtype, "device": y0.device}
         self._real_dtype = real_dtype
