@@ -1,7 +1,7 @@
 """torchivp: solve differential equations in PyTorch, differentiate through the solutions and fit them to data."""
 
 from torchivp.api.ivp import solve_ivp
-from torchivp.api.ode import odeint, odeint_adjoint
+from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.fit.data import DataError
 from torchivp.fit.fitting import fit
 from torchivp.fit.result import FitResult
@@ -36,5 +36,7 @@ __all__ = [
     "fit",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "solve_ivp",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.state import StateLayout
+from torchivp.torch_func import read
 
 Tolerance = float | Tensor
 
@@ -72,7 +73,7 @@ class ErrorNorm:
 
 
 def _root_mean_square(x: Tensor) -> float:
-    return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
+    return read(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
 
 
 def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance:

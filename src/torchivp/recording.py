@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.dense import Interpolant
 from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.solution import Outcome, Status
 from torchivp.times import Times
 
 
@@ -37,14 +38,17 @@ class Outputs:
         self._wanted = times.outputs
         self._next = 0
         self._chunks: list[Tensor] = []
+        self._last: Tensor
         self.t: list[float] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
         self._next, self._chunks, self.t = 0, [], []
+        self._last = y
         if self._wanted is None or (self._wanted and self._wanted[0] == t):
             self._keep([t], y)
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        self._last = step.y1
         if self._wanted is None:
             self._keep([t1], step.y1)
             return
@@ -78,13 +82,19 @@ class Outputs:
         """The states kept so far, tensors of shape [n, size]."""
         return self._chunks
 
-    def padded(self, y0: Tensor) -> Tensor:
-        """All requested states, [T, size]; NaN where the integration did not arrive."""
+    def complete(self, status: Status) -> Tensor:
+        """All requested states, [T, size]: NaN where the integration did not arrive.
+
+        After an event there are those before it, and the state at the event.
+        """
         missing = 0 if self._wanted is None else len(self._wanted) - self._next
-        if missing:
+        if status.outcome is Outcome.EVENT:
+            if self.t[-1:] != [status.t]:
+                self._keep([status.t], self._last)
+        elif missing:
             self.t.extend((self._wanted or ())[self._next :])
-            self._chunks.append(torch.full_like(y0, torch.nan).expand(missing, -1))
-        return torch.cat(self._chunks) if self._chunks else y0[:0]
+            self._chunks.append(torch.full_like(self._last, torch.nan).expand(missing, -1))
+        return torch.cat(self._chunks) if self._chunks else self._last[:0]
 
 
 class Interpolants:

@@ -16,11 +16,13 @@ class Outcome(Enum):
     """How a solve ended."""
 
     SUCCESS = "success"
+    EVENT = "event"
     MAX_STEPS = "max_steps"
     STEP_UNDERFLOW = "step_underflow"
     TOLERANCE_NOT_MET = "tolerance_not_met"
     NON_FINITE = "non_finite"
     NOT_CONVERGED = "not_converged"
+    NO_EVENT = "no_event"
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,18 @@ class Status:
 
     @property
     def ok(self) -> bool:
-        """Whether the end of the span was reached."""
-        return self.outcome is Outcome.SUCCESS
+        """Whether the end of the span, or an event that ends the solve, was reached."""
+        return self.outcome in (Outcome.SUCCESS, Outcome.EVENT)
 
     def __str__(self) -> str:
         return self.message
 
 
-class SolveError(RuntimeError):
-    """A solve that could not reach the end of its span; `status` says why."""
+class SolveError(RuntimeError, AssertionError):
+    """A solve that could not reach the end of its span; `status` says why.
+
+    It is an AssertionError too because programs written for torchdiffeq expect one.
+    """
 
     def __init__(self, status: Status):
         super().__init__(status.message)

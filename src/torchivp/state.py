@@ -72,12 +72,19 @@ class StateLayout:
     def unflatten(self, flat: Tensor, lead: tuple[int, ...] = ()) -> Any:
         """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the leading dimensions `lead`."""
         if self.template is not None:
-            return flat.reshape(lead + self.shapes[0]) if lead else flat.view_as(self.template)
+            if not lead:
+                return flat.view_as(self.template)
+            shape = lead + self.shapes[0]
+            return flat if flat.shape == shape else flat.reshape(shape)
         leaves = [
             _cast(part, dtype).reshape(lead + shape)
             for part, shape, dtype in zip(flat.split(self.sizes, dim=1), self.shapes, self.dtypes, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self._spec)
+
+    def leaves(self, flat: Tensor) -> list[Tensor]:
+        """The leaves of a [1, size] tensor, in their shapes."""
+        return [part.reshape(shape) for part, shape in zip(flat.split(self.sizes, dim=1), self.shapes, strict=True)]
 
     def parts(self) -> list[slice]:
         """Where each leaf lies in the flat tensor."""

@@ -45,6 +45,7 @@ class Times:
         outputs: Sequence[float] | None,
         known: Sequence[float] = (),
         tensor: Tensor | None = None,
+        fixed: frozenset[float] = frozenset(),
     ) -> None:
         self.start = start
         self.end = end
@@ -52,6 +53,7 @@ class Times:
         self.direction = 1.0 if end >= start else -1.0
         self.tensor = tensor
         self._known = known
+        self._fixed = fixed
         # An output is the entry that asked for it, even if it equals an end of the span; the start is the first.
         self._index = {t: i for i, t in enumerate(known)}
         if known:
@@ -62,10 +64,12 @@ class Times:
         """The time `t` as the step loop hands it on: a float, or a tensor through which a gradient flows.
 
         A time that the user gave is that entry of the user's tensor; a time that the solver chose moves with
-        the start time.
+        the start time; the time of an event stays where it is.
         """
         if self.tensor is None:
             return t
+        if t in self._fixed:
+            return torch.tensor(t, dtype=torch.float64)
         index = self._index.get(t)
         return self._entries[0] + (t - self.start) if index is None else self._entries[index]
 
@@ -75,17 +79,24 @@ class Times:
             return torch.tensor(times, dtype=torch.float64)
         return torch.stack([torch.as_tensor(self.at(t)) for t in times])
 
-    def position(self, t: float) -> int:
-        """Where the gradient with respect to the time `t` belongs in `tensor`."""
-        return self._index.get(t, 0)
+    def position(self, t: float) -> int | None:
+        """Where the gradient with respect to the time `t` belongs in `tensor`; None if it belongs nowhere."""
+        return None if t in self._fixed else self._index.get(t, 0)
 
     def with_tensor(self, tensor: Tensor | None) -> Times:
         """The same times, their gradient flowing to `tensor`."""
-        return Times(self.start, self.end, self.outputs, self._known, tensor)
+        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed)
+
+    def until(self, t: float) -> Times:
+        """The same times, ended at the event at `t`, which is the last output."""
+        outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]
+        return Times(self.start, t, [*outputs, t], self._known, self.tensor, self._fixed | {t})
 
 
-def check_times(t: Any, name: str = "t", monotone: bool = True) -> tuple[list[float], Tensor | None]:
-    """Check a strictly monotone series of times.
+def check_times(
+    t: Any, name: str = "t", monotone: bool = True, endless: bool = False
+) -> tuple[list[float], Tensor | None]:
+    """Check a strictly monotone series of times; the last one may be infinite if the series may be `endless`.
 
     Returns:
         The times as floats, and `t` as a float64 tensor on the CPU if it requires a gradient, else None.
@@ -116,9 +127,9 @@ def check_times(t: Any, name: str = "t", monotone: bool = True) -> tuple[list[fl
         raise ValueError(f"{name} is empty: pass at least one time")
     values: list[float] = t.detach().to("cpu", torch.float64).tolist()
     for i, value in enumerate(values):
-        if not math.isfinite(value):
+        if not math.isfinite(value) and not (endless and i == len(values) - 1 and not math.isnan(value)):
             raise ValueError(f"{name} must be finite, but {name}[{i}] = {value}")
-    if not math.isfinite(values[-1] - values[0]):
+    if not endless and not math.isfinite(values[-1] - values[0]):
         raise ValueError(f"{name} spans more than a float can hold, from {values[0]:g} to {values[-1]:g}: rescale time")
     if monotone:
         _check_monotone(values, name)

@@ -91,7 +91,7 @@ def test_steps_land_on_every_required_time(h, direction, stretch):
 )  # fmt: skip
 def test_constant_steps(span, size, count):
     times = Times(*span, None)
-    targets = ConstantSteps(size).targets(times)
+    targets = list(ConstantSteps(size).targets(times))
     assert len(targets) == count and targets[-1] == span[1]
     signed = math.copysign(size, span[1] - span[0])
     assert targets[:-1] == [span[0] + i * signed for i in range(1, count)]

@@ -20,6 +20,7 @@ from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.state import StateLayout
 from torchivp.times import Times
+from torchivp.torch_func import read
 
 Gradient = Direct | Checkpointed | Backsolve
 GRADIENTS: dict[str, type[Gradient]] = {"direct": Direct, "checkpointed": Checkpointed, "backsolve": Backsolve}
@@ -104,7 +105,9 @@ def _flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Ten
 
     def flat_norm(x: Tensor) -> float:
         size = norm(layout.unflatten(x))
-        if not (isinstance(size, numbers.Real) or (isinstance(size, Tensor) and size.numel() == 1)) or size < 0:
+        if isinstance(size, Tensor) and size.numel() == 1:
+            size = read(size.detach().reshape(()))
+        if not isinstance(size, numbers.Real) or size < 0:
             raise ValueError(f"norm must return one number that is not negative, got {size!r}")
         return float(size)
 

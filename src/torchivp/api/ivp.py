@@ -175,6 +175,7 @@ def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
         return states
     start, asked = times.tensor[0], times.tensor[2]
     slope = problem.func(problem.time(times.start), problem.y0)
+    states = states.reshape(len(states), problem.y0.shape[1])
     return torch.cat([states[:1] + slope * (asked - start), states[1:]])
 
 

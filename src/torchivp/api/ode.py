@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from torchivp.api.arguments import Gradient, build_integration, check_number
+from torchivp.api.arguments import Gradient, build_integration
+from torchivp.api.options import Settings, find_callbacks, read_options, settings
+from torchivp.dense import DenseSolution
+from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
-from torchivp.integrate import Controller, check_max_steps
-from torchivp.methods import find_method
-from torchivp.methods.method import Method
-from torchivp.solution import SolveError
-from torchivp.stepsize.constant import ConstantSteps, GridSteps
-from torchivp.stepsize.pid import PIDController
+from torchivp.gradients.event import differentiate_event
+from torchivp.problem import Problem
+from torchivp.recording import Interpolants
+from torchivp.solution import Outcome, SolveError, Status
+from torchivp.state import StateLayout
+from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
-
-_ADAPTIVE_OPTIONS = {
-    "first_step": "first_step",
-    "min_step": "min_step",
-    "max_step": "max_step",
-    "safety": "safety",
-    "ifactor": "factor_max",
-    "dfactor": "factor_min",
-}
-"""torchdiffeq's options of adaptive methods, and what `PIDController` calls them."""
-
-_NOT_YET = {"step_t": None, "jump_t": None, "perturb": False, "interp": "cubic", "dtype": torch.float64}
-"""Options of torchdiffeq that would change the result if they were ignored, and the value each is fixed to."""
-
-_UNLIMITED = 2**31 - 1
 
 
 def odeint(
@@ -46,36 +35,50 @@ def odeint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Any] | None = None,
 ) -> Any:
     """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and return the solution at the times `t`.
 
     The call of torchdiffeq's `odeint`. Differentiable by autograd through the steps, with respect to `y0`, `t` and
-    everything that `func` uses, any number of times.
+    everything that `func` uses, any number of times (implicit methods: twice); with `method="scipy_solver"` by the
+    adjoint equations, as `odeint_adjoint` is.
 
     Args:
         func: the right-hand side; `t` is a 0-d tensor in the real dtype of the state. The result is cast to the
-            dtype of the state.
+            dtype of the state. Its attributes `callback_step`, `callback_accept_step` and `callback_reject_step`, if
+            it has them, are called with `(t, y, dt)`: before each step attempt, and after the decision on it.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict of such.
         t: the times at which to return the solution, strictly increasing or decreasing, [T]; `t[0]` belongs to `y0`.
         rtol: relative tolerance: a number, a tensor that broadcasts to the state, or a tuple with one for each
-            tensor of the state. Ignored by methods of fixed step.
+            tensor of the state. For methods of fixed step it matters only where they solve equations.
         atol: absolute tolerance, likewise.
         method: the name of a method (see `torchivp.ODE_METHODS`); None for "dopri5".
-        options: adaptive methods: `first_step`, `min_step` (a step of that size is always accepted), `max_step`,
-            `max_num_steps`, `safety`, `ifactor` (the largest factor by which a step grows), `dfactor` (the smallest
-            by which it shrinks), `norm` (a function of the scaled error). Methods of fixed step: `step_size`, or
-            `grid_constructor`, a function of `(func, y0, t)` that returns the step ends; without either, each
-            step leads from one of the times `t` to the next. `step_t`, `jump_t`, `perturb`, `interp` and `dtype` of
-            torchdiffeq are refused for now; unknown ones are named in a warning and ignored.
+        options: all methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous;
+            `max_num_steps`, the largest number of step attempts. Adaptive methods: `first_step`, `min_step` (a step
+            of that size is always accepted), `max_step`, `safety`, `ifactor` (the largest factor by which a step
+            grows), `dfactor` (the smallest by which it shrinks), `norm` (a function of the scaled error). Methods of
+            fixed step: `step_size`, or `grid_constructor`, a function of `(func, y0, t)` that returns the step ends
+            (without either, each step leads from one of the times `t` to the next); `interp`, "cubic" for the
+            method's own dense output or "linear"; `perturb`, true to evaluate func just within the ends of each step
+            instead of at them. Adams methods of fixed step: `max_order`, `max_iters`. Implicit methods: `max_iters`,
+            `linear_solver`. SciPy's: `solver`, `first_step`, `min_step`, `max_step`. `dtype` asks for a precision of
+            times: they have double precision anyway. Unknown options are named in a warning and ignored.
+        event_fn: `event_fn(t, y)` returns a tensor of which each element is an event: the solve ends where the first
+            of them changes its sign, or at `t[0]` if one is zero there. `t` is then `[t0, t1]`, where `t1`, which
+            may be infinite, is the latest time to look for an event.
 
     Returns:
         The solution, [T, *y0.shape], in the dtype of `y0`; for a pytree `y0` the same structure of such tensors.
+        With `event_fn`, the time of the event, and the states at `t[0]` and at the event, which are differentiable
+        at fixed times; `odeint_event` differentiates the time too.
 
     Raises:
-        SolveError: the last time was not reached; the message says where, why and what to try.
+        SolveError: the last time was not reached, or no event happened; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
-    return _odeint(func, y0, t, rtol, atol, method, options, lambda _: Direct(), None)
+    door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn)
+    gradient = Direct() if door.settings.method.differentiable else Backsolve()
+    return door.solve(gradient, None)
 
 
 def odeint_adjoint(
@@ -87,8 +90,9 @@ def odeint_adjoint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
-    adjoint_rtol: float | None = None,
-    adjoint_atol: float | None = None,
+    event_fn: Callable[..., Any] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
@@ -100,137 +104,257 @@ def odeint_adjoint(
     exact gradient in little memory.
 
     Args:
-        func: as in `odeint`; need not be a module.
+        func: as in `odeint`; need not be a module. `callback_step_adjoint`, `callback_accept_step_adjoint` and
+            `callback_reject_step_adjoint` are called in the backward solve; their state is the tuple
+            `(t, y, adjoint, *parameters)`.
         y0: as in `odeint`.
         t: as in `odeint`.
         rtol: as in `odeint`.
         atol: as in `odeint`.
         method: as in `odeint`.
         options: as in `odeint`.
+        event_fn: as in `odeint`.
         adjoint_rtol: relative tolerance of the backward solve; None for `rtol`.
         adjoint_atol: absolute tolerance of the backward solve; None for `atol`.
         adjoint_method: method of the backward solve; None for `method`.
         adjoint_options: options of the backward solve; None for `options` without `norm`. `norm="seminorm"` leaves
-            the parameters out of the error estimate.
+            the parameters out of the error estimate; a callable `norm` receives `(t, y, adjoint, *parameters)`.
         adjoint_params: the tensors to compute gradients for besides `y0` and `t`. Default: the parameters of `func`
             if it is a module, and the leaves that one evaluation finds in use.
 
     Returns:
-        As `odeint`.
+        As `odeint`. The `grad_fn` behind it has an attribute `adjoint_options`, a dict; its entry "norm", a function
+        of `(t, y, adjoint, *parameters)`, may be exchanged before the backward pass.
 
     Raises:
         SolveError: the last time, or in the backward pass the first, was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
-    options = _checked_options("options", options)
-    if adjoint_method is not None and adjoint_method != method and options and adjoint_options is None:
+    forward_options = read_options("options", options)
+    if adjoint_method is not None and adjoint_method != method and forward_options and adjoint_options is None:
         raise ValueError(
             f"options are for method={method!r} and adjoint_method={adjoint_method!r} differs: "
             "pass adjoint_options too, adjoint_options={} for none"
         )
-    inherited = {key: value for key, value in options.items() if key != "norm"}
-    backward_options = inherited if adjoint_options is None else _checked_options("adjoint_options", adjoint_options)
+    if adjoint_options is None:
+        backward_options = {key: value for key, value in forward_options.items() if key != "norm"}
+    else:
+        backward_options = read_options("adjoint_options", adjoint_options)
+    norm = backward_options.pop("norm", None)
+    if not (norm is None or norm == "seminorm" or callable(norm)):
+        raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
+    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn)
+    backward = door.read_settings(adjoint_method or method, backward_options)
+    gradient = Backsolve(
+        rtol=adjoint_rtol,
+        atol=adjoint_atol,
+        method=backward.method,
+        controller=backward.controller,
+        seminorm=norm == "seminorm",
+        norm=norm if callable(norm) else None,
+        stops=backward.stops,
+        callbacks=find_callbacks(func, backward.method, adjoint=True),
+        max_steps=backward.max_steps,
+    )
+    return door.solve(gradient, adjoint_params)
 
-    def gradient(times: Times) -> Backsolve:
-        backward_method = find_method(adjoint_method or method or "dopri5")
-        seminorm = backward_options.pop("norm", None)
-        if seminorm not in (None, "seminorm"):
-            raise ValueError(f"adjoint_options['norm'] must be 'seminorm' or absent, got {seminorm!r}")
-        controller, max_steps = _controller(backward_method, backward_options, func, y0, t)
-        return Backsolve(
-            rtol=adjoint_rtol,
-            atol=adjoint_atol,
-            method=backward_method,
-            controller=controller,
-            seminorm=seminorm is not None,
-            max_steps=max_steps,
-        )
 
-    return _odeint(func, y0, t, rtol, atol, method, options, gradient, adjoint_params)
-
-
-def _odeint(
+def odeint_event(
     func: Callable[..., Any],
     y0: Any,
-    t: Tensor | Sequence[float],
-    rtol: Any,
-    atol: Any,
-    method: str | None,
-    options: Mapping[str, Any] | None,
-    gradient: Callable[[Times], Gradient],
-    params: Sequence[Tensor] | None,
-) -> Any:
-    values, tensor = check_times(t)
-    times = Times(values[0], values[-1], values, values, tensor)
-    method_class = find_method(method or "dopri5")
-    remaining = _checked_options("options", options)
-    norm = remaining.pop("norm", None)
-    controller, max_steps = _controller(method_class, remaining, func, y0, t)
-    integration, layout = build_integration(
-        func,
-        y0,
-        times,
-        args=(),
-        method=method_class,
-        controller=controller,
-        rtol=rtol,
-        atol=atol,
-        norm=norm,
-        max_steps=max_steps,
-    )
-    states, _, status, _ = gradient(times).solve(integration, params, None)
-    if not status.ok:
-        raise SolveError(status)
-    return layout.unflatten(states, (len(values),))
+    t0: Tensor | float,
+    *,
+    event_fn: Callable[..., Any],
+    reverse_time: bool = False,
+    horizon: float | None = None,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, until an event, whose time and state are differentiable.
+
+    The call of torchdiffeq's `odeint_event`.
+
+    Args:
+        func: the right-hand side, as in `odeint`.
+        y0: the initial state, as in `odeint`.
+        t0: the time to start from.
+        event_fn: as in `odeint`. Tensors that it uses get gradients.
+        reverse_time: integrate backwards in time.
+        horizon: the latest (with `reverse_time`, the earliest) time to look for an event; None for no limit but
+            that on the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
+        odeint_interface: `odeint`, `odeint_adjoint`, or a function that calls one of them.
+        **kwargs: further arguments of `odeint_interface`.
+
+    Returns:
+        The time of the event, 0-d, and the states at `t0` and at the event, [2, *y0.shape] (each tensor of the state).
+        Both are differentiable, once, with respect to `y0`, `t0`, and everything that `func` and `event_fn` use.
+
+    Raises:
+        SolveError: there was no event, or the solve failed; the message says where, why and what to try.
+        TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+    """
+    start = torch.as_tensor(t0, dtype=None if isinstance(t0, Tensor) else torch.float64)
+    if start.numel() != 1 or not start.is_floating_point():
+        raise ValueError(f"t0 must be one floating point number, got {t0!r}")
+    begin = start.detach().item()
+    if horizon is None:
+        horizon = -math.inf if reverse_time else math.inf
+    elif (float(horizon) - begin) * (-1 if reverse_time else 1) <= 0:
+        way = "before t0, since time is reversed" if reverse_time else "after t0"
+        raise ValueError(f"horizon = {float(horizon):g} must lie {way}, and t0 = {begin:g}")
+    t = torch.cat([start.reshape(1), start.new_tensor([float(horizon)])])
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    if not torch.is_grad_enabled():
+        return event_t, solution
+    end = event_t.detach().item()
+    problem = Problem.build(func, y0, Times(begin, end, ()))
+    layout = StateLayout(y0)
+    first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
+    sign = SignChange(EventFunction(event_fn, layout), problem.time(begin), problem.y0)
+    time, state = differentiate_event(problem.func, sign, problem.time(end), layout.flatten(last))
+    states = torch.cat([layout.flatten(first), state])
+    return event_t + (time - time.detach()).to(event_t), layout.unflatten(states, (2,))
 
 
-def _checked_options(name: str, options: Any) -> dict[str, Any]:
-    if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"{name} must be a dict such as {{'step_size': 0.1}}, got {options!r}")
-    return dict(options or {})
+def odeint_dense(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Tensor | float,
+    t1: Tensor | float,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> DenseSolution:
+    """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, up to `t1`, and return the solution as a function of time.
+
+    The call of torchdiffeq's `odeint_dense`, for every method, any state, and either direction of time. Differentiable
+    as `odeint` is.
+
+    Args:
+        func: as in `odeint`.
+        y0: as in `odeint`.
+        t0: the start.
+        t1: the end.
+        rtol: as in `odeint`.
+        atol: as in `odeint`.
+        method: as in `odeint`. Methods of fixed step need the option `step_size` or `grid_constructor`.
+        options: as in `odeint`.
+
+    Returns:
+        The solution `sol`: `sol(t)` has the shape `t.shape + y0.shape` (each tensor of the state).
+
+    Raises:
+        SolveError: `t1` was not reached.
+        TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+    """
+    door = _Door(func, y0, (t0, t1), rtol, atol, method, read_options("options", options), None)
+    return door.solve_densely()
 
 
-def _controller(
-    method: type[Method], options: dict[str, Any], func: Callable[..., Any], y0: Any, t: Any
-) -> tuple[Controller, int]:
-    """The controller and the limit on steps that torchdiffeq's `options` describe."""
-    remaining = dict(options)
-    max_steps = remaining.pop("max_num_steps", _UNLIMITED)
-    max_steps = _UNLIMITED if max_steps in (None, math.inf) else check_max_steps(max_steps)
-    if method.error_order is not None:
-        given = {theirs: remaining.pop(theirs) for theirs in _ADAPTIVE_OPTIONS if theirs in remaining}
-        sizes = {_ADAPTIVE_OPTIONS[k]: check_number(f"option {k!r}", v) for k, v in given.items() if v is not None}
-        controller: Controller = PIDController(accept_at_min_step=True, **sizes)  # pyright: ignore[reportArgumentType]
-    else:
-        controller = _fixed_controller(remaining, func, y0, t)
-    for name, value in _NOT_YET.items():
-        given = remaining.pop(name, value)
-        if given is not value and (value is None or given != value):
+class _Door:
+    """The arguments of a call of torchdiffeq's, checked, and what is done with them."""
+
+    def __init__(
+        self,
+        func: Any,
+        y0: Any,
+        t: Any,
+        rtol: Any,
+        atol: Any,
+        method: Any,
+        options: dict[str, Any],
+        event_fn: Callable[..., Any] | None,
+    ):
+        self._func, self._y0, self._t = func, y0, t
+        self._until_event = event_fn is not None
+        values, tensor = check_times(t, endless=self._until_event)
+        if self._until_event and len(values) != 2:
             raise ValueError(
-                f"option {name!r} of torchdiffeq is not supported yet: leave it out"
-                + (f" ({name}={value!r} is what is done)" if value is not None else "")
+                f"with event_fn, t must be the start and the latest time to look for an event, got {len(values)} "
+                "times: write t=torch.stack([t[0], t[-1]])"
             )
-    if remaining:
-        warnings.warn(
-            f"{method.__name__}: unexpected options {sorted(remaining)} are ignored", UserWarning, stacklevel=4
+        self._endless = math.isinf(values[-1])
+        # The end of a search is no time that the solution depends on.
+        known = values[:1] if self._until_event else values
+        self._times = Times(values[0], values[-1], known, known, tensor if tensor is None else tensor[: len(known)])
+        self.settings = self.read_settings(method, options)
+        integration, self._layout = build_integration(
+            func,
+            y0,
+            self._times,
+            args=(),
+            method=self.settings.method,
+            controller=self.settings.controller,
+            rtol=rtol,
+            atol=atol,
+            norm=self.settings.norm,
+            max_steps=self.settings.max_steps,
         )
-    return controller, max_steps
+        callbacks = find_callbacks(func, self.settings.method)
+        self._integration = replace(
+            integration,
+            stops=self.settings.stops,
+            callbacks=callbacks and replace(callbacks, unflatten=self._layout.unflatten),
+            event=None if event_fn is None else EventFunction(_callable(event_fn), self._layout),
+        )
 
+    def read_settings(self, method: Any, options: dict[str, Any]) -> Settings:
+        """The settings of a forward or backward solve."""
+        found = settings(method, options, self._grid, self._endless)
+        if self._until_event and isinstance(found.controller, GridSteps):
+            if found.controller.grid is None:
+                raise ValueError(
+                    f"{found.method.__name__} takes fixed steps, whose size does not follow from t when there is an "
+                    "event_fn: pass options={'step_size': 0.01}"
+                )
+            if self._endless:
+                raise ValueError(
+                    "option 'grid_constructor' needs to know where the search for an event ends: pass horizon= to "
+                    "odeint_event, or options={'step_size': 0.01} instead"
+                )
+        return found
 
-def _fixed_controller(remaining: dict[str, Any], func: Callable[..., Any], y0: Any, t: Any) -> Controller:
-    step_size = remaining.pop("step_size", None)
-    constructor = remaining.pop("grid_constructor", None)
-    if step_size is not None and constructor is not None:
-        raise ValueError("options 'step_size' and 'grid_constructor' exclude each other: give one of them")
-    if step_size is not None:
-        return ConstantSteps(check_number("option 'step_size'", step_size))
-    if constructor is None:
-        return GridSteps()
-    if not callable(constructor):
-        raise TypeError(f"option 'grid_constructor' must be a function of (func, y0, t), got {constructor!r}")
-
-    def grid(times: Times) -> Any:
+    def _grid(self, constructor: Callable[..., Any], times: Times) -> Any:
         between = [s for s in times.outputs or () if s not in (times.start, times.end)]
-        return constructor(func, y0, times.select([times.start, *between, times.end]).detach())
+        return constructor(self._func, self._y0, times.select([times.start, *between, times.end]).detach())
 
-    return GridSteps(grid)
+    def solve(self, gradient: Gradient, params: Sequence[Tensor] | None) -> Any:
+        """The states, or with an event its time and the states."""
+        states, reached, status, _ = gradient.solve(self._integration, params, None)
+        if not status.ok:
+            raise SolveError(status)
+        if not self._until_event:
+            return self._layout.unflatten(states, (len(reached),))
+        if status.outcome is not Outcome.EVENT:
+            raise SolveError(self._no_event(status))
+        both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
+        return self._event_time(status.t), self._layout.unflatten(both, (2,))
+
+    def solve_densely(self) -> DenseSolution:
+        interpolants = Interpolants()
+        _, _, status, _ = Direct().solve(self._integration, None, interpolants)
+        if not status.ok:
+            raise SolveError(status)
+        return DenseSolution(interpolants.steps, self._layout.unflatten)
+
+    def _event_time(self, t: float) -> Tensor:
+        if isinstance(self._t, Tensor):
+            return self._t.new_tensor(t)
+        return torch.tensor(t, dtype=torch.float64)
+
+    def _no_event(self, status: Status) -> Status:
+        start, end = self._times.start, self._times.end
+        sentence = (
+            f"there is no event between t = {start:g} and t = {end:g}: event_fn has the same sign at the end of every "
+            "step as at the start. Look further ahead with a later t[1] (horizon= of odeint_event); if event_fn "
+            "changes its sign twice within a step, take smaller steps with the option max_step or step_size"
+        )
+        return Status(Outcome.NO_EVENT, sentence, status.t)
+
+
+def _callable(event_fn: Any) -> Callable[..., Any]:
+    if not callable(event_fn):
+        raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
+    return event_fn

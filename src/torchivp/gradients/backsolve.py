@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchivp.callbacks import Callbacks
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
@@ -25,8 +28,11 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
-from torchivp.solution import SolveError, Stats, Status
+from torchivp.solution import Outcome, SolveError, Stats, Status
+from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
+
+Norm = Callable[[tuple[Tensor, ...]], Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Backsolve:
     systems. Source: Pontryagin et al. (1962); Chen et al., "Neural ordinary differential equations" (2018).
 
     The error is measured by the largest root mean square of state, adjoint and each parameter's gradient, whatever
-    the norm of the forward solve.
+    the norm of the forward solve, unless `norm` is given.
 
     Args:
         rtol: relative tolerance of the backward solve, for state and adjoint alike; None for that of the forward one.
@@ -48,6 +54,11 @@ class Backsolve:
         controller: what sizes the steps of the backward solve; None for the forward one's.
         seminorm: leave the parameters out of the error estimate, which saves steps (Kidger, Chen and Lyons, "Hey,
             that's not an ODE", ICML 2021).
+        norm: another norm, a function of the tuple `(t, y, adjoint, *parameters)` of scaled errors, in which `t`, for
+            the adjoint of time, is always zero, and the leaves of a state with several stand one after the other:
+            `(t, *y, *adjoint, *parameters)`.
+        stops: further times that steps end on, and where func jumps; None for the forward solve's.
+        callbacks: what is told of every step of the backward solve, with the same tuple as its state.
         max_steps: the largest number of step attempts in the backward solve; None for the forward one's.
 
     Raises:
@@ -59,19 +70,30 @@ class Backsolve:
     method: str | type[Method] | None = None
     controller: Controller | None = None
     seminorm: bool = False
+    norm: Norm | None = None
+    stops: Stops | None = None
+    callbacks: Callbacks | None = None
     max_steps: int | None = None
     name = "backsolve"
 
     def __post_init__(self) -> None:
         if not isinstance(self.seminorm, bool):
             raise TypeError(f"seminorm must be True or False, got {self.seminorm!r}")
+        if self.norm is not None and not callable(self.norm):
+            raise TypeError(f"norm must be a function of a tuple of scaled errors, got {self.norm!r}")
+        if self.norm is not None and self.seminorm:
+            raise ValueError("seminorm=True names a norm, and norm= gives another: drop one of them")
         if self.max_steps is not None:
             check_max_steps(self.max_steps)
 
     def solve(
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
-        """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
+        """Integrate; returns the states, their times, how it ended and what it cost.
+
+        The states are [T, size], or [T, *shape] where the state is one tensor: then they hang on the node of the
+        graph that `odeint_adjoint` is, with nothing in between.
+        """
         found = find_parameters(integration.problem, parameters)
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
@@ -111,19 +133,24 @@ class _Solve:
         self.atol = atol
         self.integration = integration
         self.inputs = inputs
+        self.norm = self.default_norm()
 
     def forward(self) -> Tensor:
-        """The states at the outputs, and everything else into the attributes."""
+        """The states at the outputs, in their shape if the state is one tensor; the rest into the attributes."""
         plain = self.integration.with_problem(self.inputs.without_gradient())
         outputs = Outputs(plain.problem.times)
         self.status, self.stats = plain.run([outputs])
         self.reached = len(outputs.t)
-        states = outputs.padded(plain.problem.y0)
+        states = outputs.complete(self.status)
         self.times = outputs.t
-        return states
+        if self.status.outcome is Outcome.EVENT:
+            self.reached = len(outputs.t)
+            self.inputs.end_at(self.status.t)
+        layout = user_function(plain.problem).layout
+        return states if layout.template is None else layout.unflatten(states, (len(states),))
 
-    def gradients(self, grad: Tensor, states: Tensor) -> list[Tensor]:
-        """The gradients of all inputs, given that of the `states`."""
+    def gradients(self, grad: Tensor, states: Tensor, norm: Norm) -> list[Tensor]:
+        """The gradients of all inputs, given that of the `states`; `norm` measures the errors."""
         times, grad, states = self.times[: self.reached], grad[: self.reached], states[: self.reached]
         problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
         others = [leaf for leaf in leaves[1:] if leaf is not problem.times.tensor]
@@ -133,7 +160,7 @@ class _Solve:
         moving = list(range(1 if starts_with_output else 0, len(times)))
         z = system.initial(states[-1:], grad[-1:]) if moving else system.initial(problem.y0.detach(), None)
         if moving:
-            z = self._solve_backwards(system, z, [times[i] for i in moving], grad[moving], states[moving])
+            z = self._solve_backwards(system, z, [times[i] for i in moving], grad[moving], states[moving], norm)
         _, adjoint, *rest = system.split(z)
         time_gradient = []
         if problem.times.tensor is not None:
@@ -143,14 +170,12 @@ class _Solve:
         return [adjoint, *time_gradient, *rest]
 
     def _solve_backwards(
-        self, system: _AdjointSystem, z: Tensor, times: list[float], grad: Tensor, states: Tensor
+        self, system: _AdjointSystem, z: Tensor, times: list[float], grad: Tensor, states: Tensor, norm: Norm
     ) -> Tensor:
         """Solve from the last of the `times` to the start; at each earlier one its output's gradient joins."""
         options, forward = self.options, self.integration
-        jumps = {t: i for i, t in enumerate(times[:-1])}
 
-        def join_output(t: float, z: Tensor) -> Tensor:
-            i = jumps[t]
+        def join_output(i: int, z: Tensor) -> Tensor:
             system.look = not self.inputs.complete
             z = z.clone()
             z[:, system.state] = states[i]
@@ -158,16 +183,18 @@ class _Solve:
             return z
 
         problem = Problem(system, z, Times(times[-1], forward.problem.times.start, ()), forward.problem.real_dtype)
-        norm = self._norm(system)
+        error_norm = self._error_norm(system, norm)
+        callbacks = options.callbacks and replace(options.callbacks, unflatten=system.as_tuple)
         backward = Integration(
             problem=problem,
-            method=self.method(z, problem.real_dtype, norm),
+            method=self.method(z, problem.real_dtype, error_norm),
             controller=options.controller or forward.controller,
-            norm=norm,
+            norm=error_norm,
             max_steps=forward.max_steps if options.max_steps is None else options.max_steps,
             describe=system.describe,
-            change=join_output,
-            change_times=times[-2::-1],
+            stops=forward.stops if options.stops is None else options.stops,
+            changes={t: partial(join_output, i) for i, t in enumerate(times[:-1])},
+            callbacks=callbacks,
         )
         end = _End()
         status, stats = backward.run([end])
@@ -182,10 +209,20 @@ class _Solve:
             )
         return end.y
 
-    def _norm(self, system: _AdjointSystem) -> ErrorNorm:
-        parts = system.parts[:2] if self.options.seminorm else system.parts
+    def default_norm(self) -> Norm:
+        """What measures the error unless the user says otherwise, as a function of the tuple."""
+        if self.options.norm is not None:
+            return self.options.norm
+        leaves = len(user_function(self.integration.problem).layout.sizes)
+        return _seminorm(1 + 2 * leaves) if self.options.seminorm else largest_root_mean_square
+
+    def _error_norm(self, system: _AdjointSystem, norm: Norm) -> ErrorNorm:
         dtype = self.inputs.problem.y0.dtype
-        return ErrorNorm(system.tolerance(self.rtol), system.tolerance(self.atol), parts, dtype)
+        rtol, atol = system.tolerance(self.rtol), system.tolerance(self.atol)
+        if norm is self.norm and self.options.norm is None:  # the same, without taking the tensor to pieces
+            parts = system.parts[:2] if self.options.seminorm else system.parts
+            return ErrorNorm(rtol, atol, parts, dtype)
+        return ErrorNorm(rtol, atol, system.parts, dtype, lambda z: float(norm(system.as_tuple(z))))
 
     def _time_gradient(
         self, problem: Problem, times: list[float], grad: Tensor, states: Tensor, adjoint: Tensor, moving: list[int]
@@ -195,10 +232,11 @@ class _Solve:
         total = torch.zeros_like(problem.times.tensor)
         with torch.no_grad():
             for i in moving:
-                slope = problem.func(problem.time(times[i]), states[i : i + 1])
-                total[problem.times.position(times[i])] += _inner(grad[i], slope).cpu()
+                if (position := problem.times.position(times[i])) is not None:
+                    slope = problem.func(problem.time(times[i]), states[i : i + 1])
+                    total[position] += _inner(grad[i], slope).cpu()
             slope = problem.func(problem.time(problem.times.start), problem.y0)
-            total[problem.times.position(problem.times.start)] -= _inner(adjoint, slope).cpu()
+            total[0] -= _inner(adjoint, slope).cpu()
         return total
 
 
@@ -250,6 +288,13 @@ class _AdjointSystem:
         """State, adjoint and the gradients of the parameters in their own shapes and dtypes."""
         y, adjoint, *rest = z.split(self._sizes, dim=1)
         return [y, adjoint, *(self._shaped(g, p) for g, p in zip(rest, self._others, strict=True))]
+
+    def as_tuple(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The flat tensor as the user sees it: a zero for time, then the states, the adjoints, the parameters."""
+        y, adjoint, *parameters = self.split(z)
+        layout = user_function(self._problem).layout
+        states = [leaf for part in (y, adjoint) for leaf in layout.leaves(part)]
+        return (z.new_zeros((), dtype=self._problem.real_dtype), *states, *parameters)
 
     def _real_or_same(self, parameter: Tensor) -> Tensor:
         """A complex parameter of a real system as pairs of real numbers; any other as it is."""
@@ -303,19 +348,32 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.solve = inputs[0]
+        # Where programs written for torchdiffeq look for the norm, and exchange it before the backward pass.
+        ctx.adjoint_options = {"norm": inputs[0].norm}
         ctx.save_for_backward(output, *inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         states, *inputs = ctx.saved_tensors
         with torch.no_grad():
-            found = ctx.solve.gradients(grads[0], states)
+            rows = (len(states), ctx.solve.inputs.problem.y0.shape[1])  # flat again
+            found = ctx.solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
         return None, *refuse_to_differentiate(
             "gradient='backsolve' (odeint_adjoint) can be differentiated only once: for second derivatives use "
             "gradient='checkpointed' or 'direct' (odeint)",
             found,
             [*inputs, grads[0]],
         )
+
+
+def largest_root_mean_square(tensors: Sequence[Tensor]) -> float:
+    """The largest root mean square of the tensors; NaN if one of them is."""
+    sizes = [float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel()) for x in tensors if x.numel()]
+    return math.nan if math.isnan(sum(sizes)) else max(sizes, default=0.0)
+
+
+def _seminorm(count: int) -> Norm:
+    return lambda tensors: largest_root_mean_square(tensors[:count])
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torchivp.integrate import Integration
 from torchivp.methods.method import Step
 from torchivp.problem import Problem
 from torchivp.recording import Checkpoint, Interpolants, Outputs, Trail
-from torchivp.solution import Stats, Status
+from torchivp.solution import Outcome, Stats, Status
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,11 @@ class _Solve:
         self.trail = Trail(outputs, self.limit)
         self.status, self.stats = plain.run([outputs, self.trail])
         self.reached = len(outputs.t)
-        states = outputs.padded(plain.problem.y0)
+        states = outputs.complete(self.status)
         self.times = outputs.t
+        if self.status.outcome is Outcome.EVENT:
+            self.reached = len(outputs.t)
+            self.inputs.end_at(self.status.t)
         return states
 
     def gradients(self, grad: Tensor) -> list[Tensor]:

@@ -29,4 +29,4 @@ class Direct:
         outputs = Outputs(integration.problem.times)
         recorders: list[Recorder] = [outputs] if interpolants is None else [outputs, interpolants]
         status, stats = integration.run(recorders)
-        return outputs.padded(integration.problem.y0), outputs.t, status, stats
+        return outputs.complete(status), outputs.t, status, stats

@@ -58,6 +58,10 @@ class GradientInputs:
         problem = replace(self.problem, y0=y, times=times, func=self._with_args(args))
         return problem, [y, *timed, *(args[i] for i in self._moving), *self.parameters]
 
+    def end_at(self, t: float) -> None:
+        """The solve ended on an event at `t`: what is differentiated ends there."""
+        self.problem = replace(self.problem, times=self.problem.times.until(t))
+
     def without_gradient(self) -> Problem:
         """The problem for a solve that nothing is differentiated through."""
         return replace(self.problem, y0=self.problem.y0.detach(), times=self.problem.times.with_tensor(None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -113,4 +113,14 @@ class Method(ABC):
                 known = ", ".join(cls.options) if cls.options else "none"
                 raise TypeError(f"{cls.__name__} has no option {name!r}; its options: {known}")
             checked[name] = cls.options[name](name, value)
-        return type(cls)(cls.__name__, (cls,), {"__doc__": cls.__doc__, "__module__": cls.__module__, **checked})
+        return derive(cls, **checked)
+
+
+M = TypeVar("M", bound=Method)
+
+
+def derive(method: type[M], **attributes: Any) -> type[M]:
+    """A subclass of the same name with some attributes changed."""
+    return type(method)(
+        method.__name__, (method,), {"__doc__": method.__doc__, "__module__": method.__module__, **attributes}
+    )

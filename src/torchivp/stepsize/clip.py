@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 _STRETCH = 1.1
 """A step may be longer than proposed by this factor, which the controller's safety factor leaves room for."""
@@ -20,16 +20,17 @@ class Clip:
         direction: 1.0 forward in time, -1.0 backward.
     """
 
-    def __init__(self, targets: Sequence[float], direction: float):
-        self._targets = targets
+    def __init__(self, targets: Iterable[float], direction: float):
+        self._targets = iter(targets)
         self._direction = direction
-        self._next = 0
+        self._target = next(self._targets, None)
 
     def step_end(self, t: float, h: float, stretch: bool) -> float:
         """Where a step from `t` of the proposed size `h`, or a little longer if it may `stretch`, ends."""
-        target = self._targets[self._next]
+        target = self._target
+        assert target is not None, "there is no step to take after the last required time"
         ratio = abs(target - t) / (_STRETCH * h if stretch else h)
-        if ratio <= 1.0:
+        if ratio <= 1.0 or math.isnan(ratio):  # two infinities: any step will do, even the longest
             return target
         if ratio < _IN_SIGHT:
             return t + (target - t) / math.ceil(ratio)
@@ -37,12 +38,12 @@ class Clip:
 
     def reached(self, t: float) -> bool:
         """Whether `t` is the next required time; if so, look ahead to the one after it."""
-        if t != self._targets[self._next]:
+        if t != self._target:
             return False
-        self._next += 1
+        self._target = next(self._targets, None)
         return True
 
     @property
     def done(self) -> bool:
         """Whether the last required time has been reached."""
-        return self._next == len(self._targets)
+        return self._target is None

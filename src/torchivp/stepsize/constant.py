@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from torchivp.times import Times, check_times
 
@@ -32,11 +33,15 @@ class ConstantSteps:
                 "the direction of integration comes from the order of the times"
             )
 
-    def targets(self, times: Times) -> Sequence[float]:
+    def targets(self, times: Times) -> Iterator[float]:
         """The ends of the steps."""
+        step = math.copysign(self.step_size, times.direction)
         ratio = abs(times.end - times.start) / self.step_size
+        if math.isinf(ratio):
+            yield from (times.start + i * step for i in itertools.count(1))
         count = max(math.ceil(ratio * (1 - 1e-12) - 1e-9), 1)
-        return _EvenGrid(times.start, math.copysign(self.step_size, times.direction), count, times.end)
+        yield from (times.start + i * step for i in range(1, count))
+        yield times.end
 
 
 @dataclass(frozen=True)
@@ -67,25 +72,3 @@ class GridSteps:
                 f"it leads from {grid[0]} to {grid[-1]}"
             )
         return ends
-
-
-class _EvenGrid(Sequence[float]):
-    """`start + i step` for i = 1, 2, ..., count - 1, and `end`, without a list of them."""
-
-    def __init__(self, start: float, step: float, count: int, end: float):
-        self._start, self._step, self._count, self._end = start, step, count, end
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> float: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[float]: ...
-    def __getitem__(self, index: int | slice) -> float | list[float]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if not -self._count <= index < self._count:
-            raise IndexError(index)
-        index %= self._count
-        return self._end if index == self._count - 1 else self._start + (index + 1) * self._step

@@ -15,6 +15,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.times import time_dtype, time_scalar
+from torchivp.torch_func import inside_transform
 
 Coefficients = Sequence[float]
 
@@ -143,7 +144,7 @@ class ExplicitRungeKutta(Method):
         dt = t1 - t0
         times = self.stage_times(t0, t1)
         count = len(times)
-        recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(dt, Tensor))
+        recorded = (torch.is_grad_enabled() and (y0.requires_grad or isinstance(dt, Tensor))) or inside_transform()
         stages = self._record(dt) if recorded else self._buffer.begin(dt)
         y = y0
         for i, t in enumerate(times):

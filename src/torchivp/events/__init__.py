@@ -1,0 +1,1 @@
+"""What stops a solve: where it happens, and how that depends on everything."""

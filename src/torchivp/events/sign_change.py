@@ -1,0 +1,67 @@
+"""A function of time and state whose first change of sign ends a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.state import StateLayout
+from torchivp.torch_func import read
+
+
+@dataclass(frozen=True)
+class EventFunction:
+    """The user's `event_fn(t, y)` on flat states.
+
+    Attributes:
+        func: returns a tensor of any shape, real or bool, in which each element is an event of its own.
+        layout: the user's state.
+    """
+
+    func: Callable[..., Any]
+    layout: StateLayout
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """The values of all events, a one-dimensional tensor.
+
+        Raises:
+            TypeError: `func` did not return a real tensor.
+        """
+        values = self.func(t, self.layout.unflatten(y))
+        if isinstance(values, bool | int | float):
+            values = torch.as_tensor(values)
+        if not isinstance(values, Tensor) or values.is_complex() or values.numel() == 0:
+            kind = f"a {values.dtype} tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else values
+            raise TypeError(
+                f"event_fn must return a real tensor, one element for each event, whose sign changes at the event; "
+                f"it returned {kind!r}"
+            )
+        if not values.is_floating_point():
+            values = values.to(torch.float64)
+        return values.reshape(-1)
+
+
+class SignChange:
+    """Watches an event function from its start: positive until one of its elements changes sign.
+
+    Args:
+        event: the event function.
+        t: the time at the start, as `func` receives it.
+        y: the state there, [1, size].
+    """
+
+    def __init__(self, event: EventFunction, t: Tensor, y: Tensor):
+        self._event = event
+        self._signs = torch.sign(event(t, y.detach()).detach())
+
+    def remaining(self, t: Tensor, y: Tensor) -> Tensor:
+        """The least of all elements, each counted positive at the start; differentiable."""
+        return torch.amin(self._event(t, y) * self._signs)
+
+    def value(self, t: Tensor, y: Tensor) -> float:
+        """`remaining` as a float: zero or negative once there was an event."""
+        return -read(-self.remaining(t, y.detach()).detach())

@@ -1,0 +1,66 @@
+"""Times at which the solution has a kink or func a jump."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchivp.times import Times
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Times that steps must end on, besides those of the controller, and on which side of them func is evaluated.
+
+    Attributes:
+        kinks: times that steps end on, in any order; those outside the span do not matter.
+        jumps: times at which func is discontinuous: steps end on them, evaluate it on their own side of them only,
+            and take nothing over from one side to the other.
+        one_sided: whether every step evaluates func within its ends, never at them.
+    """
+
+    kinks: Collection[float] = ()
+    jumps: Collection[float] = ()
+    one_sided: bool = False
+
+    def within(self, times: Times) -> list[float]:
+        """Those of the times that lie strictly inside the span, in the order of integration."""
+        low, high = sorted((times.start, times.end))
+        inside = {t for t in (*self.kinks, *self.jumps) if low < t < high}
+        return sorted(inside, reverse=times.direction < 0)
+
+    def avoided_ends(self, t0: float, t1: float) -> tuple[bool, bool]:
+        """Whether a step from `t0` to `t1` must not evaluate func at its start, and at its end."""
+        return self.one_sided or t0 in self.jumps, self.one_sided or t1 in self.jumps
+
+
+def merge(targets: Iterable[float], others: Sequence[float], direction: float) -> Iterator[float]:
+    """Two ordered series of times as one without repetitions; `targets` may be endless."""
+    last = None
+    for t in heapq.merge(targets, others, key=lambda t: t * direction):
+        if t != last:
+            yield t
+        last = t
+
+
+class OneSided:
+    """`func`, evaluated next to the ends of a step instead of at them.
+
+    Args:
+        func: the function.
+        start: the time just after the start of the step, or the start itself.
+        end: the time just before the end of the step, or the end itself.
+    """
+
+    def __init__(self, func: Callable[[Tensor, Tensor], Tensor], start: Tensor, end: Tensor):
+        self._func = func
+        self._low, self._high = torch.minimum(start, end), torch.maximum(start, end)
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        inside = torch.clamp(t.detach(), self._low, self._high)
+        # A gradient flows through t as if it had not been moved.
+        return self._func(t + (inside - t.detach()) if t.requires_grad else inside, y)
