@@ -142,6 +142,8 @@ class Integration:
     def function_within(self, t0: float, t1: float) -> FlatFunc:
         """The right-hand side for a step: where it jumps at an end of the step, its values on the step's side."""
         func = self.problem.func
+        if not (self.stops.jumps or self.stops.one_sided):
+            return func
         avoid_start, avoid_end = self.stops.avoided_ends(t0, t1)
         if not (avoid_start or avoid_end):
             return func

@@ -32,8 +32,7 @@ class FlatFunction:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
-        k = self.func(t, self.layout.unflatten(y), *self.args)
-        return self.layout.flatten_derivative(k)
+        return self.layout.derivative(self.func, t, y, self.args)
 
 
 @dataclass

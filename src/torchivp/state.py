@@ -5,6 +5,7 @@ Everything below the front doors works on one flat tensor of shape [1, size] (on
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class StateLayout:
             )
         self.is_tensor = isinstance(y0, Tensor)
         self.shapes = [leaf.shape for leaf in leaves]
+        self._shape = self.shapes[0]
         self.sizes = [leaf.numel() for leaf in leaves]
         self.size = sum(self.sizes)
         self.dtypes = [leaf.dtype for leaf in leaves]
@@ -91,16 +93,12 @@ class StateLayout:
         ends = np.cumsum(self.sizes).tolist()
         return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
-    def flatten_derivative(self, k: Any) -> Tensor:
-        """Check what `func` returned against `y0` and lay it out as [1, size]."""
-        template = self.template
-        if (
-            template is not None
-            and isinstance(k, Tensor)
-            and k.shape == template.shape
-            and k.dtype == template.dtype
-            and k.device == template.device
-        ):
+    def derivative(self, func: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Any]) -> Tensor:
+        """Call the user's `func` with a [1, size] state, check what it returns, and lay it out likewise."""
+        if self.template is None:
+            return self.flatten(self._checked_derivative(func(t, self.unflatten(y), *args)))
+        k = func(t, y.view_as(self.template), *args)
+        if isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self.dtype and k.device == self.device:
             return k.reshape(1, self.size)
         return self.flatten(self._checked_derivative(k))
 

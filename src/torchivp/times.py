@@ -22,9 +22,9 @@ def time_dtype(device: torch.device) -> torch.dtype:
 
 def time_scalar(t: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The time `t` as `func` receives it: a 0-d tensor."""
-    if isinstance(t, Tensor):
-        return t.to(dtype=dtype, device=device)
-    return torch.scalar_tensor(t, dtype=dtype, device=device)
+    if isinstance(t, float):
+        return torch.scalar_tensor(t, dtype=dtype, device=device)
+    return torch.as_tensor(t, dtype=dtype, device=device)
 
 
 class Times:

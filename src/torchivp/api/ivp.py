@@ -19,11 +19,13 @@ from torchivp.api.arguments import (
 )
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
+from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.solution import Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
+from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import Times, check_times, snap, time_dtype
 
@@ -99,7 +101,12 @@ def solve_ivp(
     """
     times = _times(t_span, t_eval)
     rtol_default, atol_default = default_tolerances(y0)
-    if controller is None:
+    method = find_method(method)
+    if controller is None and method.sizes_steps and step_size is None:
+        limits = {"first_step": (first_step, None), "min_step": (min_step, 0.0), "max_step": (max_step, math.inf)}
+        method = method.with_options(**{name: given for name, (given, default) in limits.items() if given != default})
+        controller = OwnSteps()
+    elif controller is None:
         controller = _controller(step_size, first_step, min_step, max_step)
     elif (step_size, first_step, min_step, max_step) != (None, None, 0.0, math.inf):
         raise ValueError(

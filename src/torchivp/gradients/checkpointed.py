@@ -17,6 +17,7 @@ from torchivp.gradients.inputs import (
     now,
     refuse_dense_output,
     refuse_to_differentiate,
+    refuse_undifferentiable,
     refuse_unknown_leaves,
 )
 from torchivp.integrate import Integration
@@ -62,6 +63,7 @@ class Checkpointed:
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
             return Direct().solve(integration, None, interpolants)
+        refuse_undifferentiable(integration.method, inputs)
         refuse_dense_output(interpolants)
         solve = _Solve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)

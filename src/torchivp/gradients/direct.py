@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_undifferentiable
 from torchivp.integrate import Integration
 from torchivp.recording import Interpolants, Outputs, Recorder
 from torchivp.solution import Stats, Status
@@ -26,6 +27,9 @@ class Direct:
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
+        if not integration.method.differentiable:
+            found = find_parameters(integration.problem, parameters)
+            refuse_undifferentiable(integration.method, GradientInputs(integration.problem, found))
         outputs = Outputs(integration.problem.times)
         recorders: list[Recorder] = [outputs] if interpolants is None else [outputs, interpolants]
         status, stats = integration.run(recorders)

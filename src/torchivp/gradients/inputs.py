@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.recording import Interpolants
 
@@ -171,6 +172,19 @@ def _ends_of_graph(result: Tensor, oldest: int, start: Tensor | None) -> tuple[l
         else:
             stack.extend(parent for parent, _ in node.next_functions)  # pyright: ignore[reportOptionalMemberAccess]
     return variables, computed
+
+
+def refuse_undifferentiable(method: Method, inputs: GradientInputs) -> None:
+    """Refuse a method that autograd cannot follow where its gradient would be lost.
+
+    Raises:
+        ValueError: a gradient is wanted, and the method has none.
+    """
+    if inputs.needed and not method.differentiable:
+        raise ValueError(
+            f"autograd cannot follow the steps of {type(method).__name__}: use gradient='backsolve' (odeint_adjoint), "
+            "or solve within torch.no_grad()"
+        )
 
 
 def refuse_dense_output(interpolants: Interpolants | None) -> None:

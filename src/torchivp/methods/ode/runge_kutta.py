@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -130,6 +131,7 @@ class ExplicitRungeKutta(Method):
         tableau, stages = self.tableau, len(self.tableau.c)
         in_state = {"dtype": y0.dtype, "device": y0.device}
         self._real_dtype = real_dtype
+        self._end = (math.nan, y0)
         self._c = torch.tensor(tableau.c, dtype=time_dtype(y0.device), device=y0.device)
         error = np.array(tableau.b) - np.array(tableau.b_embedded or tableau.b)
         # What combines the stages: the rows of a after the first, which is empty, then the weights and the error's.
@@ -141,32 +143,53 @@ class ExplicitRungeKutta(Method):
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else _HERMITE, y0.device)
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Tensor | None) -> Step:
-        dt = t1 - t0
+        recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(t0, Tensor) or isinstance(t1, Tensor))
+        known = [] if carry is None else [carry]
+        if recorded or inside_transform():
+            return self._recorded_step(func, t0, t1, y0, known)
+        buffer = self._buffer
+        buffer.scale(t1 - t0)
         times = self.stage_times(t0, t1)
-        count = len(times)
-        recorded = (torch.is_grad_enabled() and (y0.requires_grad or isinstance(dt, Tensor))) or inside_transform()
-        stages = self._record(dt) if recorded else self._buffer.begin(dt)
         y = y0
-        for i, t in enumerate(times):
-            if i > 0:
-                y = stages.combine(i, y0)
-            k = carry if i == 0 and carry is not None else func(t, y)
-            if k.requires_grad and stages is self._buffer:
-                stages = self._record(dt, self._buffer.first(i))
-            stages.append(i, k)
+        for i, (slot, row, head) in enumerate(buffer.stages):
+            if row is not None:
+                y = torch.addmm(y0, row, head)
+            k = func(times[i], y) if i > 0 or carry is None else carry
+            if k.requires_grad:
+                return self._recorded_step(func, t0, t1, y0, [*buffer.first(i), k])
+            if k is not slot:
+                slot.copy_(k)
         fsal = self.tableau.fsal
-        y1 = y if fsal else stages.combine(count, y0)
+        return self._finish(t0, t1, y0, y if fsal else torch.addmm(y0, buffer.weights, buffer.k), buffer)
+
+    def _recorded_step(
+        self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, known: Sequence[Tensor]
+    ) -> Step:
+        """A step that autograd and function transforms can follow, given the first stages."""
+        record = _StageRecord((self._coefficients * (t1 - t0)).split(self._row_lengths, dim=1))
+        y = y0
+        for i, t in enumerate(self.stage_times(t0, t1)):
+            if i > 0:
+                y = record.combine(i, y0)
+            record.append(known[i] if i < len(known) else func(t, y))
+        return self._finish(t0, t1, y0, y if self.tableau.fsal else record.combine(len(self._c), y0), record)
+
+    def _finish(
+        self, t0: float | Tensor, t1: float | Tensor, y0: Tensor, y1: Tensor, stages: _StageBuffer | _StageRecord
+    ) -> Step:
         error = stages.error() if self.error_order is not None else None
-        return Step(t0, t1, y0, y1, error, stages.stage(-1) if fsal else None, stages.stage(0), stages)
+        return Step(t0, t1, y0, y1, error, stages.last() if self.tableau.fsal else None, stages.first_stage(), stages)
 
-    def _record(self, dt: float | Tensor, first: Sequence[Tensor] = ()) -> _StageRecord:
-        return _StageRecord((self._coefficients * dt).split(self._row_lengths, dim=1), first)
-
-    def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> tuple[Tensor, ...]:
+    def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> Sequence[Tensor]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
-        start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (t0, t1))
+        device, dtype = self._c.device, self._c.dtype
+        last, start = self._end  # the start of a step is, as a rule, the end of the one before
+        if last != t0 or isinstance(t0, Tensor):
+            start = time_scalar(t0, dtype, device)
+        end = time_scalar(t1, dtype, device)
+        self._end = (t1, end) if isinstance(t1, float) else (math.nan, end)
         times = torch.lerp(start, end, self._c)
-        return (times if times.dtype == self._real_dtype else times.to(self._real_dtype)).unbind()
+        return (times if dtype == self._real_dtype else times.to(self._real_dtype)).unbind()
 
     def initial_carry(self, f0: Tensor) -> Tensor:
         return f0
@@ -187,46 +210,51 @@ class ExplicitRungeKutta(Method):
         """The slope of the chord and those at both ends of the step."""
         if step.carry is None:
             step.carry = func(self._time(step.t1), step.y1)
-        return torch.cat([(step.y1 - step.y0) / dt, step.stages.stage(0), step.carry])
+        return torch.cat([(step.y1 - step.y0) / dt, step.stages.first_stage(), step.carry])
 
     def _time(self, t: float | Tensor) -> Tensor:
         return time_scalar(t, self._real_dtype, self._coefficients.device)
 
 
 class _StageBuffer:
-    """The stages in one preallocated [stages, size] tensor."""
+    """The stages in one preallocated [stages, size] tensor.
+
+    Attributes:
+        k: the stages.
+        stages: for each of them the row of `k`, the coefficients that combine those before it, scaled by the size of
+            the step (None for the first), and those before it.
+        weights: the scaled weights of the end of the step.
+    """
 
     def __init__(self, coefficients: Tensor, row_lengths: list[int], stages: int, y0: Tensor):
-        self._k = torch.zeros((stages, y0.shape[1]), dtype=y0.dtype, device=y0.device)
-        self._slots = self._k.split(1)
-        self._heads = [self._k[:i] for i in range(stages + 1)]
+        self.k = torch.zeros((stages, y0.shape[1]), dtype=y0.dtype, device=y0.device)
         self._coefficients = coefficients
         self._scaled = torch.empty_like(coefficients)
-        self._rows = self._scaled.split(row_lengths, dim=1)
+        *rows, self.weights, self._error = self._scaled.split(row_lengths, dim=1)
+        self._slots = self.k.split(1)
+        self._size: float | Tensor | None = None
+        self.stages = list(zip(self._slots, [None, *rows], [self.k[:i] for i in range(stages)], strict=True))
 
-    def begin(self, dt: float | Tensor) -> _StageBuffer:
-        torch.mul(self._coefficients, dt, out=self._scaled)
-        return self
-
-    def append(self, i: int, k: Tensor) -> None:
-        slot = self._slots[i]
-        if k is not slot:
-            slot.copy_(k)
-
-    def combine(self, i: int, y0: Tensor) -> Tensor:
-        """`y0 + dt sum_j a_ij k_j`; with as many stages as there are, the end of the step."""
-        return torch.addmm(y0, self._rows[i - 1], self._heads[i])
+    def scale(self, dt: float | Tensor) -> None:
+        """Prepare for a step of the size `dt`."""
+        if dt != self._size:
+            torch.mul(self._coefficients, dt, out=self._scaled)
+            self._size = dt
 
     def error(self) -> Tensor:
-        return torch.mm(self._rows[-1], self._k)
+        return torch.mm(self._error, self.k)
 
-    def stage(self, i: int) -> Tensor:
-        return self._slots[i]
+    def first_stage(self) -> Tensor:
+        return self._slots[0]
+
+    def last(self) -> Tensor:
+        return self._slots[-1]
 
     def all(self) -> Tensor:
-        return self._k
+        return self.k
 
     def first(self, count: int) -> list[Tensor]:
+        """Copies of the first stages."""
         return [slot.clone() for slot in self._slots[:count]]
 
 
@@ -237,17 +265,15 @@ class _StageRecord:
     it has rows.
     """
 
-    def __init__(self, rows: Sequence[Tensor], first: Sequence[Tensor]):
+    def __init__(self, rows: Sequence[Tensor]):
         self._rows = rows
         self._k: list[Tensor] = []
-        for i, k in enumerate(first):
-            self.append(i, k)
 
-    def append(self, i: int, k: Tensor) -> None:
+    def append(self, k: Tensor) -> None:
         if not k.requires_grad:
             k = k.clone()  # func may use its memory again
+        self._matrix = torch.cat((self._matrix, k)) if self._k else k
         self._k.append(k)
-        self._matrix = torch.cat((self._matrix, k)) if i > 0 else k
 
     def combine(self, i: int, y0: Tensor) -> Tensor:
         """`y0 + dt sum_j a_ij k_j`; with as many stages as there are, the end of the step."""
@@ -257,8 +283,11 @@ class _StageRecord:
         with torch.no_grad():
             return torch.mm(self._rows[-1], self._matrix)
 
-    def stage(self, i: int) -> Tensor:
-        return self._k[i]
+    def first_stage(self) -> Tensor:
+        return self._k[0]
+
+    def last(self) -> Tensor:
+        return self._k[-1]
 
     def all(self) -> Tensor:
         return self._matrix
