@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import torchivp
+from benchmarks.broyden import radau_by_broyden
 from benchmarks.harness import Timing, compare, peak_memory
 from benchmarks.problems import Problem, decay, flat, loss, lotka_volterra, perceptron, reference
 
@@ -36,8 +38,9 @@ class Case:
         theirs: how torchdiffeq does.
         gradient: whether the gradient of the loss is computed too, not the states alone.
         target: the ratio of times that is wanted.
-        start, per_step: evaluations before the first step, and for each attempted step, on both sides. Where they are
-            given, the table shows the time of a step.
+        start, per_step: evaluations before the first step, and for each attempted step, on both sides.
+        steps: the number of steps on both sides, if it is known. With it, or with `per_step`, the table shows the time
+            of a step.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Case:
     target: float | None = None
     start: int = 0
     per_step: int | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ def _cost(case: Case, solve: Solve) -> Cost:
 
 def _steps(case: Case, evaluations: int) -> int | None:
     if case.per_step is None:
-        return None
+        return case.steps
     steps, left_over = divmod(evaluations - case.start, case.per_step)
     assert left_over == 0, f"{case.name}: {evaluations} evaluations are not {case.start} + {case.per_step} a step"
     return steps
@@ -195,8 +199,39 @@ def _decay_cases() -> list[Case]:
     return [
         Case("decay 30x2: dopri5", small, dopri5, ours, theirs, target=3.0, start=2, per_step=6),
         Case("decay 30x2: dopri8", decay((30, 2), ends), dopri8, ours, theirs, start=2, per_step=13),
-        Case("decay 64x8: dopri5", large, dopri5, ours, theirs, start=2, per_step=6),
-        Case("decay 64x8: rk4", fixed, rk4, ours, theirs, per_step=4),
+        Case("decay 64x8: dopri5", large, dopri5, ours, theirs, target=3.0, start=2, per_step=6),
+        Case("decay 64x8: dopri8", large, dopri8, ours, theirs, target=3.0, start=2, per_step=13),
+        Case("decay 64x8: rk4", fixed, rk4, ours, theirs, target=1.6, per_step=4),
+    ]
+
+
+def _implicit_cases() -> list[Case]:
+    ends = torch.tensor([0, 5], dtype=torch.float64)
+    arguments = {"method": "radauIIA5", "options": {"step_size": 0.05}}
+    return [
+        Case(f"decay {size}: radauIIA5", decay((size,), ends), arguments, torchivp.odeint, radau_by_broyden, steps=100)
+        for size in (8, 128)
+    ]
+
+
+def _until_thousandth(door: Solve) -> Solve:
+    """`door`, an `odeint_event`, called like `odeint`: until the sum of the states is a thousandth of what it was."""
+
+    def solve(func: nn.Module, y0: Tensor, t: Tensor, **arguments: Any) -> Tensor:
+        threshold = float(y0.sum()) / 1000
+        return door(func, y0, t[0], event_fn=lambda t, y: y.sum() - threshold, **arguments)[1]
+
+    return solve
+
+
+def _event_cases() -> list[Case]:
+    problem = decay((30, 2), torch.tensor([0, math.log(1000)], dtype=torch.float64))
+    ours, theirs = _until_thousandth(torchivp.odeint_event), _until_thousandth(torchdiffeq.odeint_event)
+    dopri5 = {"method": "dopri5", "rtol": 1e-6, "atol": 1e-8}
+    rk4 = {"method": "rk4", "options": {"step_size": 1 / 16}}
+    return [
+        Case("decay 30x2: event, dopri5", problem, dopri5, ours, theirs),
+        Case("decay 30x2: event, rk4", problem, rk4, ours, theirs),
     ]
 
 
@@ -208,13 +243,19 @@ def _perceptron_cases() -> list[Case]:
     return [
         Case("perceptron: forward", problem, arguments, ours, theirs, start=2, per_step=6),
         Case("perceptron: backprop", problem, arguments, ours, theirs, gradient=True),
-        Case("perceptron: adjoint", problem, arguments, adjoint, their_adjoint, gradient=True),
+        Case("perceptron: adjoint", problem, arguments, adjoint, their_adjoint, gradient=True, target=3.0),
         Case("perceptron: checkpointed", problem, arguments, checkpointed, their_adjoint, gradient=True),
     ]
 
 
 def all_cases() -> list[Case]:
-    return [*_lotka_volterra_cases(), *_decay_cases(), *_perceptron_cases()]
+    return [
+        *_lotka_volterra_cases(),
+        *_decay_cases(),
+        *_perceptron_cases(),
+        *_implicit_cases(),
+        *_event_cases(),
+    ]
 
 
 @dataclass(frozen=True)

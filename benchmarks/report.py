@@ -87,7 +87,7 @@ def show(results: Results, console: Console) -> None:
 def _times(rows: Sequence[Row]) -> Table:
     table = Table(
         title="Time of a call, median; ratio: theirs / ours, median over the pairs (smallest .. largest)",
-        caption="checkpointed: against their odeint_adjoint",
+        caption="checkpointed: against their odeint_adjoint; radauIIA5: against benchmarks/broyden.py",
     )
     table.add_column("case", no_wrap=True)
     for heading in ("torchivp", "torchdiffeq", "ratio", "", "target", "µs per step"):
@@ -106,7 +106,7 @@ def _times(rows: Sequence[Row]) -> Table:
             f"[green]{ratio:.2f}[/]" if ratio >= 1 else f"[red]slower {ratio:.2f}[/]",
             f"{min(ratios):.2f} .. {max(ratios):.2f}",
             _target(row),
-            f"{_per_step(ours, row.ours)} / {_per_step(theirs, row.theirs)}" if row.case.per_step else "",
+            f"{_per_step(ours, row.ours)} / {_per_step(theirs, row.theirs)}" if row.ours.steps else "",
         )
     return table
 
