@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,33 @@ class StepPolynomials:
         return torch.mm(torch.pow(column, self._exponents), self._columns)
 
 
+class StepInterpolant(Protocol):
+    """The solution within one step."""
+
+    @property
+    def t0(self) -> float | Tensor:
+        """The start of the step."""
+        ...
+
+    @property
+    def t1(self) -> float | Tensor:
+        """Its end."""
+        ...
+
+    @property
+    def y0(self) -> Tensor:
+        """The state at its start, [1, size]."""
+        ...
+
+    def evaluate(self, times: Sequence[float | Tensor]) -> Tensor:
+        """The states at `times`, [len(times), size]."""
+        ...
+
+    def kept(self) -> StepInterpolant:
+        """The same, on data of its own, so that it is valid after the next step too."""
+        ...
+
+
 @dataclass(slots=True)
 class Interpolant:
     """The solution within one step, `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) slopes_j`.
@@ -43,20 +70,24 @@ class Interpolant:
         t1: its end.
         y0: the state at its start, [1, size].
         slopes: [n, size].
-        b: the polynomials b_j.
+        b: the polynomials b_j; called with values of theta, returns [len(theta), n].
     """
 
     t0: float | Tensor
     t1: float | Tensor
     y0: Tensor
     slopes: Tensor
-    b: StepPolynomials
+    b: Callable[[Sequence[float | Tensor]], Tensor]
 
     def evaluate(self, times: Sequence[float | Tensor]) -> Tensor:
         """The states at `times`, [len(times), size]."""
         t0, dt = self.t0, self.t1 - self.t0
         weights = self.b([(t - t0) / dt for t in times]) * dt
         return torch.addmm(self.y0, weights.to(self.y0.dtype), self.slopes)
+
+    def kept(self) -> Interpolant:
+        """The same, on data of its own, so that it is valid after the next step too."""
+        return replace(self, slopes=self.slopes.clone())
 
 
 def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Tensor:
@@ -78,7 +109,7 @@ class DenseSolution:
         unflatten: gives flat states the user's shape, called as `unflatten(flat, lead)`.
     """
 
-    def __init__(self, interpolants: list[Interpolant], unflatten: Callable[[Tensor, tuple[int, ...]], Any]):
+    def __init__(self, interpolants: Sequence[StepInterpolant], unflatten: Callable[[Tensor, tuple[int, ...]], Any]):
         self._steps = interpolants
         self._unflatten = unflatten
         self.t_min, self.t_max = sorted((float(interpolants[0].t0), float(interpolants[-1].t1)))

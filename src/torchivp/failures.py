@@ -12,7 +12,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Step
 from torchivp.problem import Problem
 from torchivp.solution import Outcome, Status
-from torchivp.torch_func import read
+from torchivp.torch_func import entries, read
 
 
 class Failures:
@@ -89,6 +89,7 @@ class Failures:
         y = y.detach()
         with torch.no_grad():
             slope = self._problem.func(self._problem.time(t), y)
+        y, slope = entries(y), entries(slope)
         if not is_finite(y):
             where = f"the initial state is not finite: {self._describe(_first_bad(y))} = {_bad_value(y)}"
         elif not is_finite(slope):
@@ -112,8 +113,8 @@ class Failures:
 
     def _too_large(self, step: Step, error: float) -> str:
         assert step.error is not None
-        scaled = self._norm.scaled(step.error, step.y0.detach(), step.y1.detach()).abs()
-        worst = self._describe(int(scaled.argmax()))
+        scaled = entries(self._norm.scaled(step.error, step.y0.detach(), step.y1.detach())).abs()
+        worst = self._describe(int(scaled.flatten(0, 1).amax(0).argmax()))
         return f"is still {error:.3g} times the tolerance, largest in {worst}"
 
     def _precision(self, y: Tensor) -> str:
@@ -130,8 +131,10 @@ def is_finite(y: Tensor) -> bool:
 
 
 def _first_bad(y: Tensor) -> int:
-    return int((~torch.isfinite(y)).flatten().int().argmax())
+    """The number of the element that is not finite; of a batch, in any entry."""
+    return int((~torch.isfinite(y)).flatten(0, -2).any(0).int().argmax())
 
 
 def _bad_value(y: Tensor) -> str:
-    return str(y.flatten()[_first_bad(y)].item())
+    column = y[..., _first_bad(y)]
+    return str(column[~torch.isfinite(column)][0].item())

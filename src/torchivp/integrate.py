@@ -28,6 +28,7 @@ from torchivp.stepsize.first_step import first_step
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import Decision, History, PIDController
 from torchivp.stepsize.stops import OneSided, Stops, merge
+from torchivp.torch_func import read
 
 Controller = PIDController | ConstantSteps | GridSteps | OwnSteps
 Change = Callable[[Tensor], Tensor]
@@ -192,6 +193,9 @@ class _Run:
             recorder.start(self.t, self.y, None)
         if plan.event is not None:
             self.watch = Watch(plan.event, plan.problem, self.t, self.y)
+            if math.isnan(self.watch.value):
+                sentence = f"the event function is not finite at the start, t = {self.t:.9g}"
+                return Status(Outcome.NON_FINITE, sentence, self.t)
             if not self.watch.value > 0.0:
                 return self._event_at(self.t)
         if times.start == times.end:
@@ -286,9 +290,11 @@ class _Run:
         """Take the step that ends at the event, and stop there."""
         if landing.failure is not None:
             return Status(Outcome.NON_FINITE, landing.failure, self.t)
-        if landing.step is not None:
-            self._call("accept", abs(landing.t - self.t))
-            self._accept(func, landing.step, landing.t)
+        assert landing.step is not None
+        if landing.step.failure is not None:
+            return self.failures.not_converged(self.t, landing.step)
+        self._call("accept", abs(landing.t - self.t))
+        self._accept(func, landing.step, landing.t)
         return self._event_at(landing.t)
 
     def _call(self, which: str, taken: float) -> None:
@@ -320,9 +326,6 @@ class _Run:
         return Status(Outcome.SUCCESS, sentence, self.t)
 
     def _event_at(self, t: float) -> Status:
-        if self.watch is not None and math.isnan(self.watch.value):
-            sentence = f"the event function is not finite at the start, t = {t:.9g}"
-            return Status(Outcome.NON_FINITE, sentence, t)
         return Status(Outcome.EVENT, f"event at t = {t:.9g}, after {self.accepted} steps", t)
 
     def _out_of_steps(self, taken: float) -> Status:
@@ -331,10 +334,10 @@ class _Run:
 
     def _stands_still(self, step: Step) -> bool:
         """Whether a step did not change the state although its slope is not zero."""
-        if not torch.equal(step.y0, step.y1):
+        if read((step.y0 != step.y1).any()):
             return False
         with torch.no_grad():
-            return bool(self.plan.problem.func(self.plan.problem.time(self.t), step.y0.detach()).any())
+            return bool(read(self.plan.problem.func(self.plan.problem.time(self.t), step.y0.detach()).any()))
 
     def _stuck(self, step: Step, error: float, taken: float, next_h: float) -> Status | None:
         """The end of the solve, if it makes no sense to try the rejected step again with the size `next_h`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.dense import Interpolant
+from torchivp.dense import StepInterpolant
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.solution import Outcome, Status
 from torchivp.times import Times
@@ -52,8 +52,9 @@ class Outputs:
         if self._wanted is None:
             self._keep([t1], step.y1)
             return
-        inside = self._inside(t1)
-        if inside:
+        if self._next == len(self._wanted) or (self._wanted[self._next] - t1) * self._times.direction > 0:
+            return
+        if inside := self._inside(t1):
             interpolant = method.interpolant(func, step)
             self._keep(inside, interpolant.evaluate([self._times.at(t) for t in inside]))
         if self._next < len(self._wanted) and self._wanted[self._next] == t1:
@@ -101,15 +102,13 @@ class Interpolants:
     """The interpolant of every accepted step."""
 
     def __init__(self) -> None:
-        self.steps: list[Interpolant] = []
+        self.steps: list[StepInterpolant] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
         self.steps = []
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
-        interpolant = method.interpolant(func, step)
-        interpolant.slopes = interpolant.slopes.clone()
-        self.steps.append(interpolant)
+        self.steps.append(method.interpolant(func, step).kept())
 
 
 class Trail:

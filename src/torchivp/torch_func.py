@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.func import debug_unwrap
 
 
@@ -12,7 +12,7 @@ def inside_transform() -> bool:
 
     Then tensors may be batched or tracked behind the scenes, and must not be written into tensors that are not.
     """
-    return torch._C._functorch.maybe_current_level() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    return _functorch.maybe_current_level() is not None
 
 
 def read(x: Tensor) -> float:
@@ -20,3 +20,23 @@ def read(x: Tensor) -> float:
     if inside_transform():
         x = debug_unwrap(x).amax()
     return x.item()
+
+
+def entries(x: Tensor) -> Tensor:
+    """The values of a tensor for each entry of the batch under `vmap`, [batch, *x.shape]; a batch of one otherwise."""
+    shape, dims = x.shape, list(range(x.ndim))
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            dims.insert(_functorch.maybe_get_bdim(x), -1)
+        x = _functorch.get_unwrapped(x)
+    batch_first = sorted(range(len(dims)), key=lambda i: dims[i])
+    return x.detach().permute(batch_first).reshape(-1, *shape)
+
+
+def needs_gradient(x: Tensor) -> bool:
+    """Whether `x` requires a gradient, of autograd or of any transform at work."""
+    while not x.requires_grad:
+        if not _functorch.is_functorch_wrapped_tensor(x):
+            return False
+        x = _functorch.get_unwrapped(x)
+    return True

@@ -11,6 +11,7 @@ from torchivp import ODE_METHODS, Backsolve, Checkpointed, odeint, odeint_adjoin
 GRADIENTS = ["direct", "checkpointed", "backsolve"]
 EXACT = ["direct", Checkpointed(), Checkpointed(2), Checkpointed(5)]
 T = [0.0, 0.3, 0.35, 1.0]
+DIFFERENTIABLE = [name for name, method in ODE_METHODS.items() if method.differentiable]
 
 
 def double(*values, grad=False):
@@ -31,14 +32,14 @@ def solve(y0, t, length, damping, **options):
 
 def steps_for(method):
     """Steps that make the solution accurate to about 1e-4 or better, at a moderate cost."""
-    if ODE_METHODS[method].error_order is None:
+    if ODE_METHODS[method].error_order is None and not ODE_METHODS[method].sizes_steps:
         return {"step_size": 0.005}
     tolerance = {"bosh3": 1e-7, "fehlberg2": 1e-8}.get(method, 1e-6 if ODE_METHODS[method].order < 5 else 1e-9)
     return {"rtol": tolerance, "atol": tolerance}
 
 
 @pytest.mark.parametrize("gradient", EXACT, ids=str)
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", [name for name in DIFFERENTIABLE if not ODE_METHODS[name].varies_order])
 @pytest.mark.parametrize("span", [1.0, -1.0])
 def test_exact_gradients_of_fixed_steps(method, gradient, span):
     """The discrete gradient of fixed steps is the derivative of what was computed: state, times and arguments."""
@@ -89,8 +90,10 @@ def test_backsolve_refuses_a_second_derivative(door):
         torch.autograd.grad(first, y0)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize(
+    ("method", "gradient"),
+    [(m, g) for m in ODE_METHODS for g in GRADIENTS if m in DIFFERENTIABLE or g == "backsolve"],
+)
 @pytest.mark.parametrize("span", [1.0, -1.0])
 def test_gradients_of_the_true_solution(method, gradient, span):
     """All three approach the derivative of the solution, here by central differences of a tight solve."""
@@ -103,7 +106,7 @@ def test_gradients_of_the_true_solution(method, gradient, span):
     inputs = [x.clone().requires_grad_() for x in values]
     loss(inputs, method=method, gradient=gradient, **steps_for(method)).backward()
     tight = {"method": "dopri8", "rtol": 1e-13, "atol": 1e-13}
-    tolerance = 2e-2 if method == "euler" else 1e-3 if ODE_METHODS[method].order < 4 else 1e-5
+    tolerance = 2e-2 if ODE_METHODS[method].order == 1 else 1e-3 if ODE_METHODS[method].order < 4 else 1e-5
     for i, value in enumerate(values):
         for j in range(value.numel()):
             shift = torch.zeros_like(value).reshape(-1)
@@ -116,7 +119,7 @@ def test_gradients_of_the_true_solution(method, gradient, span):
 
 
 @pytest.mark.parametrize("checkpoints", [None, 2, 3, 10, 1000])
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", DIFFERENTIABLE)
 @pytest.mark.parametrize("times", [None, [0.0, 0.5, 2.0], [0.7, 1.1]])
 def test_checkpointed_equals_direct(method, checkpoints, times):
     results = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.event import differentiate_event
+from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.solution import Outcome, SolveError, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
+from torchivp.torch_func import inside_transform
 
 
 def odeint(
@@ -33,7 +36,7 @@ def odeint(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | None = None,
+    method: str | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
 ) -> Any:
@@ -52,7 +55,7 @@ def odeint(
         rtol: relative tolerance: a number, a tensor that broadcasts to the state, or a tuple with one for each
             tensor of the state. For methods of fixed step it matters only where they solve equations.
         atol: absolute tolerance, likewise.
-        method: the name of a method (see `torchivp.ODE_METHODS`); None for "dopri5".
+        method: the name of a method (see `torchivp.ODE_METHODS`), or the class of one; None for "dopri5".
         options: all methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous;
             `max_num_steps`, the largest number of step attempts. Adaptive methods: `first_step`, `min_step` (a step
             of that size is always accepted), `max_step`, `safety`, `ifactor` (the largest factor by which a step
@@ -88,12 +91,12 @@ def odeint_adjoint(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | None = None,
+    method: str | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
     adjoint_rtol: Any = None,
     adjoint_atol: Any = None,
-    adjoint_method: str | None = None,
+    adjoint_method: str | type[Method] | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
 ) -> Any:
@@ -106,7 +109,7 @@ def odeint_adjoint(
     Args:
         func: as in `odeint`; need not be a module. `callback_step_adjoint`, `callback_accept_step_adjoint` and
             `callback_reject_step_adjoint` are called in the backward solve; their state is the tuple
-            `(t, y, adjoint, *parameters)`.
+            `(t, y, adjoint, *parameters)`, in which a `y` of several tensors is flat.
         y0: as in `odeint`.
         t: as in `odeint`.
         rtol: as in `odeint`.
@@ -118,7 +121,8 @@ def odeint_adjoint(
         adjoint_atol: absolute tolerance of the backward solve; None for `atol`.
         adjoint_method: method of the backward solve; None for `method`.
         adjoint_options: options of the backward solve; None for `options` without `norm`. `norm="seminorm"` leaves
-            the parameters out of the error estimate; a callable `norm` receives `(t, y, adjoint, *parameters)`.
+            the parameters out of the error estimate; a callable `norm` receives `(t, y, adjoint, *parameters)`, with
+            each of several tensors of `y` by itself.
         adjoint_params: the tensors to compute gradients for besides `y0` and `t`. Default: the parameters of `func`
             if it is a module, and the leaves that one evaluation finds in use.
 
@@ -144,7 +148,7 @@ def odeint_adjoint(
     if not (norm is None or norm == "seminorm" or callable(norm)):
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
     door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn)
-    backward = door.read_settings(adjoint_method or method, backward_options)
+    backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
         rtol=adjoint_rtol,
         atol=adjoint_atol,
@@ -211,6 +215,8 @@ def odeint_event(
     layout = StateLayout(y0)
     first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
     sign = SignChange(EventFunction(event_fn, layout), problem.time(begin), problem.y0)
+    if sign.at_start:
+        return event_t + (start - start.detach()).to(event_t).reshape(()), solution
     time, state = differentiate_event(problem.func, sign, problem.time(end), layout.flatten(last))
     states = torch.cat([layout.flatten(first), state])
     return event_t + (time - time.detach()).to(event_t), layout.unflatten(states, (2,))
@@ -224,7 +230,7 @@ def odeint_dense(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | None = None,
+    method: str | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> DenseSolution:
     """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, up to `t1`, and return the solution as a function of time.
@@ -269,6 +275,11 @@ class _Door:
     ):
         self._func, self._y0, self._t = func, y0, t
         self._until_event = event_fn is not None
+        if self._until_event and inside_transform():
+            raise ValueError(
+                "event_fn does not work inside torch.func transforms such as vmap or grad, where no step can depend "
+                "on the state: use autograd (backward(), torch.autograd.grad), and a loop over the batch"
+            )
         values, tensor = check_times(t, endless=self._until_event)
         if self._until_event and len(values) != 2:
             raise ValueError(
@@ -300,9 +311,10 @@ class _Door:
             event=None if event_fn is None else EventFunction(_callable(event_fn), self._layout),
         )
 
-    def read_settings(self, method: Any, options: dict[str, Any]) -> Settings:
+    def read_settings(self, method: Any, options: dict[str, Any], backward: bool = False) -> Settings:
         """The settings of a forward or backward solve."""
-        found = settings(method, options, self._grid, self._endless)
+        grid = self._backward_grid if backward else self._grid
+        found = settings(method, options, grid, self._endless)
         if self._until_event and isinstance(found.controller, GridSteps):
             if found.controller.grid is None:
                 raise ValueError(
@@ -319,6 +331,12 @@ class _Door:
     def _grid(self, constructor: Callable[..., Any], times: Times) -> Any:
         between = [s for s in times.outputs or () if s not in (times.start, times.end)]
         return constructor(self._func, self._y0, times.select([times.start, *between, times.end]).detach())
+
+    def _backward_grid(self, constructor: Callable[..., Any], times: Times) -> Tensor:
+        """From each output back to the one before it: a constructor may make as many steps however far it is."""
+        between = [s for s in reversed(self._times.outputs or ()) if s not in (times.start, times.end)]
+        legs = pairwise([times.start, *between, times.end])
+        return torch.cat([torch.as_tensor(constructor(self._func, self._y0, times.select(leg)))[1:] for leg in legs])
 
     def solve(self, gradient: Gradient, params: Sequence[Tensor] | None) -> Any:
         """The states, or with an event its time and the states."""

@@ -35,12 +35,16 @@ class EventFunction:
         if isinstance(values, bool | int | float):
             values = torch.as_tensor(values)
         if not isinstance(values, Tensor) or values.is_complex() or values.numel() == 0:
-            kind = f"a {values.dtype} tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else values
+            kind = repr(values)
+            if isinstance(values, Tensor):
+                kind = f"a {values.dtype} tensor of shape {tuple(values.shape)}"
             raise TypeError(
                 f"event_fn must return a real tensor, one element for each event, whose sign changes at the event; "
-                f"it returned {kind!r}"
+                f"it returned {kind}"
             )
-        if not values.is_floating_point():
+        if values.dtype == torch.bool:  # false is another sign than true, and not zero
+            values = 2.0 * values - 1.0
+        elif not values.is_floating_point():
             values = values.to(torch.float64)
         return values.reshape(-1)
 
@@ -57,6 +61,11 @@ class SignChange:
     def __init__(self, event: EventFunction, t: Tensor, y: Tensor):
         self._event = event
         self._signs = torch.sign(event(t, y.detach()).detach())
+
+    @property
+    def at_start(self) -> bool:
+        """Whether an element is zero at the start, which is an event already."""
+        return not bool(self._signs.all())
 
     def remaining(self, t: Tensor, y: Tensor) -> Tensor:
         """The least of all elements, each counted positive at the start; differentiable."""

@@ -15,8 +15,11 @@ from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
 
-_CORRECTIONS = 2
+_CORRECTIONS = 8
 """How often a landing is corrected, each time with a new step. The first correction leaves next to nothing."""
+
+_FAR = 0.1
+"""A correction by this part of a step or more shows that the interpolant is no guide."""
 
 
 class _Plan(Protocol):
@@ -32,8 +35,8 @@ class Landing:
 
     Attributes:
         t: the time of the event.
-        step: the step that ends there; None if the event is at the start of the step in which it was found.
-        failure: why there is no event to speak of; None if there is one.
+        step: the step that ends there; None if there is no event to speak of.
+        failure: why there is none; None if there is one.
     """
 
     t: float
@@ -47,6 +50,7 @@ class Watch:
     It is looked for between the ends of each step: two changes within a step go unnoticed. It is located on the
     interpolant, to rounding; then the step is taken again, up to the event, and its end corrected until the event
     function vanishes there. So the solve ends on the event with a step of the method, as it would end on a given time.
+    Where the event function is not a number counts as beyond the event; there must be one before that.
 
     Args:
         event: the event function.
@@ -66,9 +70,6 @@ class Watch:
         before, self.value = self.value, self._sign.value(self._time(t1), step.y1)
         if self.value > 0.0:
             return None
-        if math.isnan(self.value):
-            sentence = f"the event function is not finite after a step from t = {t0:.9g} to t = {t1:.9g}"
-            return Landing(t0, None, sentence)
         interpolant = plan.method.interpolant(func, step)
         at = plan.problem.times.at
 
@@ -77,29 +78,63 @@ class Watch:
                 y = interpolant.evaluate([at(t)])
             return self._sign.value(self._time(t), y)
 
-        width = 4 * math.ulp(max(abs(t0), abs(t1)))
-        t = find_root(remaining, t0, t1, before, self.value, width)
-        if t == t1:
-            return Landing(t1, step)
-        slope = _slope(remaining, t0, t)
-        return self._land(plan, func, step, t0, t1, t, slope)
+        t = find_root(remaining, t0, t1, before, self.value, 4 * math.ulp(max(abs(t0), abs(t1))))
+        if t == t1 and not isinstance(step.t1, Tensor):
+            return self._checked(t, step, self.value)
+        value = self.value if t == t1 else remaining(t)
+        return self._land(_Bracket(plan, func, step, t0, t1, before, self.value), t, value, _slope(remaining, t0, t))
 
-    def _land(self, plan: _Plan, func: FlatFunc, step: Step, t0: float, t1: float, t: float, slope: float) -> Landing:
-        """Take the step again, to where the event is."""
-        timed = isinstance(step.t0, Tensor)
-        rounding = 8 * torch.finfo(step.y1.dtype).eps * max(abs(t0), abs(t1), abs(t1 - t0))
-        landed = step
-        for attempt in range(_CORRECTIONS + 1):
-            if not min(t0, t1) < t < max(t0, t1):
+    def _land(self, bracket: _Bracket, t: float, wanted: float, slope: float) -> Landing:
+        """Take the step again, to where the event is: where the function has the value that it has there."""
+        near, far = sorted((bracket.t0, bracket.t1))
+        rounding = 8 * torch.finfo(bracket.step.y1.dtype).eps * max(abs(near), abs(far), far - near)
+        landed, value = self._take(bracket, t)
+        for _ in range(_CORRECTIONS):
+            correction = (wanted - value) / slope if slope else 0.0
+            if abs(correction) <= rounding:
                 break
-            end = torch.tensor(t, dtype=torch.float64) if timed else t
-            landed = plan.method.step(func, step.t0, end, step.y0, step.retry)
-            correction = -self._sign.value(self._time(t), landed.y1) / slope if slope else 0.0
-            negligible = not rounding < abs(correction) < 0.1 * abs(t1 - t0)
-            if negligible or attempt == _CORRECTIONS:
-                return Landing(t, landed)
+            if not (abs(correction) < _FAR * (far - near) and near < t + correction < far):
+                return self._bisect(bracket, rounding)
+            last_t, last_value = t, value
             t += correction
-        return Landing(t0, None) if abs(t - t0) < abs(t - t1) else Landing(t1, step)
+            landed, value = self._take(bracket, t)
+            slope = (value - last_value) / (t - last_t) if t != last_t else 0.0
+        return self._checked(t, landed, value)
+
+    def _bisect(self, bracket: _Bracket, width: float) -> Landing:
+        """Look for the event not on the interpolant, but at the ends of steps."""
+
+        def remaining(t: float) -> float:
+            return self._take(bracket, t)[1]
+
+        t = find_root(remaining, bracket.t0, bracket.t1, bracket.before, bracket.after, width)
+        return self._checked(t, *self._take(bracket, t))
+
+    def _take(self, bracket: _Bracket, t: float) -> tuple[Step, float]:
+        """The step taken again, up to `t`, and what the event function is there."""
+        step = bracket.step
+        # The time of an event does not move with the times that are differentiated.
+        end = torch.tensor(t, dtype=torch.float64) if isinstance(step.t0, Tensor) else t
+        landed = bracket.plan.method.step(bracket.func, step.t0, end, step.y0, step.retry)
+        return landed, math.nan if landed.failure is not None else self._sign.value(self._time(t), landed.y1)
+
+    def _checked(self, t: float, step: Step, value: float) -> Landing:
+        if step.failure is None and math.isnan(value):
+            return Landing(t, None, f"the event function is not finite at t = {t:.9g}, and has not changed sign before")
+        return Landing(t, step)
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """A step in which the event function changes its sign, from `before` at its start to `after` at its end."""
+
+    plan: _Plan
+    func: FlatFunc
+    step: Step
+    t0: float
+    t1: float
+    before: float
+    after: float
 
 
 def _slope(function: Callable[[float], float], t0: float, t: float) -> float:

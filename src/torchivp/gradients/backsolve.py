@@ -19,6 +19,7 @@ from torchivp.gradients.inputs import (
     find_parameters,
     now,
     refuse_dense_output,
+    refuse_inside_transform,
     refuse_to_differentiate,
     refuse_unknown_leaves,
     user_function,
@@ -31,6 +32,7 @@ from torchivp.recording import Interpolants, Outputs
 from torchivp.solution import Outcome, SolveError, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
+from torchivp.torch_func import inside_transform
 
 Norm = Callable[[tuple[Tensor, ...]], Any]
 
@@ -58,7 +60,8 @@ class Backsolve:
             the adjoint of time, is always zero, and the leaves of a state with several stand one after the other:
             `(t, *y, *adjoint, *parameters)`.
         stops: further times that steps end on, and where func jumps; None for the forward solve's.
-        callbacks: what is told of every step of the backward solve, with the same tuple as its state.
+        callbacks: what is told of every step of the backward solve, with the tuple `(t, y, adjoint, *parameters)` as
+            its state, in which a state with several leaves is flat.
         max_steps: the largest number of step attempts in the backward solve; None for the forward one's.
 
     Raises:
@@ -94,6 +97,9 @@ class Backsolve:
         The states are [T, size], or [T, *shape] where the state is one tensor: then they hang on the node of the
         graph that `odeint_adjoint` is, with nothing in between.
         """
+        if inside_transform():
+            refuse_inside_transform("gradient='backsolve' (odeint_adjoint)", integration.problem, parameters)
+            return Direct().solve(integration, None, interpolants)
         found = find_parameters(integration.problem, parameters)
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
@@ -210,17 +216,23 @@ class _Solve:
         return end.y
 
     def default_norm(self) -> Norm:
-        """What measures the error unless the user says otherwise, as a function of the tuple."""
-        if self.options.norm is not None:
-            return self.options.norm
-        leaves = len(user_function(self.integration.problem).layout.sizes)
-        return _seminorm(1 + 2 * leaves) if self.options.seminorm else largest_root_mean_square
+        """What measures the error unless `adjoint_options` is changed, as a function of `_AdjointSystem.as_tuple`."""
+        layout = user_function(self.integration.problem).layout
+        chosen = _seminorm(1 + 2 * len(layout.sizes)) if self.options.seminorm else largest_root_mean_square
+        norm = self.options.norm or chosen
+
+        def of_tuple(tensors: tuple[Tensor, ...]) -> Any:
+            t, y, adjoint, *parameters = tensors
+            states = [leaf for part in (y, adjoint) for leaf in layout.leaves(part.reshape(1, layout.size))]
+            return norm((t, *states, *parameters))
+
+        return of_tuple
 
     def _error_norm(self, system: _AdjointSystem, norm: Norm) -> ErrorNorm:
         dtype = self.inputs.problem.y0.dtype
         rtol, atol = system.tolerance(self.rtol), system.tolerance(self.atol)
         if norm is self.norm and self.options.norm is None:  # the same, without taking the tensor to pieces
-            parts = system.parts[:2] if self.options.seminorm else system.parts
+            parts = system.state_parts if self.options.seminorm else [*system.state_parts, *system.parts[2:]]
             return ErrorNorm(rtol, atol, parts, dtype)
         return ErrorNorm(rtol, atol, system.parts, dtype, lambda z: float(norm(system.as_tuple(z))))
 
@@ -257,6 +269,9 @@ class _AdjointSystem:
             start = self.parts[-1].stop
             self.parts.append(slice(start, start + self._real_or_same(tensor).numel()))
         self._sizes = [part.stop - part.start for part in self.parts]
+        leaves_of_state = user_function(problem).layout.parts()
+        self.state_parts = [slice(part.start + i, part.stop + i) for i in (0, size) for part in leaves_of_state]
+        """The leaves of the state, and those of the adjoint."""
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
@@ -290,11 +305,15 @@ class _AdjointSystem:
         return [y, adjoint, *(self._shaped(g, p) for g, p in zip(rest, self._others, strict=True))]
 
     def as_tuple(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The flat tensor as the user sees it: a zero for time, then the states, the adjoints, the parameters."""
+        """The flat tensor as the user sees it: a zero for time, then the state, the adjoint, the parameters.
+
+        State and adjoint have the shape of the state, and are flat if it has several leaves.
+        """
         y, adjoint, *parameters = self.split(z)
         layout = user_function(self._problem).layout
-        states = [leaf for part in (y, adjoint) for leaf in layout.leaves(part)]
-        return (z.new_zeros((), dtype=self._problem.real_dtype), *states, *parameters)
+        shape = layout.shapes[0] if layout.is_tensor else (layout.size,)
+        zero = z.new_zeros((), dtype=self._problem.real_dtype)
+        return (zero, y.reshape(shape), adjoint.reshape(shape), *parameters)
 
     def _real_or_same(self, parameter: Tensor) -> Tensor:
         """A complex parameter of a real system as pairs of real numbers; any other as it is."""

@@ -16,6 +16,7 @@ from torchivp.gradients.inputs import (
     find_parameters,
     now,
     refuse_dense_output,
+    refuse_inside_transform,
     refuse_to_differentiate,
     refuse_undifferentiable,
     refuse_unknown_leaves,
@@ -25,6 +26,7 @@ from torchivp.methods.method import Step
 from torchivp.problem import Problem
 from torchivp.recording import Checkpoint, Interpolants, Outputs, Trail
 from torchivp.solution import Outcome, Stats, Status
+from torchivp.torch_func import inside_transform
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Checkpointed:
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
+        if inside_transform():
+            refuse_inside_transform("gradient='checkpointed'", integration.problem, parameters)
+            return Direct().solve(integration, None, interpolants)
         found = find_parameters(integration.problem, parameters)
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:

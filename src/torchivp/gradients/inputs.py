@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.recording import Interpolants
+from torchivp.torch_func import needs_gradient
 
 
 class GradientInputs:
@@ -184,6 +185,23 @@ def refuse_undifferentiable(method: Method, inputs: GradientInputs) -> None:
         raise ValueError(
             f"autograd cannot follow the steps of {type(method).__name__}: use gradient='backsolve' (odeint_adjoint), "
             "or solve within torch.no_grad()"
+        )
+
+
+def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequence[Tensor] | None) -> None:
+    """Refuse a gradient with a backward pass of its own, which no transform of `torch.func` can follow.
+
+    Raises:
+        ValueError: a gradient is wanted.
+    """
+    if not torch.is_grad_enabled():
+        return
+    inputs = GradientInputs(problem, _checked(parameters or ()))
+    slope = problem.func(problem.time(problem.times.start), problem.y0)
+    if any(map(needs_gradient, [*inputs.tensors, slope])):
+        raise ValueError(
+            f"{gradient} does not work inside torch.func transforms such as vmap or grad: use gradient='direct' "
+            "(odeint), or solve within torch.no_grad()"
         )
 
 

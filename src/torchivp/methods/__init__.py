@@ -3,16 +3,31 @@
 import difflib
 
 from torchivp.methods.method import Method
+from torchivp.methods.ode.adams import Adams
 from torchivp.methods.ode.bosh3 import Bosh3
 from torchivp.methods.ode.dopri5 import Dopri5
 from torchivp.methods.ode.dopri8 import Dopri8
 from torchivp.methods.ode.euler import Euler
+from torchivp.methods.ode.explicit_adams import ExplicitAdams
 from torchivp.methods.ode.fehlberg2 import Fehlberg2
+from torchivp.methods.ode.gauss_legendre4 import GaussLegendre4
+from torchivp.methods.ode.gauss_legendre6 import GaussLegendre6
 from torchivp.methods.ode.heun import Heun
+from torchivp.methods.ode.heun2 import Heun2
+from torchivp.methods.ode.heun3 import Heun3
+from torchivp.methods.ode.implicit_adams import ImplicitAdams
+from torchivp.methods.ode.implicit_euler import ImplicitEuler
+from torchivp.methods.ode.implicit_midpoint import ImplicitMidpoint
 from torchivp.methods.ode.midpoint import Midpoint
+from torchivp.methods.ode.radau_iia3 import RadauIIA3
+from torchivp.methods.ode.radau_iia5 import RadauIIA5
 from torchivp.methods.ode.ralston import Ralston
 from torchivp.methods.ode.rk4 import RK4
 from torchivp.methods.ode.rk4_classic import RK4Classic
+from torchivp.methods.ode.scipy_solver import ScipySolver
+from torchivp.methods.ode.sdirk2 import SDIRK2
+from torchivp.methods.ode.trapezoid import Trapezoid
+from torchivp.methods.ode.trbdf2 import TRBDF2
 from torchivp.methods.ode.tsit5 import Tsit5
 
 ODE_METHODS: dict[str, type[Method]] = {
@@ -23,11 +38,27 @@ ODE_METHODS: dict[str, type[Method]] = {
     "ralston": Ralston,
     "fehlberg2": Fehlberg2,
     "bosh3": Bosh3,
+    "heun2": Heun2,
+    "heun3": Heun3,
     "rk4": RK4,
     "rk4_classic": RK4Classic,
     "dopri5": Dopri5,
     "tsit5": Tsit5,
     "dopri8": Dopri8,
+    "implicit_euler": ImplicitEuler,
+    "implicit_midpoint": ImplicitMidpoint,
+    "trapezoid": Trapezoid,
+    "sdirk2": SDIRK2,
+    "trbdf2": TRBDF2,
+    "radauIIA3": RadauIIA3,
+    "radauIIA5": RadauIIA5,
+    "gl4": GaussLegendre4,
+    "gl6": GaussLegendre6,
+    "adams": Adams,
+    "explicit_adams": ExplicitAdams,
+    "implicit_adams": ImplicitAdams,
+    "fixed_adams": ImplicitAdams,
+    "scipy_solver": ScipySolver,
 }
 """Every ODE method, by the name that `method=` takes."""
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from torchivp.dense import Interpolant
+from torchivp.dense import StepInterpolant
 from torchivp.error_norm import ErrorNorm
 
 FlatFunc = Callable[[Tensor, Tensor], Tensor]
@@ -89,7 +89,7 @@ class Method(ABC):
         """Step from `(t0, y0)` to `t1`."""
 
     @abstractmethod
-    def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
+    def interpolant(self, func: FlatFunc, step: Step) -> StepInterpolant:
         """The solution within `step`. May evaluate `func`, and may put the result into `step.carry`."""
 
     def initial_carry(self, f0: Tensor) -> Any:

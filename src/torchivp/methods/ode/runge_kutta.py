@@ -41,15 +41,22 @@ class StagePolynomials:
     c: Coefficients = ()
     a: Sequence[Coefficients] = ()
 
+    @staticmethod
+    def collocation(c: Coefficients) -> StagePolynomials:
+        """The polynomial whose slopes at the nodes `c` are the stages; of the order of their number."""
+        powers = np.vander(np.array(c, dtype=np.float64), increasing=True)
+        lagrange = np.linalg.inv(powers).T  # row j: the coefficients of 1, theta, ... of the polynomial 1 at c_j
+        return StagePolynomials(len(c), b=(lagrange / np.arange(1, len(c) + 1)).tolist())
+
 
 @dataclass(frozen=True)
 class ButcherTableau:
-    """The coefficients of an explicit Runge-Kutta method, in the usual names. Checks itself when it is made.
+    """The coefficients of a Runge-Kutta method, in the usual names. Checks itself when it is made.
 
     Attributes:
         order: the order of the weights `b`.
         c: the nodes.
-        a: the rows, `a[i]` of length i.
+        a: the rows; zeros at the end of a row may be left out, so that `a[i]` of an explicit method has length i.
         b: the weights.
         b_embedded: the weights of the embedded method that estimates the error.
         embedded_order: its order; `order - 1` unless given.
@@ -70,8 +77,8 @@ class ButcherTableau:
     fsal: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        last_row = (*self.a[-1], 0.0)
-        object.__setattr__(self, "fsal", len(self.b) > 1 and tuple(self.b) == last_row and self.c[-1] == 1)
+        last_row = tuple(_square(self.a)[-1].tolist())
+        object.__setattr__(self, "fsal", tuple(self.b) == last_row and self.c[-1] == 1)
         if self.b_embedded is not None and self.embedded_order is None:
             object.__setattr__(self, "embedded_order", self.order - 1)
         self._check()

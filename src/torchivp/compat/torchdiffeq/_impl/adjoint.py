@@ -1,0 +1,62 @@
+"""`odeint_adjoint`, for methods of torchivp and for solver classes that programs bring along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchivp.api import ode
+from torchivp.compat.torchdiffeq._impl.odeint import engine_method
+
+
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: Any,
+    t: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: Any = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable[..., Any] | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: Any = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Sequence[Tensor] | None = None,
+) -> Any:
+    """`torchivp.odeint_adjoint`, whose methods may also be solver classes or the names of some in `SOLVERS`."""
+    if adjoint_params is None and getattr(func, "_is_replica", False):
+        adjoint_params = find_parameters(func)  # pyright: ignore[reportArgumentType]
+    if adjoint_method == method:
+        adjoint_method = None
+    if adjoint_method is not None:
+        if not options and adjoint_options is None:
+            adjoint_options = {}
+        adjoint_method, adjoint_options = engine_method(adjoint_method, func, y0, rtol, atol, adjoint_options)
+    method, options = engine_method(method, func, y0, rtol, atol, options)
+    return ode.odeint_adjoint(
+        func,
+        y0,
+        t,
+        rtol=rtol,
+        atol=atol,
+        method=method,
+        options=options,
+        event_fn=event_fn,
+        adjoint_rtol=adjoint_rtol,
+        adjoint_atol=adjoint_atol,
+        adjoint_method=adjoint_method,
+        adjoint_options=adjoint_options,
+        adjoint_params=adjoint_params,
+    )
+
+
+def find_parameters(module: nn.Module) -> list[Tensor]:
+    """The parameters of a module, or of a replica that `nn.DataParallel` made, which itself no longer lists them."""
+    if not getattr(module, "_is_replica", False):
+        return list(module.parameters())
+    replicas: list[Any] = list(module.modules())
+    return [parameter for replica in replicas for parameter in replica._former_parameters.values()]

@@ -1,0 +1,33 @@
+"""Adams and Bashforth's methods: one evaluation a step, whatever the order."""
+
+from torch import Tensor
+
+from torchivp.methods.method import FlatFunc
+from torchivp.methods.ode.fixed_step_adams import FixedStepAdams
+from torchivp.methods.ode.slope_polynomial import Array
+
+
+class ExplicitAdams(FixedStepAdams):
+    """Adams and Bashforth's methods, of order 4 or another up to 12, fixed steps: one evaluation a step.
+
+    The higher the order, the shorter the steps must be to be stable. Hairer, Norsett and Wanner, "Solving Ordinary
+    Differential Equations I", III.1 and, for steps of different sizes, III.5. Dense output: of the order of the method.
+
+    Option `max_order`: the order, 1 to 12.
+    """
+
+    @property
+    def slopes_needed(self) -> int:
+        return self.max_order
+
+    def correct(
+        self,
+        func: FlatFunc,
+        t1: float | Tensor,
+        dt: float | Tensor,
+        y0: Tensor,
+        predicted: Tensor,
+        nodes: Array,
+        slopes: Tensor,
+    ) -> tuple[Tensor, Array, Tensor]:
+        return predicted, nodes[1:], slopes

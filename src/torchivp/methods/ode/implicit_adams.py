@@ -1,0 +1,76 @@
+"""Adams and Moulton's methods, their equations solved by functional iteration."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torchivp.error_norm import ErrorNorm
+from torchivp.methods.method import Check, FlatFunc
+from torchivp.methods.ode.fixed_step_adams import FixedStepAdams, whole_number
+from torchivp.methods.ode.slope_polynomial import Array, integrals, weighted
+from torchivp.times import time_scalar
+
+
+class ImplicitAdams(FixedStepAdams):
+    """Adams, Bashforth and Moulton's methods, of order 4 or another up to 12, fixed steps: about three evaluations.
+
+    The explicit method predicts the end of the step, and the implicit one corrects it until a correction is within
+    the tolerance. More precise and more stable than the explicit method. Hairer, Norsett and Wanner, "Solving Ordinary
+    Differential Equations I", III.1 and, for steps of different sizes, III.5. Dense output: of the order of the method.
+
+    Options: `max_order`, the order, 1 to 12; `max_iters`, the largest number of corrections.
+    """
+
+    max_iters: ClassVar[int] = 4
+    options: ClassVar[Mapping[str, Check]] = {**FixedStepAdams.options, "max_iters": whole_number(1)}
+
+    def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
+        super().__init__(y0, real_dtype, norm)
+        self._warned = False
+
+    @property
+    def slopes_needed(self) -> int:
+        # The slope at the end of the step is one more.
+        return max(self.max_order - 1, 1)
+
+    def correct(
+        self,
+        func: FlatFunc,
+        t1: float | Tensor,
+        dt: float | Tensor,
+        y0: Tensor,
+        predicted: Tensor,
+        nodes: Array,
+        slopes: Tensor,
+    ) -> tuple[Tensor, Array, Tensor]:
+        t = time_scalar(t1, self._real_dtype, y0.device)
+        used = nodes[: self.max_order]
+        weights = dt * integrals(used)
+        y, stages, change = predicted, slopes, math.inf
+        for _ in range(self.max_iters):
+            stages = torch.cat((func(t, y), slopes))[: self.max_order]
+            before, y = y, weighted(y0, weights, stages)
+            change = self._norm(y - before, y0, y)
+            if change <= 1.0:
+                break
+        else:
+            self._warn(change, t1)
+        return y, used, stages
+
+    def _warn(self, change: float, t1: float | Tensor) -> None:
+        if self._warned or not change > 1.0:  # what is not a number is reported by the solve
+            return
+        self._warned = True
+        t = float(t1.detach() if isinstance(t1, Tensor) else t1)
+        warnings.warn(
+            f"Functional iteration did not converge in {self.max_iters} iterations at t = {t:.9g}, step size "
+            f"too large for the corrector: the last change was {change:.3g} times the tolerance. Take shorter steps, "
+            "allow more iterations with max_iters, or raise rtol and atol",
+            stacklevel=2,
+        )
