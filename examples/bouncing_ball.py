@@ -114,7 +114,9 @@ def draw(path, iterates, points):
         over_time.plot(t, height, color=color, lw=1.8, label=f"{label}: e = {restitution:.6f}")
     over_time.axhline(0.0, color=INK, lw=1.0)
     over_time.plot(END, WANTED, "o", ms=9, mfc="white", mec=ORANGE, mew=2.2, zorder=3, label="wanted")
-    over_time.set(title="A ball dropped from 50 m", xlabel="time (s)", ylabel="height (m)", xlim=(0, 15.6), ylim=(-1, 55))
+    over_time.set(
+        title="A ball dropped from 50 m", xlabel="time (s)", ylabel="height (m)", xlim=(0, 15.6), ylim=(-1, 55)
+    )
     over_time.legend(frameon=False, loc="upper right")
 
     grid = np.linspace(0.79, 0.92, points)
@@ -127,7 +129,9 @@ def draw(path, iterates, points):
     landscape.axhline(WANTED, color=ORANGE, lw=1.0, ls="--", label="wanted")
     seen = [e for e in iterates if grid[0] <= e <= grid[-1]]
     landscape.plot(seen, [height_and_slope(e)[0] for e in seen], "o", ms=5, color=INK, label="iterates of the fit")
-    landscape.set(title="What is to be made as large as 20 m", xlabel="restitution e", ylabel="height at 15 s (m)", ylim=(5, 24))
+    landscape.set(
+        title="The height that shall be 20 m", xlabel="restitution e", ylabel="height at 15 s (m)", ylim=(5, 24)
+    )
     landscape.legend(frameon=False, fontsize=8.5, loc="lower right")
 
     for axes in (over_time, landscape):

@@ -12,6 +12,12 @@ from torch import Tensor
 
 from torchivp.times import snap, time_dtype
 
+HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
+"""The cubic through both ends of a step with the slopes there, in terms of the slope of the chord and these two.
+
+Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", (II.6.7).
+"""
+
 
 class StepPolynomials:
     """Polynomials b_j in the fraction theta of a step, all of them zero at theta = 0.

@@ -309,7 +309,8 @@ class _Run:
         h = controller.first_step
         if h is None:
             assert self.plan.method.error_order is not None
-            func, t0 = self.plan.function_within(self.t, self.times.end), self.plan.problem.time(self.t)
+            func = self.plan.function_within(self.t, self.times.end)
+            t0 = self.plan.problem.time(self.times.at(self.t))
             f0 = func(t0, self.y)
             if not f0.requires_grad:
                 f0 = f0.clone()  # func may use its memory again

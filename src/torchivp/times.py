@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +46,7 @@ class Times:
         known: Sequence[float] = (),
         tensor: Tensor | None = None,
         fixed: frozenset[float] = frozenset(),
+        anchors: frozenset[float] = frozenset(),
     ) -> None:
         self.start = start
         self.end = end
@@ -54,6 +55,7 @@ class Times:
         self.tensor = tensor
         self._known = known
         self._fixed = fixed
+        self._anchors = anchors
         # An output is the entry that asked for it, even if it equals an end of the span; the start is the first.
         self._index = {t: i for i, t in enumerate(known)}
         if known:
@@ -64,14 +66,15 @@ class Times:
         """The time `t` as the step loop hands it on: a float, or a tensor through which a gradient flows.
 
         A time that the user gave is that entry of the user's tensor; a time that the solver chose moves with
-        the start time; the time of an event stays where it is.
+        the start time; the time of an event stays where it is, and so does one at which func has a jump or a kink.
         """
         if self.tensor is None:
             return t
         if t in self._fixed:
             return torch.tensor(t, dtype=torch.float64)
-        index = self._index.get(t)
-        return self._entries[0] + (t - self.start) if index is None else self._entries[index]
+        if (index := self._index.get(t)) is not None:
+            return self._entries[index]
+        return torch.tensor(t, dtype=torch.float64) if t in self._anchors else self._entries[0] + (t - self.start)
 
     def select(self, times: Sequence[float]) -> Tensor:
         """The series `times` as a float64 tensor; with its gradient if there is one."""
@@ -85,12 +88,17 @@ class Times:
 
     def with_tensor(self, tensor: Tensor | None) -> Times:
         """The same times, their gradient flowing to `tensor`."""
-        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed)
+        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed, self._anchors)
+
+    def anchored(self, anchors: Collection[float]) -> Times:
+        """The same times; the solver's own steps may end at `anchors`, which do not move with the start."""
+        fixed = frozenset(anchors)
+        return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed)
 
     def until(self, t: float) -> Times:
         """The same times, ended at the event at `t`, which is the last output."""
         outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]
-        return Times(self.start, t, [*outputs, t], self._known, self.tensor, self._fixed | {t})
+        return Times(self.start, t, [*outputs, t], self._known, self.tensor, self._fixed | {t}, self._anchors)
 
 
 def check_times(

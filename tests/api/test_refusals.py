@@ -194,7 +194,9 @@ def test_options_of_another_adjoint_method_must_be_given():
 
 def test_backsolve_options_are_checked():
     refused(
-        ValueError, "must be 'seminorm', a function or absent", lambda: odeint_adjoint(decay, Y0, T, adjoint_options={"norm": 3})
+        ValueError,
+        "must be 'seminorm', a function or absent",
+        lambda: odeint_adjoint(decay, Y0, T, adjoint_options={"norm": 3}),
     )
     y0 = Y0.clone().requires_grad_()
     refused(ValueError, "RK4 has no error", lambda: solve_ivp(decay, (0, 1), y0, gradient=Backsolve(method="rk4")))

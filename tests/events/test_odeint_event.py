@@ -158,13 +158,14 @@ def test_a_search_without_an_end_gives_up():
     ("event_fn", "kwargs", "kind", "sentence"),
     [
         (3, {}, TypeError, "event_fn must be callable as event_fn(t, y), got 3"),
-        (lambda t, y: None, {}, TypeError, "event_fn must return a real tensor, one element for each event, whose sign changes at the event; it returned None"),
+        (lambda t, y: None, {}, TypeError, "whose sign changes at the event; it returned None"),
         (lambda t, y: 1j * y, {}, TypeError, "it returned a torch.complex128 tensor of shape (2,)"),
         (lambda t, y: y[:0], {}, TypeError, "it returned a torch.float64 tensor of shape (0,)"),
         (height, {"horizon": 0.0}, ValueError, "horizon = 0 must lie after t0, and t0 = 0"),
-        (height, {"horizon": 1.0, "reverse_time": True}, ValueError, "horizon = 1 must lie before t0, since time is reversed, and t0 = 0"),
-        (height, {"method": "rk4"}, ValueError, "RK4 takes fixed steps, whose size does not follow from t when there is an event_fn: pass options={'step_size': 0.01}"),
-        (height, {"method": "rk4", "options": {"grid_constructor": lambda f, y, t: t}}, ValueError, "option 'grid_constructor' needs to know where the search for an event ends: pass horizon="),
+        (height, {"horizon": 1.0, "reverse_time": True}, ValueError, "horizon = 1 must lie before t0, since time is"),
+        (height, {"method": "rk4"}, ValueError, "when there is an event_fn: pass options={'step_size': 0.01}"),
+        (height, {"method": "rk4", "options": {"grid_constructor": lambda f, y, t: t}}, ValueError,
+         "option 'grid_constructor' needs to know where the search for an event ends: pass horizon="),
     ],
 )  # fmt: skip
 def test_refusals(event_fn, kwargs, kind, sentence):
@@ -276,7 +277,9 @@ def test_gradients_of_time_and_state_in_closed_form(method, door):
     exact = t0 + torch.log(y0 / level) / rate
     close = {"rtol": tolerance(method), "atol": tolerance(method)}
     torch.testing.assert_close(t, exact, **close)
-    for found, expected in zip(torch.autograd.grad(t, inputs, retain_graph=True), torch.autograd.grad(exact, inputs), strict=True):
+    for found, expected in zip(
+        torch.autograd.grad(t, inputs, retain_graph=True), torch.autograd.grad(exact, inputs), strict=True
+    ):
         torch.testing.assert_close(found, expected, **close)
     torch.testing.assert_close(torch.stack(torch.autograd.grad(y[1], inputs)), double(0.0, 0.0, 0.0, 1.0), **close)
 
@@ -337,15 +340,16 @@ def test_bounces_against_the_closed_form(door, method):
     restitution, gravity, drop = double(0.8, grad=True), double(9.8, grad=True), double(5.0, grad=True)
     inputs = (restitution, gravity, drop)
 
+    def fall(t, y):
+        return torch.stack((y[1], -gravity))
+
     def ground(t, y):  # a ball on its way up cannot hit it
         return torch.where(y[1] < 0, y[0], 1.0)
 
     t, y = double(0.0), torch.stack((drop, double(0.0)))
     options = {"options": {"step_size": 0.3}} if method == "rk4" else {"rtol": 1e-10, "atol": 1e-10}
     for bounce in range(3):
-        t, states = odeint_event(lambda t, y: torch.stack((y[1], -gravity)), y, t, event_fn=ground, method=method,
-                                 odeint_interface=door, adjoint_params=(gravity,), **options) if door is odeint_adjoint else odeint_event(
-                                 lambda t, y: torch.stack((y[1], -gravity)), y, t, event_fn=ground, method=method, **options)  # fmt: skip
+        t, states = odeint_event(fall, y, t, event_fn=ground, method=method, odeint_interface=door, **options)
         first = torch.sqrt(2 * drop / gravity)
         exact = first * (1 + 2 * sum(restitution**k for k in range(1, bounce + 1)))
         impact = -gravity * first * restitution**bounce
@@ -384,7 +388,7 @@ def test_nothing_is_recorded_without_gradients():
 
 @pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad, torch.func.jacfwd])
 def test_events_inside_a_transform_are_refused(transform):
-    with pytest.raises(ValueError, match="event_fn does not work inside torch.func transforms"):
+    with pytest.raises(ValueError, match=r"event_fn does not work inside torch\.func transforms"):
         transform(lambda y: decay_to(y, 0.0, double(1.0), double(0.5))[0])(
             double(2.0, 3.0) if transform is torch.func.vmap else double(2.0)
         )

@@ -13,7 +13,7 @@ from torchivp.methods import find_method
 from torchivp.methods.ode import stage_solver
 from torchivp.methods.ode.gmres import gmres
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, _square
+from torchivp.methods.ode.runge_kutta import ButcherTableau
 
 ORDERS = {
     "implicit_euler": 1,
@@ -65,7 +65,7 @@ def scipy_radau(func, y0, t):
 def stability(method, z):
     """The factor of one step for y' = z y with a step of 1."""
     tableau = ODE_METHODS[method].tableau
-    a = _square(tableau.a)
+    a = tableau.matrix
     ones = np.ones(len(a))
     return 1 + z * np.array(tableau.b) @ np.linalg.solve(np.eye(len(a)) - z * a, ones)
 
@@ -88,7 +88,7 @@ def test_stable_wherever_the_solution_decays(method):
 @pytest.mark.parametrize("method", GAUSS)
 def test_gauss_methods_are_symplectic(method):
     tableau = ODE_METHODS[method].tableau
-    b, a = np.array(tableau.b), _square(tableau.a)
+    b, a = np.array(tableau.b), tableau.matrix
     weighted = b[:, None] * a
     np.testing.assert_allclose(weighted + weighted.T, np.outer(b, b), atol=1e-15)
     y = solve_ivp(
@@ -181,9 +181,9 @@ def test_no_more_is_asked_for_than_rounding_allows(method, rtol, dtype):
 
 @pytest.mark.parametrize("method", ORDERS)
 def test_a_jacobian_serves_as_long_as_it_can(method, monkeypatch):
-    made = []
+    made, jacobian = [], stage_solver.jacobian
     monkeypatch.setattr(stage_solver, "jacobian", lambda *args: made.append(1) or jacobian(*args))
-    jacobian, matrix = _unpatched(), -torch.diag(double(1.0, 10.0, 100.0))
+    matrix = -torch.diag(double(1.0, 10.0, 100.0))
     solution = solve_ivp(
         lambda t, y: matrix @ y + torch.sin(t), (0.0, 10.0), double(1.0, 1.0, 1.0), method=method, step_size=0.1
     )
@@ -194,12 +194,6 @@ def test_a_jacobian_serves_as_long_as_it_can(method, monkeypatch):
     t = torch.cat((torch.linspace(0, 1, 11), torch.linspace(1.02, 2, 50)))  # the step changes: factorised anew
     odeint(lambda t, y: matrix @ y, double(1.0, 1.0, 1.0), t.double(), method=method)
     assert len(made) == 1
-
-
-def _unpatched():
-    from torchivp.methods.ode.jacobian import jacobian
-
-    return jacobian
 
 
 def test_a_jacobian_that_is_out_of_date_is_replaced():

@@ -291,10 +291,11 @@ class _Door:
         known = values[:1] if self._until_event else values
         self._times = Times(values[0], values[-1], known, known, tensor if tensor is None else tensor[: len(known)])
         self.settings = self.read_settings(method, options)
+        stops = self.settings.stops
         integration, self._layout = build_integration(
             func,
             y0,
-            self._times,
+            self._times.anchored({*stops.kinks, *stops.jumps}),
             args=(),
             method=self.settings.method,
             controller=self.settings.controller,

@@ -78,16 +78,20 @@ class Watch:
                 y = interpolant.evaluate([at(t)])
             return self._sign.value(self._time(t), y)
 
-        t = find_root(remaining, t0, t1, before, self.value, 4 * math.ulp(max(abs(t0), abs(t1))))
+        width = 4 * math.ulp(max(abs(t0), abs(t1)))
+        t = find_root(remaining, t0, t1, before, self.value, width)
         if t == t1 and not isinstance(step.t1, Tensor):
             return self._checked(t, step, self.value)
         value = self.value if t == t1 else remaining(t)
-        return self._land(_Bracket(plan, func, step, t0, t1, before, self.value), t, value, _slope(remaining, t0, t))
+        slope = _slope(remaining, t0, t, value, width)
+        return self._land(_Bracket(plan, func, step, t0, t1, before, self.value), t, value, slope)
 
-    def _land(self, bracket: _Bracket, t: float, wanted: float, slope: float) -> Landing:
+    def _land(self, bracket: _Bracket, t: float, wanted: float, slope: float | None) -> Landing:
         """Take the step again, to where the event is: where the function has the value that it has there."""
         near, far = sorted((bracket.t0, bracket.t1))
         rounding = 8 * torch.finfo(bracket.step.y1.dtype).eps * max(abs(near), abs(far), far - near)
+        if slope is None:
+            return self._bisect(bracket, rounding)
         landed, value = self._take(bracket, t)
         for _ in range(_CORRECTIONS):
             correction = (wanted - value) / slope if slope else 0.0
@@ -137,8 +141,11 @@ class _Bracket:
     after: float
 
 
-def _slope(function: Callable[[float], float], t0: float, t: float) -> float:
-    """The derivative of the function just before `t`; 0 where it is of no use."""
+def _slope(function: Callable[[float], float], t0: float, t: float, value: float, width: float) -> float | None:
+    """The derivative of the function just before `t`, where it is `value`; None if it jumps there; 0 if of no use."""
     before = t - 1e-3 * (t - t0)
-    slope = (function(t) - function(before)) / (t - before) if before != t else 0.0
+    value_before, just_before = function(before), function(t - math.copysign(width, t - t0))
+    if not max(abs(value), abs(just_before)) <= 0.1 * abs(value_before):
+        return None
+    slope = (value - value_before) / (t - before) if before != t else 0.0
     return slope if math.isfinite(slope) else 0.0

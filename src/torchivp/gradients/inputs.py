@@ -93,13 +93,21 @@ def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> li
     if parameters is not None:
         return _checked(parameters)
     func = user_function(problem).func
-    found: list[Tensor] = [p for p in func.parameters() if p.requires_grad] if isinstance(func, nn.Module) else []
+    found = [p for p in module_parameters(func) if p.requires_grad] if isinstance(func, nn.Module) else []
     known = {id(p) for p in found}
     for leaf in _captured_leaves(problem):
         if id(leaf) not in known:
             found.append(leaf)
             known.add(id(leaf))
     return found
+
+
+def module_parameters(module: nn.Module) -> list[Tensor]:
+    """The parameters of a module, or of a replica that `nn.DataParallel` made, which itself no longer lists them."""
+    if not getattr(module, "_is_replica", False):
+        return list(module.parameters())
+    replicas: list[Any] = list(module.modules())
+    return [parameter for replica in replicas for parameter in replica._former_parameters.values()]
 
 
 def _checked(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from torchivp.compat.torchdiffeq._impl.misc import _PerturbFunc
-from torchivp.dense import Interpolant, StepPolynomials
+from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
-from torchivp.methods.ode.runge_kutta import _HERMITE
 from torchivp.times import time_scalar
 
 
@@ -40,7 +39,7 @@ class StepFunction(Method):
         # The adjoint equations, which have more elements, lie in one flat tensor.
         self._shape = self.solver.y0.shape if self.solver.y0.numel() == y0.numel() else y0.shape[1:]
         self._time_dtype = y0.dtype.to_real()
-        self._hermite = StepPolynomials(_HERMITE, y0.device)
+        self._hermite = StepPolynomials(HERMITE, y0.device)
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
         sign = 1 if t1 > t0 else -1

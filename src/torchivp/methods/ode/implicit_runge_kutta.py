@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torchivp.dense import Interpolant, StepPolynomials
+from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc, Method, Step
 from torchivp.methods.ode.newton import Newton, Solved, solve
 from torchivp.methods.ode.real_pairs import on_real_pairs, to_complex, to_real
-from torchivp.methods.ode.runge_kutta import _HERMITE, ButcherTableau, _square
+from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.ode.stage_equations import StageEquations
 from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, StageSolver, linearised
 from torchivp.times import time_dtype, time_scalar
@@ -116,10 +116,12 @@ class ImplicitRungeKutta(Method):
     """The engine of the implicit Runge-Kutta methods. A method is a subclass with a `tableau`.
 
     Newton's iteration finds the slopes of the stages, those of diagonally implicit methods stage by stage, to a
-    thousandth of the tolerances `rtol` and `atol`. Jacobians and their factorisations serve as many iterations and
-    steps as they can.
+    thousandth of the tolerances `rtol` and `atol`. Jacobians, by autograd, and their factorisations serve as many
+    iterations and steps as they can. Where autograd sees nothing, as in NumPy's functions, Jacobians are zero, and only
+    short steps converge.
 
-    Gradients are those of the exact slopes, by the implicit function theorem, and can be differentiated once more.
+    Gradients are those of the exact slopes, by the implicit function theorem, and can be differentiated once more, not
+    twice.
 
     Attributes:
         max_iters: the largest number of Newton iterations for the stages that are solved for together.
@@ -139,7 +141,7 @@ class ImplicitRungeKutta(Method):
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         tableau, dtype, device = self.tableau, y0.dtype.to_real(), y0.device
-        a = _square(tableau.a)
+        a = tableau.matrix
         self._real_dtype = real_dtype
         self._norm = _without_overflow(norm, dtype)
         self._eps = torch.finfo(dtype).eps
@@ -151,7 +153,7 @@ class ImplicitRungeKutta(Method):
             _Block(i, j, self._a[i:j, :i], self._a[i:j, i:j] if a[i:j, i:j].any() else None) for i, j in _extents(a)
         ]
         self._next_slopes = self._extrapolation(1.0)
-        self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else _HERMITE, device)
+        self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, device)
 
     def initial_carry(self, f0: Tensor) -> ImplicitCarry:
         return ImplicitCarry(to_real(f0), None)
@@ -211,12 +213,12 @@ class ImplicitRungeKutta(Method):
     def _recorded(
         self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, slope: Tensor | None, solved: Tensor
     ) -> Tensor:
-        """The `solved` slopes as functions of all that they depend on: not a number changes.
+        """The `solved` slopes as functions of all that they depend on: their values stay what they are.
 
-        Newton corrections, recorded, with their values taken away again, start from slopes that are constants. Each
-        makes one more derivative right if its matrix, a constant too, is the exact Jacobian: let the derivatives of the
-        slopes be right up to order n - 1, then the error of the slopes vanishes to order n, and so the error that the
-        correction leaves, that many times a difference between matrices which itself vanishes, to order n + 1.
+        That is, constants, and recorded Newton corrections with their values taken away. Their matrix M is constant
+        too, the exact Jacobian of the residual F at these slopes. Each correction makes one more derivative right: if e
+        is the error of the slopes k when what they depend on moves by d, and e = O(d^n), then the next error is
+        e - M^-1 (F(k) - F(k - e)) = M^-1 (M - F' + O(e)) e, and F' = M + O(d), so it is O(d^(n + 1)).
         """
         dt, times = t1 - t0, self._stage_times(t0, t1)
         known = y0[:0]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.dense import Interpolant, StepPolynomials
+from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
@@ -19,10 +19,6 @@ from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import inside_transform
 
 Coefficients = Sequence[float]
-
-# The cubic through both ends of a step with the slopes there, in terms of the slope of the chord and these two
-# (Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", (II.6.7)).
-_HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
 
 
 @dataclass(frozen=True)
@@ -77,14 +73,19 @@ class ButcherTableau:
     fsal: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        last_row = tuple(_square(self.a)[-1].tolist())
+        last_row = tuple(self.matrix[-1].tolist())
         object.__setattr__(self, "fsal", tuple(self.b) == last_row and self.c[-1] == 1)
         if self.b_embedded is not None and self.embedded_order is None:
             object.__setattr__(self, "embedded_order", self.order - 1)
         self._check()
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """The rows of `a` as a square matrix."""
+        return _square(self.a)
+
     def _check(self) -> None:
-        a = _square(self.a)
+        a = self.matrix
         _require(max(abs(a.sum(1) - np.array(self.c))) < 1e-13, "the rows of a must sum to the nodes c")
         _require(residual(a, np.array(self.b), self.order) < 1e-13, f"b must have order {self.order}")
         if self.b_embedded is not None and self.embedded_order is not None:
@@ -147,7 +148,7 @@ class ExplicitRungeKutta(Method):
         self._coefficients = torch.tensor(np.concatenate(rows)[None], **in_state)
         self._buffer = _StageBuffer(self._coefficients, self._row_lengths, stages, y0)
         self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
-        self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else _HERMITE, y0.device)
+        self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, y0.device)
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Tensor | None) -> Step:
         recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(t0, Tensor) or isinstance(t1, Tensor))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchivp.api import ode
 from torchivp.compat.torchdiffeq._impl.odeint import engine_method
+from torchivp.gradients.inputs import module_parameters as find_parameters
+
+__all__ = ["find_parameters", "odeint_adjoint"]
 
 
 def odeint_adjoint(
@@ -28,8 +31,6 @@ def odeint_adjoint(
     adjoint_params: Sequence[Tensor] | None = None,
 ) -> Any:
     """`torchivp.odeint_adjoint`, whose methods may also be solver classes or the names of some in `SOLVERS`."""
-    if adjoint_params is None and getattr(func, "_is_replica", False):
-        adjoint_params = find_parameters(func)  # pyright: ignore[reportArgumentType]
     if adjoint_method == method:
         adjoint_method = None
     if adjoint_method is not None:
@@ -52,11 +53,3 @@ def odeint_adjoint(
         adjoint_options=adjoint_options,
         adjoint_params=adjoint_params,
     )
-
-
-def find_parameters(module: nn.Module) -> list[Tensor]:
-    """The parameters of a module, or of a replica that `nn.DataParallel` made, which itself no longer lists them."""
-    if not getattr(module, "_is_replica", False):
-        return list(module.parameters())
-    replicas: list[Any] = list(module.modules())
-    return [parameter for replica in replicas for parameter in replica._former_parameters.values()]

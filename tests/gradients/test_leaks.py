@@ -1,0 +1,121 @@
+"""Solves leave nothing behind: no tensors, no memory, no cycles of references."""
+
+import gc
+import tracemalloc
+import weakref
+
+import pytest
+import torch
+
+from torchivp import odeint, odeint_adjoint, odeint_dense, odeint_event, solve_ivp
+
+D = torch.float64
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.full((3,), 0.5, dtype=D))
+
+    def forward(self, t, y):
+        return -self.rate * y
+
+
+FEW = {"rtol": 1e-3, "atol": 1e-3}
+
+WAYS = {
+    "odeint": lambda func, y0: odeint(func, y0, [0.0, 1.0], **FEW)[-1],
+    "fixed steps": lambda func, y0: odeint(func, y0, [0.0, 1.0], method="rk4")[-1],
+    "odeint_adjoint": lambda func, y0: odeint_adjoint(func, y0, [0.0, 1.0], **FEW)[-1],
+    "checkpointed": lambda func, y0: solve_ivp(func, (0.0, 1.0), y0, gradient="checkpointed", **FEW).y[-1],
+    "odeint_event": lambda func, y0: odeint_event(func, y0, 0.0, event_fn=lambda t, y: y[0] - 0.7, **FEW)[1][-1],
+    "odeint_event by odeint_adjoint": lambda func, y0: odeint_event(
+        func, y0, 0.0, event_fn=lambda t, y: y[0] - 0.7, odeint_interface=odeint_adjoint, **FEW
+    )[1][-1],
+    "odeint_dense": lambda func, y0: odeint_dense(func, y0, 0.0, 1.0, **FEW)(0.5),
+}
+
+
+def live_objects():
+    """How many tensors there are, and how many objects in all that can hold others."""
+    gc.collect()
+    objects = gc.get_objects()
+    return sum(isinstance(x, torch.Tensor) for x in objects), len(objects)
+
+
+def solve_often(way, func, y0, times):
+    for _ in range(times):
+        way(func, y0).sum().backward()
+        func.rate.grad = y0.grad = None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_solves_leave_no_objects(way):
+    func, y0 = Model(), torch.ones(3, dtype=D, requires_grad=True)
+    solve_often(WAYS[way], func, y0, 10)  # caches fill
+    tensors, objects = live_objects()
+    solve_often(WAYS[way], func, y0, 60)
+    tensors_after, objects_after = live_objects()
+    assert tensors_after == tensors
+    assert objects_after < objects + 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_thousand_solves_leave_no_memory(way):
+    func, y0 = Model(), torch.ones(3, dtype=D, requires_grad=True)
+    tracemalloc.start()
+    try:
+        solve_often(WAYS[way], func, y0, 500)  # the interpreter's own free lists fill
+        tensors, _ = live_objects()
+        before, _ = tracemalloc.get_traced_memory()
+        solve_often(WAYS[way], func, y0, 500)
+        tensors_after, _ = live_objects()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert tensors_after == tensors
+    assert (after - before) / 500 < 100  # bytes a solve: less than a tensor
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backward", [False, True])
+def test_everything_is_freed_by_counting_references(way, backward):
+    """Of what a solve makes nothing waits for the garbage collector: not the graph, nor what func has made."""
+    made = []
+
+    class Recording(Model):
+        def forward(self, t, y):
+            k = super().forward(t, y)
+            made.append(weakref.ref(k))
+            return k
+
+    func = Recording()
+    gc.collect()
+    gc.disable()
+    try:
+        y0 = torch.ones(3, dtype=D, requires_grad=True)
+        start = y0 * 1.0
+        made.append(weakref.ref(start))
+        y = WAYS[way](func, start)
+        if backward:
+            y.sum().backward()
+        del y, start
+        assert made and not any(ref() is not None for ref in made)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_func_is_freed_with_the_result(way):
+    gc.collect()
+    gc.disable()
+    try:
+        func = Model()
+        alive = weakref.ref(func)
+        y = WAYS[way](func, torch.ones(3, dtype=D))
+        y.sum().backward()
+        del func, y
+        assert alive() is None
+    finally:
+        gc.enable()
