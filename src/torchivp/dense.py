@@ -104,6 +104,10 @@ def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Ten
     return torch.tensor(times, dtype=dtype, device=device)
 
 
+def _value(t: float | Tensor) -> float:
+    return t.detach().item() if isinstance(t, Tensor) else t
+
+
 class DenseSolution:
     """The solution at any time of the span, `sol(t)`.
 
@@ -118,9 +122,10 @@ class DenseSolution:
     def __init__(self, interpolants: Sequence[StepInterpolant], unflatten: Callable[[Tensor, tuple[int, ...]], Any]):
         self._steps = interpolants
         self._unflatten = unflatten
-        self.t_min, self.t_max = sorted((float(interpolants[0].t0), float(interpolants[-1].t1)))
-        self._direction = 1.0 if float(interpolants[-1].t1) >= float(interpolants[0].t0) else -1.0
-        self._ends = [float(step.t1) * self._direction for step in interpolants]
+        start, *ends = (_value(t) for t in (interpolants[0].t0, *(step.t1 for step in interpolants)))
+        self.t_min, self.t_max = sorted((start, ends[-1]))
+        self._direction = 1.0 if ends[-1] >= start else -1.0
+        self._ends = [end * self._direction for end in ends]
 
     def __call__(self, t: float | Tensor) -> Any:
         """The solution at `t`.

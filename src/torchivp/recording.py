@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torchivp.dense import StepInterpolant
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.solution import Outcome, Status
-from torchivp.times import Times
+from torchivp.times import Times, time_scalar
 
 
 class Recorder(Protocol):
@@ -58,7 +58,15 @@ class Outputs:
             interpolant = method.interpolant(func, step)
             self._keep(inside, interpolant.evaluate([self._times.at(t) for t in inside]))
         if self._next < len(self._wanted) and self._wanted[self._next] == t1:
-            self._keep([t1], step.y1)
+            self._keep([t1], self._end_of(step, func, t1))
+
+    def _end_of(self, step: Step, func: FlatFunc, t1: float) -> Tensor:
+        """The state at the end of a step, as a function of the output's time, which may move when the end does not."""
+        motion = self._times.motion(t1)
+        if motion is None:
+            return step.y1
+        slope = func(time_scalar(t1, step.y1.dtype.to_real(), step.y1.device), step.y1)
+        return step.y1 + slope * motion.to(step.y1.device)
 
     def _inside(self, t1: float) -> list[float]:
         """The requested times that have not been kept and lie before `t1`."""

@@ -72,9 +72,19 @@ class Times:
             return t
         if t in self._fixed:
             return torch.tensor(t, dtype=torch.float64)
-        if (index := self._index.get(t)) is not None:
-            return self._entries[index]
-        return torch.tensor(t, dtype=torch.float64) if t in self._anchors else self._entries[0] + (t - self.start)
+        index = self._index.get(t)
+        if t in self._anchors and t not in (self.start, self.end):
+            return torch.tensor(t, dtype=torch.float64)
+        return self._entries[0] + (t - self.start) if index is None else self._entries[index]
+
+    def motion(self, t: float) -> Tensor | None:
+        """By how much an output at `t` moves against the end of the step there: zero, but not its gradient.
+
+        None if they move together. They do not where func has a jump or a kink.
+        """
+        if self.tensor is None or t not in self._anchors or t not in self._index or t in (self.start, self.end):
+            return None
+        return self._entries[self._index[t]] - t
 
     def select(self, times: Sequence[float]) -> Tensor:
         """The series `times` as a float64 tensor; with its gradient if there is one."""

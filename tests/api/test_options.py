@@ -449,3 +449,18 @@ def test_a_norm_in_adjoint_options(leaves):
     shapes = tuple(part.shape for part in y0)
     assert seen == {((), *shapes, *shapes, (1,))}
     assert rate.grad.item() == pytest.approx(-2 * math.exp(-1), rel=1e-6)
+
+
+@pytest.mark.parametrize("door", [odeint, odeint_adjoint])
+@pytest.mark.parametrize(("method", "options"), [("dopri5", {}), ("rk4", {"step_size": 0.1}), ("rk4", {})])
+def test_an_output_at_a_jump_moves_and_the_jump_does_not(door, method, options):
+    """y' = 1 before 0.5 and -2 after: y(t1) = t1 - t0 up to there, and y(1) does not depend on where an output is."""
+
+    def func(t, y):
+        return torch.where(t < 0.5, 1.0, -2.0) * torch.ones_like(y)
+
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    y = door(func, torch.zeros(1, dtype=torch.float64), t, method=method, options={"jump_t": [0.5], **options})
+    at_jump, at_end = (torch.autograd.grad(y[i].sum(), t, retain_graph=True)[0] for i in (1, 2))
+    torch.testing.assert_close(at_jump, torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(at_end, torch.tensor([-1.0, 0.0, -2.0], dtype=torch.float64))

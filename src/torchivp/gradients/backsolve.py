@@ -242,10 +242,12 @@ class _Solve:
         """dL/dt_i = <dL/dy_i, f(t_i, y_i)> for an output, and dL/dt_0 = -<a(t_0), f(t_0, y_0)> for the start."""
         assert problem.times.tensor is not None
         total = torch.zeros_like(problem.times.tensor)
+        plan = self.integration.with_problem(problem)
         with torch.no_grad():
             for i in moving:
                 if (position := problem.times.position(times[i])) is not None:
-                    slope = problem.func(problem.time(times[i]), states[i : i + 1])
+                    func = plan.function_within(problem.times.start, times[i])
+                    slope = func(problem.time(times[i]), states[i : i + 1])
                     total[position] += _inner(grad[i], slope).cpu()
             slope = problem.func(problem.time(problem.times.start), problem.y0)
             total[0] -= _inner(adjoint, slope).cpu()
