@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from torchivp.times import snap, time_dtype
+from torchivp.times import snap, time_dtype, time_value
 
 HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
 """The cubic through both ends of a step with the slopes there, in terms of the slope of the chord and these two.
@@ -104,10 +104,6 @@ def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Ten
     return torch.tensor(times, dtype=dtype, device=device)
 
 
-def _value(t: float | Tensor) -> float:
-    return t.detach().item() if isinstance(t, Tensor) else t
-
-
 class DenseSolution:
     """The solution at any time of the span, `sol(t)`.
 
@@ -122,7 +118,7 @@ class DenseSolution:
     def __init__(self, interpolants: Sequence[StepInterpolant], unflatten: Callable[[Tensor, tuple[int, ...]], Any]):
         self._steps = interpolants
         self._unflatten = unflatten
-        start, *ends = (_value(t) for t in (interpolants[0].t0, *(step.t1 for step in interpolants)))
+        start, *ends = (time_value(t) for t in (interpolants[0].t0, *(step.t1 for step in interpolants)))
         self.t_min, self.t_max = sorted((start, ends[-1]))
         self._direction = 1.0 if ends[-1] >= start else -1.0
         self._ends = [end * self._direction for end in ends]

@@ -12,6 +12,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Step
 from torchivp.problem import Problem
 from torchivp.solution import Outcome, Status
+from torchivp.times import time_value
 from torchivp.torch_func import entries, read
 
 
@@ -56,7 +57,7 @@ class Failures:
 
     def not_converged(self, t: float, step: Step) -> Status:
         """The method could not solve the equations of the step."""
-        sentence = f"{step.failure}, in a step of {abs(float(step.t1) - t):.3g} from t = {t:.9g}"
+        sentence = f"{step.failure}, in a step of {abs(time_value(step.t1) - t):.3g} from t = {t:.9g}"
         return Status(Outcome.NOT_CONVERGED, sentence, t)
 
     def tolerance_not_met(self, t: float, step: Step, error: float, min_step: float) -> Status:

@@ -28,6 +28,7 @@ from torchivp.stepsize.first_step import first_step
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import Decision, History, PIDController
 from torchivp.stepsize.stops import OneSided, Stops, merge
+from torchivp.times import time_value
 from torchivp.torch_func import read
 
 Controller = PIDController | ConstantSteps | GridSteps | OwnSteps
@@ -215,7 +216,7 @@ class _Run:
             self._call("step", taken)
             step = plan.method.step(func, times.at(self.t), times.at(t1), self.y, self.carry)
             if plan.method.sizes_steps and step.failure is None:
-                t1 = float(step.t1)
+                t1 = time_value(step.t1)
                 taken = abs(t1 - self.t)
             accept, failure = self._judge(step, taken)
             if failure is not None:

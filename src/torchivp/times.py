@@ -27,6 +27,11 @@ def time_scalar(t: float | Tensor, dtype: torch.dtype, device: torch.device) -> 
     return torch.as_tensor(t, dtype=dtype, device=device)
 
 
+def time_value(t: float | Tensor) -> float:
+    """The time `t` as a float, without its gradient."""
+    return t.detach().item() if isinstance(t, Tensor) else t
+
+
 class Times:
     """The times of a problem: Python floats for the step loop, and the tensor behind them if it needs a gradient.
 

@@ -139,8 +139,11 @@ class ExplicitRungeKutta(Method):
         tableau, stages = self.tableau, len(self.tableau.c)
         in_state = {"dtype": y0.dtype, "device": y0.device}
         self._real_dtype = real_dtype
-        self._end = (math.nan, y0)
-        self._c = torch.tensor(tableau.c, dtype=time_dtype(y0.device), device=y0.device)
+        self._end = (math.nan, y0, y0)
+        inner = [c for c in tableau.c if c not in (0, 1)]
+        self._inner_c = torch.tensor(inner, dtype=time_dtype(y0.device), device=y0.device)
+        places = iter(range(2, 2 + len(inner)))  # after the start and the end
+        self._time_of_stage = [int(c) if c in (0, 1) else next(places) for c in tableau.c]
         error = np.array(tableau.b) - np.array(tableau.b_embedded or tableau.b)
         # What combines the stages: the rows of a after the first, which is empty, then the weights and the error's.
         rows = [*tableau.a[1:], tableau.b, error]
@@ -180,7 +183,7 @@ class ExplicitRungeKutta(Method):
             if i > 0:
                 y = record.combine(i, y0)
             record.append(known[i] if i < len(known) else func(t, y))
-        return self._finish(t0, t1, y0, y if self.tableau.fsal else record.combine(len(self._c), y0), record)
+        return self._finish(t0, t1, y0, y if self.tableau.fsal else record.combine(len(self.tableau.c), y0), record)
 
     def _finish(
         self, t0: float | Tensor, t1: float | Tensor, y0: Tensor, y1: Tensor, stages: _StageBuffer | _StageRecord
@@ -188,16 +191,20 @@ class ExplicitRungeKutta(Method):
         error = stages.error() if self.error_order is not None else None
         return Step(t0, t1, y0, y1, error, stages.last() if self.tableau.fsal else None, stages.first_stage(), stages)
 
-    def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> Sequence[Tensor]:
+    def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> list[Tensor]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
-        device, dtype = self._c.device, self._c.dtype
-        last, start = self._end  # the start of a step is, as a rule, the end of the one before
+        device, dtype = self._inner_c.device, self._inner_c.dtype
+        last, start, first = self._end  # the start of a step is, as a rule, the end of the one before
         if last != t0 or isinstance(t0, Tensor):
             start = time_scalar(t0, dtype, device)
+            first = start.to(self._real_dtype)
         end = time_scalar(t1, dtype, device)
-        self._end = (t1, end) if isinstance(t1, float) else (math.nan, end)
-        times = torch.lerp(start, end, self._c)
-        return (times if dtype == self._real_dtype else times.to(self._real_dtype)).unbind()
+        inner, final = torch.lerp(start, end, self._inner_c), end
+        if dtype != self._real_dtype:
+            inner, final = inner.to(self._real_dtype), end.to(self._real_dtype)
+        self._end = (t1 if isinstance(t1, float) else math.nan, end, final)
+        times = (first, final, *inner.unbind())
+        return [times[i] for i in self._time_of_stage]
 
     def initial_carry(self, f0: Tensor) -> Tensor:
         return f0
