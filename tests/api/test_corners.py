@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from torchivp import (
+    ODE_METHODS,
     Backsolve,
     Checkpointed,
     GridSteps,
@@ -318,3 +319,14 @@ def test_forward_mode_derivatives():
         y = solve_ivp(lambda t, y: -(y**2), (0.0, 1.0), y0, t_eval=[1.0], rtol=1e-9, atol=1e-9).y
         tangent = forward.unpack_dual(y).tangent
     torch.testing.assert_close(tangent[0], Y0 / 4, rtol=1e-6, atol=0)  # d/dy0 of y0 / (1 + y0 t)
+
+
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_an_empty_state_of_every_method(method, solver, shape):
+    y0 = torch.zeros(shape, dtype=D, requires_grad=True)
+    solution = solver(decay, y0, torch.linspace(0, 1, 3, dtype=D), method=method)
+    assert solution.shape == (3, *shape)
+    (gradient,) = torch.autograd.grad(solution.sum(), y0)
+    assert gradient.shape == shape

@@ -20,7 +20,7 @@ def jacobian(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
         return torch.func.jacrev(lambda y: func(t, y))(y).detach().reshape(size, size)
     y, slope = _on_a_leaf(func, t, y)
     rows = None
-    if slope.requires_grad:
+    if slope.requires_grad and size > 0:
         unit = torch.eye(size, dtype=y.dtype, device=y.device).unsqueeze(1)
         (rows,) = torch.autograd.grad(slope, y, unit, is_grads_batched=True, allow_unused=True)
     return y.new_zeros(size, size) if rows is None else rows.reshape(size, size)
