@@ -2,6 +2,7 @@
 
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
+from torchivp.events.event import Event, Scheduled
 from torchivp.fit.data import DataError
 from torchivp.fit.fitting import fit
 from torchivp.fit.result import FitResult
@@ -10,7 +11,7 @@ from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.methods import ODE_METHODS
 from torchivp.models import MODELS
-from torchivp.solution import Outcome, Solution, SolveError, Stats, Status
+from torchivp.solution import BatchSolution, EventLog, Outcome, Solution, SolveError, Stats, Status
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIController, PIDController
 
@@ -20,15 +21,19 @@ __all__ = [
     "MODELS",
     "ODE_METHODS",
     "Backsolve",
+    "BatchSolution",
     "Checkpointed",
     "ConstantSteps",
     "DataError",
     "Direct",
+    "Event",
+    "EventLog",
     "FitResult",
     "GridSteps",
     "Outcome",
     "PIController",
     "PIDController",
+    "Scheduled",
     "Solution",
     "SolveError",
     "Stats",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ class StepPolynomials:
 
     def __init__(self, coefficients: Sequence[Sequence[float]], device: torch.device):
         dtype = time_dtype(device)
+        self._coefficients = np.array(coefficients, dtype=np.float64).T
         self._columns = torch.tensor(coefficients, dtype=dtype, device=device).t().contiguous()
         self._exponents = torch.arange(1, len(self._columns) + 1, dtype=dtype, device=device)
 
@@ -38,6 +40,14 @@ class StepPolynomials:
         """The values at each `theta`, [len(theta), number of polynomials]."""
         column = as_time_tensor(theta, self._columns.device).unsqueeze(1)
         return torch.mm(torch.pow(column, self._exponents), self._columns)
+
+    def values(self, theta: np.ndarray) -> np.ndarray:
+        """The values at each `theta`, [*theta.shape, number of polynomials], each independent of the others' number."""
+        theta = theta[..., None]
+        total = np.zeros_like(theta)
+        for row in self._coefficients[::-1]:  # Horner's scheme: a matrix product may round by its size
+            total = (total + row) * theta
+        return total
 
 
 class StepInterpolant(Protocol):
@@ -94,6 +104,37 @@ class Interpolant:
     def kept(self) -> Interpolant:
         """The same, on data of its own, so that it is valid after the next step too."""
         return replace(self, slopes=self.slopes.clone())
+
+
+@dataclass(slots=True)
+class RowInterpolant:
+    """The solutions of many rows, each within its step, `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) slopes_j`.
+
+    Attributes:
+        dt: the sizes of the steps, [rows, 1], in the dtype of the state.
+        y0: the states at their starts, [rows, size].
+        slopes: [n, rows * size].
+        b: the polynomials b_j.
+    """
+
+    dt: Tensor
+    y0: Tensor
+    slopes: Tensor
+    b: StepPolynomials
+
+    def at_fraction(self, theta: float) -> Tensor:
+        """The state of every row at the same fraction of its step, [rows, size]."""
+        weights = self._weights(np.array([theta]))
+        return torch.addcmul(self.y0, self.dt, torch.mm(weights, self.slopes).view_as(self.y0))
+
+    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
+        slopes = self.slopes.view(-1, *self.y0.shape).transpose(0, 1)[rows]
+        combined = torch.bmm(self._weights(theta).unsqueeze(1), slopes).squeeze(1)
+        return torch.addcmul(self.y0[rows], self.dt[rows], combined)
+
+    def _weights(self, theta: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.b.values(theta)).to(self.y0.device, self.y0.dtype)
 
 
 def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Tensor:

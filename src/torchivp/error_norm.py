@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import weakref
@@ -26,8 +27,8 @@ class ErrorNorm:
     mean squares.
 
     Args:
-        rtol: relative tolerance, a float or [1, size].
-        atol: absolute tolerance, a float or [1, size].
+        rtol: relative tolerance, a float, or for each element, [1, size] or [rows, size].
+        atol: absolute tolerance, likewise.
         parts: the leaves of the state in the flat tensor.
         dtype: the dtype of the state.
         norm: another norm, called with the scaled error, [1, size].
@@ -55,6 +56,29 @@ class ErrorNorm:
         with torch.no_grad():
             scaled = self.scaled(error, y0, y1)
             return self._root_mean_square(scaled) if self._norm is None else self._norm(scaled)
+
+    def rows(self, error: Tensor, y0: Tensor, y1: Tensor) -> np.ndarray:
+        """The scaled size of the error of each row's step, [rows]; a row does not depend on the others."""
+        with torch.no_grad():
+            scaled = error / torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
+            if self._norm is not None:
+                return np.array([self._norm(row.unsqueeze(0)) for row in scaled])
+            sizes = [
+                torch.linalg.vector_norm(scaled.narrow(1, start, size), dim=1) / math.sqrt(size)
+                for start, size in self._parts
+            ]
+            if not sizes:
+                return np.zeros(len(error))
+            return (sizes[0] if self._whole else torch.stack(sizes).amax(0)).to("cpu", torch.float64).numpy()
+
+    def take(self, rows: Tensor) -> ErrorNorm:
+        """The norm for a choice of the rows."""
+        other = copy.copy(self)
+        other.rtol, other.atol = (
+            x[rows] if isinstance(x, Tensor) and len(x) > 1 else x for x in (self.rtol, self.atol)
+        )
+        other._last = None
+        return other
 
     def scaled(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
         """The error in units of the tolerance, element by element."""

@@ -25,8 +25,9 @@ from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.first_step import first_step
+from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.own import OwnSteps
-from torchivp.stepsize.pid import Decision, History, PIDController
+from torchivp.stepsize.pid import History, PIDController
 from torchivp.stepsize.stops import OneSided, Stops, merge
 from torchivp.times import time_value
 from torchivp.torch_func import read
@@ -241,7 +242,9 @@ class _Run:
                 return False, self.failures.non_finite(self.t, self.y, taken)
             return True, None
         error = math.inf if step.failure is not None else self._error(step)
-        accept, next_h, history = self._adapt(controller, step, error, taken)
+        accept, next_h, history = size_next_step(
+            controller, self.plan.method, self.plan.norm, step, error, taken, self.h, self.history
+        )
         if not accept:
             self.rejected += 1
             self.carry = step.retry
@@ -258,26 +261,6 @@ class _Run:
     def _error(self, step: Step) -> float:
         assert step.error is not None
         return self.plan.norm(step.error, step.y0, step.y1)
-
-    def _adapt(self, controller: PIDController, step: Step, error: float, taken: float) -> Decision:
-        """Judge the step and size the next one; a method of varying order goes on at the order of the longest step."""
-        order = self.plan.method.error_order if step.order is None else step.order
-        assert order is not None
-        decision = controller.adapt(error, taken, self.h, self.history, order)
-        if not step.others:
-            return decision
-        best, best_order = decision, order
-        for other, estimate in step.others:
-            size = self.plan.norm(estimate, step.y0, step.y1)
-            candidate = controller.adapt(size, taken, self.h, self.history, other)
-            if candidate.h > best.h:
-                best, best_order = candidate, other
-        if best_order != order:
-            step.carry = self.plan.method.at_order(step.carry, best_order)
-            step.retry = self.plan.method.at_order(step.retry, best_order)
-        # Whatever another order promises, a step that is tried again must be shorter.
-        longest = math.inf if decision.accept else controller.safety * taken
-        return Decision(decision.accept, min(best.h, longest), best.history._replace(rejected=not decision.accept))
 
     def _accept(self, func: FlatFunc, step: Step, t1: float) -> None:
         self.accepted += 1

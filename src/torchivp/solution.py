@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -23,6 +25,7 @@ class Outcome(Enum):
     NON_FINITE = "non_finite"
     NOT_CONVERGED = "not_converged"
     NO_EVENT = "no_event"
+    ZENO = "zeno"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,33 @@ class Stats:
 
 
 @dataclass(repr=False)
+class EventLog:
+    """What happened on the way, an entry for every event and every scheduled time that was reached.
+
+    The entries are in the order of the rows and, within a row, of the integration. Times and states are differentiable.
+
+    Attributes:
+        t: when, [n], float64.
+        y: the states before it, shaped like those of one row with a leading dimension n (each leaf of a pytree).
+        y_after: the states after all that happened at the same time.
+        index: which of the `events` it was, [n].
+        row: the number of the row, counted through all batch dimensions, [n]; 0 without them.
+    """
+
+    t: Tensor
+    y: Any
+    y_after: Any
+    index: Tensor
+    row: Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __repr__(self) -> str:
+        return f"EventLog({len(self)} events)"
+
+
+@dataclass(repr=False)
 class Solution:
     """The solution of an initial value problem.
 
@@ -88,6 +118,7 @@ class Solution:
         status: how the solve ended, with a sentence.
         stats: evaluations and steps, `stats.backward` for the backward pass.
         sol: the solution at any time, `sol(t)`, if `dense_output=True`.
+        events: what happened on the way, if `events` was given.
     """
 
     t: Tensor
@@ -95,6 +126,7 @@ class Solution:
     status: Status
     stats: Stats
     sol: DenseSolution | None = None
+    events: EventLog | None = None
 
     @property
     def success(self) -> bool:
@@ -117,3 +149,41 @@ class Solution:
             f"Solution({self.status.outcome.value}: {self.status.message}\n"
             f"  t: {span}\n  y: {shapes}\n  stats: {cost}\n  sol: {self.sol})"
         )
+
+
+@dataclass(repr=False)
+class BatchSolution:
+    """The solutions of a batch of initial value problems, each solved on its own.
+
+    Attributes:
+        t: the times of the outputs, [*batch, T], float64; NaN where a row has no more.
+        y: the states there, [*batch, T, *state] (each leaf of a pytree); NaN where a row has none, was not asked for one,
+            or has ended before.
+        batch_shape: the sizes of the batch dimensions.
+        status: how each row ended, in the order of the flattened batch.
+        stats: evaluations and steps of each row, likewise.
+        events: what happened on the way, if `events` was given.
+    """
+
+    t: Tensor
+    y: Any
+    batch_shape: tuple[int, ...]
+    status: list[Status]
+    stats: list[Stats]
+    events: EventLog | None = None
+
+    @property
+    def success(self) -> Tensor:
+        """Whether each row reached its end, or an event that ends it, [*batch]."""
+        ok = [status.ok for status in self.status]
+        return torch.tensor(ok, dtype=torch.bool, device=self.t.device).reshape(self.batch_shape)
+
+    def __repr__(self) -> str:
+        shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), self.y)
+        outcomes = Counter(status.outcome.value for status in self.status)
+        ended = ", ".join(f"{count} {name}" for name, count in outcomes.most_common()) or "no rows"
+        steps = [stats.accepted for stats in self.stats]
+        cost = f"{min(steps, default=0)} to {max(steps, default=0)} steps, " + (
+            f"{sum(stats.evaluations for stats in self.stats)} evaluations of a row"
+        )
+        return f"BatchSolution({ended}\n  t: {tuple(self.t.shape)}\n  y: {shapes}\n  stats: {cost}\n  events: {self.events})"

@@ -1,10 +1,13 @@
 """The state as the user sees it, and as the engine does: any pytree of tensors as one [rows, size] tensor.
 
-Everything below the front doors works on one flat tensor of shape [1, size] (one row: all of `y0` shares a step).
+Everything below the front doors works on one flat tensor. Its rows are the problems of a batch, which step on their own;
+without batch dimensions there is one row, and all of `y0` shares a step.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +22,22 @@ _HALF = (torch.float16, torch.bfloat16)
 class StateLayout:
     """How a pytree of tensors lies in one flat tensor.
 
+    Args:
+        y0: the pytree.
+        batch_dims: how many leading dimensions of each leaf number the rows.
+
     Attributes:
-        shapes: the shape of each leaf.
-        sizes: the number of elements of each leaf.
-        size: the number of elements of all leaves.
+        lead: the sizes of the batch dimensions.
+        rows: the number of rows, 1 without batch dimensions.
+        shapes: the shape of each leaf in one row.
+        sizes: the number of elements of each leaf in one row.
+        size: the number of elements of all leaves in one row.
         dtype: the dtype of the flat tensor: the leaves' promoted dtype, float32 for half-precision leaves.
         real_dtype: the dtype of the time that `func` receives: the real part of the leaves' promoted dtype.
         device: the device of every leaf.
     """
 
-    def __init__(self, y0: Any):
+    def __init__(self, y0: Any, batch_dims: int = 0):
         leaves, self._spec = pytree.tree_flatten(y0)
         if not leaves:
             raise ValueError("y0 holds no tensor: pass a tensor, or a tuple, list or dict of tensors")
@@ -41,9 +50,13 @@ class StateLayout:
                 f"the tensors of y0 lie on different devices ({devices}): move them to one, y.to('{self.device}')"
             )
         self.is_tensor = isinstance(y0, Tensor)
-        self.shapes = [leaf.shape for leaf in leaves]
-        self._shape = self.shapes[0]
-        self.sizes = [leaf.numel() for leaf in leaves]
+        self.lead: tuple[int, ...] = tuple(leaves[0].shape[:batch_dims])
+        for path, leaf in zip(self._paths(), leaves, strict=True):
+            _check_lead(f"y0{path}", leaf, batch_dims, self.lead)
+        self.rows = math.prod(self.lead)
+        self.shapes = [leaf.shape[batch_dims:] for leaf in leaves]
+        self._shape = leaves[0].shape
+        self.sizes = [math.prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
         self.dtypes = [leaf.dtype for leaf in leaves]
         promoted = self.dtypes[0]
@@ -56,6 +69,15 @@ class StateLayout:
         if self.is_tensor and self.dtype == self.dtypes[0]:
             self.template = torch.empty_like(leaves[0], memory_format=torch.contiguous_format)
 
+    def with_rows(self, rows: int) -> StateLayout:
+        """The layout of a batch of so many such rows, in one batch dimension."""
+        other = copy.copy(self)
+        other.lead, other.rows = (rows,), rows
+        other._shape = torch.Size((rows, *self.shapes[0]))
+        if self.template is not None:
+            other.template = self.template.new_empty(other._shape)
+        return other
+
     def _paths(self) -> list[str]:
         numbered = pytree.tree_unflatten(list(range(self._spec.num_leaves)), self._spec)
         return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
@@ -65,17 +87,20 @@ class StateLayout:
         return pytree.tree_unflatten(list(range(len(self.shapes))), self._spec)
 
     def flatten(self, y: Any) -> Tensor:
-        """Lay a pytree shaped like `y0` out as [1, size]."""
+        """Lay a pytree shaped like `y0` out as [rows, size]."""
         leaves = pytree.tree_leaves(y)
         if len(leaves) == 1:
-            return leaves[0].to(self.dtype).reshape(1, self.size)
-        return torch.cat([leaf.to(self.dtype).reshape(1, -1) for leaf in leaves], dim=1)
+            return leaves[0].to(self.dtype).reshape(self.rows, self.size)
+        parts = zip(leaves, self.sizes, strict=True)
+        return torch.cat([leaf.to(self.dtype).reshape(self.rows, size) for leaf, size in parts], dim=1)
 
-    def unflatten(self, flat: Tensor, lead: tuple[int, ...] = ()) -> Any:
-        """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the leading dimensions `lead`."""
-        if self.template is not None:
-            if not lead:
+    def unflatten(self, flat: Tensor, lead: tuple[int, ...] | None = None) -> Any:
+        """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the leading dimensions `lead`, or its own."""
+        if lead is None:
+            lead = self.lead
+            if self.template is not None:
                 return flat.view_as(self.template)
+        if self.template is not None:
             shape = lead + self.shapes[0]
             return flat if flat.shape == shape else flat.reshape(shape)
         leaves = [
@@ -94,15 +119,26 @@ class StateLayout:
         return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
     def derivative(self, func: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Any]) -> Tensor:
-        """Call the user's `func` with a [1, size] state, check what it returns, and lay it out likewise."""
-        if self.template is None:
-            return self.flatten(self._checked_derivative(func(t, self.unflatten(y), *args)))
-        k = func(t, y.view_as(self.template), *args)
-        if isinstance(k, Tensor) and k.shape == self._shape and k.dtype is self.dtype and k.device == self.device:
-            return k.reshape(1, self.size)
-        return self.flatten(self._checked_derivative(k))
+        """Call the user's `func` with a [rows, size] state, check what it returns, and lay it out likewise."""
+        return self.checked_derivative(func(t, self.unflatten(y), *args))
 
-    def _checked_derivative(self, k: Any) -> list[Tensor]:
+    def checked_derivative(self, k: Any) -> Tensor:
+        """Check what `func` returned, and lay it out as [rows, size]."""
+        if (
+            self.template is not None
+            and isinstance(k, Tensor)
+            and k.shape == self._shape
+            and k.dtype is self.dtype
+            and k.device == self.device
+        ):
+            return k.reshape(self.rows, self.size)
+        return self.flatten(self._checked(k, "func", "dy/dt"))
+
+    def changed(self, name: str, y: Any) -> Tensor:
+        """Check the state that the user's function `name` returns, and lay it out as [rows, size]."""
+        return self.flatten(self._checked(y, name, "the state"))
+
+    def _checked(self, k: Any, caller: str, what: str) -> list[Tensor]:
         if isinstance(k, Tensor) and not self.is_tensor and self._is_flat_sequence():
             k = tuple(k.unbind())
         leaves, spec = pytree.tree_flatten(k)
@@ -111,21 +147,21 @@ class StateLayout:
         )
         if not same:
             raise TypeError(
-                f"func must return the same structure as y0: y0 is {self.describe()}, func returned {_describe(k)}"
+                f"{caller} must return the same structure as y0: y0 is {self.describe()}, {caller} returned {_describe(k)}"
             )
         for path, leaf, shape, dtype in zip(self._paths(), leaves, self.shapes, self.dtypes, strict=True):
-            name = f"func(t, y){path}"
+            name = f"{caller}(t, y){path}"
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(leaf).__name__}")
-            if leaf.shape != shape:
+            if leaf.shape != (*self.lead, *shape):
                 raise ValueError(
-                    f"func must return dy/dt in the shape of y: y{path} has shape {tuple(shape)}, "
+                    f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}, "
                     f"{name} has shape {tuple(leaf.shape)}"
                 )
             if leaf.device != self.device:
                 raise ValueError(
                     f"{name} lies on {leaf.device}, but y0 on {self.device}: "
-                    f"move func's parameters and constants there, func.to('{self.device}')"
+                    f"move {caller}'s parameters and constants there, {caller}.to('{self.device}')"
                 )
             if not torch.can_cast(leaf.dtype, dtype):
                 raise TypeError(
@@ -160,6 +196,14 @@ def _check_leaf(name: str, leaf: Any) -> None:
         )
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} must be floating point or complex, got {leaf.dtype}: write {name}.double()")
+
+
+def _check_lead(name: str, leaf: Tensor, batch_dims: int, lead: tuple[int, ...]) -> None:
+    if leaf.ndim < batch_dims or leaf.shape[:batch_dims] != lead:
+        raise ValueError(
+            f"batch_dims={batch_dims}, so the first {batch_dims} dimensions of every tensor of y0 number the rows: "
+            f"they must be {lead} throughout, but {name} has shape {tuple(leaf.shape)}"
+        )
 
 
 def _cast(part: Tensor, dtype: torch.dtype) -> Tensor:

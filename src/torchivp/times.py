@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_COARSE = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+COARSE = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The relative spacing of dtypes in which times may be given, where it is larger than that of a Python float."""
 
 
@@ -179,7 +179,7 @@ def snap(times: list[float], given: Any, ends: Sequence[float]) -> list[float]:
 
     In single precision 0.1 is another number than in double; asked for up to 0.1, it should not lie outside.
     """
-    if not (isinstance(given, Tensor | np.ndarray) and str(given.dtype).split(".")[-1] in _COARSE):
+    if not (isinstance(given, Tensor | np.ndarray) and str(given.dtype).split(".")[-1] in COARSE):
         return times
-    eps = _COARSE[str(given.dtype).split(".")[-1]]
+    eps = COARSE[str(given.dtype).split(".")[-1]]
     return [next((end for end in ends if abs(t - end) <= eps * abs(end)), t) for t in times]

@@ -85,7 +85,7 @@ def build_integration(
         check_tolerance("atol", atol, layout),
         layout.parts(),
         layout.dtype,
-        None if norm is None else _flat_norm(norm, layout),
+        None if norm is None else flat_norm(norm, layout),
     )
     integration = Integration(
         problem=problem,
@@ -98,7 +98,7 @@ def build_integration(
     return integration, layout
 
 
-def _flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tensor], float]:
+def flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tensor], float]:
     """The user's norm as a norm of flat states, checked at each call."""
     if not callable(norm):
         raise TypeError(f"norm must be a function of the scaled error, got {norm!r}")

@@ -17,6 +17,8 @@ from torchivp.api.arguments import (
     default_tolerances,
     find_gradient,
 )
+from torchivp.api.rows import solve_batch
+from torchivp.api.times import times_of_span
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
@@ -27,7 +29,7 @@ from torchivp.solution import Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
-from torchivp.times import Times, check_times, snap, time_dtype
+from torchivp.times import time_dtype
 
 
 def solve_ivp(
@@ -50,8 +52,11 @@ def solve_ivp(
     max_steps: int = 100_000,
     controller: Controller | None = None,
     norm: Callable[[Any], float | Tensor] | None = None,
+    events: Any = None,
+    batch_dims: int = 0,
+    compact: bool | None = None,
     throw: bool = True,
-) -> Solution:
+) -> Any:
     """Solve the initial value problem `dy/dt = func(t, y, *args)`, `y(t_span[0]) = y0`.
 
     Differentiable with respect to `y0`, `t_span`, `t_eval`, the tensors in `args` and the parameters of `func`.
@@ -99,7 +104,6 @@ def solve_ivp(
         >>> bool((solution.y[-1] - torch.e**-1).abs().max() < 1e-6)
         True
     """
-    times = _times(t_span, t_eval)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
     if controller is None and method.sizes_steps and step_size is None:
@@ -113,6 +117,28 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
+    if batch_dims or events is not None:
+        return solve_batch(
+            func,
+            t_span,
+            y0,
+            t_eval=t_eval,
+            method=method,
+            rtol=rtol_default if rtol is None else rtol,
+            atol=atol_default if atol is None else atol,
+            args=args,
+            params=params,
+            gradient=find_gradient(gradient),
+            dense_output=dense_output,
+            controller=controller,
+            max_steps=max_steps,
+            norm=norm,
+            events=events,
+            batch_dims=batch_dims,
+            compact=compact,
+            throw=throw,
+        )
+    times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
         raise ValueError(
             f"dense_output=True needs a span of some length, got t_span = ({times.start:g}, {times.end:g})"
@@ -139,36 +165,6 @@ def solve_ivp(
     )
     t = times.select(reached).to(layout.device, time_dtype(layout.device))
     return Solution(t, layout.unflatten(states, (len(states),)), status, stats, sol)
-
-
-def _times(t_span: Any, t_eval: Any) -> Times:
-    ends, ends_tensor = check_times(t_span, "t_span", monotone=False)
-    if len(ends) != 2:
-        raise ValueError(f"t_span must be (t0, t1), got {len(ends)} times: write t_span=(t[0], t[-1]), t_eval=t")
-    start, end = ends
-    if t_eval is None:
-        return Times(start, end, None, ends, ends_tensor)
-    empty = isinstance(t_eval, Sequence | Tensor | np.ndarray) and np.shape(t_eval) == (0,)
-    wanted, wanted_tensor = ([], None) if empty else check_times(t_eval, "t_eval")
-    wanted = snap(wanted, t_eval, ends)
-    direction = 1.0 if end >= start else -1.0
-    if len(wanted) > 1 and (wanted[-1] - wanted[0]) * direction < 0:
-        raise ValueError(
-            f"t_eval runs from {wanted[0]:g} to {wanted[-1]:g}, against t_span = ({ends[0]:g}, {ends[1]:g}): "
-            "write t_eval=t_eval.flip(0)"
-        )
-    for t in wanted:
-        if not min(ends) <= t <= max(ends):
-            raise ValueError(f"t_eval holds {t!r}, outside t_span = ({ends[0]!r}, {ends[1]!r}): widen t_span")
-    tensor = None
-    if ends_tensor is not None or wanted_tensor is not None:
-        tensor = torch.cat(
-            [
-                torch.tensor(floats, dtype=torch.float64) if known is None else known
-                for floats, known in ((ends, ends_tensor), (wanted, wanted_tensor))
-            ]
-        )
-    return Times(start, end, wanted, [*ends, *wanted], tensor)
 
 
 def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:

@@ -128,15 +128,26 @@ def _captured_leaves(problem: Problem) -> list[Tensor]:
     with torch.enable_grad():
         oldest = now()
         k = isolated.func(isolated.time(isolated.times.start), leaves[0])
-    captured, computed = _ends_of_graph(k, oldest, None)
-    for node in computed:
-        warnings.warn(
-            f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); this "
-            "gradient mode cannot see it and gives it none. Pass it to func through args=(tensor,), or name it in "
-            "params=(tensor,) (adjoint_params= in odeint_adjoint), or use gradient='direct'",
-            stacklevel=6,
-        )
-    return [variable for variable in captured if not any(variable is leaf for leaf in leaves)]
+    return other_leaves([k], oldest, leaves)
+
+
+def other_leaves(results: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> list[Tensor]:
+    """The leaves that `results` were computed from since `oldest`, other than those `known`.
+
+    Warns of tensors that were themselves computed before, for these cannot be found.
+    """
+    found: dict[int, Tensor] = {}
+    for result in results:
+        captured, computed = _ends_of_graph(result, oldest, None)
+        for node in computed:
+            warnings.warn(
+                f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); this "
+                "gradient mode cannot see it and gives it none. Pass it to func through args=(tensor,), or name it in "
+                "params=(tensor,) (adjoint_params= in odeint_adjoint), or use gradient='direct'",
+                stacklevel=7,
+            )
+        found.update({id(leaf): leaf for leaf in captured})
+    return [leaf for leaf in found.values() if not any(leaf is other for other in known)]
 
 
 def now() -> int:

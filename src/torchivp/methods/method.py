@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from torchivp.dense import StepInterpolant
+from torchivp.dense import RowInterpolant, StepInterpolant
 from torchivp.error_norm import ErrorNorm
 
 FlatFunc = Callable[[Tensor, Tensor], Tensor]
@@ -65,11 +65,12 @@ class Method(ABC):
             more), of the first step if it varies; None if there is no estimate.
         varies_order: whether the method offers other orders in `Step.others`.
         sizes_steps: whether the method sizes its steps itself: `step` may then return one that ends before `t1`.
+        takes_rows: whether it has `step_rows` and `interpolant_rows`, for rows that step on their own.
         differentiable: whether autograd can follow `step`.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
     Args:
-        y0: the initial state, [1, size].
+        y0: the initial state, [rows, size]; one row unless the method takes rows.
         real_dtype: the dtype of the `t` that `func` receives.
         norm: the tolerances, for methods that solve equations in each step.
     """
@@ -78,6 +79,7 @@ class Method(ABC):
     error_order: ClassVar[int | None]
     varies_order: ClassVar[bool] = False
     sizes_steps: ClassVar[bool] = False
+    takes_rows: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Check]] = {}
 
@@ -91,6 +93,17 @@ class Method(ABC):
     @abstractmethod
     def interpolant(self, func: FlatFunc, step: Step) -> StepInterpolant:
         """The solution within `step`. May evaluate `func`, and may put the result into `step.carry`."""
+
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any) -> Step:
+        """Step every row from its own time to its own time: `t0` and `t1` are [rows, 1], `y0` is [rows, size].
+
+        The numbers of a row do not depend on the other rows, to the last bit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes one row")
+
+    def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
+        """The solution within a step of rows. May evaluate `func`, and may put the result into `step.carry`."""
+        raise NotImplementedError(f"{type(self).__name__} takes one row")
 
     def initial_carry(self, f0: Tensor) -> Any:
         """The first step's `carry`, given that `func(t0, y0) = f0` is known already."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-_STRETCH = 1.1
+STRETCH = 1.1
 """A step may be longer than proposed by this factor, which the controller's safety factor leaves room for."""
 
-_IN_SIGHT = 4.0
+IN_SIGHT = 4.0
 """A required time within so many steps is reached in equal steps."""
 
 
@@ -29,10 +29,10 @@ class Clip:
         """Where a step from `t` of the proposed size `h`, or a little longer if it may `stretch`, ends."""
         target = self._target
         assert target is not None, "there is no step to take after the last required time"
-        ratio = abs(target - t) / (_STRETCH * h if stretch else h)
+        ratio = abs(target - t) / (STRETCH * h if stretch else h)
         if ratio <= 1.0 or math.isnan(ratio):  # two infinities: any step will do, even the longest
             return target
-        if ratio < _IN_SIGHT:
+        if ratio < IN_SIGHT:
             return t + (target - t) / math.ceil(ratio)
         return t + self._direction * h
 

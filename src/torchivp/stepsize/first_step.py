@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,3 +33,27 @@ def first_step(
     largest = max(slope, curvature)
     h1 = (0.01 / largest) ** (1 / (error_order + 1)) if largest > 1e-15 else max(1e-6, 1e-3 * h0)
     return min(100 * h0, h1, abs(span))
+
+
+def first_steps(
+    func: Callable[[np.ndarray, Tensor], Tensor],
+    t0: np.ndarray,
+    y0: Tensor,
+    f0: Tensor,
+    span: np.ndarray,
+    norm: ErrorNorm,
+    error_order: int,
+) -> np.ndarray:
+    """`first_step` for many rows at once, each independent of the others."""
+    size, slope = norm.rows(y0, y0, y0), norm.rows(f0, y0, y0)
+    bad = ~(np.isfinite(size) & np.isfinite(slope))
+    usual = (size >= 1e-5) & (slope >= 1e-5) & ~bad
+    h0 = np.minimum(np.where(usual, 0.01 * size / np.where(usual, slope, 1.0), 1e-6), np.abs(span))
+    signed = np.copysign(h0, span)
+    f1 = func(t0 + signed, y0 + torch.from_numpy(signed).to(y0.device, y0.dtype).unsqueeze(1) * f0)
+    curvature = norm.rows(f1 - f0, y0, y0) / h0
+    largest = np.maximum(slope, curvature)
+    fast = (largest > 1e-15) & np.isfinite(curvature)
+    h1 = np.where(fast, (0.01 / np.where(fast, largest, 1.0)) ** (1 / (error_order + 1)), np.maximum(1e-6, 1e-3 * h0))
+    h = np.where(np.isfinite(curvature), np.minimum(np.minimum(100 * h0, h1), np.abs(span)), h0)
+    return np.where(bad, math.nan, h)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from torchivp.times import Times
 
 
@@ -15,6 +17,15 @@ class History(NamedTuple):
     last: float = 1.0
     before_last: float = 1.0
     rejected: bool = False
+
+
+@dataclass
+class RowHistory:
+    """The `History` of many rows, an array for each entry."""
+
+    last: np.ndarray
+    before_last: np.ndarray
+    rejected: np.ndarray
 
 
 class Decision(NamedTuple):
@@ -102,6 +113,25 @@ class PIDController:
         if not accept:
             return Decision(False, next_h, history._replace(rejected=True))
         return Decision(True, next_h, History(error, history.last))
+
+    def adapt_rows(
+        self, error: np.ndarray, h: np.ndarray, proposed: np.ndarray, history: RowHistory, error_order: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`adapt` for many rows at once: which steps to accept, and the sizes of the next; `history` is not changed."""
+        finite = np.isfinite(error)
+        accept = error <= 1.0
+        if self.accept_at_min_step:
+            accept |= (proposed <= self.min_step) & finite
+        known = np.where(finite & (error > 0.0), error, 1.0)
+        k = error_order + 1
+        factor = self.safety * known ** (-(self.kp + self.ki + self.kd) / k)
+        if self.kp or self.kd:
+            factor *= np.maximum(history.last, 1e-10) ** ((self.kp + 2 * self.kd) / k)
+            factor *= np.maximum(history.before_last, 1e-10) ** (-self.kd / k)
+        factor = np.where(error == 0.0, self.factor_max, np.where(finite, factor, self.factor_min))
+        largest = np.where(accept, np.where(history.rejected, 1.0, self.factor_max), self.safety)
+        factor = np.minimum(np.maximum(factor, self.factor_min), largest)
+        return accept, np.minimum(np.maximum(h * factor, self.min_step), self.max_step)
 
     def _factor(self, error: float, history: History, k: int) -> float:
         if error == 0.0:

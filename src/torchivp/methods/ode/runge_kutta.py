@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.dense import HERMITE, Interpolant, StepPolynomials
+from torchivp.dense import HERMITE, Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
@@ -126,6 +126,7 @@ class ExplicitRungeKutta(Method):
     """
 
     tableau: ClassVar[ButcherTableau]
+    takes_rows: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         if "tableau" not in cls.__dict__:
@@ -150,6 +151,7 @@ class ExplicitRungeKutta(Method):
         self._row_lengths = [len(row) for row in rows]
         self._coefficients = torch.tensor(np.concatenate(rows)[None], **in_state)
         self._buffer = _StageBuffer(self._coefficients, self._row_lengths, stages, y0)
+        self._rows = self._coefficients.split(self._row_lengths, dim=1)
         self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, y0.device)
 
@@ -191,6 +193,50 @@ class ExplicitRungeKutta(Method):
         error = stages.error() if self.error_order is not None else None
         return Step(t0, t1, y0, y1, error, stages.last() if self.tableau.fsal else None, stages.first_stage(), stages)
 
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None) -> Step:
+        # Unlike the step of one row, the sizes of the steps are no part of the coefficients.
+        dt = (t1 - t0).to(y0.dtype)
+        first, last = t0.to(self._real_dtype), t1.to(self._real_dtype)
+        inner = torch.lerp(t0, t1, self._inner_c.view(-1, 1, 1)).to(self._real_dtype)
+        times = (first, last, *inner.unbind())
+        stages = None if torch.is_grad_enabled() else self._buffer.k
+        y = y0
+        for i, place in enumerate(self._time_of_stage):
+            if i > 0:
+                assert stages is not None
+                y = _combine(y0, dt, self._rows[i - 1], stages[:i])
+            k = func(times[place], y) if i > 0 or carry is None else carry
+            row = k.reshape(1, -1)
+            if stages is None:
+                stages = row if k.requires_grad else row.clone()  # func may use its memory again
+            elif stages is self._buffer.k:
+                stages[i] = row[0]
+            else:
+                stages = torch.cat((stages, row))
+        assert stages is not None
+        y1 = y if self.tableau.fsal else _combine(y0, dt, self._rows[-2], stages)
+        error = None
+        if self.error_order is not None:
+            with torch.no_grad():
+                error = torch.mm(self._rows[-1], stages).view_as(y0) * dt
+        end = stages[-1].view_as(y0) if self.tableau.fsal else None
+        return Step(t0, t1, y0, y1, error, end, stages[0].view_as(y0), stages)
+
+    def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
+        t0, t1, y0, stages = step.t0, step.t1, step.y0, step.stages
+        assert isinstance(t0, Tensor) and isinstance(t1, Tensor)
+        dt = (t1 - t0).to(y0.dtype)
+        dense = self.tableau.dense
+        if dense is None:
+            if step.carry is None:
+                step.carry = func(t1.to(self._real_dtype), step.y1)
+            slopes = torch.cat([((step.y1 - y0) / dt).view(1, -1), stages[:1], step.carry.reshape(1, -1)])
+            return RowInterpolant(dt, y0, slopes, self._dense_b)
+        for c, row in zip(dense.c, self._dense_rows, strict=True):
+            k = func(torch.lerp(t0, t1, c).to(self._real_dtype), _combine(y0, dt, row, stages))
+            stages = torch.cat((stages, k.reshape(1, -1)))
+        return RowInterpolant(dt, y0, stages, self._dense_b)
+
     def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> list[Tensor]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
         device, dtype = self._inner_c.device, self._inner_c.dtype
@@ -231,6 +277,11 @@ class ExplicitRungeKutta(Method):
         return time_scalar(t, self._real_dtype, self._coefficients.device)
 
 
+def _combine(y0: Tensor, dt: Tensor, weights: Tensor, stages: Tensor) -> Tensor:
+    """`y0 + dt sum_j weights_j stages_j` for rows with steps of their own."""
+    return torch.addcmul(y0, dt, torch.mm(weights, stages).view_as(y0))
+
+
 class _StageBuffer:
     """The stages in one preallocated [stages, size] tensor.
 
@@ -242,7 +293,7 @@ class _StageBuffer:
     """
 
     def __init__(self, coefficients: Tensor, row_lengths: list[int], stages: int, y0: Tensor):
-        self.k = torch.zeros((stages, y0.shape[1]), dtype=y0.dtype, device=y0.device)
+        self.k = torch.zeros((stages, y0.numel()), dtype=y0.dtype, device=y0.device)
         self._coefficients = coefficients
         self._scaled = torch.empty_like(coefficients)
         *rows, self.weights, self._error = self._scaled.split(row_lengths, dim=1)

@@ -1,0 +1,319 @@
+"""The continuous adjoint of a solve of rows, each row solved backwards on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
+from torchivp.gradients.backsolve import Backsolve
+from torchivp.integrate import check_controller
+from torchivp.methods import find_method
+from torchivp.rows.changes import function_on, groups
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import Action, RowProblem
+from torchivp.rows.record import ChangeRecord, RowOutputs, RowTrail, WithinSteps
+from torchivp.rows.replay import after_change
+from torchivp.rows.times import RowTimes
+from torchivp.solution import SolveError
+
+
+class _Inputs(Protocol):
+    problem: RowProblem
+
+    def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]: ...
+
+
+class _Solved(Protocol):
+    plan: RowIntegration
+    times: np.ndarray
+    kept: np.ndarray
+    changes: ChangeRecord
+
+    @property
+    def inputs(self) -> _Inputs: ...
+
+
+def adjoint_gradients(
+    solve: _Solved, options: Backsolve, states: Tensor, before: Tensor, grad: Tensor, grad_before: Tensor
+) -> list[Tensor]:
+    """The gradients of all inputs, given those of the outputs and of the states before what happened.
+
+    State and adjoint of a row make up its state on the way back. The gradients of what all rows share are no part of
+    it: they are integrals along the way, computed by Gauss' quadrature on the dense output of every accepted step.
+    Where something happened, the adjoint is pulled back through it, and the state is set to the one before it; at an
+    output its gradient joins, and the state is set to the output.
+
+    Raises:
+        SolveError: a row could not be solved backwards.
+    """
+    plan = solve.plan
+    problem, leaves = solve.inputs.on_leaves(plan.problem.y0)
+    way = _WayBack(solve, grad, grad_before)
+    totals = [torch.zeros_like(leaf) for leaf in leaves]
+    rows = np.flatnonzero(way.matters)
+    if not len(rows):
+        return totals
+    size = problem.y0.shape[1]
+    function = _AdjointFunction(problem, rows, size)
+    joins = _Joins(problem, way, rows, (states, before, grad, grad_before), leaves, totals)
+    table = way.times[rows]
+    columns = torch.arange(table.shape[1]).expand(len(rows), -1)
+    action = Action(apply=joins, times=table, values=columns)  # pyright: ignore[reportArgumentType]
+    start = table[:, 0]
+    backward = RowProblem(
+        function,  # pyright: ignore[reportArgumentType]
+        states.new_zeros(len(rows), 2 * size),
+        RowTimes(start, plan.problem.times.start[rows], np.zeros((len(rows), 0))),
+        [action],
+        problem.real_dtype,
+    )
+    method = plan.method if options.method is None else find_method(options.method)
+    if not method.takes_rows and len(rows) > 1:
+        raise ValueError(f"{method.__name__} takes one row at a time: choose another method for Backsolve(method=...)")
+    if options.norm is not None:
+        raise ValueError("Backsolve(norm=...) does not go with batch_dims or events: leave it out")
+    controller = check_controller(options.controller or plan.controller, method)
+    integral = _Integral(backward.times, problem, rows, leaves, totals, method.order)
+    status, _ = RowIntegration(
+        backward,
+        method,
+        controller,
+        _norm(plan, options, problem, rows),
+        plan.max_steps if options.max_steps is None else options.max_steps,
+        lambda i: f"element {i} of the state" if i < size else f"element {i - size} of the adjoint",
+    ).run(integral, RowTrail(backward.y0, start, 0))
+    for row, ended in zip(rows, status, strict=True):
+        if not ended.ok:
+            raise SolveError(
+                replace(
+                    ended,
+                    message=f"in the backward solve of row {row}: {ended.message}; or use gradient='checkpointed', "
+                    "which solves nothing backwards",
+                )
+            )
+    totals[0][problem.select(rows)] = integral.final[:, size:]
+    return totals
+
+
+def _norm(plan: RowIntegration, options: Backsolve, problem: RowProblem, rows: np.ndarray) -> ErrorNorm:
+    layout, size = problem.func.layout, problem.y0.shape[1]
+    rtol = plan.norm.rtol if options.rtol is None else check_tolerance("the adjoint's rtol", options.rtol, layout)
+    atol = plan.norm.atol if options.atol is None else check_tolerance("the adjoint's atol", options.atol, layout)
+
+    def doubled(tolerance: Tolerance) -> Tolerance:
+        if not isinstance(tolerance, Tensor):
+            return tolerance
+        chosen = tolerance[problem.select(rows)] if len(tolerance) > 1 else tolerance
+        return torch.cat([chosen, chosen], dim=1)
+
+    parts = [slice(part.start + i, part.stop + i) for i in (0, size) for part in layout.parts()]
+    return ErrorNorm(doubled(rtol), doubled(atol), parts, layout.dtype)
+
+
+class _WayBack:
+    """What there is on the way back of every row, in order.
+
+    Attributes:
+        changes: all that happened.
+        times: when, [rows, n], NaN for nothing.
+        kinds: 0 for an output, 1 for a change, [rows, n].
+        places: the place of the output in its row, or the number of the change, [rows, n].
+        matters: in which rows there is a gradient at all.
+    """
+
+    def __init__(self, solve: _Solved, grad: Tensor, grad_before: Tensor):
+        self.changes = solve.changes
+        changes, rows = solve.changes, solve.plan.problem.rows
+        asked = (grad != 0).any(2).cpu().numpy() if grad.numel() else np.zeros(grad.shape[:2], dtype=bool)
+        asked_before = (grad_before != 0).any(1).cpu().numpy() if len(grad_before) else np.zeros(0, dtype=bool)
+        of_row: list[list[int]] = [[] for _ in range(rows)]
+        for number, row in enumerate(changes.rows):
+            of_row[row].append(number)
+        lists = [self._of(solve, row, of_row[row], asked[row], asked_before) for row in range(rows)]
+        most = max(map(len, lists), default=0)
+        self.times = np.full((rows, most), math.nan)
+        self.kinds, self.places = np.zeros((2, rows, most), dtype=np.int64)
+        for row, entries in enumerate(lists):
+            for column, (t, kind, place) in enumerate(entries):
+                self.times[row, column] = t
+                self.kinds[row, column], self.places[row, column] = kind, place
+        self.matters = np.array([bool(entries) for entries in lists])
+
+    @staticmethod
+    def _of(
+        solve: _Solved, row: int, numbers: Sequence[int], asked: np.ndarray, asked_before: np.ndarray
+    ) -> list[tuple[float, int, int]]:
+        """From the last entry with a gradient on, in the order of the way back."""
+        changes, kept = solve.changes, int(solve.kept[row])
+        times = solve.times[row, :kept]
+        order = times * solve.plan.problem.times.direction[row]
+        entries: list[tuple[float, int, int]] = []
+        j = 0
+        for number in numbers:
+            t = float(changes.t[number])
+            at = t * solve.plan.problem.times.direction[row]
+            while j < kept and order[j] < at:
+                entries.append((float(times[j]), 0, j))
+                j += 1
+            if j + 1 < kept and order[j] == at == order[j + 1]:  # the state before the change was kept too
+                entries.append((t, 0, j))
+                j += 1
+            entries.append((t, 1, number))
+        entries += [(float(times[i]), 0, i) for i in range(j, kept)]
+        while entries and not (asked_before if entries[-1][1] else asked)[entries[-1][2]]:
+            entries.pop()
+        return entries[::-1]
+
+
+class _OnRows:
+    """A function of the backward problem for a choice of its rows."""
+
+    def __init__(self, call: Any):
+        self._call = call
+        self.evaluations = 0
+
+    def __call__(self, t: Tensor, z: Tensor, *extra: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self._call(t, z, *extra)
+
+
+class _AdjointFunction:
+    """The right-hand side for state and adjoint, side by side."""
+
+    row_wise = True
+
+    def __init__(self, problem: RowProblem, rows: np.ndarray, size: int):
+        self._problem = problem
+        self._rows = rows
+        self._size = size
+
+    def on(self, rows: Tensor | None) -> _OnRows:
+        chosen = self._rows if rows is None else self._rows[rows.cpu().numpy()]
+        func, size = function_on(self._problem, chosen), self._size
+
+        def slopes(t: Tensor, z: Tensor) -> Tensor:
+            with torch.enable_grad():
+                y = z[:, :size].detach().requires_grad_()
+                slope = func(t, y)
+            if not slope.requires_grad:
+                return torch.cat([slope, torch.zeros_like(slope)], dim=1)
+            (found,) = torch.autograd.grad(slope, y, -z[:, size:], allow_unused=True)
+            return torch.cat([slope.detach(), torch.zeros_like(y) if found is None else found], dim=1)
+
+        return _OnRows(slopes)
+
+
+class _Joins:
+    """Where something happens on the way back, or an output lies."""
+
+    def __init__(
+        self,
+        problem: RowProblem,
+        way: _WayBack,
+        rows: np.ndarray,
+        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+        leaves: Sequence[Tensor],
+        totals: list[Tensor],
+    ):
+        self._problem = problem
+        self._way = way
+        self._rows = rows
+        self._states, self._before, self._grad, self._grad_before = tensors
+        self._leaves = leaves
+        self._totals = totals
+        self._size = problem.y0.shape[1]
+
+    def on(self, rows: Tensor | None) -> _OnRows:
+        chosen = self._rows if rows is None else self._rows[rows.cpu().numpy()]
+        return _OnRows(lambda t, z, columns: self._join(chosen, columns.cpu().numpy(), z.clone()))
+
+    def _join(self, rows: np.ndarray, columns: np.ndarray, z: Tensor) -> Tensor:
+        kinds, places = self._way.kinds[rows, columns], self._way.places[rows, columns]
+        select = self._problem.select
+        at_output, at_change = np.flatnonzero(kinds == 0), np.flatnonzero(kinds == 1)
+        if len(at_output):
+            where, entry = select(at_output), (select(rows[at_output]), select(places[at_output]))
+            z[where, : self._size] = self._states[entry]
+            z[where, self._size :] += self._grad[entry]
+        if len(at_change):
+            self._pull_back(select(at_change), places[at_change], z)
+        return z
+
+    def _pull_back(self, where: Tensor, numbers: np.ndarray, z: Tensor) -> None:
+        """Through what happened: the adjoint after it becomes the adjoint before it."""
+        changes, entry = self._way.changes, self._problem.select(numbers)
+        before = self._before[entry].detach().requires_grad_()
+        with torch.enable_grad():
+            after, seeds = [], []
+            for firing, chosen in groups([changes.firings[i] for i in numbers]).items():
+                there = self._problem.select(chosen)
+                rows, t = changes.rows[numbers[chosen]], changes.t[numbers[chosen]]
+                after.append(after_change(self._problem, firing, rows, t, before[there]))
+                seeds.append(z[where[there], self._size :])
+        found = torch.autograd.grad(after, [before, *self._leaves[1:]], seeds, allow_unused=True)
+        assert found[0] is not None
+        z[where, : self._size] = before.detach()
+        z[where, self._size :] = found[0] + self._grad_before[entry]
+        _add(self._totals, found)
+
+
+@cache
+def _gauss(order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1], exact for polynomials of twice the degree of the dense output, about."""
+    nodes, weights = np.polynomial.legendre.leggauss(max(2, math.ceil((order + 1) / 2)))
+    return (nodes + 1) / 2, weights / 2
+
+
+class _Integral(RowOutputs):
+    """Adds up the integrals of the parameters' gradients, step by step, and keeps the last states."""
+
+    def __init__(
+        self,
+        times: RowTimes,
+        problem: RowProblem,
+        rows: np.ndarray,
+        leaves: Sequence[Tensor],
+        totals: list[Tensor],
+        order: int,
+    ):
+        super().__init__(times)
+        self._problem = problem
+        self._numbers = rows
+        self._leaves = leaves
+        self._totals = totals
+        self._nodes = _gauss(order)
+        self.final = problem.y0.new_zeros(len(rows), 2 * problem.y0.shape[1]).detach()
+
+    def step(self, rows: np.ndarray, t0: np.ndarray, t1: np.ndarray, within: Callable[[], WithinSteps]) -> None:
+        parameters = self._leaves[1:]
+        if not parameters:
+            return
+        interpolant, size = within(), self._problem.y0.shape[1]
+        func = function_on(self._problem, self._numbers[rows])
+        for node, weight in zip(*self._nodes, strict=True):
+            z = interpolant.at_fraction(float(node))
+            with torch.enable_grad():
+                slope = func(self._problem.user_time(t0 + node * (t1 - t0)), z[:, :size].detach())
+            if not slope.requires_grad:
+                continue
+            share = self._problem.time((t0 - t1) * weight).to(z.dtype)
+            found = torch.autograd.grad(slope, parameters, z[:, size:] * share, allow_unused=True)
+            _add(self._totals, [None, *found])
+
+    def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
+        self.final[self._problem.select(rows)] = y
+
+
+def _add(totals: list[Tensor], found: Sequence[Tensor | None]) -> None:
+    """Add what was found of the gradients of the parameters, which are all but the first."""
+    for i, gradient in enumerate(found):
+        if i > 0 and gradient is not None:
+            totals[i] = totals[i] + gradient

@@ -1,0 +1,291 @@
+"""How a solve of rows is differentiated: by replaying its steps, all at once or stretch by stretch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.checkpointed import Checkpointed
+from torchivp.gradients.direct import Direct
+from torchivp.gradients.inputs import (
+    module_parameters,
+    now,
+    other_leaves,
+    refuse_to_differentiate,
+    refuse_unknown_leaves,
+)
+from torchivp.gradients.row_adjoint import adjoint_gradients
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import RowProblem
+from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
+from torchivp.rows.replay import Replay, join_changes
+from torchivp.solution import Stats, Status
+from torchivp.torch_func import inside_transform
+
+
+@dataclass
+class RowResult:
+    """What a solve of rows gives.
+
+    Attributes:
+        states: the outputs, [rows, T, size], NaN where there are none.
+        times: their times, [rows, T].
+        changes: all that happened on the way; the states in it are those before it.
+        status: how each row ended.
+        stats: what each cost.
+    """
+
+    states: Tensor
+    times: np.ndarray
+    changes: ChangeRecord
+    status: list[Status]
+    stats: list[Stats]
+
+
+class RowInputs:
+    """The tensors that a gradient flows to, and the problem restated on leaves in their places.
+
+    Attributes:
+        tensors: the initial states, the tensors of `args` and of the schedules that need a gradient, the parameters.
+        complete: whether the caller named the parameters.
+        used: whether anything that needs a gradient is used at all, parameters that nobody can name included.
+    """
+
+    def __init__(self, problem: RowProblem, parameters: Sequence[Tensor] | None, look: bool):
+        self.problem = problem
+        self.complete = parameters is not None
+        leaves = problem.func.args.leaves
+        self._moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self._args = [leaves[i] for i in self._moving]
+        self._schedules = [
+            (number, name, value)
+            for number, action in enumerate(problem.actions)
+            for name, value in (("moving", action.moving), ("values", action.values))
+            if value is not None and value.requires_grad
+        ]
+        self.parameters: list[Tensor] = []
+        self.used = any(tensor.requires_grad for tensor in self.tensors)
+        if parameters is not None:
+            self.parameters = [p for p in parameters if p.requires_grad]
+        elif torch.is_grad_enabled():
+            self._find_parameters(look)
+        self.used = torch.is_grad_enabled() and (self.used or bool(self.parameters))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.problem.y0, *self._args, *(value for *_, value in self._schedules), *self.parameters]
+
+    def _find_parameters(self, look: bool) -> None:
+        """Find what else is used, by one evaluation of every function at the start."""
+        problem = self.problem
+        isolated, leaves = self.on_leaves(problem.y0)
+        functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
+        with torch.enable_grad():
+            oldest = now()
+            results = [isolated.func.at_filler()]
+            for action in isolated.actions:
+                if action.g is not None:
+                    results.append(action.g.at_filler())
+                if action.apply is not None:
+                    extra = () if action.values is None else (action.values[:, 0],)
+                    results.append(action.apply.at_filler(*extra))
+        self.used |= any(result.requires_grad for result in results)
+        if look:
+            modules = [f.function for f in functions if isinstance(f.function, nn.Module)]
+            found = [p for module in modules for p in module_parameters(module) if p.requires_grad]
+            found += other_leaves([r for r in results if r.requires_grad], oldest, [*leaves, *found])
+            self.parameters = list({id(p): p for p in found}.values())
+
+    def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]:
+        """The problem started from `y`, and the leaves that stand where `tensors` stood."""
+        y = y.detach().requires_grad_()
+        problem = self.problem
+        args = list(problem.func.args.leaves)
+        for i in self._moving:
+            args[i] = args[i].detach().requires_grad_()
+        restated = replace(problem, y0=y).with_args(problem.func.args.with_leaves(args))
+        actions, scheduled = list(restated.actions), []
+        for number, name, value in self._schedules:
+            leaf = value.detach().requires_grad_()
+            actions[number] = replace(actions[number], **{name: leaf})
+            scheduled.append(leaf)
+        restated = replace(restated, actions=actions)
+        return restated, [y, *(args[i] for i in self._moving), *scheduled, *self.parameters]
+
+
+def solve_rows(
+    plan: RowIntegration, gradient: Direct | Checkpointed | Backsolve, parameters: Sequence[Tensor] | None
+) -> RowResult:
+    """Integrate every row, so that autograd can differentiate the result as the gradient says.
+
+    Raises:
+        ValueError: the gradient cannot be had with this method, or inside a transform of `torch.func`.
+    """
+    if inside_transform():
+        raise ValueError(
+            "batch_dims and events do not work inside torch.func transforms such as vmap or grad: the rows of a batch "
+            "need no vmap, pass them with batch_dims=1"
+        )
+    inputs = RowInputs(plan.problem, parameters, look=not isinstance(gradient, Direct))
+    limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
+    solve = _Solve(plan, inputs, limit)
+    if not inputs.used:
+        states, _ = solve.forward()
+        return solve.result(states, solve.changes.y)
+    if not (plan.method.differentiable or isinstance(gradient, Backsolve)):
+        raise ValueError(
+            f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
+            "torch.no_grad()"
+        )
+    if isinstance(gradient, Direct):
+        with torch.no_grad():
+            solve.forward()
+        replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
+        states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
+        return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
+    solve.backsolve = gradient if isinstance(gradient, Backsolve) else None
+    states, before = _Forward.apply(solve, *inputs.tensors)
+    return solve.result(states, before)
+
+
+def _start(problem: RowProblem) -> RowCheckpoint:
+    return RowCheckpoint(0, problem.y0.detach(), np.zeros(problem.rows, dtype=np.int64))
+
+
+def _in_order(places: np.ndarray, values: list[Tensor], like: Tensor) -> Tensor:
+    """The `values`, which belong to these places, in the order of the places."""
+    if not values:
+        return like
+    index = torch.from_numpy(places).to(like.device)
+    return torch.zeros_like(like).index_copy(0, index, torch.cat(values))
+
+
+class _Solve:
+    """A solve of rows that can be replayed."""
+
+    backsolve: Backsolve | None = None
+    replay: Replay
+    times: np.ndarray
+    changes: ChangeRecord
+    status: list[Status]
+    stats: list[Stats]
+
+    def __init__(self, plan: RowIntegration, inputs: RowInputs, limit: int | None):
+        self.plan = plan
+        self.inputs = inputs
+        self.limit = limit
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The outputs and the states before what happened; everything else into the attributes."""
+        problem = self.plan.problem
+        outputs = RowOutputs(problem.times)
+        trail = RowTrail(problem.y0, problem.times.start, self.limit)
+        self.status, self.stats = self.plan.run(outputs, trail)
+        states, self.times = outputs.collect(problem.y0)
+        self.kept = outputs.next
+        self.replay = Replay(self.plan, trail)
+        self.changes = join_changes(trail.changes, problem)
+        return states, self.changes.y
+
+    def result(self, states: Tensor, before: Tensor) -> RowResult:
+        return RowResult(states, self.times, replace(self.changes, y=before), self.status, self.stats)
+
+    def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor]:
+        """The gradients of all inputs, stretch by stretch from the last to the first."""
+        totals: list[Tensor] = [torch.zeros_like(x) for x in self.inputs.tensors]
+        checkpoints = self.replay.trail.checkpoints
+        ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
+        at_end: tuple[np.ndarray, Tensor, list[Any]] | None = None
+        single = not self.plan.method.takes_rows
+        for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
+            with torch.enable_grad():
+                oldest = now()
+                problem, leaves = self.inputs.on_leaves(checkpoint.y)
+                carry = None
+                if single:
+                    carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
+                replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
+            roots, seeds = self._seeds(replayed, grad, grad_before)
+            carried = [x for x in pytree.tree_leaves(carry) if isinstance(x, Tensor)]
+            if at_end is not None:
+                chosen = at_end[1][problem.select(replayed.rows)]
+                roots.append(replayed.y)
+                seeds.append(chosen)
+                if single:
+                    ends_carry = [x for x in pytree.tree_leaves(replayed.carry) if isinstance(x, Tensor)]
+                    pairs = zip(ends_carry, at_end[2], strict=True) if ends_carry else ()
+                    for root, seed in pairs:
+                        if seed is not None:
+                            roots.append(root)
+                            seeds.append(seed)
+            used = [i for i, root in enumerate(roots) if root.requires_grad]
+            if at_end is None and not self.inputs.complete:
+                for i in used:
+                    refuse_unknown_leaves(roots[i], leaves[0], oldest, [*leaves, *carried])
+            found = (
+                torch.autograd.grad(
+                    [roots[i] for i in used], [*leaves, *carried], [seeds[i] for i in used], allow_unused=True
+                )
+                if used
+                else [None] * (len(leaves) + len(carried))
+            )
+            at_end = (
+                replayed.rows,
+                torch.zeros_like(checkpoint.y) if found[0] is None else found[0],
+                list(found[len(leaves) :]),
+            )
+            totals[1:] = [a if b is None else a + b for a, b in zip(totals[1:], found[1 : len(leaves)], strict=True)]
+        if at_end is not None:
+            totals[0] = at_end[1]
+        return totals
+
+    def _seeds(self, replayed: Any, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        roots: list[Tensor] = []
+        seeds: list[Tensor] = []
+        outputs = replayed.outputs
+        if outputs.values:
+            index = tuple(torch.from_numpy(i).to(grad.device) for i in outputs.places())
+            with torch.enable_grad():
+                roots.append(torch.cat(outputs.values))
+            seeds.append(grad[index])
+        if replayed.before:
+            with torch.enable_grad():
+                roots.append(torch.cat(replayed.before))
+            seeds.append(grad_before[torch.from_numpy(replayed.places).to(grad.device)])
+        return roots, seeds
+
+
+class _Forward(torch.autograd.Function):
+    """The solve as one node of the graph."""
+
+    @staticmethod
+    def forward(solve: _Solve, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return solve.forward()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.solve = inputs[0]
+        ctx.save_for_backward(*output, *inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        solve = ctx.solve
+        states, before, *tensors = ctx.saved_tensors
+        with torch.no_grad():
+            if solve.backsolve is None:
+                found = solve.gradients(*grads)
+            else:
+                found = adjoint_gradients(solve, solve.backsolve, states, before, *grads)
+        name = "checkpointed" if solve.backsolve is None else "backsolve"
+        return None, *refuse_to_differentiate(
+            f"gradient='{name}' with batch_dims or events can be differentiated only once: use gradient='direct'",
+            found,
+            [*tensors, *grads],
+        )

@@ -1,0 +1,81 @@
+"""Changes of the state on the way: what events and schedules do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.rows.function import FunctionOnRows
+from torchivp.rows.problem import Action, RowProblem
+from torchivp.rows.record import Firing
+
+Move = Callable[[Tensor, Tensor, Tensor, np.ndarray, Firing], tuple[Tensor, Tensor]]
+"""`move(t, y, rows, positions, firing)`: time and state as functions of what the time of the change depends on."""
+
+
+def groups(firings: Sequence[Firing]) -> dict[Firing, np.ndarray]:
+    """The positions at which the same happens."""
+    found: dict[Firing, list[int]] = {}
+    for i, firing in enumerate(firings):
+        found.setdefault(firing, []).append(i)
+    return {firing: np.array(where) for firing, where in found.items()}
+
+
+def changes_state(problem: RowProblem, firing: Firing) -> bool:
+    """Whether one of the actions changes the state."""
+    return any(problem.actions[action].apply is not None for action, _ in firing)
+
+
+def apply_firing(problem: RowProblem, firing: Firing, rows: np.ndarray, t: Tensor, y: Tensor) -> Tensor:
+    """The states of `rows`, [n, size], after all that happens at `t`, [n, 1], one after the other."""
+    select = problem.select(rows)
+    for number, column in firing:
+        action = problem.actions[number]
+        if action.apply is not None:
+            bound = _bound(problem, action.apply, rows, select)
+            y = bound(t, y, *_value(action, select, column))
+    return y
+
+
+def function_on(problem: RowProblem, rows: np.ndarray) -> FunctionOnRows:
+    """The right-hand side of a choice of the rows."""
+    return _bound(problem, problem.func, rows, problem.select(rows))
+
+
+def event_on(problem: RowProblem, action: Action, rows: np.ndarray) -> FunctionOnRows:
+    """The event function of a choice of the rows."""
+    assert action.g is not None
+    return _bound(problem, action.g, rows, problem.select(rows))
+
+
+def _bound(problem: RowProblem, function, rows: np.ndarray, select: Tensor) -> FunctionOnRows:
+    everything = len(rows) == problem.rows and bool((rows == np.arange(problem.rows)).all())
+    return function.on(None if everything else select)
+
+
+def _value(action: Action, rows: Tensor, column: int) -> tuple[Tensor, ...]:
+    return () if action.values is None else (action.values[rows, column],)
+
+
+def scheduled(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> list[Firing]:
+    """What is scheduled in the `rows` at the times `t`."""
+    found: list[list[tuple[int, int]]] = [[] for _ in rows]
+    for number, action in enumerate(problem.actions):
+        if action.times is not None:
+            for position, column in zip(*np.nonzero(action.times[rows] == t[:, None]), strict=True):
+                found[position].append((number, int(column)))
+    return [tuple(firing) for firing in found]
+
+
+def all_scheduled(problem: RowProblem) -> np.ndarray:
+    """All scheduled times, [rows, n], NaN for none."""
+    tables = [action.times for action in problem.actions if action.times is not None]
+    return np.concatenate([np.zeros((problem.rows, 0)), *tables], axis=1)
+
+
+def finite_rows(y: Tensor) -> np.ndarray:
+    """Which rows are finite, [rows]."""
+    return torch.isfinite(y).all(1).cpu().numpy()

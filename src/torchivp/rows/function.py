@@ -1,0 +1,202 @@
+"""Functions of the user's, evaluated for all rows of a batch or for some of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.state import StateLayout
+
+Result = Callable[[Any, StateLayout], Tensor]
+"""Checks what a function returned for the rows of a layout, and lays it out as [rows, n]."""
+
+
+class RowArguments:
+    """The further arguments of a function, of which some have an entry for each row.
+
+    Args:
+        args: a pytree; tensors in it that begin with the batch dimensions have an entry for each row.
+        layout: the state of all rows.
+    """
+
+    def __init__(self, args: Sequence[Any], layout: StateLayout):
+        self.leaves, self._spec = pytree.tree_flatten(tuple(args))
+        self._layout = layout
+        dims = len(layout.lead)
+        self._per_row = [
+            dims > 0 and isinstance(leaf, Tensor) and tuple(leaf.shape[:dims]) == layout.lead for leaf in self.leaves
+        ]
+
+    def of_all(self) -> tuple[Any, ...]:
+        """The arguments as the user gave them."""
+        return pytree.tree_unflatten(self.leaves, self._spec)
+
+    def of(self, rows: Tensor) -> tuple[Any, ...]:
+        """The arguments for a choice of the rows, which then have one batch dimension."""
+        dims, count = len(self._layout.lead), self._layout.rows
+        leaves = [
+            leaf.reshape(count, *leaf.shape[dims:])[rows] if per_row else leaf
+            for leaf, per_row in zip(self.leaves, self._per_row, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self._spec)
+
+    def with_leaves(self, leaves: Sequence[Any]) -> RowArguments:
+        """The same arguments with other leaves."""
+        return RowArguments(pytree.tree_unflatten(leaves, self._spec), self._layout)
+
+
+class RowFunction:
+    """The user's `function(t, y, *args)` on the rows of a batch.
+
+    Args:
+        function: takes `t` in the shape of the batch with a dimension of size 1 for each dimension of the state, and
+            `y` in the user's shape; without batch dimensions `t` is 0-d.
+        layout: the state of all rows.
+        args: further arguments.
+        result: checks and lays out what `function` returns.
+        filler: times [rows, 1] and states [rows, size] at which it can be evaluated.
+        row_wise: whether `function` may be called with some of the rows; if not, the others are filled in.
+        takes_args: whether it takes the arguments.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        layout: StateLayout,
+        args: RowArguments,
+        result: Result,
+        filler: tuple[Tensor, Tensor],
+        row_wise: bool = True,
+        takes_args: bool = True,
+    ):
+        self.function = function
+        self.layout = layout
+        self.args = args if takes_args else RowArguments((), layout)
+        self.takes_args = takes_args
+        self.result = result
+        self.row_wise = row_wise
+        self._filler = filler
+        dims = {len(shape) for shape in layout.shapes}
+        self._time_dims = (1,) * (dims.pop() if len(dims) == 1 else 0)
+
+    def with_args(self, args: RowArguments) -> RowFunction:
+        """The same function with other arguments."""
+        other = copy.copy(self)
+        other.args = args if self.takes_args else self.args
+        return other
+
+    def filled_in(self) -> RowFunction:
+        """The same function, never called with some of the rows."""
+        other = copy.copy(self)
+        other.row_wise = False
+        return other
+
+    def is_row_wise(self) -> bool:
+        """Whether the function seems to give the same values for some of the rows as for all, by one try."""
+        count = self.layout.rows
+        if count == 1 or not self.layout.lead:
+            return True
+        # Neither as many rows as there are nor in their places, so that whatever else has an entry for each does not fit.
+        rows = torch.arange(count - 1, 0, -1, device=self._filler[1].device)
+        t, y = self._filler
+        with torch.no_grad():
+            all_values = self.on(None)(t, y)
+            try:
+                values = self.on(rows)(t[rows], y[rows])
+            except Exception:  # whatever goes wrong when rows are missing
+                return False
+        expected = all_values[rows]
+        scale = torch.nan_to_num(expected.abs(), posinf=0.0).amax(0) if expected.numel() else expected.abs()
+        close = torch.isclose(values, expected, rtol=1e-3, atol=0.0, equal_nan=True)
+        return bool((close | ((values - expected).abs() <= 1e-4 * scale)).all())
+
+    def at_filler(self, *extra: Tensor) -> Tensor:
+        """The function where it can be evaluated, for all rows."""
+        return self.of_all(*self._filler, extra)
+
+    def on(self, rows: Tensor | None) -> FunctionOnRows:
+        """The function for a choice of the rows, or for all."""
+        return FunctionOnRows(self, rows)
+
+    def of_all(self, t: Tensor, y: Tensor, extra: Sequence[Tensor] = ()) -> Tensor:
+        """The function of all rows, [rows, n]."""
+        return self.call(self.layout, self.args.of_all(), t, y, extra)
+
+    def among_all(self, rows: Tensor, t: Tensor, y: Tensor, extra: Sequence[Tensor]) -> Tensor:
+        """The function of the `rows`, evaluated for all rows, the others at states filled in."""
+        all_t, all_y = (
+            base.index_copy(0, rows, x.to(base.dtype)) for base, x in zip(self._filler, (t, y), strict=True)
+        )
+        count = self.layout.rows
+        all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x) for x in extra]
+        return self.of_all(all_t, all_y, all_extra)[rows]
+
+    def call(self, layout: StateLayout, args: tuple[Any, ...], t: Tensor, y: Tensor, extra: Sequence[Tensor]) -> Tensor:
+        """The function of the rows that `layout` and `args` were made for."""
+        lead = layout.lead
+        time = t.reshape(lead + self._time_dims) if lead else t.reshape(())
+        further = [x.reshape(lead + (tuple(x.shape[1:]) or (self._time_dims if lead else ()))) for x in extra]
+        value = self.function(time, layout.unflatten(y), *further, *args)
+        return self.result(value, layout)
+
+
+class FunctionOnRows:
+    """A function of time [rows, 1] and state [rows, size] for a choice of the rows, or for all.
+
+    Attributes:
+        evaluations: how often it was called.
+    """
+
+    def __init__(self, function: RowFunction, rows: Tensor | None):
+        self._function = function
+        self._rows = rows
+        self.evaluations = 0
+        if rows is not None and function.row_wise:
+            self._layout = function.layout.with_rows(len(rows))
+            self._args = function.args.of(rows)
+
+    def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
+        self.evaluations += 1
+        if self._rows is None:
+            return self._function.of_all(t, y, extra)
+        if self._function.row_wise:
+            return self._function.call(self._layout, self._args, t, y, extra)
+        return self._function.among_all(self._rows, t, y, extra)
+
+
+def derivative(value: Any, layout: StateLayout) -> Tensor:
+    """What `func` returned, checked, as [rows, size]."""
+    return layout.checked_derivative(value)
+
+
+def changed_state(value: Any, layout: StateLayout) -> Tensor:
+    """What the `apply` of an event returned, checked, as [rows, size]."""
+    return layout.changed("apply", value)
+
+
+def event_value(value: Any, layout: StateLayout) -> Tensor:
+    """What the function of an event returned, one number for each row, as [rows, 1].
+
+    Raises:
+        TypeError: it is not a real tensor.
+        ValueError: it is not of the shape of the batch.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind = f"a {value.dtype} tensor" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(
+            f"the function of an event must return a real tensor whose sign changes at the event, it returned {kind}"
+        )
+    if value.numel() != layout.rows or tuple(value.shape[: len(layout.lead)]) != layout.lead:
+        expected = f"{layout.lead}, one number for each row" if layout.lead else "(): one number"
+        raise ValueError(
+            f"the function of an event must return shape {expected}; it returned shape {tuple(value.shape)}. "
+            "Give several events as a list, events=[Event(g1), Event(g2)]"
+        )
+    if value.dtype == torch.bool:  # false is another sign than true, and not zero
+        value = 2.0 * value - 1.0
+    return value.reshape(layout.rows, 1)

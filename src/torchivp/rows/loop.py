@@ -1,0 +1,459 @@
+"""The step loop for rows: where their times move, each its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.error_norm import ErrorNorm
+from torchivp.failures import Failures, is_finite
+from torchivp.integrate import Controller
+from torchivp.methods.method import Method, Step
+from torchivp.rows.changes import (
+    all_scheduled,
+    apply_firing,
+    changes_state,
+    finite_rows,
+    function_on,
+    groups,
+    scheduled,
+)
+from torchivp.rows.landing import Start, land
+from torchivp.rows.problem import RowProblem, single_problem
+from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail
+from torchivp.rows.steps import Chosen, TakenSteps, make_stepper
+from torchivp.rows.targets import RowTargets
+from torchivp.rows.watch import Located, RowWatch
+from torchivp.solution import Outcome, Stats, Status
+from torchivp.stepsize.first_step import first_steps
+from torchivp.stepsize.pid import PIDController, RowHistory
+
+_DROP = 8
+"""Rows that are through are dropped when there is one in so many."""
+
+_ZENO = 64
+"""Events nearer than this to each other, in spacings of the numbers there, accumulate."""
+
+
+@dataclass(frozen=True)
+class RowIntegration:
+    """All that determines the steps of the rows.
+
+    Attributes:
+        problem: the problem.
+        method: the method.
+        controller: what sizes the steps.
+        norm: measures the errors against the tolerance.
+        max_steps: the largest number of step attempts of a row.
+        describe: names an element of a row's flat state, for messages.
+    """
+
+    problem: RowProblem
+    method: type[Method]
+    controller: Controller
+    norm: ErrorNorm
+    max_steps: int
+    describe: Callable[[int], str]
+
+    def run(self, outputs: RowOutputs, trail: RowTrail) -> tuple[list[Status], list[Stats]]:
+        """Integrate every row from its start to its end; how each ended, and what it cost."""
+        with torch.no_grad():
+            return _RowLoop(self, outputs, trail).to_the_end()
+
+
+@dataclass
+class _Active:
+    """Rows under way: an entry for each of them in every array.
+
+    Attributes:
+        index: the number of the row.
+        t: where it is.
+        h: the size proposed for its next step.
+        last: the scaled error of its last accepted step.
+        before_last: that of the one before.
+        rejected: whether its last try was rejected.
+        overflowed: whether that was because the error was not finite.
+        anew: when its state was last changed by an event, or its start.
+        hit: whether it has been.
+        done: whether it has arrived.
+        gone: whether it has ended on the way.
+    """
+
+    index: np.ndarray
+    t: np.ndarray
+    h: np.ndarray
+    last: np.ndarray
+    before_last: np.ndarray
+    rejected: np.ndarray
+    overflowed: np.ndarray
+    anew: np.ndarray
+    hit: np.ndarray
+    done: np.ndarray
+    gone: np.ndarray
+
+    @staticmethod
+    def begin(start: np.ndarray) -> _Active:
+        rows = len(start)
+        numbers = [np.arange(rows), start.copy(), np.full(rows, np.inf), np.ones(rows), np.ones(rows)]
+        flags = [np.zeros(rows, dtype=bool) for _ in range(5)]
+        return _Active(*numbers, *flags[:2], start.copy(), *flags[2:])
+
+    def take(self, keep: np.ndarray) -> _Active:
+        return _Active(*(getattr(self, entry.name)[keep] for entry in fields(self)))
+
+
+Reason = Callable[[int, Failures], Status]
+"""Why the row at a position among the active ones cannot go on."""
+
+
+class _RowLoop:
+    """One pass of the loop."""
+
+    def __init__(self, plan: RowIntegration, outputs: RowOutputs, trail: RowTrail):
+        self.plan = plan
+        self.problem = plan.problem
+        self.outputs = outputs
+        self.trail = trail
+        rows, times, actions = self.problem.rows, self.problem.times, self.problem.actions
+        self.direction = times.direction
+        self.targets = RowTargets(plan.controller, times, all_scheduled(self.problem))
+        self.watch = RowWatch(self.problem) if any(action.g is not None for action in actions) else None
+        self.has_schedule = any(action.times is not None for action in actions)
+        self.status: list[Status | None] = [None] * rows
+        self.accepted = np.zeros(rows, dtype=np.int64)
+        self.rejected = np.zeros(rows, dtype=np.int64)
+        self.evaluations = np.zeros(rows, dtype=np.int64)
+        self.active = _Active.begin(times.start)
+        self.y = self.problem.y0.detach()
+        self.carry: Any = None
+        self.stepper = make_stepper(self.problem, plan.method, plan.norm, self.active.index)
+
+    def to_the_end(self) -> tuple[list[Status], list[Stats]]:
+        if self.problem.rows:
+            self._begin()
+        while len(self.active.index):
+            self._iterate()
+        counts = zip(self.evaluations.tolist(), self.accepted.tolist(), self.rejected.tolist(), strict=True)
+        return [status for status in self.status if status is not None], [Stats(*count) for count in counts]
+
+    def _begin(self) -> None:
+        active = self.active
+        self.trail.begin(self.y, self.outputs.next)
+        if self.has_schedule and any(firings := scheduled(self.problem, active.index, active.t)):
+            everything = np.arange(len(active.index))
+            self.y = self._change(everything, active.t.copy(), self.y, firings)
+        self.outputs.end(active.index, active.t.copy(), self.y)
+        self._fail(~finite_rows(self.y), self._not_finite(active, self.y, np.zeros(len(active.t))))
+        if self.watch is not None and self._drop():
+            undefined = self.watch.begin(self.active.index, self.active.t, self.y)
+            self._fail(undefined, lambda i, _: self._undefined_event(i))
+        active = self.active
+        active.done |= active.t == self.problem.times.end[active.index]
+        if self._drop():
+            self._first_sizes()
+
+    def _first_sizes(self) -> None:
+        controller, active, y = self.plan.controller, self.active, self.y
+        if not isinstance(controller, PIDController):
+            return
+        if controller.first_step is not None:
+            active.h[:] = controller.first_step
+        else:
+            slopes = self.stepper.slopes(active.t, y).clone()  # func may use its memory again
+            self.carry = self.stepper.method.initial_carry(slopes)
+            order, span = self.plan.method.error_order, self.problem.times.end[active.index] - active.t
+            assert order is not None
+            h = first_steps(self.stepper.slopes, active.t, y, slopes, span, self.stepper.norm, order)
+            active.h = np.maximum(h, 16 * np.spacing(np.abs(active.t)))
+            self._fail(np.isnan(h), self._not_finite(active, y, np.zeros(len(h))))
+        active.h = np.minimum(np.maximum(active.h, controller.min_step), controller.max_step)
+        self._drop()
+
+    def _iterate(self) -> None:
+        active, stepper, y0 = self.active, self.stepper, self.y
+        t1 = self.targets.step_end(active.index, active.t, active.h, ~active.rejected)
+        t1 = np.where(active.done, active.t, t1)
+        self._stop_those_that_cannot_step(np.abs(t1 - active.t))
+        if active.gone.any():
+            self._drop()
+            return
+        steps = stepper.step(active.t.copy(), t1, y0, self.carry)
+        accept = self._judge(steps, np.abs(steps.t1 - active.t)) & ~active.done & ~active.gone
+        located = None
+        plain = accept
+        if self.watch is not None and accept.any():
+            located = self.watch.look(active.index, steps)
+            self._fail(accept & located.undefined, lambda i, _: self._undefined_event(i))
+            plain = accept & ~active.gone & np.isnan(located.t)
+        retry = steps.step.retry
+        self.carry = stepper.choose_carry(steps.step, plain)
+        if plain.any():
+            self._accept(steps, np.flatnonzero(plain), located)
+        if located is not None and (landing := accept & ~active.gone & ~np.isnan(located.t)).any():
+            self._land(located, np.flatnonzero(landing), y0, retry)
+        self._drop()
+
+    def _stop_those_that_cannot_step(self, taken: np.ndarray) -> None:
+        active = self.active
+        attempts = self.accepted[active.index] + self.rejected[active.index]
+        still = (taken == 0.0) & ~active.done
+        tired = (attempts >= self.plan.max_steps) & ~active.done & ~still
+
+        def out_of_steps(i: int, failures: Failures) -> Status:
+            counts = f"{self.accepted[active.index[i]]} accepted, {self.rejected[active.index[i]]} rejected"
+            return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, awaits_event=False)
+
+        self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
+        self._fail(tired, out_of_steps)
+
+    def _judge(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
+        """Which steps to accept; sizes the next steps, and stops the rows that cannot go on."""
+        active, controller = self.active, self.plan.controller
+        if not isinstance(controller, PIDController):
+            return self._judge_fixed(steps, taken)
+        errors = self.stepper.errors(steps)
+        history = RowHistory(active.last, active.before_last, active.rejected)
+        accept, next_h, remembered = self.stepper.judge(controller, steps, errors, active.h, history)
+        rejected = ~accept & ~active.done
+        if rejected.any():
+            self.rejected[active.index[rejected]] += 1
+            self._stop_the_stuck(steps, errors, taken, next_h, rejected)
+        if (suspects := accept & active.overflowed).any():
+            self._stop_those_standing_still(steps, suspects, taken)
+        active.overflowed = np.where(rejected, ~np.isfinite(errors), active.overflowed & ~accept)
+        # A step cut very short to land on a required time says nothing about the size of the next one.
+        update = ~accept | (taken > 0.1 * active.h) | (next_h > active.h)
+        learn = update & accept
+        active.h = np.where(update, next_h, active.h)
+        active.before_last = np.where(learn, active.last, active.before_last)
+        active.last = np.where(learn, remembered, active.last)
+        active.rejected = np.where(update, ~accept, active.rejected)
+        return accept
+
+    def _judge_fixed(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
+        active, step = self.active, steps.step
+        if step.failure is not None:
+            failed = ~active.done
+            self._fail(failed, lambda i, failures: failures.not_converged(float(active.t[i]), step))
+        else:
+            failed = ~finite_rows(steps.y1) & ~active.done
+            self._fail(failed, self._not_finite(active, step.y0, taken))
+        return ~failed
+
+    def _stop_the_stuck(
+        self, steps: TakenSteps, errors: np.ndarray, taken: np.ndarray, next_h: np.ndarray, rejected: np.ndarray
+    ) -> None:
+        """Stop the rows whose rejected step it makes no sense to try again with the sizes `next_h`."""
+        active, controller = self.active, self.plan.controller
+        assert isinstance(controller, PIDController)
+        small = (next_h < 16 * np.spacing(np.abs(active.t))) | (next_h < sys.float_info.min)
+
+        def reason(i: int, failures: Failures) -> Status:
+            step, t = steps.of(i), float(active.t[i])
+            if step.failure is not None:
+                return failures.not_converged(t, step)
+            if not np.isfinite(errors[i]):
+                undefined = is_finite(step.y1)
+                return failures.norm_undefined(t, errors[i]) if undefined else failures.non_finite(t, step.y0, taken[i])
+            if small[i]:
+                return failures.underflow(t, step, errors[i], taken[i])
+            return failures.tolerance_not_met(t, step, errors[i], controller.min_step)
+
+        self._fail(rejected & (small | (active.h <= controller.min_step)), reason)
+
+    def _stop_those_standing_still(self, steps: TakenSteps, suspects: np.ndarray, taken: np.ndarray) -> None:
+        """Stop the rows whose step did not change the state although its slope is not zero."""
+        same = suspects & (steps.step.y0 == steps.y1).all(1).cpu().numpy()
+        if same.any():
+            slopes = self.stepper.slopes(steps.t0, steps.step.y0)
+            still = same & (slopes != 0).any(1).cpu().numpy()
+            self._fail(still, self._not_finite(self.active, steps.step.y0, taken))
+
+    def _accept(self, steps: TakenSteps, where: np.ndarray, located: Located | None) -> None:
+        """Go on from the ends of the steps at the positions `where`, in which there was no event."""
+        active, everything = self.active, len(where) == len(self.active.index)
+        index, t1 = active.index[where], steps.t1[where]
+        select = self.problem.select(where)
+        self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), None if everything else select))
+        if located is not None:
+            assert self.watch is not None
+            self.watch.go_on(index, located.signs[:, where])
+        self.y = steps.y1 if everything else self.y.index_copy(0, select, steps.y1[select])
+        self._note(where, t1, steps.step.order)
+        if self.has_schedule and any(firings := scheduled(self.problem, index, t1)):
+            happens = np.array([bool(firing) for firing in firings])
+            there = where[happens]
+            self._let_happen(there, t1[happens], [firing for firing in firings if firing])
+            where, t1 = where[~happens], t1[~happens]
+        if len(where):
+            self._keep(where, t1)
+
+    def _land(self, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
+        """Take the steps at the positions `where` again, each up to its first event, and let it happen."""
+        assert self.watch is not None
+        active, problem, stepper = self.active, self.problem, self.stepper
+        index, select = active.index[where], problem.select(where)
+        if len(where) < len(active.index):
+            stepper = make_stepper(problem, self.plan.method, self.plan.norm, index)
+        start = Start(active.t[where], y0[select], self.stepper.take_carry(retry, select))
+        steps = land(self.watch, stepper, start, located.take(where))
+        if stepper is not self.stepper:
+            self.evaluations[index] += stepper.func.evaluations
+        failed = ~finite_rows(steps.y1) | (steps.step.failure is not None)
+        if failed.any():
+            bad = np.zeros(len(active.index), dtype=bool)
+            bad[where[failed]] = True
+            self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.step))
+        sound = np.flatnonzero(~failed)
+        where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
+        t1 = steps.t1[sound]
+        self.outputs.step(index, steps.t0[sound], t1, lambda: Chosen(steps.within(), chosen))
+        self._note(where, t1, steps.step.order)
+        self.y = self.y.index_copy(0, select, steps.y1[chosen])
+        self.carry = self.stepper.put_carry(self.carry, select, stepper.take_carry(steps.step.carry, chosen))
+        fired = self.watch.fired(index, located.take(where))
+        events = [[(self.watch.numbers[event], -1) for event in np.flatnonzero(column)] for column in fired.T]
+        planned = scheduled(problem, index, t1)
+        firings: list[Firing] = [(*first, *then) for first, then in zip(events, planned, strict=True)]
+        since = np.abs(t1 - active.anew[where])
+        crowded = active.hit[where] & (since <= _ZENO * np.spacing(np.abs(t1)))
+        active.anew[where], active.hit[where] = t1, True
+        if isinstance(self.plan.controller, PIDController):
+            # The next event may come as soon again.
+            active.h[where] = np.minimum(active.h[where], np.where(since > 0.0, 2.0 * since, np.inf))
+        self._let_happen(where, t1, firings, since)
+        last = (fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])).any(0)
+        ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
+        ended[where[last]], accumulated[where[crowded]] = True, True
+        self._fail(ended, lambda i, _: self._event(i))
+        self._fail(accumulated, lambda i, _: _zeno(float(active.t[i])))
+
+    def _note(self, where: np.ndarray, t1: np.ndarray, order: int | None) -> None:
+        """Rows have taken a step to `t1`."""
+        index = self.active.index[where]
+        self.accepted[index] += 1
+        self.trail.step(index, t1, order)
+        self.active.t[where] = t1
+
+    def _keep(self, where: np.ndarray, t1: np.ndarray) -> None:
+        """Rows go on from `t1`: keep what is asked for, and see whether that is the end."""
+        index = self.active.index[where]
+        y = self.y if len(where) == len(self.y) else self.y[self.problem.select(where)]
+        self.outputs.end(index, t1, y)
+        self.trail.lay(index, y, self.outputs.next, self.carry)
+        self.targets.reached(index, t1)
+        self.active.done[where] |= t1 == self.problem.times.end[index]
+
+    def _let_happen(
+        self, where: np.ndarray, t1: np.ndarray, firings: list[Firing], since: np.ndarray | None = None
+    ) -> None:
+        """Something happens to rows that are at `t1`, the last event `since` ago: change their states and go on."""
+        active, problem, index = self.active, self.problem, self.active.index[where]
+        select = problem.select(where)
+        y = self._change(where, t1, self.y[select], firings)
+        self.y = self.y.index_copy(0, select, y)
+        changed = np.array([changes_state(problem, firing) for firing in firings])
+        slopes: list[Tensor] = []
+
+        def new_slopes() -> Tensor:
+            if not slopes:
+                slopes.append(function_on(problem, index)(problem.user_time(t1), y))
+                self.evaluations[index] += 1
+            return slopes[0]
+
+        if changed.any():
+            active.last[where] = np.where(changed, 1.0, active.last[where])
+            active.before_last[where] = np.where(changed, 1.0, active.before_last[where])
+            if self.carry is not None:
+                carry = self.stepper.method.initial_carry(new_slopes().clone())
+                self.carry = self.stepper.put_carry(self.carry, select, carry)
+        if self.watch is not None:
+            undefined = np.zeros(len(active.index), dtype=bool)
+            undefined[where] = self.watch.after(index, t1, y, new_slopes, self._ahead(where, since))
+            self._fail(undefined & ~active.gone, lambda i, _: self._undefined_event(i))
+        self._keep(where, t1)
+
+    def _ahead(self, where: np.ndarray, since: np.ndarray | None) -> np.ndarray:
+        """A moment in which no event is to be expected, the last one having been `since` ago."""
+        active = self.active
+        to_go = np.abs(self.problem.times.end[active.index[where]] - active.t[where])
+        ahead = 1e-4 * np.minimum(active.h[where], to_go)
+        if since is not None:
+            ahead = np.minimum(ahead, np.where(since > 0.0, 1e-2 * since, np.inf))
+        return np.maximum(ahead, 16 * np.spacing(np.abs(active.t[where]))) * self.direction[active.index[where]]
+
+    def _change(self, where: np.ndarray, t1: np.ndarray, y: Tensor, firings: list[Firing]) -> Tensor:
+        """The states after what happens at `t1` to the states `y`; all of it is put on record."""
+        index, problem = self.active.index[where], self.problem
+        happens = np.array([bool(firing) for firing in firings])
+        index, t1, firings = index[happens], t1[happens], [firing for firing in firings if firing]
+        there = problem.select(np.flatnonzero(happens))
+        before = y[there]
+        self.trail.changes.append(ChangeRecord(index, self.trail.steps[index], t1, firings, before))
+        y = y.clone()
+        for firing, positions in groups(firings).items():
+            if changes_state(problem, firing):
+                select = problem.select(positions)
+                rows, t = index[positions], t1[positions]
+                self.outputs.before_change(rows, t, before[select])
+                y[there[select]] = apply_firing(problem, firing, rows, problem.user_time(t), before[select])
+        return y
+
+    def _fail(self, failed: np.ndarray, reason: Reason) -> None:
+        """Rows cannot go on: say why."""
+        for i in np.flatnonzero(failed & ~self.active.gone):
+            row = int(self.active.index[i])
+            problem = single_problem(self.problem, row, self.y[i : i + 1])
+            norm = self.plan.norm.take(self.problem.select(np.array([row])))
+            adaptive = isinstance(self.plan.controller, PIDController)
+            self.status[row] = reason(int(i), Failures(problem, norm, self.plan.describe, adaptive))
+            self.active.gone[i] = True
+
+    def _not_finite(self, active: _Active, y: Tensor, taken: np.ndarray) -> Reason:
+        return lambda i, failures: failures.non_finite(float(active.t[i]), y[i : i + 1], float(taken[i]))
+
+    def _undefined_event(self, i: int) -> Status:
+        t = float(self.active.t[i])
+        return Status(Outcome.NON_FINITE, f"an event function is not finite in the step from t = {t:.9g}", t)
+
+    def _event(self, i: int) -> Status:
+        t, count = float(self.active.t[i]), self.accepted[self.active.index[i]]
+        return Status(Outcome.EVENT, f"event at t = {t:.9g}, after {count} steps", t)
+
+    def _drop(self) -> bool:
+        """Drop the rows that are through, when it pays; returns whether there are any under way."""
+        active = self.active
+        through = active.done | active.gone
+        count = np.count_nonzero(through)
+        if count and (active.gone.any() or count * _DROP >= len(through) or count == len(through)):
+            for i in np.flatnonzero(active.done & ~active.gone):
+                row, t = active.index[i], float(active.t[i])
+                sentence = f"reached t = {t:g} in {self.accepted[row]} steps, {self.rejected[row]} attempts rejected"
+                self.status[row] = Status(Outcome.SUCCESS, sentence, t)
+            self.evaluations[active.index] += self.stepper.func.evaluations
+            keep = np.flatnonzero(~through)
+            self.active = active.take(keep)
+            select = self.problem.select(keep)
+            self.y, self.carry = self.y[select], self.stepper.take_carry(self.carry, select)
+            if len(keep):
+                self.stepper = make_stepper(self.problem, self.plan.method, self.plan.norm, self.active.index)
+        return bool(len(self.active.index))
+
+
+def _no_landing(t: float, step: Step) -> Status:
+    why = step.failure or "the state there is not finite"
+    return Status(Outcome.NOT_CONVERGED, f"no step leads from t = {t:.9g} to the event after it: {why}", float(t))
+
+
+def _zeno(t: float) -> Status:
+    sentence = (
+        f"events accumulate at t = {t:.9g}: the next comes within the spacing of numbers there, so that the solution "
+        "cannot go on in this way. End it before with max_count=, or let apply bring the state to rest"
+    )
+    return Status(Outcome.ZENO, sentence, t)

@@ -1,0 +1,226 @@
+"""What is kept of the steps of the rows: outputs, and the trail along which they are replayed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.rows.times import RowTimes
+
+Firing = tuple[tuple[int, int], ...]
+"""What happens in a row at one time, in order: the numbers of the actions, each with the column of its schedule or -1."""
+
+
+class WithinSteps(Protocol):
+    """The solutions of rows within their steps."""
+
+    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
+        ...
+
+    def at_fraction(self, theta: float) -> Tensor:
+        """The state of every row at the same fraction of its step, [rows, size]."""
+        ...
+
+
+class RowOutputs:
+    """The states at the requested times, or at the end of every step if none were requested.
+
+    A solution is continuous from the right, in the direction of integration: at the time of a change it is the state
+    after it. Where no times were requested, the state before is kept too.
+
+    Args:
+        times: the times of the rows.
+    """
+
+    def __init__(self, times: RowTimes):
+        self._direction = times.direction
+        self._wanted: np.ndarray | None = None
+        if times.outputs is not None:
+            column = np.full((len(times.start), 1), math.nan)
+            self._wanted = np.concatenate([times.outputs, column], axis=1)
+        self.next = np.zeros(len(times.start), dtype=np.int64)
+        """How many outputs of each row have been kept."""
+        self._rows: list[np.ndarray] = []
+        self._places: list[np.ndarray] = []
+        self._times: list[np.ndarray] = []
+        self.values: list[Tensor] = []
+        """The states, chunk by chunk, [n, size]."""
+
+    def step(self, rows: np.ndarray, t0: np.ndarray, t1: np.ndarray, within: Callable[[], WithinSteps]) -> None:
+        """Keep the outputs strictly within steps of the `rows` from `t0` to `t1`."""
+        if self._wanted is None:
+            return
+        inside: list[np.ndarray] = []
+        times: list[np.ndarray] = []
+        position = np.arange(len(rows))
+        while len(position):
+            row = rows[position]
+            wanted = self._wanted[row, self.next[row]]
+            before = (t1[position] - wanted) * self._direction[row] > 0
+            position, wanted = position[before], wanted[before]
+            if len(position):
+                self._place(rows[position], wanted)
+                inside.append(position)
+                times.append(wanted)
+        if inside:
+            where, t = np.concatenate(inside), np.concatenate(times)
+            interpolant = within()
+            theta = (t - t0[where]) / (t1[where] - t0[where])
+            self.values.append(interpolant.at(torch.from_numpy(where), theta))
+
+    def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
+        """Keep the states at which the `rows` are at `t`, where they were asked for."""
+        if self._wanted is None:
+            self._place(rows, t)
+            self.values.append(y)
+            return
+        asked = np.flatnonzero(self._wanted[rows, self.next[rows]] == t)
+        if len(asked):
+            self._place(rows[asked], t[asked])
+            self.values.append(y if len(asked) == len(rows) else y[torch.from_numpy(asked).to(y.device)])
+
+    def before_change(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
+        """Keep the states just before they are changed, if no times were requested."""
+        if self._wanted is None:
+            self._place(rows, t)
+            self.values.append(y)
+
+    def _place(self, rows: np.ndarray, t: np.ndarray) -> None:
+        self._rows.append(rows)
+        self._places.append(self.next[rows])
+        self._times.append(t)
+        self.next[rows] += 1
+
+    def collect(self, like: Tensor, count: int | None = None) -> tuple[Tensor, np.ndarray]:
+        """All outputs, [rows, T, size], and their times, [rows, T]; NaN where there are none.
+
+        Args:
+            like: a tensor [rows, size] of the dtype and on the device of the result.
+            count: T; by default as many as were requested, or the most that a row has.
+        """
+        rows = len(self.next)
+        if count is None:
+            count = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1] - 1
+        times = np.full((rows, count), math.nan) if self._wanted is None else self._wanted[:, :-1]
+        states = torch.full((rows, count, like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
+        if self.values:
+            where, place = np.concatenate(self._rows), np.concatenate(self._places)
+            if self._wanted is None:
+                times[where, place] = np.concatenate(self._times)
+            index = tuple(torch.from_numpy(i).to(like.device) for i in (where, place))
+            states = states.index_put(index, torch.cat(self.values))
+        return states, times
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """The row and the place in it of each entry of `values`."""
+        if not self._rows:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return np.concatenate(self._rows), np.concatenate(self._places)
+
+
+@dataclass
+class ChangeRecord:
+    """What happened to rows at the ends of steps.
+
+    Attributes:
+        rows: the rows.
+        steps: how many steps each had taken.
+        t: when.
+        firings: what happened in each.
+        y: the states before it, [n, size].
+    """
+
+    rows: np.ndarray
+    steps: np.ndarray
+    t: np.ndarray
+    firings: Sequence[Firing]
+    y: Tensor
+
+
+@dataclass
+class RowCheckpoint:
+    """A place from which a solve can be taken up again: so many steps into each row.
+
+    Attributes:
+        step: the number of steps.
+        y: the states there, [rows, size]; rows that did not get so far are zero.
+        next: how many outputs each row had kept.
+        carry: what the method of a single row starts from.
+    """
+
+    step: int
+    y: Tensor
+    next: np.ndarray
+    carry: Any = None
+
+
+class RowTrail:
+    """The ends of the accepted steps of each row, what happened there, and the states at some of them.
+
+    Checkpoints are laid every `stride` steps of each row. When there are more than `limit`, every other one is dropped
+    and the stride doubles.
+
+    Args:
+        y0: the initial states, [rows, size].
+        start: where the rows start.
+        limit: the largest number of checkpoints; None for about the square root of the number of steps, 0 for none.
+    """
+
+    def __init__(self, y0: Tensor, start: np.ndarray, limit: int | None):
+        self._start = start
+        self._limit = limit
+        self._stride = 1
+        self._ends: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.orders: list[int | None] = []
+        self.changes: list[ChangeRecord] = []
+        self.steps = np.zeros(len(y0), dtype=np.int64)
+        self.checkpoints: list[RowCheckpoint] = []
+
+    def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
+        """Steps of the `rows` ended at `t`."""
+        self._ends.append((rows, self.steps[rows], t))
+        self.steps[rows] += 1
+        self.orders.append(order)
+
+    def begin(self, y: Tensor, kept: np.ndarray) -> None:
+        """The rows start from the states `y`; `kept` outputs were kept of each."""
+        self.checkpoints = [RowCheckpoint(0, y.clone(), kept.copy())]
+
+    def lay(self, rows: np.ndarray, y: Tensor, kept: np.ndarray, carry: Any) -> None:
+        """The `rows` go on from the states `y`; `kept` outputs were kept of each of all rows."""
+        if self._limit == 0:
+            return
+        here = np.flatnonzero(self.steps[rows] % self._stride == 0)
+        if not len(here):
+            return
+        number = self.steps[rows[here]] // self._stride
+        for k in np.unique(number):
+            while k >= len(self.checkpoints):
+                last = self.checkpoints[0]
+                self.checkpoints.append(
+                    RowCheckpoint(len(self.checkpoints) * self._stride, torch.zeros_like(last.y), last.next * 0)
+                )
+            checkpoint, chosen = self.checkpoints[k], here[number == k]
+            where = rows[chosen]
+            checkpoint.y[torch.from_numpy(where).to(y.device)] = y[torch.from_numpy(chosen).to(y.device)]
+            checkpoint.next[where] = kept[where]
+            checkpoint.carry = pytree.tree_map_only(Tensor, Tensor.clone, carry)
+        if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
+            self.checkpoints = self.checkpoints[::2]
+            self._stride *= 2
+
+    def ends(self) -> np.ndarray:
+        """The start and the ends of the steps of each row, [rows, most steps + 1], NaN after the last."""
+        table = np.full((len(self.steps), int(self.steps.max(initial=0)) + 1), math.nan)
+        table[:, 0] = self._start
+        for rows, number, t in self._ends:
+            table[rows, number + 1] = t
+        return table

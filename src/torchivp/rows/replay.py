@@ -1,0 +1,180 @@
+"""The accepted steps of the rows, taken again so that a gradient can flow through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.gradients.moving_time import event_time, moved
+from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import RowProblem
+from torchivp.rows.record import ChangeRecord, Firing, RowCheckpoint, RowOutputs, RowTrail
+from torchivp.rows.steps import SingleStepper, make_stepper
+
+
+def at_moving_time(
+    problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.ndarray, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """When something happens, [n, 1], and the states then, as functions of all that they depend on.
+
+    Args:
+        problem: the problem.
+        firing: what happens.
+        rows: in which rows.
+        t: when.
+        y: the states at these times, as functions of all but the times.
+    """
+    time = problem.user_time(t)
+    number, column = firing[0]
+    action = problem.actions[number]
+    if action.g is None:
+        if action.moving is None:
+            return time, y
+        moving = action.moving[torch.from_numpy(rows), column].to(y.device, time.dtype).unsqueeze(1)
+        return moving, moved(y, _slopes(problem, rows, time, y), moving)
+    if not torch.is_grad_enabled():
+        return time, y
+    function = event_on(problem, action, rows)
+    leaf_t, leaf_y = time.detach().requires_grad_(), y.detach().requires_grad_()
+    value = function(leaf_t, leaf_y)
+    if not value.requires_grad:  # an event function of booleans, say
+        return time, y
+    g_t, g_y = torch.autograd.grad(value.sum(), (leaf_t, leaf_y), allow_unused=True)
+    slopes = _slopes(problem, rows, time, y)
+    slope = torch.zeros_like(time) if g_t is None else g_t
+    if g_y is not None:
+        slope = slope + (g_y.conj() * slopes).real.sum(1, keepdim=True).to(slope.dtype)
+    when = event_time(function(time, y).to(time.dtype), slope, time)
+    return when, moved(y, slopes, when)
+
+
+def _slopes(problem: RowProblem, rows: np.ndarray, t: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return function_on(problem, rows)(t.detach(), y.detach())
+
+
+def after_change(problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.ndarray, y: Tensor) -> Tensor:
+    """The states with which to go on at the times `t` after what happens then, as functions of all they depend on.
+
+    What happens moves in time: the state before it changes with the slope there, the state after it is brought back to
+    the same time with its own slope (the saltation of hybrid systems).
+    """
+    if not changes_state(problem, firing):
+        return y
+    when, before = at_moving_time(problem, firing, rows, t, y)
+    after = apply_firing(problem, firing, rows, when, before)
+    if not when.requires_grad:
+        return after
+    slopes = _slopes(problem, rows, problem.user_time(t), after)
+    return moved(after, -slopes, when)
+
+
+@dataclass
+class ReplayedSteps:
+    """What steps that were taken again lead to.
+
+    Attributes:
+        outputs: the outputs that lie in them.
+        places: which of all changes happened in them.
+        before: the states before these changes, [n, size].
+        rows: the rows that go on after the last of the steps.
+        y: their states, [m, size].
+        carry: what the method carries on.
+    """
+
+    outputs: RowOutputs
+    places: np.ndarray
+    before: list[Tensor]
+    rows: np.ndarray
+    y: Tensor
+    carry: Any
+
+
+class Replay:
+    """The way that a solve of rows has taken.
+
+    Args:
+        plan: how it was solved.
+        trail: the steps.
+    """
+
+    def __init__(self, plan: RowIntegration, trail: RowTrail):
+        self.plan = plan
+        self.trail = trail
+        self._ends = trail.ends()
+        self.steps = trail.steps
+        self.most = int(trail.steps.max(initial=0))
+        self.changes = join_changes(trail.changes, plan.problem)
+        order = np.argsort(self.changes.steps, kind="stable")
+        bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2))
+        self._changes_after = [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._orders = trail.orders
+
+    def run(self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int) -> ReplayedSteps:
+        """Take the steps after `start`, up to the one with the number `last`, again from the states `y`, [rows, size]."""
+        outputs = RowOutputs(problem.times)
+        outputs.next = start.next.copy()
+        replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
+        if start.step == 0:
+            outputs.next[:] = 0
+            self._change(problem, replayed, 0, problem.times.start)
+            outputs.end(replayed.rows, problem.times.start, replayed.y)
+        stepper = None
+        for n in range(start.step, last):
+            going = self.steps[replayed.rows] > n
+            if stepper is None or not going.all():
+                keep = problem.select(np.flatnonzero(going))
+                carry = replayed.carry if stepper is None else stepper.take_carry(replayed.carry, keep)
+                replayed.rows, replayed.y, replayed.carry = replayed.rows[going], replayed.y[keep], carry
+                stepper = make_stepper(problem, self.plan.method, self.plan.norm, replayed.rows)
+            rows = replayed.rows
+            t0, t1 = self._ends[rows, n], self._ends[rows, n + 1]
+            if isinstance(stepper, SingleStepper) and self._orders[n] is not None:
+                replayed.carry = stepper.method.at_order(replayed.carry, self._orders[n])
+            steps = stepper.step(t0, t1, replayed.y, replayed.carry)
+            outputs.step(rows, t0, t1, steps.within)
+            replayed.y, replayed.carry = steps.y1, steps.step.carry
+            self._change(problem, replayed, n + 1, self._ends[:, n + 1])
+            outputs.end(rows, t1, replayed.y)
+        return replayed
+
+    def _change(self, problem: RowProblem, replayed: ReplayedSteps, step: int, t: np.ndarray) -> None:
+        """What happens after the step with this number, at the times `t` of all rows."""
+        places = self._changes_after[step]
+        if not len(places):
+            return
+        position = np.full(problem.rows, -1)
+        position[replayed.rows] = np.arange(len(replayed.rows))
+        where = position[self.changes.rows[places]]
+        firings = [self.changes.firings[i] for i in places]
+        replayed.places = np.concatenate([replayed.places, places])
+        y = replayed.y
+        replayed.before.append(y[problem.select(where)])
+        for firing, chosen in groups(firings).items():
+            if changes_state(problem, firing):
+                there, rows = problem.select(where[chosen]), self.changes.rows[places[chosen]]
+                before = y[there]
+                replayed.outputs.before_change(rows, t[rows], before)
+                y = y.index_copy(0, there, after_change(problem, firing, rows, t[rows], before))
+                replayed.carry = None
+        replayed.y = y
+
+
+def join_changes(changes: Sequence[ChangeRecord], problem: RowProblem) -> ChangeRecord:
+    """All that happened as one record."""
+    if not changes:
+        empty = np.zeros(0, dtype=np.int64)
+        return ChangeRecord(empty, empty, np.zeros(0), [], problem.y0.detach()[:0])
+    return ChangeRecord(
+        np.concatenate([change.rows for change in changes]),
+        np.concatenate([change.steps for change in changes]),
+        np.concatenate([change.t for change in changes]),
+        [firing for change in changes for firing in change.firings],
+        torch.cat([change.y for change in changes]),
+    )

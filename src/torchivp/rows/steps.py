@@ -1,0 +1,204 @@
+"""One step of some rows, with any method: many rows at once, or one row as the engine of one row takes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.dense import StepInterpolant
+from torchivp.error_norm import ErrorNorm
+from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.rows.changes import function_on
+from torchivp.rows.function import FunctionOnRows
+from torchivp.rows.problem import OneRowFunction, RowProblem
+from torchivp.rows.record import WithinSteps
+from torchivp.stepsize.order import size_next_step
+from torchivp.stepsize.pid import History, PIDController, RowHistory
+from torchivp.times import time_value
+
+
+class TakenSteps:
+    """Steps of some rows from `t0` to `t1`."""
+
+    def __init__(self, stepper: Stepper, t0: np.ndarray, t1: np.ndarray, step: Step):
+        self._stepper = stepper
+        self._within: WithinSteps | None = None
+        self.t0 = t0
+        self.t1 = t1
+        self.step = step
+
+    @property
+    def y1(self) -> Tensor:
+        """The states at their ends, [m, size]."""
+        return self.step.y1
+
+    def within(self) -> WithinSteps:
+        """The solutions within the steps; valid until the next step."""
+        if self._within is None:
+            self._within = self._stepper.within(self)
+        return self._within
+
+    def of(self, i: int) -> Step:
+        """The step of one of the rows, as far as it matters to why it failed."""
+        step = self.step
+        error = None if step.error is None else step.error[i : i + 1]
+        t0, t1 = float(self.t0[i]), float(self.t1[i])
+        return Step(t0, t1, step.y0[i : i + 1], step.y1[i : i + 1], error, None, None, None, failure=step.failure)
+
+
+class Chosen:
+    """The solutions within the steps of a choice of the rows; None for all of them."""
+
+    def __init__(self, within: WithinSteps, rows: Tensor | None):
+        self._within = within
+        self._rows = rows
+
+    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+        return self._within.at(rows if self._rows is None else self._rows[rows], theta)
+
+    def at_fraction(self, theta: float) -> Tensor:
+        y = self._within.at_fraction(theta)
+        return y if self._rows is None else y[self._rows]
+
+
+class Stepper:
+    """Takes steps of a choice of the rows with a method that takes rows.
+
+    Args:
+        problem: the problem of all rows.
+        method: the class of the method.
+        norm: measures the errors of all rows.
+        rows: the numbers of the rows.
+    """
+
+    def __init__(self, problem: RowProblem, method: type[Method], norm: ErrorNorm, rows: np.ndarray):
+        self.problem = problem
+        self.rows = rows
+        self.norm = norm.take(problem.select(rows))
+        self.func: FunctionOnRows = function_on(problem, rows)
+        self.method = self._make(method)
+
+    def _make(self, method: type[Method]) -> Method:
+        like = self.problem.y0.detach().new_zeros(len(self.rows), self.problem.y0.shape[1])
+        return method(like, self.problem.real_dtype, self.norm)
+
+    def slopes(self, t: np.ndarray, y: Tensor) -> Tensor:
+        """The right-hand side."""
+        return self.func(self.problem.user_time(t), y)
+
+    def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
+        """A step of every row."""
+        step = self.method.step_rows(self.func, self.problem.time(t0), self.problem.time(t1), y, carry)
+        return TakenSteps(self, t0, t1, step)
+
+    def within(self, taken: TakenSteps) -> WithinSteps:
+        """The solutions within the steps."""
+        return self.method.interpolant_rows(self.func, taken.step)
+
+    def errors(self, taken: TakenSteps) -> np.ndarray:
+        """The scaled errors of the steps."""
+        step = taken.step
+        assert step.error is not None
+        return self.norm.rows(step.error, step.y0, step.y1)
+
+    def judge(
+        self,
+        controller: PIDController,
+        taken: TakenSteps,
+        errors: np.ndarray,
+        proposed: np.ndarray,
+        history: RowHistory,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which steps to accept, the sizes of the next, and the errors to remember of the accepted ones."""
+        assert self.method.error_order is not None
+        length = np.abs(taken.t1 - taken.t0)
+        return *controller.adapt_rows(errors, length, proposed, history, self.method.error_order), errors
+
+    def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
+        """The carry of the next step: that of an accepted step, or that of a step to be taken again."""
+        if accept.all():
+            return step.carry
+        if not accept.any():
+            return step.retry
+        if step.carry is None:
+            return None
+        return torch.where(torch.from_numpy(accept).to(step.y1.device).unsqueeze(1), step.carry, step.retry)
+
+    def take_carry(self, carry: Any, rows: Tensor) -> Any:
+        """The carry of a choice of these rows."""
+        return None if carry is None else carry[rows]
+
+    def put_carry(self, carry: Any, rows: Tensor, other: Any) -> Any:
+        """The carry, with `other` for some of these rows."""
+        return None if carry is None or other is None else carry.index_copy(0, rows, other)
+
+
+class SingleStepper(Stepper):
+    """Takes steps of one row with any method."""
+
+    def _make(self, method: type[Method]) -> Method:
+        self._flat: FlatFunc = OneRowFunction(self.func)
+        return super()._make(method)
+
+    def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
+        step = self.method.step(self._flat, float(t0[0]), float(t1[0]), y, carry)
+        if self.method.sizes_steps and step.failure is None:
+            t1 = np.array([time_value(step.t1)])
+        return TakenSteps(self, t0, t1, step)
+
+    def within(self, taken: TakenSteps) -> WithinSteps:
+        return _SingleWithin(self.method.interpolant(self._flat, taken.step))
+
+    def errors(self, taken: TakenSteps) -> np.ndarray:
+        step = taken.step
+        if step.failure is not None:
+            return np.array([math.inf])
+        assert step.error is not None
+        return np.array([self.norm(step.error, step.y0, step.y1)])
+
+    def judge(
+        self,
+        controller: PIDController,
+        taken: TakenSteps,
+        errors: np.ndarray,
+        proposed: np.ndarray,
+        history: RowHistory,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        before = History(float(history.last[0]), float(history.before_last[0]), bool(history.rejected[0]))
+        length = float(abs(taken.t1[0] - taken.t0[0]))
+        decision = size_next_step(
+            controller, self.method, self.norm, taken.step, float(errors[0]), length, float(proposed[0]), before
+        )
+        return np.array([decision.accept]), np.array([decision.h]), np.array([decision.history.last])
+
+    def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
+        return step.carry if accept[0] else step.retry
+
+    def take_carry(self, carry: Any, rows: Tensor) -> Any:
+        return carry
+
+    def put_carry(self, carry: Any, rows: Tensor, other: Any) -> Any:
+        return other if len(rows) else carry
+
+
+class _SingleWithin:
+    """The solution within a step of one row."""
+
+    def __init__(self, interpolant: StepInterpolant):
+        self._interpolant = interpolant
+
+    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+        t0, t1 = time_value(self._interpolant.t0), time_value(self._interpolant.t1)
+        return self._interpolant.evaluate([t0 + float(x) * (t1 - t0) for x in theta])
+
+    def at_fraction(self, theta: float) -> Tensor:
+        return self.at(torch.zeros(1), np.array([theta]))
+
+
+def make_stepper(problem: RowProblem, method: type[Method], norm: ErrorNorm, rows: np.ndarray) -> Stepper:
+    """What takes the steps of a choice of the rows."""
+    return (Stepper if method.takes_rows else SingleStepper)(problem, method, norm, rows)

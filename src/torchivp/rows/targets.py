@@ -1,0 +1,110 @@
+"""Times that the steps of each row must end on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from torchivp.rows.times import RowTimes
+from torchivp.stepsize.clip import IN_SIGHT, STRETCH
+from torchivp.stepsize.constant import ConstantSteps, GridSteps
+from torchivp.stepsize.own import OwnSteps
+from torchivp.stepsize.pid import PIDController
+from torchivp.times import Times
+
+
+class RowTargets:
+    """Fits proposed steps to the times that a step must end on, as `Clip` does for one row.
+
+    Args:
+        controller: what sizes the steps.
+        times: the times of the rows.
+        scheduled: further times, [rows, n] in any order, NaN for none.
+    """
+
+    def __init__(
+        self, controller: PIDController | ConstantSteps | GridSteps | OwnSteps, times: RowTimes, scheduled: np.ndarray
+    ):
+        self._direction = times.direction
+        listed = [scheduled, times.end[:, None]]
+        if isinstance(controller, GridSteps):
+            listed.append(_grids(controller, times))
+        after_start = np.concatenate(listed, axis=1) * self._direction[:, None]
+        low, high = (x * self._direction for x in (times.start, times.end))
+        inside = (after_start > low[:, None]) & (after_start <= high[:, None])
+        ordered = np.sort(np.where(inside, after_start, math.nan), axis=1)
+        filled = np.concatenate([ordered, np.full((len(ordered), 1), math.nan)], axis=1)
+        self._listed = filled * self._direction[:, None]
+        self._next = np.zeros(len(filled), dtype=np.int64)
+        self._grid = _ConstantGrid(controller, times) if isinstance(controller, ConstantSteps) else None
+        self._current = np.full(len(filled), math.nan)
+        self._look_ahead(np.arange(len(filled)))
+
+    def step_end(self, rows: np.ndarray, t: np.ndarray, h: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+        """Where steps of the `rows` from `t`, of the proposed sizes `h` or a little longer, end."""
+        target = self._current[rows]
+        distance = target - t
+        ratio = np.abs(distance) / np.where(stretch, STRETCH * h, h)
+        equal = t + distance / np.ceil(np.maximum(ratio, 1.0))
+        end = np.where(ratio < IN_SIGHT, equal, t + self._direction[rows] * h)
+        return np.where((ratio > 1.0) | np.isnan(target), end, target)
+
+    def reached(self, rows: np.ndarray, t: np.ndarray) -> None:
+        """Steps of the `rows` ended at `t`: look ahead to what comes after, where it was a required time."""
+        there = rows[self._current[rows] == t]
+        if len(there):
+            self._look_ahead(there)
+
+    def _look_ahead(self, rows: np.ndarray) -> None:
+        """Go to the next required time of each of the rows, which have reached the one before."""
+        before = self._current[rows]
+        if self._grid is not None:
+            self._grid.pass_by(rows, before)
+        pending = rows
+        while len(pending):
+            at = self._listed[pending, self._next[pending]]
+            passed = at == self._current[pending]
+            pending = pending[passed]
+            self._next[pending] += 1
+        ahead = self._listed[rows, self._next[rows]]
+        if self._grid is not None:
+            grid, direction = self._grid.next(rows), self._direction[rows]
+            ahead = np.fmin(ahead * direction, grid * direction) * direction
+        self._current[rows] = ahead
+
+
+class _ConstantGrid:
+    """The ends of steps of one size, as `ConstantSteps` has them, for each row."""
+
+    def __init__(self, controller: ConstantSteps, times: RowTimes):
+        self._start, self._end = times.start, times.end
+        self._step = controller.step_size * times.direction
+        ratio = np.abs(times.end - times.start) / controller.step_size
+        self._count = np.maximum(np.ceil(ratio * (1 - 1e-12) - 1e-9), 1.0)
+        self._i = np.ones(len(self._start))
+
+    def next(self, rows: np.ndarray) -> np.ndarray:
+        """The next end of a step of each of the rows; NaN after the last."""
+        i, count = self._i[rows], self._count[rows]
+        inside = self._start[rows] + i * self._step[rows]
+        return np.where(i < count, inside, np.where(i == count, self._end[rows], math.nan))
+
+    def pass_by(self, rows: np.ndarray, t: np.ndarray) -> None:
+        """Go past the time `t`, where it is on the grid."""
+        self._i[rows] += self.next(rows) == t
+
+
+def _grids(controller: GridSteps, times: RowTimes) -> np.ndarray:
+    """The ends of the steps of each row, filled up with NaN."""
+    rows = []
+    for i, (start, end) in enumerate(zip(times.start.tolist(), times.end.tolist(), strict=True)):
+        outputs = None
+        if times.outputs is not None:
+            asked = times.outputs[i]
+            outputs = asked[~np.isnan(asked)].tolist()
+        rows.append(controller.targets(Times(start, end, outputs)) if start != end else [end])
+    filled = np.full((len(rows), max(map(len, rows), default=0)), math.nan)
+    for i, row in enumerate(rows):
+        filled[i, : len(row)] = row
+    return filled
