@@ -63,13 +63,14 @@ class ErrorNorm:
             scaled = error / torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
             if self._norm is not None:
                 return np.array([self._norm(row.unsqueeze(0)) for row in scaled])
-            sizes = [
-                torch.linalg.vector_norm(scaled.narrow(1, start, size), dim=1) / math.sqrt(size)
-                for start, size in self._parts
-            ]
-            if not sizes:
+            if self._whole:
+                sizes = torch.linalg.vector_norm(scaled, dim=1)
+                return sizes.to("cpu", torch.float64).numpy() / math.sqrt(scaled.shape[1])
+            if not self._parts:
                 return np.zeros(len(error))
-            return (sizes[0] if self._whole else torch.stack(sizes).amax(0)).to("cpu", torch.float64).numpy()
+            leaves = [scaled.narrow(1, start, size) for start, size in self._parts]
+            sizes = torch.stack([torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1]) for x in leaves])
+            return sizes.amax(0).to("cpu", torch.float64).numpy()
 
     def take(self, rows: Tensor) -> ErrorNorm:
         """The norm for a choice of the rows."""

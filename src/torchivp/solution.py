@@ -157,8 +157,8 @@ class BatchSolution:
 
     Attributes:
         t: the times of the outputs, [*batch, T], float64; NaN where a row has no more.
-        y: the states there, [*batch, T, *state] (each leaf of a pytree); NaN where a row has none, was not asked for one,
-            or has ended before.
+        y: the states there, [*batch, T, *state] (each leaf of a pytree); NaN where a row has no output, or has ended
+            before.
         batch_shape: the sizes of the batch dimensions.
         status: how each row ended, in the order of the flattened batch.
         stats: evaluations and steps of each row, likewise.
@@ -186,4 +186,7 @@ class BatchSolution:
         cost = f"{min(steps, default=0)} to {max(steps, default=0)} steps, " + (
             f"{sum(stats.evaluations for stats in self.stats)} evaluations of a row"
         )
-        return f"BatchSolution({ended}\n  t: {tuple(self.t.shape)}\n  y: {shapes}\n  stats: {cost}\n  events: {self.events})"
+        return (
+            f"BatchSolution({ended}\n  t: {tuple(self.t.shape)}\n  y: {shapes}\n  stats: {cost}\n"
+            f"  events: {self.events})"
+        )

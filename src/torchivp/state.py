@@ -1,7 +1,7 @@
 """The state as the user sees it, and as the engine does: any pytree of tensors as one [rows, size] tensor.
 
-Everything below the front doors works on one flat tensor. Its rows are the problems of a batch, which step on their own;
-without batch dimensions there is one row, and all of `y0` shares a step.
+Everything below the front doors works on one flat tensor. Its rows are the problems of a batch, which step on their
+own; without batch dimensions there is one row, and all of `y0` shares a step.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class StateLayout:
         return torch.cat([leaf.to(self.dtype).reshape(self.rows, size) for leaf, size in parts], dim=1)
 
     def unflatten(self, flat: Tensor, lead: tuple[int, ...] | None = None) -> Any:
-        """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the leading dimensions `lead`, or its own."""
+        """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the dimensions `lead`, or its own."""
         if lead is None:
             lead = self.lead
             if self.template is not None:
@@ -147,7 +147,8 @@ class StateLayout:
         )
         if not same:
             raise TypeError(
-                f"{caller} must return the same structure as y0: y0 is {self.describe()}, {caller} returned {_describe(k)}"
+                f"{caller} must return the same structure as y0: y0 is {self.describe()}, "
+                f"{caller} returned {_describe(k)}"
             )
         for path, leaf, shape, dtype in zip(self._paths(), leaves, self.shapes, self.dtypes, strict=True):
             name = f"{caller}(t, y){path}"

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,7 +56,7 @@ def solve_ivp(
     compact: bool | None = None,
     throw: bool = True,
 ) -> Any:
-    """Solve the initial value problem `dy/dt = func(t, y, *args)`, `y(t_span[0]) = y0`.
+    """Solve the initial value problem `dy/dt = func(t, y, *args)`, `y(t_span[0]) = y0`, or a batch of such problems.
 
     Differentiable with respect to `y0`, `t_span`, `t_eval`, the tensors in `args` and the parameters of `func`.
 
@@ -89,10 +88,27 @@ def solve_ivp(
         controller: how to size the steps, instead of the four arguments before: `PIController()`, for example.
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
             at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one.
-        throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it.
+        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`, which
+            may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of these.
+        batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own, with
+            its own steps, status and failures; see below.
+        compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
+            through cost nothing; None to find out by one try.
+        throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it. In a
+            batch it is raised when all rows are through.
+
+    In a batch, `t` reaches `func` in the shape of the batch with a dimension of size 1 for each dimension of the state,
+    so that it broadcasts against `y`; without `compact`, in the batch that `y0` has, else with some of its rows in one
+    batch dimension. Tensors in `args` that begin with the batch dimensions have an entry for each row, and come with the
+    rows. `t_span` may hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time,
+    or a list with a series for each row; rows may go in different directions. The numbers of a row do not depend on the
+    other rows, to the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once; with the
+    others the rows are solved one after the other. Derivatives with respect to times are, in a batch or with events,
+    those of the exact solution, not of the steps taken.
 
     Returns:
-        A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree), `status`, `stats`, `sol`.
+        A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree), `status`, `stats`, `sol`,
+        `events`. In a batch a `BatchSolution` with `t` [*batch, T], `y` [*batch, T, *state].
 
     Raises:
         SolveError: the end was not reached, and `throw` is true; the message says where, why and what to try.

@@ -198,32 +198,22 @@ def _one_by_one(
 ) -> BatchSolution:
     """Solve every row as a batch of its own, and put the solutions together."""
     layout, times = problem.func.layout, problem.times
+    flat = layout.flatten(y0)
     solutions = []
     for row in range(layout.rows):
         one = slice(row, row + 1)
-        state = pytree.tree_map(
-            lambda leaf: leaf.reshape(layout.rows, *leaf.shape[len(layout.lead) :])[row : row + 1], y0
-        )
+        state = layout.with_rows(1).unflatten(flat[one])
         chosen = problem.select(np.array([row]))
         ends = (moving.start, times.start), (moving.end, times.end), (moving.outputs, times.outputs)
         start, end, outputs = ((array if tensor is None else tensor) for tensor, array in ends)
-        scheduled = [
-            replace(
-                event,
-                times=(action.times if action.moving is None else action.moving)[one],  # pyright: ignore[reportOptionalSubscript]
-                values=None if action.values is None else action.values[one],
-            )
-            if isinstance(event, Scheduled)
-            else event
-            for event, action in zip(events, problem.actions, strict=True)
-        ]
+        planned = [_of_row(event, action, one) for event, action in zip(events, problem.actions, strict=True)]
         solutions.append(
             solve(
                 (start[one], end[one]),
                 state,
                 t_eval=None if outputs is None else outputs[one],
                 args=problem.func.args.of(chosen),
-                events=scheduled or None,
+                events=planned or None,
                 **{
                     name: layout.with_rows(1).unflatten(flat[one]) if isinstance(flat, Tensor) else flat
                     for name, flat in tolerances.items()
@@ -231,6 +221,14 @@ def _one_by_one(
             )
         )
     return _together(solutions, layout, bool(events))
+
+
+def _of_row(event: Event | Scheduled, action: Action, one: slice) -> Event | Scheduled:
+    """The event, or the schedule for one of the rows."""
+    if isinstance(event, Event) or action.times is None:
+        return event
+    times = action.times if action.moving is None else action.moving
+    return replace(event, times=times[one], values=None if action.values is None else action.values[one])
 
 
 def _together(solutions: Sequence[BatchSolution], layout: StateLayout, with_events: bool) -> BatchSolution:
@@ -383,7 +381,7 @@ def check_events(events: Any) -> list[Event | Scheduled]:
         if not isinstance(entry, Event | Scheduled):
             if not callable(entry):
                 raise TypeError(
-                    f"events must be made of functions g(t, y), Event(g, ...) and Scheduled(times, apply), got {entry!r}"
+                    f"events must be functions g(t, y), Event(g, ...) and Scheduled(times, apply), got {entry!r}"
                 )
             entry = Event(entry)
         checked.append(entry)

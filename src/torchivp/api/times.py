@@ -101,6 +101,11 @@ def times_of_one(times: Times) -> tuple[RowTimes, MovingTimes]:
 
 
 def as_times(name: str, value: Any) -> tuple[np.ndarray, Tensor | None]:
+    """Times of any shape as float64, and as a float64 tensor on the CPU if they need a gradient.
+
+    Raises:
+        TypeError: they are no real numbers.
+    """
     if isinstance(value, bool | str) or value is None:
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r}")
     try:
@@ -189,7 +194,7 @@ def _check_outputs(outputs: np.ndarray, start: np.ndarray, end: np.ndarray) -> N
         )
 
 
-def _row(which: np.ndarray) -> str:
+def _row(which: Any) -> str:
     return f"row {int(np.flatnonzero(which)[0])}"
 
 

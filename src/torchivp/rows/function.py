@@ -101,7 +101,7 @@ class RowFunction:
         count = self.layout.rows
         if count == 1 or not self.layout.lead:
             return True
-        # Neither as many rows as there are nor in their places, so that whatever else has an entry for each does not fit.
+        # Fewer rows, and not in their places: whatever else has an entry for each row does not fit them.
         rows = torch.arange(count - 1, 0, -1, device=self._filler[1].device)
         t, y = self._filler
         with torch.no_grad():
@@ -117,56 +117,65 @@ class RowFunction:
 
     def at_filler(self, *extra: Tensor) -> Tensor:
         """The function where it can be evaluated, for all rows."""
-        return self.of_all(*self._filler, extra)
+        return self.on(None)(*self._filler, *extra)
 
     def on(self, rows: Tensor | None) -> FunctionOnRows:
         """The function for a choice of the rows, or for all."""
-        return FunctionOnRows(self, rows)
+        if rows is None:
+            return FunctionOnRows(self, self.layout, self.args.of_all())
+        if self.row_wise:
+            return FunctionOnRows(self, self.layout.with_rows(len(rows)), self.args.of(rows))
+        return FunctionAmongAll(self, rows, self._filler)
 
-    def of_all(self, t: Tensor, y: Tensor, extra: Sequence[Tensor] = ()) -> Tensor:
-        """The function of all rows, [rows, n]."""
-        return self.call(self.layout, self.args.of_all(), t, y, extra)
-
-    def among_all(self, rows: Tensor, t: Tensor, y: Tensor, extra: Sequence[Tensor]) -> Tensor:
-        """The function of the `rows`, evaluated for all rows, the others at states filled in."""
-        all_t, all_y = (
-            base.index_copy(0, rows, x.to(base.dtype)) for base, x in zip(self._filler, (t, y), strict=True)
-        )
-        count = self.layout.rows
-        all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x) for x in extra]
-        return self.of_all(all_t, all_y, all_extra)[rows]
-
-    def call(self, layout: StateLayout, args: tuple[Any, ...], t: Tensor, y: Tensor, extra: Sequence[Tensor]) -> Tensor:
-        """The function of the rows that `layout` and `args` were made for."""
-        lead = layout.lead
-        time = t.reshape(lead + self._time_dims) if lead else t.reshape(())
-        further = [x.reshape(lead + (tuple(x.shape[1:]) or (self._time_dims if lead else ()))) for x in extra]
-        value = self.function(time, layout.unflatten(y), *further, *args)
-        return self.result(value, layout)
+    def time_shape(self, layout: StateLayout) -> tuple[int, ...]:
+        """The shape in which the function receives the times of the rows."""
+        return layout.lead + self._time_dims if layout.lead else ()
 
 
 class FunctionOnRows:
-    """A function of time [rows, 1] and state [rows, size] for a choice of the rows, or for all.
+    """A function of time [rows, 1] and state [rows, size] of some rows, and of what else there is for each row.
+
+    Args:
+        function: the user's.
+        layout: the states of these rows.
+        args: the further arguments for them.
 
     Attributes:
         evaluations: how often it was called.
     """
 
-    def __init__(self, function: RowFunction, rows: Tensor | None):
-        self._function = function
-        self._rows = rows
+    def __init__(self, function: RowFunction, layout: StateLayout, args: tuple[Any, ...]):
+        self._function = function.function
+        self._result = function.result
+        self._layout = layout
+        self._args = args
+        self._time_shape = function.time_shape(layout)
         self.evaluations = 0
-        if rows is not None and function.row_wise:
-            self._layout = function.layout.with_rows(len(rows))
-            self._args = function.args.of(rows)
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
         self.evaluations += 1
-        if self._rows is None:
-            return self._function.of_all(t, y, extra)
-        if self._function.row_wise:
-            return self._function.call(self._layout, self._args, t, y, extra)
-        return self._function.among_all(self._rows, t, y, extra)
+        layout, time_shape = self._layout, self._time_shape
+        further = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
+        return self._result(
+            self._function(t.reshape(time_shape), layout.unflatten(y), *further, *self._args), layout
+        )
+
+
+class FunctionAmongAll(FunctionOnRows):
+    """The same for a function that must be called with all rows: the others are filled in."""
+
+    def __init__(self, function: RowFunction, rows: Tensor, filler: tuple[Tensor, Tensor]):
+        super().__init__(function, function.layout, function.args.of_all())
+        self._rows = rows
+        self._filler = filler
+
+    def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
+        all_t, all_y = (
+            base.index_copy(0, self._rows, x.to(base.dtype)) for base, x in zip(self._filler, (t, y), strict=True)
+        )
+        count = len(all_y)
+        all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, self._rows, x) for x in extra]
+        return super().__call__(all_t, all_y, *all_extra)[self._rows]
 
 
 def derivative(value: Any, layout: StateLayout) -> Tensor:

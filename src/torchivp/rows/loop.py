@@ -100,9 +100,20 @@ class _Active:
     @staticmethod
     def begin(start: np.ndarray) -> _Active:
         rows = len(start)
-        numbers = [np.arange(rows), start.copy(), np.full(rows, np.inf), np.ones(rows), np.ones(rows)]
-        flags = [np.zeros(rows, dtype=bool) for _ in range(5)]
-        return _Active(*numbers, *flags[:2], start.copy(), *flags[2:])
+        no = np.zeros(rows, dtype=bool)
+        return _Active(
+            index=np.arange(rows),
+            t=start.copy(),
+            h=np.full(rows, np.inf),
+            last=np.ones(rows),
+            before_last=np.ones(rows),
+            rejected=no.copy(),
+            overflowed=no.copy(),
+            anew=start.copy(),
+            hit=no.copy(),
+            done=no.copy(),
+            gone=no.copy(),
+        )
 
     def take(self, keep: np.ndarray) -> _Active:
         return _Active(*(getattr(self, entry.name)[keep] for entry in fields(self)))
@@ -129,6 +140,7 @@ class _RowLoop:
         self.accepted = np.zeros(rows, dtype=np.int64)
         self.rejected = np.zeros(rows, dtype=np.int64)
         self.evaluations = np.zeros(rows, dtype=np.int64)
+        self.iterations = 0
         self.active = _Active.begin(times.start)
         self.y = self.problem.y0.detach()
         self.carry: Any = None
@@ -178,11 +190,13 @@ class _RowLoop:
     def _iterate(self) -> None:
         active, stepper, y0 = self.active, self.stepper, self.y
         t1 = self.targets.step_end(active.index, active.t, active.h, ~active.rejected)
-        t1 = np.where(active.done, active.t, t1)
+        if active.done.any():
+            t1 = np.where(active.done, active.t, t1)
         self._stop_those_that_cannot_step(np.abs(t1 - active.t))
         if active.gone.any():
             self._drop()
             return
+        self.iterations += 1
         steps = stepper.step(active.t.copy(), t1, y0, self.carry)
         accept = self._judge(steps, np.abs(steps.t1 - active.t)) & ~active.done & ~active.gone
         located = None
@@ -194,22 +208,24 @@ class _RowLoop:
         retry = steps.step.retry
         self.carry = stepper.choose_carry(steps.step, plain)
         if plain.any():
-            self._accept(steps, np.flatnonzero(plain), located)
+            self._accept(steps, plain, located)
         if located is not None and (landing := accept & ~active.gone & ~np.isnan(located.t)).any():
             self._land(located, np.flatnonzero(landing), y0, retry)
         self._drop()
 
     def _stop_those_that_cannot_step(self, taken: np.ndarray) -> None:
         active = self.active
-        attempts = self.accepted[active.index] + self.rejected[active.index]
         still = (taken == 0.0) & ~active.done
-        tired = (attempts >= self.plan.max_steps) & ~active.done & ~still
+        self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
+        if self.iterations < self.plan.max_steps:
+            return
+        attempts = self.accepted[active.index] + self.rejected[active.index]
+        tired = (attempts >= self.plan.max_steps) & ~active.done
 
         def out_of_steps(i: int, failures: Failures) -> Status:
             counts = f"{self.accepted[active.index[i]]} accepted, {self.rejected[active.index[i]]} rejected"
             return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, awaits_event=False)
 
-        self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
         self._fail(tired, out_of_steps)
 
     def _judge(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
@@ -221,19 +237,22 @@ class _RowLoop:
         history = RowHistory(active.last, active.before_last, active.rejected)
         accept, next_h, remembered = self.stepper.judge(controller, steps, errors, active.h, history)
         rejected = ~accept & ~active.done
-        if rejected.any():
+        some_rejected = rejected.any()
+        if some_rejected:
             self.rejected[active.index[rejected]] += 1
             self._stop_the_stuck(steps, errors, taken, next_h, rejected)
-        if (suspects := accept & active.overflowed).any():
-            self._stop_those_standing_still(steps, suspects, taken)
-        active.overflowed = np.where(rejected, ~np.isfinite(errors), active.overflowed & ~accept)
+        if active.overflowed.any():
+            self._stop_those_standing_still(steps, accept & active.overflowed, taken)
+            active.overflowed &= ~accept
+        if some_rejected:
+            active.overflowed = np.where(rejected, ~np.isfinite(errors), active.overflowed)
         # A step cut very short to land on a required time says nothing about the size of the next one.
         update = ~accept | (taken > 0.1 * active.h) | (next_h > active.h)
         learn = update & accept
-        active.h = np.where(update, next_h, active.h)
-        active.before_last = np.where(learn, active.last, active.before_last)
-        active.last = np.where(learn, remembered, active.last)
-        active.rejected = np.where(update, ~accept, active.rejected)
+        np.copyto(active.h, next_h, where=update)
+        np.copyto(active.before_last, active.last, where=learn)
+        np.copyto(active.last, remembered, where=learn)
+        np.copyto(active.rejected, ~accept, where=update)
         return accept
 
     def _judge_fixed(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
@@ -275,16 +294,21 @@ class _RowLoop:
             still = same & (slopes != 0).any(1).cpu().numpy()
             self._fail(still, self._not_finite(self.active, steps.step.y0, taken))
 
-    def _accept(self, steps: TakenSteps, where: np.ndarray, located: Located | None) -> None:
-        """Go on from the ends of the steps at the positions `where`, in which there was no event."""
-        active, everything = self.active, len(where) == len(self.active.index)
-        index, t1 = active.index[where], steps.t1[where]
-        select = self.problem.select(where)
-        self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), None if everything else select))
+    def _accept(self, steps: TakenSteps, plain: np.ndarray, located: Located | None) -> None:
+        """Go on from the ends of those steps in which there was no event."""
+        active, everything = self.active, bool(plain.all())
+        where = np.flatnonzero(plain)
+        if everything:
+            index, t1 = active.index, steps.t1
+            self.outputs.step(index, steps.t0, t1, steps.within)
+            self.y = steps.y1
+        else:
+            index, t1, select = active.index[where], steps.t1[where], self.problem.select(where)
+            self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), select))
+            self.y = self.y.index_copy(0, select, steps.y1[select])
         if located is not None:
             assert self.watch is not None
             self.watch.go_on(index, located.signs[:, where])
-        self.y = steps.y1 if everything else self.y.index_copy(0, select, steps.y1[select])
         self._note(where, t1, steps.step.order)
         if self.has_schedule and any(firings := scheduled(self.problem, index, t1)):
             happens = np.array([bool(firing) for firing in firings])
@@ -407,6 +431,8 @@ class _RowLoop:
 
     def _fail(self, failed: np.ndarray, reason: Reason) -> None:
         """Rows cannot go on: say why."""
+        if not failed.any():
+            return
         for i in np.flatnonzero(failed & ~self.active.gone):
             row = int(self.active.index[i])
             problem = single_problem(self.problem, row, self.y[i : i + 1])
@@ -429,9 +455,11 @@ class _RowLoop:
     def _drop(self) -> bool:
         """Drop the rows that are through, when it pays; returns whether there are any under way."""
         active = self.active
+        if not (active.done.any() or active.gone.any()):
+            return bool(len(active.index))
         through = active.done | active.gone
         count = np.count_nonzero(through)
-        if count and (active.gone.any() or count * _DROP >= len(through) or count == len(through)):
+        if (active.gone.any() or count * _DROP >= len(through) or count == len(through)):
             for i in np.flatnonzero(active.done & ~active.gone):
                 row, t = active.index[i], float(active.t[i])
                 sentence = f"reached t = {t:g} in {self.accepted[row]} steps, {self.rejected[row]} attempts rejected"

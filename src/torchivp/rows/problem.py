@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.error_norm import ErrorNorm
 from torchivp.problem import Problem
 from torchivp.rows.function import FunctionOnRows, RowArguments, RowFunction
 from torchivp.rows.times import RowTimes
@@ -94,13 +93,10 @@ class OneRowFunction:
 
     def __init__(self, func: FunctionOnRows):
         self._func = func
-
-    @property
-    def evaluations(self) -> int:
-        """How often it was called."""
-        return self._func.evaluations
+        self.evaluations = 0
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.evaluations += 1
         return self._func(t.reshape(1, 1), y)
 
 
@@ -109,8 +105,3 @@ def single_problem(problem: RowProblem, row: int, y: Tensor) -> Problem:
     func = OneRowFunction(problem.func.on(None if problem.rows == 1 else problem.select(np.array([row]))))
     times = Times(float(problem.times.start[row]), float(problem.times.end[row]), None)
     return Problem(func, y, times, problem.real_dtype)
-
-
-def norm_of(norm: ErrorNorm, problem: RowProblem, rows: np.ndarray) -> ErrorNorm:
-    """The error norm for a choice of the rows."""
-    return norm.take(problem.select(rows))

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torchivp.rows.times import RowTimes
 
 Firing = tuple[tuple[int, int], ...]
-"""What happens in a row at one time, in order: the numbers of the actions, each with the column of its schedule or -1."""
+"""What happens in a row at one time, in order: the number of each action, with the column of its schedule or -1."""
 
 
 class WithinSteps(Protocol):
@@ -60,16 +60,16 @@ class RowOutputs:
             return
         inside: list[np.ndarray] = []
         times: list[np.ndarray] = []
-        position = np.arange(len(rows))
+        wanted = self._wanted[rows, self.next[rows]]
+        position = np.flatnonzero((t1 - wanted) * (t1 - t0) > 0)
         while len(position):
-            row = rows[position]
+            row, wanted = rows[position], wanted[position] if not inside else wanted
+            self._place(row, wanted)
+            inside.append(position)
+            times.append(wanted)
             wanted = self._wanted[row, self.next[row]]
-            before = (t1[position] - wanted) * self._direction[row] > 0
+            before = (t1[position] - wanted) * (t1[position] - t0[position]) > 0
             position, wanted = position[before], wanted[before]
-            if len(position):
-                self._place(rows[position], wanted)
-                inside.append(position)
-                times.append(wanted)
         if inside:
             where, t = np.concatenate(inside), np.concatenate(times)
             interpolant = within()
@@ -107,10 +107,10 @@ class RowOutputs:
             count: T; by default as many as were requested, or the most that a row has.
         """
         rows = len(self.next)
-        if count is None:
-            count = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1] - 1
-        times = np.full((rows, count), math.nan) if self._wanted is None else self._wanted[:, :-1]
-        states = torch.full((rows, count, like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
+        most = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1] - 1
+        shape = (rows, most if count is None else count)
+        times = np.full(shape, math.nan) if self._wanted is None else self._wanted[:, :-1]
+        states = torch.full((*shape, like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
         if self.values:
             where, place = np.concatenate(self._rows), np.concatenate(self._places)
             if self._wanted is None:

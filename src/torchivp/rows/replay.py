@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,12 +113,12 @@ class Replay:
         self.most = int(trail.steps.max(initial=0))
         self.changes = join_changes(trail.changes, plan.problem)
         order = np.argsort(self.changes.steps, kind="stable")
-        bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2))
-        self._changes_after = [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2)).tolist()
+        self._changes_after = [order[a:b] for a, b in pairwise(bounds)]
         self._orders = trail.orders
 
     def run(self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int) -> ReplayedSteps:
-        """Take the steps after `start`, up to the one with the number `last`, again from the states `y`, [rows, size]."""
+        """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size]."""
         outputs = RowOutputs(problem.times)
         outputs.next = start.next.copy()
         replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
@@ -135,8 +136,8 @@ class Replay:
                 stepper = make_stepper(problem, self.plan.method, self.plan.norm, replayed.rows)
             rows = replayed.rows
             t0, t1 = self._ends[rows, n], self._ends[rows, n + 1]
-            if isinstance(stepper, SingleStepper) and self._orders[n] is not None:
-                replayed.carry = stepper.method.at_order(replayed.carry, self._orders[n])
+            if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:
+                replayed.carry = stepper.method.at_order(replayed.carry, order)
             steps = stepper.step(t0, t1, replayed.y, replayed.carry)
             outputs.step(rows, t0, t1, steps.within)
             replayed.y, replayed.carry = steps.y1, steps.step.carry

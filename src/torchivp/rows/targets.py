@@ -45,10 +45,13 @@ class RowTargets:
         """Where steps of the `rows` from `t`, of the proposed sizes `h` or a little longer, end."""
         target = self._current[rows]
         distance = target - t
-        ratio = np.abs(distance) / np.where(stretch, STRETCH * h, h)
-        equal = t + distance / np.ceil(np.maximum(ratio, 1.0))
-        end = np.where(ratio < IN_SIGHT, equal, t + self._direction[rows] * h)
-        return np.where((ratio > 1.0) | np.isnan(target), end, target)
+        ratio = np.abs(distance) / (STRETCH * h if stretch.all() else np.where(stretch, STRETCH * h, h))
+        end = t + np.copysign(h, distance)
+        near = ratio < IN_SIGHT
+        if near.any():
+            equal = t + distance / np.ceil(np.maximum(ratio, 1.0))
+            end = np.where(near, np.where(ratio > 1.0, equal, target), end)
+        return np.where(np.isnan(ratio), target, end)
 
     def reached(self, rows: np.ndarray, t: np.ndarray) -> None:
         """Steps of the `rows` ended at `t`: look ahead to what comes after, where it was a required time."""

@@ -91,7 +91,7 @@ class RowWatch:
         self._values[:, rows] = values
         self._sizes[:, rows] = np.abs(values)
         self._signs[:, rows] = np.sign(values)
-        return np.isnan(values).any(0)
+        return np.any(np.isnan(values), axis=0)
 
     def look(self, rows: np.ndarray, steps: EventSteps) -> Located:
         """The first events in `steps` of the `rows`."""
@@ -142,7 +142,7 @@ class RowWatch:
             later = self.values(rows, t + ahead, y + step * slope())
             signs = np.where(small, np.sign(later), signs)
         self._signs[:, rows], self._values[:, rows] = signs, values
-        return np.isnan(values).any(0)
+        return np.any(np.isnan(values), axis=0)
 
     def _within(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: np.ndarray
@@ -217,7 +217,7 @@ class _Search:
             self.found |= where
 
     def dips(self) -> list[tuple[np.ndarray, tuple[int, np.ndarray]]]:
-        """Where the function may have dipped through zero between samples: at the vertex of a parabola through three."""
+        """Where the function may have dipped through zero between samples: the vertex of a parabola through three."""
         found = []
         for i in range(1, len(self.values) - 1):
             sign = self._signs[i]

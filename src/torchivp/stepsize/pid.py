@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,20 +118,24 @@ class PIDController:
         self, error: np.ndarray, h: np.ndarray, proposed: np.ndarray, history: RowHistory, error_order: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """`adapt` for many rows at once: which steps to accept, and the sizes of the next; `history` is not changed."""
-        finite = np.isfinite(error)
         accept = error <= 1.0
         if self.accept_at_min_step:
-            accept |= (proposed <= self.min_step) & finite
-        known = np.where(finite & (error > 0.0), error, 1.0)
+            accept |= (proposed <= self.min_step) & np.isfinite(error)
         k = error_order + 1
-        factor = self.safety * known ** (-(self.kp + self.ki + self.kd) / k)
+        with np.errstate(divide="ignore"):
+            factor = self.safety * error ** (-(self.kp + self.ki + self.kd) / k)
         if self.kp or self.kd:
             factor *= np.maximum(history.last, 1e-10) ** ((self.kp + 2 * self.kd) / k)
             factor *= np.maximum(history.before_last, 1e-10) ** (-self.kd / k)
-        factor = np.where(error == 0.0, self.factor_max, np.where(finite, factor, self.factor_min))
-        largest = np.where(accept, np.where(history.rejected, 1.0, self.factor_max), self.safety)
-        factor = np.minimum(np.maximum(factor, self.factor_min), largest)
-        return accept, np.minimum(np.maximum(h * factor, self.min_step), self.max_step)
+            factor[error == 0.0] = self.factor_max
+        largest: Any = self.factor_max
+        if not (accept.all() and not history.rejected.any()):
+            largest = np.where(accept, np.where(history.rejected, 1.0, self.factor_max), self.safety)
+        # fmax: an error that is not a number is as bad as can be
+        next_h = h * np.minimum(np.fmax(factor, self.factor_min), largest)
+        if self.min_step > 0.0 or self.max_step < math.inf:
+            next_h = np.minimum(np.maximum(next_h, self.min_step), self.max_step)
+        return accept, next_h
 
     def _factor(self, error: float, history: History, k: int) -> float:
         if error == 0.0:

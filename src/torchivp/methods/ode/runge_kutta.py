@@ -151,6 +151,7 @@ class ExplicitRungeKutta(Method):
         self._row_lengths = [len(row) for row in rows]
         self._coefficients = torch.tensor(np.concatenate(rows)[None], **in_state)
         self._buffer = _StageBuffer(self._coefficients, self._row_lengths, stages, y0)
+        self._row_stages: _RowBuffer | None = None
         self._rows = self._coefficients.split(self._row_lengths, dim=1)
         self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, y0.device)
@@ -196,31 +197,29 @@ class ExplicitRungeKutta(Method):
     def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None) -> Step:
         # Unlike the step of one row, the sizes of the steps are no part of the coefficients.
         dt = (t1 - t0).to(y0.dtype)
-        first, last = t0.to(self._real_dtype), t1.to(self._real_dtype)
-        inner = torch.lerp(t0, t1, self._inner_c.view(-1, 1, 1)).to(self._real_dtype)
-        times = (first, last, *inner.unbind())
-        stages = None if torch.is_grad_enabled() else self._buffer.k
+        inner = torch.lerp(t0, t1, self._inner_c.view(-1, 1, 1))
+        times = (t0, t1, *inner.unbind())
+        if t0.dtype != self._real_dtype:
+            times = [t.to(self._real_dtype) for t in times]
+        recorded = torch.is_grad_enabled()
+        stages = _RecordedRows() if recorded else self._row_buffer(y0)
         y = y0
         for i, place in enumerate(self._time_of_stage):
             if i > 0:
-                assert stages is not None
-                y = _combine(y0, dt, self._rows[i - 1], stages[:i])
-            k = func(times[place], y) if i > 0 or carry is None else carry
-            row = k.reshape(1, -1)
-            if stages is None:
-                stages = row if k.requires_grad else row.clone()  # func may use its memory again
-            elif stages is self._buffer.k:
-                stages[i] = row[0]
-            else:
-                stages = torch.cat((stages, row))
-        assert stages is not None
-        y1 = y if self.tableau.fsal else _combine(y0, dt, self._rows[-2], stages)
-        error = None
+                y = torch.addcmul(y0, dt, stages.combine(self._rows[i - 1], i).view_as(y0))
+            stages.put(i, func(times[place], y) if i > 0 or carry is None else carry)
+        count, error, fsal = len(self.tableau.c), None, self.tableau.fsal
+        y1 = y if fsal else torch.addcmul(y0, dt, stages.combine(self._rows[-2], count).view_as(y0))
         if self.error_order is not None:
             with torch.no_grad():
-                error = torch.mm(self._rows[-1], stages).view_as(y0) * dt
-        end = stages[-1].view_as(y0) if self.tableau.fsal else None
-        return Step(t0, t1, y0, y1, error, end, stages[0].view_as(y0), stages)
+                error = stages.combine(self._rows[-1], count).view_as(y0) * dt
+        k = stages.all()
+        return Step(t0, t1, y0, y1, error, k[-1].view_as(y0) if fsal else None, k[0].view_as(y0), k)
+
+    def _row_buffer(self, y0: Tensor) -> _RowBuffer:
+        if self._row_stages is None:
+            self._row_stages = _RowBuffer(self._buffer.k, y0)
+        return self._row_stages
 
     def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
         t0, t1, y0, stages = step.t0, step.t1, step.y0, step.stages
@@ -280,6 +279,52 @@ class ExplicitRungeKutta(Method):
 def _combine(y0: Tensor, dt: Tensor, weights: Tensor, stages: Tensor) -> Tensor:
     """`y0 + dt sum_j weights_j stages_j` for rows with steps of their own."""
     return torch.addcmul(y0, dt, torch.mm(weights, stages).view_as(y0))
+
+
+class _RowBuffer:
+    """The stages of many rows in the one buffer.
+
+    Args:
+        k: the buffer, [stages, rows * size].
+        like: the states, [rows, size].
+    """
+
+    def __init__(self, k: Tensor, like: Tensor):
+        self._k = k
+        self._slots = [row.view_as(like) for row in k]
+        self._first = [k[:i] for i in range(len(k) + 1)]
+        self._combined = torch.empty_like(k[:1])
+
+    def put(self, i: int, k: Tensor) -> None:
+        self._slots[i].copy_(k)
+
+    def combine(self, weights: Tensor, count: int) -> Tensor:
+        """The weighted sum of the first stages; valid until the next."""
+        return torch.mm(weights, self._first[count], out=self._combined)
+
+    def all(self) -> Tensor:
+        return self._k
+
+
+class _RecordedRows:
+    """The stages of many rows as a matrix that autograd can follow."""
+
+    def __init__(self) -> None:
+        self._k: Tensor | None = None
+
+    def put(self, i: int, k: Tensor) -> None:
+        row = k.reshape(1, -1)
+        if self._k is not None:
+            self._k = torch.cat((self._k, row))
+        else:
+            self._k = row if row.requires_grad else row.clone()  # func may use its memory again
+
+    def combine(self, weights: Tensor, count: int) -> Tensor:
+        return torch.mm(weights, self.all())
+
+    def all(self) -> Tensor:
+        assert self._k is not None
+        return self._k
 
 
 class _StageBuffer:
