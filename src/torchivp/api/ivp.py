@@ -13,10 +13,10 @@ from torch import Tensor
 from torchivp.api.arguments import (
     Gradient,
     build_integration,
-    check_number,
     default_tolerances,
     find_gradient,
 )
+from torchivp.checks import check_number
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
@@ -76,14 +76,17 @@ def solve_ivp(
             little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
             such as `Checkpointed(checkpoints=20)`.
         dense_output: also return `Solution.sol`, the solution at any time.
-        step_size: take fixed steps of this size, with any method; methods without an error estimate need it.
+        step_size: take fixed steps of this size, with any method but `adams` and `scipy_solver`, which size their own;
+            methods without an error estimate need it.
         first_step: size of the first step; None to estimate it.
         min_step: no adaptive step is smaller.
         max_step: no adaptive step is larger.
         max_steps: the largest number of step attempts.
-        controller: how to size the steps, instead of the four arguments before: `PIController()`, for example.
+        controller: how to size the steps, instead of `step_size`, `first_step`, `min_step` and `max_step`:
+            `PIController()`, for example.
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
-            at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one.
+            at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one. It
+            matters to adaptive and implicit methods only.
         throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it.
 
     Returns:
@@ -142,7 +145,7 @@ def solve_ivp(
 
 
 def _times(t_span: Any, t_eval: Any) -> Times:
-    ends, ends_tensor = check_times(t_span, "t_span", monotone=False)
+    ends, ends_tensor = check_times(t_span, "t_span", monotone=False, example="t_span=(t0, t1)")
     if len(ends) != 2:
         raise ValueError(f"t_span must be (t0, t1), got {len(ends)} times: write t_span=(t[0], t[-1]), t_eval=t")
     start, end = ends
