@@ -82,24 +82,26 @@ class Failures:
         sentence = (
             f"step size underflow at t = {t:.9g}: the error of a step of {taken:.3g} {self._too_large(step, error)}. "
             + (
-                self._untolerated(t, step.y0)
+                self._untolerated(step.y0, step.error)
                 or "The solution may be singular there, or func discontinuous; otherwise loosen rtol and atol"
                 + self._precision(step.y0)
             )
         )
         return Status(Outcome.STEP_UNDERFLOW, sentence, t)
 
-    def norm_undefined(self, t: float, y: Tensor, error: float) -> Status:
-        """The error of a step from `(t, y)` is not a number, although the state is."""
+    def norm_undefined(self, t: float, step: Step, error: float) -> Status:
+        """The error of a step is not a number, although the state is."""
         sentence = f"the error of a step from t = {t:.9g} is {error}, although the state is finite: " + (
-            self._untolerated(t, y) or "func is not finite within the step, or norm is not"
+            self._untolerated(step.y0, step.error) or "func is not finite within the step, or norm is not"
         )
         return Status(Outcome.NON_FINITE, sentence, t)
 
     def non_finite(self, t: float, y: Tensor, taken: float) -> Status:
         """A step of the size `taken` from `(t, y)` led to a state that is not finite, or could not be begun."""
-        y0 = y.detach()
-        y, slope = entries(y0), self._slope(t, y0)
+        start = y.detach()
+        with torch.no_grad():
+            change = self._problem.func(self._problem.time(t), start)
+        y, slope = entries(start), entries(change)
         if not is_finite(y):
             where = f"the initial state is not finite: {self._describe(_first_bad(y))} = {_bad_value(y)}"
         elif not is_finite(slope):
@@ -108,7 +110,7 @@ class Failures:
                 f"{self._describe(_first_bad(slope))} is {_bad_value(slope)}. Look for a division by zero, or a "
                 "log or sqrt of a number that is not positive"
             )
-        elif untolerated := self._untolerated(t, y0):
+        elif untolerated := self._untolerated(start, change):
             where = f"no step can be taken from t = {t:.9g}: {untolerated}"
         else:
             where = (
@@ -123,17 +125,12 @@ class Failures:
             )
         return Status(Outcome.NON_FINITE, where, t)
 
-    def _slope(self, t: float, y: Tensor) -> Tensor:
-        """The derivative for each entry of the batch."""
-        with torch.no_grad():
-            return entries(self._problem.func(self._problem.time(t), y.detach()))
-
-    def _untolerated(self, t: float, y: Tensor) -> str:
-        """That no error is tolerated in an element of `y` that is about to change; empty if there is none."""
-        if not self._adaptive:
+    def _untolerated(self, y: Tensor, change: Tensor | None) -> str:
+        """That no error is tolerated in an element of `y`, although there is a `change`; empty if there is none."""
+        if not self._adaptive or change is None:
             return ""
         states = entries(y.detach())
-        bad = self._norm.untolerated(states) & (self._slope(t, y) != 0)
+        bad = self._norm.untolerated(states) & (entries(change) != 0)
         if not bad.any():
             return ""
         index = int(bad.flatten(0, -2).any(0).int().argmax())

@@ -358,7 +358,7 @@ class _StepLoop:
             return self.failures.not_converged(self.t, step)
         if not math.isfinite(error):
             finite = is_finite(step.y1)
-            return self.failures.norm_undefined(self.t, self.y, error) if finite else self._blow_up(taken)
+            return self.failures.norm_undefined(self.t, step, error) if finite else self._blow_up(taken)
         if too_small:
             return self.failures.underflow(self.t, step, error, taken)
         return self.failures.tolerance_not_met(self.t, step, error, controller.min_step)
