@@ -64,14 +64,14 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     return controller
 
 
-def check_norm(norm: ErrorNorm, controller: Controller) -> ErrorNorm:
-    """Check that steps sized by their error may have one.
+def check_norm(norm: ErrorNorm, controller: Controller, whose: str = "") -> ErrorNorm:
+    """Check that steps sized by their error may have one; `whose` tolerances they are, for the message.
 
     Raises:
         ValueError: both tolerances are zero.
     """
     if isinstance(controller, PIDController) and norm.tolerates_nothing:
-        raise ValueError("rtol and atol are both 0, which no step can meet: pass rtol=1e-6 or atol=1e-9")
+        raise ValueError(f"{whose}rtol and atol are both 0, which no step can meet: pass rtol=1e-6 or atol=1e-9")
     return norm
 
 

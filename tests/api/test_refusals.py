@@ -274,3 +274,8 @@ def test_backsolve_options_are_checked():
     )
     y0 = Y0.clone().requires_grad_()
     refused(ValueError, "RK4 has no error", lambda: solve_ivp(decay, (0, 1), y0, gradient=Backsolve(method="rk4")))
+    refused(
+        ValueError,
+        "the adjoint's rtol and atol are both 0, which no step can meet",
+        lambda: odeint_adjoint(decay, y0, T, adjoint_rtol=0, adjoint_atol=0),
+    )

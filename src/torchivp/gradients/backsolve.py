@@ -106,11 +106,12 @@ class Backsolve:
             return Direct().solve(integration, None, interpolants)
         refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
-        check_controller(self.controller or integration.controller, backward_method)
+        controller = check_controller(self.controller or integration.controller, backward_method)
         layout = user_function(integration.problem).layout
         forward = integration.norm
         rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)
         atol = forward.atol if self.atol is None else check_tolerance("the adjoint's atol", self.atol, layout)
+        check_norm(ErrorNorm(rtol, atol, (), layout.dtype), controller, "the adjoint's ")
         solve = _AdjointSolve(self, backward_method, rtol, atol, integration, inputs)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats
@@ -189,13 +190,12 @@ class _AdjointSolve:
             return z
 
         problem = Problem(system, z, Times(times[-1], forward.problem.times.start, ()), forward.problem.real_dtype)
-        controller = options.controller or forward.controller
-        error_norm = check_norm(self._error_norm(system, norm), controller)
+        error_norm = self._error_norm(system, norm)
         callbacks = options.callbacks and replace(options.callbacks, unflatten=system.as_tuple)
         backward = Integration(
             problem=problem,
             method=self.method(z, problem.real_dtype, error_norm),
-            controller=controller,
+            controller=options.controller or forward.controller,
             norm=error_norm,
             max_steps=forward.max_steps if options.max_steps is None else options.max_steps,
             describe=system.describe,
