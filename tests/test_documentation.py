@@ -149,3 +149,13 @@ def test_every_public_name_is_in_the_reference():
     reference = (ROOT / "docs" / "api.md").read_text()
     missing = [name for name in torchivp.__all__ if name not in reference]
     assert not missing
+
+
+def test_every_method_and_its_options_are_in_the_reference():
+    from torchivp import ODE_METHODS
+
+    reference = (ROOT / "docs" / "api.md").read_text()
+    for method in ODE_METHODS.values():
+        assert f"::: {method.__module__}.{method.__name__}\n" in reference
+        for option in method.options:
+            assert f"`{option}`" in reference

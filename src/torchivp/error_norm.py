@@ -44,12 +44,17 @@ class ErrorNorm:
     ):
         self.rtol = rtol
         # Where nothing is tolerated and nothing is wrong, the ratio shall be zero and not undefined.
-        tiny = torch.finfo(dtype).tiny
-        self.atol = atol.clamp(min=tiny) if isinstance(atol, Tensor) else max(atol, tiny)
+        self._tiny = torch.finfo(dtype).tiny
+        self.atol = atol.clamp(min=self._tiny) if isinstance(atol, Tensor) else max(atol, self._tiny)
         self._parts = [(part.start, part.stop - part.start) for part in parts if part.stop > part.start]
         self._norm = norm
         self._whole = len(self._parts) == 1
         self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
+
+    @property
+    def tolerates_nothing(self) -> bool:
+        """Whether both tolerances are zero."""
+        return float(torch.as_tensor(self.rtol).max()) == 0.0 and float(torch.as_tensor(self.atol).max()) <= self._tiny
 
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
         """The scaled size of the `error` of a step from `y0` to `y1`."""
@@ -88,6 +93,10 @@ class ErrorNorm:
         size1 = y1.abs()
         self._last = (weakref.ref(y1), size1)
         return error / torch.maximum(size0, size1).mul_(self.rtol).add_(self.atol)
+
+    def untolerated(self, y: Tensor) -> Tensor:
+        """Where no error is tolerated in the state `y`: it is zero there, and so is the absolute tolerance."""
+        return y.abs() * self.rtol + self.atol <= self._tiny
 
     def _root_mean_square(self, x: Tensor) -> float:
         if self._whole:

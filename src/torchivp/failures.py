@@ -36,16 +36,25 @@ class Failures:
         """Too many step attempts."""
         times = self._problem.times
         advice = (
-            "no event has happened by then: does one happen at all? If so, raise max_steps or loosen rtol and atol"
+            "no event has happened by then: does one happen at all? If so, raise max_steps "
+            "(option max_num_steps of odeint) or loosen rtol and atol"
             if awaits_event
-            else "raise max_steps or loosen rtol and atol; if the solution varies on a much longer time scale than "
-            "the step size, the problem is stiff"
+            else "raise max_steps (option max_num_steps of odeint) or loosen rtol and atol; if the solution varies on "
+            "a much longer time scale than the step size, the problem is stiff"
         )
         sentence = (
             f"max_steps = {max_steps} step attempts ({counts}) took the solution from t = {times.start:g} to "
             f"t = {t:g} of {times.end:g}, where the step size is {taken:.3g}: {advice}"
         )
         return Status(Outcome.MAX_STEPS, sentence, t)
+
+    def out_of_time(self, t: float) -> Status:
+        """The next step would end beyond the largest number, in the search for an event."""
+        sentence = (
+            f"no event has happened by t = {t:.3g}, and the next step leads beyond the largest number that a time can "
+            "be: does one happen at all? event_fn has the same sign at the end of every step as at the start"
+        )
+        return Status(Outcome.NO_EVENT, sentence, t)
 
     def no_progress(self, t: float, h: float) -> Status:
         """A step too small to move time."""
@@ -72,25 +81,27 @@ class Failures:
         """The error is too large at the smallest step possible."""
         sentence = (
             f"step size underflow at t = {t:.9g}: the error of a step of {taken:.3g} {self._too_large(step, error)}. "
-            "The solution may be singular there, or func discontinuous; otherwise loosen rtol and atol"
-            + self._precision(step.y0)
+            + (
+                self._untolerated(step.y0, step.error)
+                or "The solution may be singular there, or func discontinuous; otherwise loosen rtol and atol"
+                + self._precision(step.y0)
+            )
         )
         return Status(Outcome.STEP_UNDERFLOW, sentence, t)
 
-    def norm_undefined(self, t: float, error: float) -> Status:
-        """The error is not a number, although the state is."""
-        sentence = (
-            f"the error of a step from t = {t:.9g} is {error}, although the state is finite: func is not finite "
-            "within the step, or norm is not"
+    def norm_undefined(self, t: float, step: Step, error: float) -> Status:
+        """The error of a step is not a number, although the state is."""
+        sentence = f"the error of a step from t = {t:.9g} is {error}, although the state is finite: " + (
+            self._untolerated(step.y0, step.error) or "func is not finite within the step, or norm is not"
         )
         return Status(Outcome.NON_FINITE, sentence, t)
 
     def non_finite(self, t: float, y: Tensor, taken: float) -> Status:
         """A step of the size `taken` from `(t, y)` led to a state that is not finite, or could not be begun."""
-        y = y.detach()
+        start = y.detach()
         with torch.no_grad():
-            slope = self._problem.func(self._problem.time(t), y)
-        y, slope = entries(y), entries(slope)
+            change = self._problem.func(self._problem.time(t), start)
+        y, slope = entries(start), entries(change)
         if not is_finite(y):
             where = f"the initial state is not finite: {self._describe(_first_bad(y))} = {_bad_value(y)}"
         elif not is_finite(slope):
@@ -99,6 +110,8 @@ class Failures:
                 f"{self._describe(_first_bad(slope))} is {_bad_value(slope)}. Look for a division by zero, or a "
                 "log or sqrt of a number that is not positive"
             )
+        elif untolerated := self._untolerated(start, change):
+            where = f"no step can be taken from t = {t:.9g}: {untolerated}"
         else:
             where = (
                 f"the state is not finite after a step of {taken:.3g} from t = {t:.9g}, where state and "
@@ -106,11 +119,23 @@ class Failures:
                 + (
                     "or func is undefined just beyond"
                     if self._adaptive
-                    else "or the step size is too large for a stable solution: try a smaller step_size, or an "
-                    "adaptive method"
+                    else "or func is undefined just beyond, or the step size is too large for a stable solution: try a "
+                    "smaller step_size, or an adaptive method"
                 )
             )
         return Status(Outcome.NON_FINITE, where, t)
+
+    def _untolerated(self, y: Tensor, change: Tensor | None) -> str:
+        """That no error is tolerated in an element of `y`, although there is a `change`; empty if there is none."""
+        if not self._adaptive or change is None:
+            return ""
+        states = entries(y.detach())
+        bad = self._norm.untolerated(states) & (entries(change) != 0)
+        if not bad.any():
+            return ""
+        index = int(bad.flatten(0, -2).any(0).int().argmax())
+        value = states[..., index][bad[..., index]][0].item()
+        return f"{self._describe(index)} = {value:g} and atol = 0, so no error is tolerated there: pass atol > 0"
 
     def _too_large(self, step: Step, error: float) -> str:
         assert step.error is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,15 +65,15 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     return controller
 
 
-def check_max_steps(max_steps: int) -> int:
-    """Check the limit on step attempts.
+def check_norm(norm: ErrorNorm, controller: Controller, whose: str = "") -> ErrorNorm:
+    """Check that steps sized by their error may have one; `whose` tolerances they are, for the message.
 
     Raises:
-        ValueError: it is not a positive whole number.
+        ValueError: both tolerances are zero.
     """
-    if isinstance(max_steps, bool) or not isinstance(max_steps, numbers.Integral) or max_steps < 1:
-        raise ValueError(f"max_steps must be a positive whole number, got {max_steps!r}")
-    return int(max_steps)
+    if isinstance(controller, PIDController) and norm.tolerates_nothing:
+        raise ValueError(f"{whose}rtol and atol are both 0, which no step can meet: pass rtol=1e-6 or atol=1e-9")
+    return norm
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,14 @@ class Integration:
 
     def run(self, recorders: Sequence[Recorder]) -> tuple[Status, Stats]:
         """Integrate from the start to the end, telling the recorders of every accepted step."""
-        run = _Run(self, recorders)
-        status = run.to_the_end()
-        if status.ok and not isinstance(self.controller, PIDController) and not is_finite(run.y):
+        loop = _StepLoop(self, recorders)
+        status = loop.to_the_end()
+        if status.ok and not isinstance(self.controller, PIDController) and not is_finite(loop.y):
             # A state that is not finite stays so. Fixed steps therefore look at the last state only, so that no
             # step waits for the device, and look for the first bad step if there is one.
-            run = _Run(replace(self, callbacks=None), recorders, look_at_every_step=True)
-            status = run.to_the_end()
-        return status, Stats(self.problem.func.evaluations, run.accepted, run.rejected)
+            loop = _StepLoop(replace(self, callbacks=None), recorders, look_at_every_step=True)
+            status = loop.to_the_end()
+        return status, Stats(self.problem.func.evaluations, loop.accepted, loop.rejected)
 
     def replay(
         self,
@@ -128,24 +127,29 @@ class Integration:
         carry: Any,
         recorders: Sequence[Recorder],
     ) -> Step:
-        """Take the accepted steps that end at `times[1:]` again, from the state `y` at `times[0]`."""
+        """Take the accepted steps that end at `times[1:]` again.
+
+        `y` and `carry` are those of the step that ended at `times[0]`, or of the start.
+        """
         at = self.problem.times.at
         step = None
         for (t0, t1), order in zip(pairwise(times), orders, strict=True):
+            if t0 != self.problem.times.start:
+                y, carry = self.onward(t0, y, carry)
             if order is not None:
                 carry = self.method.at_order(carry, order)
             func = self.function_within(t0, t1)
             step = self.method.step(func, at(t0), at(t1), y, carry)
             for recorder in recorders:
                 recorder.accept(self.method, func, step, t1)
-            y, carry = self.state_after(step, t1)
+            y, carry = step.y1, step.carry
         assert step is not None, "a stretch to replay has at least one step"
         return step
 
     def function_within(self, t0: float, t1: float) -> FlatFunc:
         """The right-hand side for a step: where it jumps at an end of the step, its values on the step's side."""
         func = self.problem.func
-        if not (self.stops.jumps or self.stops.one_sided):
+        if not (self.stops.jump_times or self.stops.one_sided):
             return func
         avoid_start, avoid_end = self.stops.avoided_ends(t0, t1)
         if not (avoid_start or avoid_end):
@@ -157,11 +161,11 @@ class Integration:
             torch.nextafter(end, start) if avoid_end else end,
         )
 
-    def state_after(self, step: Step, t1: float) -> tuple[Tensor, Any]:
-        """The state and the carry with which to go on after a step that ends at `t1`."""
-        if t1 in self.changes:
-            return self.changes[t1](step.y1), None
-        return step.y1, None if t1 in self.stops.jumps else step.carry
+    def onward(self, t: float, y: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        """The state and the carry with which to go on after a step that ended at `t` with these."""
+        if t in self.changes:
+            return self.changes[t](y), None
+        return y, None if t in self.stops.jump_times else carry
 
     def targets(self) -> Iterable[float]:
         """The times that a step must end on, in order; the last is the end of the span."""
@@ -170,7 +174,7 @@ class Integration:
         return merge(required, others, times.direction) if others else required
 
 
-class _Run:
+class _StepLoop:
     """One pass of the loop: where it is, and what it has cost."""
 
     def __init__(self, plan: Integration, recorders: Sequence[Recorder], look_at_every_step: bool = False):
@@ -209,6 +213,8 @@ class _Run:
         while not clip.done:
             t1 = clip.step_end(self.t, self.h, stretch=not self.history.rejected)
             taken = abs(t1 - self.t)
+            if math.isinf(t1) and not plan.method.sizes_steps:
+                return self.failures.out_of_time(self.t)
             if taken == 0.0:
                 return self.failures.no_progress(self.t, self.h)
             if self.accepted + self.rejected >= plan.max_steps:
@@ -267,7 +273,7 @@ class _Run:
         for recorder in self.recorders:
             recorder.accept(self.plan.method, func, step, t1)
         self.t = t1
-        self.y, self.carry = self.plan.state_after(step, t1)
+        self.y, self.carry = self.plan.onward(t1, step.y1, step.carry)
         self.overflowed = False
 
     def _land(self, func: FlatFunc, landing: Landing) -> Status:
@@ -335,7 +341,7 @@ class _Run:
             return self.failures.not_converged(self.t, step)
         if not math.isfinite(error):
             finite = is_finite(step.y1)
-            return self.failures.norm_undefined(self.t, error) if finite else self._blow_up(taken)
+            return self.failures.norm_undefined(self.t, step, error) if finite else self._blow_up(taken)
         if too_small:
             return self.failures.underflow(self.t, step, error, taken)
         return self.failures.tolerance_not_met(self.t, step, error, controller.min_step)

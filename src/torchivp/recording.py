@@ -149,7 +149,7 @@ class Trail:
         self.orders.append(step.order)
         taken = len(self.times) - 1
         if taken % self._stride == 0:
-            carry = pytree.tree_map_only(Tensor, Tensor.clone, step.carry)
+            carry = pytree.tree_map_only(Tensor, Tensor.clone, method.carry_to_keep(step.carry))
             self.checkpoints.append(Checkpoint(taken, len(self._outputs.t), step.y1, carry))
             if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
                 self.checkpoints = self.checkpoints[::2]
@@ -163,7 +163,7 @@ class Checkpoint:
         step: the number of steps taken before it.
         outputs: the number of outputs kept before it.
         y: the state, [1, size].
-        carry: the method's carry.
+        carry: the method's carry, as it keeps it.
     """
 
     __slots__ = ("carry", "outputs", "step", "y")

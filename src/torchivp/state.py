@@ -139,6 +139,8 @@ class StateLayout:
         return self.flatten(self._checked(y, name, "the state"))
 
     def _checked(self, k: Any, caller: str, what: str) -> list[Tensor]:
+        if k is None:
+            raise TypeError(f"{caller}(t, y) returned None: is a return missing?")
         if isinstance(k, Tensor) and not self.is_tensor and self._is_flat_sequence():
             k = tuple(k.unbind())
         leaves, spec = pytree.tree_flatten(k)
@@ -194,6 +196,7 @@ def _check_leaf(name: str, leaf: Any) -> None:
             f"write torch.tensor({leaf!r})"
             if isinstance(leaf, int | float | complex)
             else f"y0 must be a tensor or a tuple, list or dict of tensors, but {name} is {type(leaf).__name__}"
+            + (f": write torch.from_numpy({name})" if isinstance(leaf, np.ndarray) else "")
         )
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} must be floating point or complex, got {leaf.dtype}: write {name}.double()")

@@ -117,9 +117,16 @@ class Times:
 
 
 def check_times(
-    t: Any, name: str = "t", monotone: bool = True, endless: bool = False
+    t: Any, name: str = "t", monotone: bool = True, endless: bool = False, example: str | None = None
 ) -> tuple[list[float], Tensor | None]:
     """Check a strictly monotone series of times; the last one may be infinite if the series may be `endless`.
+
+    Args:
+        t: the times.
+        name: what they are called in messages.
+        monotone: whether they must be in order.
+        endless: whether the last one may be infinite.
+        example: what to write instead of what is none; None for advice that follows from `name`.
 
     Returns:
         The times as floats, and `t` as a float64 tensor on the CPU if it requires a gradient, else None.
@@ -128,24 +135,28 @@ def check_times(
         TypeError: `t` is not a real tensor, array or sequence of numbers.
         ValueError: `t` is empty, not one-dimensional, not finite or not strictly monotone.
     """
+    given = t
     if not isinstance(t, Tensor):
         try:
+            if _foreign(t):
+                raise TypeError
             if isinstance(t, list | tuple) and any(isinstance(entry, Tensor) for entry in t):
                 t = torch.stack([torch.as_tensor(entry).to("cpu", torch.float64) for entry in t])
             else:
                 t = torch.as_tensor(np.asarray(t, dtype=np.float64))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
-                f"{name} must be a one-dimensional tensor of times, got {type(t).__name__}: "
-                f"write {name}=torch.linspace(t0, t1, steps)"
+                f"{name} must be a one-dimensional tensor of times, got {_foreign(t) or type(t).__name__}: "
+                f"write {example or f'{name}=torch.linspace(t0, t1, steps)'}"
             ) from None
     if t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {t.dtype}: write {name}.real")
+        real = f"{name}.real" if t.is_complex() else f"{name}.double()"
+        raise TypeError(f"{name} must hold real numbers, got {t.dtype}: write {example or real}")
     if t.ndim != 1:
-        raise ValueError(
-            f"{name} must be one-dimensional, got shape {tuple(t.shape)}"
-            + (f": write {name}.reshape(1)" if t.ndim == 0 else f": write {name}.flatten()")
-        )
+        flat = f"{name}.reshape(1)" if t.ndim == 0 else f"{name}.flatten()"
+        if not isinstance(given, Tensor | np.ndarray):
+            flat = f"{name}=[{given!r}]" if t.ndim == 0 else f"{name}=torch.tensor({name}).flatten()"
+        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(t.shape)}: write {example or flat}")
     if t.numel() == 0:
         raise ValueError(f"{name} is empty: pass at least one time")
     values: list[float] = t.detach().to("cpu", torch.float64).tolist()
@@ -159,18 +170,31 @@ def check_times(
     return values, t.to("cpu", torch.float64) if t.requires_grad else None
 
 
+def _foreign(t: Any) -> str:
+    """What NumPy would take for numbers, although it is none, in words; empty if there is no such thing."""
+    for entry in t if isinstance(t, list | tuple) else [t]:
+        dtype = entry.dtype if isinstance(entry, Tensor | np.ndarray) else None
+        if entry is None or isinstance(entry, str | bool | np.bool_) or dtype in (torch.bool, np.dtype(bool)):
+            kind = type(entry).__name__ if dtype is None else f"an array of {dtype}"
+            return kind if entry is t else f"a {type(t).__name__} with {kind}"
+    return ""
+
+
 def _check_monotone(values: list[float], name: str) -> None:
     direction = 1.0 if values[-1] >= values[0] else -1.0
+    unique, in_order = f"torch.unique({name})", f"{name}.sort().values"
+    if direction < 0:
+        unique, in_order = f"{unique}.flip(0)", f"{name}.sort(descending=True).values"
     for i, (before, after) in enumerate(pairwise(values)):
         if after == before:
             raise ValueError(
                 f"{name} must be strictly increasing or decreasing, but {name}[{i}] = {name}[{i + 1}] = {after}: "
-                f"drop the repeated time, {name} = torch.unique({name})"
+                f"drop the repeated time, {name} = {unique}"
             )
         if (after - before) * direction < 0:
             raise ValueError(
                 f"{name} must be strictly increasing or decreasing, but {name}[{i}] = {before} and "
-                f"{name}[{i + 1}] = {after}: sort it, {name} = {name}.sort().values"
+                f"{name}[{i + 1}] = {after}: sort it, {name} = {in_order}"
             )
 
 

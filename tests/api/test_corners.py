@@ -195,7 +195,7 @@ def test_a_grid_may_hold_the_start():
         ({"adjoint_atol": "a"}, TypeError, "the adjoint's atol must be made of numbers or tensors, got str"),
         ({"adjoint_rtol": (1e-6, 1e-6, 1e-6)}, ValueError, "the adjoint's rtol of shape (3,) does not broadcast"),
         ({"options": 3}, TypeError, "options must be a dict such as {'step_size': 0.1}, got 3"),
-        ({"options": {"max_num_steps": 0}}, ValueError, "max_steps must be a positive whole number, got 0"),
+        ({"options": {"max_num_steps": 0}}, ValueError, "must be a whole number of at least 1, got 0"),
         ({"options": {"first_step": "a"}}, TypeError, "option 'first_step' must be a number, got 'a'"),
         ({"options": {"norm": lambda x: x}}, ValueError, "norm must return one number that is not negative"),
         ({"method": "rk4", "options": {"grid_constructor": 3}}, TypeError, "a function of (func, y0, t), got 3"),
@@ -217,9 +217,9 @@ def test_tolerances_of_the_adjoint_for_each_element():
 def test_options_of_objects_are_checked():
     with pytest.raises(TypeError, match="seminorm must be True or False, got 'x'"):
         Backsolve(seminorm="x")
-    with pytest.raises(ValueError, match="max_steps must be a positive whole number, got 0"):
+    with pytest.raises(ValueError, match="max_steps must be a whole number of at least 1, got 0"):
         Backsolve(max_steps=0)
-    with pytest.raises(ValueError, match=r"checkpoints must be a whole number of at least 2, got 2.5"):
+    with pytest.raises(TypeError, match=r"checkpoints must be a whole number of at least 2, got 2.5"):
         Checkpointed(2.5)
 
 

@@ -49,13 +49,33 @@ def test_outputs_not_reached_are_nan_and_the_others_kept():
     assert solution.y[5:].isnan().all()
 
 
+def test_an_element_in_which_no_error_is_tolerated_is_named():
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    sentence = "y[1] = 0 and atol = 0, so no error is tolerated there: pass atol > 0"
+    solution = failing(lambda t, y: torch.sin(9 * t) - y + 1e-9, y0, atol=0)
+    assert f"no step can be taken from t = 0: {sentence}" in solution.message
+    solution = failing(lambda t, y: torch.relu(t - 0.5) - y, y0, atol=0)  # the second one rises from zero at a kink
+    assert sentence in solution.message
+    assert solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, atol=0).success  # nothing happens in that element
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge:UserWarning")
+@pytest.mark.parametrize("method", FIXED)
+def test_fixed_steps_need_no_tolerance(method):
+    y = solve_ivp(lambda t, y: -y, (0.0, 1.0), ONE, method=method, step_size=0.01, rtol=0, atol=0).y
+    assert y[-1].item() == pytest.approx(math.exp(-1), rel=0.02)
+
+
 def test_too_many_steps():
     solution = failing(lambda t, y: -y, max_steps=3)
     assert solution.status.outcome is Outcome.MAX_STEPS
     assert solution.message.startswith(
         "max_steps = 3 step attempts (3 accepted, 0 rejected) took the solution from t = 0"
     )
-    assert "of 2, where the step size is" in solution.message and "raise max_steps" in solution.message
+    assert (
+        "of 2, where the step size is" in solution.message
+        and "raise max_steps (option max_num_steps of" in solution.message
+    )
     with pytest.raises(SolveError, match="max_steps = 3 step attempts"):
         odeint(lambda t, y: -y, ONE, torch.tensor([0.0, 1.0, 2.0]), options={"max_num_steps": 3})
 
@@ -89,6 +109,7 @@ def test_a_state_that_is_not_finite_at_the_start():
 def test_fixed_steps_that_are_unstable():
     solution = failing(lambda t, y: -1e4 * y, ONE, span=(0.0, 8.0), method="rk4", step_size=0.1)
     assert solution.status.outcome is Outcome.NON_FINITE
+    assert "the solution blows up, or func is undefined just beyond, or the step size is" in solution.message
     assert "too large for a stable solution: try a smaller step_size" in solution.message
     assert solution.y.isfinite().all() and len(solution.t) < 81
 

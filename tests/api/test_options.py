@@ -6,6 +6,7 @@ import re
 import warnings
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,7 +54,16 @@ def test_a_jump_is_stepped_over_exactly(method, span):
 
 
 @pytest.mark.parametrize(
-    "jumps", [[1 / 3], (1 / 3,), torch.tensor([1 / 3], dtype=D), torch.tensor([2.0, 1 / 3, -1.0], dtype=D)]
+    "jumps",
+    [
+        1 / 3,
+        np.float64(1 / 3),
+        torch.tensor(1 / 3, dtype=D),
+        [1 / 3],
+        (1 / 3,),
+        torch.tensor([1 / 3], dtype=D),
+        torch.tensor([2.0, 1 / 3, -1.0], dtype=D),
+    ],
 )
 def test_jumps_may_be_given_in_any_form_and_order(jumps):
     y = odeint(staircase, 0.0 * ONE, [0.0, 1.0], options={"jump_t": jumps})
@@ -224,6 +234,20 @@ def test_dtype_is_understood_and_checked():
     assert torch.equal(y, odeint(decay, ONE, [0.0, 1.0]))
     with pytest.raises(TypeError, match=re.escape("option 'dtype' must be a floating point dtype, got 'float'")):
         odeint(decay, ONE, [0.0, 1.0], options={"dtype": "float"})
+
+
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge:UserWarning")
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams"])
+def test_the_adams_methods_are_explicit_or_implicit_as_told(method, implicit):
+    """The order that a class was made with stays."""
+    t = torch.linspace(0, 1, 11)
+    chosen = ODE_METHODS["implicit_adams" if implicit else "explicit_adams"].with_options(max_order=2)
+    given = ODE_METHODS[method].with_options(max_order=2)
+    y = odeint(decay, ONE, t, method=given, options={"implicit": implicit})
+    assert torch.equal(y, odeint(decay, ONE, t, method=chosen))
+    with pytest.raises(TypeError, match="option 'implicit' must be True or False, got 1"):
+        odeint(decay, ONE, t, method=method, options={"implicit": 1})
 
 
 def test_names_of_early_versions():

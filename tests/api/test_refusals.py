@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from torchivp import Backsolve, Checkpointed, ConstantSteps, PIDController, odeint, odeint_adjoint, solve_ivp
+from torchivp import (
+    ODE_METHODS,
+    Backsolve,
+    Checkpointed,
+    ConstantSteps,
+    PIDController,
+    odeint,
+    odeint_adjoint,
+    odeint_dense,
+    solve_ivp,
+)
+from torchivp.compat import torchdiffeq as compat
 
 Y0 = torch.ones(2, dtype=torch.float64)
 T = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -37,7 +48,14 @@ def refused(kind, sentence, call):
         (torch.tensor([0, math.nan]), ValueError, "t must be finite, but t[1] = nan"),
         (torch.tensor([0.0, 1.0, 1.0]), ValueError, "t[1] = t[2] = 1.0: drop the repeated time, t = torch.unique(t)"),
         (torch.tensor([0.0, 2.0, 1.0]), ValueError, "but t[1] = 2.0 and t[2] = 1.0: sort it, t = t.sort().values"),
+        (torch.tensor([1.0, 0.5, 0.5, 0.0]), ValueError, "drop the repeated time, t = torch.unique(t).flip(0)"),
+        (torch.tensor([1.0, 0.2, 0.5, 0.0]), ValueError, "sort it, t = t.sort(descending=True).values"),
         (torch.tensor([0j, 1j]), TypeError, "t must hold real numbers, got torch.complex64: write t.real"),
+        (torch.tensor([False, True]), TypeError, "t must hold real numbers, got torch.bool: write t.double()"),
+        ([False, True], TypeError, "t must be a one-dimensional tensor of times, got a list with bool: write t="),
+        (["0", "1"], TypeError, "t must be a one-dimensional tensor of times, got a list with str: write t="),
+        (None, TypeError, "t must be a one-dimensional tensor of times, got NoneType: write t=torch.linspace("),
+        (1.0, ValueError, "t must be one-dimensional, got shape (): write t=[1.0]"),
     ],
 )
 def test_times(door, t, kind, sentence):
@@ -60,6 +78,8 @@ def test_times_of_other_kinds_are_understood():
         ),
         ((Y0, 2), TypeError, "but y0[1] is int: write torch.tensor(2)"),
         ({"a": "b"}, TypeError, "but y0['a'] is str"),
+        (np.ones(2), TypeError, "but y0 is ndarray: write torch.from_numpy(y0)"),
+        ((Y0, np.ones(2)), TypeError, "but y0[1] is ndarray: write torch.from_numpy(y0[1])"),
         ((), ValueError, "y0 holds no tensor"),
         (
             torch.ones(2, dtype=torch.int64),
@@ -80,7 +100,8 @@ def test_states(y0, kind, sentence):
         (3, Y0, TypeError, "func must be callable as func(t, y), got int"),
         (lambda t, y: y[:1], Y0, ValueError, "y has shape (2,), func(t, y) has shape (1,)"),
         (lambda t, y: y.sum(), Y0, ValueError, "y has shape (2,), func(t, y) has shape ()"),
-        (lambda t, y: None, Y0, TypeError, "func(t, y) must be a tensor, got NoneType"),
+        (lambda t, y: None, Y0, TypeError, "func(t, y) returned None: is a return missing?"),
+        (lambda t, y: None, (Y0, Y0), TypeError, "func(t, y) returned None: is a return missing?"),
         (lambda t, y: (y, y), Y0, TypeError, "func returned (a tensor of shape (2,), a tensor of shape (2,))"),
         (lambda t, y: y * 1j, Y0, TypeError, "func(t, y) is torch.complex128, which does not fit into the state's torch.float64: start from y0.to(torch.complex128)"),
         (lambda t, y: y.to("meta"), Y0, ValueError, "func(t, y) lies on meta, but y0 on cpu: move func's parameters and constants there"),
@@ -138,7 +159,11 @@ def test_one_tolerance_for_each_tensor():
         ({"step_size": "a"}, TypeError, "step_size must be a number, got 'a'"),
         ({"first_step": 0.0}, ValueError, "first_step must be positive, got 0.0"),
         ({"min_step": 2.0, "max_step": 1.0}, ValueError, "need 0 <= min_step <= max_step, max_step > 0, got 2.0 and 1.0"),
-        ({"max_steps": 0}, ValueError, "max_steps must be a positive whole number, got 0"),
+        ({"max_steps": 0}, ValueError, "max_steps must be a whole number of at least 1, got 0"),
+        ({"max_steps": 10.0}, TypeError, "max_steps must be a whole number of at least 1, got 10.0"),
+        ({"t_span": None}, TypeError, "t_span must be a one-dimensional tensor of times, got NoneType: write t_span=(t0, t1)"),
+        ({"t_span": 1.0}, ValueError, "t_span must be one-dimensional, got shape (): write t_span=(t0, t1)"),
+        ({"rtol": 0, "atol": 0}, ValueError, "rtol and atol are both 0, which no step can meet: pass rtol=1e-6 or atol=1e-9"),
         ({"controller": 3}, TypeError, "controller must be a PIDController, ConstantSteps or GridSteps, got 3"),
         ({"controller": ConstantSteps(0.1), "step_size": 0.1}, ValueError, "give either controller or step_size"),
         ({"gradient": "adjoint"}, ValueError, "unknown gradient 'adjoint': it must be one of 'direct', 'checkpointed', 'backsolve'"),
@@ -169,8 +194,38 @@ def test_objects(make, sentence):
 
 
 def test_unknown_options_of_odeint_are_named_in_a_warning():
-    with pytest.warns(UserWarning, match=r"Dopri5: Unexpected arguments \['step_sise'\] are ignored"):
+    with pytest.warns(UserWarning, match=r"^Dopri5: Unexpected arguments \['step_sise'\] are ignored"):
         odeint(decay, Y0, T, options={"step_sise": 0.1})
+    sentence = (
+        "RK4: Unexpected arguments ['implicit', 'stepsize'] are ignored. Did you mean 'step_size' for 'stepsize'? The "
+        "options of RK4 are dtype, grid_constructor, interp, jump_t, max_num_steps, norm, perturb, step_size, step_t"
+    )
+    with pytest.warns(UserWarning, match=re.escape(sentence)):
+        odeint(decay, Y0, T, method="rk4", options={"stepsize": 0.1, "implicit": True})
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "sentence"),
+    [
+        ({"jump_t": "0.5"}, TypeError, "of times, got str: write options={'jump_t': [0.5]}"),
+        ({"step_t": [True]}, TypeError, "of times, got a list with bool: write options={'step_t': [0.5]}"),
+        ({"jump_t": [[0.5]]}, ValueError, "got shape (1, 1): write options={'jump_t': [0.5]}"),
+        ({"perturb": 1e-3}, TypeError, "option 'perturb' must be True or False, got 0.001"),
+        ({"max_num_steps": 0}, ValueError, "option 'max_num_steps' must be a whole number of at least 1, got 0"),
+        ({"max_num_steps": "3"}, TypeError, "option 'max_num_steps' must be a whole number of at least 1, got '3'"),
+    ],
+)
+def test_options_of_odeint(options, kind, sentence):
+    refused(kind, sentence, lambda: odeint(decay, Y0, T, options=options))
+
+
+def test_dense_output_needs_a_span_and_steps():
+    refused(ValueError, "t0 and t1 are both 0.0: the solution as a", lambda: odeint_dense(decay, Y0, 0, 0.0))
+    refused(
+        ValueError,
+        "RK4 takes fixed steps, whose size does not follow from t0 and t1: pass options={'step_size': 0.01}",
+        lambda: odeint_dense(decay, Y0, 0.0, 1.0, method="rk4"),
+    )
 
 
 def test_grid_options_exclude_each_other():
@@ -192,6 +247,25 @@ def test_options_of_another_adjoint_method_must_be_given():
     )
 
 
+@pytest.mark.parametrize("door", [odeint_adjoint, compat.odeint_adjoint])
+def test_options_are_for_both_solves_by_one_method(door):
+    """However it is named."""
+    options = {"first_step": 0.1}
+    for method, same in ((None, "dopri5"), ("dopri5", ODE_METHODS["dopri5"]), ("heun", "adaptive_heun")):
+        y = door(decay, Y0, T, method=method, options=options, adjoint_method=same)
+        torch.testing.assert_close(y[-1], Y0 / math.e, rtol=1e-3, atol=0)
+    refused(
+        ValueError,
+        "options are for method=None and adjoint_method='bosh3' differs: pass adjoint_options too",
+        lambda: door(decay, Y0, T, options=options, adjoint_method="bosh3"),
+    )
+
+
+def test_adjoint_params_are_checked():
+    for params, sentence in (([1.0], "but adjoint_params[0] is float: write"), (3, "got 3: write adjoint_params=")):
+        refused(TypeError, sentence, lambda p=params: odeint_adjoint(decay, Y0, T, adjoint_params=p))
+
+
 def test_backsolve_options_are_checked():
     refused(
         ValueError,
@@ -200,3 +274,8 @@ def test_backsolve_options_are_checked():
     )
     y0 = Y0.clone().requires_grad_()
     refused(ValueError, "RK4 has no error", lambda: solve_ivp(decay, (0, 1), y0, gradient=Backsolve(method="rk4")))
+    refused(
+        ValueError,
+        "the adjoint's rtol and atol are both 0, which no step can meet",
+        lambda: odeint_adjoint(decay, y0, T, adjoint_rtol=0, adjoint_atol=0),
+    )

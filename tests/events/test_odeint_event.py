@@ -90,7 +90,7 @@ def test_events_that_coincide(method):
     assert t.item() == pytest.approx(0.3, abs=1e-14)
 
 
-@pytest.mark.parametrize("event_fn", [lambda t, y: y > 0.3, lambda t, y: y < 0.3, lambda t, y: bool(y > 0.3),
+@pytest.mark.parametrize("event_fn", [lambda t, y: y > 0.3, lambda t, y: y < 0.3,
                                       lambda t, y: (y > 0.3).int() * 2 - 1])  # fmt: skip
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_events_that_are_true_or_false(event_fn, method):
@@ -149,6 +149,21 @@ def test_a_horizon_ends_the_search():
         odeint_event(rising, double(0.0), 0.0, event_fn=never, horizon=-0.5, reverse_time=True)
 
 
+def test_the_advice_after_a_search_is_for_the_function_that_was_called():
+    never = lambda t, y: y[0] + 2.0
+    with pytest.raises(SolveError, match="Look further ahead with a later horizon; if event_fn"):
+        odeint_event(rotation, double(1.0, 0.0), 0.0, event_fn=never, horizon=2.0)
+    with pytest.raises(SolveError, match=re.escape("Look further ahead with a later t[1]; if event_fn")):
+        odeint(rotation, double(1.0, 0.0), [0.0, 2.0], event_fn=never)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_search_up_to_the_largest_time_gives_up(reverse):
+    with pytest.raises(SolveError, match=r"no event has happened by t = -?\d\S*e\+307, and the next step leads") as e:
+        odeint_event(lambda t, y: 0 * y, double(1.0), 0.0, event_fn=lambda t, y: y - 2.0, reverse_time=reverse)
+    assert e.value.status.outcome is Outcome.NO_EVENT
+
+
 def test_a_search_without_an_end_gives_up():
     with pytest.raises(SolveError, match=r"max_steps = 40 step attempts .* no event has happened by then: does one"):
         odeint_event(rotation, double(1.0, 0.0), 0.0, event_fn=lambda t, y: y[0] - 2.0, options={"max_num_steps": 40})
@@ -158,6 +173,9 @@ def test_a_search_without_an_end_gives_up():
     ("event_fn", "kwargs", "kind", "sentence"),
     [
         (3, {}, TypeError, "event_fn must be callable as event_fn(t, y), got 3"),
+        (lambda t, y: y[0].item(), {}, TypeError, "must return a tensor, and returned 1.0, a Python number, which"),
+        (lambda t, y: bool(y[0] > 0), {}, TypeError, "must return a tensor, and returned True, a Python number"),
+        (lambda t, y: 1, {}, TypeError, "leave out float(), bool() or .item(), as in y[0] - 1"),
         (lambda t, y: None, {}, TypeError, "whose sign changes at the event; it returned None"),
         (lambda t, y: 1j * y, {}, TypeError, "it returned a torch.complex128 tensor of shape (2,)"),
         (lambda t, y: y[:0], {}, TypeError, "it returned a torch.float64 tensor of shape (0,)"),
@@ -174,10 +192,23 @@ def test_refusals(event_fn, kwargs, kind, sentence):
 
 
 def test_refusals_of_times():
-    with pytest.raises(ValueError, match=re.escape("t0 must be one floating point number, got tensor(1)")):
-        odeint_event(rotation, double(1.0, 0.0), torch.tensor(1), event_fn=height)
+    for t0, kind, sentence in (
+        ("0", TypeError, "t0 must be a number, got '0'"),
+        (None, TypeError, "t0 must be a number, got None"),
+        (torch.zeros(2), TypeError, "t0 must be a number, got tensor([0., 0.])"),
+        (math.nan, ValueError, "t0 must not be NaN"),
+        (math.inf, ValueError, "t0 must be finite, got inf"),
+    ):
+        with pytest.raises(kind, match=re.escape(sentence)):
+            odeint_event(rotation, double(1.0, 0.0), t0, event_fn=height)
     with pytest.raises(ValueError, match=re.escape("got 3 times: write t=torch.stack([t[0], t[-1]])")):
         odeint(rotation, double(1.0, 0.0), [0.0, 1.0, 2.0], event_fn=height)
+
+
+@pytest.mark.parametrize("t0", [1, 1.0, torch.tensor(1), torch.tensor([1.0], dtype=D)])
+def test_the_start_in_any_form(t0):
+    t, _ = odeint_event(rotation, double(1.0, 0.0), t0, event_fn=height, **TIGHT)
+    assert t.dtype == D and t.item() == pytest.approx(1 + math.pi / 2, abs=1e-8)
 
 
 def test_an_event_function_that_is_not_a_number():

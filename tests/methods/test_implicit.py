@@ -1,6 +1,7 @@
 """Implicit Runge-Kutta methods: stability, Newton's iteration, its linear solvers, and gradients through it."""
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -217,6 +218,13 @@ def test_a_failure_says_what_to_do():
     unsolvable = solve_ivp(lambda t, y: y**2 + 1, (0.0, 3.0), double(1.1), method="implicit_euler", step_size=1.0,
                            throw=False)  # fmt: skip
     assert unsolvable.message.startswith("Newton's iteration did not converge")
+    diverging = solve_ivp(lambda t, y: torch.exp(y**2), (0.0, 2.0), double(1.1), method="radauIIA5", step_size=0.5,
+                          throw=False)  # fmt: skip
+    assert re.match(
+        r"Newton's iteration diverged after \d+ iterations \(the correction is not finite\): take smaller steps, in a "
+        r"step of 0\.5 from t = 0$",
+        diverging.message,
+    )
 
 
 @pytest.mark.parametrize("method", ORDERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.integrate import Controller, Integration, check_controller, check_max_steps
+from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
@@ -46,22 +46,6 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
     )
 
 
-def check_number(name: str, value: Any) -> float:
-    """A finite or infinite real number, given as a number or a 0-d tensor.
-
-    Raises:
-        TypeError: it is neither.
-        ValueError: it is NaN.
-    """
-    is_scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or is_scalar):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
-    if math.isnan(number):
-        raise ValueError(f"{name} must not be NaN")
-    return number
-
-
 def build_integration(
     func: Callable[..., Any],
     y0: Any,
@@ -91,8 +75,8 @@ def build_integration(
         problem=problem,
         method=method_class(problem.y0, problem.real_dtype, error_norm),
         controller=check_controller(controller, method_class),
-        norm=error_norm,
-        max_steps=check_max_steps(max_steps),
+        norm=check_norm(error_norm, controller),
+        max_steps=check_whole_number("max_steps", max_steps, 1),
         describe=layout.name,
     )
     return integration, layout

@@ -12,12 +12,12 @@ from torch import Tensor
 from torchivp.api.arguments import (
     Gradient,
     build_integration,
-    check_number,
     default_tolerances,
     find_gradient,
 )
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
+from torchivp.checks import check_number
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
@@ -80,18 +80,22 @@ def solve_ivp(
             little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
             such as `Checkpointed(checkpoints=20)`.
         dense_output: also return `Solution.sol`, the solution at any time.
-        step_size: take fixed steps of this size, with any method; methods without an error estimate need it.
+        step_size: take fixed steps of this size, with any method but `adams` and `scipy_solver`, which size their own;
+            methods without an error estimate need it.
         first_step: size of the first step; None to estimate it.
         min_step: no adaptive step is smaller.
         max_step: no adaptive step is larger.
         max_steps: the largest number of step attempts.
-        controller: how to size the steps, instead of the four arguments before: `PIController()`, for example.
+        controller: how to size the steps, instead of `step_size`, `first_step`, `min_step` and `max_step`:
+            `PIController()`, for example.
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
-            at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one.
-        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`, which
-            may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of these.
-        batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own, with
-            its own steps, status and failures; see below.
+            at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one. It
+            matters to adaptive and implicit methods only.
+        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`,
+            which may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of
+            these.
+        batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own,
+            with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
             through cost nothing; None to find out by one try.
         throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it. In a
@@ -99,12 +103,12 @@ def solve_ivp(
 
     In a batch, `t` reaches `func` in the shape of the batch with a dimension of size 1 for each dimension of the state,
     so that it broadcasts against `y`; without `compact`, in the batch that `y0` has, else with some of its rows in one
-    batch dimension. Tensors in `args` that begin with the batch dimensions have an entry for each row, and come with the
-    rows. `t_span` may hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time,
-    or a list with a series for each row; rows may go in different directions. The numbers of a row do not depend on the
-    other rows, to the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once; with the
-    others the rows are solved one after the other. Derivatives with respect to times are, in a batch or with events,
-    those of the exact solution, not of the steps taken.
+    batch dimension. Tensors in `args` that begin with the batch dimensions have an entry for each row, and come with
+    the rows. `t_span` may hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no
+    time, or a list with a series for each row; rows may go in different directions. The numbers of a row do not depend
+    on the other rows, to the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
+    with the others the rows are solved one after the other. Derivatives with respect to times are, in a batch or with
+    events, those of the exact solution, not of the steps taken.
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree), `status`, `stats`, `sol`,

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient, build_integration
-from torchivp.api.options import Settings, find_callbacks, read_options, settings
+from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
+from torchivp.checks import check_number
 from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.event import differentiate_event
+from torchivp.gradients.inputs import check_parameters
+from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
@@ -56,19 +59,29 @@ def odeint(
             tensor of the state. For methods of fixed step it matters only where they solve equations.
         atol: absolute tolerance, likewise.
         method: the name of a method (see `torchivp.ODE_METHODS`), or the class of one; None for "dopri5".
-        options: all methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous;
-            `max_num_steps`, the largest number of step attempts. Adaptive methods: `first_step`, `min_step` (a step
-            of that size is always accepted), `max_step`, `safety`, `ifactor` (the largest factor by which a step
-            grows), `dfactor` (the smallest by which it shrinks), `norm` (a function of the scaled error). Methods of
-            fixed step: `step_size`, or `grid_constructor`, a function of `(func, y0, t)` that returns the step ends
-            (without either, each step leads from one of the times `t` to the next); `interp`, "cubic" for the
-            method's own dense output or "linear"; `perturb`, true to evaluate func just within the ends of each step
-            instead of at them. Adams methods of fixed step: `max_order`, `max_iters`. Implicit methods: `max_iters`,
-            `linear_solver`. SciPy's: `solver`, `first_step`, `min_step`, `max_step`. `dtype` asks for a precision of
-            times: they have double precision anyway. Unknown options are named in a warning and ignored.
+        options: a dict, see below. Unknown options are named in a warning and ignored.
         event_fn: `event_fn(t, y)` returns a tensor of which each element is an event: the solve ends where the first
             of them changes its sign, or at `t[0]` if one is zero there. `t` is then `[t0, t1]`, where `t1`, which
-            may be infinite, is the latest time to look for an event.
+            may be infinite, is the latest time to look for an event. The elements may be true or false; the time of
+            such an event has no gradient.
+
+    The options, by the methods that know them:
+
+    - All methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous; `perturb`, true to
+      evaluate func just within the ends of each step instead of at them; `max_num_steps`, the largest number of step
+      attempts; `norm`, a function of the scaled error, which matters to adaptive and implicit methods only; `dtype`, a
+      precision of times, which have double precision anyway.
+    - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `ralston`, `adams`): `first_step`;
+      `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest factor by which
+      a step grows; `dfactor`, the smallest by which it shrinks.
+    - Methods of fixed step (all others but `scipy_solver`): `step_size`, or `grid_constructor`, a function of
+      `(func, y0, t)` that returns the step ends (without either, each step leads from one of the times `t` to the
+      next); `interp`, "cubic" for the method's own dense output or "linear".
+    - `explicit_adams`, `implicit_adams`: `max_order`; `implicit`, true or false, which chooses between the two. The
+      implicit one: `max_iters`.
+    - Implicit Runge-Kutta methods (`radauIIA5`, `gl6`, `trbdf2`, ...): `max_iters`; `linear_solver`, "auto", "dense" or
+      "krylov".
+    - `scipy_solver`: `solver`, `first_step`, `min_step`, `max_step`.
 
     Returns:
         The solution, [T, *y0.shape], in the dtype of `y0`; for a pytree `y0` the same structure of such tensors.
@@ -135,11 +148,8 @@ def odeint_adjoint(
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
     forward_options = read_options("options", options)
-    if adjoint_method is not None and adjoint_method != method and forward_options and adjoint_options is None:
-        raise ValueError(
-            f"options are for method={method!r} and adjoint_method={adjoint_method!r} differs: "
-            "pass adjoint_options too, adjoint_options={} for none"
-        )
+    same = adjoint_method is None or find_method(adjoint_method) is find_method(method or "dopri5")
+    check_adjoint_options(same, method, adjoint_method, forward_options, adjoint_options)
     if adjoint_options is None:
         backward_options = {key: value for key, value in forward_options.items() if key != "norm"}
     else:
@@ -147,6 +157,8 @@ def odeint_adjoint(
     norm = backward_options.pop("norm", None)
     if not (norm is None or norm == "seminorm" or callable(norm)):
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
+    if adjoint_params is not None:
+        adjoint_params = check_parameters("adjoint_params", adjoint_params)
     door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn)
     backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
@@ -182,7 +194,8 @@ def odeint_event(
         func: the right-hand side, as in `odeint`.
         y0: the initial state, as in `odeint`.
         t0: the time to start from.
-        event_fn: as in `odeint`. Tensors that it uses get gradients.
+        event_fn: as in `odeint`. Tensors that it uses get gradients. If it returns tensors of true and false, the
+            time of the event has no gradient.
         reverse_time: integrate backwards in time.
         horizon: the latest (with `reverse_time`, the earliest) time to look for an event; None for no limit but
             that on the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
@@ -197,17 +210,25 @@ def odeint_event(
         SolveError: there was no event, or the solve failed; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
-    start = torch.as_tensor(t0, dtype=None if isinstance(t0, Tensor) else torch.float64)
-    if start.numel() != 1 or not start.is_floating_point():
-        raise ValueError(f"t0 must be one floating point number, got {t0!r}")
-    begin = start.detach().item()
+    begin = check_number("t0", t0)
+    if not math.isfinite(begin):
+        raise ValueError(f"t0 must be finite, got {begin}")
+    start = torch.tensor(begin, dtype=torch.float64)
+    if isinstance(t0, Tensor) and t0.is_floating_point():
+        start = t0
     if horizon is None:
         horizon = -math.inf if reverse_time else math.inf
     elif (float(horizon) - begin) * (-1 if reverse_time else 1) <= 0:
         way = "before t0, since time is reversed" if reverse_time else "after t0"
         raise ValueError(f"horizon = {float(horizon):g} must lie {way}, and t0 = {begin:g}")
     t = torch.cat([start.reshape(1), start.new_tensor([float(horizon)])])
-    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    try:
+        event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    except SolveError as error:
+        if error.status.outcome is not Outcome.NO_EVENT or math.isinf(horizon):
+            raise
+        sentence = _no_event(begin, float(horizon), "horizon")
+        raise SolveError(replace(error.status, message=sentence)) from None
     if not torch.is_grad_enabled():
         return event_t, solution
     end = event_t.detach().item()
@@ -255,7 +276,15 @@ def odeint_dense(
         SolveError: `t1` was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    begin, end = check_number("t0", t0), check_number("t1", t1)
+    if begin == end:
+        raise ValueError(f"t0 and t1 are both {begin}: the solution as a function of time needs a span of some length")
     door = _Door(func, y0, (t0, t1), rtol, atol, method, read_options("options", options), None)
+    if door.settings.controller == GridSteps():
+        raise ValueError(
+            f"{door.settings.method.__name__} takes fixed steps, whose size does not follow from t0 and t1: "
+            "pass options={'step_size': 0.01}"
+        )
     return door.solve_densely()
 
 
@@ -295,7 +324,7 @@ class _Door:
         integration, self._layout = build_integration(
             func,
             y0,
-            self._times.anchored({*stops.kinks, *stops.jumps}),
+            self._times.anchored({*stops.step_times, *stops.jump_times}),
             args=(),
             method=self.settings.method,
             controller=self.settings.controller,
@@ -347,7 +376,8 @@ class _Door:
         if not self._until_event:
             return self._layout.unflatten(states, (len(reached),))
         if status.outcome is not Outcome.EVENT:
-            raise SolveError(self._no_event(status))
+            sentence = _no_event(self._times.start, self._times.end, "t[1]")
+            raise SolveError(Status(Outcome.NO_EVENT, sentence, status.t))
         both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
         return self._event_time(status.t), self._layout.unflatten(both, (2,))
 
@@ -363,14 +393,14 @@ class _Door:
             return self._t.new_tensor(t)
         return torch.tensor(t, dtype=torch.float64)
 
-    def _no_event(self, status: Status) -> Status:
-        start, end = self._times.start, self._times.end
-        sentence = (
-            f"there is no event between t = {start:g} and t = {end:g}: event_fn has the same sign at the end of every "
-            "step as at the start. Look further ahead with a later t[1] (horizon= of odeint_event); if event_fn "
-            "changes its sign twice within a step, take smaller steps with the option max_step or step_size"
-        )
-        return Status(Outcome.NO_EVENT, sentence, status.t)
+
+def _no_event(start: float, end: float, latest: str) -> str:
+    """That nothing happened up to `end`, the time that the argument `latest` gives."""
+    return (
+        f"there is no event between t = {start:g} and t = {end:g}: event_fn has the same sign at the end of every "
+        f"step as at the start. Look further ahead with a later {latest}; if event_fn changes its sign twice within a "
+        "step, take smaller steps with the option max_step or step_size"
+    )
 
 
 def _callable(event_fn: Any) -> Callable[..., Any]:

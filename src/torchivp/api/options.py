@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from torchivp.api.arguments import check_number
 from torchivp.callbacks import Callbacks
-from torchivp.integrate import Controller, check_max_steps
+from torchivp.checks import check_flag, check_number, check_whole_number
+from torchivp.integrate import Controller
 from torchivp.methods import ODE_METHODS, find_method
 from torchivp.methods.linear_output import with_linear_output
 from torchivp.methods.method import Method
@@ -32,14 +36,15 @@ _CONTROLLER = {
 }
 """torchdiffeq's options of adaptive methods, and what `PIDController` calls them."""
 
+_COMMON = ("step_t", "jump_t", "perturb", "max_num_steps", "norm", "dtype")
+_FIXED = ("step_size", "grid_constructor", "interp")
+
 _OLD_NAMES = {"grid_points": "jump_t", "eps": "perturb"}
 """What early versions of torchdiffeq called some of its options."""
 
 _UNLIMITED = 2**31 - 1
 _ENDLESS = 100_000
 """Step attempts after which a solve that waits for an event, with no end in sight, gives up."""
-
-GridConstructor = Callable[[Times], Any]
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,19 @@ def read_options(name: str, options: Any) -> dict[str, Any]:
     return given
 
 
+def check_adjoint_options(same: bool, method: Any, adjoint_method: Any, options: Any, adjoint_options: Any) -> None:
+    """Check that options were given for the method of the backward solve, unless it is the `same` as the forward one.
+
+    Raises:
+        ValueError: only the forward method has options.
+    """
+    if not same and options and adjoint_options is None:
+        raise ValueError(
+            f"options are for method={method!r} and adjoint_method={adjoint_method!r} differs: "
+            "pass adjoint_options too, adjoint_options={} for none"
+        )
+
+
 def settings(
     method: str | type[Method] | None, options: Mapping[str, Any], grid: Callable[[Any, Times], Any], endless: bool
 ) -> Settings:
@@ -95,14 +113,15 @@ def settings(
     remaining = dict(options)
     method_class = _method(method, remaining)
     max_steps = remaining.pop("max_num_steps", None)
-    unlimited = _ENDLESS if endless else _UNLIMITED
-    max_steps = unlimited if max_steps in (None, math.inf) else check_max_steps(max_steps)
+    if max_steps is None or max_steps == math.inf:
+        max_steps = _ENDLESS if endless else _UNLIMITED
+    max_steps = check_whole_number("option 'max_num_steps'", max_steps, 1)
     norm = remaining.pop("norm", None)
     _check_dtype(remaining.pop("dtype", torch.float64))
     stops = Stops(
-        kinks=_read_times("step_t", remaining.pop("step_t", None)),
-        jumps=frozenset(_read_times("jump_t", remaining.pop("jump_t", None))),
-        one_sided=bool(remaining.pop("perturb", False)),
+        step_times=_read_times("step_t", remaining.pop("step_t", None)),
+        jump_times=frozenset(_read_times("jump_t", remaining.pop("jump_t", None))),
+        one_sided=check_flag("option 'perturb'", remaining.pop("perturb", False)),
     )
     if method_class.sizes_steps:
         controller: Controller = OwnSteps()
@@ -111,25 +130,50 @@ def settings(
     else:
         controller = _fixed(remaining, grid)
     if remaining:
-        warnings.warn(
-            f"{method_class.__name__}: Unexpected arguments {sorted(remaining)} are ignored", UserWarning, stacklevel=5
-        )
+        warnings.warn(_unknown(method_class, sorted(remaining)), UserWarning, stacklevel=5)
     return Settings(method_class, controller, stops, norm, max_steps)
 
 
 def _method(method: str | type[Method] | None, remaining: dict[str, Any]) -> type[Method]:
     """The method with those of the options that are its own, which are taken out of `remaining`."""
     found = find_method(method or "dopri5")
-    if (implicit := remaining.pop("implicit", None)) is not None and "max_order" in found.options:
-        found = ODE_METHODS["implicit_adams" if implicit else "explicit_adams"]
+    if "max_order" in found.options and "implicit" in remaining:
+        found = _adams(found, remaining.pop("implicit"))
     own = {name: remaining.pop(name) for name in found.options if name in remaining}
     found = found.with_options(**own) if own else found
-    if found.error_order is not None or found.sizes_steps:
+    if not _takes_fixed_steps(found):
         return found
     interp = remaining.pop("interp", "cubic")
     if interp not in ("linear", "cubic"):
         raise ValueError(f"Unknown interpolation method {interp!r}: option 'interp' must be 'linear' or 'cubic'")
     return with_linear_output(found) if interp == "linear" else found
+
+
+def _adams(method: type[Method], implicit: Any) -> type[Method]:
+    """The implicit or the explicit Adams method with the options that `method` has."""
+    other = ODE_METHODS["implicit_adams" if check_flag("option 'implicit'", implicit) else "explicit_adams"]
+    return other.with_options(**{name: getattr(method, name) for name in other.options if hasattr(method, name)})
+
+
+def _takes_fixed_steps(method: type[Method]) -> bool:
+    return method.error_order is None and not method.sizes_steps
+
+
+def _unknown(method: type[Method], unknown: list[str]) -> str:
+    """The sentence about options that `method` does not know."""
+    known = [*_COMMON, *method.options]
+    if method.error_order is not None:
+        known += _CONTROLLER
+    if _takes_fixed_steps(method):
+        known += _FIXED
+    if "max_order" in method.options:
+        known.append("implicit")
+    close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+    meant = [f"{matches[0]!r} for {name!r}" for name, matches in close.items() if matches]
+    hint = f" Did you mean {', '.join(meant)}?" if meant else ""
+    # The beginning is torchdiffeq's sentence, which programs look for.
+    sentence = f"{method.__name__}: Unexpected arguments {unknown} are ignored."
+    return f"{sentence}{hint} The options of {method.__name__} are {', '.join(sorted(known))}"
 
 
 def _check_dtype(dtype: Any) -> None:
@@ -139,9 +183,12 @@ def _check_dtype(dtype: Any) -> None:
 
 
 def _read_times(name: str, times: Any) -> list[float]:
-    if times is None or len(times) == 0:
+    is_number = isinstance(times, numbers.Real | Tensor | np.ndarray) and not isinstance(times, bool)
+    if is_number and getattr(times, "ndim", 0) == 0:
+        times = [times]
+    if times is None or (isinstance(times, Sized) and len(times) == 0):
         return []
-    return check_times(times, f"option {name!r}", monotone=False)[0]
+    return check_times(times, f"option {name!r}", monotone=False, example=f"options={{{name!r}: [0.5]}}")[0]
 
 
 def _adaptive(remaining: dict[str, Any]) -> PIDController:

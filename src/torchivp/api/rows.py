@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient, flat_norm
 from torchivp.api.times import MovingTimes, as_times, times_of_one, times_of_rows, times_of_span
+from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.moving_time import moved
 from torchivp.gradients.rows import RowResult, solve_rows
-from torchivp.integrate import Controller, check_controller, check_max_steps
+from torchivp.integrate import Controller, check_controller, check_norm
 from torchivp.methods.method import Method
 from torchivp.rows.changes import apply_firing, function_on, groups
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
@@ -55,10 +56,7 @@ def solve_batch(
     throw: bool,
 ) -> Solution | BatchSolution:
     """`solve_ivp` with batch dimensions or events; the arguments are those of `solve_ivp`."""
-    if isinstance(batch_dims, bool) or not isinstance(batch_dims, int) or batch_dims < 0:
-        raise ValueError(
-            f"batch_dims must be the number of leading dimensions that number the rows, got {batch_dims!r}"
-        )
+    check_whole_number("batch_dims", batch_dims, 0, hint=", the number of leading dimensions that number the rows")
     if dense_output:
         raise ValueError(
             "dense_output=True does not go with batch_dims or events: ask for the times that you need in t_eval"
@@ -93,18 +91,19 @@ def solve_batch(
         tolerances = {"rtol": check_tolerance("rtol", rtol, layout), "atol": check_tolerance("atol", atol, layout)}
         return _thrown(_one_by_one(one_row, y0, problem, moving, actions, tolerances), throw)
     scaled_norm = None if norm is None else flat_norm(norm, layout.with_rows(1) if batch_dims else layout)
+    error_norm = ErrorNorm(
+        check_tolerance("rtol", rtol, layout),
+        check_tolerance("atol", atol, layout),
+        layout.parts(),
+        layout.dtype,
+        scaled_norm,
+    )
     plan = RowIntegration(
         problem=_started(problem, moving),
         method=method,
         controller=check_controller(controller, method),
-        norm=ErrorNorm(
-            check_tolerance("rtol", rtol, layout),
-            check_tolerance("atol", atol, layout),
-            layout.parts(),
-            layout.dtype,
-            scaled_norm,
-        ),
-        max_steps=check_max_steps(max_steps),
+        norm=check_norm(error_norm, controller),
+        max_steps=check_whole_number("max_steps", max_steps, 1),
         describe=layout.name,
     )
     result = solve_rows(plan, gradient, params)
@@ -204,8 +203,9 @@ def _one_by_one(
         one = slice(row, row + 1)
         state = layout.with_rows(1).unflatten(flat[one])
         chosen = problem.select(np.array([row]))
-        ends = (moving.start, times.start), (moving.end, times.end), (moving.outputs, times.outputs)
-        start, end, outputs = ((array if tensor is None else tensor) for tensor, array in ends)
+        start = times.start if moving.start is None else moving.start
+        end = times.end if moving.end is None else moving.end
+        outputs = times.outputs if moving.outputs is None else moving.outputs
         planned = [_of_row(event, action, one) for event, action in zip(events, problem.actions, strict=True)]
         solutions.append(
             solve(

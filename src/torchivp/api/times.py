@@ -22,7 +22,7 @@ def times_of_span(t_span: Any, t_eval: Any) -> Times:
         TypeError: a time is not a real number or tensor.
         ValueError: a time is not finite, not in order or outside the span.
     """
-    ends, ends_tensor = check_times(t_span, "t_span", monotone=False)
+    ends, ends_tensor = check_times(t_span, "t_span", monotone=False, example="t_span=(t0, t1)")
     if len(ends) != 2:
         raise ValueError(f"t_span must be (t0, t1), got {len(ends)} times: write t_span=(t[0], t[-1]), t_eval=t")
     start, end = ends

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torchivp.checks import check_flag, check_whole_number
+
 
 @dataclass(frozen=True)
 class Event:
@@ -45,13 +47,10 @@ class Event:
             raise TypeError(f"apply must be callable as apply(t, y), got {self.apply!r}")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be 1 (rising), -1 (falling) or 0 (both), got {self.direction!r}")
-        if not isinstance(self.terminal, bool):
-            raise TypeError(
-                f"terminal must be True or False, got {self.terminal!r}: write max_count=2 to end at the 2nd"
-            )
+        check_flag("terminal", self.terminal)
         if self.max_count is not None:
-            _check_whole("max_count", self.max_count, 1)
-        _check_whole("checks", self.checks, 0)
+            check_whole_number("max_count", self.max_count, 1)
+        check_whole_number("checks", self.checks, 0)
 
     @property
     def last_count(self) -> float:
@@ -84,10 +83,3 @@ class Scheduled:
     def __post_init__(self) -> None:
         if not callable(self.apply):
             raise TypeError(f"apply must be callable as apply(t, y), got {self.apply!r}")
-
-
-def _check_whole(name: str, value: Any, smallest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < smallest:
-        raise ValueError(f"{name} must be at least {smallest}, got {value}")

@@ -33,7 +33,10 @@ class EventFunction:
         """
         values = self.func(t, self.layout.unflatten(y))
         if isinstance(values, bool | int | float):
-            values = torch.as_tensor(values)
+            raise TypeError(
+                f"event_fn must return a tensor, and returned {values!r}, a Python number, which loses the gradient: "
+                "leave out float(), bool() or .item(), as in y[0] - 1"
+            )
         if not isinstance(values, Tensor) or values.is_complex() or values.numel() == 0:
             kind = repr(values)
             if isinstance(values, Tensor):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.callbacks import Callbacks
+from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
@@ -24,7 +25,7 @@ from torchivp.gradients.inputs import (
     refuse_unknown_leaves,
     user_function,
 )
-from torchivp.integrate import Controller, Integration, check_controller, check_max_steps
+from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
@@ -59,9 +60,9 @@ class Backsolve:
         norm: another norm, a function of the tuple `(t, y, adjoint, *parameters)` of scaled errors, in which `t`, for
             the adjoint of time, is always zero, and the leaves of a state with several stand one after the other:
             `(t, *y, *adjoint, *parameters)`.
-        stops: further times that steps end on, and where func jumps; None for the forward solve's.
-        callbacks: what is told of every step of the backward solve, with the tuple `(t, y, adjoint, *parameters)` as
-            its state, in which a state with several leaves is flat.
+        stops: set by `odeint_adjoint` from its options `step_t`, `jump_t` and `perturb`; None for the forward solve's.
+        callbacks: set by `odeint_adjoint` from the attributes `callback_..._adjoint` of func: what is told of every
+            step of the backward solve.
         max_steps: the largest number of step attempts in the backward solve; None for the forward one's.
 
     Raises:
@@ -80,14 +81,13 @@ class Backsolve:
     name = "backsolve"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seminorm, bool):
-            raise TypeError(f"seminorm must be True or False, got {self.seminorm!r}")
+        check_flag("seminorm", self.seminorm)
         if self.norm is not None and not callable(self.norm):
             raise TypeError(f"norm must be a function of a tuple of scaled errors, got {self.norm!r}")
         if self.norm is not None and self.seminorm:
             raise ValueError("seminorm=True names a norm, and norm= gives another: drop one of them")
         if self.max_steps is not None:
-            check_max_steps(self.max_steps)
+            check_whole_number("max_steps", self.max_steps, 1)
 
     def solve(
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
@@ -106,17 +106,18 @@ class Backsolve:
             return Direct().solve(integration, None, interpolants)
         refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
-        check_controller(self.controller or integration.controller, backward_method)
+        controller = check_controller(self.controller or integration.controller, backward_method)
         layout = user_function(integration.problem).layout
         forward = integration.norm
         rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)
         atol = forward.atol if self.atol is None else check_tolerance("the adjoint's atol", self.atol, layout)
-        solve = _Solve(self, backward_method, rtol, atol, integration, inputs)
+        check_norm(ErrorNorm(rtol, atol, (), layout.dtype), controller, "the adjoint's ")
+        solve = _AdjointSolve(self, backward_method, rtol, atol, integration, inputs)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats
 
 
-class _Solve:
+class _AdjointSolve:
     """A solve and its adjoint: what the forward pass leaves for the backward pass."""
 
     status: Status
@@ -363,7 +364,7 @@ class _Forward(torch.autograd.Function):
     """The solve as one node of the graph."""
 
     @staticmethod
-    def forward(solve: _Solve, *tensors: Tensor) -> Tensor:
+    def forward(solve: _AdjointSolve, *tensors: Tensor) -> Tensor:
         return solve.forward()
 
     @staticmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.checks import check_whole_number
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
     GradientInputs,
@@ -43,19 +44,16 @@ class Checkpointed:
             which needs the least memory.
 
     Raises:
-        ValueError: `checkpoints` is not a whole number of at least 2.
+        TypeError: `checkpoints` is not a whole number.
+        ValueError: it is less than 2.
     """
 
     checkpoints: int | None = None
     name = "checkpointed"
 
     def __post_init__(self) -> None:
-        if self.checkpoints is not None and not (
-            isinstance(self.checkpoints, int) and not isinstance(self.checkpoints, bool) and self.checkpoints >= 2
-        ):
-            raise ValueError(
-                f"checkpoints must be a whole number of at least 2, got {self.checkpoints!r}; None chooses the number"
-            )
+        if self.checkpoints is not None:
+            check_whole_number("checkpoints", self.checkpoints, 2, hint="; None chooses the number")
 
     def solve(
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
@@ -70,12 +68,12 @@ class Checkpointed:
             return Direct().solve(integration, None, interpolants)
         refuse_undifferentiable(integration.method, inputs)
         refuse_dense_output(interpolants)
-        solve = _Solve(integration, inputs, self.checkpoints)
+        solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats
 
 
-class _Solve:
+class _CheckpointedSolve:
     """A solve that can be replayed: what the forward pass leaves for the backward pass."""
 
     status: Status
@@ -173,7 +171,7 @@ class _Forward(torch.autograd.Function):
     """The solve as one node of the graph."""
 
     @staticmethod
-    def forward(solve: _Solve, *tensors: Tensor) -> Tensor:
+    def forward(solve: _CheckpointedSolve, *tensors: Tensor) -> Tensor:
         return solve.forward()
 
     @staticmethod
@@ -190,7 +188,7 @@ class _Backward(torch.autograd.Function):
     """The backward pass as a node of its own, so that it can be differentiated once more."""
 
     @staticmethod
-    def forward(solve: _Solve, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(solve: _CheckpointedSolve, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(solve.gradients(grad))
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +91,7 @@ def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> li
     if not torch.is_grad_enabled():
         return []
     if parameters is not None:
-        return _checked(parameters)
+        return check_parameters("params", parameters)
     func = user_function(problem).func
     found = [p for p in module_parameters(func) if p.requires_grad] if isinstance(func, nn.Module) else []
     known = {id(p) for p in found}
@@ -110,13 +110,22 @@ def module_parameters(module: nn.Module) -> list[Tensor]:
     return [parameter for replica in replicas for parameter in replica._former_parameters.values()]
 
 
-def _checked(parameters: Sequence[Tensor]) -> list[Tensor]:
+def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those of the `parameters`, which the argument `name` gives, that need a gradient.
+
+    Raises:
+        TypeError: they are not a sequence of tensors.
+    """
+    if not isinstance(parameters, Iterable):
+        raise TypeError(
+            f"{name} must be a sequence of tensors, got {parameters!r}: write {name}=tuple(model.parameters())"
+        )
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     for i, parameter in enumerate(parameters):
         if not isinstance(parameter, Tensor):
             raise TypeError(
-                f"params must be a sequence of tensors, but params[{i}] is {type(parameter).__name__}: "
-                "write params=tuple(model.parameters())"
+                f"{name} must be a sequence of tensors, but {name}[{i}] is {type(parameter).__name__}: "
+                f"write {name}=tuple(model.parameters())"
             )
     unique = {id(p): p for p in parameters if p.requires_grad}
     return list(unique.values())
@@ -215,7 +224,7 @@ def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequenc
     """
     if not torch.is_grad_enabled():
         return
-    inputs = GradientInputs(problem, _checked(parameters or ()))
+    inputs = GradientInputs(problem, check_parameters("params", parameters or ()))
     slope = problem.func(problem.time(problem.times.start), problem.y0)
     if any(map(needs_gradient, [*inputs.tensors, slope])):
         raise ValueError(

@@ -56,7 +56,8 @@ class Method(ABC):
     """A method of integration, made for the state that it will step.
 
     A method knows nothing of step sizes or gradients. `step` is a function of its arguments alone, so that a
-    step can be taken again from its start, for a gradient or by a compiled backend. Coefficients in the dtype
+    step can be taken again from its start, for a gradient or by a compiled backend; what SciPy's solvers do, which
+    no gradient replays, is an exception. Coefficients in the dtype
     and on the device of the state, and work space, are laid out once, when the method is made.
 
     Attributes:
@@ -111,6 +112,10 @@ class Method(ABC):
 
     def at_order(self, carry: Any, order: int) -> Any:
         """The `carry` (or `retry`) with which a method of varying order goes on at this order."""
+        return carry
+
+    def carry_to_keep(self, carry: Any) -> Any:
+        """The `carry` without what only saves time, for those who keep many: no more than a few states."""
         return carry
 
     @classmethod

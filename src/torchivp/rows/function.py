@@ -156,9 +156,7 @@ class FunctionOnRows:
         self.evaluations += 1
         layout, time_shape = self._layout, self._time_shape
         further = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
-        return self._result(
-            self._function(t.reshape(time_shape), layout.unflatten(y), *further, *self._args), layout
-        )
+        return self._result(self._function(t.reshape(time_shape), layout.unflatten(y), *further, *self._args), layout)
 
 
 class FunctionAmongAll(FunctionOnRows):

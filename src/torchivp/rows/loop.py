@@ -279,7 +279,11 @@ class _RowLoop:
                 return failures.not_converged(t, step)
             if not np.isfinite(errors[i]):
                 undefined = is_finite(step.y1)
-                return failures.norm_undefined(t, errors[i]) if undefined else failures.non_finite(t, step.y0, taken[i])
+                return (
+                    failures.norm_undefined(t, step, errors[i])
+                    if undefined
+                    else failures.non_finite(t, step.y0, taken[i])
+                )
             if small[i]:
                 return failures.underflow(t, step, errors[i], taken[i])
             return failures.tolerance_not_met(t, step, errors[i], controller.min_step)
@@ -370,7 +374,7 @@ class _RowLoop:
         index = self.active.index[where]
         y = self.y if len(where) == len(self.y) else self.y[self.problem.select(where)]
         self.outputs.end(index, t1, y)
-        self.trail.lay(index, y, self.outputs.next, self.carry)
+        self.trail.lay(index, y, self.outputs.next, self.stepper.carry_to_keep(self.carry))
         self.targets.reached(index, t1)
         self.active.done[where] |= t1 == self.problem.times.end[index]
 
@@ -459,7 +463,7 @@ class _RowLoop:
             return bool(len(active.index))
         through = active.done | active.gone
         count = np.count_nonzero(through)
-        if (active.gone.any() or count * _DROP >= len(through) or count == len(through)):
+        if active.gone.any() or count * _DROP >= len(through) or count == len(through):
             for i in np.flatnonzero(active.done & ~active.gone):
                 row, t = active.index[i], float(active.t[i])
                 sentence = f"reached t = {t:g} in {self.accepted[row]} steps, {self.rejected[row]} attempts rejected"

@@ -128,6 +128,10 @@ class Stepper:
             return None
         return torch.where(torch.from_numpy(accept).to(step.y1.device).unsqueeze(1), step.carry, step.retry)
 
+    def carry_to_keep(self, carry: Any) -> Any:
+        """What must be kept of the carry to take steps again: nothing, slopes can be computed anew."""
+        return None
+
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         """The carry of a choice of these rows."""
         return None if carry is None else carry[rows]
@@ -177,6 +181,9 @@ class SingleStepper(Stepper):
 
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         return step.carry if accept[0] else step.retry
+
+    def carry_to_keep(self, carry: Any) -> Any:
+        return self.method.carry_to_keep(carry)
 
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         return carry

@@ -17,25 +17,25 @@ class Stops:
     """Times that steps must end on, besides those of the controller, and on which side of them func is evaluated.
 
     Attributes:
-        kinks: times that steps end on, in any order; those outside the span do not matter.
-        jumps: times at which func is discontinuous: steps end on them, evaluate it on their own side of them only,
+        step_times: times that steps end on, in any order; those outside the span do not matter.
+        jump_times: times at which func is discontinuous: steps end on them, evaluate it on their own side of them only,
             and take nothing over from one side to the other.
         one_sided: whether every step evaluates func within its ends, never at them.
     """
 
-    kinks: Collection[float] = ()
-    jumps: Collection[float] = ()
+    step_times: Collection[float] = ()
+    jump_times: Collection[float] = ()
     one_sided: bool = False
 
     def within(self, times: Times) -> list[float]:
         """Those of the times that lie strictly inside the span, in the order of integration."""
         low, high = sorted((times.start, times.end))
-        inside = {t for t in (*self.kinks, *self.jumps) if low < t < high}
+        inside = {t for t in (*self.step_times, *self.jump_times) if low < t < high}
         return sorted(inside, reverse=times.direction < 0)
 
     def avoided_ends(self, t0: float, t1: float) -> tuple[bool, bool]:
         """Whether a step from `t0` to `t1` must not evaluate func at its start, and at its end."""
-        return self.one_sided or t0 in self.jumps, self.one_sided or t1 in self.jumps
+        return self.one_sided or t0 in self.jump_times, self.one_sided or t1 in self.jump_times
 
 
 def merge(targets: Iterable[float], others: Sequence[float], direction: float) -> Iterator[float]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from torchivp.checks import check_whole_number
 from torchivp.dense import Interpolant
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc, Method, Step
@@ -20,21 +21,6 @@ from torchivp.times import time_scalar
 
 _LARGEST_WEIGHTS = 1e4
 """Where a step is much longer than one before it, weights of opposite signs are so large that they magnify rounding."""
-
-
-def whole_number(smallest: int, largest: int | None = None) -> Callable[[str, Any], int]:
-    """The check of an option that is a whole number."""
-
-    def check(name: str, value: Any) -> int:
-        limits = f"of at least {smallest}" if largest is None else f"between {smallest} and {largest}"
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(f"{name} must be a whole number {limits}, got {value!r}")
-        number = int(value)
-        if number < smallest or (largest is not None and number > largest):
-            raise ValueError(f"{name} must be a whole number {limits}, got {number}")
-        return number
-
-    return check
 
 
 class FixedStepAdams(Method):
@@ -50,7 +36,7 @@ class FixedStepAdams(Method):
 
     error_order = None
     max_order: ClassVar[int] = 4
-    options: ClassVar[Mapping[str, Check]] = {"max_order": whole_number(1, 12)}
+    options: ClassVar[Mapping[str, Check]] = {"max_order": partial(check_whole_number, smallest=1, largest=12)}
 
     def __init_subclass__(cls) -> None:
         cls.order = cls.max_order

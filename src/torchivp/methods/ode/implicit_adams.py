@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc
-from torchivp.methods.ode.fixed_step_adams import FixedStepAdams, whole_number
+from torchivp.methods.ode.fixed_step_adams import FixedStepAdams
 from torchivp.methods.ode.slope_polynomial import Array, integrals, weighted
 from torchivp.times import time_scalar
 
@@ -28,7 +30,10 @@ class ImplicitAdams(FixedStepAdams):
     """
 
     max_iters: ClassVar[int] = 4
-    options: ClassVar[Mapping[str, Check]] = {**FixedStepAdams.options, "max_iters": whole_number(1)}
+    options: ClassVar[Mapping[str, Check]] = {
+        **FixedStepAdams.options,
+        "max_iters": partial(check_whole_number, smallest=1),
+    }
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         super().__init__(y0, real_dtype, norm)

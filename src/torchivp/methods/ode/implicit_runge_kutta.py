@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc, Method, Step
@@ -21,20 +22,12 @@ from torchivp.methods.ode.newton import Newton, Solved, solve
 from torchivp.methods.ode.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.ode.stage_equations import StageEquations
-from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, StageSolver, linearised
+from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, Origin, StageSolver, linearised
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import inside_transform, read
 
 _CORRECTIONS = 2
 """How many times a solve can be differentiated; see `_recorded`."""
-
-
-def _check_max_iters(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-    return int(value)
 
 
 def _check_linear_solver(name: str, value: Any) -> str:
@@ -73,13 +66,13 @@ class _LastStep:
     Attributes:
         dt: the size of the step.
         slopes: the slopes of the stages, [stages, size].
-        solver: the linear solver.
+        solver: the linear solver, or what it is made of.
         rate: the rate of convergence.
     """
 
     dt: float
     slopes: Tensor
-    solver: StageSolver | None
+    solver: StageSolver | Origin | None
     rate: float | None
 
 
@@ -133,7 +126,10 @@ class ImplicitRungeKutta(Method):
     error_order = None
     max_iters: ClassVar[int] = 100
     linear_solver: ClassVar[str] = "auto"
-    options: ClassVar[Mapping[str, Check]] = {"max_iters": _check_max_iters, "linear_solver": _check_linear_solver}
+    options: ClassVar[Mapping[str, Check]] = {
+        "max_iters": partial(check_whole_number, smallest=1),
+        "linear_solver": _check_linear_solver,
+    }
 
     def __init_subclass__(cls) -> None:
         if "tableau" in cls.__dict__:
@@ -157,6 +153,12 @@ class ImplicitRungeKutta(Method):
 
     def initial_carry(self, f0: Tensor) -> ImplicitCarry:
         return ImplicitCarry(to_real(f0), None)
+
+    def carry_to_keep(self, carry: ImplicitCarry | None) -> ImplicitCarry | None:
+        last = None if carry is None else carry.last
+        if carry is None or last is None or last.solver is None or isinstance(last.solver, Origin):
+            return carry
+        return carry._replace(last=replace(last, solver=last.solver.origin))
 
     def step(
         self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: ImplicitCarry | None
@@ -189,12 +191,13 @@ class ImplicitRungeKutta(Method):
     ) -> Solved:
         """The slopes of all stages, without history."""
         if last is not None and last.rate is not None and math.isnan(last.rate):  # and so it stays
-            return Solved(last.slopes, last.solver, last.rate, False, None)
+            return Solved(last.slopes, None, last.rate, False, None)
         dt, times, newton = t1 - t0, self._stage_times(t0, t1), self._newton(y0, t1 - t0)
         y0 = to_real(y0)
         rate, solver, tracked = None, None, False
         if last is not None and last.solver is not None:
-            rate, solver = last.rate, last.solver.at_size(dt)
+            made = last.solver.solver(func) if isinstance(last.solver, Origin) else last.solver
+            rate, solver = last.rate, made.at_size(dt)
         known = y0[:0]
         for block in self._blocks:
             base = torch.addmm(y0, block.before * dt, known) if block.first else y0

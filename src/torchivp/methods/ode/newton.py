@@ -80,22 +80,18 @@ def solve(
     and the rate of convergence seen with it; with a new one, from one Jacobian; with Jacobians at every stage, new ones
     in every iteration. Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.8.
     """
-    run = _Run(newton, equations, equations.at_rest() if guess is None else guess)
-    if solver is not None and run.with_old(solver, rate):
-        return Solved(run.slopes, run.solver, run.rate, run.tracked, None)
-    if run.with_one(newton.linearised(equations, run.slopes, False)) or run.with_exact():
+    iteration = _NewtonIteration(newton, equations, equations.at_rest() if guess is None else guess)
+    if solver is not None and iteration.with_old(solver, rate):
+        return Solved(iteration.slopes, iteration.solver, iteration.rate, iteration.tracked, None)
+    if iteration.with_one(newton.linearised(equations, iteration.slopes, False)) or iteration.with_exact():
         # How fast it converges with these Jacobians when they are older is not known.
-        return Solved(run.slopes, run.solver, None, run.tracked, None)
-    if not math.isfinite(run.size) and read((~torch.isfinite(equations.residual(equations.at_rest()))).any()):
-        return Solved(torch.full_like(run.slopes, math.nan), None, math.nan, run.tracked, None)
-    failure = (
-        f"Newton's iteration did not converge in {run.count} iterations (last correction {run.size:.3g} times the "
-        "tolerance): take smaller steps, or raise max_iters"
-    )
-    return Solved(run.slopes, None, None, run.tracked, failure)
+        return Solved(iteration.slopes, iteration.solver, None, iteration.tracked, None)
+    if not math.isfinite(iteration.size) and read((~torch.isfinite(equations.residual(equations.at_rest()))).any()):
+        return Solved(torch.full_like(iteration.slopes, math.nan), None, math.nan, iteration.tracked, None)
+    return Solved(iteration.slopes, None, None, iteration.tracked, iteration.failure())
 
 
-class _Run:
+class _NewtonIteration:
     """An iteration under way."""
 
     solver: StageSolver
@@ -152,6 +148,19 @@ class _Run:
                 break
             last = self.size
         return False
+
+    def failure(self) -> str:
+        """Why it did not converge."""
+        if not math.isfinite(self.size):
+            return (
+                f"Newton's iteration diverged after {self.count} iterations (the correction is not finite): take "
+                "smaller steps"
+            )
+        or_raise = ", or raise max_iters" if self.count >= self.newton.max_iters else ""
+        return (
+            f"Newton's iteration did not converge in {self.count} iterations (last correction {self.size:.3g} times "
+            f"the tolerance): take smaller steps{or_raise}"
+        )
 
     def _correct(self, last: float | None, damped: bool = False) -> Tensor:
         """Make the correction, and compare its size with the `last` one."""

@@ -7,12 +7,14 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.checks import check_positive
 from torchivp.error_norm import ErrorNorm, Tolerance
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.times import time_scalar
@@ -45,15 +47,7 @@ def _check_solver(name: str, value: Any) -> str:
     return value
 
 
-def _check_size(name: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
-    if not number > 0:
-        raise ValueError(f"{name} must be positive, got {value!r}: leave it out for SciPy's default")
-    return number
+_check_size = partial(check_positive, hint=": leave it out for SciPy's default")
 
 
 def _check_first_step(name: str, value: Any) -> float | None:
@@ -134,17 +128,17 @@ class ScipySolver(Method):
             y1 = ScipyInterpolant(t0, t1, y0, carry.dense()).evaluate([t1])
             return Step(t0, t1, y0, y1, None, None, carry, carry)
         try:
-            if isinstance(carry, _Run) and carry.goes_on(start, bound, y0):
-                run = carry
+            if isinstance(carry, _ScipyStepper) and carry.goes_on(start, bound, y0):
+                stepper = carry
             else:
-                run = _Run(func, self._real_dtype, y0)
-                run.begin(self._solver_class, start, bound, self._arguments, self.first_step)
-            run.advance(func)
+                stepper = _ScipyStepper(func, self._real_dtype, y0)
+                stepper.begin(self._solver_class, start, bound, self._arguments, self.first_step)
+            stepper.advance(func)
         except _SolverError as error:
             sentence = f"SciPy's {self.solver} failed: {error}"
             return Step(t0, error.t, y0, y0, None, None, None, None, failure=sentence)
-        last = _LastStep(run, start)
-        return Step(t0, t1 if last.end == bound else last.end, y0, run.state, None, run, last, last)
+        last = _LastStep(stepper, start)
+        return Step(t0, t1 if last.end == bound else last.end, y0, stepper.state, None, stepper, last, last)
 
     def interpolant(self, func: FlatFunc, step: Step) -> ScipyInterpolant:
         return ScipyInterpolant(step.t0, step.t1, step.y0, step.stages.dense())
@@ -183,7 +177,7 @@ class _SolverError(Exception):
         self.t = t
 
 
-class _Run:
+class _ScipyStepper:
     """A solver of SciPy's under way: what a step hands on to the next.
 
     Attributes:
@@ -298,10 +292,10 @@ class _Run:
 class _LastStep:
     """The step that a solver has just taken, from which any shorter one can be had."""
 
-    def __init__(self, run: _Run, start: float):
+    def __init__(self, stepper: _ScipyStepper, start: float):
         self.start = start
-        self.end = float(run.solver.t)
-        self._run = run
+        self.end = float(stepper.solver.t)
+        self._stepper = stepper
         self._dense: DenseOutput | None = None
 
     def covers(self, start: float, end: float) -> bool:
@@ -311,8 +305,8 @@ class _LastStep:
     def dense(self) -> DenseOutput:
         """The solution within the step; to be asked for before the solver takes the next."""
         if self._dense is None:
-            assert self._run.solver.t == self.end, "the solver has gone on"
-            self._dense = self._run.dense_output()
+            assert self._stepper.solver.t == self.end, "the solver has gone on"
+            self._dense = self._stepper.dense_output()
         return self._dense
 
 

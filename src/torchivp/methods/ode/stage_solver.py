@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from torchivp.methods.method import FlatFunc
 from torchivp.methods.ode.gmres import gmres
 from torchivp.methods.ode.jacobian import Linearisation, jacobian
 from torchivp.methods.ode.stage_equations import StageEquations
@@ -20,8 +22,38 @@ _LARGEST_DENSE = 2000
 second of one core, as long as hundreds of products."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a linear solver is made of besides func: enough to make it again, in the memory of a few states.
+
+    Attributes:
+        kind: "dense" or "krylov".
+        points: the times and states at which the Jacobians are taken: every stage, or one that serves all.
+        a: the block of the tableau.
+        dt: the size of the step.
+        tolerance: the residual that a Krylov method leaves, relative to that at the start.
+    """
+
+    kind: str
+    points: Sequence[tuple[Tensor, Tensor]]
+    a: Tensor
+    dt: float
+    tolerance: float
+
+    def solver(self, func: FlatFunc) -> StageSolver:
+        """The linear solver."""
+        if self.kind == "dense":
+            return DenseStageSolver(torch.stack([jacobian(func, t, y) for t, y in self.points]), self)
+        return KrylovStageSolver([Linearisation(func, t, y) for t, y in self.points], self)
+
+
 class StageSolver(Protocol):
     """Solves linear systems with the matrix `I - dt (a_ij J_i)`, J_i the Jacobian of func at the stage i."""
+
+    @property
+    def origin(self) -> Origin:
+        """What it is made of."""
+        ...
 
     def at_size(self, dt: float) -> StageSolver:
         """The same Jacobians, for steps of the size `dt`."""
@@ -36,16 +68,15 @@ class DenseStageSolver:
     """By LU factorisation.
 
     Args:
-        jacobians: the Jacobians at the stages, or one for all of them, [stages or 1, size, size].
-        a: the block of the tableau.
-        dt: the size of the step.
+        jacobians: the Jacobians at the points of the origin, [stages or 1, size, size].
+        origin: what it is made of.
     """
 
-    def __init__(self, jacobians: Tensor, a: Tensor, dt: float):
+    def __init__(self, jacobians: Tensor, origin: Origin):
+        self.origin = origin
         self._jacobians = jacobians
-        self._a = a
-        self._dt = dt
-        blocks = jacobians.unsqueeze(1) * (a * -dt).unsqueeze(-1).unsqueeze(-1)
+        a = origin.a
+        blocks = jacobians.unsqueeze(1) * (a * -origin.dt).unsqueeze(-1).unsqueeze(-1)
         rows = a.shape[0] * jacobians.shape[1]
         matrix = blocks.permute(0, 2, 1, 3).reshape(rows, rows)
         matrix = matrix + torch.eye(rows, dtype=a.dtype, device=a.device)
@@ -54,7 +85,8 @@ class DenseStageSolver:
 
     def at_size(self, dt: float) -> DenseStageSolver:
         # A size that is almost the same only slows the iteration, if it does.
-        return self if abs(dt - self._dt) <= 0.01 * abs(dt) else DenseStageSolver(self._jacobians, self._a, dt)
+        near = abs(dt - self.origin.dt) <= 0.01 * abs(dt)
+        return self if near else DenseStageSolver(self._jacobians, replace(self.origin, dt=dt))
 
     def solve(self, residual: Tensor) -> Tensor:
         return torch.linalg.lu_solve(self._lu, self._pivots, residual.reshape(-1, 1)).view_as(residual)
@@ -64,34 +96,32 @@ class KrylovStageSolver:
     """By GMRES, which needs products with the Jacobians only.
 
     Args:
-        linearisations: of func at the stages, or one for all of them.
-        a: the block of the tableau.
-        dt: the size of the step.
-        tolerance: the residual that is left, relative to that at the start.
+        linearisations: of func at the points of the origin.
+        origin: what it is made of.
     """
 
-    def __init__(self, linearisations: Sequence[Linearisation], a: Tensor, dt: float, tolerance: float):
+    def __init__(self, linearisations: Sequence[Linearisation], origin: Origin):
+        self.origin = origin
+        stages = len(origin.a)
         self._linearisations = linearisations
-        self._each = linearisations if len(linearisations) == len(a) else [linearisations[0]] * len(a)
-        self._a = a
-        self._dt = dt
-        self._tolerance = tolerance
+        self._each = linearisations if len(linearisations) == stages else [linearisations[0]] * stages
+        self._matrix = origin.a * origin.dt
 
     def at_size(self, dt: float) -> KrylovStageSolver:
-        return self if dt == self._dt else KrylovStageSolver(self._linearisations, self._a, dt, self._tolerance)
+        return self if dt == self.origin.dt else KrylovStageSolver(self._linearisations, replace(self.origin, dt=dt))
 
     def product(self, x: Tensor) -> Tensor:
         """The matrix times `x`, [stages, size]."""
-        inner = torch.mm(self._a * self._dt, x).split(1)
+        inner = torch.mm(self._matrix, x).split(1)
         return x - torch.cat([j.times(v) for j, v in zip(self._each, inner, strict=True)])
 
     def transposed_product(self, x: Tensor) -> Tensor:
         """The transpose of the matrix times `x`, [stages, size]."""
         pulled = torch.cat([j.transposed_times(v) for j, v in zip(self._each, x.split(1), strict=True)])
-        return x - torch.mm((self._a * self._dt).T, pulled)
+        return x - torch.mm(self._matrix.T, pulled)
 
     def solve(self, residual: Tensor) -> Tensor:
-        solution = _KrylovSolve.apply(self.product, self.transposed_product, self._tolerance, residual)
+        solution = _KrylovSolve.apply(self.product, self.transposed_product, self.origin.tolerance, residual)
         assert isinstance(solution, Tensor)
         return solution
 
@@ -138,10 +168,8 @@ def linearised(
     points = [(equations.times[i], states[i : i + 1]) for i in places]
     if kind == "auto":
         kind = "dense" if slopes.numel() <= _LARGEST_DENSE or inside_transform() else "krylov"
-    if kind == "dense":
-        return DenseStageSolver(torch.stack([jacobian(func, t, y) for t, y in points]), equations.a, dt)
-    if inside_transform():
+    if kind == "krylov" and inside_transform():
         raise RuntimeError(
             "linear_solver='krylov' does not work within transforms of torch.func such as vmap: use 'dense'"
         )
-    return KrylovStageSolver([Linearisation(func, t, y) for t, y in points], equations.a, dt, tolerance)
+    return Origin(kind, points, equations.a, dt, tolerance).solver(func)

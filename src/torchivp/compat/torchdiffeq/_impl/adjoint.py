@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from torchivp.api import ode
-from torchivp.compat.torchdiffeq._impl.odeint import engine_method
+from torchivp.api.options import check_adjoint_options
+from torchivp.compat.torchdiffeq._impl.odeint import engine_method, resolve
 from torchivp.gradients.inputs import module_parameters as find_parameters
 
 __all__ = ["find_parameters", "odeint_adjoint"]
@@ -31,11 +32,12 @@ def odeint_adjoint(
     adjoint_params: Sequence[Tensor] | None = None,
 ) -> Any:
     """`torchivp.odeint_adjoint`, whose methods may also be solver classes or the names of some in `SOLVERS`."""
-    if adjoint_method == method:
+    same = adjoint_method is None or resolve(adjoint_method) is resolve(method)
+    check_adjoint_options(same, method, adjoint_method, options, adjoint_options)
+    if same:
         adjoint_method = None
-    if adjoint_method is not None:
-        if not options and adjoint_options is None:
-            adjoint_options = {}
+    else:
+        adjoint_options = {} if adjoint_options is None else adjoint_options
         adjoint_method, adjoint_options = engine_method(adjoint_method, func, y0, rtol, atol, adjoint_options)
     method, options = engine_method(method, func, y0, rtol, atol, options)
     return ode.odeint_adjoint(

@@ -33,6 +33,7 @@ from torchivp.compat.torchdiffeq._impl.scipy_wrapper import ScipyWrapperODESolve
 from torchivp.compat.torchdiffeq._impl.solvers import EngineSolver, MethodOrName
 from torchivp.compat.torchdiffeq._impl.tsit5 import Tsit5Solver
 from torchivp.dense import DenseSolution
+from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.state import StateLayout
 
@@ -128,6 +129,14 @@ def find_solver(method: Any) -> type[Any] | None:
     if isinstance(method, type) and not issubclass(method, Method):
         return method
     return SOLVERS.get(method or "dopri5") if method is None or isinstance(method, str) else None
+
+
+def resolve(method: Any) -> type[Any]:
+    """The class that takes the steps: one of torchivp's methods, or a solver class that a program brought along."""
+    solver = find_solver(method)
+    if solver is None:
+        return find_method(method)
+    return find_method(solver.method) if solver.__module__.startswith("torchivp.") else solver
 
 
 def engine_method(

@@ -1,0 +1,66 @@
+"""Numbers that the user gives, checked."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from torch import Tensor
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite or infinite real number, given as a number or a tensor of one element.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is NaN.
+    """
+    is_scalar = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    if isinstance(value, bool) or not (isinstance(value, numbers.Real) or is_scalar):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value.detach() if isinstance(value, Tensor) else value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must not be NaN")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or false.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_positive(name: str, value: Any, hint: str = "") -> float:
+    """A positive number, which may be infinite, given as `check_number` takes it; `hint` ends the sentence.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive.
+    """
+    number = check_number(name, value)
+    if not number > 0:
+        raise ValueError(f"{name} must be positive, got {value!r}{hint}")
+    return number
+
+
+def check_whole_number(name: str, value: Any, smallest: int, largest: int | None = None, hint: str = "") -> int:
+    """A whole number, NumPy's included, of at least `smallest` and at most `largest`; `hint` ends the sentence.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of range.
+    """
+    limits = f"of at least {smallest}" if largest is None else f"between {smallest} and {largest}"
+    sentence = f"{name} must be a whole number {limits}, got {value!r}{hint}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(sentence)
+    number = int(value)
+    if number < smallest or (largest is not None and number > largest):
+        raise ValueError(sentence)
+    return number
