@@ -108,30 +108,27 @@ class Interpolant:
 
 @dataclass(slots=True)
 class RowInterpolant:
-    """The solutions of many rows, each within its step, `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) slopes_j`.
+    """The solutions of many rows, each within its step, `y(t0 + theta dt) = y0 + sum_j b_j(theta) increments_j`.
 
     Attributes:
-        dt: the sizes of the steps, [rows, 1], in the dtype of the state.
         y0: the states at their starts, [rows, size].
-        slopes: [n, rows * size].
+        increments: slopes times the sizes of the steps, [n, rows * size].
         b: the polynomials b_j.
     """
 
-    dt: Tensor
     y0: Tensor
-    slopes: Tensor
+    increments: Tensor
     b: StepPolynomials
 
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
         weights = self._weights(np.array([theta]))
-        return torch.addcmul(self.y0, self.dt, torch.mm(weights, self.slopes).view_as(self.y0))
+        return torch.addmm(self.y0.view(1, -1), weights, self.increments).view_as(self.y0)
 
     def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
-        slopes = self.slopes.view(-1, *self.y0.shape).transpose(0, 1)[rows]
-        combined = torch.bmm(self._weights(theta).unsqueeze(1), slopes).squeeze(1)
-        return torch.addcmul(self.y0[rows], self.dt[rows], combined)
+        increments = self.increments.view(-1, *self.y0.shape).transpose(0, 1)[rows]
+        return self.y0[rows] + torch.bmm(self._weights(theta).unsqueeze(1), increments).squeeze(1)
 
     def _weights(self, theta: np.ndarray) -> Tensor:
         return torch.from_numpy(self.b.values(theta)).to(self.y0.device, self.y0.dtype)

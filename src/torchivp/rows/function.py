@@ -149,14 +149,21 @@ class FunctionOnRows:
         self._result = function.result
         self._layout = layout
         self._args = args
-        self._time_shape = function.time_shape(layout)
+        self._time_shape = torch.Size(function.time_shape(layout))
+        # Where the user's state has the very shape of the flat one.
+        self._flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)
         self.evaluations = 0
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
         self.evaluations += 1
         layout, time_shape = self._layout, self._time_shape
-        further = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
-        return self._result(self._function(t.reshape(time_shape), layout.unflatten(y), *further, *self._args), layout)
+        if t.shape != time_shape:
+            t = t.reshape(time_shape)
+        state = y if self._flat else layout.unflatten(y)
+        if extra:
+            values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
+            return self._result(self._function(t, state, *values, *self._args), layout)
+        return self._result(self._function(t, state, *self._args), layout)
 
 
 class FunctionAmongAll(FunctionOnRows):

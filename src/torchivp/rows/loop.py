@@ -61,6 +61,13 @@ class RowIntegration:
     max_steps: int
     describe: Callable[[int], str]
 
+    def make_method(self) -> Method:
+        """The method, made for one row or for many."""
+        like = self.problem.y0.detach()[:1]
+        if not len(like):
+            like = self.problem.y0.new_zeros(1, self.problem.y0.shape[1])
+        return self.method(like, self.problem.real_dtype, self.norm)
+
     def run(self, outputs: RowOutputs, trail: RowTrail) -> tuple[list[Status], list[Stats]]:
         """Integrate every row from its start to its end; how each ended, and what it cost."""
         with torch.no_grad():
@@ -137,21 +144,21 @@ class _RowLoop:
         self.watch = RowWatch(self.problem) if any(action.g is not None for action in actions) else None
         self.has_schedule = any(action.times is not None for action in actions)
         self.status: list[Status | None] = [None] * rows
-        self.accepted = np.zeros(rows, dtype=np.int64)
         self.rejected = np.zeros(rows, dtype=np.int64)
         self.evaluations = np.zeros(rows, dtype=np.int64)
         self.iterations = 0
         self.active = _Active.begin(times.start)
         self.y = self.problem.y0.detach()
         self.carry: Any = None
-        self.stepper = make_stepper(self.problem, plan.method, plan.norm, self.active.index)
+        self.method = plan.make_method()
+        self.stepper = make_stepper(self.problem, self.method, plan.norm, self.active.index)
 
     def to_the_end(self) -> tuple[list[Status], list[Stats]]:
         if self.problem.rows:
             self._begin()
         while len(self.active.index):
             self._iterate()
-        counts = zip(self.evaluations.tolist(), self.accepted.tolist(), self.rejected.tolist(), strict=True)
+        counts = zip(self.evaluations.tolist(), self.trail.steps.tolist(), self.rejected.tolist(), strict=True)
         return [status for status in self.status if status is not None], [Stats(*count) for count in counts]
 
     def _begin(self) -> None:
@@ -179,7 +186,7 @@ class _RowLoop:
         else:
             slopes = self.stepper.slopes(active.t, y).clone()  # func may use its memory again
             self.carry = self.stepper.method.initial_carry(slopes)
-            order, span = self.plan.method.error_order, self.problem.times.end[active.index] - active.t
+            order, span = self.method.error_order, self.problem.times.end[active.index] - active.t
             assert order is not None
             h = first_steps(self.stepper.slopes, active.t, y, slopes, span, self.stepper.norm, order)
             active.h = np.maximum(h, 16 * np.spacing(np.abs(active.t)))
@@ -219,11 +226,11 @@ class _RowLoop:
         self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
         if self.iterations < self.plan.max_steps:
             return
-        attempts = self.accepted[active.index] + self.rejected[active.index]
+        attempts = self.trail.steps[active.index] + self.rejected[active.index]
         tired = (attempts >= self.plan.max_steps) & ~active.done
 
         def out_of_steps(i: int, failures: Failures) -> Status:
-            counts = f"{self.accepted[active.index[i]]} accepted, {self.rejected[active.index[i]]} rejected"
+            counts = f"{self.trail.steps[active.index[i]]} accepted, {self.rejected[active.index[i]]} rejected"
             return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, awaits_event=False)
 
         self._fail(tired, out_of_steps)
@@ -328,7 +335,7 @@ class _RowLoop:
         active, problem, stepper = self.active, self.problem, self.stepper
         index, select = active.index[where], problem.select(where)
         if len(where) < len(active.index):
-            stepper = make_stepper(problem, self.plan.method, self.plan.norm, index)
+            stepper = make_stepper(problem, self.method, self.plan.norm, index)
         start = Start(active.t[where], y0[select], self.stepper.take_carry(retry, select))
         steps = land(self.watch, stepper, start, located.take(where))
         if stepper is not self.stepper:
@@ -365,7 +372,6 @@ class _RowLoop:
     def _note(self, where: np.ndarray, t1: np.ndarray, order: int | None) -> None:
         """Rows have taken a step to `t1`."""
         index = self.active.index[where]
-        self.accepted[index] += 1
         self.trail.step(index, t1, order)
         self.active.t[where] = t1
 
@@ -375,8 +381,8 @@ class _RowLoop:
         y = self.y if len(where) == len(self.y) else self.y[self.problem.select(where)]
         self.outputs.end(index, t1, y)
         self.trail.lay(index, y, self.outputs.next, self.stepper.carry_to_keep(self.carry))
-        self.targets.reached(index, t1)
-        self.active.done[where] |= t1 == self.problem.times.end[index]
+        if (ended := self.targets.reached(index, t1)) is not None:
+            self.active.done[where] |= ended
 
     def _let_happen(
         self, where: np.ndarray, t1: np.ndarray, firings: list[Firing], since: np.ndarray | None = None
@@ -453,7 +459,7 @@ class _RowLoop:
         return Status(Outcome.NON_FINITE, f"an event function is not finite in the step from t = {t:.9g}", t)
 
     def _event(self, i: int) -> Status:
-        t, count = float(self.active.t[i]), self.accepted[self.active.index[i]]
+        t, count = float(self.active.t[i]), self.trail.steps[self.active.index[i]]
         return Status(Outcome.EVENT, f"event at t = {t:.9g}, after {count} steps", t)
 
     def _drop(self) -> bool:
@@ -466,7 +472,7 @@ class _RowLoop:
         if active.gone.any() or count * _DROP >= len(through) or count == len(through):
             for i in np.flatnonzero(active.done & ~active.gone):
                 row, t = active.index[i], float(active.t[i])
-                sentence = f"reached t = {t:g} in {self.accepted[row]} steps, {self.rejected[row]} attempts rejected"
+                sentence = f"reached t = {t:g} in {self.trail.steps[row]} steps, {self.rejected[row]} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
             keep = np.flatnonzero(~through)
@@ -474,7 +480,7 @@ class _RowLoop:
             select = self.problem.select(keep)
             self.y, self.carry = self.y[select], self.stepper.take_carry(self.carry, select)
             if len(keep):
-                self.stepper = make_stepper(self.problem, self.plan.method, self.plan.norm, self.active.index)
+                self.stepper = make_stepper(self.problem, self.method, self.plan.norm, self.active.index)
         return bool(len(self.active.index))
 
 

@@ -64,8 +64,9 @@ class RowProblem:
 
     def time(self, t: np.ndarray) -> Tensor:
         """The times of some rows as a [rows, 1] tensor in the dtype of time."""
+        times = torch.from_numpy(t).unsqueeze(1)
         device = self.y0.device
-        return torch.from_numpy(np.ascontiguousarray(t)).to(device, time_dtype(device)).unsqueeze(1)
+        return times if device.type == "cpu" else times.to(device, time_dtype(device))
 
     def user_time(self, t: np.ndarray) -> Tensor:
         """The same as the functions of the user receive it."""

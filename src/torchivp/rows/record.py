@@ -48,6 +48,7 @@ class RowOutputs:
             self._wanted = np.concatenate([times.outputs, column], axis=1)
         self.next = np.zeros(len(times.start), dtype=np.int64)
         """How many outputs of each row have been kept."""
+        self._ahead = np.full(len(times.start), math.nan) if self._wanted is None else self._wanted[:, 0].copy()
         self._rows: list[np.ndarray] = []
         self._places: list[np.ndarray] = []
         self._times: list[np.ndarray] = []
@@ -60,21 +61,23 @@ class RowOutputs:
             return
         inside: list[np.ndarray] = []
         times: list[np.ndarray] = []
-        wanted = self._wanted[rows, self.next[rows]]
-        position = np.flatnonzero((t1 - wanted) * (t1 - t0) > 0)
+        wanted = self._ahead[rows]
+        before = (t1 - wanted) * (t1 - t0) > 0
+        if not before.any():
+            return
+        position = np.flatnonzero(before)
         while len(position):
             row, wanted = rows[position], wanted[position] if not inside else wanted
             self._place(row, wanted)
             inside.append(position)
             times.append(wanted)
-            wanted = self._wanted[row, self.next[row]]
+            wanted = self._ahead[row]
             before = (t1[position] - wanted) * (t1[position] - t0[position]) > 0
             position, wanted = position[before], wanted[before]
-        if inside:
-            where, t = np.concatenate(inside), np.concatenate(times)
-            interpolant = within()
-            theta = (t - t0[where]) / (t1[where] - t0[where])
-            self.values.append(interpolant.at(torch.from_numpy(where), theta))
+        where, t = np.concatenate(inside), np.concatenate(times)
+        interpolant = within()
+        theta = (t - t0[where]) / (t1[where] - t0[where])
+        self.values.append(interpolant.at(torch.from_numpy(where), theta))
 
     def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
         """Keep the states at which the `rows` are at `t`, where they were asked for."""
@@ -82,8 +85,9 @@ class RowOutputs:
             self._place(rows, t)
             self.values.append(y)
             return
-        asked = np.flatnonzero(self._wanted[rows, self.next[rows]] == t)
-        if len(asked):
+        there = self._ahead[rows] == t
+        if there.any():
+            asked = np.flatnonzero(there)
             self._place(rows[asked], t[asked])
             self.values.append(y if len(asked) == len(rows) else y[torch.from_numpy(asked).to(y.device)])
 
@@ -98,6 +102,14 @@ class RowOutputs:
         self._places.append(self.next[rows])
         self._times.append(t)
         self.next[rows] += 1
+        if self._wanted is not None:
+            self._ahead[rows] = self._wanted[rows, self.next[rows]]
+
+    def resume(self, kept: np.ndarray) -> None:
+        """Go on as if so many outputs of each row had been kept, to replay steps."""
+        self.next = kept.copy()
+        if self._wanted is not None:
+            self._ahead = self._wanted[np.arange(len(kept)), kept]
 
     def collect(self, like: Tensor, count: int | None = None) -> tuple[Tensor, np.ndarray]:
         """All outputs, [rows, T, size], and their times, [rows, T]; NaN where there are none.

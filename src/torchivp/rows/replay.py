@@ -107,6 +107,7 @@ class Replay:
 
     def __init__(self, plan: RowIntegration, trail: RowTrail):
         self.plan = plan
+        self.method = plan.make_method()
         self.trail = trail
         self._ends = trail.ends()
         self.steps = trail.steps
@@ -120,10 +121,9 @@ class Replay:
     def run(self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int) -> ReplayedSteps:
         """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size]."""
         outputs = RowOutputs(problem.times)
-        outputs.next = start.next.copy()
+        outputs.resume(start.next)
         replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
         if start.step == 0:
-            outputs.next[:] = 0
             self._change(problem, replayed, 0, problem.times.start)
             outputs.end(replayed.rows, problem.times.start, replayed.y)
         stepper = None
@@ -133,7 +133,7 @@ class Replay:
                 keep = problem.select(np.flatnonzero(going))
                 carry = replayed.carry if stepper is None else stepper.take_carry(replayed.carry, keep)
                 replayed.rows, replayed.y, replayed.carry = replayed.rows[going], replayed.y[keep], carry
-                stepper = make_stepper(problem, self.plan.method, self.plan.norm, replayed.rows)
+                stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)
             rows = replayed.rows
             t0, t1 = self._ends[rows, n], self._ends[rows, n + 1]
             if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:

@@ -70,21 +70,17 @@ class Stepper:
 
     Args:
         problem: the problem of all rows.
-        method: the class of the method.
+        method: the method.
         norm: measures the errors of all rows.
         rows: the numbers of the rows.
     """
 
-    def __init__(self, problem: RowProblem, method: type[Method], norm: ErrorNorm, rows: np.ndarray):
+    def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
         self.problem = problem
+        self.method = method
         self.rows = rows
         self.norm = norm.take(problem.select(rows))
         self.func: FunctionOnRows = function_on(problem, rows)
-        self.method = self._make(method)
-
-    def _make(self, method: type[Method]) -> Method:
-        like = self.problem.y0.detach().new_zeros(len(self.rows), self.problem.y0.shape[1])
-        return method(like, self.problem.real_dtype, self.norm)
 
     def slopes(self, t: np.ndarray, y: Tensor) -> Tensor:
         """The right-hand side."""
@@ -144,9 +140,9 @@ class Stepper:
 class SingleStepper(Stepper):
     """Takes steps of one row with any method."""
 
-    def _make(self, method: type[Method]) -> Method:
+    def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
+        super().__init__(problem, method, norm, rows)
         self._flat: FlatFunc = OneRowFunction(self.func)
-        return super()._make(method)
 
     def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
         step = self.method.step(self._flat, float(t0[0]), float(t1[0]), y, carry)
@@ -206,6 +202,6 @@ class _SingleWithin:
         return self.at(torch.zeros(1), np.array([theta]))
 
 
-def make_stepper(problem: RowProblem, method: type[Method], norm: ErrorNorm, rows: np.ndarray) -> Stepper:
+def make_stepper(problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray) -> Stepper:
     """What takes the steps of a choice of the rows."""
     return (Stepper if method.takes_rows else SingleStepper)(problem, method, norm, rows)

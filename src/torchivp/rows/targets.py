@@ -27,6 +27,7 @@ class RowTargets:
         self, controller: PIDController | ConstantSteps | GridSteps | OwnSteps, times: RowTimes, scheduled: np.ndarray
     ):
         self._direction = times.direction
+        self._end = times.end
         listed = [scheduled, times.end[:, None]]
         if isinstance(controller, GridSteps):
             listed.append(_grids(controller, times))
@@ -53,11 +54,17 @@ class RowTargets:
             end = np.where(near, np.where(ratio > 1.0, equal, target), end)
         return np.where(np.isnan(ratio), target, end)
 
-    def reached(self, rows: np.ndarray, t: np.ndarray) -> None:
-        """Steps of the `rows` ended at `t`: look ahead to what comes after, where it was a required time."""
-        there = rows[self._current[rows] == t]
-        if len(there):
-            self._look_ahead(there)
+    def reached(self, rows: np.ndarray, t: np.ndarray) -> np.ndarray | None:
+        """Steps of the `rows` ended at `t`: look ahead to what comes after, where it was a required time.
+
+        Returns:
+            Which of them have reached their end; None if none has.
+        """
+        there = self._current[rows] == t
+        if not there.any():
+            return None
+        self._look_ahead(rows[there])
+        return there & (t == self._end[rows])
 
     def _look_ahead(self, rows: np.ndarray) -> None:
         """Go to the next required time of each of the rows, which have reached the one before."""

@@ -151,7 +151,7 @@ class ExplicitRungeKutta(Method):
         self._row_lengths = [len(row) for row in rows]
         self._coefficients = torch.tensor(np.concatenate(rows)[None], **in_state)
         self._buffer = _StageBuffer(self._coefficients, self._row_lengths, stages, y0)
-        self._row_stages: _RowBuffer | None = None
+        self._row_buffer: _RowBuffer | None = None
         self._rows = self._coefficients.split(self._row_lengths, dim=1)
         self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, y0.device)
@@ -195,46 +195,50 @@ class ExplicitRungeKutta(Method):
         return Step(t0, t1, y0, y1, error, stages.last() if self.tableau.fsal else None, stages.first_stage(), stages)
 
     def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None) -> Step:
-        # Unlike the step of one row, the sizes of the steps are no part of the coefficients.
+        # The sizes of the steps are part of the stages here, not of the coefficients, which all rows share.
         dt = (t1 - t0).to(y0.dtype)
         inner = torch.lerp(t0, t1, self._inner_c.view(-1, 1, 1))
         times = (t0, t1, *inner.unbind())
         if t0.dtype != self._real_dtype:
             times = [t.to(self._real_dtype) for t in times]
-        recorded = torch.is_grad_enabled()
-        stages = _RecordedRows() if recorded else self._row_buffer(y0)
-        y = y0
+        stages = _RecordedRows() if torch.is_grad_enabled() else self._stages_of_rows(y0)
+        flat = y0.view(1, -1)
+        first, y, k = carry, y0, y0
         for i, place in enumerate(self._time_of_stage):
             if i > 0:
-                y = torch.addcmul(y0, dt, stages.combine(self._rows[i - 1], i).view_as(y0))
-            stages.put(i, func(times[place], y) if i > 0 or carry is None else carry)
+                y = torch.addmm(flat, self._rows[i - 1], stages.first(i)).view_as(y0)
+            if i > 0 or carry is None:
+                k = func(times[place], y)
+                first = k.clone() if first is None else first  # func may use its memory again
+            else:
+                k = carry
+            stages.put(i, k, dt)
         count, error, fsal = len(self.tableau.c), None, self.tableau.fsal
-        y1 = y if fsal else torch.addcmul(y0, dt, stages.combine(self._rows[-2], count).view_as(y0))
+        y1 = y if fsal else torch.addmm(flat, self._rows[-2], stages.first(count)).view_as(y0)
         if self.error_order is not None:
             with torch.no_grad():
-                error = stages.combine(self._rows[-1], count).view_as(y0) * dt
-        k = stages.all()
-        return Step(t0, t1, y0, y1, error, k[-1].view_as(y0) if fsal else None, k[0].view_as(y0), k)
+                error = torch.mm(self._rows[-1], stages.first(count)).view_as(y0)
+        return Step(t0, t1, y0, y1, error, k.clone() if fsal else None, first, stages.first(count))
 
-    def _row_buffer(self, y0: Tensor) -> _RowBuffer:
-        if self._row_stages is None:
-            self._row_stages = _RowBuffer(self._buffer.k, y0)
-        return self._row_stages
+    def _stages_of_rows(self, y0: Tensor) -> _RowBuffer:
+        if self._row_buffer is None or self._row_buffer.shape != y0.shape:
+            self._row_buffer = _RowBuffer(len(self.tableau.c), y0)
+        return self._row_buffer
 
     def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
         t0, t1, y0, stages = step.t0, step.t1, step.y0, step.stages
         assert isinstance(t0, Tensor) and isinstance(t1, Tensor)
-        dt = (t1 - t0).to(y0.dtype)
-        dense = self.tableau.dense
+        dt, dense = (t1 - t0).to(y0.dtype), self.tableau.dense
         if dense is None:
             if step.carry is None:
-                step.carry = func(t1.to(self._real_dtype), step.y1)
-            slopes = torch.cat([((step.y1 - y0) / dt).view(1, -1), stages[:1], step.carry.reshape(1, -1)])
-            return RowInterpolant(dt, y0, slopes, self._dense_b)
+                step.carry = func(t1.to(self._real_dtype), step.y1).clone()
+            increments = torch.cat([(step.y1 - y0).view(1, -1), stages[:1], (step.carry * dt).view(1, -1)])
+            return RowInterpolant(y0, increments, self._dense_b)
         for c, row in zip(dense.c, self._dense_rows, strict=True):
-            k = func(torch.lerp(t0, t1, c).to(self._real_dtype), _combine(y0, dt, row, stages))
-            stages = torch.cat((stages, k.reshape(1, -1)))
-        return RowInterpolant(dt, y0, stages, self._dense_b)
+            y = torch.addmm(y0.view(1, -1), row, stages).view_as(y0)
+            k = func(torch.lerp(t0, t1, c).to(self._real_dtype), y)
+            stages = torch.cat((stages, (k * dt).view(1, -1)))
+        return RowInterpolant(y0, stages, self._dense_b)
 
     def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> list[Tensor]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
@@ -276,53 +280,39 @@ class ExplicitRungeKutta(Method):
         return time_scalar(t, self._real_dtype, self._coefficients.device)
 
 
-def _combine(y0: Tensor, dt: Tensor, weights: Tensor, stages: Tensor) -> Tensor:
-    """`y0 + dt sum_j weights_j stages_j` for rows with steps of their own."""
-    return torch.addcmul(y0, dt, torch.mm(weights, stages).view_as(y0))
-
-
 class _RowBuffer:
-    """The stages of many rows in the one buffer.
+    """The stages of many rows, times the sizes of their steps, in the one buffer.
 
     Args:
-        k: the buffer, [stages, rows * size].
+        stages: how many.
         like: the states, [rows, size].
     """
 
-    def __init__(self, k: Tensor, like: Tensor):
-        self._k = k
+    def __init__(self, stages: int, like: Tensor):
+        k = like.new_zeros(stages, like.numel())
+        self.shape = like.shape
         self._slots = [row.view_as(like) for row in k]
         self._first = [k[:i] for i in range(len(k) + 1)]
-        self._combined = torch.empty_like(k[:1])
 
-    def put(self, i: int, k: Tensor) -> None:
-        self._slots[i].copy_(k)
+    def put(self, i: int, k: Tensor, dt: Tensor) -> None:
+        torch.mul(k, dt, out=self._slots[i])
 
-    def combine(self, weights: Tensor, count: int) -> Tensor:
-        """The weighted sum of the first stages; valid until the next."""
-        return torch.mm(weights, self._first[count], out=self._combined)
-
-    def all(self) -> Tensor:
-        return self._k
+    def first(self, count: int) -> Tensor:
+        """The first stages, [count, rows * size]; valid until the next step."""
+        return self._first[count]
 
 
 class _RecordedRows:
-    """The stages of many rows as a matrix that autograd can follow."""
+    """The same as a matrix that autograd can follow."""
 
     def __init__(self) -> None:
         self._k: Tensor | None = None
 
-    def put(self, i: int, k: Tensor) -> None:
-        row = k.reshape(1, -1)
-        if self._k is not None:
-            self._k = torch.cat((self._k, row))
-        else:
-            self._k = row if row.requires_grad else row.clone()  # func may use its memory again
+    def put(self, i: int, k: Tensor, dt: Tensor) -> None:
+        row = (k * dt).view(1, -1)
+        self._k = row if self._k is None else torch.cat((self._k, row))
 
-    def combine(self, weights: Tensor, count: int) -> Tensor:
-        return torch.mm(weights, self.all())
-
-    def all(self) -> Tensor:
+    def first(self, count: int) -> Tensor:
         assert self._k is not None
         return self._k
 
@@ -338,7 +328,7 @@ class _StageBuffer:
     """
 
     def __init__(self, coefficients: Tensor, row_lengths: list[int], stages: int, y0: Tensor):
-        self.k = torch.zeros((stages, y0.numel()), dtype=y0.dtype, device=y0.device)
+        self.k = torch.zeros((stages, y0.shape[1]), dtype=y0.dtype, device=y0.device)
         self._coefficients = coefficients
         self._scaled = torch.empty_like(coefficients)
         *rows, self.weights, self._error = self._scaled.split(row_lengths, dim=1)
