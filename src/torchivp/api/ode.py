@@ -191,7 +191,8 @@ def odeint_event(
 
     Returns:
         The time of the event, 0-d, and the states at `t0` and at the event, [2, *y0.shape] (each tensor of the state).
-        Both are differentiable, once, with respect to `y0`, `t0`, and everything that `func` and `event_fn` use.
+        Both are differentiable, once, with respect to `y0`, `t0`, and everything that `func` and `event_fn` use, if
+        `event_fn` crosses zero at an angle.
 
     Raises:
         SolveError: there was no event, or the solve failed; the message says where, why and what to try.
@@ -214,10 +215,11 @@ def odeint_event(
     problem = Problem.build(func, y0, Times(begin, end, ()))
     layout = StateLayout(y0)
     first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
-    sign = SignChange(EventFunction(event_fn, layout), problem.time(begin), problem.y0)
+    begins = problem.time(begin), problem.y0
+    sign = SignChange(EventFunction(event_fn, layout), *begins)
     if sign.at_start:
         return event_t + (start - start.detach()).to(event_t).reshape(()), solution
-    time, state = differentiate_event(problem.func, sign, problem.time(end), layout.flatten(last))
+    time, state = differentiate_event(problem.func, sign, begins, problem.time(end), layout.flatten(last))
     states = torch.cat([layout.flatten(first), state])
     return event_t + (time - time.detach()).to(event_t), layout.unflatten(states, (2,))
 
