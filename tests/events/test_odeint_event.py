@@ -140,6 +140,29 @@ def test_an_event_at_the_latest_time_allowed():
     assert t.item() == 0.5 and y[1].item() == 0.5
 
 
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("scale", [1.0, -3e7])
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_an_event_at_the_horizon_does_not_hang_on_rounding(method, scale, direction):
+    options = {"step_size": 0.05} if method in FIXED else {}
+    t0, differentiable = double(0.0, grad=True), ODE_METHODS[method].differentiable
+    t, y = odeint_event(lambda t, y: scale * rising(t, y), double(0.0), t0 if differentiable else 0.0,
+                        event_fn=lambda t, y: y - 0.5 * scale * direction, horizon=0.5 * direction,
+                        reverse_time=direction < 0, method=method, options=options)  # fmt: skip
+    assert t.item() == pytest.approx(0.5 * direction, abs=1e-14)
+    assert y[1].item() == pytest.approx(0.5 * scale * direction, rel=1e-14)
+    if differentiable:
+        assert torch.autograd.grad(t, t0)[0].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "radauIIA5"])
+def test_an_event_beyond_the_horizon_is_none(method):
+    options = {"step_size": 0.05} if method in FIXED else {}
+    for event_fn in (lambda t, y: y - 0.5 - 1e-13, lambda t, y: torch.exp(-80 * y)):
+        with pytest.raises(SolveError, match=r"there is no event between t = 0 and t = 0.5"):
+            odeint_event(rising, double(0.0), 0.0, event_fn=event_fn, horizon=0.5, method=method, options=options)
+
+
 def test_a_horizon_ends_the_search():
     never = lambda t, y: y + 1.0
     with pytest.raises(SolveError, match=r"there is no event between t = 0 and t = 2: event_fn has the same sign") as e:

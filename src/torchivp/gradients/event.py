@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -80,10 +81,11 @@ class _EventTime(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         value, slope, t = ctx.saved_tensors
         grad = grads[0].detach()
-        if slope == 0 or not torch.isfinite(slope):
+        rate = slope.item()
+        if rate == 0.0 or not math.isfinite(rate):
             if read(grad.abs()) != 0.0:
                 raise RuntimeError(
-                    f"d event_fn / dt = {slope.item():g} at the event at t = {t.item():.9g}, so the time of the event "
+                    f"d event_fn / dt = {rate:g} at the event at t = {t.item():.9g}, so the time of the event "
                     "has no finite derivative: event_fn touches zero there, or is flat or vertical; use an event "
                     "function that crosses zero at an angle"
                 )
