@@ -91,6 +91,7 @@ class Integration:
         changes: what changes the state, by the time, within the span, at which it does.
         event: what ends the solve before the end of the span.
         callbacks: what is told of every step.
+        remedy: what to do about a tensor that func uses and that gradients do not reach, for messages.
     """
 
     problem: Problem
@@ -103,6 +104,10 @@ class Integration:
     changes: Mapping[float, Change] = field(default_factory=dict)
     event: EventFunction | None = None
     callbacks: Callbacks | None = None
+    remedy: str = (
+        "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, "
+        "or use gradient='direct', with a method other than scipy_solver"
+    )
 
     def with_problem(self, problem: Problem) -> Integration:
         """The same integration of another statement of the same problem."""

@@ -28,6 +28,15 @@ from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
 from torchivp.torch_func import inside_transform
 
+_REMEDY_IN_ADJOINT = (
+    "Name it, and all others that need a gradient, in adjoint_params=(tensor, ...), or use odeint with a method other "
+    "than scipy_solver"
+)
+_REMEDY = (
+    "Use odeint_adjoint, and name it there, and all others that need a gradient, in adjoint_params=(tensor, ...), or "
+    "choose a method other than scipy_solver"
+)
+
 
 def odeint(
     func: Callable[..., Any],
@@ -147,7 +156,7 @@ def odeint_adjoint(
     norm = backward_options.pop("norm", None)
     if not (norm is None or norm == "seminorm" or callable(norm)):
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
-    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn)
+    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, _REMEDY_IN_ADJOINT)
     backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
         rtol=adjoint_rtol,
@@ -274,6 +283,7 @@ class _Door:
         method: Any,
         options: dict[str, Any],
         event_fn: Callable[..., Any] | None,
+        remedy: str = _REMEDY,
     ):
         self._func, self._y0, self._t = func, y0, t
         self._until_event = event_fn is not None
@@ -312,6 +322,7 @@ class _Door:
             stops=self.settings.stops,
             callbacks=callbacks and replace(callbacks, unflatten=self._layout.unflatten),
             event=None if event_fn is None else EventFunction(_callable(event_fn), self._layout),
+            remedy=remedy,
         )
 
     def read_settings(self, method: Any, options: dict[str, Any], backward: bool = False) -> Settings:
