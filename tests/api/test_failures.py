@@ -62,6 +62,18 @@ def test_steps_from_time_zero_are_not_made_ever_smaller(method, span):
     assert func.calls < 500
 
 
+def test_a_norm_of_an_error_that_is_not_a_number_rejects_the_step():
+    def func(t, y):
+        return torch.sqrt(1.0 - y)  # y = 1 - (1 - t/2)^2; not a number beyond 1, where long steps try it
+
+    def norm(x):
+        return x.abs().max()
+
+    solution = solve_ivp(func, (0.0, 1.9), 0 * ONE, first_step=1.9, norm=norm)
+    assert solution.stats.rejected > 0 and not func(None, 1.1 * ONE).isfinite()
+    assert solution.y[-1].item() == pytest.approx(1 - 0.05**2, rel=1e-4)
+
+
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_func_that_is_not_finite_just_after_time_zero(method):
     func = Counted(lambda t, y: -y if t <= 0 else y * math.nan)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm, check_tolerance
+from torchivp.failures import is_finite
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
@@ -107,7 +108,9 @@ def _flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Ten
         size = norm(layout.unflatten(x))
         if isinstance(size, Tensor) and size.numel() == 1:
             size = read(size.detach().reshape(()))
-        if not isinstance(size, numbers.Real) or size < 0:
+        # Of an error that is not a number, neither is the norm.
+        undefined = isinstance(size, numbers.Real) and math.isnan(size) and is_finite(x)
+        if not isinstance(size, numbers.Real) or size < 0 or undefined:
             raise ValueError(f"norm must return one number that is not negative, got {size!r}")
         return float(size)
 
