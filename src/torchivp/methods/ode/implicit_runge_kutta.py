@@ -16,8 +16,8 @@ from torch.autograd import forward_ad
 
 from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
-from torchivp.gradients.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Method, Step
+from torchivp.methods.ode.limited import differentiable_twice
 from torchivp.methods.ode.newton import Newton, Solved, solve
 from torchivp.methods.ode.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.methods.ode.runge_kutta import ButcherTableau
