@@ -54,7 +54,8 @@ class ErrorNorm:
     @property
     def tolerates_nothing(self) -> bool:
         """Whether both tolerances are zero."""
-        return float(torch.as_tensor(self.rtol).max()) == 0.0 and float(torch.as_tensor(self.atol).max()) <= self._tiny
+        rtol, atol = (float(x.max()) if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
+        return rtol == 0.0 and atol <= self._tiny
 
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
         """The scaled size of the `error` of a step from `y0` to `y1`."""

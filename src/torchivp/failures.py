@@ -145,10 +145,13 @@ class Failures:
 
     def _precision(self, y: Tensor) -> str:
         eps = torch.finfo(y.dtype).eps
-        tightest = float(torch.as_tensor(self._norm.rtol).min())
+        rtol = self._norm.rtol
+        tightest = float(rtol.min()) if isinstance(rtol, Tensor) else rtol
         if tightest >= 10 * eps:
             return ""
-        return f"; rtol = {tightest:g} is close to the rounding of {y.dtype}, {eps:.2g}: use y0.double()"
+        return f"; rtol = {tightest:g} is close to the rounding of {y.dtype}, {eps:.2g}: " + (
+            "raise it" if y.dtype in (torch.float64, torch.complex128) else "use y0.double()"
+        )
 
 
 def is_finite(y: Tensor) -> bool:

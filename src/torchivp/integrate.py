@@ -91,6 +91,7 @@ class Integration:
         changes: what changes the state, by the time, within the span, at which it does.
         event: what ends the solve before the end of the span.
         callbacks: what is told of every step.
+        remedy: what to do about a tensor that func uses and that gradients do not reach, for messages.
     """
 
     problem: Problem
@@ -103,6 +104,10 @@ class Integration:
     changes: Mapping[float, Change] = field(default_factory=dict)
     event: EventFunction | None = None
     callbacks: Callbacks | None = None
+    remedy: str = (
+        "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, "
+        "or use gradient='direct', with a method other than scipy_solver"
+    )
 
     def with_problem(self, problem: Problem) -> Integration:
         """The same integration of another statement of the same problem."""
@@ -309,7 +314,7 @@ class _StepLoop:
             h = first_step(func, t0, self.y, f0, span, self.plan.norm, self.plan.method.error_order)
             if math.isnan(h):
                 return h
-            h = max(h, 16 * math.ulp(self.times.start))
+            h = max(h, self._smallest_step())
         return min(max(h, controller.min_step), controller.max_step)
 
     def _success(self) -> Status:
@@ -330,11 +335,17 @@ class _StepLoop:
         with torch.no_grad():
             return bool(read(self.plan.problem.func(self.plan.problem.time(self.t), step.y0.detach()).any()))
 
+    def _smallest_step(self) -> float:
+        """The size below which steps do not get anywhere: for the spacing of numbers at t, or for the span to go."""
+        span = abs(self.times.end - self.times.start)
+        of_span = sys.float_info.epsilon**2 * span if math.isfinite(span) else 0.0
+        return max(16 * math.ulp(self.t), of_span, sys.float_info.min)
+
     def _stuck(self, step: Step, error: float, taken: float, next_h: float) -> Status | None:
         """The end of the solve, if it makes no sense to try the rejected step again with the size `next_h`."""
         controller = self.plan.controller
         assert isinstance(controller, PIDController)
-        too_small = next_h < 16 * math.ulp(self.t) or next_h < sys.float_info.min
+        too_small = next_h < self._smallest_step()
         if not too_small and self.h > controller.min_step:
             return None
         if step.failure is not None:

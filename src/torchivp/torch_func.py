@@ -15,6 +15,14 @@ def inside_transform() -> bool:
     return _functorch.maybe_current_level() is not None
 
 
+def derivative_depth() -> int:
+    """How many transforms at work differentiate, such as `torch.func.grad` and `torch.func.jvp`."""
+    if not inside_transform():
+        return 0
+    kinds = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
+    return sum(transform.key() in kinds for transform in _functorch.get_interpreter_stack() or ())
+
+
 def read(x: Tensor) -> float:
     """The value of a 0-d tensor; under `vmap`, where it has one for each entry of the batch, the largest, or NaN."""
     if inside_transform():

@@ -41,6 +41,47 @@ def test_a_tolerance_below_the_rounding_of_the_state_is_named():
     assert "rtol = 1e-08 is close to the rounding of torch.float32, 1.2e-07: use y0.double()" in solution.message
 
 
+class Counted:
+    def __init__(self, func):
+        self.func, self.calls = func, 0
+
+    def __call__(self, t, y):
+        self.calls += 1
+        assert self.calls < 2000, "this goes on and on"
+        return self.func(t, y)
+
+
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "tsit5", "dopri8"])
+@pytest.mark.parametrize("span", [(0.0, 1.0), (0.0, -1e6)])
+def test_steps_from_time_zero_are_not_made_ever_smaller(method, span):
+    """Near zero, numbers are so closely spaced that they end no search for a step size."""
+    func = Counted(lambda t, y: -y)
+    with pytest.raises(SolveError, match="step size underflow at t = 0: ") as raised:
+        solve_ivp(func, span, ONE, method=method, rtol=1e-300, atol=0.0)
+    assert raised.value.status.outcome is Outcome.STEP_UNDERFLOW
+    assert func.calls < 500
+
+
+def test_a_norm_of_an_error_that_is_not_a_number_rejects_the_step():
+    def func(t, y):
+        return torch.sqrt(1.0 - y)  # y = 1 - (1 - t/2)^2; not a number beyond 1, where long steps try it
+
+    def norm(x):
+        return x.abs().max()
+
+    solution = solve_ivp(func, (0.0, 1.9), 0 * ONE, first_step=1.9, norm=norm)
+    assert solution.stats.rejected > 0 and not func(None, 1.1 * ONE).isfinite()
+    assert solution.y[-1].item() == pytest.approx(1 - 0.05**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_func_that_is_not_finite_just_after_time_zero(method):
+    func = Counted(lambda t, y: -y if t <= 0 else y * math.nan)
+    with pytest.raises(SolveError, match="or func is undefined just beyond"):
+        solve_ivp(func, (0.0, 1.0), ONE, method=method)
+    assert func.calls < 600
+
+
 def test_outputs_not_reached_are_nan_and_the_others_kept():
     t = torch.linspace(0, 2, 9, dtype=torch.float64)
     solution = failing(lambda t, y: y**2, t_eval=t)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -94,8 +95,7 @@ def test_events_that_coincide(method):
                                       lambda t, y: (y > 0.3).int() * 2 - 1])  # fmt: skip
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_events_that_are_true_or_false(event_fn, method):
-    y0 = double(0.0, grad=True)
-    t, y = odeint_event(rising, y0, 0.0, event_fn=event_fn, method=method, **steps(method, 0.25))
+    t, y = odeint_event(rising, double(0.0), 0.0, event_fn=event_fn, method=method, **steps(method, 0.25))
     assert t.item() == pytest.approx(0.3, abs=1e-13)
     assert y[1].item() == pytest.approx(0.3, abs=1e-13)
 
@@ -138,6 +138,29 @@ def test_an_event_at_the_latest_time_allowed():
     t, y = odeint(rising, double(0.0), [0.0, 0.5], event_fn=lambda t, y: y - 0.5, method="rk4",
                   options={"step_size": 0.25})  # fmt: skip
     assert t.item() == 0.5 and y[1].item() == 0.5
+
+
+@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("scale", [1.0, -3e7])
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_an_event_at_the_horizon_does_not_hang_on_rounding(method, scale, direction):
+    options = {"step_size": 0.05} if method in FIXED else {}
+    t0, differentiable = double(0.0, grad=True), ODE_METHODS[method].differentiable
+    t, y = odeint_event(lambda t, y: scale * rising(t, y), double(0.0), t0 if differentiable else 0.0,
+                        event_fn=lambda t, y: y - 0.5 * scale * direction, horizon=0.5 * direction,
+                        reverse_time=direction < 0, method=method, options=options)  # fmt: skip
+    assert t.item() == pytest.approx(0.5 * direction, abs=1e-14)
+    assert y[1].item() == pytest.approx(0.5 * scale * direction, rel=1e-14)
+    if differentiable:
+        assert torch.autograd.grad(t, t0)[0].item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "radauIIA5"])
+def test_an_event_beyond_the_horizon_is_none(method):
+    options = {"step_size": 0.05} if method in FIXED else {}
+    for event_fn in (lambda t, y: y - 0.5 - 1e-13, lambda t, y: torch.exp(-80 * y)):
+        with pytest.raises(SolveError, match=r"there is no event between t = 0 and t = 0.5"):
+            odeint_event(rising, double(0.0), 0.0, event_fn=event_fn, horizon=0.5, method=method, options=options)
 
 
 def test_a_horizon_ends_the_search():
@@ -393,11 +416,49 @@ def test_bounces_against_the_closed_form(door, method):
         y = torch.stack((torch.zeros((), dtype=D), -restitution * states[1, 1]))
 
 
+@pytest.mark.parametrize("event_fn", [lambda t, y: y > 0.3, lambda t, y: torch.sign(y - 0.3),
+                                      lambda t, y: torch.sign(y - 0.5)])  # fmt: skip
+@pytest.mark.parametrize("door", DOORS)
+def test_an_event_function_without_a_gradient_is_warned_about(event_fn, door):
+    y0 = double(0.0, grad=True)
+    options = {"method": "rk4", "options": {"step_size": 0.25}, "odeint_interface": door}
+    with pytest.warns(UserWarning, match="the time of the event gets no gradient") as caught:
+        t, y = odeint_event(rising, y0, 0.0, event_fn=event_fn, **options)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert not t.requires_grad
+    assert torch.autograd.grad(y[1], y0)[0].item() == pytest.approx(1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        odeint_event(rising, double(0.0), 0.0, event_fn=event_fn, **options)
+
+
+FLAT = {
+    "triple root": (lambda t, y: (y[0] - 0.5) ** 3, "= 0 at the event at t = 0.5"),
+    "end of a slope": (lambda t, y: torch.relu(0.5 - y[0]), "= -?0 at the event at t = 0.5"),
+    "vertical": (lambda t, y: torch.sqrt(0.5 - y[0]), r"= -inf at the event at t = 0.5"),
+    "gradient across": (lambda t, y: (y[1] - 0.5) ** 3 + (y[0] - 0.5) ** 3, "= 0 at the event at t = 0.5"),
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("door", DOORS)
+def test_a_flat_event_function_refuses_its_derivative(name, door):
+    event_fn, sentence = FLAT[name]
+    y0 = double(0.0, 0.0, grad=True)
+    t, y = odeint_event(rising, y0, 0.0, event_fn=event_fn, method="euler", options={"step_size": 0.25},
+                        odeint_interface=door)  # fmt: skip
+    assert t.item() == pytest.approx(0.5, abs=1e-15)
+    with pytest.raises(RuntimeError, match=f"d event_fn / dt {sentence}.*crosses zero at an angle"):
+        torch.autograd.grad(t, y0, retain_graph=True)
+    if name != "vertical":  # whose own derivative is undefined
+        assert torch.equal(torch.autograd.grad(0.0 * t + y[0].sum(), y0)[0], torch.ones(2, dtype=D))
+
+
 def test_a_second_derivative_is_refused():
     y0 = double(2.0, grad=True)
     t, _ = decay_to(y0, 0.0, double(0.7), double(0.9))
     (first,) = torch.autograd.grad(t, y0, create_graph=True)
-    with pytest.raises(RuntimeError, match="only once: there are no second derivatives of odeint_event"):
+    with pytest.raises(RuntimeError, match="can be taken only once"):
         torch.autograd.grad(first, y0)
 
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from torchivp import odeint_adjoint, solve_ivp
+from torchivp import odeint, odeint_adjoint, solve_ivp
 
 GRADIENTS = ["direct", "checkpointed", "backsolve"]
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -52,6 +52,40 @@ def test_a_computed_tensor_in_a_closure_is_warned_about(gradient):
     rate = log_rate.exp()
     with pytest.warns(UserWarning, match=r"its grad_fn is ExpBackward0.*args=\(tensor,\).*or use gradient='direct'"):
         solve_ivp(lambda t, y: -rate * y, (0.0, 1.0), one(), gradient=gradient)
+
+
+def solve_with_computed(door, y0, **options):
+    """Solve with a rate that is computed from a leaf; returns the leaf and the state at the end."""
+    log_rate = one(0.0)
+    rate = log_rate.exp()
+    if "adjoint_params" in options:
+        options["adjoint_params"] = (rate,)
+    return log_rate, door(lambda t, y: -rate * y, y0, torch.tensor([0.0, 1.0]), **TIGHT, **options)[-1]
+
+
+@pytest.mark.parametrize("door", [odeint, odeint_adjoint])
+@pytest.mark.parametrize("moving", [True, False])
+def test_the_warning_names_arguments_that_the_called_function_has(door, moving):
+    y0 = one() if moving else one().detach()
+    first = "Use odeint_adjoint, and name" if door is odeint else "Name"
+    with pytest.warns(UserWarning, match=rf"is ExpBackward0.* {first} it.*adjoint_params=.*other than scipy") as caught:
+        _, y = solve_with_computed(door, y0, method="scipy_solver")
+    assert len(caught) == 1
+    assert "gradient=" not in str(caught[0].message) and y.requires_grad == moving
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"method": "scipy_solver", "adjoint_params": ()}, {"adjoint_params": ()}, {}])
+def test_a_gradient_that_is_right_is_not_warned_about(options):
+    log_rate, y = solve_with_computed(odeint_adjoint, one().detach(), **options)
+    (found,) = torch.autograd.grad(y.sum(), log_rate)
+    assert found.item() == pytest.approx(-math.exp(-1), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_odeint_sees_computed_tensors():
+    log_rate, y = solve_with_computed(odeint, one())
+    assert torch.autograd.grad(y.sum(), log_rate)[0].item() == pytest.approx(-math.exp(-1), rel=1e-6)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

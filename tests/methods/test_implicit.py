@@ -437,3 +437,37 @@ def test_a_tableau_of_one_s_own():
     assert 13 < errors[0] / errors[1] < 18
     with pytest.raises(ValueError, match=r"inconsistent Butcher tableau: .*b must have order 3"):
         ButcherTableau(order=3, c=(1,), a=((1,),), b=(1,))
+
+
+def decayed(p, method):
+    """Of y' = -p y^2 from 1 to 1 / (1 + 2 p), nearly."""
+    func = lambda t, y: -p * y * y
+    return odeint(func, double(1.0), [0.0, 2.0], method=method, options={"step_size": 0.5}, **TIGHT)[-1, 0]
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "sdirk2", "trapezoid", "gl6"])
+def test_a_third_derivative_is_refused_by_autograd(method):
+    p = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(decayed(p, method), p, create_graph=True)
+    (second,) = torch.autograd.grad(first, p, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated twice, not three times"):
+        torch.autograd.grad(second, p)
+
+
+def test_a_third_derivative_of_a_single_step_is_refused_too():
+    y0 = double(1.0, grad=True)
+    y = odeint(lambda t, y: -(y**2), y0, [0.0, 0.5], method="implicit_euler")[-1]
+    (first,) = torch.autograd.grad(y.sum(), y0, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), y0, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be differentiated twice, not three times"):
+        torch.autograd.grad(second.sum(), y0)
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "sdirk2", "trapezoid", "gl6"])
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
+def test_a_third_derivative_by_transforms(method, transform):
+    first = transform(lambda p: decayed(p, method))
+    second = transform(first)
+    p, step = torch.tensor(0.7, dtype=torch.float64), 1e-4
+    expected = (second(p + step) - second(p - step)) / (2 * step)
+    torch.testing.assert_close(transform(second)(p), expected, rtol=1e-6, atol=0)

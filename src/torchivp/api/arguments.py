@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm, check_tolerance
+from torchivp.failures import is_finite
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
@@ -91,7 +93,9 @@ def flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tens
         size = norm(layout.unflatten(x))
         if isinstance(size, Tensor) and size.numel() == 1:
             size = read(size.detach().reshape(()))
-        if not isinstance(size, numbers.Real) or size < 0:
+        # Of an error that is not a number, neither is the norm.
+        undefined = isinstance(size, numbers.Real) and math.isnan(size) and is_finite(x)
+        if not isinstance(size, numbers.Real) or size < 0 or undefined:
             raise ValueError(f"norm must return one number that is not negative, got {size!r}")
         return float(size)
 

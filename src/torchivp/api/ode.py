@@ -31,6 +31,15 @@ from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
 from torchivp.torch_func import inside_transform
 
+_REMEDY_IN_ADJOINT = (
+    "Name it, and all others that need a gradient, in adjoint_params=(tensor, ...), or use odeint with a method other "
+    "than scipy_solver"
+)
+_REMEDY = (
+    "Use odeint_adjoint, and name it there, and all others that need a gradient, in adjoint_params=(tensor, ...), or "
+    "choose a method other than scipy_solver"
+)
+
 
 def odeint(
     func: Callable[..., Any],
@@ -159,7 +168,7 @@ def odeint_adjoint(
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
     if adjoint_params is not None:
         adjoint_params = check_parameters("adjoint_params", adjoint_params)
-    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn)
+    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, _REMEDY_IN_ADJOINT)
     backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
         rtol=adjoint_rtol,
@@ -204,7 +213,8 @@ def odeint_event(
 
     Returns:
         The time of the event, 0-d, and the states at `t0` and at the event, [2, *y0.shape] (each tensor of the state).
-        Both are differentiable, once, with respect to `y0`, `t0`, and everything that `func` and `event_fn` use.
+        Both are differentiable, once, with respect to `y0`, `t0`, and everything that `func` and `event_fn` use, if
+        `event_fn` crosses zero at an angle.
 
     Raises:
         SolveError: there was no event, or the solve failed; the message says where, why and what to try.
@@ -235,10 +245,11 @@ def odeint_event(
     problem = Problem.build(func, y0, Times(begin, end, ()))
     layout = StateLayout(y0)
     first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
-    sign = SignChange(EventFunction(event_fn, layout), problem.time(begin), problem.y0)
+    begins = problem.time(begin), problem.y0
+    sign = SignChange(EventFunction(event_fn, layout), *begins)
     if sign.at_start:
         return event_t + (start - start.detach()).to(event_t).reshape(()), solution
-    time, state = differentiate_event(problem.func, sign, problem.time(end), layout.flatten(last))
+    time, state = differentiate_event(problem.func, sign, begins, problem.time(end), layout.flatten(last))
     states = torch.cat([layout.flatten(first), state])
     return event_t + (time - time.detach()).to(event_t), layout.unflatten(states, (2,))
 
@@ -301,6 +312,7 @@ class _Door:
         method: Any,
         options: dict[str, Any],
         event_fn: Callable[..., Any] | None,
+        remedy: str = _REMEDY,
     ):
         self._func, self._y0, self._t = func, y0, t
         self._until_event = event_fn is not None
@@ -339,6 +351,7 @@ class _Door:
             stops=self.settings.stops,
             callbacks=callbacks and replace(callbacks, unflatten=self._layout.unflatten),
             event=None if event_fn is None else EventFunction(_callable(event_fn), self._layout),
+            remedy=remedy,
         )
 
     def read_settings(self, method: Any, options: dict[str, Any], backward: bool = False) -> Settings:

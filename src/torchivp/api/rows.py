@@ -20,14 +20,14 @@ from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.moving_time import moved
-from torchivp.gradients.rows import RowResult, solve_rows
+from torchivp.gradients.row_gradients import RowResult, solve_rows
+from torchivp.gradients.row_replay import at_moving_time
 from torchivp.integrate import Controller, check_controller, check_norm
 from torchivp.methods.method import Method
 from torchivp.rows.changes import apply_firing, function_on, groups
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.rows.replay import at_moving_time
 from torchivp.rows.times import RowTimes
 from torchivp.solution import BatchSolution, EventLog, Solution, SolveError
 from torchivp.state import StateLayout

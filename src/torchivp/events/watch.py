@@ -21,6 +21,9 @@ _CORRECTIONS = 8
 _FAR = 0.1
 """A correction by this part of a step or more shows that the interpolant is no guide."""
 
+_ROUNDING = 64
+"""By this multiple of the spacing of numbers, an event at the end of the span may seem to lie beyond."""
+
 
 class _Plan(Protocol):
     @property
@@ -50,6 +53,7 @@ class Watch:
     It is looked for between the ends of each step: two changes within a step go unnoticed. It is located on the
     interpolant, to rounding; then the step is taken again, up to the event, and its end corrected until the event
     function vanishes there. So the solve ends on the event with a step of the method, as it would end on a given time.
+    An event that only rounding puts beyond the end of the span is at the end.
     Where the event function is not a number counts as beyond the event; there must be one before that.
 
     Args:
@@ -68,7 +72,10 @@ class Watch:
     def look(self, plan: _Plan, func: FlatFunc, step: Step, t0: float, t1: float) -> Landing | None:
         """The event in the step from `t0` to `t1`, if there is one."""
         before, self.value = self.value, self._sign.value(self._time(t1), step.y1)
-        if self.value > 0.0:
+        if self.value > 0.0 and t1 != plan.problem.times.end:
+            return None
+        bracket = _Bracket(plan, func, step, t0, t1, before, self.value)
+        if self.value > 0.0 and not _is_near(bracket, (self.value - before) / (t1 - t0)):
             return None
         interpolant = plan.method.interpolant(func, step)
         at = plan.problem.times.at
@@ -79,12 +86,15 @@ class Watch:
             return self._sign.value(self._time(t), y)
 
         width = 4 * math.ulp(max(abs(t0), abs(t1)))
+        if self.value > 0.0:
+            near = _is_near(bracket, _slope(remaining, t0, t1, self.value, width) or 0.0)
+            return self._checked(t1, *self._take(bracket, t1)) if near else None
         t = find_root(remaining, t0, t1, before, self.value, width)
         if t == t1 and not isinstance(step.t1, Tensor):
             return self._checked(t, step, self.value)
         value = self.value if t == t1 else remaining(t)
         slope = _slope(remaining, t0, t, value, width)
-        return self._land(_Bracket(plan, func, step, t0, t1, before, self.value), t, value, slope)
+        return self._land(bracket, t, value, slope)
 
     def _land(self, bracket: _Bracket, t: float, wanted: float, slope: float | None) -> Landing:
         """Take the step again, to where the event is: where the function has the value that it has there."""
@@ -130,7 +140,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class _Bracket:
-    """A step in which the event function changes its sign, from `before` at its start to `after` at its end."""
+    """A step in which the event function changes its sign, or may do so: it is `before` at the start, then `after`."""
 
     plan: _Plan
     func: FlatFunc
@@ -139,6 +149,12 @@ class _Bracket:
     t1: float
     before: float
     after: float
+
+
+def _is_near(bracket: _Bracket, slope: float) -> bool:
+    """Whether the event function, which has this slope at the end of the step, is zero there but for rounding."""
+    rounding = _ROUNDING * torch.finfo(bracket.step.y1.dtype).eps * max(abs(bracket.t0), abs(bracket.t1))
+    return slope * (bracket.t1 - bracket.t0) < 0.0 and bracket.after <= abs(slope) * rounding
 
 
 def _slope(function: Callable[[float], float], t0: float, t: float, value: float, width: float) -> float | None:

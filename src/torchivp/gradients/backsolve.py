@@ -100,10 +100,10 @@ class Backsolve:
         if inside_transform():
             refuse_inside_transform("gradient='backsolve' (odeint_adjoint)", integration.problem, parameters)
             return Direct().solve(integration, None, interpolants)
-        found = find_parameters(integration.problem, parameters)
+        found = find_parameters(integration, parameters)
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
-            return Direct().solve(integration, None, interpolants)
+            return Direct().solve(integration, found, interpolants)
         refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         controller = check_controller(self.controller or integration.controller, backward_method)

@@ -62,10 +62,10 @@ class Checkpointed:
         if inside_transform():
             refuse_inside_transform("gradient='checkpointed'", integration.problem, parameters)
             return Direct().solve(integration, None, interpolants)
-        found = find_parameters(integration.problem, parameters)
+        found = find_parameters(integration, parameters)
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
-            return Direct().solve(integration, None, interpolants)
+            return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
         refuse_dense_output(interpolants)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)

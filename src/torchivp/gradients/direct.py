@@ -28,7 +28,7 @@ class Direct:
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
         if not integration.method.differentiable:
-            found = find_parameters(integration.problem, parameters)
+            found = find_parameters(integration, parameters)
             refuse_undifferentiable(integration.method, GradientInputs(integration.problem, found))
         outputs = Outputs(integration.problem.times)
         recorders: list[Recorder] = [outputs] if interpolants is None else [outputs, interpolants]

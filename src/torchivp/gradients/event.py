@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
 
 import torch
 from torch import Tensor
 
 from torchivp.events.sign_change import SignChange
-from torchivp.gradients.inputs import refuse_to_differentiate
+from torchivp.gradients.moving_time import event_time
 from torchivp.methods.method import FlatFunc
 
 
-def differentiate_event(func: FlatFunc, sign: SignChange, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def differentiate_event(
+    func: FlatFunc, sign: SignChange, start: tuple[Tensor, Tensor], t: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """The time `t` and the state `y` of an event, with the gradients that they have because the event moves.
 
     At the event g(t, y(t)) = 0, so dt = -dg / (g_t + g_y f), where dg is the change of g at fixed time: through the
@@ -23,44 +25,39 @@ def differentiate_event(func: FlatFunc, sign: SignChange, t: Tensor, y: Tensor) 
     Args:
         func: the right-hand side.
         sign: the event function and the signs that it began with.
+        start: the time and the state that the solve began with.
         t: the time of the event, 0-d, in the dtype that `func` receives.
         y: the state there, [1, size], a function of everything but the time of the event.
 
     Returns:
-        The same time and state. They can be differentiated once.
+        The same time and state. They can be differentiated once. If the event function is piecewise constant, the
+        event stays where it is; a warning says so if there is anything to differentiate.
     """
-    with torch.enable_grad():
-        time, state = t.detach().requires_grad_(), y.detach().requires_grad_()
-        value = sign.remaining(time, state)
-    if not value.requires_grad:  # an event function of booleans, say
+    value = sign.remaining(t, y)
+    g_t, g_y = _gradients(sign, t, y)
+    if not any(bool(g.any()) for g in (g_t, g_y, *_gradients(sign, *start))):
+        if y.requires_grad or value.requires_grad:
+            warnings.warn(
+                "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
+                "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
+                "Return a number that falls to zero at the event, such as y[0] - 0.5 instead of y[0] > 0.5, or solve "
+                "within torch.no_grad()",
+                stacklevel=3,
+            )
         return t, y
-    g_t, g_y = torch.autograd.grad(value, (time, state), allow_unused=True)
     with torch.no_grad():
         f = func(t, y.detach())
-        slope = torch.zeros_like(t) if g_t is None else g_t
-        if g_y is not None:
-            slope = slope + torch.sum(g_y.conj() * f).real
-    moved = _EventTime.apply(sign.remaining(t, y).to(t.dtype), slope, t)
+        slope = g_t + torch.sum(g_y.conj() * f).real
+    moved = event_time(value.to(t.dtype), slope, t)
     return moved, y + f * (moved - t)
 
 
-class _EventTime(torch.autograd.Function):
-    """The time of an event as a function of the value of its event function, given its slope along the solution."""
-
-    @staticmethod
-    def forward(value: Tensor, slope: Tensor, t: Tensor) -> Tensor:
-        return t.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        value, slope, _ = ctx.saved_tensors
-        (found,) = refuse_to_differentiate(
-            "the time of an event can be differentiated only once: there are no second derivatives of odeint_event",
-            [-grads[0].detach() / slope],
-            [value, grads[0]],
-        )
-        return found, None, None
+def _gradients(sign: SignChange, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivatives of the event function with respect to time and state; zero where it has none."""
+    with torch.enable_grad():
+        time, state = t.detach().requires_grad_(), y.detach().requires_grad_()
+        value = sign.remaining(time, state)
+    if not value.requires_grad:
+        return torch.zeros_like(t), torch.zeros_like(y)
+    g_t, g_y = torch.autograd.grad(value, (time, state), allow_unused=True)
+    return torch.zeros_like(t) if g_t is None else g_t, torch.zeros_like(y) if g_y is None else g_y

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchivp.integrate import Integration
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.recording import Interpolants
@@ -78,12 +79,12 @@ def user_function(problem: Problem) -> FlatFunction:
     return problem.func
 
 
-def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> list[Tensor]:
+def find_parameters(integration: Integration, parameters: Sequence[Tensor] | None) -> list[Tensor]:
     """The parameters that a gradient is wanted for.
 
     Those named by the caller, or else those of `func` if it is an nn.Module, and every leaf that one evaluation of
     `func` at the start is found to use. A tensor that was itself computed from others cannot be found in that way;
-    if there is one, a warning says so.
+    if there is one and its gradient is lost, a warning says so.
 
     Raises:
         TypeError: `parameters` is not a sequence of tensors.
@@ -92,13 +93,18 @@ def find_parameters(problem: Problem, parameters: Sequence[Tensor] | None) -> li
         return []
     if parameters is not None:
         return check_parameters("params", parameters)
+    problem = integration.problem
     func = user_function(problem).func
     found = [p for p in module_parameters(func) if p.requires_grad] if isinstance(func, nn.Module) else []
     known = {id(p) for p in found}
-    for leaf in _captured_leaves(problem):
+    leaves, computed = _captured_leaves(problem)
+    for leaf in leaves:
         if id(leaf) not in known:
             found.append(leaf)
             known.add(id(leaf))
+    # Where no other gradient is wanted, autograd follows the steps, and that of a computed tensor is right.
+    if GradientInputs(problem, found).needed or not integration.method.differentiable:
+        warn_of_computed(computed, integration.remedy, stacklevel=6)
     return found
 
 
@@ -131,8 +137,12 @@ def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     return list(unique.values())
 
 
-def _captured_leaves(problem: Problem) -> list[Tensor]:
-    """The leaves, other than `y` and `args`, in the graph of one evaluation of `func` at the start."""
+def _captured_leaves(problem: Problem) -> tuple[list[Tensor], list[str]]:
+    """What one evaluation of `func` at the start depends on besides `y` and `args`.
+
+    Returns:
+        The leaves, and the names of the nodes that made tensors elsewhere.
+    """
     isolated, leaves = GradientInputs(problem, ()).on_leaves(problem.y0)
     with torch.enable_grad():
         oldest = now()
@@ -140,23 +150,29 @@ def _captured_leaves(problem: Problem) -> list[Tensor]:
     return other_leaves([k], oldest, leaves)
 
 
-def other_leaves(results: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> list[Tensor]:
-    """The leaves that `results` were computed from since `oldest`, other than those `known`.
+def other_leaves(results: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
+    """What `results` were computed from since `oldest`.
 
-    Warns of tensors that were themselves computed before, for these cannot be found.
+    Returns:
+        The leaves other than those `known`, and the names of the nodes that made tensors before.
     """
     found: dict[int, Tensor] = {}
+    made_before: list[str] = []
     for result in results:
         captured, computed = _ends_of_graph(result, oldest, None)
-        for node in computed:
-            warnings.warn(
-                f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); this "
-                "gradient mode cannot see it and gives it none. Pass it to func through args=(tensor,), or name it in "
-                "params=(tensor,) (adjoint_params= in odeint_adjoint), or use gradient='direct'",
-                stacklevel=7,
-            )
         found.update({id(leaf): leaf for leaf in captured})
-    return [leaf for leaf in found.values() if not any(leaf is other for other in known)]
+        made_before += computed
+    return [leaf for leaf in found.values() if not any(leaf is other for other in known)], made_before
+
+
+def warn_of_computed(nodes: Sequence[str], remedy: str, stacklevel: int) -> None:
+    """Warn of tensors made by these nodes of the graph, whose gradient is lost; `remedy` says what to do."""
+    for node in nodes:
+        warnings.warn(
+            f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); this "
+            f"gradient mode cannot see it and gives it none. {remedy}",
+            stacklevel=stacklevel,
+        )
 
 
 def now() -> int:
@@ -177,8 +193,8 @@ def refuse_unknown_leaves(result: Tensor, start: Tensor, oldest: int, leaves: Se
             raise RuntimeError(
                 f"func uses a tensor of shape {tuple(variable.shape)} that requires a gradient, but did not use it at "
                 "the start of the solve, where this gradient mode looks for what it must differentiate: name it in "
-                "params=(tensor,), pass it through args=(tensor,), make func an nn.Module that holds it, or use "
-                "gradient='direct'"
+                "params=(tensor,) (adjoint_params= in odeint_adjoint), pass it through args=(tensor,), make func an "
+                "nn.Module that holds it, or use gradient='direct'"
             )
 
 

@@ -38,10 +38,18 @@ class _EventTime(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        value, slope, _ = ctx.saved_tensors
+        value, slope, t = ctx.saved_tensors
         grad = grads[0].detach()
         wanted = grad != 0  # where nobody asks for the derivative, it need not exist
-        found = torch.where(wanted, -grad / torch.where(wanted, slope, 1.0), 0.0)
+        usable = (slope != 0) & torch.isfinite(slope)
+        if bool((wanted & ~usable).any()):
+            rate, when = slope[wanted & ~usable][0].item(), t[wanted & ~usable][0].item()
+            raise RuntimeError(
+                f"d event_fn / dt = {rate:g} at the event at t = {when:.9g}, so the time of the event has no finite "
+                "derivative: event_fn touches zero there, or is flat or vertical; use an event function that crosses "
+                "zero at an angle"
+            )
+        found = torch.where(wanted, -grad / torch.where(usable, slope, 1.0), 0.0)
         (found,) = refuse_to_differentiate(_ONCE, [found.to(value.dtype)], [value, grads[0]])
         return found, None, None
 

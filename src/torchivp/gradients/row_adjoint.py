@@ -14,13 +14,13 @@ from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.row_replay import after_change
 from torchivp.integrate import check_controller
 from torchivp.methods import find_method
 from torchivp.rows.changes import function_on, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.record import ChangeRecord, RowOutputs, RowTrail, WithinSteps
-from torchivp.rows.replay import after_change
 from torchivp.rows.times import RowTimes
 from torchivp.solution import SolveError
 

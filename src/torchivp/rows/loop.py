@@ -189,7 +189,7 @@ class _RowLoop:
             order, span = self.method.error_order, self.problem.times.end[active.index] - active.t
             assert order is not None
             h = first_steps(self.stepper.slopes, active.t, y, slopes, span, self.stepper.norm, order)
-            active.h = np.maximum(h, 16 * np.spacing(np.abs(active.t)))
+            active.h = np.maximum(h, self._smallest_steps())
             self._fail(np.isnan(h), self._not_finite(active, y, np.zeros(len(h))))
         active.h = np.minimum(np.maximum(active.h, controller.min_step), controller.max_step)
         self._drop()
@@ -278,7 +278,7 @@ class _RowLoop:
         """Stop the rows whose rejected step it makes no sense to try again with the sizes `next_h`."""
         active, controller = self.active, self.plan.controller
         assert isinstance(controller, PIDController)
-        small = (next_h < 16 * np.spacing(np.abs(active.t))) | (next_h < sys.float_info.min)
+        small = next_h < self._smallest_steps()
 
         def reason(i: int, failures: Failures) -> Status:
             step, t = steps.of(i), float(active.t[i])
@@ -296,6 +296,12 @@ class _RowLoop:
             return failures.tolerance_not_met(t, step, errors[i], controller.min_step)
 
         self._fail(rejected & (small | (active.h <= controller.min_step)), reason)
+
+    def _smallest_steps(self) -> np.ndarray:
+        """The sizes below which steps do not get anywhere: for the spacing of numbers at t, or for the span to go."""
+        times, index = self.problem.times, self.active.index
+        of_span = sys.float_info.epsilon**2 * np.abs(times.end - times.start)[index]
+        return np.maximum(np.maximum(16 * np.spacing(np.abs(self.active.t)), of_span), sys.float_info.min)
 
     def _stop_those_standing_still(self, steps: TakenSteps, suspects: np.ndarray, taken: np.ndarray) -> None:
         """Stop the rows whose step did not change the state although its slope is not zero."""

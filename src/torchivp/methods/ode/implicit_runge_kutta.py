@@ -18,16 +18,22 @@ from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc, Method, Step
+from torchivp.methods.ode.limited import differentiable_twice
 from torchivp.methods.ode.newton import Newton, Solved, solve
 from torchivp.methods.ode.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.ode.stage_equations import StageEquations
 from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, Origin, StageSolver, linearised
 from torchivp.times import time_dtype, time_scalar
-from torchivp.torch_func import inside_transform, read
+from torchivp.torch_func import derivative_depth, inside_transform, read
 
 _CORRECTIONS = 2
-"""How many times a solve can be differentiated; see `_recorded`."""
+"""How many times a solve can be differentiated, but for nested transforms of torch.func; see `_recorded`."""
+
+_THIRD = (
+    "implicit Runge-Kutta methods can be differentiated twice, not three times: use nested transforms such as "
+    "torch.func.grad, which can, or an explicit method such as method='dopri5'"
+)
 
 
 def _check_linear_solver(name: str, value: Any) -> str:
@@ -114,7 +120,7 @@ class ImplicitRungeKutta(Method):
     short steps converge.
 
     Gradients are those of the exact slopes, by the implicit function theorem, and can be differentiated once more, not
-    twice.
+    twice; by nested transforms of torch.func, any number of times.
 
     Attributes:
         max_iters: the largest number of Newton iterations for the stages that are solved for together.
@@ -233,11 +239,11 @@ class ImplicitRungeKutta(Method):
                 equations = StageEquations(func, times[block.first : block.stop], y0, base, block.own, dt)
                 slopes = solved[block.first : block.stop]
                 solver = self._linearised(equations, slopes, True, 1e3 * self._eps)
-                for _ in range(_CORRECTIONS):
+                for _ in range(max(_CORRECTIONS, derivative_depth())):
                     change = solver.solve(equations.residual(slopes))
                     slopes = slopes + (change - change.detach())
             known = torch.cat((known, slopes)) if block.first else slopes
-        return known
+        return differentiable_twice(_THIRD, known)
 
     def _explicit(self, func: FlatFunc, t: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
         """The slope of an explicit stage, which is `slope` if that is known."""

@@ -15,19 +15,26 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
+    check_parameters,
     module_parameters,
     now,
     other_leaves,
     refuse_to_differentiate,
     refuse_unknown_leaves,
+    warn_of_computed,
 )
 from torchivp.gradients.row_adjoint import adjoint_gradients
+from torchivp.gradients.row_replay import Replay, join_changes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
-from torchivp.rows.replay import Replay, join_changes
 from torchivp.solution import Stats, Status
 from torchivp.torch_func import inside_transform
+
+_REMEDY = (
+    "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, or "
+    "use gradient='direct'"
+)
 
 
 @dataclass
@@ -73,7 +80,7 @@ class RowInputs:
         self.parameters: list[Tensor] = []
         self.used = any(tensor.requires_grad for tensor in self.tensors)
         if parameters is not None:
-            self.parameters = [p for p in parameters if p.requires_grad]
+            self.parameters = check_parameters("params", parameters)
         elif torch.is_grad_enabled():
             self._find_parameters(look)
         self.used = torch.is_grad_enabled() and (self.used or bool(self.parameters))
@@ -100,7 +107,9 @@ class RowInputs:
         if look:
             modules = [f.function for f in functions if isinstance(f.function, nn.Module)]
             found = [p for module in modules for p in module_parameters(module) if p.requires_grad]
-            found += other_leaves([r for r in results if r.requires_grad], oldest, [*leaves, *found])
+            others, computed = other_leaves([r for r in results if r.requires_grad], oldest, [*leaves, *found])
+            warn_of_computed(computed, _REMEDY, stacklevel=7)
+            found += others
             self.parameters = list({id(p): p for p in found}.values())
 
     def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]:
