@@ -12,6 +12,7 @@ from benchmarks.cases import Scaling, all_cases, measure, measure_scaling, noise
 from benchmarks.harness import prepare
 from benchmarks.problems import reference_against_scipy
 from benchmarks.report import Results, show, write
+from benchmarks.rows import measure_rows
 
 WIDTH = 120
 """Columns of the tables where the output is not a terminal."""
@@ -28,7 +29,8 @@ def main() -> None:
     every = all_cases()
     cases = [case for case in every if options.only.lower() in case.name.lower()]
     wants_scaling = options.only.lower() in Scaling.name.lower()
-    if not cases and not wants_scaling:
+    wants_batches = options.only.lower() in "batches of rows"
+    if not (cases or wants_scaling or wants_batches):
         parser.error(f"no case is called {options.only!r}; there are: {', '.join(case.name for case in every)}")
     prepare()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
@@ -37,9 +39,12 @@ def main() -> None:
         for case in cases:
             status.update(case.name)
             rows.append(measure(case, options.repeats))
+        status.update("batches of rows")
+        batches = measure_rows(options.repeats) if wants_batches else []
         status.update("memory and noise")
         results = Results(
             rows,
+            batches=batches,
             scaling=measure_scaling() if wants_scaling else None,
             noise=noise(cases[0], options.repeats) if cases else None,
             scipy=reference_against_scipy(every[0].problem),

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from benchmarks.cases import Cost, Row, Scaling
 from benchmarks.harness import Timing
+from benchmarks.rows import RowsLine, as_json
 
 FASTER, SLOWER, TARGET = "#7fb0d2", "#e08a76", "#d98e04"
 
@@ -33,6 +34,7 @@ class Results:
 
     Attributes:
         rows: the cases.
+        batches: batches whose rows step on their own, if they were asked for.
         scaling: the memory that gradients take, if it was asked for.
         noise: one call timed against itself.
         scipy: the distance of the Lotka-Volterra reference from SciPy's.
@@ -40,6 +42,7 @@ class Results:
     """
 
     rows: Sequence[Row]
+    batches: Sequence[RowsLine]
     scaling: Scaling | None
     noise: Timing | None
     scipy: float
@@ -57,6 +60,7 @@ class Results:
             "noise": None if self.noise is None else _spread(self.noise),
             "reference_against_scipy": self.scipy,
             "cases": [row.as_json() for row in self.rows],
+            "batches": as_json(self.batches),
             "memory": None if self.scaling is None else asdict(self.scaling),
         }
 
@@ -73,6 +77,8 @@ def show(results: Results, console: Console) -> None:
     if results.rows:
         console.print(_times(results.rows))
         console.print(_costs(results.rows))
+    if results.batches:
+        console.print(_batches(results.batches))
     if results.scaling is not None:
         console.print(_memory(results.scaling))
     if results.noise is not None:
@@ -107,6 +113,28 @@ def _times(rows: Sequence[Row]) -> Table:
             f"{min(ratios):.2f} .. {max(ratios):.2f}",
             _target(row),
             f"{_per_step(ours, row.ours)} / {_per_step(theirs, row.theirs)}" if row.ours.steps else "",
+        )
+    return table
+
+
+def _batches(lines: Sequence[RowsLine]) -> Table:
+    table = Table(
+        title="Batches of 256 rows: torchivp's rows, each with its own steps, against other ways to solve them",
+        caption="ratio: theirs / that of torchivp's rows; step: of the loop. diffrax is compiled as a whole",
+    )
+    table.add_column("case", no_wrap=True)
+    table.add_column("solved by", no_wrap=True)
+    for heading in ("time", "ratio", "evaluations of a row", "error", "µs per step"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(
+            line.case,
+            line.way,
+            f"{1e3 * line.seconds:.1f} ms",
+            "" if line.ratio is None else f"{line.ratio:.2f}",
+            "" if line.evaluations is None else f"{line.evaluations:,}",
+            f"{line.error:.1e}",
+            "" if line.us_per_step is None else f"{line.us_per_step:.0f}",
         )
     return table
 

@@ -127,8 +127,12 @@ class RowInterpolant:
 
     def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
-        increments = self.increments.view(-1, *self.y0.shape).transpose(0, 1)[rows]
-        return self.y0[rows] + torch.bmm(self._weights(theta).unsqueeze(1), increments).squeeze(1)
+        y = self.y0[rows]
+        increments = self.increments.view(len(self.increments), *self.y0.shape)[:, rows]
+        # One after the other: a matrix product may round by its size.
+        for weight, increment in zip(self._weights(theta).t().unsqueeze(2), increments, strict=True):
+            y = torch.addcmul(y, weight, increment)
+        return y
 
     def _weights(self, theta: np.ndarray) -> Tensor:
         return torch.from_numpy(self.b.values(theta)).to(self.y0.device, self.y0.dtype)

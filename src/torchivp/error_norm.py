@@ -140,11 +140,11 @@ def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> list[Tensor]:
     expanded = []
     for leaf, shape in zip(leaves, layout.shapes, strict=True):
         try:
-            expanded.append(torch.as_tensor(leaf, device=layout.device).broadcast_to(shape))
+            expanded.append(torch.as_tensor(leaf, device=layout.device).broadcast_to((*layout.lead, *shape)))
         except RuntimeError:
             raise ValueError(
                 f"{name} of shape {tuple(torch.as_tensor(leaf).shape)} does not broadcast to the state's "
-                f"shape {tuple(shape)}"
+                f"shape {(*layout.lead, *shape)}"
             ) from None
     return expanded
 

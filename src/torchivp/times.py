@@ -95,7 +95,7 @@ class Times:
         """The series `times` as a float64 tensor; with its gradient if there is one."""
         if self.tensor is None:
             return torch.tensor(times, dtype=torch.float64)
-        return torch.stack([torch.as_tensor(self.at(t)) for t in times])
+        return torch.stack([torch.as_tensor(self.at(t)) for t in times]) if times else self.tensor[:0]
 
     def position(self, t: float) -> int | None:
         """Where the gradient with respect to the time `t` belongs in `tensor`; None if it belongs nowhere."""
@@ -141,7 +141,7 @@ def check_times(
             if _foreign(t):
                 raise TypeError
             if isinstance(t, list | tuple) and any(isinstance(entry, Tensor) for entry in t):
-                t = torch.stack([torch.as_tensor(entry).to("cpu", torch.float64) for entry in t])
+                t = torch.stack([torch.as_tensor(entry, dtype=torch.float64).cpu() for entry in t])
             else:
                 t = torch.as_tensor(np.asarray(t, dtype=np.float64))
         except (TypeError, ValueError, RuntimeError):

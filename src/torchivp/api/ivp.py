@@ -17,7 +17,7 @@ from torchivp.api.arguments import (
 )
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
-from torchivp.checks import check_number
+from torchivp.checks import check_number, check_whole_number
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
@@ -137,7 +137,8 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
-    if batch_dims or events is not None:
+    hint = ", the number of leading dimensions of y0 that number the rows"
+    if check_whole_number("batch_dims", batch_dims, 0, hint=hint) or events is not None:
         return solve_batch(
             func,
             t_span,

@@ -24,7 +24,7 @@ from torchivp.gradients.row_gradients import RowResult, solve_rows
 from torchivp.gradients.row_replay import at_moving_time
 from torchivp.integrate import Controller, check_controller, check_norm
 from torchivp.methods.method import Method
-from torchivp.rows.changes import apply_firing, function_on, groups
+from torchivp.rows.changes import apply_firing, function_on, groups, rounds
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
@@ -32,6 +32,7 @@ from torchivp.rows.times import RowTimes
 from torchivp.solution import BatchSolution, EventLog, Solution, SolveError
 from torchivp.state import StateLayout
 from torchivp.times import time_dtype
+from torchivp.torch_func import inside_transform
 
 
 def solve_batch(
@@ -56,7 +57,11 @@ def solve_batch(
     throw: bool,
 ) -> Solution | BatchSolution:
     """`solve_ivp` with batch dimensions or events; the arguments are those of `solve_ivp`."""
-    check_whole_number("batch_dims", batch_dims, 0, hint=", the number of leading dimensions that number the rows")
+    if inside_transform():
+        raise ValueError(
+            "batch_dims and events do not work inside torch.func transforms such as vmap or grad: the rows of a batch "
+            "need no vmap, pass them with batch_dims=1"
+        )
     if dense_output:
         raise ValueError(
             "dense_output=True does not go with batch_dims or events: ask for the times that you need in t_eval"
@@ -171,14 +176,15 @@ def _log(problem: RowProblem, layout: StateLayout, result: RowResult) -> EventLo
     changes, device = result.changes, problem.y0.device
     t = torch.from_numpy(changes.t).to(device, time_dtype(device))
     before, after = changes.y, changes.y
-    for firing, where in groups(changes.firings).items():
-        select, rows = problem.select(where), changes.rows[where]
-        when, y = at_moving_time(problem, firing, rows, changes.t[where], changes.y[select])
-        # Not the values, which are known more precisely, but their gradients.
-        if when.requires_grad:
-            t = t.index_copy(0, select, t[select] + (when - when.detach()).squeeze(1).to(t.dtype))
-        before = before.index_copy(0, select, y)
-        after = after.index_copy(0, select, apply_firing(problem, firing, rows, when, y))
+    for firing, same in groups(changes.firings).items():
+        for where in (same[i] for i in rounds(changes.rows[same])):  # functions take a row once at a time
+            select, rows = problem.select(where), changes.rows[where]
+            when, y = at_moving_time(problem, firing, rows, changes.t[where], changes.y[select])
+            # Not the values, which are known more precisely, but their gradients.
+            if when.requires_grad:
+                t = t.index_copy(0, select, t[select] + (when - when.detach()).squeeze(1).to(t.dtype))
+            before = before.index_copy(0, select, y)
+            after = after.index_copy(0, select, apply_firing(problem, firing, rows, when, y))
     entries = [(i, number) for i in np.lexsort((changes.steps, changes.rows)) for number, _ in changes.firings[i]]
     order = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
     index = torch.tensor([number for _, number in entries], dtype=torch.int64, device=device)

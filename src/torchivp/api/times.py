@@ -73,7 +73,7 @@ def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowT
         TypeError: a time is not a real number or tensor.
         ValueError: a time is of the wrong shape, not finite, not in order or outside its span.
     """
-    if not isinstance(t_span, Sequence | Tensor | np.ndarray) or isinstance(t_span, str) or len(t_span) != 2:
+    if not isinstance(t_span, Sequence | Tensor | np.ndarray) or isinstance(t_span, str) or _length(t_span) != 2:
         raise ValueError(f"t_span must be (t0, t1), each a number or a tensor of shape {lead}, got {t_span!r}")
     start, moving_start = _times_of_shape("t_span[0]", t_span[0], lead)
     end, moving_end = _times_of_shape("t_span[1]", t_span[1], lead)
@@ -82,6 +82,13 @@ def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowT
             raise ValueError(
                 f"{name} must be finite, but is {ends[~np.isfinite(ends)][0]} in {_row(~np.isfinite(ends))}"
             )
+    with np.errstate(over="ignore"):
+        endless = ~np.isfinite(end - start)
+    if endless.any():
+        raise ValueError(
+            f"t_span spans more than a float can hold in {_row(endless)}, from {start[endless][0]:g} to "
+            f"{end[endless][0]:g}: rescale time"
+        )
     if t_eval is None:
         return RowTimes(start, end, None), MovingTimes(moving_start, moving_end, None)
     outputs, moving = _outputs(t_eval, lead)
@@ -144,7 +151,11 @@ def _outputs(t_eval: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, Tensor | N
                 f"t_eval is a list of {len(t_eval)} series of times: give one for each row of a batch with "
                 f"batch_dims=1, here of shape {lead}; or a tensor of shape {(*lead, 'T')} with NaN for no time"
             )
-        entries = [torch.as_tensor(entry).to("cpu", torch.float64) for entry in t_eval]
+        series = [as_times(f"t_eval[{row}]", entry) for row, entry in enumerate(t_eval)]
+        for row, (times, _) in enumerate(series):
+            if times.ndim != 1:
+                raise ValueError(f"t_eval[{row}] must be one-dimensional, got shape {times.shape}")
+        entries = [torch.from_numpy(times) if moving is None else moving for times, moving in series]
         tensor = torch.nn.utils.rnn.pad_sequence(entries, batch_first=True, padding_value=math.nan)
         return tensor.detach().numpy(), tensor if tensor.requires_grad else None
     times, moving = as_times("t_eval", t_eval)
@@ -192,6 +203,10 @@ def _check_outputs(outputs: np.ndarray, start: np.ndarray, end: np.ndarray) -> N
             f"t_eval holds times outside t_span = ({start[row]:g}, {end[row]:g}) in row {row}: {_short(outputs[row])}; "
             "widen t_span"
         )
+
+
+def _length(series: Any) -> int:
+    return len(series) if np.ndim(series) else 0
 
 
 def _row(which: Any) -> str:

@@ -297,10 +297,10 @@ class _Integral(RowOutputs):
         if not parameters:
             return
         interpolant, size = within(), self._problem.y0.shape[1]
-        func = function_on(self._problem, self._numbers[rows])
         for node, weight in zip(*self._nodes, strict=True):
             z = interpolant.at_fraction(float(node))
             with torch.enable_grad():
+                func = function_on(self._problem, self._numbers[rows])
                 slope = func(self._problem.user_time(t0 + node * (t1 - t0)), z[:, :size].detach())
             if not slope.requires_grad:
                 continue

@@ -29,7 +29,6 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
 from torchivp.solution import Stats, Status
-from torchivp.torch_func import inside_transform
 
 _REMEDY = (
     "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, or "
@@ -135,16 +134,11 @@ def solve_rows(
     """Integrate every row, so that autograd can differentiate the result as the gradient says.
 
     Raises:
-        ValueError: the gradient cannot be had with this method, or inside a transform of `torch.func`.
+        ValueError: the gradient cannot be had with this method.
     """
-    if inside_transform():
-        raise ValueError(
-            "batch_dims and events do not work inside torch.func transforms such as vmap or grad: the rows of a batch "
-            "need no vmap, pass them with batch_dims=1"
-        )
     inputs = RowInputs(plan.problem, parameters, look=not isinstance(gradient, Direct))
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
-    solve = _Solve(plan, inputs, limit)
+    solve = _SolveOfRows(plan, inputs, limit)
     if not inputs.used:
         states, _ = solve.forward()
         return solve.result(states, solve.changes.y)
@@ -176,7 +170,11 @@ def _in_order(places: np.ndarray, values: list[Tensor], like: Tensor) -> Tensor:
     return torch.zeros_like(like).index_copy(0, index, torch.cat(values))
 
 
-class _Solve:
+def _tensors(carry: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(carry) if isinstance(x, Tensor)]
+
+
+class _SolveOfRows:
     """A solve of rows that can be replayed."""
 
     backsolve: Backsolve | None = None
@@ -211,7 +209,7 @@ class _Solve:
         totals: list[Tensor] = [torch.zeros_like(x) for x in self.inputs.tensors]
         checkpoints = self.replay.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
-        at_end: tuple[np.ndarray, Tensor, list[Any]] | None = None
+        at_end: list[Any] | None = None
         single = not self.plan.method.takes_rows
         for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
             with torch.enable_grad():
@@ -222,18 +220,16 @@ class _Solve:
                     carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
                 replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
             roots, seeds = self._seeds(replayed, grad, grad_before)
-            carried = [x for x in pytree.tree_leaves(carry) if isinstance(x, Tensor)]
+            carried = _tensors(carry)
             if at_end is not None:
-                chosen = at_end[1][problem.select(replayed.rows)]
-                roots.append(replayed.y)
-                seeds.append(chosen)
+                after = [replayed.y]
                 if single:
-                    ends_carry = [x for x in pytree.tree_leaves(replayed.carry) if isinstance(x, Tensor)]
-                    pairs = zip(ends_carry, at_end[2], strict=True) if ends_carry else ()
-                    for root, seed in pairs:
-                        if seed is not None:
-                            roots.append(root)
-                            seeds.append(seed)
+                    after += _tensors(self.replay.method.carry_to_keep(replayed.carry))
+                before = [at_end[0][problem.select(replayed.rows)], *at_end[1:]]
+                for root, seed in zip(after, before, strict=True):
+                    if seed is not None:
+                        roots.append(root)
+                        seeds.append(seed)
             used = [i for i, root in enumerate(roots) if root.requires_grad]
             if at_end is None and not self.inputs.complete:
                 for i in used:
@@ -245,14 +241,11 @@ class _Solve:
                 if used
                 else [None] * (len(leaves) + len(carried))
             )
-            at_end = (
-                replayed.rows,
-                torch.zeros_like(checkpoint.y) if found[0] is None else found[0],
-                list(found[len(leaves) :]),
-            )
+            first = torch.zeros_like(checkpoint.y) if found[0] is None else found[0]
+            at_end = [first, *found[len(leaves) :]]
             totals[1:] = [a if b is None else a + b for a, b in zip(totals[1:], found[1 : len(leaves)], strict=True)]
         if at_end is not None:
-            totals[0] = at_end[1]
+            totals[0] = at_end[0]
         return totals
 
     def _seeds(self, replayed: Any, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -275,7 +268,7 @@ class _Forward(torch.autograd.Function):
     """The solve as one node of the graph."""
 
     @staticmethod
-    def forward(solve: _Solve, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(solve: _SolveOfRows, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         return solve.forward()
 
     @staticmethod

@@ -32,7 +32,8 @@ def at_moving_time(
         y: the states at these times, as functions of all but the times.
     """
     time = problem.user_time(t)
-    number, column = firing[0]
+    # An event tells when it is; what is scheduled for the same time does not move it.
+    number, column = next((entry for entry in firing if entry[1] < 0), firing[0])
     action = problem.actions[number]
     if action.g is None:
         if action.moving is None:

@@ -24,6 +24,15 @@ def groups(firings: Sequence[Firing]) -> dict[Firing, np.ndarray]:
     return {firing: np.array(where) for firing, where in found.items()}
 
 
+def rounds(rows: np.ndarray) -> list[np.ndarray]:
+    """Positions such that no row is twice among them: the first of every row, then the second, ..."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    start = np.searchsorted(ordered, ordered)  # where the entries of the same row begin
+    number = np.arange(len(rows)) - start
+    return [order[number == i] for i in range(int(number.max(initial=-1)) + 1)]
+
+
 def changes_state(problem: RowProblem, firing: Firing) -> bool:
     """Whether one of the actions changes the state."""
     return any(problem.actions[action].apply is not None for action, _ in firing)

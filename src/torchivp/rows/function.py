@@ -99,7 +99,7 @@ class RowFunction:
     def is_row_wise(self) -> bool:
         """Whether the function seems to give the same values for some of the rows as for all, by one try."""
         count = self.layout.rows
-        if count == 1 or not self.layout.lead:
+        if count <= 1 or not self.layout.lead:
             return True
         # Fewer rows, and not in their places: whatever else has an entry for each row does not fit them.
         rows = torch.arange(count - 1, 0, -1, device=self._filler[1].device)

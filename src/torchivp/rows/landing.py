@@ -19,6 +19,10 @@ _FAR = 0.1
 """A correction by this part of a step shows that the interpolant is no guide, or the function not continuous."""
 
 
+_BEFORE = 0.01
+"""The slope of the event function is taken over this part of a step."""
+
+
 @dataclass(frozen=True)
 class Start:
     """Where the steps begin: times [m], states [m, size], and what the method carries."""
@@ -47,7 +51,7 @@ def land(watch: RowWatch, stepper: Stepper, start: Start, located: Located) -> T
     for _ in range(_CORRECTIONS):
         if last_t is None:
             length = t - start.t
-            slope = _slope(watch, steps, rows, pick, value, 1e-3 * length)
+            slope = _slope(watch, steps, rows, pick, value, length)
         else:
             moved = t != last_t
             slope = np.where(moved, (value - last_value) / np.where(moved, t - last_t, 1.0), 0.0)
@@ -65,10 +69,10 @@ def land(watch: RowWatch, stepper: Stepper, start: Start, located: Located) -> T
 
 
 def _slope(
-    watch: RowWatch, steps: TakenSteps, rows: np.ndarray, pick: Any, value: np.ndarray, before: np.ndarray
+    watch: RowWatch, steps: TakenSteps, rows: np.ndarray, pick: Any, value: np.ndarray, length: np.ndarray
 ) -> np.ndarray:
-    """The derivative of the event function along the step, at its end."""
-    y = steps.within().at_fraction(1.0 - 1e-3)
-    earlier = watch.values(rows, steps.t1 - before, y)[pick]
+    """The derivative of the event function along the step, at its end; NaN where it jumps there."""
+    before = _BEFORE * length
+    earlier = watch.values(rows, steps.t1 - before, steps.within().at_fraction(1.0 - _BEFORE))[pick]
     with np.errstate(all="ignore"):
-        return (value - earlier) / before
+        return np.where(np.abs(value) < 0.5 * np.abs(earlier), (value - earlier) / before, np.nan)

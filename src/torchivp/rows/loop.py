@@ -29,7 +29,7 @@ from torchivp.rows.problem import RowProblem, single_problem
 from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, TakenSteps, make_stepper
 from torchivp.rows.targets import RowTargets
-from torchivp.rows.watch import Located, RowWatch
+from torchivp.rows.watch import Located, Moments, RowWatch
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.first_step import first_steps
 from torchivp.stepsize.pid import PIDController, RowHistory
@@ -87,7 +87,7 @@ class _Active:
         rejected: whether its last try was rejected.
         overflowed: whether that was because the error was not finite.
         anew: when its state was last changed by an event, or its start.
-        hit: whether it has been.
+        since: how long after the one before, or infinite.
         done: whether it has arrived.
         gone: whether it has ended on the way.
     """
@@ -100,7 +100,7 @@ class _Active:
     rejected: np.ndarray
     overflowed: np.ndarray
     anew: np.ndarray
-    hit: np.ndarray
+    since: np.ndarray
     done: np.ndarray
     gone: np.ndarray
 
@@ -117,7 +117,7 @@ class _Active:
             rejected=no.copy(),
             overflowed=no.copy(),
             anew=start.copy(),
-            hit=no.copy(),
+            since=np.full(rows, np.inf),
             done=no.copy(),
             gone=no.copy(),
         )
@@ -169,13 +169,19 @@ class _RowLoop:
             self.y = self._change(everything, active.t.copy(), self.y, firings)
         self.outputs.end(active.index, active.t.copy(), self.y)
         self._fail(~finite_rows(self.y), self._not_finite(active, self.y, np.zeros(len(active.t))))
-        if self.watch is not None and self._drop():
-            undefined = self.watch.begin(self.active.index, self.active.t, self.y)
-            self._fail(undefined, lambda i, _: self._undefined_event(i))
-        active = self.active
         active.done |= active.t == self.problem.times.end[active.index]
         if self._drop():
             self._first_sizes()
+        if self.watch is not None and len(self.active.index):
+            self._begin_to_watch(self.watch)
+
+    def _begin_to_watch(self, watch: RowWatch) -> None:
+        active = self.active
+        everything = np.arange(len(active.index))
+        soon = self._moments(everything, None).soon
+        undefined = watch.begin(active.index, active.t, self.y, lambda: self.stepper.slopes(active.t, self.y), soon)
+        self._fail(undefined, lambda i, _: self._undefined_event(i))
+        self._drop()
 
     def _first_sizes(self) -> None:
         controller, active, y = self.plan.controller, self.active, self.y
@@ -243,24 +249,31 @@ class _RowLoop:
         errors = self.stepper.errors(steps)
         history = RowHistory(active.last, active.before_last, active.rejected)
         accept, next_h, remembered = self.stepper.judge(controller, steps, errors, active.h, history)
-        rejected = ~accept & ~active.done
-        some_rejected = rejected.any()
-        if some_rejected:
-            self.rejected[active.index[rejected]] += 1
-            self._stop_the_stuck(steps, errors, taken, next_h, rejected)
-        if active.overflowed.any():
+        if not accept.all():
+            self._reject(steps, errors, taken, next_h, ~accept & ~active.done)
+        elif active.overflowed.any():
             self._stop_those_standing_still(steps, accept & active.overflowed, taken)
             active.overflowed &= ~accept
-        if some_rejected:
-            active.overflowed = np.where(rejected, ~np.isfinite(errors), active.overflowed)
         # A step cut very short to land on a required time says nothing about the size of the next one.
         update = ~accept | (taken > 0.1 * active.h) | (next_h > active.h)
         learn = update & accept
-        np.copyto(active.h, next_h, where=update)
         np.copyto(active.before_last, active.last, where=learn)
         np.copyto(active.last, remembered, where=learn)
         np.copyto(active.rejected, ~accept, where=update)
+        np.copyto(active.h, next_h, where=update)
         return accept
+
+    def _reject(
+        self, steps: TakenSteps, errors: np.ndarray, taken: np.ndarray, next_h: np.ndarray, rejected: np.ndarray
+    ) -> None:
+        """Count the steps rejected, and stop the rows that it makes no sense to try again, or that stand still."""
+        active = self.active
+        self.rejected[active.index[rejected]] += 1
+        self._stop_the_stuck(steps, errors, taken, next_h, rejected)
+        suspects = active.overflowed & ~rejected
+        if suspects.any():
+            self._stop_those_standing_still(steps, suspects, taken)
+        active.overflowed = rejected & ~np.isfinite(errors)
 
     def _judge_fixed(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
         active, step = self.active, steps.step
@@ -325,7 +338,7 @@ class _RowLoop:
             self.y = self.y.index_copy(0, select, steps.y1[select])
         if located is not None:
             assert self.watch is not None
-            self.watch.go_on(index, located.signs[:, where])
+            self.watch.go_on(index, located.take(where))
         self._note(where, t1, steps.step.order)
         if self.has_schedule and any(firings := scheduled(self.problem, index, t1)):
             happens = np.array([bool(firing) for firing in firings])
@@ -358,20 +371,22 @@ class _RowLoop:
         self._note(where, t1, steps.step.order)
         self.y = self.y.index_copy(0, select, steps.y1[chosen])
         self.carry = self.stepper.put_carry(self.carry, select, stepper.take_carry(steps.step.carry, chosen))
-        fired = self.watch.fired(index, located.take(where))
+        here = located.take(where)
+        fired = self.watch.fired(index, here)
         events = [[(self.watch.numbers[event], -1) for event in np.flatnonzero(column)] for column in fired.T]
         planned = scheduled(problem, index, t1)
-        firings: list[Firing] = [(*first, *then) for first, then in zip(events, planned, strict=True)]
+        firings: list[Firing] = [tuple(sorted((*first, *then))) for first, then in zip(events, planned, strict=True)]
         since = np.abs(t1 - active.anew[where])
-        crowded = active.hit[where] & (since <= _ZENO * np.spacing(np.abs(t1)))
-        active.anew[where], active.hit[where] = t1, True
+        resolution = _ZENO * np.spacing(np.abs(t1))
+        crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
+        active.anew[where], active.since[where] = t1, since
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(since > 0.0, 2.0 * since, np.inf))
-        self._let_happen(where, t1, firings, since)
+        hidden = self._let_happen(where, t1, firings, (fired, here.crossing), since, steps.step.y0[chosen])
         last = (fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])).any(0)
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
-        ended[where[last]], accumulated[where[crowded]] = True, True
+        ended[where[last]], accumulated[where[crowded | hidden]] = True, True
         self._fail(ended, lambda i, _: self._event(i))
         self._fail(accumulated, lambda i, _: _zeno(float(active.t[i])))
 
@@ -391,19 +406,41 @@ class _RowLoop:
             self.active.done[where] |= ended
 
     def _let_happen(
-        self, where: np.ndarray, t1: np.ndarray, firings: list[Firing], since: np.ndarray | None = None
-    ) -> None:
-        """Something happens to rows that are at `t1`, the last event `since` ago: change their states and go on."""
+        self,
+        where: np.ndarray,
+        t1: np.ndarray,
+        firings: list[Firing],
+        events: tuple[np.ndarray, np.ndarray] | None = None,
+        since: np.ndarray | None = None,
+        start: Tensor | None = None,
+    ) -> np.ndarray:
+        """Something happens to rows that are at `t1`: change their states and go on.
+
+        Args:
+            where: the positions of the rows.
+            t1: when.
+            firings: what happens.
+            events: which events happen and the signs before them, [events, rows].
+            since: how long after the last event.
+            start: the states at the starts of the steps to it.
+
+        Returns:
+            In which rows the events come so fast that rounding hides the next.
+        """
         active, problem, index = self.active, self.problem, self.active.index[where]
         select = problem.select(where)
-        y = self._change(where, t1, self.y[select], firings)
+        before = self.y[select]
+        y = self._change(where, t1, before, firings)
         self.y = self.y.index_copy(0, select, y)
+        broken = np.zeros(len(active.index), dtype=bool)
+        broken[where] = ~finite_rows(y)
+        self._fail(broken, lambda i, _: _changed_to_nothing(float(active.t[i])))
         changed = np.array([changes_state(problem, firing) for firing in firings])
         slopes: list[Tensor] = []
 
         def new_slopes() -> Tensor:
             if not slopes:
-                slopes.append(function_on(problem, index)(problem.user_time(t1), y))
+                slopes.append(function_on(problem, index)(problem.user_time(t1), y).clone())
                 self.evaluations[index] += 1
             return slopes[0]
 
@@ -411,22 +448,33 @@ class _RowLoop:
             active.last[where] = np.where(changed, 1.0, active.last[where])
             active.before_last[where] = np.where(changed, 1.0, active.before_last[where])
             if self.carry is not None:
-                carry = self.stepper.method.initial_carry(new_slopes().clone())
+                carry = self.stepper.method.initial_carry(new_slopes())
                 self.carry = self.stepper.put_carry(self.carry, select, carry)
+        hidden = np.zeros(len(where), dtype=bool)
         if self.watch is not None:
+            none = np.zeros((len(self.watch.numbers), len(where)))
+            fired, crossing = (none > 0.0, none) if events is None else events
             undefined = np.zeros(len(active.index), dtype=bool)
-            undefined[where] = self.watch.after(index, t1, y, new_slopes, self._ahead(where, since))
-            self._fail(undefined & ~active.gone, lambda i, _: self._undefined_event(i))
+            size = torch.maximum(before.abs(), y.abs()) if start is None else torch.maximum(start.abs(), y.abs())
+            undefined[where], hidden = self.watch.after(
+                index, t1, y, size, new_slopes, self._moments(where, since), (fired, crossing, changed)
+            )
+            self._fail(undefined, lambda i, _: self._undefined_event(i))
         self._keep(where, t1)
+        return hidden
 
-    def _ahead(self, where: np.ndarray, since: np.ndarray | None) -> np.ndarray:
-        """A moment in which no event is to be expected, the last one having been `since` ago."""
+    def _moments(self, where: np.ndarray, since: np.ndarray | None) -> Moments:
+        """When to look ahead in rows at which something has happened, the last event having been `since` ago."""
         active = self.active
         to_go = np.abs(self.problem.times.end[active.index[where]] - active.t[where])
-        ahead = 1e-4 * np.minimum(active.h[where], to_go)
+        soon = 1e-4 * np.minimum(active.h[where], to_go)
+        upcoming = np.full(len(where), np.nan)
         if since is not None:
-            ahead = np.minimum(ahead, np.where(since > 0.0, 1e-2 * since, np.inf))
-        return np.maximum(ahead, 16 * np.spacing(np.abs(active.t[where]))) * self.direction[active.index[where]]
+            soon = np.minimum(soon, np.where(since > 0.0, 1e-2 * since, np.inf))
+            upcoming = 0.5 * since
+        soon = np.maximum(soon, 16 * np.spacing(np.abs(active.t[where])))
+        direction = self.direction[active.index[where]]
+        return Moments(soon * direction, upcoming * direction)
 
     def _change(self, where: np.ndarray, t1: np.ndarray, y: Tensor, firings: list[Firing]) -> Tensor:
         """The states after what happens at `t1` to the states `y`; all of it is put on record."""
@@ -493,6 +541,11 @@ class _RowLoop:
 def _no_landing(t: float, step: Step) -> Status:
     why = step.failure or "the state there is not finite"
     return Status(Outcome.NOT_CONVERGED, f"no step leads from t = {t:.9g} to the event after it: {why}", float(t))
+
+
+def _changed_to_nothing(t: float) -> Status:
+    sentence = f"apply changed the state at t = {t:.9g} to one that is not finite: look for a division by zero in it"
+    return Status(Outcome.NON_FINITE, sentence, t)
 
 
 def _zeno(t: float) -> Status:

@@ -46,13 +46,14 @@ class RowTargets:
         """Where steps of the `rows` from `t`, of the proposed sizes `h` or a little longer, end."""
         target = self._current[rows]
         distance = target - t
-        ratio = np.abs(distance) / (STRETCH * h if stretch.all() else np.where(stretch, STRETCH * h, h))
+        longest = STRETCH * h if stretch.all() else np.where(stretch, STRETCH * h, h)
         end = t + np.copysign(h, distance)
-        near = ratio < IN_SIGHT
+        near = np.abs(distance) < IN_SIGHT * longest
         if near.any():
-            equal = t + distance / np.ceil(np.maximum(ratio, 1.0))
-            end = np.where(near, np.where(ratio > 1.0, equal, target), end)
-        return np.where(np.isnan(ratio), target, end)
+            ratio = np.abs(distance[near]) / longest[near]
+            there, t, target = distance[near], t[near], target[near]
+            end[near] = np.where(ratio <= 1.0, target, t + there / np.ceil(np.maximum(ratio, 1.0)))
+        return end
 
     def reached(self, rows: np.ndarray, t: np.ndarray) -> np.ndarray | None:
         """Steps of the `rows` ended at `t`: look ahead to what comes after, where it was a required time.

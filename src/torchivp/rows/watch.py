@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +15,8 @@ from torchivp.rows.changes import event_on
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import WithinSteps
 
-_SMALL = 1e-6
-"""An event function of this size, in terms of its size in the step before, may be zero but for rounding."""
+_ROUNDING = 4
+"""Event functions are known to this multiple of their rounding error, as an error of their arguments shows it."""
 
 
 class EventSteps(Protocol):
@@ -36,27 +36,49 @@ class EventSteps(Protocol):
 
 @dataclass
 class Located:
-    """The first events in steps of some rows.
+    """The first events in steps of some rows; arrays are [events, m] if not said otherwise.
 
     Attributes:
         t: when the first event of each row is; NaN for none, [m].
-        each: when each event would be, [events, m].
-        signs: the signs of the event functions after the step, or before the event if there is one, [events, m].
+        each: when each event would be.
+        crossing: the sign before it.
+        signs: the signs of the event functions at the end of the step.
+        levels: below which size they say nothing about the sign.
+        ends: the event functions at the ends of the steps.
         undefined: in which rows an event function is NaN at the end of the step, and there is no event before, [m].
     """
 
     t: np.ndarray
     each: np.ndarray
+    crossing: np.ndarray
     signs: np.ndarray
+    levels: np.ndarray
+    ends: np.ndarray
     undefined: np.ndarray
 
     def take(self, where: np.ndarray) -> Located:
         """Those of a choice of the rows."""
-        return Located(self.t[where], self.each[:, where], self.signs[:, where], self.undefined[where])
+        return Located(*(getattr(self, entry.name)[..., where] for entry in fields(self)))
+
+
+@dataclass
+class Moments:
+    """How long it is, in rows at which something has just happened, to moments at which to look ahead, [m]; signed.
+
+    Attributes:
+        soon: a moment before which no event is to be expected.
+        next: about when the next one would be, if they came ever faster; NaN if this was the first.
+    """
+
+    soon: np.ndarray
+    next: np.ndarray
 
 
 class RowWatch:
     """Knows the sign of every event function in every row.
+
+    Just after an event its function is zero but for rounding, and its sign is that which it is about to have. It keeps
+    it until the function has grown beyond the rounding error.
 
     Args:
         problem: the problem.
@@ -69,8 +91,8 @@ class RowWatch:
         self.actions = [problem.actions[i] for i in self.numbers]
         shape = (len(self.actions), problem.rows)
         self._signs = np.zeros(shape)  # 0: not known yet
+        self._levels = np.zeros(shape)
         self._values = np.zeros(shape)
-        self._sizes = np.zeros(shape)
         self.last_counts = np.array([action.last_count for action in self.actions])
         """The number of each event at which a row ends."""
         self.counts = np.zeros(shape, dtype=np.int64)
@@ -85,36 +107,34 @@ class RowWatch:
         value = event_on(self._problem, self.actions[event], rows)(self._problem.user_time(t), y)
         return value.detach().reshape(-1).to("cpu", torch.float64).numpy()
 
-    def begin(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
-        """Start watching `rows`; returns in which of them an event function is NaN."""
-        values = self.values(rows, t, y)
-        self._values[:, rows] = values
-        self._sizes[:, rows] = np.abs(values)
-        self._signs[:, rows] = np.sign(values)
-        return np.any(np.isnan(values), axis=0)
-
     def look(self, rows: np.ndarray, steps: EventSteps) -> Located:
         """The first events in `steps` of the `rows`."""
-        each, signs, last = [], [], []
+        searches, times = [], []
         within = steps.within()
         for event, action in enumerate(self.actions):
-            found = _Search(self._signs[event, rows], self._values[event, rows], action.direction)
+            known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
+            search = _Search(*known, action.direction)
             count = action.checks + 1
-            for i in range(1, count + 1):
-                theta = i / count
-                found.sample(theta, self._within(event, rows, steps, within, np.full(len(rows), theta)))
-            for theta, where in found.dips():
-                found.insert(theta, where, self._within(event, rows, steps, within, theta))
-            each.append(self._locate(event, rows, steps, within, found))
-            signs.append(found.sign)
-            last.append(found.values[-1])
-            self._sizes[event, rows] = np.nanmax(np.abs(found.values), axis=0)
-        times, ends = np.array(each), np.array(last)
+            for i in range(1, count):
+                search.sample(i / count, self._at_fraction(event, rows, steps, within, i / count))
+            search.sample(1.0, self._value(event, rows, steps.t1, steps.y1))
+            for theta, where in search.dips():
+                search.insert(theta, where, self._at(event, rows, steps, within, theta))
+            times.append(self._locate(event, rows, steps, within, search))
+            searches.append(search)
+        each, ends = np.array(times), np.array([search.values[-1] for search in searches])
         direction = np.where(steps.t1 >= steps.t0, 1.0, -1.0)
-        first = np.where(np.isnan(times), np.inf, times * direction).min(0)
+        first = np.where(np.isnan(each), np.inf, each * direction).min(0)
         t = np.where(np.isinf(first), np.nan, first * direction)
-        self._values[:, rows] = ends
-        return Located(t, times, np.array(signs), np.isnan(ends).any(0) & np.isnan(t))
+        return Located(
+            t,
+            each,
+            np.array([search.at_crossing for search in searches]),
+            np.array([search.sign for search in searches]),
+            np.array([search.level for search in searches]),
+            ends,
+            np.isnan(ends).any(axis=0) & np.isnan(t),
+        )
 
     def fired(self, rows: np.ndarray, located: Located) -> np.ndarray:
         """Which events happen in the `rows` at the times located, [events, rows]; they are counted."""
@@ -123,39 +143,112 @@ class RowWatch:
         self.counts[:, rows] += fired
         return fired
 
-    def go_on(self, rows: np.ndarray, signs: np.ndarray) -> None:
-        """There was no event in the steps of the `rows`."""
-        self._signs[:, rows] = signs
+    def go_on(self, rows: np.ndarray, located: Located) -> None:
+        """There was no event in the steps of the `rows`, which were accepted."""
+        self._signs[:, rows], self._values[:, rows] = located.signs, located.ends
+        self._levels[:, rows] = located.levels
+
+    def begin(
+        self, rows: np.ndarray, t: np.ndarray, y: Tensor, slope: Callable[[], Tensor], soon: np.ndarray
+    ) -> np.ndarray:
+        """Start watching `rows`; returns in which of them an event function is NaN."""
+        values = self.values(rows, t, y)
+        levels = self._rounding(rows, t, y, y.abs(), slope(), values)
+        signs = np.sign(values)
+        unsure = np.abs(values) <= levels
+        if unsure.any():
+            signs = np.where(unsure, np.sign(self._ahead(rows, t, y, slope(), soon)), signs)
+        self._set(rows, signs, values, np.where(unsure, levels, 0.0))
+        return np.isnan(values).any(axis=0, keepdims=True)[0]
 
     def after(
-        self, rows: np.ndarray, t: np.ndarray, y: Tensor, slope: Callable[[], Tensor], ahead: np.ndarray
-    ) -> np.ndarray:
-        """Find the signs anew after what happened at `t`; returns in which rows an event function is NaN.
+        self,
+        rows: np.ndarray,
+        t: np.ndarray,
+        y: Tensor,
+        scale: Tensor,
+        slope: Callable[[], Tensor],
+        moments: Moments,
+        happened: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Find the signs anew after what happened at `t`.
 
-        Where an event function may be zero, its sign is that which it will have a moment `ahead`.
+        Args:
+            rows: the rows.
+            t: when.
+            y: the states after it.
+            scale: how large the elements of the states have been in the step before.
+            slope: gives the slopes there.
+            moments: when to look ahead.
+            happened: which events happened and the signs before them, [events, rows], and whether the state was
+                changed, [rows].
+
+        Returns:
+            In which rows an event function is NaN, and in which the events come so fast that rounding hides the next.
         """
+        fired, crossing, changed = happened
         values = self.values(rows, t, y)
-        signs = np.sign(values)
-        small = np.abs(values) <= _SMALL * self._sizes[:, rows]
-        if small.any():
-            step = torch.from_numpy(ahead).to(y.device, y.dtype).unsqueeze(1)
-            later = self.values(rows, t + ahead, y + step * slope())
-            signs = np.where(small, np.sign(later), signs)
-        self._signs[:, rows], self._values[:, rows] = signs, values
-        return np.any(np.isnan(values), axis=0)
+        signs, undefined = np.sign(values), np.isnan(values).any(axis=0, keepdims=True)[0]
+        hidden = np.zeros(len(rows), dtype=bool)
+        levels = np.zeros(values.shape)
+        if fired.any() or (values == 0.0).any():
+            levels = np.where(fired, self._rounding(rows, t, y, scale, slope(), values), 0.0)
+            unsure = np.abs(values) <= levels
+            later = self._ahead(rows, t, y, slope(), moments.soon)
+            # What rounding hides even then, is on the other side; or if the state was changed, on the same as before.
+            expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(later))
+            ahead = np.where(np.abs(later) <= levels, expected, np.sign(later))
+            signs = np.where(unsure, ahead, signs)
+            returning = fired & unsure & changed & ~np.isnan(moments.next)
+            if returning.any():
+                to_next = np.where(np.isnan(moments.next), moments.soon, moments.next)
+                much_later = self._ahead(rows, t, y, slope(), to_next)
+                hidden = (returning & (np.abs(much_later) <= levels)).any(axis=0, keepdims=True)[0]
+            levels = np.where(unsure, levels, 0.0)
+        self._set(rows, signs, values, levels)
+        return undefined, hidden
 
-    def _within(
+    def _set(self, rows: np.ndarray, signs: np.ndarray, values: np.ndarray, levels: np.ndarray) -> None:
+        self._signs[:, rows], self._values[:, rows], self._levels[:, rows] = signs, values, levels
+
+    def _ahead(self, rows: np.ndarray, t: np.ndarray, y: Tensor, slope: Tensor, ahead: np.ndarray) -> np.ndarray:
+        step = torch.from_numpy(ahead).to(y.device, y.dtype).unsqueeze(1)
+        return self.values(rows, t + ahead, y + step * slope)
+
+    def _rounding(
+        self, rows: np.ndarray, t: np.ndarray, y: Tensor, scale: Tensor, slope: Tensor, values: np.ndarray
+    ) -> np.ndarray:
+        """What rounding may contribute to the event functions: their change with the last digits of state and time.
+
+        `scale` is how large the elements of the state have been of late.
+        """
+        error = 4 * torch.finfo(y.dtype).eps * scale
+        signs = torch.ones_like(error)
+        signs[:, 1::2] = -1.0  # so that errors which cancel in one way do not in the other
+        digits = 16 * np.spacing(np.abs(t))
+        others = (
+            self.values(rows, t, y + error),
+            self.values(rows, t, y + signs * error),
+            self._ahead(rows, t, y, slope, digits),
+            self._ahead(rows, t, y, slope, -digits),
+        )
+        with np.errstate(invalid="ignore"):
+            changes = [np.abs(other - values) for other in others]
+        # A function that jumps there is not uncertain.
+        return _ROUNDING * np.max([np.where(change < 0.5, change, 0.0) for change in changes], axis=0)
+
+    def _at_fraction(
+        self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: float
+    ) -> np.ndarray:
+        """The event function at the same fraction of all steps."""
+        return self._value(event, rows, steps.t0 + theta * (steps.t1 - steps.t0), within.at_fraction(theta))
+
+    def _at(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: np.ndarray
     ) -> np.ndarray:
-        """The event function at the fractions `theta` of the steps."""
-        if (theta == 1.0).all():
-            return self._value(event, rows, steps.t1, steps.y1)
-        if (theta == theta[0]).all():
-            y = within.at_fraction(float(theta[0]))
-        else:
-            y = within.at(torch.arange(len(rows), device=steps.y1.device), theta)
-        t = np.where(theta == 1.0, steps.t1, steps.t0 + theta * (steps.t1 - steps.t0))
-        return self._value(event, rows, t, y)
+        """The event function at a fraction of each step."""
+        y = within.at(torch.arange(len(rows), device=steps.y1.device), theta)
+        return self._value(event, rows, steps.t0 + theta * (steps.t1 - steps.t0), y)
 
     def _locate(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, found: _Search
@@ -164,10 +257,11 @@ class RowWatch:
         taken = np.abs(steps.t1 - steps.t0)
         if not found.found.any():
             return np.full(len(rows), np.nan)
-        width = 4 * np.spacing(np.maximum(np.abs(steps.t0), np.abs(steps.t1))) / taken
+        spacing = 4 * np.spacing(np.maximum(np.abs(steps.t0), np.abs(steps.t1)))
+        width = spacing / np.where(taken > 0.0, taken, 1.0)
 
         def function(theta: np.ndarray) -> np.ndarray:
-            return found.at_crossing * self._within(event, rows, steps, within, theta)
+            return found.at_crossing * self._at(event, rows, steps, within, theta)
 
         # Where there is nothing to find, an interval without length.
         a, b = (np.where(found.found, x, 1.0) for x in (found.low, found.high))
@@ -181,64 +275,78 @@ class RowWatch:
 class _Search:
     """Looks for the first change of sign that counts among samples of an event function in steps."""
 
-    def __init__(self, sign: np.ndarray, value: np.ndarray, direction: int):
+    def __init__(self, sign: np.ndarray, value: np.ndarray, level: np.ndarray, direction: int):
         self._direction = direction
         self.thetas = [0.0]
         self.values = [value]
-        self._signs = [sign.copy()]
-        self.sign = sign.copy()
+        self._signs = [sign]
+        self.sign = sign
+        self.level = level
+        """Smaller values say nothing about the sign, until the first larger one."""
         self.found = np.zeros(len(sign), dtype=bool)
         self.low, self.high = np.zeros(len(sign)), np.ones(len(sign))
-        self.value_low, self.value_high = value.copy(), value.copy()
-        self.at_crossing = sign.copy()
+        self.value_low, self.value_high = value, value
+        self.at_crossing = sign
         """The sign before the event."""
 
     def sample(self, theta: float, value: np.ndarray) -> None:
         """The function at the next fraction of each step."""
-        crossed = self.sign * value <= 0.0
+        hushed = (np.abs(value) <= self.level) & (self.level > 0.0)
+        self.level = np.where(hushed, self.level, 0.0)
+        crossed = (self.sign * value <= 0.0) & ~hushed
         hit = ~self.found & (self.sign != 0.0) & crossed & self._counts(self.sign)
         self._found(hit, self.thetas[-1], theta, self.values[-1], value, self.sign)
-        self.sign = np.where(~self.found & (value * self.sign <= 0.0) & (value != 0.0), np.sign(value), self.sign)
+        self.sign = np.where(~self.found & crossed & (value != 0.0), np.sign(value), self.sign)
         self.thetas.append(theta)
         self.values.append(value)
-        self._signs.append(self.sign.copy())
+        self._signs.append(self.sign)
 
     def _counts(self, sign: np.ndarray) -> np.ndarray:
         """Whether a change from `sign` to the other is meant."""
         return np.full(len(sign), True) if self._direction == 0 else sign == -self._direction
 
-    def _found(self, where, low, high, value_low, value_high, sign) -> None:
+    def _found(
+        self,
+        where: np.ndarray,
+        low: float | np.ndarray,
+        high: float | np.ndarray,
+        value_low: np.ndarray,
+        value_high: np.ndarray,
+        sign: np.ndarray,
+    ) -> None:
         if where.any():
             self.low = np.where(where, low, self.low)
             self.high = np.where(where, high, self.high)
             self.value_low = np.where(where, value_low, self.value_low)
             self.value_high = np.where(where, value_high, self.value_high)
             self.at_crossing = np.where(where, sign, self.at_crossing)
-            self.found |= where
+            self.found = self.found | where
 
     def dips(self) -> list[tuple[np.ndarray, tuple[int, np.ndarray]]]:
         """Where the function may have dipped through zero between samples: the vertex of a parabola through three."""
-        found = []
+        places = []
+        spacing = self.thetas[1] - self.thetas[0]
         for i in range(1, len(self.values) - 1):
             sign = self._signs[i]
             left, middle, right = (sign * self.values[j] for j in (i - 1, i, i + 1))
-            dip = ~self.found & (sign != 0.0) & (middle > 0.0) & (left > middle) & (right > middle)
             curvature = left - 2 * middle + right
-            offset = np.where(dip, 0.5 * (left - right) / np.where(dip, curvature, 1.0), 0.0)
-            dip &= middle - 0.5 * curvature * offset**2 < 0.5 * middle
+            convex = curvature > 0.0
+            offset = np.where(convex, 0.5 * (left - right) / np.where(convex, curvature, 1.0), 2.0)
+            lowest = middle - 0.5 * curvature * offset**2
+            least = np.minimum(np.minimum(left, middle), right)
+            dip = (least > 0.0) & (np.abs(offset) < 1.0) & (offset != 0.0) & (lowest < 0.5 * least)
             if dip.any():
-                found.append((self.thetas[i] + offset * (self.thetas[1] - self.thetas[0]), (i, dip)))
-        return found
+                places.append((self.thetas[i] + offset * spacing, (i, dip)))
+        return places
 
     def insert(self, theta: np.ndarray, where: tuple[int, np.ndarray], value: np.ndarray) -> None:
         """The function at the place of a dip: its two changes of sign, if it goes through zero."""
         i, dip = where
         sign = self._signs[i]
-        through = dip & ~self.found & (sign * value <= 0.0)
-        down = self._counts(sign)
-        before = np.where(theta < self.thetas[i], self.thetas[i - 1], self.thetas[i])
-        value_before = np.where(theta < self.thetas[i], self.values[i - 1], self.values[i])
-        after = np.where(theta < self.thetas[i], self.thetas[i], self.thetas[i + 1])
-        value_after = np.where(theta < self.thetas[i], self.values[i], self.values[i + 1])
-        self._found(through & down, before, theta, value_before, value, sign)
-        self._found(through & ~down & (sign * value < 0.0), theta, after, value, value_after, -sign)
+        through = dip & (sign * value <= 0.0) & (~self.found | (theta < self.low))
+        earlier = theta < self.thetas[i]
+        start, end = (np.where(earlier, self.thetas[j], self.thetas[j + 1]) for j in (i - 1, i))
+        value_start, value_end = (np.where(earlier, self.values[j], self.values[j + 1]) for j in (i - 1, i))
+        falls = self._counts(sign)
+        self._found(through & falls, start, theta, value_start, value, sign)
+        self._found(through & ~falls & (sign * value < 0.0), theta, end, value, value_end, -sign)
