@@ -123,7 +123,7 @@ class RowInterpolant:
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
         weights = self._weights(np.array([theta]))
-        return torch.addmm(self.y0.view(1, -1), weights, self.increments).view_as(self.y0)
+        return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
 
     def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TRAIN = {"spiral_fit": 0.5, "continuous_flow": 0.9, "latent_ode": 0.9}
-"""The examples that train, and to what part of the first loss a quick run brings it at most."""
+TRAIN = {"spiral_fit": 0.5, "continuous_flow": 0.9, "latent_ode": 0.9, "dosing": 0.1}
+"""The examples that train or fit, and to what part of the first loss a quick run brings it at most."""
 
 
 def test_the_examples_that_train_are_there():

@@ -120,7 +120,7 @@ def solve_batch(
             raise SolveError(status)
         return Solution(t[0], layout.unflatten(y[0], (y.shape[1],)), status, result.stats[0], events=log)
     count = y.shape[1]
-    states = layout.unflatten(y.reshape(-1, y.shape[2]), (*layout.lead, count))
+    states = layout.unflatten(y.reshape(layout.rows * count, y.shape[2]), (*layout.lead, count))
     solution = BatchSolution(t.reshape(*layout.lead, count), states, layout.lead, result.status, result.stats, log)
     return _thrown(solution, throw)
 
@@ -289,7 +289,7 @@ def build_problem(
         raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
     if compact not in (None, True, False):
         raise TypeError(f"compact must be True, False or None (find out), got {compact!r}")
-    flat = layout.flatten(y0)
+    flat = layout.flatten(y0).contiguous()
     filler = _filler(times, flat, layout)
     arguments = RowArguments(args, layout)
 

@@ -73,7 +73,7 @@ def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowT
         TypeError: a time is not a real number or tensor.
         ValueError: a time is of the wrong shape, not finite, not in order or outside its span.
     """
-    if not isinstance(t_span, Sequence | Tensor | np.ndarray) or isinstance(t_span, str) or _length(t_span) != 2:
+    if _length(t_span) != 2:
         raise ValueError(f"t_span must be (t0, t1), each a number or a tensor of shape {lead}, got {t_span!r}")
     start, moving_start = _times_of_shape("t_span[0]", t_span[0], lead)
     end, moving_end = _times_of_shape("t_span[1]", t_span[1], lead)
@@ -144,7 +144,7 @@ def _times_of_shape(name: str, value: Any, lead: tuple[int, ...]) -> tuple[np.nd
 def _outputs(t_eval: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, Tensor | None]:
     """The times asked for, [rows, T], NaN for none."""
     rows = math.prod(lead)
-    ragged = isinstance(t_eval, list | tuple) and any(np.ndim(entry) == 1 for entry in t_eval)
+    ragged = isinstance(t_eval, list | tuple) and any(_is_series(entry) for entry in t_eval)
     if ragged:
         if len(lead) != 1 or len(t_eval) != rows:
             raise ValueError(
@@ -206,7 +206,14 @@ def _check_outputs(outputs: np.ndarray, start: np.ndarray, end: np.ndarray) -> N
 
 
 def _length(series: Any) -> int:
-    return len(series) if np.ndim(series) else 0
+    """The length of a series, 0 if it is none."""
+    if isinstance(series, Tensor | np.ndarray):
+        return len(series) if series.ndim else 0
+    return len(series) if isinstance(series, list | tuple) else 0
+
+
+def _is_series(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) or (isinstance(entry, Tensor | np.ndarray) and entry.ndim > 0)
 
 
 def _row(which: Any) -> str:

@@ -99,7 +99,7 @@ class RowInputs:
             for action in isolated.actions:
                 if action.g is not None:
                     results.append(action.g.at_filler())
-                if action.apply is not None:
+                if action.apply is not None and (action.values is None or action.values.shape[1]):
                     extra = () if action.values is None else (action.values[:, 0],)
                     results.append(action.apply.at_filler(*extra))
         self.used |= any(result.requires_grad for result in results)

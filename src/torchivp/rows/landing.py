@@ -72,7 +72,10 @@ def _slope(
     watch: RowWatch, steps: TakenSteps, rows: np.ndarray, pick: Any, value: np.ndarray, length: np.ndarray
 ) -> np.ndarray:
     """The derivative of the event function along the step, at its end; NaN where it jumps there."""
-    before = _BEFORE * length
-    earlier = watch.values(rows, steps.t1 - before, steps.within().at_fraction(1.0 - _BEFORE))[pick]
+    before, within = _BEFORE * length, steps.within()
+    last, one_before = (
+        watch.values(rows, steps.t1 - i * before, within.at_fraction(1.0 - i * _BEFORE))[pick] for i in (1, 2)
+    )
+    change = value - last
     with np.errstate(all="ignore"):
-        return np.where(np.abs(value) < 0.5 * np.abs(earlier), (value - earlier) / before, np.nan)
+        return np.where(np.abs(change - (last - one_before)) < 0.5 * np.abs(change), change / before, np.nan)

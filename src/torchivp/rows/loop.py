@@ -154,6 +154,7 @@ class _RowLoop:
         self.stepper = make_stepper(self.problem, self.method, plan.norm, self.active.index)
 
     def to_the_end(self) -> tuple[list[Status], list[Stats]]:
+        self.trail.begin(self.y, self.outputs.next)
         if self.problem.rows:
             self._begin()
         while len(self.active.index):
@@ -163,7 +164,6 @@ class _RowLoop:
 
     def _begin(self) -> None:
         active = self.active
-        self.trail.begin(self.y, self.outputs.next)
         if self.has_schedule and any(firings := scheduled(self.problem, active.index, active.t)):
             everything = np.arange(len(active.index))
             self.y = self._change(everything, active.t.copy(), self.y, firings)
@@ -219,9 +219,10 @@ class _RowLoop:
             self._fail(accept & located.undefined, lambda i, _: self._undefined_event(i))
             plain = accept & ~active.gone & np.isnan(located.t)
         retry = steps.step.retry
-        self.carry = stepper.choose_carry(steps.step, plain)
         if plain.any():
             self._accept(steps, plain, located)
+        else:
+            self.carry = stepper.choose_carry(steps.step, plain)
         if located is not None and (landing := accept & ~active.gone & ~np.isnan(located.t)).any():
             self._land(located, np.flatnonzero(landing), y0, retry)
         self._drop()
@@ -336,6 +337,7 @@ class _RowLoop:
             index, t1, select = active.index[where], steps.t1[where], self.problem.select(where)
             self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), select))
             self.y = self.y.index_copy(0, select, steps.y1[select])
+        self.carry = self.stepper.choose_carry(steps.step, plain)  # to which an output may have added
         if located is not None:
             assert self.watch is not None
             self.watch.go_on(index, located.take(where))
@@ -383,7 +385,8 @@ class _RowLoop:
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(since > 0.0, 2.0 * since, np.inf))
-        hidden = self._let_happen(where, t1, firings, (fired, here.crossing), since, steps.step.y0[chosen])
+        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
+        hidden = self._let_happen(where, t1, firings, (fired, here.crossing), since, size)
         last = (fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])).any(0)
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
         ended[where[last]], accumulated[where[crowded | hidden]] = True, True
@@ -412,7 +415,7 @@ class _RowLoop:
         firings: list[Firing],
         events: tuple[np.ndarray, np.ndarray] | None = None,
         since: np.ndarray | None = None,
-        start: Tensor | None = None,
+        size: Tensor | None = None,
     ) -> np.ndarray:
         """Something happens to rows that are at `t1`: change their states and go on.
 
@@ -422,7 +425,7 @@ class _RowLoop:
             firings: what happens.
             events: which events happen and the signs before them, [events, rows].
             since: how long after the last event.
-            start: the states at the starts of the steps to it.
+            size: how large the elements of the states have been in the steps to it.
 
         Returns:
             In which rows the events come so fast that rounding hides the next.
@@ -455,7 +458,7 @@ class _RowLoop:
             none = np.zeros((len(self.watch.numbers), len(where)))
             fired, crossing = (none > 0.0, none) if events is None else events
             undefined = np.zeros(len(active.index), dtype=bool)
-            size = torch.maximum(before.abs(), y.abs()) if start is None else torch.maximum(start.abs(), y.abs())
+            size = torch.maximum(before.abs() if size is None else size, y.abs())
             undefined[where], hidden = self.watch.after(
                 index, t1, y, size, new_slopes, self._moments(where, since), (fired, crossing, changed)
             )

@@ -123,6 +123,8 @@ class RowOutputs:
         shape = (rows, most if count is None else count)
         times = np.full(shape, math.nan) if self._wanted is None else self._wanted[:, :-1]
         states = torch.full((*shape, like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
+        if not rows:
+            states = like.unsqueeze(1).expand(*shape, like.shape[1])  # a gradient flows to nothing, but it flows
         if self.values:
             where, place = np.concatenate(self._rows), np.concatenate(self._places)
             if self._wanted is None:

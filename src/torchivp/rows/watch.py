@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -133,7 +134,7 @@ class RowWatch:
             np.array([search.sign for search in searches]),
             np.array([search.level for search in searches]),
             ends,
-            np.isnan(ends).any(axis=0) & np.isnan(t),
+            _any_nan(ends) & np.isnan(t),
         )
 
     def fired(self, rows: np.ndarray, located: Located) -> np.ndarray:
@@ -159,7 +160,7 @@ class RowWatch:
         if unsure.any():
             signs = np.where(unsure, np.sign(self._ahead(rows, t, y, slope(), soon)), signs)
         self._set(rows, signs, values, np.where(unsure, levels, 0.0))
-        return np.isnan(values).any(axis=0, keepdims=True)[0]
+        return _any_nan(values)
 
     def after(
         self,
@@ -188,12 +189,13 @@ class RowWatch:
         """
         fired, crossing, changed = happened
         values = self.values(rows, t, y)
-        signs, undefined = np.sign(values), np.isnan(values).any(axis=0, keepdims=True)[0]
+        signs, undefined = np.sign(values), _any_nan(values)
         hidden = np.zeros(len(rows), dtype=bool)
         levels = np.zeros(values.shape)
         if fired.any() or (values == 0.0).any():
             levels = np.where(fired, self._rounding(rows, t, y, scale, slope(), values), 0.0)
-            unsure = np.abs(values) <= levels
+            # Where nothing was changed, the event may lie a little beyond, even far from zero if the function jumps.
+            unsure = (np.abs(values) <= levels) | (fired & ~changed)
             later = self._ahead(rows, t, y, slope(), moments.soon)
             # What rounding hides even then, is on the other side; or if the state was changed, on the same as before.
             expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(later))
@@ -203,7 +205,7 @@ class RowWatch:
             if returning.any():
                 to_next = np.where(np.isnan(moments.next), moments.soon, moments.next)
                 much_later = self._ahead(rows, t, y, slope(), to_next)
-                hidden = (returning & (np.abs(much_later) <= levels)).any(axis=0, keepdims=True)[0]
+                hidden = np.logical_or.reduce(returning & (np.abs(much_later) <= levels) & (much_later != values))
             levels = np.where(unsure, levels, 0.0)
         self._set(rows, signs, values, levels)
         return undefined, hidden
@@ -235,7 +237,8 @@ class RowWatch:
         with np.errstate(invalid="ignore"):
             changes = [np.abs(other - values) for other in others]
         # A function that jumps there is not uncertain.
-        return _ROUNDING * np.max([np.where(change < 0.5, change, 0.0) for change in changes], axis=0)
+        largest = np.max([np.where(change < 0.5, change, 0.0) for change in changes], axis=0)
+        return np.maximum(_ROUNDING * largest, sys.float_info.min)
 
     def _at_fraction(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: float
@@ -281,6 +284,7 @@ class _Search:
         self.values = [value]
         self._signs = [sign]
         self.sign = sign
+        self._first_level = level
         self.level = level
         """Smaller values say nothing about the sign, until the first larger one."""
         self.found = np.zeros(len(sign), dtype=bool)
@@ -334,6 +338,8 @@ class _Search:
             offset = np.where(convex, 0.5 * (left - right) / np.where(convex, curvature, 1.0), 2.0)
             lowest = middle - 0.5 * curvature * offset**2
             least = np.minimum(np.minimum(left, middle), right)
+            if i == 1:
+                least = np.where(left > self._first_level, least, 0.0)
             dip = (least > 0.0) & (np.abs(offset) < 1.0) & (offset != 0.0) & (lowest < 0.5 * least)
             if dip.any():
                 places.append((self.thetas[i] + offset * spacing, (i, dip)))
@@ -350,3 +356,8 @@ class _Search:
         falls = self._counts(sign)
         self._found(through & falls, start, theta, value_start, value, sign)
         self._found(through & ~falls & (sign * value < 0.0), theta, end, value, value_end, -sign)
+
+
+def _any_nan(values: np.ndarray) -> np.ndarray:
+    """In which columns there is a NaN."""
+    return np.logical_or.reduce(np.isnan(values))

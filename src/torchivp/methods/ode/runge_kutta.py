@@ -202,7 +202,7 @@ class ExplicitRungeKutta(Method):
         if t0.dtype != self._real_dtype:
             times = [t.to(self._real_dtype) for t in times]
         stages = _RecordedRows() if torch.is_grad_enabled() else self._stages_of_rows(y0)
-        flat = y0.view(1, -1)
+        flat = y0.reshape(1, y0.numel())
         first, y, k = carry, y0, y0
         for i, place in enumerate(self._time_of_stage):
             if i > 0:
@@ -232,12 +232,14 @@ class ExplicitRungeKutta(Method):
         if dense is None:
             if step.carry is None:
                 step.carry = func(t1.to(self._real_dtype), step.y1).clone()
-            increments = torch.cat([(step.y1 - y0).view(1, -1), stages[:1], (step.carry * dt).view(1, -1)])
+            increments = torch.cat(
+                [(step.y1 - y0).reshape(1, y0.numel()), stages[:1], (step.carry * dt).reshape(1, y0.numel())]
+            )
             return RowInterpolant(y0, increments, self._dense_b)
         for c, row in zip(dense.c, self._dense_rows, strict=True):
-            y = torch.addmm(y0.view(1, -1), row, stages).view_as(y0)
+            y = torch.addmm(y0.reshape(1, y0.numel()), row, stages).view_as(y0)
             k = func(torch.lerp(t0, t1, c).to(self._real_dtype), y)
-            stages = torch.cat((stages, (k * dt).view(1, -1)))
+            stages = torch.cat((stages, (k * dt).reshape(1, k.numel())))
         return RowInterpolant(y0, stages, self._dense_b)
 
     def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> list[Tensor]:
@@ -309,7 +311,7 @@ class _RecordedRows:
         self._k: Tensor | None = None
 
     def put(self, i: int, k: Tensor, dt: Tensor) -> None:
-        row = (k * dt).view(1, -1)
+        row = (k * dt).reshape(1, k.numel())
         self._k = row if self._k is None else torch.cat((self._k, row))
 
     def first(self, count: int) -> Tensor:
