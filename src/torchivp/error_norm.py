@@ -66,7 +66,7 @@ class ErrorNorm:
     def rows(self, error: Tensor, y0: Tensor, y1: Tensor) -> np.ndarray:
         """The scaled size of the error of each row's step, [rows]; a row does not depend on the others."""
         with torch.no_grad():
-            scaled = error / torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
+            scaled = self.scaled(error, y0, y1)
             if self._norm is not None:
                 return np.array([self._norm(row.unsqueeze(0)) for row in scaled])
             if self._whole:

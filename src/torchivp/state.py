@@ -131,7 +131,7 @@ class StateLayout:
             and k.dtype is self.dtype
             and k.device == self.device
         ):
-            return k.reshape(self.rows, self.size)
+            return k if len(k.shape) == 2 and self.shapes[0] == (self.size,) else k.reshape(self.rows, self.size)
         return self.flatten(self._checked(k, "func", "dy/dt"))
 
     def changed(self, name: str, y: Any) -> Tensor:

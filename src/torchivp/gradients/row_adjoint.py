@@ -89,7 +89,7 @@ def adjoint_gradients(
         _norm(plan, options, problem, rows),
         plan.max_steps if options.max_steps is None else options.max_steps,
         lambda i: f"element {i} of the state" if i < size else f"element {i - size} of the adjoint",
-    ).run(integral, RowTrail(backward.y0, start, 0))
+    ).run(integral, RowTrail(backward.y0, start, 0, replayable=False))
     for row, ended in zip(rows, status, strict=True):
         if not ended.ok:
             raise SolveError(

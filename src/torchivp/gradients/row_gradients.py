@@ -193,12 +193,13 @@ class _SolveOfRows:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times)
-        trail = RowTrail(problem.y0, problem.times.start, self.limit)
+        trail = RowTrail(problem.y0, problem.times.start, self.limit, self.inputs.used)
         self.status, self.stats = self.plan.run(outputs, trail)
         states, self.times = outputs.collect(problem.y0)
         self.kept = outputs.next
-        self.replay = Replay(self.plan, trail)
         self.changes = join_changes(trail.changes, problem)
+        if self.inputs.used:
+            self.replay = Replay(self.plan, trail)
         return states, self.changes.y
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.state import StateLayout
 
-Result = Callable[[Any, StateLayout], Tensor]
+Result = Callable[[StateLayout, Any], Tensor]
 """Checks what a function returned for the rows of a layout, and lays it out as [rows, n]."""
 
 
@@ -146,7 +147,7 @@ class FunctionOnRows:
 
     def __init__(self, function: RowFunction, layout: StateLayout, args: tuple[Any, ...]):
         self._function = function.function
-        self._result = function.result
+        self._result = partial(function.result, layout)
         self._layout = layout
         self._args = args
         self._time_shape = torch.Size(function.time_shape(layout))
@@ -162,8 +163,8 @@ class FunctionOnRows:
         state = y if self._flat else layout.unflatten(y)
         if extra:
             values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
-            return self._result(self._function(t, state, *values, *self._args), layout)
-        return self._result(self._function(t, state, *self._args), layout)
+            return self._result(self._function(t, state, *values, *self._args))
+        return self._result(self._function(t, state, *self._args))
 
 
 class FunctionAmongAll(FunctionOnRows):
@@ -183,17 +184,16 @@ class FunctionAmongAll(FunctionOnRows):
         return super().__call__(all_t, all_y, *all_extra)[self._rows]
 
 
-def derivative(value: Any, layout: StateLayout) -> Tensor:
-    """What `func` returned, checked, as [rows, size]."""
-    return layout.checked_derivative(value)
+derivative: Result = StateLayout.checked_derivative
+"""What `func` returned, checked, as [rows, size]."""
 
 
-def changed_state(value: Any, layout: StateLayout) -> Tensor:
+def changed_state(layout: StateLayout, value: Any) -> Tensor:
     """What the `apply` of an event returned, checked, as [rows, size]."""
     return layout.changed("apply", value)
 
 
-def event_value(value: Any, layout: StateLayout) -> Tensor:
+def event_value(layout: StateLayout, value: Any) -> Tensor:
     """What the function of an event returned, one number for each row, as [rows, 1].
 
     Raises:

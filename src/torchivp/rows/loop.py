@@ -258,10 +258,14 @@ class _RowLoop:
         # A step cut very short to land on a required time says nothing about the size of the next one.
         update = ~accept | (taken > 0.1 * active.h) | (next_h > active.h)
         learn = update & accept
-        np.copyto(active.before_last, active.last, where=learn)
-        np.copyto(active.last, remembered, where=learn)
-        np.copyto(active.rejected, ~accept, where=update)
-        np.copyto(active.h, next_h, where=update)
+        if learn.all():
+            active.before_last, active.last, active.h = active.last, remembered, next_h
+            active.rejected = ~accept
+        else:
+            np.copyto(active.before_last, active.last, where=learn)
+            np.copyto(active.last, remembered, where=learn)
+            np.copyto(active.rejected, ~accept, where=update)
+            np.copyto(active.h, next_h, where=update)
         return accept
 
     def _reject(

@@ -186,11 +186,13 @@ class RowTrail:
         y0: the initial states, [rows, size].
         start: where the rows start.
         limit: the largest number of checkpoints; None for about the square root of the number of steps, 0 for none.
+        replayable: whether the steps are to be taken again; if not, they are counted only.
     """
 
-    def __init__(self, y0: Tensor, start: np.ndarray, limit: int | None):
+    def __init__(self, y0: Tensor, start: np.ndarray, limit: int | None, replayable: bool = True):
         self._start = start
         self._limit = limit
+        self._replayable = replayable
         self._stride = 1
         self._ends: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.orders: list[int | None] = []
@@ -200,9 +202,10 @@ class RowTrail:
 
     def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
         """Steps of the `rows` ended at `t`."""
-        self._ends.append((rows, self.steps[rows], t))
+        if self._replayable:
+            self._ends.append((rows, self.steps[rows], t))
+            self.orders.append(order)
         self.steps[rows] += 1
-        self.orders.append(order)
 
     def begin(self, y: Tensor, kept: np.ndarray) -> None:
         """The rows start from the states `y`; `kept` outputs were kept of each."""

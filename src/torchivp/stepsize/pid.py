@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -122,8 +123,7 @@ class PIDController:
         if self.accept_at_min_step:
             accept |= (proposed <= self.min_step) & np.isfinite(error)
         k = error_order + 1
-        with np.errstate(divide="ignore"):
-            factor = self.safety * error ** (-(self.kp + self.ki + self.kd) / k)
+        factor = self.safety * np.maximum(error, sys.float_info.min) ** (-(self.kp + self.ki + self.kd) / k)
         if self.kp or self.kd:
             factor *= np.maximum(history.last, 1e-10) ** ((self.kp + 2 * self.kd) / k)
             factor *= np.maximum(history.before_last, 1e-10) ** (-self.kd / k)
