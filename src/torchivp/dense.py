@@ -129,7 +129,7 @@ class RowInterpolant:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
         y = self.y0[rows]
         increments = self.increments.view(len(self.increments), *self.y0.shape)[:, rows]
-        # One after the other: a matrix product may round by its size.
+        # One after the other: a batch of matrix products may round by its size, one of a single row by many does not.
         for weight, increment in zip(self._weights(theta).t().unsqueeze(2), increments, strict=True):
             y = torch.addcmul(y, weight, increment)
         return y

@@ -67,11 +67,11 @@ class Stats:
     """What a solve cost.
 
     Attributes:
-        evaluations: calls of `func`.
+        evaluations: calls of `func` by the steps; of a row, if it was one of those that `func` was called with.
         accepted: steps taken.
         rejected: step attempts that were thrown away.
         backward: the same for the last backward pass; None before there was one, and for `direct`, whose
-            backward pass is autograd's.
+            backward pass is autograd's. In a batch, or with events, `checkpointed` counts its steps alone.
     """
 
     evaluations: int = 0
@@ -114,7 +114,7 @@ class Solution:
     Attributes:
         t: the times of the outputs, [T], float64.
         y: the states there, shaped like `y0` with a leading dimension T (each leaf of a pytree). After a
-            failure the outputs that were not reached are NaN.
+            failure, or an event that ends the solve, the outputs that were not reached are NaN.
         status: how the solve ended, with a sentence.
         stats: evaluations and steps, `stats.backward` for the backward pass.
         sol: the solution at any time, `sol(t)`, if `dense_output=True`.
@@ -130,7 +130,7 @@ class Solution:
 
     @property
     def success(self) -> bool:
-        """Whether the end of the span was reached."""
+        """Whether the end of the span, or an event that ends the solve, was reached."""
         return self.status.ok
 
     @property
@@ -147,7 +147,9 @@ class Solution:
         )
         return (
             f"Solution({self.status.outcome.value}: {self.status.message}\n"
-            f"  t: {span}\n  y: {shapes}\n  stats: {cost}\n  sol: {self.sol})"
+            f"  t: {span}\n  y: {shapes}\n  stats: {cost}\n  sol: {self.sol}"
+            + ("" if self.events is None else f"\n  events: {self.events}")
+            + ")"
         )
 
 
@@ -160,7 +162,7 @@ class BatchSolution:
         y: the states there, [*batch, T, *state] (each leaf of a pytree); NaN where a row has no output, or has ended
             before.
         batch_shape: the sizes of the batch dimensions.
-        status: how each row ended, in the order of the flattened batch.
+        status: how each row ended, a flat list in the order of `y.flatten(0, k - 1)` for k batch dimensions.
         stats: evaluations and steps of each row, likewise.
         events: what happened on the way, if `events` was given.
     """

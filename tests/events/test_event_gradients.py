@@ -355,11 +355,8 @@ def test_several_events_against_finite_differences(gradient):
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_two_changes_at_one_time_that_move_together(gradient):
     """Both events have the same time whatever the inputs; the second change is made to what the first one leaves."""
-    events = [Event(lambda t, y, p: y[0] - p[0], apply=lambda t, y, p: y * p[1], max_count=1),
-              Event(lambda t, y, p: 2 * (y[0] - p[0]), apply=lambda t, y, p: y + p[2] * t, max_count=1)]  # fmt: skip
-    for event in events:
-        assert event.last_count == 1.0
-    events = [Event(event.g, apply=event.apply) for event in events]
+    events = [Event(lambda t, y, p: y[0] - p[0], apply=lambda t, y, p: y * p[1]),
+              Event(lambda t, y, p: 2 * (y[0] - p[0]), apply=lambda t, y, p: y + p[2] * t)]  # fmt: skip
 
     def solve(y0, p):
         solution = solve_ivp(lambda t, y, p: 1 + 0.5 * y, (0.0, 0.5), y0, t_eval=[0.5], args=(p,), events=events,
@@ -520,3 +517,17 @@ def test_without_gradients_nothing_is_tracked():
     plain = [x.detach() for x in (y0, g, floor, e)]
     solution = solve_ivp(ball, (0.2, 2.2), plain[0], args=tuple(plain[1:]), events=BOUNCE)
     assert not any(x.requires_grad for x in (solution.y, solution.t, solution.events.t, solution.events.y_after))
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_last_of_all_steps_moves_with_the_event_that_ends_the_solve(gradient):
+    p = double(1.0).requires_grad_()
+    event = Event(lambda t, y, p: y[0] - 0.5, terminal=True, apply=lambda t, y, p: y * p)
+    solution = solve_ivp(lambda t, y, p: -p * y, (0.0, 5.0), double(1.0), args=(p,), events=event, gradient=gradient,
+                         **TIGHT)  # fmt: skip
+    log = solution.events
+    assert solution.y[-2].item() == pytest.approx(0.5, abs=1e-14) and solution.t[-1] == log.t[-1]
+    for ours, theirs in ((solution.y[-2], log.y[-1]), (solution.y[-1], log.y_after[-1]), (solution.t[-1:], log.t)):
+        found, expected = (torch.autograd.grad(x.sum(), p, retain_graph=True)[0] for x in (ours, theirs))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.grad(solution.y[-2].sum(), p)[0].abs() < 1e-6

@@ -313,7 +313,7 @@ def test_a_terminal_event(method):
     options = {"events": Event(first, terminal=True), "method": method, **steps(method)}
     solution = solve_ivp(rotation, (0.0, 3.0), double(1.0, 0.0), t_eval=t_eval, **options)
     assert solution.status.outcome is Outcome.EVENT and solution.success
-    assert re.search(r"event at t = 1\.57\d*, after \d+ steps", solution.message)
+    assert re.search(r"events\[0\] ended the solve at t = 1\.57\d*, after \d+ steps", solution.message)
     assert solution.status.t == pytest.approx(solution.events.t.item(), abs=1e-15)
     assert solution.t.tolist() == t_eval
     assert not solution.y[:2].isnan().any() and solution.y[2:].isnan().all()
@@ -344,9 +344,14 @@ def test_the_event_with_a_certain_number_ends_the_solve(count):
     solution = solve_ivp(rotation, (0.0, 100.0), double(1.0, 0.0), events=[event, lambda t, y: y[1] - 2.0], **TIGHT)
     assert solution.status.outcome is Outcome.EVENT and len(solution.events) == count
     assert solution.status.t == pytest.approx((count - 0.5) * math.pi, abs=1e-8)
-    both = solve_ivp(rotation, (0.0, 100.0), double(1.0, 0.0),
-                     events=Event(first, max_count=count, terminal=True), **TIGHT)  # fmt: skip
-    assert len(both.events) == 1
+
+
+def test_an_event_ends_the_solve_at_one_number():
+    assert Event(first, terminal=True, max_count=1) == Event(first, terminal=True, max_count=1)
+    with pytest.raises(
+        ValueError, match="terminal=True ends at the first event, max_count=3 at the one with this number"
+    ):
+        Event(first, terminal=True, max_count=3)
 
 
 def test_an_event_that_is_not_meant_does_not_count():
@@ -643,15 +648,15 @@ def test_an_event_function_that_is_undefined(method):
     options = {"method": method, "throw": False, **steps(method)}
     at_start = solve_ivp(rising, (0.0, 1.0), double(0.0), events=lambda t, y: y[0] * math.nan, **options)
     assert at_start.status.outcome is Outcome.NON_FINITE
-    assert "an event function is not finite" in at_start.message
+    assert "an event function is NaN" in at_start.message
     g = lambda t, y: torch.sqrt(0.5 - y[..., 0]) + 1
     on_way = solve_ivp(rising, (0.0, 1.0), double(0.0), events=g, t_eval=[0.1, 0.9], **options)
-    assert on_way.status.outcome is Outcome.NON_FINITE and "an event function is not finite" in on_way.message
+    assert on_way.status.outcome is Outcome.NON_FINITE and "an event function is NaN" in on_way.message
     assert 0.1 < on_way.status.t <= 0.5 and on_way.y[1].isnan().all() and on_way.y[0].item() == pytest.approx(0.1)
     jump = Event(lambda t, y: torch.sqrt(0.5 - y[0]) - 0.6, apply=lambda t, y: y + 1)
     after = solve_ivp(rising, (0.0, 1.0), double(0.0), events=jump, **options)
     assert after.status.outcome is Outcome.NON_FINITE and after.status.t == pytest.approx(0.14, abs=1e-9)
-    with pytest.raises(SolveError, match="an event function is not finite"):
+    with pytest.raises(SolveError, match="an event function is NaN"):
         solve_ivp(rising, (0.0, 1.0), double(0.0), events=g, method=method, **steps(method))
     y0 = torch.tensor([[0.0], [-1.0]], dtype=D)
     batch = solve_ivp(rising, (0.0, 1.0), y0, events=g, batch_dims=1, t_eval=[1.0], **options)
@@ -678,3 +683,53 @@ def test_a_failure_keeps_the_events_before_it():
     assert not solution.success and solution.events.t.tolist() == pytest.approx([0.5], abs=1e-5)
     tired = solve_ivp(rotation, (0.0, 100.0), double(1.0, 0.0), events=first, throw=False, max_steps=30)
     assert tired.status.outcome is Outcome.MAX_STEPS and len(tired.events) >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threshold", [-0.4, 0.3, 0.7])
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+def test_a_change_that_leaves_the_event_function_alone(dtype, threshold, rtol):
+    """Such an event goes on to the other side, however small the function is for a while."""
+    solution = solve_ivp(
+        lambda t, y: torch.stack((y[1], -y[0], 0 * y[2])),
+        (0.0, 20.0),
+        torch.tensor([1.0, 0.0, 0.0], dtype=dtype),
+        rtol=rtol,
+        atol=rtol,
+        t_eval=[20.0],
+        events=Event(lambda t, y: y[0] - threshold, apply=lambda t, y: y + torch.tensor([0.0, 0.0, 1.0], dtype=dtype)),
+    )
+    phase = math.acos(threshold)
+    expected = sum(0 < sign * phase + 2 * math.pi * k < 20 for k in range(4) for sign in (1, -1))
+    assert len(solution.events) == expected and solution.y[-1, 2] == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "t0", "after"), [(D, 0.0, 100 - 1e-12), (D, 0.0, 100 - 1e-9), (torch.float32, 1e5, 3.3), (D, 1e12, 3.3)]
+)
+def test_a_clock_rings_once(dtype, t0, after):
+    y0 = torch.tensor([1.0], dtype=dtype)
+    event = Event(lambda t, y: t - t0 - after, apply=lambda t, y: 2 * y)
+    solution = solve_ivp(lambda t, y: 0 * y, (t0, t0 + 100.0), y0, t_eval=[t0 + 100.0], events=event)
+    assert len(solution.events) == 1 and solution.y.item() == 2.0
+
+
+def test_fast_dynamics_late():
+    k, t0 = 1e6, 1e4
+    func = lambda t, y: torch.stack((k * y[1], -k * y[0], 0 * y[2]))
+    event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: torch.stack((y[0], y[1], y[2] + 1)))
+    solution = solve_ivp(func, (t0, t0 + 10 / k), double(1.0, 0.0, 0.0), t_eval=[t0 + 10 / k], events=event)
+    assert len(solution.events) == 3 and solution.y[-1, 2] == 3.0
+
+
+def test_an_apply_that_works_in_place():
+    y0 = double(1.0)
+    event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y.mul_(2))
+    solution = solve_ivp(lambda t, y: -y, (0.0, 2.0), y0, t_eval=[0.6, 2.0], events=event, **TIGHT)
+    assert solution.events.t.tolist() == pytest.approx([math.log(2), 2 * math.log(2)], abs=1e-8)
+    assert y0.item() == 1.0 and solution.y[0].item() == pytest.approx(math.exp(-0.6), abs=1e-8)
+
+
+def test_a_function_of_huge_size_warns_of_nothing(recwarn):
+    log = solve_ivp(rising, (0.0, 1.0), double(0.0), t_eval=[1.0], events=lambda t, y: 1e300 * (y[0] - 0.5)).events
+    assert log.t.item() == pytest.approx(0.5, abs=1e-14) and not recwarn.list

@@ -105,8 +105,8 @@ def test_a_0_d_span_is_no_span():
         (torch.tensor([[0.1, 0.2], [NAN, 0.4], [0.6, NAN]]), ValueError, "t_eval has NaN before other times in row 1: NaN may only fill up the end of a row"),
         ([NAN, 0.5], ValueError, "t_eval has NaN before other times in row 0"),
         (torch.tensor([[0.1], [math.inf], [0.2]]), ValueError, "t_eval must be finite, but is infinite in row 1"),
-        (torch.ones(2, 4), ValueError, "t_eval must be one-dimensional or of the shape (3, 'T'), times for each row, got (2, 4)"),
-        (0.5, ValueError, "t_eval must be one-dimensional or of the shape (3, 'T'), times for each row, got ()"),
+        (torch.ones(2, 4), ValueError, "t_eval must be one-dimensional or of the shape (3, T), times for each row, got (2, 4)"),
+        (0.5, ValueError, "t_eval must be one-dimensional or of the shape (3, T), times for each row, got ()"),
         ([torch.ones(1), torch.ones(2)], ValueError, "t_eval is a list of 2 series of times: give one for each row of a batch with batch_dims=1, here of shape (3,)"),
         ("half", TypeError, "t_eval must be a number or a tensor of numbers, got 'half'"),
         (torch.ones(3, 1, dtype=torch.complex64), TypeError, "t_eval must hold real numbers, got torch.complex64"),
@@ -133,7 +133,7 @@ def test_a_list_of_series_for_two_batch_dimensions():
     y0 = torch.ones(2, 2)
     refused(
         ValueError,
-        "here of shape (2, 2); or a tensor of shape (2, 2, 'T')",
+        "here of shape (2, 2); or a tensor of shape (2, 2, T)",
         y0,
         t_eval=[torch.ones(1)] * 3,
         batch_dims=2,
@@ -182,14 +182,14 @@ def test_a_func_that_is_not_row_wise(func):
     y0 = Y0 * torch.tensor([[1.0], [0.2], [0.5]], dtype=D)
     refused(ValueError, sentence, y0, func=func, compact=True)
     refused(
-        ValueError, "GaussLegendre4 takes one row at a time, but func does not work on some of the rows", y0, func=func,
+        ValueError, "GaussLegendre4 solves the rows one by one, but func cannot be called with one of them", y0, func=func,
         method="gl4", step_size=0.1,
     )  # fmt: skip
     solve(y0, func=func)  # found out by one try
 
 
 def test_methods_that_take_one_row_need_compact():
-    refused(ValueError, "GaussLegendre4 takes one row at a time, but", method="gl4", step_size=0.1, compact=False)
+    refused(ValueError, "GaussLegendre4 solves the rows one by one, but", method="gl4", step_size=0.1, compact=False)
     solve(Y0[:1], method="gl4", step_size=0.1, compact=False)
 
 

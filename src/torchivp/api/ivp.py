@@ -33,10 +33,10 @@ from torchivp.times import time_dtype
 
 def solve_ivp(
     func: Callable[..., Any],
-    t_span: Sequence[float] | Tensor,
+    t_span: Sequence[float | Tensor] | Tensor,
     y0: Any,
     *,
-    t_eval: Sequence[float] | Tensor | None = None,
+    t_eval: Sequence[float] | Sequence[Tensor] | Tensor | None = None,
     method: str | type[Method] = "dopri5",
     rtol: Any = None,
     atol: Any = None,
@@ -61,14 +61,15 @@ def solve_ivp(
     Differentiable with respect to `y0`, `t_span`, `t_eval`, the tensors in `args` and the parameters of `func`.
 
     Args:
-        func: the right-hand side. `t` is a 0-d tensor in the real dtype of the state, `y` has the shape (or
-            structure) of `y0`; returns the same structure, cast to the state's dtype. Functions and `nn.Module`s
-            will do.
+        func: the right-hand side. `t` is a 0-d tensor in the real dtype of the state (in a batch, see below), `y` has
+            the shape (or structure) of `y0`; returns the same structure, cast to the state's dtype. Functions and
+            `nn.Module`s will do.
         t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict, nested
-            at will, of such tensors. All elements share a step.
+            at will, of such tensors. All elements share a step, or with `batch_dims` those of a row.
         t_eval: the times at which to return the solution, strictly monotone in the direction of integration and
-            within `t_span`; None for the end of every accepted step.
+            within `t_span`; None for the end of every accepted step, and where `events` change the state, the states
+            before and after.
         method: the name of a method (see `torchivp.ODE_METHODS`), or its class.
         rtol: relative tolerance per step: a number, a tensor that broadcasts to the state, or a pytree like the
             state. Default 1e-6, and 1e-4 for states of single precision or less.
@@ -79,13 +80,13 @@ def solve_ivp(
         gradient: how to differentiate: "direct" (autograd through the steps), "checkpointed" (the same gradient in
             little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
             such as `Checkpointed(checkpoints=20)`.
-        dense_output: also return `Solution.sol`, the solution at any time.
+        dense_output: also return `Solution.sol`, the solution at any time; not with `batch_dims` or `events`.
         step_size: take fixed steps of this size, with any method but `adams` and `scipy_solver`, which size their own;
             methods without an error estimate need it.
         first_step: size of the first step; None to estimate it.
         min_step: no adaptive step is smaller.
         max_step: no adaptive step is larger.
-        max_steps: the largest number of step attempts.
+        max_steps: the largest number of step attempts (of a row).
         controller: how to size the steps, instead of `step_size`, `first_step`, `min_step` and `max_step`:
             `PIController()`, for example.
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.rows.times import RowTimes
+from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.times import COARSE, Times, check_times, snap
 
 
@@ -51,21 +50,6 @@ def times_of_span(t_span: Any, t_eval: Any) -> Times:
     return Times(start, end, wanted, [*ends, *wanted], tensor)
 
 
-@dataclass(frozen=True)
-class MovingTimes:
-    """The times that a gradient flows to, as float64 tensors on the CPU; None for those that do not move.
-
-    Attributes:
-        start: [rows].
-        end: [rows].
-        outputs: [rows, T].
-    """
-
-    start: Tensor | None
-    end: Tensor | None
-    outputs: Tensor | None
-
-
 def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowTimes, MovingTimes]:
     """The times of the rows of a batch, checked.
 
@@ -74,7 +58,8 @@ def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowT
         ValueError: a time is of the wrong shape, not finite, not in order or outside its span.
     """
     if _length(t_span) != 2:
-        raise ValueError(f"t_span must be (t0, t1), each a number or a tensor of shape {lead}, got {t_span!r}")
+        hint = ": write t_span=(t[0], t[-1]), t_eval=t" if _length(t_span) > 2 else ""
+        raise ValueError(f"t_span must be (t0, t1), each a number or a tensor of shape {lead}, got {t_span!r}{hint}")
     start, moving_start = _times_of_shape("t_span[0]", t_span[0], lead)
     end, moving_end = _times_of_shape("t_span[1]", t_span[1], lead)
     for name, ends in (("t_span[0]", start), ("t_span[1]", end)):
@@ -92,6 +77,8 @@ def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowT
     if t_eval is None:
         return RowTimes(start, end, None), MovingTimes(moving_start, moving_end, None)
     outputs, moving = _outputs(t_eval, lead)
+    for row, given in enumerate(t_eval) if _is_ragged(t_eval) else ():
+        outputs[row] = _snapped(outputs[row : row + 1], given, start[row : row + 1], end[row : row + 1])[0]
     outputs = _snapped(outputs, t_eval, start, end)
     _check_outputs(outputs, start, end)
     return RowTimes(start, end, outputs), MovingTimes(moving_start, moving_end, moving)
@@ -144,12 +131,11 @@ def _times_of_shape(name: str, value: Any, lead: tuple[int, ...]) -> tuple[np.nd
 def _outputs(t_eval: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, Tensor | None]:
     """The times asked for, [rows, T], NaN for none."""
     rows = math.prod(lead)
-    ragged = isinstance(t_eval, list | tuple) and any(_is_series(entry) for entry in t_eval)
-    if ragged:
+    if _is_ragged(t_eval):
         if len(lead) != 1 or len(t_eval) != rows:
             raise ValueError(
                 f"t_eval is a list of {len(t_eval)} series of times: give one for each row of a batch with "
-                f"batch_dims=1, here of shape {lead}; or a tensor of shape {(*lead, 'T')} with NaN for no time"
+                f"batch_dims=1, here of shape {lead}; or a tensor of shape {shape_text(lead, 'T')} with NaN for no time"
             )
         series = [as_times(f"t_eval[{row}]", entry) for row, entry in enumerate(t_eval)]
         for row, (times, _) in enumerate(series):
@@ -164,7 +150,8 @@ def _outputs(t_eval: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, Tensor | N
         return times.copy(), moving if moving is None else moving.expand(rows, -1)
     if times.shape[:-1] != lead:
         raise ValueError(
-            f"t_eval must be one-dimensional or of the shape {(*lead, 'T')}, times for each row, got {times.shape}"
+            f"t_eval must be one-dimensional or of the shape {shape_text(lead, 'T')}, times for each row, got "
+            f"{times.shape}" + (": write t_eval=[0.5]" if times.ndim == 0 else "")
         )
     return times.reshape(rows, -1).copy(), moving if moving is None else moving.reshape(rows, -1)
 
@@ -210,6 +197,16 @@ def _length(series: Any) -> int:
     if isinstance(series, Tensor | np.ndarray):
         return len(series) if series.ndim else 0
     return len(series) if isinstance(series, list | tuple) else 0
+
+
+def _is_ragged(t_eval: Any) -> bool:
+    """Whether there is a series for each row."""
+    return isinstance(t_eval, list | tuple) and any(_is_series(entry) for entry in t_eval)
+
+
+def shape_text(lead: tuple[int, ...], last: str) -> str:
+    """A shape with a letter for its last dimension, for messages."""
+    return f"({', '.join([*map(str, lead), last])}{'' if lead else ','})"
 
 
 def _is_series(entry: Any) -> bool:

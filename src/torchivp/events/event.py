@@ -23,14 +23,14 @@ class Event:
             false are the signs.
         direction: 1 for changes from negative to positive in the direction of integration, -1 for the others, 0 for
             both.
-        terminal: whether the solve (of the row) ends at the event, after `apply`.
+        terminal: whether the solve (of the row) ends at the event, after `apply`; the same as `max_count=1`.
         apply: called as `apply(t, y)` or `apply(t, y, *args)`; returns the state with which the integration goes on.
         max_count: the solve (of the row) ends at the event with this number; None for never.
         checks: at how many points within each step the sign is looked at.
 
     Raises:
         TypeError: `g` or `apply` is not callable, or another argument is of the wrong type.
-        ValueError: `direction`, `max_count` or `checks` is out of range.
+        ValueError: `direction`, `max_count` or `checks` is out of range, or `terminal` and `max_count` are both given.
     """
 
     g: Callable[..., Any]
@@ -47,16 +47,14 @@ class Event:
             raise TypeError(f"apply must be callable as apply(t, y), got {self.apply!r}")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be 1 (rising), -1 (falling) or 0 (both), got {self.direction!r}")
-        check_flag("terminal", self.terminal)
+        if check_flag("terminal", self.terminal) and self.max_count not in (None, 1):
+            raise ValueError(
+                f"terminal=True ends at the first event, max_count={self.max_count} at the one with this number: "
+                "leave one of them out"
+            )
         if self.max_count is not None:
             check_whole_number("max_count", self.max_count, 1)
         check_whole_number("checks", self.checks, 0)
-
-    @property
-    def last_count(self) -> float:
-        """The number of the event at which the solve ends; infinite for never."""
-        counts = [1.0] if self.terminal else []
-        return min([*counts, float("inf") if self.max_count is None else float(self.max_count)])
 
 
 @dataclass(frozen=True)

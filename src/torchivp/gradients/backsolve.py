@@ -48,7 +48,9 @@ class Backsolve:
     systems. Source: Pontryagin et al. (1962); Chen et al., "Neural ordinary differential equations" (2018).
 
     The error is measured by the largest root mean square of state, adjoint and each parameter's gradient, whatever
-    the norm of the forward solve, unless `norm` is given.
+    the norm of the forward solve, unless `norm` is given. In a batch, or with events, each row is solved backwards on
+    its own, with the norm of the forward solve for state and adjoint; the gradients of what rows share are integrals
+    along its steps, as with `seminorm`, and `norm` is refused.
 
     Args:
         rtol: relative tolerance of the backward solve, for state and adjoint alike; None for that of the forward one.

@@ -45,9 +45,9 @@ class _EventTime(torch.autograd.Function):
         if bool((wanted & ~usable).any()):
             rate, when = slope[wanted & ~usable][0].item(), t[wanted & ~usable][0].item()
             raise RuntimeError(
-                f"d event_fn / dt = {rate:g} at the event at t = {when:.9g}, so the time of the event has no finite "
-                "derivative: event_fn touches zero there, or is flat or vertical; use an event function that crosses "
-                "zero at an angle"
+                f"the event function changes at the rate {rate:g} at the event at t = {when:.9g}, so the time of the "
+                "event has no finite derivative: the function touches zero there, or is flat or vertical; use one that "
+                "crosses zero at an angle"
             )
         found = torch.where(wanted, -grad / torch.where(usable, slope, 1.0), 0.0)
         (found,) = refuse_to_differentiate(_ONCE, [found.to(value.dtype)], [value, grads[0]])

@@ -22,7 +22,7 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.record import ChangeRecord, RowOutputs, RowTrail, WithinSteps
 from torchivp.rows.times import RowTimes
-from torchivp.solution import SolveError
+from torchivp.solution import SolveError, Stats
 
 
 class _Inputs(Protocol):
@@ -36,9 +36,24 @@ class _Solved(Protocol):
     times: np.ndarray
     kept: np.ndarray
     changes: ChangeRecord
+    stats: list[Stats]
 
     @property
     def inputs(self) -> _Inputs: ...
+
+
+def check_adjoint_of_rows(plan: RowIntegration, options: Backsolve) -> None:
+    """Check that the options can be had for rows.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    method = plan.method if options.method is None else find_method(options.method)
+    if not method.takes_rows and plan.problem.rows > 1:
+        raise ValueError(f"{method.__name__} takes one row at a time: choose another method for Backsolve(method=...)")
+    if options.norm is not None:
+        raise ValueError("Backsolve(norm=...) does not go with batch_dims or events: leave it out")
+    check_controller(options.controller or plan.controller, method)
 
 
 def adjoint_gradients(
@@ -76,13 +91,9 @@ def adjoint_gradients(
         problem.real_dtype,
     )
     method = plan.method if options.method is None else find_method(options.method)
-    if not method.takes_rows and len(rows) > 1:
-        raise ValueError(f"{method.__name__} takes one row at a time: choose another method for Backsolve(method=...)")
-    if options.norm is not None:
-        raise ValueError("Backsolve(norm=...) does not go with batch_dims or events: leave it out")
     controller = check_controller(options.controller or plan.controller, method)
     integral = _Integral(backward.times, problem, rows, leaves, totals, method.order)
-    status, _ = RowIntegration(
+    status, stats = RowIntegration(
         backward,
         method,
         controller,
@@ -90,7 +101,8 @@ def adjoint_gradients(
         plan.max_steps if options.max_steps is None else options.max_steps,
         lambda i: f"element {i} of the state" if i < size else f"element {i - size} of the adjoint",
     ).run(integral, RowTrail(backward.y0, start, 0, replayable=False))
-    for row, ended in zip(rows, status, strict=True):
+    for row, ended, cost in zip(rows, status, stats, strict=True):
+        solve.stats[row].backward = cost
         if not ended.ok:
             raise SolveError(
                 replace(

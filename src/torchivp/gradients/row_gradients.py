@@ -23,7 +23,7 @@ from torchivp.gradients.inputs import (
     refuse_unknown_leaves,
     warn_of_computed,
 )
-from torchivp.gradients.row_adjoint import adjoint_gradients
+from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, join_changes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
@@ -147,6 +147,8 @@ def solve_rows(
             f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
             "torch.no_grad()"
         )
+    if isinstance(gradient, Backsolve):
+        check_adjoint_of_rows(plan, gradient)
     if isinstance(gradient, Direct):
         with torch.no_grad():
             solve.forward()
@@ -199,7 +201,7 @@ class _SolveOfRows:
         self.kept = outputs.next
         self.changes = join_changes(trail.changes, problem)
         if self.inputs.used:
-            self.replay = Replay(self.plan, trail)
+            self.replay = Replay(self.plan, trail, self.changes)
         return states, self.changes.y
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:
@@ -220,6 +222,7 @@ class _SolveOfRows:
                 if single:
                     carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
                 replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
+            self._count_replayed(checkpoint.step, last)
             roots, seeds = self._seeds(replayed, grad, grad_before)
             carried = _tensors(carry)
             if at_end is not None:
@@ -248,6 +251,12 @@ class _SolveOfRows:
         if at_end is not None:
             totals[0] = at_end[0]
         return totals
+
+    def _count_replayed(self, first: int, last: int) -> None:
+        taken = np.clip(self.replay.steps, first, last) - first
+        for stats, steps in zip(self.stats, taken.tolist(), strict=True):
+            before = stats.backward.accepted if stats.backward is not None and last < self.replay.most else 0
+            stats.backward = Stats(accepted=before + steps)
 
     def _seeds(self, replayed: Any, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         roots: list[Tensor] = []

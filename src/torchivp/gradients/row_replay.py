@@ -104,16 +104,17 @@ class Replay:
     Args:
         plan: how it was solved.
         trail: the steps.
+        changes: all that happened.
     """
 
-    def __init__(self, plan: RowIntegration, trail: RowTrail):
+    def __init__(self, plan: RowIntegration, trail: RowTrail, changes: ChangeRecord):
         self.plan = plan
         self.method = plan.make_method()
         self.trail = trail
         self._ends = trail.ends()
         self.steps = trail.steps
         self.most = int(trail.steps.max(initial=0))
-        self.changes = join_changes(trail.changes, plan.problem)
+        self.changes = changes
         order = np.argsort(self.changes.steps, kind="stable")
         bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2)).tolist()
         self._changes_after = [order[a:b] for a, b in pairwise(bounds)]
@@ -156,7 +157,7 @@ class Replay:
         where = position[self.changes.rows[places]]
         firings = [self.changes.firings[i] for i in places]
         replayed.places = np.concatenate([replayed.places, places])
-        y = replayed.y
+        y, anew = replayed.y, False
         replayed.before.append(y[problem.select(where)])
         for firing, chosen in groups(firings).items():
             if changes_state(problem, firing):
@@ -164,8 +165,13 @@ class Replay:
                 before = y[there]
                 replayed.outputs.before_change(rows, t[rows], before)
                 y = y.index_copy(0, there, after_change(problem, firing, rows, t[rows], before))
-                replayed.carry = None
+                anew = True
         replayed.y = y
+        if anew and replayed.carry is not None:
+            replayed.carry = None
+            if not self.method.takes_rows:  # its row goes on as it did when it was solved
+                slopes = function_on(problem, replayed.rows)(problem.user_time(t[replayed.rows]), y)
+                replayed.carry = self.method.initial_carry(slopes)
 
 
 def join_changes(changes: Sequence[ChangeRecord], problem: RowProblem) -> ChangeRecord:

@@ -14,7 +14,7 @@ from torchivp.dense import RowInterpolant, StepInterpolant
 from torchivp.error_norm import ErrorNorm
 
 FlatFunc = Callable[[Tensor, Tensor], Tensor]
-"""`func(t, y)` with a 0-d `t` and `y` of shape [1, size]."""
+"""`func(t, y)` with a 0-d `t` and `y` of shape [1, size]; for rows with `t` of shape [rows, 1] and `y` [rows, size]."""
 
 Check = Callable[[str, Any], Any]
 """Called with the name and the value of an option; returns the value to use, or raises TypeError or ValueError."""
@@ -25,11 +25,11 @@ class Step:
     """One step, tried or taken.
 
     Attributes:
-        t0: its start, a float, or a 0-d tensor if a gradient flows through time.
+        t0: its start, a float, or a 0-d tensor if a gradient flows through time; of rows a tensor [rows, 1].
         t1: its end.
-        y0: the state at its start, [1, size].
-        y1: the state at its end, [1, size].
-        error: the estimate of the error made in this step, [1, size]; None if the method has none.
+        y0: the state at its start, [1, size], or [rows, size].
+        y1: the state at its end.
+        error: the estimate of the error made in this step; None if the method has none.
         carry: what the next step starts from besides `y1`: a pytree of tensors and plain values, or None.
         retry: what the same step starts from if it is tried again with another size.
         stages: the method's own data, from which it makes the interpolant; valid until the next step.

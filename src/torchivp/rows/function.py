@@ -97,7 +97,7 @@ class RowFunction:
         other.row_wise = False
         return other
 
-    def is_row_wise(self) -> bool:
+    def is_row_wise(self, *extra: Tensor) -> bool:
         """Whether the function seems to give the same values for some of the rows as for all, by one try."""
         count = self.layout.rows
         if count <= 1 or not self.layout.lead:
@@ -106,9 +106,9 @@ class RowFunction:
         rows = torch.arange(count - 1, 0, -1, device=self._filler[1].device)
         t, y = self._filler
         with torch.no_grad():
-            all_values = self.on(None)(t, y)
+            all_values = self.on(None)(t.clone(), y.clone(), *extra)  # which functions may change in place
             try:
-                values = self.on(rows)(t[rows], y[rows])
+                values = self.on(rows)(t[rows], y[rows], *(x[rows] for x in extra))
             except Exception:  # whatever goes wrong when rows are missing
                 return False
         expected = all_values[rows]
@@ -118,7 +118,8 @@ class RowFunction:
 
     def at_filler(self, *extra: Tensor) -> Tensor:
         """The function where it can be evaluated, for all rows."""
-        return self.on(None)(*self._filler, *extra)
+        t, y = self._filler
+        return self.on(None)(t.clone(), y.clone(), *extra)
 
     def on(self, rows: Tensor | None) -> FunctionOnRows:
         """The function for a choice of the rows, or for all."""

@@ -160,7 +160,8 @@ class _RowLoop:
         while len(self.active.index):
             self._iterate()
         counts = zip(self.evaluations.tolist(), self.trail.steps.tolist(), self.rejected.tolist(), strict=True)
-        return [status for status in self.status if status is not None], [Stats(*count) for count in counts]
+        assert None not in self.status
+        return [status for status in self.status if status], [Stats(*count) for count in counts]
 
     def _begin(self) -> None:
         active = self.active
@@ -386,15 +387,18 @@ class _RowLoop:
         resolution = _ZENO * np.spacing(np.abs(t1))
         crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
         active.anew[where], active.since[where] = t1, since
+        changed = np.array([changes_state(problem, firing) for firing in firings])
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
-            active.h[where] = np.minimum(active.h[where], np.where(since > 0.0, 2.0 * since, np.inf))
+            active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
         size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
         hidden = self._let_happen(where, t1, firings, (fired, here.crossing), since, size)
-        last = (fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])).any(0)
+        last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
-        ended[where[last]], accumulated[where[crowded | hidden]] = True, True
-        self._fail(ended, lambda i, _: self._event(i))
+        ended[where[last.any(0)]], accumulated[where[crowded | hidden]] = True, True
+        by = dict(zip(where.tolist(), last.argmax(0).tolist(), strict=True))
+        numbers = self.watch.numbers
+        self._fail(ended, lambda i, _: self._event(i, numbers[by[i]]))
         self._fail(accumulated, lambda i, _: _zeno(float(active.t[i])))
 
     def _note(self, where: np.ndarray, t1: np.ndarray, order: int | None) -> None:
@@ -517,11 +521,15 @@ class _RowLoop:
 
     def _undefined_event(self, i: int) -> Status:
         t = float(self.active.t[i])
-        return Status(Outcome.NON_FINITE, f"an event function is not finite in the step from t = {t:.9g}", t)
+        sentence = (
+            f"an event function is NaN in the step from t = {t:.9g}: let it be defined beyond its zero too, "
+            "by torch.where for example"
+        )
+        return Status(Outcome.NON_FINITE, sentence, t)
 
-    def _event(self, i: int) -> Status:
+    def _event(self, i: int, which: int) -> Status:
         t, count = float(self.active.t[i]), self.trail.steps[self.active.index[i]]
-        return Status(Outcome.EVENT, f"event at t = {t:.9g}, after {count} steps", t)
+        return Status(Outcome.EVENT, f"events[{which}] ended the solve at t = {t:.9g}, after {count} steps", t)
 
     def _drop(self) -> bool:
         """Drop the rows that are through, when it pays; returns whether there are any under way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class RowTimes:
         """1.0 for the rows that go forward in time, -1.0 for those that go backward, [rows]."""
         return np.where(self.end >= self.start, 1.0, -1.0)
 
-    def take(self, rows: np.ndarray) -> RowTimes:
-        """The times of a choice of the rows."""
-        return RowTimes(self.start[rows], self.end[rows], None if self.outputs is None else self.outputs[rows])
+
+@dataclass(frozen=True)
+class MovingTimes:
+    """The times that a gradient flows to, as float64 tensors on the CPU; None for those that do not move.
+
+    Attributes:
+        start: [rows].
+        end: [rows].
+        outputs: [rows, T].
+    """
+
+    start: Tensor | None
+    end: Tensor | None
+    outputs: Tensor | None

@@ -196,19 +196,36 @@ class RowWatch:
             levels = np.where(fired, self._rounding(rows, t, y, scale, slope(), values), 0.0)
             # Where nothing was changed, the event may lie a little beyond, even far from zero if the function jumps.
             unsure = (np.abs(values) <= levels) | (fired & ~changed)
-            later = self._ahead(rows, t, y, slope(), moments.soon)
-            # What rounding hides even then, is on the other side; or if the state was changed, on the same as before.
-            expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(later))
-            ahead = np.where(np.abs(later) <= levels, expected, np.sign(later))
-            signs = np.where(unsure, ahead, signs)
-            returning = fired & unsure & changed & ~np.isnan(moments.next)
-            if returning.any():
-                to_next = np.where(np.isnan(moments.next), moments.soon, moments.next)
-                much_later = self._ahead(rows, t, y, slope(), to_next)
-                hidden = np.logical_or.reduce(returning & (np.abs(much_later) <= levels) & (much_later != values))
+            ahead, grown = self._first_clear(rows, t, y, slope(), moments, values, levels)
+            # What rounding hides however far one looks, is on the other side; or if that stays so, where it was before.
+            expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(ahead))
+            signs = np.where(unsure, np.where(grown, np.sign(ahead), expected), signs)
+            returning = fired & unsure & changed & ~grown & ~np.isnan(moments.next)
+            hidden = np.logical_or.reduce(returning & (ahead != values))
             levels = np.where(unsure, levels, 0.0)
         self._set(rows, signs, values, levels)
         return undefined, hidden
+
+    def _first_clear(
+        self,
+        rows: np.ndarray,
+        t: np.ndarray,
+        y: Tensor,
+        slope: Tensor,
+        moments: Moments,
+        values: np.ndarray,
+        levels: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The event functions at the first of some moments at which they exceed the levels, and whether they do."""
+        last = np.where(np.isnan(moments.next), moments.soon, moments.next)
+        ahead, grown = values, np.zeros(values.shape, dtype=bool)
+        for part in (0.0, 1 / 3, 2 / 3, 1.0):
+            moment = np.sign(last) * np.abs(moments.soon) ** (1 - part) * np.abs(last) ** part
+            ahead = np.where(grown, ahead, self._ahead(rows, t, y, slope, moment))
+            grown = np.abs(ahead) > levels
+            if grown.all():
+                break
+        return ahead, grown
 
     def _set(self, rows: np.ndarray, signs: np.ndarray, values: np.ndarray, levels: np.ndarray) -> None:
         self._signs[:, rows], self._values[:, rows], self._levels[:, rows] = signs, values, levels
@@ -227,7 +244,7 @@ class RowWatch:
         error = 4 * torch.finfo(y.dtype).eps * scale
         signs = torch.ones_like(error)
         signs[:, 1::2] = -1.0  # so that errors which cancel in one way do not in the other
-        digits = 16 * np.spacing(np.abs(t))
+        digits = 8 * torch.finfo(self._problem.real_dtype).eps * np.abs(t)
         others = (
             self.values(rows, t, y + error),
             self.values(rows, t, y + signs * error),
@@ -332,7 +349,7 @@ class _Search:
         spacing = self.thetas[1] - self.thetas[0]
         for i in range(1, len(self.values) - 1):
             sign = self._signs[i]
-            left, middle, right = (sign * self.values[j] for j in (i - 1, i, i + 1))
+            left, middle, right = (np.clip(sign * self.values[j], -1e150, 1e150) for j in (i - 1, i, i + 1))
             curvature = left - 2 * middle + right
             convex = curvature > 0.0
             offset = np.where(convex, 0.5 * (left - right) / np.where(convex, curvature, 1.0), 2.0)
