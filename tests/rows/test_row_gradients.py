@@ -109,11 +109,11 @@ def test_gradients_are_those_of_the_rows_alone(gradient, method, options):
     )
 
 
-@each_gradient
-@pytest.mark.parametrize("method", ["gl4", pytest.param("adams", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("gradient", "method"),
+    [*((gradient, "gl4") for gradient in GRADIENTS), pytest.param("backsolve", "adams", marks=pytest.mark.slow)],
+)
 def test_methods_that_take_one_row(gradient, method):
-    if method == "adams" and gradient != "backsolve":
-        pytest.skip("differentiated elsewhere")
     options = {"step_size": 0.1} if method == "gl4" else {"rtol": 1e-8, "atol": 1e-10}
     common = {"t_eval": T_EVAL, "method": method, "gradient": GRADIENTS[gradient], **options}
 

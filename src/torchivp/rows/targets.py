@@ -91,8 +91,7 @@ class _ConstantGrid:
     def __init__(self, controller: ConstantSteps, times: RowTimes):
         self._start, self._end = times.start, times.end
         self._step = controller.step_size * times.direction
-        ratio = np.abs(times.end - times.start) / controller.step_size
-        self._count = np.maximum(np.ceil(ratio * (1 - 1e-12) - 1e-9), 1.0)
+        self._count = controller.count(np.abs(times.end - times.start))
         self._i = np.ones(len(self._start))
 
     def next(self, rows: np.ndarray) -> np.ndarray:

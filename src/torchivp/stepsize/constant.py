@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from torchivp.times import Times, check_times
 
 
@@ -33,13 +35,17 @@ class ConstantSteps:
                 "the direction of integration comes from the order of the times"
             )
 
+    def count(self, span: float | np.ndarray) -> np.ndarray:
+        """The number of steps for a span, or for each of several; rounding adds none."""
+        return np.maximum(np.ceil(span / self.step_size * (1 - 1e-12) - 1e-9), 1.0)
+
     def targets(self, times: Times) -> Iterator[float]:
         """The ends of the steps."""
         step = math.copysign(self.step_size, times.direction)
-        ratio = abs(times.end - times.start) / self.step_size
-        if math.isinf(ratio):
+        span = abs(times.end - times.start)
+        if math.isinf(span / self.step_size):
             yield from (times.start + i * step for i in itertools.count(1))
-        count = max(math.ceil(ratio * (1 - 1e-12) - 1e-9), 1)
+        count = int(self.count(span))
         yield from (times.start + i * step for i in range(1, count))
         yield times.end
 
