@@ -138,7 +138,18 @@ class StateLayout:
         """Check the state that the user's function `name` returns, and lay it out as [rows, size]."""
         return self.flatten(self._checked(y, name, "the state"))
 
-    def _checked(self, k: Any, caller: str, what: str) -> list[Tensor]:
+    def check(self, name: str, value: Any, further: tuple[int, ...] = (), hint: str = "") -> None:
+        """Check what the user's function `name` returns: leaves like those of the state, with `further` dimensions.
+
+        Raises:
+            TypeError: the structure or a dtype does not fit.
+            ValueError: a shape or device does not fit; `hint` ends the sentence.
+        """
+        self._checked(value, name, "a value", further, hint)
+
+    def _checked(
+        self, k: Any, caller: str, what: str, further: tuple[int, ...] = (), hint: str = ""
+    ) -> list[Tensor]:
         if k is None:
             raise TypeError(f"{caller}(t, y) returned None: is a return missing?")
         if isinstance(k, Tensor) and not self.is_tensor and self._is_flat_sequence():
@@ -156,10 +167,11 @@ class StateLayout:
             name = f"{caller}(t, y){path}"
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(leaf).__name__}")
-            if leaf.shape != (*self.lead, *shape):
+            if leaf.shape != (*self.lead, *shape, *further):
+                expected = f", so {caller} must return {(*self.lead, *shape, *further)}" if further else ""
                 raise ValueError(
-                    f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}, "
-                    f"{name} has shape {tuple(leaf.shape)}"
+                    f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}{expected}, "
+                    f"{name} has shape {tuple(leaf.shape)}{hint}"
                 )
             if leaf.device != self.device:
                 raise ValueError(

@@ -100,7 +100,7 @@ class PIDController:
         """The times that a step must end on: the end alone."""
         return [times.end]
 
-    def adapt(self, error: float, h: float, proposed: float, history: History, error_order: int) -> Decision:
+    def adapt(self, error: float, h: float, proposed: float, history: History, error_order: float) -> Decision:
         """Judge a step whose scaled error is `error`, and size the next one.
 
         The step's size is `h`; it was `proposed` before the step was fitted to a required time.
@@ -137,7 +137,7 @@ class PIDController:
             next_h = np.minimum(np.maximum(next_h, self.min_step), self.max_step)
         return accept, next_h
 
-    def _factor(self, error: float, history: History, k: int) -> float:
+    def _factor(self, error: float, history: History, k: float) -> float:
         if error == 0.0:
             return self.factor_max
         factor = self.safety * error ** (-(self.kp + self.ki + self.kd) / k)

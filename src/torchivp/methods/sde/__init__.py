@@ -1,0 +1,108 @@
+"""The methods for stochastic differential equations, by name, and which of them an SDE may choose from."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+from torchivp.methods.sde.euler import Euler
+from torchivp.methods.sde.euler_heun import EulerHeun
+from torchivp.methods.sde.heun import Heun
+from torchivp.methods.sde.log_ode import LogODE
+from torchivp.methods.sde.method import SDEMethod
+from torchivp.methods.sde.midpoint import Midpoint
+from torchivp.methods.sde.milstein import Milstein
+from torchivp.methods.sde.reversible_heun import ReversibleHeun
+from torchivp.sde.base import NOISE_TYPES, check_noise_type, check_sde_type
+
+SDE_METHODS: dict[str, type[SDEMethod]] = {
+    "euler": Euler,
+    "milstein": Milstein,
+    "euler_heun": EulerHeun,
+    "heun": Heun,
+    "midpoint": Midpoint,
+    "log_ode": LogODE,
+    "reversible_heun": ReversibleHeun,
+}
+"""Every method for SDEs, by the name that `method=` takes."""
+
+
+class Capability(NamedTuple):
+    """What a method can do for one kind of SDE.
+
+    Attributes:
+        method: its name.
+        sde_type: the calculus, "ito" or "stratonovich".
+        noise_type: the noise.
+        strong: the order of convergence of single paths; None if they do not converge.
+        weak: the order of convergence of expectations.
+        levy_area: what it needs of the path: "none", "space-time" or "foster".
+    """
+
+    method: str
+    sde_type: str
+    noise_type: str
+    strong: float | None
+    weak: float
+    levy_area: str
+
+
+def sde_methods(sde_type: str | None = None, noise_type: str | None = None) -> list[Capability]:
+    """Which methods solve an SDE of this kind, with their orders, the highest strong order first.
+
+    Args:
+        sde_type: "ito" or "stratonovich"; None for both.
+        noise_type: "diagonal", "scalar", "additive", "commutative" or "general"; None for all.
+
+    Returns:
+        A table with one row for each method, calculus and noise.
+
+    Raises:
+        ValueError: there is no such calculus or noise.
+    """
+    calculi = None if sde_type is None else check_sde_type(sde_type)
+    noises = None if noise_type is None else check_noise_type(noise_type)
+    table = [
+        Capability(name, calculus, noise, orders.strong, orders.weak, method.levy_area)
+        for name, method in SDE_METHODS.items()
+        for (calculus, noise), orders in method.orders.items()
+        if calculi in (None, calculus) and noises in (None, noise)
+    ]
+    return sorted(table, key=lambda row: (row.sde_type, NOISE_TYPES.index(row.noise_type), -(row.strong or 0.0)))
+
+
+def find_sde_method(method: Any, sde_type: str, noise_type: str) -> type[SDEMethod]:
+    """The class of a method given by name or class, which must suit the SDE; None for a good choice.
+
+    Raises:
+        ValueError: there is no such method, or it does not solve this kind of SDE.
+        TypeError: it is neither a name nor a class of a method.
+    """
+    if method is None:
+        method = default_method(sde_type, noise_type)
+    if isinstance(method, type) and issubclass(method, SDEMethod):
+        found, name = method, method.__name__
+    elif isinstance(method, str):
+        found, name = SDE_METHODS.get(method), method
+    else:
+        raise TypeError(f"method must be a name such as 'euler', got {type(method).__name__}")
+    suitable = ", ".join(dict.fromkeys(repr(row.method) for row in sde_methods(sde_type, noise_type)))
+    if found is None:
+        close = difflib.get_close_matches(name, SDE_METHODS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"unknown method {name!r}.{hint} For an SDE of type {sde_type!r} with {noise_type} noise there are "
+            f"{suitable}"
+        )
+    if (sde_type, noise_type) not in found.orders:
+        raise ValueError(
+            f"method {name!r} does not solve SDEs of type {sde_type!r} with {noise_type} noise; these do: {suitable}"
+        )
+    return found
+
+
+def default_method(sde_type: str, noise_type: str) -> str:
+    """The method to take if none is named."""
+    if sde_type == "stratonovich":
+        return "midpoint"
+    return "euler" if noise_type == "general" else "milstein" if noise_type == "commutative" else "srk"

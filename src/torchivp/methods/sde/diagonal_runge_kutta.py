@@ -1,0 +1,166 @@
+"""Runge-Kutta methods for diagonal or scalar noise in Itô's calculus: their coefficients, and the engine for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.methods.sde.method import Orders, SDEMethod
+from torchivp.methods.sde.stages import Combination, Times, Weights, nonzero, require, square
+
+Rows = Sequence[Sequence[float]]
+
+
+class _Stage(NamedTuple):
+    """One stage: the states at which drift and diffusion are evaluated, of which either may not be needed."""
+
+    needs_drift: bool
+    c0: float
+    a0: Weights
+    b0: Combination | None
+    needs_diffusion: bool
+    c1: float
+    a1: Weights
+    b1: Weights
+
+
+class _Sums(NamedTuple):
+    """The diffusions of the stages, combined as factors of powers of W and of H."""
+
+    linear: Combination
+    square: Combination
+    cube: Combination
+    H: Combination
+
+
+@dataclass(frozen=True)
+class DiagonalTableau:
+    """The coefficients of a method for diagonal or scalar noise, in Rössler's names. Checks itself when it is made.
+
+    With x = W / 2 + H, u = (W^2 - h) / (2 sqrt(h)) and v = (W^3 - 3 h W) / (6 h), the method is, elementwise,
+
+        X_i = y + h sum_j A0_ij f(t + c0_j h, X_j) + sum_j B0_ij g(t + c1_j h, Z_j) x
+        Z_i = y + h sum_j A1_ij f(t + c0_j h, X_j) + sqrt(h) sum_j B1_ij g(t + c1_j h, Z_j)
+        y'  = y + h sum_i alpha_i f(t + c0_i h, X_i)
+                + sum_i (beta1_i W + beta2_i u + beta3_i x + beta4_i v) g(t + c1_i h, Z_i).
+
+    Attributes:
+        c0: the nodes of the drift.
+        c1: the nodes of the diffusion.
+        A0: the rows after the first, which has no entries; row i has i entries, and zeros at its end may be left out.
+        A1: likewise.
+        B0: likewise.
+        B1: likewise.
+        alpha: the weights of the drift.
+        beta1: the weights of the diffusion times W.
+        beta2: those times u.
+        beta3: those times x.
+        beta4: those times v.
+
+    Raises:
+        ValueError: a condition of strong order 1.5 does not hold.
+    """
+
+    c0: Sequence[float]
+    c1: Sequence[float]
+    A0: Rows
+    A1: Rows
+    B0: Rows
+    B1: Rows
+    alpha: Sequence[float]
+    beta1: Sequence[float]
+    beta2: Sequence[float]
+    beta3: Sequence[float]
+    beta4: Sequence[float]
+    stages: tuple[_Stage, ...] = field(init=False)
+    sums: _Sums = field(init=False)
+
+    def __post_init__(self) -> None:
+        A0, A1, B0, B1 = map(square, (self.A0, self.A1, self.B0, self.B1))
+        betas = np.array([self.beta1, self.beta2, self.beta3, self.beta4])
+        self._check(A0, A1, B0, B1, betas)
+        drift_used = np.array(self.alpha, bool) | A0.any(0) | A1.any(0)
+        diffusion_used = betas.any(0) | B0.any(0) | B1.any(0)
+        stages = [
+            _Stage(
+                bool(drift_used[i]),
+                self.c0[i],
+                nonzero(A0[i]),
+                Combination(B0[i]) if B0[i].any() else None,
+                bool(diffusion_used[i]),
+                self.c1[i],
+                nonzero(A1[i]),
+                nonzero(B1[i]),
+            )
+            for i in range(len(self.alpha))
+        ]
+        object.__setattr__(self, "stages", tuple(stages))
+        linear = betas[0] + 0.5 * betas[2] - 0.5 * betas[3]
+        sums = _Sums(*map(Combination, (linear, 0.5 * betas[1], betas[3] / 6.0, betas[2])))
+        object.__setattr__(self, "sums", sums)
+
+    def _check(self, A0: np.ndarray, A1: np.ndarray, B0: np.ndarray, B1: np.ndarray, betas: np.ndarray) -> None:
+        alpha, c0, c1 = map(np.array, (self.alpha, self.c0, self.c1))
+        a0, a1, b0, b1 = (matrix.sum(1) for matrix in (A0, A1, B0, B1))
+        # What the weights beta1 to beta4 must give with each of these vectors.
+        vectors = {
+            (1.0, 0.0, 0.0, 0.0): np.ones(len(alpha)),
+            (0.0, 1.0, 0.0, 0.0): b1,
+            (1.0, 0.0, -1.0, 0.0): a1,
+            (1.0, 0.0, -1.0, 2.0): b1**2,
+            (0.0, 0.0, 0.0, 1.0): B1 @ b1,
+        }
+        sums = [residual for wanted, vector in vectors.items() for residual in betas @ vector - np.array(wanted)]
+        require(
+            [
+                *(a0 - c0),
+                *(a1 - c1),
+                alpha.sum() - 1.0,
+                alpha @ a0 - 0.5,
+                alpha @ b0 - 1.0,
+                alpha @ b0**2 - 1.5,
+                (0.5 * betas[0] + betas[2] / 3.0) @ (A1 @ b0),
+                *sums,
+            ],
+            "a Runge-Kutta method for diagonal noise",
+        )
+
+
+class DiagonalRungeKutta(SDEMethod):
+    """A method for diagonal or scalar noise, of strong order 1.5."""
+
+    tableau: ClassVar[DiagonalTableau]
+    orders = {("ito", noise): Orders(1.5, 2.0) for noise in ("diagonal", "scalar")}
+    levy_area = "space-time"
+
+    def step(self, terms, t0, t1, y0, noise, carry):
+        dt, root = noise.dt, math.sqrt(noise.dt)
+        x = torch.add(noise.H, noise.W, alpha=0.5)
+        times = Times(t0, t1)
+        f, g = terms.f_and_g(t0, y0)
+        slopes, diffusions = [f], [_elementwise(g)]
+        for stage in self.tableau.stages[1:]:
+            if stage.needs_drift:
+                at = y0
+                for j, a in stage.a0:
+                    at = at.add(slopes[j], alpha=a * dt)
+                if stage.b0 is not None:
+                    at = torch.addcmul(at, stage.b0.of(diffusions), x, value=stage.b0.factor)
+                slopes.append(terms.f(times[stage.c0], at))
+            if stage.needs_diffusion:
+                at = y0
+                for j, a in stage.a1:
+                    at = at.add(slopes[j], alpha=a * dt)
+                for j, b in stage.b1:
+                    at = at.add(diffusions[j], alpha=b * root)
+                diffusions.append(_elementwise(terms.g(times[stage.c1], at)))
+        return self._end(y0, slopes, diffusions, noise, root), ()
+
+    def _end(self, y0, slopes, diffusions, noise, root):
+        """The state at the end of the step: the weights of the diffusions are polynomials in W, by Horner's scheme."""

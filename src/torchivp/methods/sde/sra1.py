@@ -1,0 +1,17 @@
+"""SRA1: two drifts and two diffusions a step, for additive noise."""
+
+from torchivp.methods.sde.additive_runge_kutta import AdditiveRungeKutta, AdditiveTableau
+
+
+class SRA1(AdditiveRungeKutta):
+    """Strong order 3/2, weak order 2. Rößler, SIAM J. Numer. Anal. 48 (2010), Table 6.1."""
+
+    tableau = AdditiveTableau(
+        c0=(0.0, 3 / 4),
+        c1=(1.0, 0.0),
+        A0=((3 / 4,),),
+        B0=((3 / 2,),),
+        alpha=(1 / 3, 2 / 3),
+        beta1=(1.0, 0.0),
+        beta2=(-1.0, 1.0),
+    )

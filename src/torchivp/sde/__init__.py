@@ -1,0 +1,1 @@
+"""Stochastic differential equations: what the user writes, and the loop that solves it."""

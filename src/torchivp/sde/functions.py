@@ -1,0 +1,222 @@
+"""The functions that a user's SDE is made of, found by their names, and called with states of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.sde.base import check_noise_type, check_sde_type
+from torchivp.sde.terms import Terms
+from torchivp.state import StateLayout
+
+ROLES = {
+    "drift": "f",
+    "diffusion": "g",
+    "prior_drift": "h",
+    "diffusion_prod": "g_prod",
+    "drift_and_diffusion": "f_and_g",
+    "drift_and_diffusion_prod": "f_and_g_prod",
+}
+"""What `names` can rename, and the names of these functions without it."""
+
+
+@dataclass(frozen=True)
+class UserFunctions:
+    """The functions of a user's SDE, called as `f(t, y, *args)` with states shaped like `y0`; None for those absent."""
+
+    f: Callable[..., Any] | None
+    g: Callable[..., Any] | None
+    h: Callable[..., Any] | None
+    g_prod: Callable[..., Any] | None
+    f_and_g: Callable[..., Any] | None
+    f_and_g_prod: Callable[..., Any] | None
+    owner: Any
+
+    @staticmethod
+    def of(sde: Any, names: Mapping[str, str] | None) -> UserFunctions:
+        """The functions of `sde`, some of which may go by other names.
+
+        Raises:
+            ValueError: `names` renames what there is not, or there is no drift or no diffusion.
+        """
+        names = {} if names is None else names
+        unknown = [key for key in names if key not in ROLES]
+        if unknown:
+            raise ValueError(f"names can rename {', '.join(map(repr, ROLES))}, not {', '.join(map(repr, unknown))}")
+        for role, name in names.items():
+            if not callable(getattr(sde, name, None)):
+                raise ValueError(f"names={{{role!r}: {name!r}}}, but the SDE has no method {name!r}")
+        found = {name: getattr(sde, names.get(role, name), None) for role, name in ROLES.items()}
+        functions = UserFunctions(**{k: v if callable(v) else None for k, v in found.items()}, owner=sde)
+        if functions.f is None and functions.f_and_g is None and functions.f_and_g_prod is None:
+            raise ValueError("the SDE has no drift: define f(t, y) or f_and_g(t, y), or name it, names={'drift': ...}")
+        given = (functions.g, functions.g_prod, functions.f_and_g, functions.f_and_g_prod)
+        if all(function is None for function in given):
+            raise ValueError(
+                "the SDE has no diffusion: define g(t, y), or g_prod(t, y, v), or name it in names={'diffusion': ...}"
+            )
+        return functions
+
+
+class UserTerms(Terms):
+    """A user's SDE as terms.
+
+    Args:
+        functions: its functions.
+        layout: how its states lie in [rows, size].
+        args: further arguments of every function, a tuple.
+        channels: the number of noises in one row.
+        reverse: whether time decreases. Then the drift changes its sign, since steps have positive size.
+    """
+
+    def __init__(
+        self,
+        functions: UserFunctions,
+        layout: StateLayout,
+        args: Sequence[Any],
+        channels: int,
+        reverse: bool = False,
+    ) -> None:
+        self.functions = functions
+        self.layout = layout
+        self.args = tuple(args)
+        self.sde_type = check_sde_type(getattr(functions.owner, "sde_type", None))
+        self.noise_type = check_noise_type(getattr(functions.owner, "noise_type", None))
+        self.size = layout.size
+        self.channels = channels
+        self.reverse = reverse
+        self._plain = is_plain(layout)
+        self._dtype = layout.dtype
+
+    def with_args(self, args: Sequence[Any]) -> UserTerms:
+        """The same SDE with other arguments."""
+        return UserTerms(self.functions, self.layout, args, self.channels, self.reverse)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        functions = self.functions
+        if functions.f is not None:
+            return self._onward(self._state(functions.f(t, self._user(y), *self.args)))
+        if functions.f_and_g is not None:
+            return self.f_and_g(t, y)[0]
+        raise self._missing("f", "f(t, y)")
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        functions = self.functions
+        if functions.g is not None:
+            return self._diffusion(functions.g(t, self._user(y), *self.args))
+        if functions.f_and_g is not None:
+            return self.f_and_g(t, y)[1]
+        if functions.g_prod is not None and self.diagonal:
+            return self.g_prod(t, y, torch.ones_like(y))
+        raise self._missing("g", "g(t, y)")
+
+    def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        both = self.functions.f_and_g
+        if both is None:
+            return self.f(t, y), self.g(t, y)
+        f, g = both(t, self._user(y), *self.args)
+        return self._onward(self._state(f)), self._diffusion(g)
+
+    def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        prod = self.functions.g_prod
+        if prod is not None:
+            return self._state(prod(t, self._user(y), self._noise(v), *self.args))
+        if self.functions.g is None and self.functions.f_and_g is None:
+            return self.f_and_g_prod(t, y, v)[1]
+        return self.prod(self.g(t, y), v)
+
+    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        functions = self.functions
+        if functions.f_and_g_prod is not None:
+            f, prod = functions.f_and_g_prod(t, self._user(y), self._noise(v), *self.args)
+            return self._onward(self._state(f)), self._state(prod)
+        if functions.g_prod is None and functions.f_and_g is not None:
+            f, g = self.f_and_g(t, y)
+            return f, self.prod(g, v)
+        return self.f(t, y), self.g_prod(t, y, v)
+
+    def h(self, t: Tensor, y: Tensor) -> Tensor:
+        """The prior drift."""
+        if self.functions.h is None:
+            raise self._missing("h", "the prior drift h(t, y)")
+        return self._onward(self._state(self.functions.h(t, self._user(y), *self.args)))
+
+    def check(self, t: Tensor, y: Tensor) -> None:
+        """Call every function once and check what it returns.
+
+        Raises:
+            TypeError: it is no tensor, or of a dtype that does not fit.
+            ValueError: its shape does not fit.
+        """
+        functions, layout, user, args = self.functions, self.layout, self.layout.unflatten(y), self.args
+        v = y.new_zeros(layout.rows, self.channels)
+        for name in ("f", "h"):
+            if (function := getattr(functions, name)) is not None:
+                layout.check(name, function(t, user, *args))
+        if functions.g is not None:
+            self._check_diffusion("g", functions.g(t, user, *args))
+        if functions.f_and_g is not None:
+            f, g = _pair("f_and_g", functions.f_and_g(t, user, *args))
+            layout.check("f_and_g", f)
+            self._check_diffusion("f_and_g", g)
+        if functions.g_prod is not None:
+            layout.check("g_prod", functions.g_prod(t, user, self._noise(v), *args))
+        if functions.f_and_g_prod is not None:
+            for value in _pair("f_and_g_prod", functions.f_and_g_prod(t, user, self._noise(v), *args)):
+                layout.check("f_and_g_prod", value)
+
+    def _check_diffusion(self, name: str, g: Any) -> None:
+        if self.diagonal:
+            self.layout.check(name, g)
+            return
+        channel = (self.channels,)
+        self.layout.check(name, g, channel, f"; of {self.noise_type} noise, the last dimension numbers the noises")
+
+    def _user(self, y: Tensor) -> Any:
+        return y if self._plain else self.layout.unflatten(y)
+
+    def _state(self, value: Any) -> Tensor:
+        if self._plain:
+            return value if value.dtype is self._dtype else value.to(self._dtype)
+        return self.layout.flatten(value)
+
+    def _onward(self, f: Tensor) -> Tensor:
+        return -f if self.reverse else f
+
+    def _noise(self, v: Tensor) -> Any:
+        """What multiplies the diffusion, as the user's functions take it."""
+        if self.diagonal:
+            return self._user(v)
+        return v if len(self.layout.lead) == 1 else v.reshape(*self.layout.lead, self.channels)
+
+    def _diffusion(self, g: Any) -> Tensor:
+        if self._plain:
+            return g if g.dtype is self._dtype else g.to(self._dtype)
+        if self.diagonal:
+            return self.layout.flatten(g)
+        rows, dtype = self.layout.rows, self.layout.dtype
+        leaves = [leaf.to(dtype).reshape(rows, -1, self.channels) for leaf in pytree.tree_leaves(g)]
+        return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=1)
+
+    def _missing(self, name: str, what: str) -> RuntimeError:
+        given = [key for key in ROLES.values() if getattr(self.functions, key) is not None]
+        return RuntimeError(
+            f"Method `{name}` has not been provided, but this solve needs it: define {what}, or choose another method; "
+            f"the SDE has {', '.join(given)}"
+        )
+
+
+def is_plain(layout: StateLayout) -> bool:
+    """Whether the user's states are [rows, size] tensors themselves."""
+    return layout.template is not None and len(layout.lead) == 1 and layout.template.ndim == 2
+
+
+def _pair(name: str, value: Any) -> tuple[Any, Any]:
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"{name} must return two tensors, the drift and the diffusion, got {type(value).__name__}")
+    return value[0], value[1]

@@ -1,0 +1,214 @@
+"""The checked problem: a user's SDE, its initial state and its noise, laid out in rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.checks import check_whole_number
+from torchivp.sde.base import check_noise_type, check_sde_type
+from torchivp.sde.functions import UserFunctions, UserTerms
+from torchivp.sde.kl import WithDivergence
+from torchivp.sde.terms import Terms
+from torchivp.state import StateLayout
+
+
+@dataclass(frozen=True)
+class SDEProblem:
+    """An SDE and where it starts.
+
+    Attributes:
+        terms: drift and diffusion; of a state with the divergence from the prior, if that was asked for.
+        y0: the initial state, [rows, size].
+        layout: how the user's states lie in it.
+        user: the functions that the user gave.
+        logqp: whether the last element of the state is the divergence.
+    """
+
+    terms: Terms
+    y0: Tensor
+    layout: StateLayout
+    user: UserFunctions
+    logqp: bool
+
+    @staticmethod
+    def build(
+        sde: Any,
+        y0: Any,
+        start: float,
+        reverse: bool,
+        bm: Any,
+        names: Mapping[str, str] | None,
+        logqp: bool,
+        args: Sequence[Any],
+        batch_dims: int | None,
+        noise_size: int | None,
+    ) -> SDEProblem:
+        """The problem as the user states it, checked and laid out.
+
+        Raises:
+            TypeError: a tensor or tuple is none.
+            ValueError: the SDE lacks something, or shapes do not fit together.
+        """
+        for name, check in (("noise_type", check_noise_type), ("sde_type", check_sde_type)):
+            if not hasattr(sde, name):
+                raise ValueError(
+                    f"the SDE, {type(sde).__name__}, has no attribute {name}: derive it from torchivp.SDEIto or "
+                    f"SDEStratonovich, or set {name}"
+                )
+            check(getattr(sde, name))
+        if not isinstance(args, tuple | list):
+            raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
+        functions = UserFunctions.of(sde, names)
+        layout = StateLayout(y0, _batch_dims(y0, batch_dims))
+        flat = layout.flatten(y0)
+        t0 = torch.scalar_tensor(start, dtype=layout.real_dtype, device=layout.device)
+        channels = _channels(functions, layout, t0, y0, args, bm, noise_size)
+        terms = UserTerms(functions, layout, args, channels, reverse)
+        with torch.no_grad():
+            terms.check(t0, flat)
+        if not logqp:
+            return SDEProblem(terms, flat, layout, functions, False)
+        if functions.h is None:
+            raise ValueError("logqp=True needs the prior drift: define h(t, y), or name it, names={'prior_drift': ...}")
+        return SDEProblem(
+            WithDivergence(terms), torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1), layout, functions, True
+        )
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of the Brownian motion as the user sees it."""
+        lead = self.layout.lead
+        if self.terms.diagonal and not self.logqp and self.layout.is_tensor:
+            return (*lead, *self.layout.shapes[0])
+        return (*lead, self.terms.channels)
+
+    def states(self, outputs: Tensor) -> Any:
+        """The states [T, rows, size] in the shape of the user's, with a leading dimension T."""
+        flat = outputs[..., : self.layout.size]
+        return self.layout.unflatten(flat.reshape(-1, self.layout.size), (len(outputs), *self.layout.lead))
+
+    def divergence(self, outputs: Tensor) -> Tensor:
+        """What the divergence grows by between any two outputs, [T - 1, *batch]."""
+        total = outputs[..., -1]
+        grown = total[1:] - total[:-1]
+        return (grown.real if grown.is_complex() else grown).reshape(len(grown), *self.layout.lead)
+
+    def carry_out(self, carry: Sequence[Tensor]) -> tuple[Any, ...]:
+        """What a method carries, in the shapes that the user's functions have."""
+        return tuple(self._out(x) for x in carry)
+
+    def carry_in(self, carry: Any, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The inverse; `like` is what the method would have started from.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        if not isinstance(carry, tuple | list) or len(carry) != len(like):
+            raise ValueError(
+                f"extra_solver_state must be a tuple of {len(like)} entries, as sdeint(..., extra=True) returns it "
+                f"with the same method, got {carry!r}"
+            )
+        found = []
+        for i, (given, own) in enumerate(zip(carry, like, strict=True)):
+            leaves = pytree.tree_leaves(given)
+            flat = torch.cat([x.reshape(self.layout.rows, -1, *own.shape[2:]) for x in leaves], dim=1)
+            if flat.shape != own.shape:
+                raise ValueError(
+                    f"extra_solver_state[{i}] has shape {tuple(leaves[0].shape)}, which fits {tuple(own.shape)} not"
+                )
+            found.append(flat.to(own.dtype))
+        return tuple(found)
+
+    def _out(self, x: Tensor) -> Any:
+        layout = self.layout
+        if x.ndim == 2 and x.shape[1] == layout.size:
+            return layout.unflatten(x)
+        if x.ndim == 3 and x.shape[1] == layout.size and layout.is_tensor:
+            return x.reshape(*layout.lead, *layout.shapes[0], x.shape[2])
+        return x
+
+
+def _batch_dims(y0: Any, given: int | None) -> int:
+    """How many leading dimensions number the rows: all but the last, unless the user says otherwise."""
+    dims = [leaf.ndim for leaf in pytree.tree_leaves(y0) if isinstance(leaf, Tensor)]
+    if given is None:
+        return max(min(dims, default=0) - 1, 0)
+    return check_whole_number("batch_dims", given, 0, min(dims, default=0))
+
+
+def _channels(
+    functions: UserFunctions,
+    layout: StateLayout,
+    t0: Tensor,
+    y0: Any,
+    args: Sequence[Any],
+    bm: Any,
+    noise_size: int | None,
+) -> int:
+    """The number of noises in one row, from the kind of noise, the path, or one call of the diffusion."""
+    noise_type = functions.owner.noise_type
+    if noise_size is not None:
+        noise_size = check_whole_number("noise_size", noise_size, 1)
+    if noise_type in ("diagonal", "scalar"):
+        expected = layout.size if noise_type == "diagonal" else 1
+        if noise_size not in (None, expected):
+            raise ValueError(f"{noise_type} noise of this state has {expected} channels, but noise_size={noise_size}")
+        return expected
+    if noise_size is not None:
+        return noise_size
+    if bm is not None:
+        return _bm_shape(bm)[-1]
+    with torch.no_grad():
+        g = functions.g(t0, y0, *args) if functions.g is not None else None
+        if g is None and functions.f_and_g is not None:
+            g = functions.f_and_g(t0, y0, *args)[1]
+    leaves = pytree.tree_leaves(g)
+    if not leaves or not isinstance(leaves[0], Tensor) or leaves[0].ndim == 0:
+        raise ValueError(
+            f"cannot tell how many noises there are, since the SDE of {noise_type} noise has no g(t, y): pass "
+            "noise_size=m, or a Brownian motion bm=BrownianInterval(t0, t1, size=(batch, m))"
+        )
+    return leaves[0].shape[-1]
+
+
+def _bm_shape(bm: Any) -> tuple[int, ...]:
+    shape = getattr(bm, "shape", None)
+    if shape is None:
+        raise ValueError(
+            f"bm must be a Brownian motion with a shape, such as BrownianInterval(t0, t1, size=(batch, m)), got {bm!r}"
+        )
+    return tuple(shape)
+
+
+def check_path(bm: Any, problem: SDEProblem, levy_area: str, method: str) -> None:
+    """Check that a user's Brownian motion fits the problem and the method.
+
+    Raises:
+        ValueError: its shape, device or areas do not fit.
+    """
+    shape = _bm_shape(bm)
+    expected = (problem.layout.rows, problem.terms.channels)
+    fits = math.prod(shape) == math.prod(expected) and shape[: len(problem.layout.lead)] == problem.layout.lead
+    if not fits:
+        note = " (with logqp=True, one more channel than the state has elements)" if problem.logqp else ""
+        raise ValueError(
+            f"bm has shape {shape}, but {problem.terms.noise_type} noise of this problem has shape "
+            f"{problem.noise_shape}{note}: pass size={problem.noise_shape} to it"
+        )
+    device = torch.device(getattr(bm, "device", problem.y0.device))
+    if device != problem.y0.device:
+        raise ValueError(f"bm lies on {device} and y0 on {problem.y0.device}: pass device='{problem.y0.device}' to bm")
+    enough = {"none": None, "space-time": ("space-time", "davie", "foster"), "foster": ("davie", "foster")}[levy_area]
+    given = getattr(bm, "levy_area_approximation", "none")
+    if enough is not None and given not in enough:
+        raise ValueError(
+            f"method {method!r} needs a Brownian motion with levy_area_approximation {' or '.join(map(repr, enough))}, "
+            f"bm has {given!r}: make it with BrownianInterval(..., levy_area_approximation={enough[0]!r})"
+        )
