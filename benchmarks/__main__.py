@@ -13,13 +13,15 @@ from benchmarks.harness import prepare
 from benchmarks.problems import reference_against_scipy
 from benchmarks.report import Results, show, write
 from benchmarks.rows import measure_rows
+from benchmarks.sde import CASES as SDE_CASES
+from benchmarks.sde import measure_sde
 
 WIDTH = 120
 """Columns of the tables where the output is not a terminal."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time torchivp against torchdiffeq.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Time torchivp against its peers.")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="pairs of samples for each case (15)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
@@ -30,8 +32,10 @@ def main() -> None:
     cases = [case for case in every if options.only.lower() in case.name.lower()]
     wants_scaling = options.only.lower() in Scaling.name.lower()
     wants_batches = options.only.lower() in "batches of rows"
-    if not (cases or wants_scaling or wants_batches):
-        parser.error(f"no case is called {options.only!r}; there are: {', '.join(case.name for case in every)}")
+    stochastic = [case for case in SDE_CASES if options.only.lower() in case.name.lower()]
+    if not (cases or wants_scaling or wants_batches or stochastic):
+        names = ", ".join(case.name for case in [*every, *SDE_CASES])
+        parser.error(f"no case is called {options.only!r}; there are: {names}")
     prepare()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     rows = []
@@ -39,12 +43,17 @@ def main() -> None:
         for case in cases:
             status.update(case.name)
             rows.append(measure(case, options.repeats))
+        lines = []
+        for case in stochastic:
+            status.update(case.name)
+            lines.append(measure_sde(case, options.repeats))
         status.update("batches of rows")
         batches = measure_rows(options.repeats) if wants_batches else []
         status.update("memory and noise")
         results = Results(
             rows,
             batches=batches,
+            stochastic=lines,
             scaling=measure_scaling() if wants_scaling else None,
             noise=noise(cases[0], options.repeats) if cases else None,
             scipy=reference_against_scipy(every[0].problem),

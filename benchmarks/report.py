@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks.cases import Cost, Row, Scaling
 from benchmarks.harness import Timing
 from benchmarks.rows import RowsLine, as_json
+from benchmarks.sde import SDELine
 
 FASTER, SLOWER, TARGET = "#7fb0d2", "#e08a76", "#d98e04"
 
@@ -35,6 +36,7 @@ class Results:
     Attributes:
         rows: the cases.
         batches: batches whose rows step on their own, if they were asked for.
+        stochastic: the cases of stochastic differential equations.
         scaling: the memory that gradients take, if it was asked for.
         noise: one call timed against itself.
         scipy: the distance of the Lotka-Volterra reference from SciPy's.
@@ -43,6 +45,7 @@ class Results:
 
     rows: Sequence[Row]
     batches: Sequence[RowsLine]
+    stochastic: Sequence[SDELine]
     scaling: Scaling | None
     noise: Timing | None
     scipy: float
@@ -51,7 +54,7 @@ class Results:
     def as_json(self) -> dict[str, Any]:
         return {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: version(name) for name in ("torchivp", "torch", "torchdiffeq")},
+            "versions": {name: version(name) for name in ("torchivp", "torch", "torchdiffeq", "torchsde")},
             "python": platform.python_version(),
             "platform": platform.platform(),
             "processors": os.cpu_count(),
@@ -61,6 +64,7 @@ class Results:
             "reference_against_scipy": self.scipy,
             "cases": [row.as_json() for row in self.rows],
             "batches": as_json(self.batches),
+            "stochastic": [line.as_json() for line in self.stochastic],
             "memory": None if self.scaling is None else asdict(self.scaling),
         }
 
@@ -79,6 +83,8 @@ def show(results: Results, console: Console) -> None:
         console.print(_costs(results.rows))
     if results.batches:
         console.print(_batches(results.batches))
+    if results.stochastic:
+        console.print(_stochastic(results.stochastic))
     if results.scaling is not None:
         console.print(_memory(results.scaling))
     if results.noise is not None:
@@ -139,10 +145,37 @@ def _batches(lines: Sequence[RowsLine]) -> Table:
     return table
 
 
+def _stochastic(lines: Sequence[SDELine]) -> Table:
+    table = Table(
+        title="Geometric Brownian motion, diagonal noise, float32, from time 0 to 1; ratio: theirs / ours",
+        caption="error: root mean square at the last time, on a given path, in double precision",
+    )
+    table.add_column("case", no_wrap=True)
+    for heading in ("torchivp", "theirs", "ratio", "", "target", "errors"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        timing, (ours, theirs), target = line.timing, line.errors, line.case.target
+        against = "a bare loop" if line.case.bare else "torchsde"
+        table.add_row(
+            f"{line.case.name.removeprefix('sde: ')}, {against}",
+            f"{1e3 * timing.median_ours:.1f} ms",
+            f"{1e3 * timing.median_theirs:.1f} ms",
+            f"[green]{timing.ratio:.2f}[/]" if timing.ratio >= 1 else f"[red]slower {timing.ratio:.2f}[/]",
+            f"{min(timing.ratios):.2f} .. {max(timing.ratios):.2f}",
+            "" if target is None else f"{target:g} {_verdict(timing.ratio >= target)}",
+            f"{ours:.1e} / {theirs:.1e}",
+        )
+    return table
+
+
+def _verdict(reached: bool) -> str:
+    return "[green]reached[/]" if reached else "[red]missed[/]"
+
+
 def _target(row: Row) -> str:
     if row.reached is None:
         return ""
-    return f"{row.case.target:g} " + ("[green]reached[/]" if row.reached else "[red]missed[/]")
+    return f"{row.case.target:g} {_verdict(row.reached)}"
 
 
 def _costs(rows: Sequence[Row]) -> Table:

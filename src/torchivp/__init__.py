@@ -2,6 +2,7 @@
 
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
+from torchivp.api.sde import sdeint, sdeint_adjoint
 from torchivp.events.event import Event, Scheduled
 from torchivp.fit.data import DataError
 from torchivp.fit.fitting import fit
@@ -10,7 +11,12 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.methods import ODE_METHODS
+from torchivp.methods.sde import SDE_METHODS, Capability, sde_methods
 from torchivp.models import MODELS
+from torchivp.noise.brownian import BaseBrownian
+from torchivp.noise.interval import BrownianInterval, brownian_interval_like
+from torchivp.noise.path import BrownianPath, BrownianTree, ReverseBrownian
+from torchivp.sde.base import BaseSDE, SDEIto, SDEStratonovich
 from torchivp.solution import BatchSolution, EventLog, Outcome, Solution, SolveError, Stats, Status
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIController, PIDController
@@ -20,8 +26,15 @@ __version__ = "0.1.0"
 __all__ = [
     "MODELS",
     "ODE_METHODS",
+    "SDE_METHODS",
     "Backsolve",
+    "BaseBrownian",
+    "BaseSDE",
     "BatchSolution",
+    "BrownianInterval",
+    "BrownianPath",
+    "BrownianTree",
+    "Capability",
     "Checkpointed",
     "ConstantSteps",
     "DataError",
@@ -33,15 +46,22 @@ __all__ = [
     "Outcome",
     "PIController",
     "PIDController",
+    "ReverseBrownian",
+    "SDEIto",
+    "SDEStratonovich",
     "Scheduled",
     "Solution",
     "SolveError",
     "Stats",
     "Status",
+    "brownian_interval_like",
     "fit",
     "odeint",
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "sde_methods",
+    "sdeint",
+    "sdeint_adjoint",
     "solve_ivp",
 ]

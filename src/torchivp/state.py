@@ -147,9 +147,7 @@ class StateLayout:
         """
         self._checked(value, name, "a value", further, hint)
 
-    def _checked(
-        self, k: Any, caller: str, what: str, further: tuple[int, ...] = (), hint: str = ""
-    ) -> list[Tensor]:
+    def _checked(self, k: Any, caller: str, what: str, further: tuple[int, ...] = (), hint: str = "") -> list[Tensor]:
         if k is None:
             raise TypeError(f"{caller}(t, y) returned None: is a return missing?")
         if isinstance(k, Tensor) and not self.is_tensor and self._is_flat_sequence():

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TRAIN = {"spiral_fit": 0.5, "continuous_flow": 0.9, "latent_ode": 0.9, "dosing": 0.1}
+TRAIN = {
+    "spiral_fit": 0.5,
+    "continuous_flow": 0.9,
+    "latent_ode": 0.9,
+    "dosing": 0.1,
+    "latent_sde": 0.9,
+    "sde_gan": 0.9,
+    "heston": 0.01,
+    "score_model": 0.8,
+}
 """The examples that train or fit, and to what part of the first loss a quick run brings it at most."""
 
 
@@ -17,10 +26,10 @@ def test_the_examples_that_train_are_there():
     assert TRAIN.keys() <= {path.stem for path in EXAMPLES.glob("*.py")}
 
 
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_a_quick_run(script, tmp_path):
+def quick_run(script, tmp_path, *arguments):
+    """Run an example in its short form, and check what it draws and learns."""
     run = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", script, "--quick", "--out", tmp_path],
+        [sys.executable, "-W", "error::UserWarning", script, "--quick", "--out", tmp_path, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -33,6 +42,16 @@ def test_a_quick_run(script, tmp_path):
     if script.stem in TRAIN:
         first, last = map(float, re.search(r"loss from (\S+) to (\S+);", run.stdout).groups())
         assert last < TRAIN[script.stem] * first
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_a_quick_run(script, tmp_path):
+    quick_run(script, tmp_path)
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "scalar", "additive", "general"])
+def test_a_latent_sde_with_noise_of_any_kind(noise, tmp_path):
+    quick_run(EXAMPLES / "latent_sde.py", tmp_path, "--data", "lorenz", "--noise", noise)
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -10,20 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.api.sde_gradients import SDEGradient, find_sde_gradient
-from torchivp.api.sde_options import SDEOptions, read_sde_options
+from torchivp.api.sde_gradients import find_sde_gradient
+from torchivp.api.sde_options import SDEOptions, read_adjoint_options, read_sde_options
 from torchivp.checks import check_number, check_positive
 from torchivp.error_norm import ErrorNorm, check_tolerance
-from torchivp.methods.sde import find_sde_method
+from torchivp.gradients.checkpointed import Checkpointed
+from torchivp.gradients.sde_adjoint import find_adjoint
+from torchivp.methods.sde import SDE_METHODS, find_sde_method
 from torchivp.methods.sde.method import SDEMethod
 from torchivp.noise.along import PathNoise
 from torchivp.noise.grid import GridNoise
 from torchivp.noise.interval import BrownianInterval
 from torchivp.noise.seed import draw_seed
-from torchivp.sde.adaptive import AdaptiveSteps
-from torchivp.sde.integrate import Noise, SDEIntegration
 from torchivp.sde.problem import SDEProblem, check_path
-from torchivp.sde.steps import Steps
+from torchivp.sde_loop.adaptive import AdaptiveSteps
+from torchivp.sde_loop.integrate import Noise, SDEIntegration
+from torchivp.sde_loop.steps import Steps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import check_times
 
@@ -46,9 +48,10 @@ def sdeint(
     extra_solver_state: Any = None,
     *,
     args: Sequence[Any] = (),
-    gradient: str | SDEGradient = "direct",
+    gradient: str | Checkpointed = "direct",
     rng: str = "torch",
     generator: torch.Generator | None = None,
+    rows: Sequence[int] | Tensor | None = None,
     batch_dims: int | None = None,
     noise_size: int | None = None,
     **unused_kwargs: Any,
@@ -92,11 +95,13 @@ def sdeint(
         extra_solver_state: what an earlier solve carried, to go on with it.
         args: further arguments of every function of `sde`, `f(t, y, *args)`; tensors in it are differentiable.
         gradient: "direct" for autograd through the steps; "checkpointed" for the same gradient in the memory of about
-            twice the square root of the number of steps; "reversible", for method "reversible_heun", for the same
-            gradient in the memory of one step.
+            twice the square root of the number of steps; `Checkpointed(checkpoints=20)` says how many states to keep;
+            "reversible", for method "reversible_heun", for the same gradient in the memory of one step.
         rng: "torch" for torch's random numbers, the fastest; "counter" for numbers of a row that do not depend on the
             device and the other rows, see `BrownianInterval`. For steps of fixed size.
         generator: where the seed is drawn from; None for torch's default generator.
+        rows: with `rng="counter"`, the number of each row in a larger batch, [rows], so that it has the noise that it
+            would have there, given the same seed; None for 0, 1, 2, ...
         batch_dims: the number of leading dimensions of each tensor of `y0` that number rows.
         noise_size: the number m of noises, where neither `bm` nor `g` tells.
         unused_kwargs: what else is given is named in a warning and ignored.
@@ -116,7 +121,7 @@ def sdeint(
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
     door = _Door("sdeint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs)
-    door.plan(Randomness(rng, generator), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
+    door.plan(Randomness(rng, generator, rows), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
     return door.solve(find_sde_gradient(gradient), None, extra)
 
 
@@ -146,6 +151,7 @@ def sdeint_adjoint(
     args: Sequence[Any] = (),
     rng: str = "torch",
     generator: torch.Generator | None = None,
+    rows: Sequence[int] | Tensor | None = None,
     batch_dims: int | None = None,
     noise_size: int | None = None,
     **unused_kwargs: Any,
@@ -186,6 +192,7 @@ def sdeint_adjoint(
         args: as in `sdeint`.
         rng: as in `sdeint`.
         generator: as in `sdeint`.
+        rows: as in `sdeint`.
         batch_dims: as in `sdeint`.
         noise_size: as in `sdeint`.
         unused_kwargs: as in `sdeint`.
@@ -201,8 +208,17 @@ def sdeint_adjoint(
         "sdeint_adjoint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs
     )
     anywhere = adaptive or adjoint_adaptive
-    door.plan(Randomness(rng, generator, anywhere), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
-    backward = door.adjoint(adjoint_method, adjoint_adaptive, adjoint_rtol, adjoint_atol, dt_min, dt, adjoint_options)
+    door.plan(Randomness(rng, generator, rows, anywhere), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
+    backward = find_adjoint(
+        adjoint_method,
+        door.method,
+        adaptive=adjoint_adaptive,
+        rtol=adjoint_rtol,
+        atol=adjoint_atol,
+        dt=dt,
+        dt_min=dt_min,
+        max_steps=read_adjoint_options(adjoint_options),
+    )
     return door.solve(backward, adjoint_params, extra)
 
 
@@ -213,11 +229,13 @@ class Randomness:
     Attributes:
         rng: "torch" or "counter".
         generator: where the seed is drawn from.
+        rows: the numbers of the rows, for "counter".
         anywhere: whether the noise must answer at any times, and not just for the steps.
     """
 
     rng: str
     generator: torch.Generator | None
+    rows: Any
     anywhere: bool = False
 
 
@@ -255,7 +273,9 @@ class _Door:
         self.method_class = find_sde_method(method, terms.sde_type, terms.noise_type)
         self.options: SDEOptions = read_sde_options(caller, self.method_class, options)
         self.method = self.method_class(**self.options.method)
-        self.name = method if isinstance(method, str) else self.method_class.__name__
+        self.name = next(
+            (name for name, known in SDE_METHODS.items() if known is self.method_class), self.method_class.__name__
+        )
 
     def plan(
         self, randomness: Randomness, dt: Any, adaptive: bool, rtol: Any, atol: Any, dt_min: Any, carry: Any
@@ -264,6 +284,8 @@ class _Door:
         problem, ts = self.problem, self.ts
         if randomness.rng not in ("torch", "counter"):
             raise ValueError(f"rng must be 'torch' or 'counter', got {randomness.rng!r}")
+        if randomness.rows is not None and randomness.rng != "counter":
+            raise ValueError("rows number the rows of counter-based noise: pass rng='counter' too, or leave rows out")
         dt = _plain_number("dt", dt)
         fixed = Steps.landing(ts, dt) if self.options.landing else Steps.regular(ts, dt)
         noise = self._noise(randomness, adaptive)
@@ -295,12 +317,6 @@ class _Door:
             found.append(problem.carry_out(carry))
         return found[0] if len(found) == 1 else tuple(found)
 
-    def adjoint(
-        self, method: Any, adaptive: bool, rtol: Any, atol: Any, dt_min: Any, dt: Any, options: Any
-    ) -> SDEGradient:
-        """The gradient of the adjoint equations."""
-        raise NotImplementedError
-
     def _noise(self, randomness: Randomness, adaptive: bool) -> Noise:
         problem = self.problem
         levy_area, rows, channels = self.method.levy_area, problem.layout.rows, problem.terms.channels
@@ -315,7 +331,8 @@ class _Door:
         seed = draw_seed(randomness.generator)
         if not (adaptive or randomness.anywhere):
             real = problem.layout.dtype.to_real()
-            return GridNoise(rows, channels, levy_area, real, dtype, device, seed, randomness.rng)
+            numbers = _row_numbers(randomness.rows, rows)
+            return GridNoise(rows, channels, levy_area, real, dtype, device, seed, randomness.rng, numbers)
         if randomness.rng != "torch":
             raise ValueError("adaptive steps have counter-based noise anyway: leave rng out")
         first, last = min(self.ts), max(self.ts)
@@ -363,6 +380,19 @@ def _plain_number(name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not require a gradient: write {name}=float({name})")
     return check_positive(name, check_number(name, value))
+
+
+def _row_numbers(given: Any, rows: int) -> Tensor | None:
+    """The numbers of the rows that the user gives, checked."""
+    if given is None:
+        return None
+    numbers = torch.as_tensor(given if isinstance(given, Tensor) else list(given))
+    if numbers.is_floating_point() or numbers.shape != (rows,) or bool((numbers < 0).any()):
+        raise ValueError(
+            f"rows must be {rows} whole numbers, one for each row, none of them negative, got {given!r}: write "
+            f"rows=range(start, start + {rows})"
+        )
+    return numbers.long()
 
 
 def _warn_if_not_finite(states: Tensor, problem: SDEProblem) -> None:

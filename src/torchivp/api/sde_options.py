@@ -49,3 +49,20 @@ def read_sde_options(caller: str, method: type[SDEMethod], options: Any) -> SDEO
     if given:
         warnings.warn(f"`{caller}`: Unexpected options {given} are ignored", stacklevel=5)
     return SDEOptions(own, interp is None, max_steps)
+
+
+def read_adjoint_options(options: Any) -> int:
+    """The largest number of step attempts of an adaptive adjoint; other options are named in a warning and ignored.
+
+    Raises:
+        TypeError: `options` is not a dict, or the number is none.
+        ValueError: the number is too small.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"adjoint_options must be a dict such as {{'max_num_steps': 10000}}, got {options!r}")
+    given = dict(options or {})
+    max_steps = check_whole_number("adjoint_options['max_num_steps']", given.pop("max_num_steps", MAX_STEPS), 1)
+    given.pop("grad_free", None)  # torchsde's users pass it along whatever the method
+    if given:
+        warnings.warn(f"`sdeint_adjoint`: Unexpected adjoint_options {given} are ignored", stacklevel=4)
+    return max_steps

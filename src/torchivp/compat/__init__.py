@@ -5,15 +5,15 @@ import pkgutil
 import sys
 import warnings
 
-_PACKAGES = ("torchdiffeq",)
+_PACKAGES = ("torchdiffeq", "torchsde")
 """The libraries there are stand-ins for, each a package in this one under its own name."""
 
 
 def install() -> None:
-    """Make `import torchdiffeq` import torchivp's stand-in, whether or not torchdiffeq itself is installed.
+    """Make `import torchdiffeq` and `import torchsde` import torchivp's stand-ins, whether or not these are installed.
 
-    Call it before anything imports torchdiffeq. Modules that did so earlier keep what they imported; a warning says
-    so, and later imports get the stand-in all the same.
+    Call it before anything imports them. Modules that did so earlier keep what they imported; a warning says so, and
+    later imports get the stand-ins all the same.
     """
     for name in _PACKAGES:
         _install(name)

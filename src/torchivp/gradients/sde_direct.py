@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.sde.integrate import SDEIntegration
+from torchivp.sde_loop.integrate import SDEIntegration
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchivp.gradients.inputs import check_parameters, module_parameters, now, other_leaves, warn_of_computed
-from torchivp.sde.integrate import SDEIntegration
+from torchivp.sde_loop.integrate import SDEIntegration
+from torchivp.torch_func import inside_transform, needs_gradient
 
 _REMEDY = (
     "Pass it to the SDE through args=(tensor,), or name it in adjoint_params=(tensor, ...) with all others that need a "
@@ -82,5 +83,54 @@ def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> 
     captured, computed = other_leaves(list(values), oldest, [*leaves, *found])
     found += captured
     if SDEInputs(integration, found, False).needed:
-        warn_of_computed(computed, _REMEDY, stacklevel=6)
+        warn_of_computed(computed, _REMEDY, stacklevel=7)
     return found
+
+
+def find_sde_inputs(gradient: str, integration: SDEIntegration, named: Any, owner: Any) -> SDEInputs | None:
+    """What a gradient with a backward pass of its own has to compute; None if that is nothing.
+
+    Args:
+        gradient: what the user calls this gradient.
+        integration: the solve.
+        named: the parameters that the user named, or None.
+        owner: the user's SDE.
+
+    Raises:
+        TypeError: `named` is not a sequence of tensors.
+        ValueError: a transform of `torch.func` is at work, which no such backward pass can follow.
+    """
+    if inside_transform():
+        _refuse_inside_transform(gradient, integration, named, owner)
+        return None
+    found = find_sde_parameters(integration, named, owner)
+    inputs = SDEInputs(integration, found, complete=named is not None)
+    return inputs if inputs.needed else None
+
+
+def refuse_unknown_sde_leaves(values: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> None:
+    """Look for leaves that `values` were computed from since `oldest`, but that are not `known`.
+
+    Raises:
+        RuntimeError: there is one; its gradient would silently be missing.
+    """
+    for leaf in other_leaves(values, oldest, known)[0]:
+        raise RuntimeError(
+            f"the SDE uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, but did not use it at the "
+            "start of the solve, where this gradient mode looks for what it must differentiate: pass it through "
+            "args=(tensor,), make the SDE an nn.Module that holds it, name it in adjoint_params=(tensor,) of "
+            "sdeint_adjoint, or use sdeint with gradient='direct'"
+        )
+
+
+def _refuse_inside_transform(gradient: str, integration: SDEIntegration, named: Any, owner: Any) -> None:
+    if not torch.is_grad_enabled():
+        return
+    parameters = check_parameters("adjoint_params", named or ())
+    if isinstance(owner, nn.Module) and named is None:
+        parameters = module_parameters(owner)
+    if any(map(needs_gradient, SDEInputs(integration, parameters, True).tensors)):
+        raise ValueError(
+            f"{gradient} does not work inside torch.func transforms such as vmap or grad: use sdeint with "
+            "gradient='direct', or solve within torch.no_grad()"
+        )

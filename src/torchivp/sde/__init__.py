@@ -1,1 +1,1 @@
-"""Stochastic differential equations: what the user writes, and the loop that solves it."""
+"""Stochastic differential equations as users state them, and as methods see them."""

@@ -111,8 +111,8 @@ class UserTerms(Terms):
             return self._diffusion(functions.g(t, self._user(y), *self.args))
         if functions.f_and_g is not None:
             return self.f_and_g(t, y)[1]
-        if functions.g_prod is not None and self.diagonal:
-            return self.g_prod(t, y, torch.ones_like(y))
+        if functions.g_prod is not None:
+            return self._diffusion_from_products(t, y)
         raise self._missing("g", "g(t, y)")
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,6 +202,13 @@ class UserTerms(Terms):
         rows, dtype = self.layout.rows, self.layout.dtype
         leaves = [leaf.to(dtype).reshape(rows, -1, self.channels) for leaf in pytree.tree_leaves(g)]
         return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=1)
+
+    def _diffusion_from_products(self, t: Tensor, y: Tensor) -> Tensor:
+        """The diffusion of an SDE that gives its products only."""
+        if self.diagonal:
+            return self.g_prod(t, y, torch.ones_like(y))
+        units = torch.eye(self.channels, dtype=y.dtype, device=y.device).expand(len(y), -1, -1)
+        return torch.stack([self.g_prod(t, y, units[:, j]) for j in range(self.channels)], dim=2)
 
     def _missing(self, name: str, what: str) -> RuntimeError:
         given = [key for key in ROLES.values() if getattr(self.functions, key) is not None]

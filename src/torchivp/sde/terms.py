@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from torchivp.torch_func import inside_transform
 
 
 class Terms(ABC):
@@ -76,20 +78,97 @@ class Terms(ABC):
 
         The weights are [rows, channels]. The result can be differentiated itself. For noise that is not diagonal.
         """
-        return torch.func.jvp(lambda x: self.g_prod(t, x, weights), (y,), (direction,))[1]
+        if inside_transform():
+            return torch.func.jvp(lambda x: self.g_prod(t, x, weights), (y,), (direction,))[1]
+        with _Watched(y, lambda: self.g_prod(t, y, weights)) as watched:
+            return watched.derivative([self.g_prod(t, watched.y, weights)], [direction])
 
     def g_and_slope(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Of diagonal noise, the diffusion g, and (dg/dy) g v, elementwise."""
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            y = y if y.requires_grad and differentiable else y.detach().requires_grad_()
-            g = self.g(t, y)
+        if inside_transform():
+            found: tuple[Any, ...] = torch.func.vjp(lambda x: self.g(t, x), y)
+            g, pull_back = found
+            return g, pull_back((g * v).conj())[0].conj()
+        with _Watched(y, lambda: self.g(t, y)) as watched:
+            g = self.g(t, watched.y)
             if not g.requires_grad:
                 return g, torch.zeros_like(g)
-            (slope,) = torch.autograd.grad(g, y, g * v, create_graph=differentiable, allow_unused=True)
-        if not differentiable:
-            g = g.detach()
-        return g, torch.zeros_like(g) if slope is None else slope
+            own = watched.result(g)
+            (slope,) = torch.autograd.grad(
+                g, watched.y, (own * v).conj(), create_graph=watched.differentiable, allow_unused=True
+            )
+        return own, torch.zeros_like(own) if slope is None else slope.conj().resolve_conj()
+
+    def correction(self, t: Tensor, y: Tensor) -> Tensor:
+        """The sum of (∂g_j/∂y) g_j over the noises: twice what the drifts of the two calculi differ by."""
+        if self.noise_type == "additive":
+            return torch.zeros_like(y)
+        if self.diagonal:
+            return self.g_and_slope(t, y, torch.ones_like(y))[1]
+        if inside_transform():
+            units = torch.eye(self.channels, dtype=y.dtype, device=y.device)
+            columns = self.g(t, y).unbind(2)
+            slopes = [
+                self.derivative(t, y, unit.expand(len(y), -1), column)
+                for unit, column in zip(units, columns, strict=True)
+            ]
+            return torch.stack(slopes).sum(0)
+        with _Watched(y, lambda: self.g(t, y)) as watched:
+            g = self.g(t, watched.y)
+            return watched.derivative(g.unbind(2), watched.result(g).unbind(2))
+
+
+class _Watched:
+    """A state that autograd watches, within a `with`, also where it watches nothing else.
+
+    Args:
+        y: the state.
+        sample: evaluates what will be differentiated at the state.
+
+    Attributes:
+        y: the state itself, or a copy of it if nothing else watches it.
+        differentiable: whether derivatives are to be differentiable themselves. They must not look so where nobody asks
+            for it.
+    """
+
+    def __init__(self, y: Tensor, sample: Callable[[], Tensor]) -> None:
+        self.differentiable = torch.is_grad_enabled() and (y.requires_grad or sample().requires_grad)
+        self._contexts = (torch.inference_mode(False), torch.enable_grad())
+        self._given = y
+        self.y = y
+
+    def __enter__(self) -> _Watched:
+        for context in self._contexts:
+            context.__enter__()
+        if not (self.differentiable and self._given.requires_grad):
+            self.y = (self._given.clone() if self._given.is_inference() else self._given.detach()).requires_grad_()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for context in reversed(self._contexts):
+            context.__exit__(*error)
+
+    def result(self, value: Tensor) -> Tensor:
+        """A value computed from the state, with its history where somebody asks for it."""
+        return value if self.differentiable else value.detach()
+
+    def derivative(self, values: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
+        """The sum of the derivatives of the `values`, each in its direction."""
+        # The gradient of <u, value> is linear in u, by the transpose of the derivative: its own gradient is the latter.
+        u = torch.zeros_like(values[0], requires_grad=True)
+        pulled = [
+            torch.autograd.grad(value, self.y, u, create_graph=True, allow_unused=True)[0]
+            if value.requires_grad
+            else None
+            for value in values
+        ]
+        pairs = [(p, d) for p, d in zip(pulled, directions, strict=True) if p is not None and p.requires_grad]
+        if not pairs:
+            return torch.zeros_like(self._given)
+        (total,) = torch.autograd.grad(
+            [p for p, _ in pairs], u, [d for _, d in pairs], create_graph=self.differentiable, allow_unused=True
+        )
+        return torch.zeros_like(self._given) if total is None else total
 
 
 class StratonovichTerms(Terms):
@@ -106,25 +185,10 @@ class StratonovichTerms(Terms):
         return StratonovichTerms(self._ito.with_args(args))
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self._ito.f(t, y) - 0.5 * correction(self._ito, t, y)
+        return self._ito.f(t, y) - 0.5 * self._ito.correction(t, y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         return self._ito.g(t, y)
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self._ito.g_prod(t, y, v)
-
-
-def correction(terms: Terms, t: Tensor, y: Tensor) -> Tensor:
-    """The sum over the noises of (∂g_j/∂y) g_j, [rows, size]: twice what the two calculi differ by in the drift."""
-    if terms.noise_type == "additive":
-        return torch.zeros_like(y)
-    if terms.diagonal:
-        return terms.g_and_slope(t, y, torch.ones_like(y))[1]
-    total = torch.zeros_like(y)
-    g = terms.g(t, y)
-    for j in range(terms.channels):
-        unit = y.new_zeros(len(y), terms.channels)
-        unit[:, j] = 1.0
-        total = total + terms.derivative(t, y, unit, terms.column(g, j))
-    return total

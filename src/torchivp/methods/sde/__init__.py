@@ -5,14 +5,26 @@ from __future__ import annotations
 import difflib
 from typing import Any, NamedTuple
 
+from torchivp.methods.sde.dri1 import DRI1
 from torchivp.methods.sde.euler import Euler
 from torchivp.methods.sde.euler_heun import EulerHeun
 from torchivp.methods.sde.heun import Heun
+from torchivp.methods.sde.implicit_euler import ImplicitEuler
+from torchivp.methods.sde.implicit_milstein import ImplicitMilstein
 from torchivp.methods.sde.log_ode import LogODE
 from torchivp.methods.sde.method import SDEMethod
 from torchivp.methods.sde.midpoint import Midpoint
 from torchivp.methods.sde.milstein import Milstein
 from torchivp.methods.sde.reversible_heun import ReversibleHeun
+from torchivp.methods.sde.ri6 import RI6
+from torchivp.methods.sde.shark import ShARK
+from torchivp.methods.sde.slowrk import SlowRK
+from torchivp.methods.sde.sosra import SOSRA
+from torchivp.methods.sde.spark import SPaRK
+from torchivp.methods.sde.sra1 import SRA1
+from torchivp.methods.sde.sra3 import SRA3
+from torchivp.methods.sde.srid2 import SRID2
+from torchivp.methods.sde.srk import SRK
 from torchivp.sde.base import NOISE_TYPES, check_noise_type, check_sde_type
 
 SDE_METHODS: dict[str, type[SDEMethod]] = {
@@ -23,6 +35,18 @@ SDE_METHODS: dict[str, type[SDEMethod]] = {
     "midpoint": Midpoint,
     "log_ode": LogODE,
     "reversible_heun": ReversibleHeun,
+    "implicit_euler": ImplicitEuler,
+    "implicit_milstein": ImplicitMilstein,
+    "srk": SRK,
+    "srid2": SRID2,
+    "sra1": SRA1,
+    "sra3": SRA3,
+    "sosra": SOSRA,
+    "shark": ShARK,
+    "spark": SPaRK,
+    "slowrk": SlowRK,
+    "ri6": RI6,
+    "dri1": DRI1,
 }
 """Every method for SDEs, by the name that `method=` takes."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchivp.methods.sde.method import Orders, SDEMethod
-from torchivp.methods.sde.stages import Times, Weights, nonzero, require, square
+from torchivp.methods.sde.stages import Times, Weights, nonzero, require, space_time, square
 
 Rows = Sequence[Sequence[float]]
 
@@ -64,7 +64,7 @@ class AdditiveTableau:
     def __post_init__(self) -> None:
         A0, B0 = square(self.A0), square(self.B0)
         self._check(A0, B0)
-        columns = B0.any(0)
+        columns = (B0 != 0).any(0)
         stages = []
         for i, (c0, c1, alpha, beta1, beta2) in enumerate(
             zip(self.c0, self.c1, self.alpha, self.beta1, self.beta2, strict=True)
@@ -80,7 +80,7 @@ class AdditiveTableau:
         a, b = A0.sum(1), B0.sum(1)
         require(
             [
-                *(a - c0),
+                a - c0,
                 alpha.sum() - 1.0,
                 beta1.sum() - 1.0,
                 beta2.sum(),
@@ -98,12 +98,12 @@ class AdditiveRungeKutta(SDEMethod):
     """A method for additive noise, of strong order 1.5 and weak order 2, also where the diffusion depends on time."""
 
     tableau: ClassVar[AdditiveTableau]
-    orders = {(calculus, "additive"): Orders(1.5, 2.0) for calculus in ("ito", "stratonovich")}
+    orders: ClassVar = {(calculus, "additive"): Orders(1.5, 2.0) for calculus in ("ito", "stratonovich")}
     levy_area = "space-time"
 
     def step(self, terms, t0, t1, y0, noise, carry):
         dt, W = noise.dt, noise.W
-        x = torch.add(noise.H, W, alpha=0.5)
+        x = torch.add(space_time(noise), W, alpha=0.5)
         times = Times(t0, t1)
         slopes: list[Tensor] = []
         along: dict[int, Tensor] = {}

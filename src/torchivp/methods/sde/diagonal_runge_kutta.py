@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.methods.sde.method import Orders, SDEMethod
-from torchivp.methods.sde.stages import Combination, Times, Weights, nonzero, require, square
+from torchivp.methods.sde.stages import Combination, Times, Weights, elementwise, nonzero, require, space_time, square
 
 Rows = Sequence[Sequence[float]]
 
@@ -20,23 +20,23 @@ Rows = Sequence[Sequence[float]]
 class _Stage(NamedTuple):
     """One stage: the states at which drift and diffusion are evaluated, of which either may not be needed."""
 
-    needs_drift: bool
+    drift: bool
     c0: float
     a0: Weights
     b0: Combination | None
-    needs_diffusion: bool
+    diffusion: bool
     c1: float
     a1: Weights
     b1: Weights
 
 
 class _Sums(NamedTuple):
-    """The diffusions of the stages, combined as factors of powers of W and of H."""
+    """The diffusions of the stages combined, as factors of W, of (W^2 - h) / sqrt(h), of W^3 / h and of H."""
 
     linear: Combination
     square: Combination
     cube: Combination
-    H: Combination
+    area: Combination
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,16 @@ class DiagonalTableau:
     beta2: Sequence[float]
     beta3: Sequence[float]
     beta4: Sequence[float]
-    stages: tuple[_Stage, ...] = field(init=False)
+    stages: tuple[tuple[int, _Stage], ...] = field(init=False)
+    drift_weights: Weights = field(init=False)
     sums: _Sums = field(init=False)
 
     def __post_init__(self) -> None:
         A0, A1, B0, B1 = map(square, (self.A0, self.A1, self.B0, self.B1))
         betas = np.array([self.beta1, self.beta2, self.beta3, self.beta4])
         self._check(A0, A1, B0, B1, betas)
-        drift_used = np.array(self.alpha, bool) | A0.any(0) | A1.any(0)
-        diffusion_used = betas.any(0) | B0.any(0) | B1.any(0)
+        slopes, diffusions = np.array([self.alpha, *A0, *A1]), np.array([*betas, *B0, *B1])
+        drift_used, diffusion_used = (slopes != 0).any(0), (diffusions != 0).any(0)
         stages = [
             _Stage(
                 bool(drift_used[i]),
@@ -100,7 +101,8 @@ class DiagonalTableau:
             )
             for i in range(len(self.alpha))
         ]
-        object.__setattr__(self, "stages", tuple(stages))
+        object.__setattr__(self, "stages", tuple(enumerate(stages))[1:])
+        object.__setattr__(self, "drift_weights", nonzero(self.alpha))
         linear = betas[0] + 0.5 * betas[2] - 0.5 * betas[3]
         sums = _Sums(*map(Combination, (linear, 0.5 * betas[1], betas[3] / 6.0, betas[2])))
         object.__setattr__(self, "sums", sums)
@@ -108,59 +110,67 @@ class DiagonalTableau:
     def _check(self, A0: np.ndarray, A1: np.ndarray, B0: np.ndarray, B1: np.ndarray, betas: np.ndarray) -> None:
         alpha, c0, c1 = map(np.array, (self.alpha, self.c0, self.c1))
         a0, a1, b0, b1 = (matrix.sum(1) for matrix in (A0, A1, B0, B1))
-        # What the weights beta1 to beta4 must give with each of these vectors.
-        vectors = {
-            (1.0, 0.0, 0.0, 0.0): np.ones(len(alpha)),
-            (0.0, 1.0, 0.0, 0.0): b1,
-            (1.0, 0.0, -1.0, 0.0): a1,
-            (1.0, 0.0, -1.0, 2.0): b1**2,
-            (0.0, 0.0, 0.0, 1.0): B1 @ b1,
-        }
-        sums = [residual for wanted, vector in vectors.items() for residual in betas @ vector - np.array(wanted)]
         require(
             [
-                *(a0 - c0),
-                *(a1 - c1),
+                a0 - c0,
+                a1 - c1,
                 alpha.sum() - 1.0,
                 alpha @ a0 - 0.5,
                 alpha @ b0 - 1.0,
                 alpha @ b0**2 - 1.5,
                 (0.5 * betas[0] + betas[2] / 3.0) @ (A1 @ b0),
-                *sums,
+                betas.sum(1) - [1.0, 0.0, 0.0, 0.0],
+                betas @ b1 - [0.0, 1.0, 0.0, 0.0],
+                betas @ a1 - [1.0, 0.0, -1.0, 0.0],
+                betas @ b1**2 - [1.0, 0.0, -1.0, 2.0],
+                betas @ B1 @ b1 - [0.0, 0.0, 0.0, 1.0],
             ],
             "a Runge-Kutta method for diagonal noise",
         )
 
 
 class DiagonalRungeKutta(SDEMethod):
-    """A method for diagonal or scalar noise, of strong order 1.5."""
+    """A method for diagonal or scalar noise, of strong and weak order 3/2.
+
+    The weak order is not 2, since for the terms with sqrt(h) the error of an expectation over one step is of order 5/2.
+    """
 
     tableau: ClassVar[DiagonalTableau]
-    orders = {("ito", noise): Orders(1.5, 2.0) for noise in ("diagonal", "scalar")}
+    orders: ClassVar = {("ito", noise): Orders(1.5, 1.5) for noise in ("diagonal", "scalar")}
     levy_area = "space-time"
 
     def step(self, terms, t0, t1, y0, noise, carry):
-        dt, root = noise.dt, math.sqrt(noise.dt)
-        x = torch.add(noise.H, noise.W, alpha=0.5)
+        tableau, dt, root, W = self.tableau, noise.dt, math.sqrt(noise.dt), noise.W
+        H = space_time(noise)
+        x = torch.add(H, W, alpha=0.5)
         times = Times(t0, t1)
-        f, g = terms.f_and_g(t0, y0)
-        slopes, diffusions = [f], [_elementwise(g)]
-        for stage in self.tableau.stages[1:]:
-            if stage.needs_drift:
+        slopes: dict[int, Tensor] = {}
+        diffusions: dict[int, Tensor] = {}
+        slopes[0], g = terms.f_and_g(t0, y0)
+        diffusions[0] = elementwise(g)
+        for i, stage in tableau.stages:
+            if stage.drift:
                 at = y0
                 for j, a in stage.a0:
                     at = at.add(slopes[j], alpha=a * dt)
                 if stage.b0 is not None:
                     at = torch.addcmul(at, stage.b0.of(diffusions), x, value=stage.b0.factor)
-                slopes.append(terms.f(times[stage.c0], at))
-            if stage.needs_diffusion:
+                slopes[i] = terms.f(times[stage.c0], at)
+            if stage.diffusion:
                 at = y0
                 for j, a in stage.a1:
                     at = at.add(slopes[j], alpha=a * dt)
                 for j, b in stage.b1:
                     at = at.add(diffusions[j], alpha=b * root)
-                diffusions.append(_elementwise(terms.g(times[stage.c1], at)))
-        return self._end(y0, slopes, diffusions, noise, root), ()
-
-    def _end(self, y0, slopes, diffusions, noise, root):
-        """The state at the end of the step: the weights of the diffusions are polynomials in W, by Horner's scheme."""
+                diffusions[i] = elementwise(terms.g(times[stage.c1], at))
+        total = y0
+        for i, alpha in tableau.drift_weights:
+            total = total.add(slopes[i], alpha=alpha * dt)
+        linear, square, cube, area = tableau.sums
+        squares = square.of(diffusions)
+        # Horner's scheme for the powers of W.
+        powers = torch.addcmul(squares, cube.of(diffusions), W, value=cube.factor / (square.factor * root))
+        powers = torch.addcmul(linear.of(diffusions), powers, W, value=square.factor / (linear.factor * root))
+        total = torch.addcmul(total, powers, W, value=linear.factor)
+        total = torch.addcmul(total, area.of(diffusions), H, value=area.factor)
+        return total.add(squares, alpha=-square.factor * root), ()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from torchivp.methods.sde.method import Orders, SDEMethod
+from torchivp.methods.sde.stages import elementwise
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 
@@ -21,10 +24,10 @@ class Milstein(SDEMethod):
     (1974); Kloeden and Platen (1992), 10.3 and, without derivatives, 11.1.
 
     Args:
-        grad_free: replace the derivative of the diffusion by a difference.
+        grad_free: replace the derivatives of the diffusion by differences.
     """
 
-    orders = {(sde, noise): Orders(1.0, 1.0) for sde in ("ito", "stratonovich") for noise in _NOISES}
+    orders: ClassVar = {(sde, noise): Orders(1.0, 1.0) for sde in ("ito", "stratonovich") for noise in _NOISES}
     options = ("grad_free",)
 
     def __init__(self, grad_free: bool = False) -> None:
@@ -38,46 +41,77 @@ class Milstein(SDEMethod):
             return y0.add(f, alpha=noise.dt).add_(prod), ()
         f = terms.f(t0, y0)
         guess = y0.add(f, alpha=noise.dt)
-        if terms.diagonal:
-            g, term = self._diagonal(terms, t0, y0, guess, noise)
-        else:
-            g, term = self._commutative(terms, t0, y0, guess, noise)
-        return guess.add_(terms.prod(g, noise.W)).add_(term, alpha=0.5), ()
+        prod, term = milstein_term(terms, t0, y0, noise, guess if self.grad_free else None)
+        return guess.add_(prod).add_(term, alpha=0.5), ()
 
-    def _diagonal(self, terms: Terms, t: Tensor, y: Tensor, guess: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:
-        """The diffusion, and its derivative times itself and the double integral."""
-        double = noise.W * noise.W
-        if terms.sde_type == "ito":
-            double = double - noise.dt
-        if not self.grad_free:
-            return terms.g_and_slope(t, y, double)
-        root = math.sqrt(noise.dt)
-        g = terms.g(t, y)
-        return g, (terms.g(t, guess.add(g, alpha=root)) - g) * (double / root)
 
-    def _commutative(
-        self, terms: Terms, t: Tensor, y: Tensor, guess: Tensor, noise: Increment
-    ) -> tuple[Tensor, Tensor]:
-        """The same of commutative noise, in which only the symmetric part of the double integrals matters."""
-        g = terms.g(t, y)
-        prod = terms.prod(g, noise.W)
-        if terms.channels == 1 and not self.grad_free:
-            slope = terms.derivative(t, y, torch.ones_like(noise.W), terms.column(g, 0))
-            double = noise.W * noise.W
-            return g, slope * (double - noise.dt if terms.sde_type == "ito" else double)
-        term = self._along(terms, t, y, guess, g, noise.W, prod, noise.dt)
-        if terms.sde_type == "ito":
-            for j in range(terms.channels):
-                unit = torch.zeros_like(noise.W)
-                unit[:, j] = 1.0
-                term = term - noise.dt * self._along(terms, t, y, guess, g, unit, terms.column(g, j), noise.dt)
-        return g, term
+def milstein_term(
+    terms: Terms, t: Tensor, y: Tensor, noise: Increment, guess: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The diffusion times the increment, and the diffusion's derivative times itself and the double integrals, doubled.
 
-    def _along(
-        self, terms: Terms, t: Tensor, y: Tensor, guess: Tensor, g: Tensor, weights: Tensor, v: Tensor, dt: float
-    ) -> Tensor:
-        """The derivative of `g weights` in the direction `v`, or a difference that stands for it."""
-        if not self.grad_free:
-            return terms.derivative(t, y, weights, v)
-        root = math.sqrt(dt)
-        return (terms.g_prod(t, y.add(v, alpha=root), weights) - terms.prod(g, weights)) / root
+    Args:
+        terms: an SDE whose noise is diagonal, scalar or commutative.
+        t: the time at the start of the step.
+        y: the state there.
+        noise: the increment of the path.
+        guess: the state after the step without its noise, to find differences at in place of derivatives; None for
+            derivatives.
+
+    Returns:
+        g W and, of one noise, (∂g/∂y) g (W² - dt); in Stratonovich's calculus (∂g/∂y) g W². New tensors.
+    """
+    if guess is not None:
+        return _differences(terms, t, y, noise, guess)
+    if terms.diagonal:
+        g, term = terms.g_and_slope(t, y, _double(terms, noise))
+        return terms.prod(g, noise.W), term
+    return _commutative(terms, t, y, noise)
+
+
+def _commutative(terms: Terms, t: Tensor, y: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:
+    """Only the symmetric part of the double integrals matters."""
+    g = terms.g(t, y)
+    prod = terms.prod(g, noise.W)
+    if terms.channels == 1:
+        slope = terms.derivative(t, y, torch.ones_like(noise.W), terms.column(g, 0))
+        return prod, slope * _double(terms, noise)
+    term = terms.derivative(t, y, noise.W, prod)
+    if terms.sde_type == "ito":
+        for j, unit in _units(noise.W):
+            term = term - noise.dt * terms.derivative(t, y, unit, terms.column(g, j))
+    return prod, term
+
+
+def _differences(terms: Terms, t: Tensor, y: Tensor, noise: Increment, guess: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with differences, such that what they leave out is zero on average, to the order of the method.
+
+    For that a difference to one side must be multiplied by a factor that is zero on average, W² - dt, or its own size
+    must be, as that of g W is; the other differences are central.
+    """
+    g, W, root = terms.g(t, y), noise.W, math.sqrt(noise.dt)
+    prod = terms.prod(g, W)
+    if terms.sde_type == "ito" and (terms.diagonal or terms.channels == 1):
+        values = elementwise(g)
+        after = elementwise(terms.g(t, guess.add(values, alpha=root)))
+        return prod, (after - values) * (_double(terms, noise) / root)
+    term = terms.g_prod(t, y + prod, W) - prod
+    if terms.sde_type == "ito":
+        for j, unit in _units(W):
+            step = terms.column(g, j) * root
+            term = term.sub(terms.g_prod(t, y + step, unit) - terms.g_prod(t, y - step, unit), alpha=0.5 * root)
+    return prod, term
+
+
+def _units(W: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The numbers of the channels, and weights [rows, channels] that choose each."""
+    for j in range(W.shape[1]):
+        unit = torch.zeros_like(W)
+        unit[:, j] = 1.0
+        yield j, unit
+
+
+def _double(terms: Terms, noise: Increment) -> Tensor:
+    """Twice the integral of the path over itself, of each noise."""
+    square = noise.W * noise.W
+    return square - noise.dt if terms.sde_type == "ito" else square

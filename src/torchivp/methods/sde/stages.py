@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from torchivp.noise.increment import Increment
 
 Weights = tuple[tuple[int, float], ...]
 """Numbers of stages, each with its coefficient, which is not zero."""
@@ -25,15 +27,15 @@ def square(rows: Sequence[Sequence[float]]) -> np.ndarray:
     return matrix
 
 
-def require(residuals: Sequence[float], kind: str) -> None:
+def require(residuals: Sequence[float | np.ndarray], kind: str) -> None:
     """Check that coefficients satisfy their order conditions.
 
     Raises:
         ValueError: one of the `residuals` is not zero.
     """
-    worst = int(np.argmax(np.abs(residuals)))
-    if abs(residuals[worst]) > 1e-11:
-        raise ValueError(f"inconsistent coefficients of {kind}: order condition {worst} is off by {residuals[worst]:.1e}")
+    worst = max(float(np.max(np.abs(residual))) for residual in residuals)
+    if not worst < 1e-11:
+        raise ValueError(f"inconsistent coefficients of {kind}: an order condition is off by {worst:.1e}")
 
 
 class Times:
@@ -68,9 +70,20 @@ class Combination:
         (self._first, self.factor), *others = nonzero(coefficients)
         self._others = tuple((i, c / self.factor) for i, c in others)
 
-    def of(self, values: Sequence[Tensor]) -> Tensor:
+    def of(self, values: Mapping[int, Tensor]) -> Tensor:
         """The combination of `values`, not to be modified, divided by `factor`."""
         total = values[self._first]
         for i, c in self._others:
             total = total.add(values[i], alpha=c)
         return total
+
+
+def elementwise(g: Tensor) -> Tensor:
+    """A diffusion that multiplies the path elementwise, [rows, size]: that of diagonal noise or of one channel."""
+    return g if g.ndim == 2 else g.squeeze(2)
+
+
+def space_time(noise: Increment) -> Tensor:
+    """The area H of an increment, which it has if the method asked for it."""
+    assert noise.H is not None, "the method's levy_area is what the path must provide"
+    return noise.H

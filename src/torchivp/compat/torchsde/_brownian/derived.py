@@ -13,7 +13,6 @@ from torch import Tensor
 from torchivp.compat.torchsde._brownian.brownian_base import BaseBrownian, returned
 from torchivp.compat.torchsde._brownian.brownian_interval import BrownianInterval
 from torchivp.noise.brownian import check_order
-from torchivp.noise.increment import Increment
 
 
 class _Wrapper(BaseBrownian):
@@ -54,9 +53,6 @@ class ReverseBrownian(_Wrapper):
         if tb is None:
             raise ValueError("ReverseBrownian answers queries of intervals only: give ta and tb")
         return self.base_brownian(-tb, -ta, return_U=return_U, return_A=return_A)
-
-    def increment(self, ta: float, tb: float) -> Increment:
-        return self.base_brownian.increment(-tb, -ta)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_brownian={self.base_brownian})"

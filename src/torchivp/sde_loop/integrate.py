@@ -12,8 +12,8 @@ from torch import Tensor
 from torchivp.methods.sde.method import SDEMethod
 from torchivp.noise.along import PathNoise
 from torchivp.noise.grid import GridNoise
-from torchivp.sde.steps import Steps
 from torchivp.sde.terms import Terms
+from torchivp.sde_loop.steps import Steps
 
 Noise = GridNoise | PathNoise
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchivp.error_norm import ErrorNorm
 from torchivp.noise.along import PathNoise
 from torchivp.noise.increment import join
-from torchivp.sde.integrate import SDEIntegration
-from torchivp.sde.steps import Steps
+from torchivp.sde_loop.integrate import SDEIntegration
+from torchivp.sde_loop.steps import Steps
 from torchivp.solution import Outcome, SolveError, Status
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.pid import History, PIDController
@@ -76,21 +76,24 @@ class _Search:
         h = controller.first_step
         assert h is not None, "the first step is always given"
         while not clip.done:
-            t1 = clip.step_end(self.t, h, stretch=not history.rejected)
+            t1 = self._rounded(clip.step_end(self.t, h, stretch=not history.rejected), h)
             taken = abs(t1 - self.t)
             middle = self.t + 0.5 * (t1 - self.t)
             if middle in (self.t, t1):
                 raise SolveError(self._stuck(h))
             if self.accepted + self.rejected >= plan.max_steps:
                 raise SolveError(self._out_of_steps(taken))
-            error, y1, carry = self._try(middle, t1)
+            try:
+                error, y1, carry = self._try(middle, t1)
+            except SolveError:  # of an implicit method whose equations were not solved
+                error, y1, carry = math.inf, self.y, self.carry
             accept, next_h, next_history = controller.adapt(error, taken, h, history, plan.strong_order - 0.5)
+            if not math.isfinite(error) and h <= controller.min_step:
+                raise SolveError(self._not_finite(taken))
             # A step cut very short to land on a required time says nothing about the size of the next one.
             if not accept or taken > 0.1 * h or next_h > h:
                 h, history = next_h, next_history
             if not accept:
-                if not math.isfinite(error) and taken <= controller.min_step:
-                    raise SolveError(self._not_finite(taken))
                 self.rejected += 1
                 continue
             self.accepted += 1
@@ -102,6 +105,17 @@ class _Search:
         steps = Steps.through(self.times, [])
         steps.outputs = [(-1, 1.0), *(steps.place(t) for t in ts[1:])]
         return steps
+
+    def _rounded(self, t1: float, h: float) -> float:
+        """The end of a step moved, by a hundredth of its size `h` at most, to where the path is quick to ask.
+
+        That is a multiple of the span over a power of two (see `BrownianInterval`). Times asked for stay.
+        """
+        if t1 in self.ts:
+            return t1
+        start, span = self.ts[0], abs(self.ts[-1] - self.ts[0])
+        unit = span * 0.5 ** (math.ceil(math.log2(max(span / h, 1.0))) + 6)
+        return start + round((t1 - start) / unit) * unit
 
     def _try(self, middle: float, t1: float) -> tuple[float, Tensor, object]:
         """The scaled error of a step to `t1`, and where its halves lead."""

@@ -1,0 +1,1 @@
+"""The modules of torchsde that programs import although they are private."""

@@ -1,0 +1,123 @@
+"""A solve of an SDE as one node of autograd's graph, with a backward pass of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchivp.gradients.inputs import refuse_to_differentiate
+from torchivp.gradients.sde_direct import SDEDirect
+from torchivp.gradients.sde_inputs import SDEInputs
+from torchivp.noise.increment import Increment
+from torchivp.sde_loop.integrate import Noise, SDEIntegration
+
+
+class SDEBackward(ABC):
+    """A solve that computes its gradients itself.
+
+    It keeps what its backward pass needs in attributes, but never a tensor that it returned: that would be a cycle.
+
+    Args:
+        inputs: what is differentiated.
+
+    Attributes:
+        refusal: what to tell someone who differentiates the gradients again.
+        keeps_states: whether the backward pass needs the states that were returned.
+    """
+
+    refusal: ClassVar[str]
+    keeps_states: ClassVar[bool] = False
+
+    def __init__(self, inputs: SDEInputs) -> None:
+        self.inputs = inputs
+
+    @abstractmethod
+    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+        """The states [T, rows, size] and what the method carries after the last step; called without a graph."""
+
+    @abstractmethod
+    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradients of all inputs, given those of the states and of the carry; called without a graph.
+
+        `states` are those returned, if `keeps_states`.
+        """
+
+    def solve(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The states and the carry, differentiable."""
+        states, *carry = _Solve.apply(self, *self.inputs.tensors)
+        return states, tuple(carry)
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(solve: SDEBackward, *tensors: Tensor) -> tuple[Tensor, ...]:
+        states, carry = solve.forward()
+        return states, *(x.clone() for x in carry)  # a carry may be a tensor of the user's
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.solve = inputs[0]
+        ctx.save_for_backward(*inputs[1:], *(output[:1] if ctx.solve.keeps_states else ()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        count = len(ctx.solve.inputs.tensors)
+        with torch.no_grad():
+            found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
+            found = [torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True)]
+        return None, *refuse_to_differentiate(ctx.solve.refusal, found, [*saved, *grads])
+
+
+def solve_plainly(integration: SDEIntegration, named: Any, owner: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A solve where no gradient was found to compute.
+
+    If the parameters were found and not `named`, autograd may still know of tensors that were computed elsewhere.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and named is None):
+        return SDEDirect().solve(integration, named, owner)
+
+
+class HeldNoise:
+    """A noise that remembers the last blocks, for passes that come back to the same block in several stretches."""
+
+    _HELD = 2
+
+    def __init__(self, noise: Noise) -> None:
+        self.block = noise.block
+        self._noise = noise
+        self._held: dict[int, list[Increment]] = {}
+
+    def steps(self, block: int, times: Sequence[float]) -> list[Increment]:
+        """The increments of the steps of a block, whose ends are `times`."""
+        found = self._held.get(block)
+        if found is None:
+            if len(self._held) == self._HELD:
+                del self._held[next(iter(self._held))]
+            found = self._held[block] = self._noise.steps(block, times)
+        return found
+
+
+def holding_noise(integration: SDEIntegration) -> SDEIntegration:
+    """The same integration with a noise that remembers the last blocks."""
+    return replace(integration, noise=HeldNoise(integration.noise))  # pyright: ignore[reportArgumentType]
+
+
+def add_all(totals: list[Tensor | None], found: Sequence[Tensor | None], weight: float = 1.0) -> None:
+    """Add what was `found`, times `weight`, to the `totals`, in place; None is zero.
+
+    A total is always a tensor of its own.
+    """
+    for i, x in enumerate(found):
+        if x is None:
+            continue
+        total = totals[i]
+        if total is None:
+            totals[i] = x * weight
+        else:
+            total.add_(x, alpha=weight)

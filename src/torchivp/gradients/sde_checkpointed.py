@@ -1,0 +1,127 @@
+"""Differentiate a solve of an SDE by taking its steps again from checkpoints."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.checks import check_whole_number
+from torchivp.gradients.inputs import now
+from torchivp.gradients.sde_backward import SDEBackward, add_all, holding_noise, solve_plainly
+from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs, refuse_unknown_sde_leaves
+from torchivp.sde_loop.integrate import SDEIntegration
+
+
+@dataclass(frozen=True)
+class SDECheckpointed:
+    """The same gradient as `SDEDirect`, to rounding, in the memory of a few steps; for every method.
+
+    The forward pass keeps the state at some of the steps. The backward pass takes the steps between two of them again,
+    last stretch first, on the same noise, and lets autograd through them: one more evaluation of everything, and the
+    memory of the checkpoints and of one stretch. It can be differentiated once.
+
+    Args:
+        checkpoints: the largest number of states to hold; None for about the square root of the number of steps,
+            which needs the least memory.
+
+    Raises:
+        TypeError: `checkpoints` is not a whole number.
+        ValueError: it is less than 1.
+    """
+
+    checkpoints: int | None = None
+    name = "checkpointed"
+
+    def __post_init__(self) -> None:
+        if self.checkpoints is not None:
+            check_whole_number("checkpoints", self.checkpoints, 1, hint="; None chooses the number")
+
+    def solve(self, integration: SDEIntegration, parameters: Any, owner: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Integrate; returns the states [T, rows, size] and what the method carries after the last step."""
+        inputs = find_sde_inputs("gradient='checkpointed'", integration, parameters, owner)
+        if inputs is None:
+            return solve_plainly(integration, parameters, owner)
+        return _CheckpointedSolve(inputs, self.checkpoints).solve()
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Where the step `step` starts from."""
+
+    step: int
+    y: Tensor
+    carry: Sequence[Tensor] | None
+
+
+class _CheckpointedSolve(SDEBackward):
+    """One solve: what its forward pass keeps, and how its backward pass uses it."""
+
+    refusal = "gradient='checkpointed' can be differentiated once: use gradient='direct' for higher derivatives"
+
+    def __init__(self, inputs: SDEInputs, limit: int | None) -> None:
+        super().__init__(inputs)
+        steps = inputs.integration.steps
+        number = max(1, math.isqrt(steps.count)) if limit is None else limit
+        self.stride = max(1, math.ceil(steps.count / number))
+        self.due = [step for step, _ in steps.outputs]
+        self.kept: list[_Checkpoint] = []
+
+    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+        integration = holding_noise(self.inputs.integration)
+        y, carry = integration.y0, integration.first_carry()
+        # The first stretch starts from what the user gave, so that its gradient includes that of the first carry.
+        self.kept = [_Checkpoint(0, y, integration.carry)]
+        outputs = [y]
+        for first in range(0, integration.steps.count, self.stride):
+            if first > 0:
+                self.kept.append(_Checkpoint(first, y, carry))
+            y, carry = integration.advance(y, carry, first, self._end(first), outputs)
+        return torch.stack(outputs), carry
+
+    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        inputs, noise = self.inputs, holding_noise(self.inputs.integration).noise
+        shared = len(inputs.tensors) - 1 - len(inputs.carried)
+        totals: list[Tensor | None] = [None] * shared
+        grad, *at_end = grads
+        start: Sequence[Tensor | None] = [None, *at_end]
+        for checkpoint in reversed(self.kept):
+            with torch.enable_grad():
+                integration, leaves = inputs.on_leaves(checkpoint.y, checkpoint.carry)
+                outputs, *end = self._replay(replace(integration, noise=noise), checkpoint.step, leaves)
+            first = bisect_left(self.due, checkpoint.step)
+            roots, seeds = [*outputs, *end], [*grad[first : first + len(outputs)], *start]
+            used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
+            found: Sequence[Tensor | None] = [None] * len(leaves)
+            if used:
+                found = torch.autograd.grad(
+                    [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True
+                )
+            start = found[: len(leaves) - shared]
+            add_all(totals, found[len(leaves) - shared :])
+        y, *carried = start
+        return [grad[0] if y is None else y + grad[0], *carried, *totals]
+
+    def _replay(self, integration: SDEIntegration, first: int, leaves: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The states at the outputs of the stretch from the step `first`, then the last state and its carry."""
+        last = self._end(first)
+        outputs: list[Any] = [None] * bisect_left(self.due, first)
+        begin = len(outputs)
+        y, carry = integration.y0, integration.first_carry()
+        # Only one step is searched for tensors that were not found at the start.
+        middle = max(first, last - 1)
+        y, carry = integration.advance(y, carry, first, middle, outputs)
+        before, oldest = len(outputs), now()
+        y, carry = integration.advance(y, carry, middle, last, outputs)
+        if not self.inputs.complete:
+            refuse_unknown_sde_leaves([y, *outputs[before:]], oldest, leaves)
+        return outputs[begin:], y, *carry
+
+    def _end(self, first: int) -> int:
+        """Where the stretch ends that starts with the step `first`."""
+        return min(first + self.stride, self.inputs.integration.steps.count)

@@ -1,0 +1,190 @@
+"""Differentiate a solve of an SDE by taking its reversible steps back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.gradients.inputs import now
+from torchivp.gradients.sde_backward import SDEBackward, add_all, solve_plainly
+from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs, refuse_unknown_sde_leaves
+from torchivp.methods.sde.reversible_heun import ReversibleHeun
+from torchivp.noise.increment import Increment
+from torchivp.sde.terms import Terms
+from torchivp.sde_loop.integrate import SDEIntegration
+
+
+@dataclass(frozen=True)
+class SDEReversible:
+    """The same gradient as `SDEDirect`, to rounding, in the memory of one step; for the reversible Heun method.
+
+    The forward pass keeps its end alone. The backward pass takes the steps back one by one, on the same noise, with one
+    evaluation of drift and diffusion each. What rounding lost on the way there it cannot find again, and the way back
+    magnifies it where paths contract: over long spans of strongly dissipative equations `SDECheckpointed` is safer. It
+    can be differentiated once. Kidger, Foster, Li and Lyons, "Efficient and accurate gradients for neural SDEs",
+    NeurIPS (2021), Algorithm 2.
+    """
+
+    name = "reversible"
+
+    def solve(self, integration: SDEIntegration, parameters: Any, owner: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Integrate; returns the states [T, rows, size] and what the method carries after the last step.
+
+        Raises:
+            ValueError: the method is not reversible.
+        """
+        if not isinstance(integration.method, ReversibleHeun):
+            raise ValueError(
+                "gradient='reversible' takes back the steps of method='reversible_heun' alone, and the method is "
+                f"{type(integration.method).__name__}: choose that method, or gradient='checkpointed'"
+            )
+        inputs = find_sde_inputs("gradient='reversible'", integration, parameters, owner)
+        if inputs is None:
+            return solve_plainly(integration, parameters, owner)
+        return _ReversibleSolve(inputs).solve()
+
+
+class _ReversibleSolve(SDEBackward):
+    """One solve: the end of its forward pass, and the way back from there."""
+
+    refusal = "gradient='reversible' can be differentiated once: use gradient='direct' for higher derivatives"
+
+    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+        outputs, y, carry = self.inputs.integration.run()
+        self.end = (y, carry[2])
+        return torch.stack(outputs), carry
+
+    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        return _WayBack(self.inputs, *self.end, *grads).run()
+
+
+class _Evaluation:
+    """The drift and the diffusion at one point, with the graph that leads there."""
+
+    __slots__ = ("_roots", "_z", "f", "g")
+
+    def __init__(self, terms: Terms, t: Tensor, z: Tensor) -> None:
+        with torch.enable_grad():
+            self._z = z.detach().requires_grad_()
+            f, g = self._roots = terms.f_and_g(t, self._z)
+        self.f, self.g = f.detach(), g.detach()
+
+    def pull(self, df: Tensor, dg: Tensor, shared: Sequence[Tensor], totals: list[Tensor | None]) -> Tensor | None:
+        """The gradient of the point from those of drift and diffusion; those of the `shared` tensors are added up."""
+        f, g = self._roots
+        roots, seeds = [f, g], [df, dg]
+        if not f.requires_grad:
+            del roots[0], seeds[0]
+        if not g.requires_grad:
+            del roots[-1], seeds[-1]
+        if not roots:
+            return None
+        dz, *found = torch.autograd.grad(roots, [self._z, *shared], seeds, allow_unused=True)
+        add_all(totals, found)
+        return dz
+
+    def check(self, oldest: int, shared: Sequence[Tensor]) -> None:
+        """Look for leaves that are not among the inputs."""
+        refuse_unknown_sde_leaves(self._roots, oldest, [self._z, *shared])
+
+
+class _WayBack:
+    """The backward pass: the state (y, z) at the end of a step, and the gradients of all that the step led to.
+
+    A step from (y, f, g, z) to (y', f', g', z') is z' = 2 y - z + f dt + g W, then f' and g' at z', then y' = y + (f +
+    f') dt / 2 + (g + g') W / 2.
+
+    Args:
+        inputs: what is differentiated.
+        y: the last state.
+        z: the last point at which drift and diffusion were evaluated.
+        grad: the gradient of the states returned.
+        df: the gradient of the last drift, as the method carries it.
+        dg: the gradient of the last diffusion.
+        dz: the gradient of the last z.
+    """
+
+    def __init__(self, inputs: SDEInputs, y: Tensor, z: Tensor, grad: Tensor, df: Tensor, dg: Tensor, dz: Tensor):
+        self.inputs = inputs
+        start = inputs.integration
+        self.integration, leaves = inputs.on_leaves(start.y0, start.carry)
+        self.shared = leaves[1 + len(inputs.carried) :]
+        self.totals: list[Tensor | None] = [None] * len(self.shared)
+        self.y, self.z = y, z
+        self.grads = grad.unbind()
+        self.dy, self.df, self.dg, self.dz = torch.zeros_like(y), df, dg, dz
+        self.left = len(self.grads) - 1
+
+    def run(self) -> Sequence[Tensor | None]:
+        """The gradients of all inputs."""
+        integration = self.integration
+        length, count = integration.noise.block, integration.steps.count
+        t1 = integration.time(integration.steps.times(count, count)[0])
+        here = self._evaluate(t1, self.z, check=True) if count else None
+        for first in reversed(range(0, count, length)):
+            last = min(first + length, count)
+            increments, times = integration.increments(first, last)
+            for step in range(last - 1, first - 1, -1):
+                assert here is not None
+                here = self._back(step, times[step - first], increments[step - first], here, check=step == first)
+        dy = self.dy + self.grads[0]
+        if self.inputs.carried:
+            return [dy, self.df, self.dg, self.dz, *self.totals]
+        if here is None:
+            here = self._evaluate(t1, self.integration.y0, check=True)
+        dz = here.pull(self.df, self.dg, self.shared, self.totals)
+        dy = dy + self.dz
+        return [dy if dz is None else dy + dz, *self.totals]
+
+    def _back(self, step: int, t0: Tensor, noise: Increment, here: _Evaluation, check: bool) -> _Evaluation | None:
+        """Take one step back, from the end of it, `here`; returns the evaluation at its start."""
+        terms, dt, W = self.integration.terms, noise.dt, noise.W
+        dy, rest = self._seen(step)
+        half = 0.5 * dy
+        dz = here.pull(self.df.add(half, alpha=dt), self.dg + _outer(terms, half, W), self.shared, self.totals)
+        dz = self.dz if dz is None else self.dz + dz
+        both = half + dz
+        self.df, self.dg = dt * both, _outer(terms, both, W)
+        self.dy, self.dz = dy.add(dz, alpha=2.0), -dz
+        if rest is not None:
+            self.dy = self.dy + rest
+        if step == 0:  # the start is known
+            return None if self.inputs.carried else self._evaluate(t0, self.integration.y0, check)
+        y, f, g = self.y, here.f, here.g
+        z = (2 * y - self.z).sub_(f, alpha=dt).sub_(terms.prod(g, W))
+        before = self._evaluate(t0, z, check)
+        self.y = y.sub(before.f + f, alpha=0.5 * dt).sub_(terms.prod(before.g + g, W), alpha=0.5)
+        self.z = z
+        return before
+
+    def _seen(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """The gradients of the states at the end and at the start of a step, with those of the outputs within it."""
+        outputs = self.integration.steps.outputs
+        end, start = self.dy, None
+        while outputs[self.left][0] == step:
+            share, grad = outputs[self.left][1], self.grads[self.left]
+            end = end.add(grad, alpha=share)
+            if share < 1.0:
+                start = grad * (1.0 - share) if start is None else start.add(grad, alpha=1.0 - share)
+            self.left -= 1
+        return end, start
+
+    def _evaluate(self, t: Tensor, z: Tensor, check: bool) -> _Evaluation:
+        if not check or self.inputs.complete:
+            return _Evaluation(self.integration.terms, t, z)
+        with torch.enable_grad():
+            oldest = now()
+        found = _Evaluation(self.integration.terms, t, z)
+        found.check(oldest, self.shared)
+        return found
+
+
+def _outer(terms: Terms, v: Tensor, W: Tensor) -> Tensor:
+    """The gradient of the diffusion, given that of its product with `W`."""
+    if terms.diagonal:
+        return v * W.conj()
+    return v.unsqueeze(2) * W.conj().unsqueeze(1)
