@@ -30,7 +30,9 @@ from torchivp import SDEIto, SDEStratonovich, sdeint, sdeint_adjoint
 T = torch.linspace(0.0, 4.0, 33)
 STEP = 4.0 / 32
 TIMES = 6
-SCALE = 5.0
+SCALE = 20.0
+SIZE = 4.0
+LIMIT = 1.0
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8A8A8A"
 
 
@@ -112,7 +114,7 @@ class DrivingPath:
     def __init__(self, paths):
         first = torch.zeros_like(paths[:1])
         variation = torch.cat([first, paths.diff(dim=0).square().cumsum(dim=0)])
-        self.values = torch.cat([paths, variation], dim=2)
+        self.values = SIZE * torch.cat([paths, variation], dim=2)
         self.shape = self.values.shape[1:]
 
     def at(self, t):
@@ -141,7 +143,9 @@ class Discriminator(SDEStratonovich):
         return self.response(with_time(t, h, SCALE)).reshape(len(h), -1, 2)
 
     def forward(self, paths):
-        h = sdeint(self, self.first(paths[0]), T[[0, -1]], bm=DrivingPath(paths), dt=STEP, method="reversible_heun")
+        h = sdeint(
+            self, self.first(SIZE * paths[0]), T[[0, -1]], bm=DrivingPath(paths), dt=STEP, method="reversible_heun"
+        )
         return self.readout(h[-1])
 
     @torch.no_grad()
@@ -149,7 +153,7 @@ class Discriminator(SDEStratonovich):
         """Let no layer change by more than its argument, in the largest element."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                limit = 1.0 / layer.in_features
+                limit = LIMIT / layer.in_features
                 layer.weight.clamp_(-limit, limit)
 
 

@@ -168,8 +168,8 @@ class StateLayout:
             if leaf.shape != (*self.lead, *shape, *further):
                 expected = f", so {caller} must return {(*self.lead, *shape, *further)}" if further else ""
                 raise ValueError(
-                    f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}{expected}, "
-                    f"{name} has shape {tuple(leaf.shape)}{hint}"
+                    f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}{expected}"
+                    f", {name} has shape {tuple(leaf.shape)}{hint}"
                 )
             if leaf.device != self.device:
                 raise ValueError(

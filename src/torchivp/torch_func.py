@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
 from torch.func import debug_unwrap
 
 
@@ -13,6 +14,11 @@ def inside_transform() -> bool:
     Then tensors may be batched or tracked behind the scenes, and must not be written into tensors that are not.
     """
     return _functorch.maybe_current_level() is not None
+
+
+def may_be_tracked() -> bool:
+    """Whether a transform or forward-mode differentiation is at work, which leave no mark on the tensors they track."""
+    return inside_transform() or forward_ad._current_level >= 0
 
 
 def derivative_depth() -> int:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ class TestTimes:
         steps = Steps.landing([0.0, 1.0, 1.05, 0.8 + 1.2], 0.3)
         times = steps.times(0, steps.count)
         assert [times[k + 1] for k, _ in steps.outputs] == [0.0, 1.0, 1.05, 2.0]
-        assert max(b - a for a, b in zip(times, times[1:], strict=False)) <= 0.3
+        assert max(b - a for a, b in pairwise(times)) <= 0.3
         assert times == [steps.times(i, i)[0] for i in range(steps.count + 1)]
 
     def test_a_span_that_is_a_multiple_of_dt_has_so_many_steps(self):
@@ -318,7 +319,7 @@ class TestAdaptive:
             solve(Problem(), start(2, 3), [0, 1], adaptive=True, rtol=1e-9, atol=1e-9, dt_min=0.05)
 
     def test_the_budget_is_for_the_whole_solve(self):
-        with pytest.raises(torchivp.SolveError, match="20 step attempts .* raise options"):
+        with pytest.raises(torchivp.SolveError, match=r"20 step attempts .* raise options"):
             solve(
                 Problem(), start(2, 3), torch.linspace(0, 1, 11), adaptive=True, rtol=1e-6, atol=1e-6,
                 options={"max_num_steps": 20},
@@ -391,7 +392,7 @@ REFUSALS = {
         Changed(f=lambda t, y: y[:, :2]), {}, ValueError, r"f must return .* shape \(2, 3\), f\(t, y\) has .* \(2, 2\)"
     ),
     "diffusion of another shape": (
-        Changed("scalar", g=lambda t, y: y), {}, ValueError, r"so g must return \(2, 3, 1\).*has shape \(2, 3\); of scalar"
+        Changed("scalar", g=lambda t, y: y), {}, ValueError, r"g must return \(2, 3, 1\).*has shape \(2, 3\); of scalar"
     ),
     "unknown name": (Problem(), {"names": {"drfit": "f"}}, ValueError, "names can rename 'drift', .*, not 'drfit'"),
     "name of nothing": (Problem(), {"names": {"drift": "force"}}, ValueError, "but the SDE has no method 'force'"),

@@ -39,8 +39,9 @@ class SDEAdjoint:
     together with the state itself, which starts anew at every output from the one found there. An Itô equation is
     solved backwards in Stratonovich's calculus, with its corrected drift. Memory does not grow with the number of
     steps. The gradient converges to the right one with the size of the steps, but is not that of the steps taken, and
-    where paths contract, the way back is unstable. It can be differentiated once. Li, Wong, Chen and Duvenaud,
-    "Scalable gradients for stochastic differential equations", AISTATS (2020).
+    where paths contract, the way back is unstable. A gradient that is to be differentiated again, `create_graph=True`,
+    is that of the steps, in the memory of `SDEDirect`. Li, Wong, Chen and Duvenaud, "Scalable gradients for stochastic
+    differential equations", AISTATS (2020).
 
     Args:
         method: "midpoint", "heun", "euler_heun", or, for noise that commutes, "milstein". For Itô equations "euler"
@@ -159,10 +160,6 @@ def check_adjoint_method(name: str | None, terms: Terms, forward: SDEMethod) -> 
 class _AdjointSolve(SDEBackward):
     """One solve: its end, and the way back from there."""
 
-    refusal = (
-        "the gradient of sdeint_adjoint can be differentiated once: use sdeint with gradient='direct' for higher "
-        "derivatives"
-    )
     keeps_states = True
 
     def __init__(self, inputs: SDEInputs, plan: SDEAdjoint, method: str) -> None:

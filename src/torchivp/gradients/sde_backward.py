@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchivp.gradients.inputs import refuse_to_differentiate
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.increment import Increment
@@ -26,11 +25,9 @@ class SDEBackward(ABC):
         inputs: what is differentiated.
 
     Attributes:
-        refusal: what to tell someone who differentiates the gradients again.
         keeps_states: whether the backward pass needs the states that were returned.
     """
 
-    refusal: ClassVar[str]
     keeps_states: ClassVar[bool] = False
 
     def __init__(self, inputs: SDEInputs) -> None:
@@ -67,11 +64,28 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved = ctx.saved_tensors
-        count = len(ctx.solve.inputs.tensors)
-        with torch.no_grad():
-            found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
-            found = [torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True)]
-        return None, *refuse_to_differentiate(ctx.solve.refusal, found, [*saved, *grads])
+        inputs: SDEInputs = ctx.solve.inputs
+        count = len(inputs.tensors)
+        if torch.is_grad_enabled():
+            return None, *_differentiable_gradients(inputs, grads)
+        found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
+        return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
+
+
+def _differentiable_gradients(inputs: SDEInputs, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients for `create_graph=True`: those of the steps, taken again with autograd watching."""
+    states, carry = SDEDirect().solve(inputs.integration, None, None)
+    used = [i for i, x in enumerate(inputs.tensors) if x.requires_grad]
+    pairs = [(x, g) for x, g in zip([states, *carry], grads, strict=True) if x.requires_grad]
+    found = torch.autograd.grad(
+        [x for x, _ in pairs],
+        [inputs.tensors[i] for i in used],
+        [g for _, g in pairs],
+        create_graph=True,
+        materialize_grads=True,
+    )
+    gradients = dict(zip(used, found, strict=True))
+    return [gradients.get(i, torch.zeros_like(x)) for i, x in enumerate(inputs.tensors)]
 
 
 def solve_plainly(integration: SDEIntegration, named: Any, owner: Any) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -24,7 +24,8 @@ class SDECheckpointed:
 
     The forward pass keeps the state at some of the steps. The backward pass takes the steps between two of them again,
     last stretch first, on the same noise, and lets autograd through them: one more evaluation of everything, and the
-    memory of the checkpoints and of one stretch. It can be differentiated once.
+    memory of the checkpoints and of one stretch. A gradient that is to be differentiated again, `create_graph=True`,
+    takes the memory of `SDEDirect`.
 
     Args:
         checkpoints: the largest number of states to hold; None for about the square root of the number of steps,
@@ -61,8 +62,6 @@ class _Checkpoint:
 
 class _CheckpointedSolve(SDEBackward):
     """One solve: what its forward pass keeps, and how its backward pass uses it."""
-
-    refusal = "gradient='checkpointed' can be differentiated once: use gradient='direct' for higher derivatives"
 
     def __init__(self, inputs: SDEInputs, limit: int | None) -> None:
         super().__init__(inputs)

@@ -24,9 +24,9 @@ class SDEReversible:
 
     The forward pass keeps its end alone. The backward pass takes the steps back one by one, on the same noise, with one
     evaluation of drift and diffusion each. What rounding lost on the way there it cannot find again, and the way back
-    magnifies it where paths contract: over long spans of strongly dissipative equations `SDECheckpointed` is safer. It
-    can be differentiated once. Kidger, Foster, Li and Lyons, "Efficient and accurate gradients for neural SDEs",
-    NeurIPS (2021), Algorithm 2.
+    magnifies it where paths contract: over long spans of strongly dissipative equations `SDECheckpointed` is safer. A
+    gradient that is to be differentiated again, `create_graph=True`, takes the memory of `SDEDirect`. Kidger, Foster,
+    Li and Lyons, "Efficient and accurate gradients for neural SDEs", NeurIPS (2021), Algorithm 2.
     """
 
     name = "reversible"
@@ -50,8 +50,6 @@ class SDEReversible:
 
 class _ReversibleSolve(SDEBackward):
     """One solve: the end of its forward pass, and the way back from there."""
-
-    refusal = "gradient='reversible' can be differentiated once: use gradient='direct' for higher derivatives"
 
     def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
         outputs, y, carry = self.inputs.integration.run()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchivp.noise.increment import Increment
 from torchivp.noise.levy_area import area
 from torchivp.noise.philox import normals
+from torchivp.noise.seed import outside_transforms
 
 _ELEMENTS = 2**19
 """About so many numbers are drawn at once."""
@@ -90,7 +91,8 @@ class GridNoise:
         if self.rng == "torch":
             self._generator.manual_seed(_mix(self.seed, 2 * block + (offset > 0)))
             shape = (self.block, kinds, self.rows, size)
-            return torch.randn(shape, generator=self._generator, dtype=self._real, device=self._device)
+            with outside_transforms():
+                return torch.randn(shape, generator=self._generator, dtype=self._real, device=self._device)
         per_step = 2 + self.channels
         first = block * self.block
         nodes = [(first + i) * per_step + offset + kind for i in range(self.block) for kind in range(kinds)]

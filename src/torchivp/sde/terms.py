@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import may_be_tracked
 
 
 class Terms(ABC):
@@ -78,14 +78,14 @@ class Terms(ABC):
 
         The weights are [rows, channels]. The result can be differentiated itself. For noise that is not diagonal.
         """
-        if inside_transform():
+        if may_be_tracked():
             return torch.func.jvp(lambda x: self.g_prod(t, x, weights), (y,), (direction,))[1]
         with _Watched(y, lambda: self.g_prod(t, y, weights)) as watched:
             return watched.derivative([self.g_prod(t, watched.y, weights)], [direction])
 
     def g_and_slope(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Of diagonal noise, the diffusion g, and (dg/dy) g v, elementwise."""
-        if inside_transform():
+        if may_be_tracked():
             found: tuple[Any, ...] = torch.func.vjp(lambda x: self.g(t, x), y)
             g, pull_back = found
             return g, pull_back((g * v).conj())[0].conj()
@@ -105,7 +105,7 @@ class Terms(ABC):
             return torch.zeros_like(y)
         if self.diagonal:
             return self.g_and_slope(t, y, torch.ones_like(y))[1]
-        if inside_transform():
+        if may_be_tracked():
             units = torch.eye(self.channels, dtype=y.dtype, device=y.device)
             columns = self.g(t, y).unbind(2)
             slopes = [

@@ -14,7 +14,7 @@ from torchivp.methods.sde.method import SDEMethod
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 from torchivp.solution import Outcome, SolveError, Status
-from torchivp.torch_func import inside_transform, needs_gradient, read
+from torchivp.torch_func import inside_transform, may_be_tracked, needs_gradient, read
 
 _SLOW = 0.2
 """Corrections shrink more slowly than this: new Jacobians in every iteration pay."""
@@ -161,7 +161,8 @@ class _Equation:
         A correction with the Jacobian at the solution has the right derivative, as the derivative of what it starts
         from cancels; another, from there, has the right second one.
         """
-        if torch.is_grad_enabled() and (needs_gradient(self._right) or needs_gradient(self._drift(y))):
+        reverse = torch.is_grad_enabled() and (needs_gradient(self._right) or needs_gradient(self._drift(y)))
+        if reverse or may_be_tracked():
             _, system = self._linearised(y)
             for _ in range(2):
                 y = y + system.correction(y - self._dt * self._drift(y) - self._right)
