@@ -63,8 +63,7 @@ class SDECase:
 
     @property
     def name(self) -> str:
-        gradient = " and gradient by sdeint_adjoint" if self.adjoint else ""
-        return f"sde: {self.method}{gradient}, {self.batch} paths, {self.steps} steps"
+        return f"sde: {self.method}{', adjoint' if self.adjoint else ''}, {self.batch} x {self.steps}"
 
 
 CASES = [

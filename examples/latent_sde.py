@@ -12,8 +12,8 @@ There the exact posterior is known, that of a Gaussian process, and the ELBO can
 `--data lorenz` are many paths of a stochastic Lorenz system, of which the prior, too, is learned by networks. Its
 diffusion may be of any kind: the control moves the state only where the noise does, so the divergence is always finite.
 
-    python examples/latent_sde.py                                 # two minutes
-    python examples/latent_sde.py --data lorenz                   # four minutes
+    python examples/latent_sde.py                                 # a minute and a half
+    python examples/latent_sde.py --data lorenz                   # the same
     python examples/latent_sde.py --data lorenz --noise general   # or scalar, or additive
     python examples/latent_sde.py --quick                         # seconds, to see that it runs
 """
@@ -64,7 +64,7 @@ class LatentSDE(SDEIto):
         nn.init.zeros_(self.control[-1].bias)
 
     def encode(self, series):
-        """For each of the measurements, what is to come after it, and itself: [len(times), batch, context + observed]."""
+        """Of each measurement, what the encoder makes of it and those after it, and itself."""
         wait = self.times.diff(append=self.times[-1:])[:, None, None].expand(-1, series.shape[1], 1)
         states, _ = self.encoder(torch.cat([series, wait], dim=2).flip(0))
         return torch.cat([states.flip(0), series], dim=2)
@@ -331,7 +331,7 @@ def lorenz(out, quick, noise):
     unseen, later = lorenz_series(16 if quick else 256, LATER).split((COUNT, LATER))
     model = NeuralPrior(noise, STEP * torch.arange(1, COUNT + 1), STEP, observed=3)
     before = mean_elbo(model, unseen)
-    found = train(model, measured, iterations=20 if quick else 1200, batch=32 if quick else 64, rate=1e-2)
+    found = train(model, measured, iterations=20 if quick else 2000, batch=32 if quick else 64, rate=1e-2)
     after = mean_elbo(model, unseen)
     print(f"ELBO of series that were not trained on: before {before:.1f}, after {after:.1f}")
     draw_lorenz(out, model, unseen, later, found)

@@ -4,15 +4,16 @@ The generator turns Gaussian noise into the first state of an SDE, which it then
 networks, and the path is a linear function of the state. It is solved by the reversible Heun method, whose steps can be
 taken back exactly, so that the gradient is exact and needs the memory of one step.
 
-The discriminator reads a path Y as the control of a neural CDE, dH = f(t, H) dt + g(t, H) dY, and judges by its last
-state. That is an SDE in Stratonovich's calculus whose noise is the path: it is solved in the same way, with the path in
-place of Brownian motion. Its weights are clipped, which makes it a Lipschitz function of the path, and the largest
-difference that it finds between data and generator a Wasserstein distance. Kidger, Foster, Li and Lyons, "Efficient and
-accurate gradients for neural SDEs", NeurIPS (2021).
+The discriminator reads a path as the control Y of a neural CDE, dH = f(t, H) dt + g(t, H) dY, and judges by its last
+state; with the path goes its quadratic variation, which tells how rough it is. That is an SDE in Stratonovich's
+calculus whose noise is Y: it is solved in the same way, with Y in the place of Brownian motion. The weights are
+clipped, so that no layer changes by more than its argument, and the difference that the discriminator finds between
+generator and data is a distance of Wasserstein's kind. Kidger, Foster, Li and Lyons, "Efficient and accurate gradients
+for neural SDEs", NeurIPS (2021).
 
 The data are paths of an Ornstein-Uhlenbeck process with a moving mean and growing noise.
 
-    python examples/sde_gan.py            # five minutes
+    python examples/sde_gan.py            # three minutes
     python examples/sde_gan.py --quick    # seconds, to see that it runs
 """
 
@@ -29,10 +30,10 @@ from torchivp import SDEIto, SDEStratonovich, sdeint, sdeint_adjoint
 
 T = torch.linspace(0.0, 4.0, 33)
 STEP = 4.0 / 32
-TIMES = 6
-SCALE = 20.0
-SIZE = 4.0
-LIMIT = 1.0
+TIMES = 6  # how many sines and cosines of time the networks see
+TIME_SCALE = 20.0  # of these, for the discriminator: it may change with time as fast as it likes
+PATH_SCALE = 4.0  # of the paths, for the discriminator
+JUDGEMENTS = 2  # steps of the discriminator for each of the generator
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8A8A8A"
 
 
@@ -114,7 +115,7 @@ class DrivingPath:
     def __init__(self, paths):
         first = torch.zeros_like(paths[:1])
         variation = torch.cat([first, paths.diff(dim=0).square().cumsum(dim=0)])
-        self.values = SIZE * torch.cat([paths, variation], dim=2)
+        self.values = PATH_SCALE * torch.cat([paths, variation], dim=2)
         self.shape = self.values.shape[1:]
 
     def at(self, t):
@@ -137,15 +138,14 @@ class Discriminator(SDEStratonovich):
         self.readout = nn.Linear(size, 1)
 
     def f(self, t, h):
-        return self.drift(with_time(t, h, SCALE))
+        return self.drift(with_time(t, h, TIME_SCALE))
 
     def g(self, t, h):
-        return self.response(with_time(t, h, SCALE)).reshape(len(h), -1, 2)
+        return self.response(with_time(t, h, TIME_SCALE)).reshape(len(h), -1, 2)
 
     def forward(self, paths):
-        h = sdeint(
-            self, self.first(SIZE * paths[0]), T[[0, -1]], bm=DrivingPath(paths), dt=STEP, method="reversible_heun"
-        )
+        h0 = self.first(PATH_SCALE * paths[0])
+        h = sdeint(self, h0, T[[0, -1]], bm=DrivingPath(paths), dt=STEP, method="reversible_heun")
         return self.readout(h[-1])
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class Discriminator(SDEStratonovich):
         """Let no layer change by more than its argument, in the largest element."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                limit = LIMIT / layer.in_features
+                limit = 1.0 / layer.in_features
                 layer.weight.clamp_(-limit, limit)
 
 
@@ -170,13 +170,14 @@ def distances(made, data):
 
 
 def train(generator, data, unseen, iterations, batch, every):
-    """Train; returns the average of the generators of the second half, and the distances on the way."""
+    """Train; returns the average of the generators of the last fifth, and the distances on the way."""
     discriminator = Discriminator()
     discriminator.clip()
     optimisers = [
-        torch.optim.Adam(model.parameters(), lr=rate, betas=(0.0, 0.9))
-        for model, rate in ((generator, 2e-3), (discriminator, 5e-3))
+        torch.optim.Adam(model.parameters(), lr=rate, betas=(0.0, 0.99))
+        for model, rate in ((generator, 2e-3), (discriminator, 1e-2))
     ]
+    schedules = [torch.optim.lr_scheduler.LinearLR(each, 1.0, 0.0, iterations + 1) for each in optimisers]
     average = AveragedModel(generator)
     found = []
     for i in range(iterations + 1):
@@ -184,18 +185,23 @@ def train(generator, data, unseen, iterations, batch, every):
             with torch.no_grad():
                 found.append((i, *distances(generator(unseen.shape[1]), unseen)))
             print("iteration {:5d}   Wasserstein distance of values {:.4f}, of changes {:.4f}".format(*found[-1]))
-        real = data[:, torch.randint(data.shape[1], (batch,))]
-        made, real = discriminator(torch.cat([generator(batch), real], dim=1)).chunk(2)
-        difference = made.mean() - real.mean()
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        difference.backward()
-        for weights in discriminator.parameters():  # it makes the difference large, the generator makes it small
-            weights.grad.neg_()
-        for optimiser in optimisers:
-            optimiser.step()
-        discriminator.clip()
-        if i > iterations // 2:
+        for last in (False,) * (JUDGEMENTS - 1) + (True,):
+            real = data[:, torch.randint(data.shape[1], (batch,))]
+            with torch.set_grad_enabled(last):  # only then the generator learns
+                made = generator(batch)
+            made, real = discriminator(torch.cat([made, real], dim=1)).chunk(2)
+            difference = made.mean() - real.mean()
+            for optimiser in optimisers:
+                optimiser.zero_grad()
+            difference.backward()
+            for weights in discriminator.parameters():  # it makes the difference large, the generator makes it small
+                weights.grad.neg_()
+            for optimiser in optimisers:
+                optimiser.step()
+            discriminator.clip()
+        for schedule in schedules:
+            schedule.step()
+        if i > 4 * iterations // 5:
             average.update_parameters(generator)
     return average.module, found
 
@@ -260,8 +266,8 @@ def main():
     generator.match_size(data)
     with torch.no_grad():
         before = generator(unseen.shape[1])
-    iterations = arguments.iterations or (40 if arguments.quick else 2000)
-    average, found = train(generator, data, unseen, iterations, 128 if arguments.quick else 512, every=20)
+    iterations = arguments.iterations or (30 if arguments.quick else 2000)
+    average, found = train(generator, data, unseen, iterations, 64 if arguments.quick else 256, every=50)
     with torch.no_grad():
         after = average(unseen.shape[1])
     first, last, floor = (distances(paths, unseen) for paths in (before, after, others))

@@ -287,7 +287,7 @@ def test_second_derivatives_are_those_of_the_steps(gradient):
     sde, y0, scale = problem_of("stratonovich", "diagonal")
 
     def second(gradient):
-        y, _ = integrate(sde, y0, (0.0, 0.5), gradient, "reversible_heun", args=(scale,))
+        y, _ = integrate(sde, y0, (0.0, 0.5), gradient, "reversible_heun", 0.01, args=(scale,))
         first = torch.autograd.grad(y.sin().sum(), [y0, scale], create_graph=True)
         return torch.autograd.grad(sum(x.square().sum() for x in first), [y0, scale, *sde.parameters()])
 
