@@ -51,6 +51,7 @@ class SDECase:
         target: the ratio that the library sets itself; None for none.
         adjoint: whether the gradient of the parameters by `sdeint_adjoint` is part of the call.
         bare: whether the other side is a loop without a library.
+        counter: whether torchivp draws counter-based noise.
     """
 
     method: str
@@ -60,10 +61,12 @@ class SDECase:
     target: float | None = None
     adjoint: bool = False
     bare: bool = False
+    counter: bool = False
 
     @property
     def name(self) -> str:
-        return f"sde: {self.method}{', adjoint' if self.adjoint else ''}, {self.batch} x {self.steps}"
+        what = ", adjoint" if self.adjoint else ", counter" if self.counter else ""
+        return f"sde: {self.method}{what}, {self.batch} x {self.steps}"
 
 
 CASES = [
@@ -75,11 +78,16 @@ CASES = [
     SDECase("heun", "stratonovich", 1024, 1000),
     SDECase("reversible_heun", "stratonovich", 1024, 1000, 5.0),
     SDECase("reversible_heun", "stratonovich", 1024, 1000, 4.0, adjoint=True),
-    # The larger batch takes torchsde half a minute for 1000 steps; the time of a step is the same.
-    SDECase("euler", "ito", 65536, 100, 15.0),
-    SDECase("milstein", "ito", 65536, 100, 15.0),
-    SDECase("srk", "ito", 65536, 100, 15.0),
+    SDECase("midpoint", "stratonovich", 1024, 1000, adjoint=True),
+    SDECase("euler", "ito", 1024, 1000, counter=True),
+    SDECase("euler", "ito", 65536, 1000, 15.0),
+    SDECase("milstein", "ito", 65536, 1000, 15.0),
+    SDECase("srk", "ito", 65536, 1000, 15.0),
+    SDECase("euler", "ito", 65536, 1000, bare=True),
 ]
+
+ADJOINT = {"reversible_heun": "adjoint_reversible_heun", "midpoint": "midpoint"}
+"""The methods of the backward solves."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +121,15 @@ def measure_sde(case: SDECase, repeats: int) -> SDELine:
 def _call(case: SDECase, library: Any) -> Callable[[], object]:
     sde, y0 = GeometricBrownianMotion(case.sde_type), torch.ones(case.batch, 1)
     ts = torch.tensor([0.0, 1.0])
+    ours = {"rng": "counter"} if case.counter and library is torchivp else {}
 
     def solve() -> object:
         with torch.no_grad():
-            return library.sdeint(sde, y0, ts, method=case.method, dt=1.0 / case.steps)
+            return library.sdeint(sde, y0, ts, method=case.method, dt=1.0 / case.steps, **ours)
 
     def differentiate() -> object:
         y = library.sdeint_adjoint(
-            sde, y0, ts, method=case.method, adjoint_method="adjoint_reversible_heun", dt=1.0 / case.steps
+            sde, y0, ts, method=case.method, adjoint_method=ADJOINT[case.method], dt=1.0 / case.steps
         )
         return torch.autograd.grad(y[-1].square().mean(), list(sde.parameters()))
 

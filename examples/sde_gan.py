@@ -231,7 +231,7 @@ def draw(path, before, after, unseen, found, last, floor):
         axes.hist(before[i, :, 0], bins, density=True, histtype="step", color=GREY, lw=1.2, label="before")
         axes.hist(after[i, :, 0], bins, density=True, histtype="step", color=BLUE, lw=1.6, label="after")
         axes.set(xlabel="value", yticks=[])
-        axes.set_ylim(top=1.7 * torch.histc(values, 50).max() / len(values) / (bins[1] - bins[0]))
+        axes.set_ylim(top=1.4 * torch.histc(values, 50).max() / len(values) / (bins[1] - bins[0]))
         axes.set_title(f"at time {T[i]:g}", fontweight="bold", fontsize=11)
     handles = panels[0].get_legend_handles_labels()
     middle.legend(*handles, frameon=False, fontsize=9, ncols=3, loc="outside lower center")

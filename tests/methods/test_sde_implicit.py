@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from torchivp import Outcome, SolveError, odeint, sdeint
 from torchivp.methods.sde import SDE_METHODS
@@ -240,7 +240,88 @@ def test_gradient_of_a_parameter_of_the_drift_alone(method):
     with torch.no_grad():
         plain = end(p)
     assert not plain.requires_grad
-    torch.testing.assert_close(plain, end(p).detach())
+    assert torch.equal(plain, end(p))
+
+
+class Line:
+    """The path W(t) = t / 2."""
+
+    shape = (1, 1)
+
+    def __call__(self, ta, tb):
+        return double((float(tb) - float(ta)) / 2).view(1, 1)
+
+
+def cubic(method, p=1.0, tol=1e-13):
+    """The end of two steps for dX = -p X³ dt + cos(X) dW / 2, as a function of its start."""
+    sde = SDE(lambda t, y: -p * y**3, lambda t, y: 0.5 * torch.cos(y))
+
+    def end(y0):
+        start = y0.reshape(1, 1)
+        return sdeint(sde, start, [0.0, 1.0], bm=Line(), method=method, dt=0.5, options={"newton_tol": tol})[-1].sum()
+
+    return end
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_derivatives_of_any_order(method):
+    """Those of autograd are right, or refused; those of transforms, forward derivatives, and mixtures are right."""
+    end, y0 = cubic(method), double(0.8).squeeze()
+    grad, jacfwd = torch.func.grad, torch.func.jacfwd
+    nodes = torch.linspace(-0.03, 0.03, 7, dtype=torch.float64)
+    with torch.no_grad():
+        values = torch.stack([end(y0 + node) for node in nodes])
+    powers = torch.linalg.solve(torch.linalg.vander(nodes / 0.03), values)
+    exact = [math.factorial(k) * powers[k] / 0.03**k for k in range(4)]
+
+    def assert_right(found, k):
+        torch.testing.assert_close(found.detach(), exact[k], rtol=10.0 ** (k - 9), atol=0.0)
+
+    leaf = y0.clone().requires_grad_()
+    value = end(leaf)
+    assert torch.equal(value, values[3])
+    (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+    (second,) = torch.autograd.grad(first, leaf, create_graph=True)
+    assert_right(first, 1)
+    assert_right(second, 2)
+    with pytest.raises(RuntimeError, match="can be differentiated twice, not three times"):
+        torch.autograd.grad(second, leaf)
+    third = [grad(grad(grad(end))), jacfwd(jacfwd(jacfwd(end))), jacfwd(grad(jacfwd(end))), grad(jacfwd(grad(end)))]
+    for transformed in third:
+        assert_right(transformed(y0), 3)
+    assert_right(torch.autograd.grad(grad(grad(end))(leaf), leaf)[0], 3)
+    assert_right(torch.autograd.functional.hessian(end, y0, vectorize=True), 2)
+    with forward_ad.dual_level():
+        value, first = forward_ad.unpack_dual(end(forward_ad.make_dual(leaf, torch.ones_like(leaf))))
+        assert first is not None and torch.equal(value, values[3])
+        (second,) = torch.autograd.grad(first, leaf, create_graph=True)
+        assert_right(first, 1)
+        assert_right(second, 2)
+        assert_right(torch.autograd.grad(second, leaf)[0], 3)
+        p = forward_ad.make_dual(torch.ones_like(y0), torch.ones_like(y0))
+        found = forward_ad.unpack_dual(cubic(method, p)(y0)).tangent
+    expected = (cubic(method, 1.0 + 1e-6)(y0) - cubic(method, 1.0 - 1e-6)(y0)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0.0)
+
+
+@pytest.mark.parametrize("tol", [1e-6, 1e-13])
+@pytest.mark.parametrize("method", METHODS)
+def test_entries_of_a_batch_that_converge_at_different_rates(method, tol):
+    end, starts = cubic(method, 4.0, tol), torch.linspace(0.1, 3.0, 6, dtype=torch.float64)
+    for transform in (lambda f: f, torch.func.grad, torch.func.jacfwd):
+        expected = torch.stack([transform(end)(start) for start in starts])
+        torch.testing.assert_close(torch.func.vmap(transform(end))(starts), expected, rtol=100 * tol, atol=10 * tol)
+
+
+def test_no_convergence_of_an_entry_of_a_batch():
+    sde = SDE(lambda t, y: -1e3 * y**3, lambda t, y: 0.1 * y)
+
+    def end(y0):
+        start, options = y0.view(1, 1), {"max_iters": 2}
+        return sdeint(sde, start, [0.0, 1.0], bm=Line(), method="implicit_euler", dt=1.0, options=options)[-1]
+
+    with pytest.raises(SolveError, match="did not converge in 2 iterations for 1 of 2 rows .the first is row 1.:"):
+        torch.func.vmap(end)(double(0.0, 10.0))
 
 
 def test_inference_mode():

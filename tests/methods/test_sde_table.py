@@ -16,13 +16,13 @@ def documented():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) != 9 or cells[0].strip("`") not in torchivp.SDE_METHODS:
             continue
+        area, _, only = cells[7].partition(" for ")
         for calculus in cells[1].split(", "):
             for noise, orders in zip(COLUMNS, cells[2:7], strict=True):
                 if orders != "–":
                     strong, weak = map(float, orders.split(", "))
-                    yield torchivp.Capability(
-                        cells[0].strip("`"), CALCULI[calculus], noise, strong, weak, AREAS[cells[7]]
-                    )
+                    needed = AREAS[area if not only or noise in only.split(", ") else ""]
+                    yield torchivp.Capability(cells[0].strip("`"), CALCULI[calculus], noise, strong, weak, needed)
 
 
 def test_the_table():

@@ -371,10 +371,19 @@ REFUSED = [
         r"W has shape \(3,\), torch.float64",
     ),
     ({"W": torch.zeros(3, dtype=torch.int64)}, ValueError, r"noise is real"),
-    ({"rows": [0, 1]}, ValueError, r"rows must name each of the 3 rows that size=\(3,\) has, got 2 numbers"),
-    ({"rows": [0, -1, 2]}, ValueError, r"rows must not be negative, got -1"),
-    ({"rows": [0.0, 1.0, 2.0]}, TypeError, r"rows must be whole numbers in one dimension, got torch.float32 of \(3,\)"),
-    ({"rows": [[0, 1, 2]]}, TypeError, r"rows must be whole numbers in one dimension, got torch.int64 of \(1, 3\)"),
+    (
+        {"rows": [0, 1]},
+        ValueError,
+        r"rows must be 3 whole numbers, one for each row, none of them negative, got \[0, 1\]: write rows=",
+    ),
+    ({"rows": [0, -1, 2]}, ValueError, r"none of them negative, got \[0, -1, 2\]"),
+    ({"rows": [0.0, 1.0, 2.0]}, TypeError, r"rows must be 3 whole numbers, .* got \[0.0, 1.0, 2.0\]"),
+    ({"rows": [[0, 1, 2]]}, TypeError, r"rows must be 3 whole numbers, .* got \[\[0, 1, 2\]\]"),
+    ({"rows": [True, False, True]}, TypeError, r"rows must be 3 whole numbers, .* got \[True, False, True\]"),
+    ({"rows": 3}, TypeError, r"rows must be 3 whole numbers, .* got 3"),
+    ({"rows": "012"}, TypeError, r"rows must be 3 whole numbers, .* got '012'"),
+    ({"rows": {0, 1, 2}}, TypeError, r"rows must be 3 whole numbers, .* got {0, 1, 2}"),
+    ({"rows": [0, 1, 2**70]}, TypeError, r"rows must be 3 whole numbers, .* got \[0, 1, 1180591620717411303424\]"),
 ]
 
 

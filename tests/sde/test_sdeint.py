@@ -6,9 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import torchivp
+from torchivp.methods import ODE_METHODS
+from torchivp.methods.sde.heun import Heun
 from torchivp.sde.base import NOISE_TYPES
+from torchivp.sde_loop.adaptive import AdaptiveSteps
 from torchivp.sde_loop.steps import Steps
 
 
@@ -234,6 +238,48 @@ class TestSeeds:
         torch.testing.assert_close(once(start(6, 3)[[5, 1]], rows=[5, 1]), whole[:, [5, 1]], rtol=1e-14, atol=1e-14)
 
     @pytest.mark.parametrize("rng", ["torch", "counter"])
+    def test_rows_of_adaptive_steps(self, rng):
+        """With steps of one size, forced by dt_min, the rows of a part are those of the whole."""
+
+        def once(y0, rows=None):
+            arguments = {"adaptive": True, "rtol": 1e-9, "atol": 1e-9, "dt": 0.05, "dt_min": 0.05, "rng": rng}
+            with pytest.warns(UserWarning, match="Hitting minimum"):
+                return solve(Problem(), y0, [0, 1], method="srk", rows=rows, **arguments)
+
+        whole = once(start(6, 3))
+        torch.testing.assert_close(once(start(6, 3)[4:], range(4, 6)), whole[:, 4:], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(once(start(6, 3)[[5, 1]], [5, 1]), whole[:, [5, 1]], rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(once(start(6, 3)[4:]), whole[:, 4:])
+
+    def test_a_method_gets_the_areas_that_it_names(self):
+        class Asks(Heun):
+            levy_area = "davie"
+
+            def step(self, terms, t0, t1, y0, noise, carry):
+                assert noise.A is not None and noise.A.shape == (5, 2, 2)
+                return super().step(terms, t0, t1, y0, noise, carry)
+
+        sde, y0 = Problem("general", "stratonovich"), start(5, 3)
+        for kind in ("davie", "foster"):
+            bm = torchivp.BrownianInterval(size=(5, 2), dtype=torch.float64, levy_area_approximation=kind)
+            solve(sde, y0, [0, 1], bm=bm, method=Asks)
+        solve(sde, y0, [0, 1], method=Asks)
+        with pytest.raises(ValueError, match=r"'davie' or 'foster', bm has 'none': make .*approximation='davie'"):
+            solve(sde, y0, [0, 1], bm=torchivp.BrownianInterval(size=(5, 2), dtype=torch.float64), method=Asks)
+
+    @pytest.mark.parametrize("noise_type", NOISE_TYPES)
+    @pytest.mark.parametrize("method, needy", [("ri6", ("commutative", "general")), ("log_ode", ("general",))])
+    def test_areas_are_asked_for_where_they_are_needed(self, noise_type, method, needy):
+        sde = Problem(noise_type, "ito" if method == "ri6" else "stratonovich")
+        size = (5, {"diagonal": 3, "scalar": 1}.get(noise_type, 2))
+        bm = torchivp.BrownianInterval(size=size, dtype=torch.float64)
+        if noise_type in needy:
+            with pytest.raises(ValueError, match=f"'{method}' needs a Brownian motion"):
+                solve(sde, start(5, 3), [0, 1], bm=bm, method=method)
+        else:
+            assert solve(sde, start(5, 3), [0, 1], bm=bm, method=method).isfinite().all()
+
+    @pytest.mark.parametrize("rng", ["torch", "counter"])
     def test_the_law_of_the_noise_of_a_grid(self, rng):
         class Area:
             """Y0 = W, and Y1 = the integral of W, which a drift of order 3/2 gets right from W and H."""
@@ -325,6 +371,70 @@ class TestAdaptive:
                 options={"max_num_steps": 20},
             )  # fmt: skip
 
+    @pytest.mark.filterwarnings("ignore:Numerical solution is not guaranteed")
+    @pytest.mark.parametrize("ts", [[0, 0.1, 0.37, 0.371, 1.0], [1.0, 0.6, 0.0]], ids=["forwards", "backwards"])
+    @pytest.mark.parametrize("interp", [None, "linear"])
+    @pytest.mark.parametrize(
+        ("sde_type", "method"),
+        [("ito", "srk"), ("ito", "milstein"), ("ito", "implicit_milstein"), ("stratonovich", "reversible_heun")],
+    )
+    def test_the_states_that_the_search_found_are_those_of_the_steps(self, ts, interp, sde_type, method, monkeypatch):
+        """With a graph the steps that were found are taken again, without one they are not."""
+        chosen, times = [], []
+
+        class Counted(Problem):
+            def f(self, t, y):
+                times.append(float(t))
+                return super().f(t, y)
+
+        def choose(*args):
+            chosen.append(original(*args))
+            times.clear()
+            return chosen[-1]
+
+        original = AdaptiveSteps.choose
+        monkeypatch.setattr(AdaptiveSteps, "choose", choose)
+        sde, y0 = Counted(sde_type=sde_type), start(2, 3)
+        options = {"method": method, "adaptive": True, "rtol": 1e-2, "atol": 1e-2, "logqp": True, "extra": True}
+        found = solve(sde, y0, ts, options={"interp": interp}, **options)
+        assert not times
+        torch.manual_seed(0)
+        replayed = torchivp.sdeint(sde, y0, ts, dt=0.05, options={"interp": interp}, **options)
+        assert times and replayed[0].requires_grad
+        for a, b in zip(tree_leaves(found), tree_leaves(replayed), strict=True):
+            assert torch.equal(a, b)
+        for integration in chosen:
+            steps = integration.steps
+            assert steps.count > 4 and steps.outputs == [(-1, 1.0), *map(steps.place, ts[1:])]
+            assert not integration.found
+
+    @pytest.mark.filterwarnings("ignore:Numerical solution is not guaranteed")
+    def test_the_search_serves_gradients_that_solve_without_a_graph(self):
+        sde, y0 = Problem(sde_type="stratonovich"), start(2, 3).requires_grad_()
+        options = {"method": "reversible_heun", "dt": 0.05, "adaptive": True, "rtol": 1e-2, "atol": 1e-2}
+        results = []
+        for gradient in ("direct", "checkpointed", "reversible", "adjoint"):
+            torch.manual_seed(0)
+            if gradient == "adjoint":
+                y = torchivp.sdeint_adjoint(sde, y0, [0, 0.4, 1.0], **options)
+            else:
+                y = torchivp.sdeint(sde, y0, [0, 0.4, 1.0], gradient=gradient, **options)
+            results.append((y, *torch.autograd.grad(y.square().sum(), [y0, sde.A])))
+        for result in results[1:]:
+            assert torch.equal(result[0], results[0][0])
+            for a, b in zip(result[1:], results[0][1:], strict=True):
+                torch.testing.assert_close(a, b)
+
+    def test_a_tangent_takes_the_steps_again(self):
+        y0 = start(2, 3)
+        options = {"adaptive": True, "rtol": 1e-2, "atol": 1e-2}
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(y0, torch.ones_like(y0))
+            y = solve(Problem(), dual, [0, 1.0], **options)
+            value, tangent = torch.autograd.forward_ad.unpack_dual(y)
+        assert torch.equal(value, solve(Problem(), y0, [0, 1.0], **options))
+        assert tangent is not None and tangent[-1].abs().min() > 0.1
+
     def test_no_numbers(self):
         class Undefined(Random):
             def f(self, t, y):
@@ -400,7 +510,7 @@ REFUSALS = {
     "method of the other calculus": (
         Problem(), {"method": "heun"}, ValueError, "'heun' does not solve SDEs of type 'ito' with diagonal .* do: 's"
     ),
-    "method that is none": (Problem(), {"method": 3}, TypeError, "method must be a name such as 'euler', got int"),
+    "method that is none": (Problem(), {"method": 3}, TypeError, "method must be a name such as 'srk', got int"),
     "times that turn": (Problem(), {"ts": [0, 1, 0.5]}, ValueError, r"ts must be strictly increasing or decreasing"),
     "times that move": (
         Problem(), {"ts": torch.tensor([0.0, 1.0], requires_grad=True)}, ValueError, "ts must not require a gradient"
@@ -418,6 +528,7 @@ REFUSALS = {
     ),
     "rng unknown": (Problem(), {"rng": "philox"}, ValueError, "rng must be 'torch' or 'counter', got 'philox'"),
     "rows without counter": (Problem(), {"rows": [0, 1]}, ValueError, "pass rng='counter' too"),
+    "rows that are one": (Problem(), {"rows": 2, "rng": "counter"}, TypeError, r"rows must be 2 whole .* got 2: write"),
     "too few rows": (Problem(), {"rows": [0], "rng": "counter"}, ValueError, r"rows must be 2 whole numbers"),
     "path of another shape": (
         Problem(), {"bm": torchivp.BrownianInterval(0, 1, size=(2, 4))}, ValueError,
@@ -428,20 +539,136 @@ REFUSALS = {
         "'srk' needs a Brownian motion with levy_area_approximation 'space-time' or .*, bm has 'none'",
     ),
     "path that is too short": (
-        Problem(), {"bm": torchivp.BrownianInterval(0, 0.5, size=(2, 3)), "method": "euler"}, ValueError, "0.5",
+        Problem(), {"bm": torchivp.BrownianInterval(0, 0.5, size=(2, 3)), "method": "euler"}, ValueError,
+        "bm lasts from t0=0.0 to t1=0.5, but the solve takes the times from 0.0 to 1.0: make it with t0=0.0, t1=1.0",
     ),
     "path and generator": (
-        Problem(), {"bm": torchivp.BrownianInterval(0, 1, size=(2, 3)), "rng": "counter"}, ValueError, "leave rng and"
+        Problem(), {"bm": torchivp.BrownianInterval(0, 1, size=(2, 3)), "rng": "counter"}, ValueError, "leave rng, gen"
+    ),
+    "path and rows": (
+        Problem(), {"bm": torchivp.BrownianInterval(0, 1, size=(2, 3)), "rows": [0, 1]}, ValueError, "tor and rows out"
     ),
     "path that is none": (Problem(), {"bm": 3}, ValueError, "bm must be a Brownian motion with a shape"),
     "noise of unknown size": (
         Changed("general", g=None, g_prod=lambda t, y, v: y), {}, ValueError, "cannot tell how many noises there are"
     ),
-    "noise of impossible size": (Problem(), {"noise_size": 2}, ValueError, "has 3 channels, but noise_size=2"),
+    "noise of impossible size": (Problem(), {"noise_size": 2}, ValueError, "noise_size=2: leave noise_size out"),
     "args": (Problem(), {"args": torch.ones(1)}, TypeError, r"args must be a tuple, got Tensor: write args=\(args,\)"),
     "gradient unknown": (Problem(), {"gradient": "adjoint"}, ValueError, "unknown gradient 'adjoint': it must be one"),
+    "class, not object": (Problem, {}, TypeError, r"sde is the class Problem, not an object .*: write Problem\(...\)"),
+    "names that are no dict": (
+        Problem(), {"names": ["drift"]}, TypeError, r"names must be a dict such as {'drift': 'my_f'}, got \['drift'\]"
+    ),
+    "name that is no string": (Problem(), {"names": {"drift": 3}}, ValueError, "but the SDE has no method 3"),
+    "function that changes the state": (
+        Changed(f=lambda t, y: y.mul_(2)), {}, ValueError, r"f\(t, y\) changes y in place, .*: write y = y \+ 1"
+    ),
+    "several noises of diagonal type": (
+        Changed(g=lambda t, y: y.unsqueeze(-1).expand(2, 3, 2)), {}, ValueError,
+        r"y has shape \(2, 3\), .* \(2, 3, 2\); several noises for one element are noise_type='general'",
+    ),
+    "diagonal diffusion of general type": (
+        Changed("general", g=lambda t, y: y), {}, ValueError,
+        r"g must return \(2, 3, m\) for general noise, m the number of noises, got the shape \(2, 3\): .*'diagonal'",
+    ),
+    "diffusion of a strange shape": (
+        Changed("additive", g=lambda t, y: y[:1, :, None]), {}, ValueError, r"\(2, 3, m\) .*, got the shape \(1, 3, 1\)"
+    ),
+    "path of more noises than g": (
+        Problem("general"), {"bm": torchivp.BrownianInterval(0, 1, size=(2, 5))}, ValueError,
+        r"bm has 5 noises, and g returns 2: pass size=\(2, 2\) to it",
+    ),
+    "more noises than g": (
+        Problem("general"), {"noise_size": 5}, ValueError, "noise_size=5, and g returns 2 noises: leave noise_size out"
+    ),
+    "close name of an unsuitable method": (
+        Problem(), {"method": "euler_hen"}, ValueError, "unknown method 'euler_hen'. Did you mean 'euler'. For an SDE"
+    ),
+    "method for ODEs": (
+        Problem(), {"method": "dopri5"}, ValueError, "'dopri5' is a method for ODEs: for an SDE .* there are 'srk'"
+    ),
+    "class of a method for ODEs": (
+        Problem(), {"method": ODE_METHODS["dopri5"]}, ValueError, "Dopri5 is a method for ODEs"
+    ),
+    "object of a method": (
+        Problem(), {"method": torchivp.SDE_METHODS["euler"]()}, TypeError,
+        "method is an object of Euler: pass the class, method=Euler, and its arguments in options",
+    ),
+    "infinite dt": (Problem(), {"dt": math.inf}, ValueError, "dt must be finite, got inf: write dt=1e-3"),
+    "infinite dt_min": (
+        Problem(), {"dt_min": math.inf, "adaptive": True}, ValueError, "dt_min must be finite, got inf"
+    ),
+    "negative dt_min of fixed steps": (Problem(), {"dt_min": -3}, ValueError, "dt_min must be positive, got -3"),
+    "negative rtol of fixed steps": (Problem(), {"rtol": -1}, ValueError, "rtol must be finite and not negative"),
+    "adaptive that is no flag": (Problem(), {"adaptive": "no"}, TypeError, "adaptive must be True or False, got 'no'"),
+    "logqp that is no flag": (Problem(), {"logqp": "yes"}, TypeError, "logqp must be True or False, got 'yes'"),
+    "extra that is no flag": (Problem(), {"extra": "x"}, TypeError, "extra must be True or False, got 'x'"),
+    "generator that is a seed": (
+        Problem(), {"generator": 0}, TypeError,
+        r"generator must be a torch.Generator, got 0: write torch.Generator\(\).manual_seed\(0\)",
+    ),
+    "path that begins too late": (
+        Problem(), {"bm": torchivp.BrownianInterval(0.5, 1, size=(2, 3))}, ValueError,
+        "bm lasts from t0=0.5 to t1=1.0, but the solve takes the times from 0.0 to 1.0: make it with t0=0.0, t1=1.0",
+    ),
+    "endless path that begins too late": (
+        Problem(), {"bm": torchivp.BrownianPath(0.5, torch.zeros(2, 3))}, ValueError,
+        "bm starts at t0=0.5, but the solve .*: make it with t0=0.0$",
+    ),
+    "tree that ends too early": (
+        Problem(), {"bm": torchivp.BrownianTree(0, torch.zeros(2, 3), 0.5)}, ValueError, "bm lasts from .* to t1=0.5"
+    ),
+    "tensor for a path": (
+        Problem(), {"bm": torch.zeros(2, 3)}, ValueError, r"bm must be a Brownian motion .*got Tensor of shape \(2, 3\)"
+    ),
+    "adjoint of ODEs": (
+        Problem(), {"gradient": torchivp.Backsolve()}, ValueError, r"Backsolve\(...\) is for ODEs: use sdeint_adjoint"
+    ),
+    "adjoint of ODEs by name": (
+        Problem(), {"gradient": "backsolve"}, ValueError, "gradient='backsolve' is for ODEs: use sdeint_adjoint"
+    ),
+    "carry of another shape": (
+        Changed(sde_type="stratonovich"),
+        {"method": "reversible_heun", "extra_solver_state": (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3, 2))},
+        ValueError, r"extra_solver_state\[2\] must have the shape \(2, 3\), got \(3, 2\): pass what",
+    ),
+    "carry of too few": (
+        Changed(sde_type="stratonovich"), {"method": "reversible_heun", "extra_solver_state": (Y0,)}, ValueError,
+        "extra_solver_state must be a tuple of 3 entries, .*, got 1 entries",
+    ),
+    "carry of a method without": (
+        Problem(), {"extra_solver_state": (Y0,)}, ValueError, "got 1 entries: leave extra_solver_state out"
+    ),
     "state of integers": (Problem(), {"y0": torch.ones(2, 3, dtype=torch.long)}, TypeError, r"write y0.double\(\)"),
 }  # fmt: skip
+
+
+ADJOINT_REFUSALS = {
+    "adaptive adjoint of the reversible method": (
+        {"method": "reversible_heun", "adjoint_adaptive": True},
+        "adjoint_adaptive=True has no meaning for adjoint_method='adjoint_reversible_heun', which takes back the steps "
+        "of the forward solve: leave it out, or pass adjoint_method='midpoint'",
+    ),
+    "the same by name": (
+        {"method": "reversible_heun", "adjoint_method": "adjoint_reversible_heun", "adjoint_adaptive": True},
+        "adjoint_adaptive=True has no meaning",
+    ),
+    "adjoint method unknown": (
+        {"method": "heun", "adaptive": True, "adjoint_method": "midpiont"}, "'midpiont'.* Did you mean 'midpoint'"
+    ),
+    "adjoint method of another equation": (
+        {"method": "heun", "adaptive": True, "adjoint_method": "euler"}, "no adjoint_method 'euler' for SDEs of type"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADJOINT_REFUSALS)
+def test_refusals_of_the_adjoint(case, monkeypatch):
+    """They come before any step is taken."""
+    arguments, sentence = ADJOINT_REFUSALS[case]
+    monkeypatch.setattr(AdaptiveSteps, "choose", lambda *args: pytest.fail("a search came first"))
+    with pytest.raises(ValueError, match=sentence):
+        torchivp.sdeint_adjoint(Problem(sde_type="stratonovich"), Y0, [0, 1], **{"dt": 0.05, **arguments})
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -462,6 +689,55 @@ def test_refusals(case):
 def test_warnings(arguments, sentence):
     with pytest.warns(UserWarning, match=sentence):
         torchivp.sdeint(Problem(), Y0, [0, 0.1], **{"dt": 0.05, **arguments})
+
+
+def test_a_function_that_changes_the_state_is_refused_before_it_does():
+    y0 = Y0.clone()
+    for name in ("f", "g"):
+        with pytest.raises(ValueError, match="changes y in place"):
+            torchivp.sdeint(Changed("general", **{name: lambda t, y: y.mul_(2)[..., None]}), y0, [0, 1], dt=0.05)
+        assert torch.equal(y0, Y0)
+
+
+def test_tolerances_of_elements_with_a_divergence():
+    """The divergence has the smallest of them."""
+    tolerances = [torch.tensor([1e-2, 1e-3, 1e-2], dtype=torch.float64), 1e-3]
+    kwargs = {"logqp": True, "adaptive": True, "dt": 0.5, "method": "milstein"}
+    few = [solve(Problem(), Y0, [0, 1.0], rtol=rtol, atol=rtol, **kwargs) for rtol in tolerances]
+    for y, divergence in few:
+        assert y.shape == (2, 2, 3) and divergence.shape == (1, 2)
+    same = solve(Problem(), Y0, [0, 1.0], rtol=torch.full((3,), 1e-3), atol=torch.full((3,), 1e-3), **kwargs)
+    torch.testing.assert_close(same, few[1])
+
+
+def test_the_gradient_of_odes_that_is_the_same_here():
+    sde = Problem()
+    found = []
+    for gradient in ("direct", torchivp.Direct(), torchivp.Checkpointed()):
+        torch.manual_seed(0)
+        y = torchivp.sdeint(sde, Y0, [0, 1], dt=0.1, gradient=gradient)
+        found.append(torch.autograd.grad(y[-1].sum(), sde.A)[0])
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
+def test_what_is_carried_on_fits_again():
+    for sde, y0 in ((Problem("general", "stratonovich"), start(2, 4, 3)), (Problem("diagonal", "stratonovich"), Y0)):
+        for logqp in (False, True):
+            kwargs = {"method": "reversible_heun", "extra": True, "logqp": logqp}
+            *_, carry = solve(sde, y0, [0, 0.5], **kwargs)
+            y, *_ = solve(sde, y0, [0.5, 1.0], extra_solver_state=carry, **kwargs)
+            assert y.isfinite().all()
+
+
+def test_a_path_that_does_not_tell_where_it_ends():
+    class Callable:
+        shape = (2, 3)
+
+        def __call__(self, ta, tb):
+            return torch.full(self.shape, tb - ta, dtype=torch.float64)
+
+    assert solve(Problem(), Y0, [0, 1], bm=Callable(), method="euler").isfinite().all()
 
 
 def test_functions_that_are_missing_are_named():

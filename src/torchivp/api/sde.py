@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,21 +13,24 @@ from torch import Tensor
 
 from torchivp.api.sde_gradients import find_sde_gradient
 from torchivp.api.sde_options import SDEOptions, read_adjoint_options, read_sde_options
-from torchivp.checks import check_number, check_positive
-from torchivp.error_norm import ErrorNorm, check_tolerance
+from torchivp.checks import check_flag, check_number, check_positive
+from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.checkpointed import Checkpointed
+from torchivp.gradients.direct import Direct
 from torchivp.gradients.sde_adjoint import find_adjoint
 from torchivp.methods.sde import SDE_METHODS, find_sde_method
 from torchivp.methods.sde.method import SDEMethod
 from torchivp.noise.along import PathNoise
 from torchivp.noise.grid import GridNoise
 from torchivp.noise.interval import BrownianInterval
+from torchivp.noise.rows import check_rows
 from torchivp.noise.seed import draw_seed
-from torchivp.sde.problem import SDEProblem, check_path
+from torchivp.noise.source import Noise
+from torchivp.sde.problem import SDEProblem, check_path, check_path_times
 from torchivp.sde_loop.adaptive import AdaptiveSteps
-from torchivp.sde_loop.integrate import Noise, SDEIntegration
+from torchivp.sde_loop.halving import Pace
+from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.sde_loop.steps import Steps
-from torchivp.stepsize.pid import PIDController
 from torchivp.times import check_times
 from torchivp.torch_func import inside_transform
 
@@ -49,7 +53,7 @@ def sdeint(
     extra_solver_state: Any = None,
     *,
     args: Sequence[Any] = (),
-    gradient: str | Checkpointed = "direct",
+    gradient: str | Direct | Checkpointed = "direct",
     rng: str = "torch",
     generator: torch.Generator | None = None,
     rows: Sequence[int] | Tensor | None = None,
@@ -71,7 +75,7 @@ def sdeint(
             "diagonal", "scalar", "additive", "commutative" or "general" (see `BaseSDE`), and the methods `f(t, y)` and
             `g(t, y)`, or `f_and_g(t, y)`, which returns both; `g_prod(t, y, v)`, the product of the diffusion and
             noise, and `f_and_g_prod(t, y, v)` are used where there is no need for `g` itself. Each is called once
-            beforehand to check what it returns. `t` is a 0-d tensor.
+            beforehand to check what it returns. `t` is a 0-d tensor. None may change `y` in place.
         y0: the initial state: a tensor [batch, d], or of any shape, real or complex, or a tuple, list or dict of
             tensors. All dimensions but the last number the rows, unless `batch_dims` says otherwise. Where the noise is
             not diagonal, `g` has the shape of the state and one more dimension, which numbers the noises.
@@ -84,7 +88,8 @@ def sdeint(
         dt: the size of a step; between two of the times `ts` the steps are equal and no larger. With `adaptive`, the
             size of the first step.
         adaptive: choose the steps by their error, the difference between a step and two halves of it.
-        rtol: relative tolerance of adaptive steps, a number or a tensor that broadcasts to one row of the state.
+        rtol: relative tolerance of adaptive steps, a number or a tensor that broadcasts to one row of the state; with
+            `logqp`, that of the integral is the smallest of the tensor.
         atol: absolute tolerance, likewise.
         dt_min: the smallest size of an adaptive step. Such a step is accepted whatever its error, with a warning.
         options: a dict, see below.
@@ -99,18 +104,19 @@ def sdeint(
             twice the square root of the number of steps; `Checkpointed(checkpoints=20)` says how many states to keep;
             "reversible", for method "reversible_heun", for the same gradient in the memory of one step.
         rng: "torch" for torch's random numbers, the fastest; "counter" for numbers of a row that do not depend on the
-            device and the other rows, see `BrownianInterval`. For steps of fixed size.
+            device and the other rows, see `BrownianInterval`. Adaptive steps always have such numbers.
         generator: where the seed is drawn from; None for torch's default generator.
-        rows: with `rng="counter"`, the number of each row in a larger batch, [rows], so that it has the noise that it
-            would have there, given the same seed; None for 0, 1, 2, ...
+        rows: with `rng="counter"` or adaptive steps, the number of each row in a larger batch, [rows], so that it has
+            the noise that it would have there, given the same seed; None for 0, 1, 2, ...
         batch_dims: the number of leading dimensions of each tensor of `y0` that number rows.
         noise_size: the number m of noises, where neither `bm` nor `g` tells.
         unused_kwargs: what else is given is named in a warning and ignored.
 
-    The options: `grad_free`, of "milstein", true for differences in place of derivatives; `interp`, "linear" for steps
-    of `dt` from `ts[0]` on that do not land on `ts`, where the states are interpolated, as in torchsde;
-    `max_num_steps`, the largest number of steps, or of step attempts; those of the implicit methods, see there. Unknown
-    options are named in a warning and ignored.
+    The options: `grad_free`, of "milstein", true for differences in place of derivatives, which other methods ignore
+    without a warning, since torchsde's programs pass it to all; `interp`, "linear" for steps of `dt` from `ts[0]` on
+    that do not land on `ts`, where the states are interpolated, as in torchsde; `max_num_steps`, the largest number of
+    steps, or of step attempts; those of the implicit methods, see there. Unknown options are named in a warning and
+    ignored.
 
     Returns:
         The paths, [T, *y0.shape], for a pytree `y0` the same structure of such tensors; with `logqp`, then by how
@@ -121,6 +127,7 @@ def sdeint(
         SolveError: adaptive steps did not reach the last time; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
     door = _Door("sdeint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs)
     door.plan(Randomness(rng, generator, rows), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
     return door.solve(find_sde_gradient(gradient), None, extra)
@@ -176,7 +183,7 @@ def sdeint_adjoint(
             "euler_heun". None for "midpoint", or, with method "reversible_heun", "adjoint_reversible_heun".
         dt: as in `sdeint`; the backward solve takes the steps of the forward one, unless `adjoint_adaptive`.
         adaptive: as in `sdeint`.
-        adjoint_adaptive: choose the steps of the backward solve by their error.
+        adjoint_adaptive: choose the steps of the backward solve by their error; not with "adjoint_reversible_heun".
         rtol: as in `sdeint`.
         adjoint_rtol: relative tolerance of the backward solve.
         atol: as in `sdeint`.
@@ -205,6 +212,8 @@ def sdeint_adjoint(
         SolveError: adaptive steps did not reach the last time, or in the backward pass the first.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
+    adjoint_adaptive = check_flag("adjoint_adaptive", adjoint_adaptive)
     door = _Door(
         "sdeint_adjoint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs
     )
@@ -212,6 +221,7 @@ def sdeint_adjoint(
     door.plan(Randomness(rng, generator, rows, anywhere), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
     backward = find_adjoint(
         adjoint_method,
+        door.problem.terms,
         door.method,
         adaptive=adjoint_adaptive,
         rtol=adjoint_rtol,
@@ -230,7 +240,7 @@ class Randomness:
     Attributes:
         rng: "torch" or "counter".
         generator: where the seed is drawn from.
-        rows: the numbers of the rows, for "counter".
+        rows: the numbers of the rows, for counter-based noise.
         anywhere: whether the noise must answer at any times, and not just for the steps.
     """
 
@@ -238,6 +248,14 @@ class Randomness:
     generator: torch.Generator | None
     rows: Any
     anywhere: bool = False
+
+    def __post_init__(self) -> None:
+        given: object = self.generator
+        if given is not None and not isinstance(given, torch.Generator):
+            seed = given if isinstance(given, int) else 0
+            raise TypeError(
+                f"generator must be a torch.Generator, got {given!r}: write torch.Generator().manual_seed({seed})"
+            )
 
 
 class _Door:
@@ -270,6 +288,8 @@ class _Door:
         reverse = self.ts[-1] < self.ts[0]
         self.problem = SDEProblem.build(sde, y0, self.ts[0], reverse, bm, names, logqp, args, batch_dims, noise_size)
         terms = self.problem.terms
+        if bm is not None:
+            check_path_times(bm, self.ts)
         self.owner, self.bm = sde, bm
         self.method_class = find_sde_method(method, terms.sde_type, terms.noise_type)
         self.options: SDEOptions = read_sde_options(caller, self.method_class, options)
@@ -285,9 +305,8 @@ class _Door:
         problem, ts = self.problem, self.ts
         if randomness.rng not in ("torch", "counter"):
             raise ValueError(f"rng must be 'torch' or 'counter', got {randomness.rng!r}")
-        if randomness.rows is not None and randomness.rng != "counter":
-            raise ValueError("rows number the rows of counter-based noise: pass rng='counter' too, or leave rows out")
-        dt = _plain_number("dt", dt)
+        dt, dt_min = _plain_number("dt", dt), _plain_number("dt_min", dt_min)
+        rtol, atol = (check_tolerance(name, x, problem.layout) for name, x in (("rtol", rtol), ("atol", atol)))
         fixed = Steps.landing(ts, dt) if self.options.landing else Steps.regular(ts, dt)
         noise = self._noise(randomness, adaptive)
         self.integration = SDEIntegration(
@@ -297,10 +316,8 @@ class _Door:
             with torch.no_grad():
                 own = self.integration.first_carry()
             self.integration = replace(self.integration, carry=problem.carry_in(carry, own))
-        if adaptive and len(ts) > 1:
-            steps = self._adaptive(dt, rtol, atol, dt_min).choose(self.integration, ts)
-            self.integration = replace(self.integration, steps=steps)
-        elif fixed.count > self.options.max_steps:
+        self.adaptive = self._adaptive(dt, rtol, atol, dt_min) if adaptive and len(ts) > 1 else None
+        if self.adaptive is None and fixed.count > self.options.max_steps:
             raise ValueError(
                 f"{fixed.count} steps of dt={dt} lead from {ts[0]:g} to {ts[-1]:g}, more than "
                 f"options={{'max_num_steps': {self.options.max_steps}}} allow: make dt larger"
@@ -308,8 +325,11 @@ class _Door:
 
     def solve(self, gradient: Any, parameters: Any, extra: bool) -> Any:
         """Solve, and return what the door returns."""
-        problem = self.problem
-        states, carry = gradient.solve(self.integration, parameters, self.owner)
+        problem, integration = self.problem, self.integration
+        if self.adaptive is not None:
+            integration = self.adaptive.choose(integration, self.ts)
+        states, carry = gradient.solve(integration, parameters, self.owner)
+        integration.found.clear()  # a graph may hold the integration
         _warn_if_not_finite(states, problem)
         found: list[Any] = [problem.states(states)]
         if problem.logqp:
@@ -320,80 +340,63 @@ class _Door:
 
     def _noise(self, randomness: Randomness, adaptive: bool) -> Noise:
         problem = self.problem
-        levy_area, rows, channels = self.method.levy_area, problem.layout.rows, problem.terms.channels
-        dtype, device = problem.y0.dtype, problem.y0.device
-        if levy_area == "foster" and problem.terms.noise_type != "general":
-            levy_area = "none"
+        rows, channels = problem.layout.rows, problem.terms.channels
+        levy_area = self.method.area_for(problem.terms.noise_type)
+        dtype, real, device = problem.y0.dtype, problem.layout.dtype.to_real(), problem.y0.device
         if self.bm is not None:
-            if randomness.rng != "torch" or randomness.generator is not None:
-                raise ValueError("bm is the noise already: leave rng and generator out, or leave bm out")
+            if randomness.rng != "torch" or randomness.generator is not None or randomness.rows is not None:
+                raise ValueError("bm is the noise already: leave rng, generator and rows out, or leave bm out")
             check_path(self.bm, problem, levy_area, self.name)
             return PathNoise(self.bm, rows, channels, levy_area, dtype)
+        anywhere = adaptive or randomness.anywhere
+        if randomness.rows is not None and not anywhere and randomness.rng != "counter":
+            raise ValueError("rows number the rows of counter-based noise: pass rng='counter' too, or leave rows out")
+        numbers = check_rows(randomness.rows, rows)
         seed = draw_seed(randomness.generator)
-        if not (adaptive or randomness.anywhere):
-            real = problem.layout.dtype.to_real()
-            numbers = _row_numbers(randomness.rows, rows)
+        if not anywhere:
             return GridNoise(rows, channels, levy_area, real, dtype, device, seed, randomness.rng, numbers)
-        if randomness.rng != "torch":
-            raise ValueError("adaptive steps have counter-based noise anyway: leave rng out")
         first, last = min(self.ts), max(self.ts)
         path = BrownianInterval(
             first,
             last if last > first else first + 1.0,
             size=(rows, channels),
-            dtype=problem.layout.dtype.to_real(),
+            dtype=real,
             device=device,
             entropy=seed,
             levy_area_approximation=levy_area,
+            rows=numbers,
         )
         return PathNoise(path, rows, channels, levy_area, dtype)
 
-    def _adaptive(self, dt: float, rtol: Any, atol: Any, dt_min: Any) -> AdaptiveSteps:
+    def _adaptive(self, dt: float, rtol: Tolerance, atol: Tolerance, dt_min: float) -> AdaptiveSteps:
         problem = self.problem
         orders = self.method.orders[problem.terms.sde_type, problem.terms.noise_type]
-        if orders.strong is None:
-            raise ValueError(f"method {self.name} has no strong order, so it cannot adapt its steps")
         if orders.strong < 1.0 and problem.terms.noise_type != "additive":
             warnings.warn(
                 f"Numerical solution is not guaranteed to converge to the correct solution when using adaptive "
                 f"time-stepping with {self.name} of strong order {orders.strong:g}: choose a method of order 1 or more "
                 "if there is one (torchivp.sde_methods lists them)",
-                stacklevel=5,
+                stacklevel=4,
             )
         layout = problem.layout
         parts = [*layout.parts(), *([slice(layout.size, layout.size + 1)] if problem.logqp else [])]
-        norm = ErrorNorm(
-            check_tolerance("rtol", rtol, layout), check_tolerance("atol", atol, layout), parts, layout.dtype
-        )
-        smallest = _plain_number("dt_min", dt_min)
-        controller = PIDController(
-            kp=0.1,
-            ki=0.3,
-            first_step=max(dt, smallest),
-            min_step=smallest,
-            accept_at_min_step=True,
-        )
-        return AdaptiveSteps(controller, norm, orders.strong, self.options.max_steps, self.options.landing)
+        if problem.logqp:
+            rtol, atol = (
+                torch.cat([x, x.amin(1, keepdim=True)], 1) if isinstance(x, Tensor) else x for x in (rtol, atol)
+            )
+        norm = ErrorNorm(rtol, atol, parts, layout.dtype)
+        pace = Pace(dt, dt_min, orders.strong, self.options.max_steps)
+        return AdaptiveSteps(pace, norm, self.options.landing)
 
 
 def _plain_number(name: str, value: Any) -> float:
-    """A positive number that nothing is differentiated by."""
+    """A positive, finite number that nothing is differentiated by."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not require a gradient: write {name}=float({name})")
-    return check_positive(name, check_number(name, value))
-
-
-def _row_numbers(given: Any, rows: int) -> Tensor | None:
-    """The numbers of the rows that the user gives, checked."""
-    if given is None:
-        return None
-    numbers = torch.as_tensor(given if isinstance(given, Tensor) else list(given))
-    if numbers.is_floating_point() or numbers.shape != (rows,) or bool((numbers < 0).any()):
-        raise ValueError(
-            f"rows must be {rows} whole numbers, one for each row, none of them negative, got {given!r}: write "
-            f"rows=range(start, start + {rows})"
-        )
-    return numbers.long()
+    number = check_positive(name, check_number(name, value))
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}: write {name}=1e-3")
+    return number
 
 
 def _warn_if_not_finite(states: Tensor, problem: SDEProblem) -> None:

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
+from torchivp.gradients.direct import Direct
 from torchivp.gradients.sde_checkpointed import SDECheckpointed
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_reversible import SDEReversible
@@ -26,14 +28,21 @@ SDE_GRADIENTS = {"direct": SDEDirect, "checkpointed": SDECheckpointed, "reversib
 
 
 def find_sde_gradient(gradient: Any) -> SDEGradient:
-    """The gradient given by name, or `Checkpointed(checkpoints=...)`.
+    """The gradient given by name, or `Checkpointed(checkpoints=...)` or `Direct()`.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or it is the gradient of an ODE.
         TypeError: it is neither a name nor a gradient.
     """
     if isinstance(gradient, Checkpointed):
         return SDECheckpointed(gradient.checkpoints)
+    if isinstance(gradient, Direct):
+        return SDEDirect()
+    if isinstance(gradient, Backsolve) or gradient == "backsolve":
+        given = repr(gradient) if isinstance(gradient, str) else "Backsolve(...)"
+        raise ValueError(
+            f"gradient={given} is for ODEs: use sdeint_adjoint, which solves the adjoint equations of an SDE backwards"
+        )
     names = ", ".join(map(repr, SDE_GRADIENTS))
     if not isinstance(gradient, str):
         raise TypeError(f"gradient must be one of {names} or Checkpointed(checkpoints=20), got {gradient!r}")

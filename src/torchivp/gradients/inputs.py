@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,31 +18,55 @@ from torchivp.recording import Interpolants
 from torchivp.torch_func import needs_gradient
 
 
-class GradientInputs:
-    """The tensors that a gradient flows to, and the problem restated on leaves in their places.
+class Inputs:
+    """The tensors that a gradient flows to.
+
+    Args:
+        start: what the solve starts from.
+        args: further arguments of the user's functions.
+        parameters: other tensors that these use.
+        complete: whether the caller named the parameters; if they were found, later steps may use others.
 
     Attributes:
-        problem: the problem as the user stated it.
-        complete: whether the caller named the parameters; if they were found, later steps may use others.
-        tensors: the initial state, then the times if they need a gradient, then the tensors of `args` that do,
-            then the parameters.
+        complete: as given.
+        parameters: as given.
+        tensors: `start`, then the tensors of `args` that require a gradient, then the parameters.
     """
 
-    def __init__(self, problem: Problem, parameters: Sequence[Tensor], complete: bool = True):
-        self.problem = problem
+    def __init__(self, start: Sequence[Tensor], args: Any, parameters: Sequence[Tensor], complete: bool) -> None:
         self.complete = complete
-        self._func = user_function(problem)
-        leaves, self._args_spec = pytree.tree_flatten(self._func.args)
-        self._args = leaves
-        self._moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.parameters = list(parameters)
-        timed = [problem.times.tensor] if problem.times.tensor is not None else []
-        self.tensors: list[Tensor] = [problem.y0, *timed, *(leaves[i] for i in self._moving), *self.parameters]
+        self._args, self._args_spec = pytree.tree_flatten(args)
+        self._moving = [i for i, leaf in enumerate(self._args) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.tensors: list[Tensor] = [*start, *(self._args[i] for i in self._moving), *self.parameters]
 
     @property
     def needed(self) -> bool:
         """Whether there is a gradient to compute."""
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
+
+    def args_on_leaves(self) -> tuple[Any, list[Tensor]]:
+        """`args` with leaves for its tensors that require a gradient, and what stands in `tensors` after the start."""
+        args = list(self._args)
+        for i in self._moving:
+            args[i] = args[i].detach().requires_grad_()
+        return pytree.tree_unflatten(args, self._args_spec), [*(args[i] for i in self._moving), *self.parameters]
+
+
+class GradientInputs(Inputs):
+    """The tensors that a gradient flows to, and the problem restated on leaves in their places.
+
+    What the solve starts from is the initial state, and the times if they need a gradient.
+
+    Attributes:
+        problem: the problem as the user stated it.
+    """
+
+    def __init__(self, problem: Problem, parameters: Sequence[Tensor], complete: bool = True) -> None:
+        self.problem = problem
+        self._func = user_function(problem)
+        timed = [problem.times.tensor] if problem.times.tensor is not None else []
+        super().__init__([problem.y0, *timed], self._func.args, parameters, complete)
 
     def on_leaves(self, y: Tensor) -> tuple[Problem, list[Tensor]]:
         """The problem started from `y`, and the leaves that stand where `tensors` stood.
@@ -55,11 +79,9 @@ class GradientInputs:
         if times.tensor is not None:
             timed = [times.tensor.detach().requires_grad_()]
             times = times.with_tensor(timed[0])
-        args = list(self._args)
-        for i in self._moving:
-            args[i] = args[i].detach().requires_grad_()
-        problem = replace(self.problem, y0=y, times=times, func=self._with_args(args))
-        return problem, [y, *timed, *(args[i] for i in self._moving), *self.parameters]
+        args, others = self.args_on_leaves()
+        func = FlatFunction(self._func.func, self._func.layout, args)
+        return replace(self.problem, y0=y, times=times, func=func), [y, *timed, *others]
 
     def end_at(self, t: float) -> None:
         """The solve ended on an event at `t`: what is differentiated ends there."""
@@ -68,9 +90,6 @@ class GradientInputs:
     def without_gradient(self) -> Problem:
         """The problem for a solve that nothing is differentiated through."""
         return replace(self.problem, y0=self.problem.y0.detach(), times=self.problem.times.with_tensor(None))
-
-    def _with_args(self, leaves: list[Any]) -> FlatFunction:
-        return FlatFunction(self._func.func, self._func.layout, pytree.tree_unflatten(leaves, self._args_spec))
 
 
 def user_function(problem: Problem) -> FlatFunction:
@@ -94,18 +113,37 @@ def find_parameters(integration: Integration, parameters: Sequence[Tensor] | Non
     if parameters is not None:
         return check_parameters("params", parameters)
     problem = integration.problem
-    func = user_function(problem).func
-    found = [p for p in module_parameters(func) if p.requires_grad] if isinstance(func, nn.Module) else []
-    known = {id(p) for p in found}
-    leaves, computed = _captured_leaves(problem)
-    for leaf in leaves:
-        if id(leaf) not in known:
-            found.append(leaf)
-            known.add(id(leaf))
+
+    def evaluate() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        isolated, leaves = GradientInputs(problem, ()).on_leaves(problem.y0)
+        return [isolated.func(isolated.time(isolated.times.start), leaves[0])], leaves
+
+    found, computed = search_parameters(user_function(problem).func, evaluate)
     # Where no other gradient is wanted, autograd follows the steps, and that of a computed tensor is right.
     if GradientInputs(problem, found).needed or not integration.method.differentiable:
         warn_of_computed(computed, integration.remedy, stacklevel=6)
     return found
+
+
+def search_parameters(
+    owner: Any, evaluate: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
+) -> tuple[list[Tensor], list[str]]:
+    """What the user's functions are found to use besides their arguments.
+
+    Args:
+        owner: what the user gave; its parameters, if it is an nn.Module, are found whatever is used.
+        evaluate: evaluates the functions once, with autograd watching; returns their values and the leaves that stand
+            for their arguments.
+
+    Returns:
+        The leaves, and the names of the nodes that made tensors elsewhere.
+    """
+    found = [p for p in module_parameters(owner) if p.requires_grad] if isinstance(owner, nn.Module) else []
+    with torch.enable_grad():
+        oldest = now()
+        values, arguments = evaluate()
+    captured, computed = other_leaves(values, oldest, [*arguments, *found])
+    return [*found, *captured], computed
 
 
 def module_parameters(module: nn.Module) -> list[Tensor]:
@@ -137,21 +175,10 @@ def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     return list(unique.values())
 
 
-def _captured_leaves(problem: Problem) -> tuple[list[Tensor], list[str]]:
-    """What one evaluation of `func` at the start depends on besides `y` and `args`.
-
-    Returns:
-        The leaves, and the names of the nodes that made tensors elsewhere.
-    """
-    isolated, leaves = GradientInputs(problem, ()).on_leaves(problem.y0)
-    with torch.enable_grad():
-        oldest = now()
-        k = isolated.func(isolated.time(isolated.times.start), leaves[0])
-    return other_leaves([k], oldest, leaves)
-
-
-def other_leaves(results: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> tuple[list[Tensor], list[str]]:
-    """What `results` were computed from since `oldest`.
+def other_leaves(
+    results: Sequence[Tensor], oldest: int, known: Sequence[Tensor], start: Tensor | None = None
+) -> tuple[list[Tensor], list[str]]:
+    """What `results` were computed from since `oldest`, and after `start` if that is given.
 
     Returns:
         The leaves other than those `known`, and the names of the nodes that made tensors before.
@@ -159,18 +186,21 @@ def other_leaves(results: Sequence[Tensor], oldest: int, known: Sequence[Tensor]
     found: dict[int, Tensor] = {}
     made_before: list[str] = []
     for result in results:
-        captured, computed = _ends_of_graph(result, oldest, None)
+        captured, computed = _ends_of_graph(result, oldest, start)
         found.update({id(leaf): leaf for leaf in captured})
         made_before += computed
     return [leaf for leaf in found.values() if not any(leaf is other for other in known)], made_before
 
 
-def warn_of_computed(nodes: Sequence[str], remedy: str, stacklevel: int) -> None:
-    """Warn of tensors made by these nodes of the graph, whose gradient is lost; `remedy` says what to do."""
+def warn_of_computed(nodes: Sequence[str], remedy: str, stacklevel: int, subject: str = "func") -> None:
+    """Warn of tensors made by these nodes of the graph, whose gradient is lost; `remedy` says what to do.
+
+    `subject` is what the user calls that which uses them.
+    """
     for node in nodes:
         warnings.warn(
-            f"func uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); this "
-            f"gradient mode cannot see it and gives it none. {remedy}",
+            f"{subject} uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); "
+            f"this gradient mode cannot see it and gives it none. {remedy}",
             stacklevel=stacklevel,
         )
 
@@ -188,14 +218,37 @@ def refuse_unknown_leaves(result: Tensor, start: Tensor, oldest: int, leaves: Se
     Raises:
         RuntimeError: there is one; its gradient would silently be missing.
     """
-    for variable in _ends_of_graph(result, oldest, start)[0]:
-        if not any(variable is leaf for leaf in leaves):
-            raise RuntimeError(
-                f"func uses a tensor of shape {tuple(variable.shape)} that requires a gradient, but did not use it at "
-                "the start of the solve, where this gradient mode looks for what it must differentiate: name it in "
-                "params=(tensor,) (adjoint_params= in odeint_adjoint), pass it through args=(tensor,), make func an "
-                "nn.Module that holds it, or use gradient='direct'"
-            )
+    refuse_unknown(
+        [result],
+        oldest,
+        leaves,
+        "func",
+        "name it in params=(tensor,) (adjoint_params= in odeint_adjoint), pass it through args=(tensor,), make func an "
+        "nn.Module that holds it, or use gradient='direct'",
+        start,
+    )
+
+
+def refuse_unknown(
+    values: Sequence[Tensor],
+    oldest: int,
+    known: Sequence[Tensor],
+    subject: str,
+    remedy: str,
+    start: Tensor | None = None,
+) -> None:
+    """Look for leaves that `values` were computed from since `oldest` and after `start`, but that are not `known`.
+
+    `subject` is what the user calls that which uses them, and `remedy` says what to do.
+
+    Raises:
+        RuntimeError: there is one; its gradient would silently be missing.
+    """
+    for leaf in other_leaves(values, oldest, known, start)[0]:
+        raise RuntimeError(
+            f"{subject} uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, but did not use it at the "
+            f"start of the solve, where this gradient mode looks for what it must differentiate: {remedy}"
+        )
 
 
 def _ends_of_graph(result: Tensor, oldest: int, start: Tensor | None) -> tuple[list[Tensor], list[str]]:
@@ -242,10 +295,21 @@ def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequenc
         return
     inputs = GradientInputs(problem, check_parameters("params", parameters or ()))
     slope = problem.func(problem.time(problem.times.start), problem.y0)
-    if any(map(needs_gradient, [*inputs.tensors, slope])):
+    refuse_tracked(gradient, [*inputs.tensors, slope], "gradient='direct' (odeint)")
+
+
+def refuse_tracked(gradient: str, tensors: Sequence[Tensor], instead: str) -> None:
+    """Refuse what `refuse_inside_transform` does, if one of the `tensors` requires a gradient.
+
+    `instead` is what the user may use.
+
+    Raises:
+        ValueError: one does.
+    """
+    if any(map(needs_gradient, tensors)):
         raise ValueError(
-            f"{gradient} does not work inside torch.func transforms such as vmap or grad: use gradient='direct' "
-            "(odeint), or solve within torch.no_grad()"
+            f"{gradient} does not work inside torch.func transforms such as vmap or grad: use {instead}, or solve "
+            "within torch.no_grad()"
         )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
-from torchivp.noise.increment import Increment
-from torchivp.sde_loop.integrate import Noise, SDEIntegration
+from torchivp.noise.source import HeldNoise
+from torchivp.sde_loop.integrate import SDEIntegration
 
 
 class SDEBackward(ABC):
@@ -97,29 +97,9 @@ def solve_plainly(integration: SDEIntegration, named: Any, owner: Any) -> tuple[
         return SDEDirect().solve(integration, named, owner)
 
 
-class HeldNoise:
-    """A noise that remembers the last blocks, for passes that come back to the same block in several stretches."""
-
-    _HELD = 2
-
-    def __init__(self, noise: Noise) -> None:
-        self.block = noise.block
-        self._noise = noise
-        self._held: dict[int, list[Increment]] = {}
-
-    def steps(self, block: int, times: Sequence[float]) -> list[Increment]:
-        """The increments of the steps of a block, whose ends are `times`."""
-        found = self._held.get(block)
-        if found is None:
-            if len(self._held) == self._HELD:
-                del self._held[next(iter(self._held))]
-            found = self._held[block] = self._noise.steps(block, times)
-        return found
-
-
 def holding_noise(integration: SDEIntegration) -> SDEIntegration:
     """The same integration with a noise that remembers the last blocks."""
-    return replace(integration, noise=HeldNoise(integration.noise))  # pyright: ignore[reportArgumentType]
+    return replace(integration, noise=HeldNoise(integration.noise))
 
 
 def add_all(totals: list[Tensor | None], found: Sequence[Tensor | None], weight: float = 1.0) -> None:

@@ -7,42 +7,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from torchivp.gradients.inputs import check_parameters, module_parameters, now, other_leaves, warn_of_computed
+from torchivp.gradients.inputs import (
+    Inputs,
+    check_parameters,
+    module_parameters,
+    refuse_tracked,
+    refuse_unknown,
+    search_parameters,
+    warn_of_computed,
+)
+from torchivp.noise.along import PathNoise
 from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.torch_func import inside_transform, needs_gradient
 
+_SUBJECT = "the SDE"
 _REMEDY = (
     "Pass it to the SDE through args=(tensor,), or name it in adjoint_params=(tensor, ...) with all others that need a "
     "gradient, or use sdeint with gradient='direct'"
 )
 
 
-class SDEInputs:
+class SDEInputs(Inputs):
     """The tensors that a gradient flows to, and the integration restated on leaves in their places.
+
+    What the solve starts from is the initial state, and the tensors of its carry if there are any.
 
     Attributes:
         integration: the integration as the user stated it.
-        complete: whether the caller named the parameters; if they were found, later steps may use others.
-        tensors: the initial state, then the tensors of its carry if there are any, then the tensors of `args` that
-            require a gradient, then the parameters.
+        carried: the tensors of the carry.
     """
 
     def __init__(self, integration: SDEIntegration, parameters: Sequence[Tensor], complete: bool) -> None:
         self.integration = integration
-        self.complete = complete
-        self.parameters = list(parameters)
-        self._args, self._args_spec = pytree.tree_flatten(integration.terms.args)
-        self._moving = [i for i, x in enumerate(self._args) if isinstance(x, Tensor) and x.requires_grad]
-        self.carried = list(integration.carry or ())
-        moving = [self._args[i] for i in self._moving]
-        self.tensors: list[Tensor] = [integration.y0, *self.carried, *moving, *self.parameters]
-
-    @property
-    def needed(self) -> bool:
-        """Whether there is a gradient to compute."""
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)
+        self.carried: list[Tensor] = list(integration.carry or ())
+        super().__init__([integration.y0, *self.carried], integration.terms.args, parameters, complete)
 
     def on_leaves(self, y: Tensor, carry: Sequence[Tensor] | None) -> tuple[SDEIntegration, list[Tensor]]:
         """The integration started from `y` and `carry`, and the leaves that stand where `tensors` stood.
@@ -51,12 +50,9 @@ class SDEInputs:
         """
         y = y.detach().requires_grad_()
         carried = None if carry is None else tuple(x.detach().requires_grad_() for x in carry)
-        args = list(self._args)
-        for i in self._moving:
-            args[i] = args[i].detach().requires_grad_()
-        terms = self.integration.terms.with_args(pytree.tree_unflatten(args, self._args_spec))
-        leaves = [y, *(carried or ()), *(args[i] for i in self._moving), *self.parameters]
-        return self.integration.restated(terms, y, carried), leaves
+        args, others = self.args_on_leaves()
+        restated = self.integration.restated(self.integration.terms.with_args(args), y, carried)
+        return restated, [y, *(carried or ()), *others]
 
 
 def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> list[Tensor]:
@@ -73,17 +69,16 @@ def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> 
         return []
     if named is not None:
         return check_parameters("adjoint_params", named)
-    found = [p for p in module_parameters(owner) if p.requires_grad] if isinstance(owner, nn.Module) else []
-    isolated, leaves = SDEInputs(integration, (), True).on_leaves(integration.y0, integration.carry)
-    with torch.enable_grad():
-        oldest = now()
-        t0 = isolated.time(isolated.steps.times(0, 0)[0])
-        noise = torch.zeros(len(leaves[0]), isolated.terms.channels, dtype=leaves[0].dtype, device=leaves[0].device)
-        values = isolated.terms.f_and_g_prod(t0, leaves[0], noise)
-    captured, computed = other_leaves(list(values), oldest, [*leaves, *found])
-    found += captured
+
+    def evaluate() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        isolated, leaves = SDEInputs(integration, (), True).on_leaves(integration.y0, integration.carry)
+        y = leaves[0]
+        noise = torch.zeros(len(y), isolated.terms.channels, dtype=y.dtype, device=y.device)
+        return isolated.terms.f_and_g_prod(isolated.time(isolated.steps.times(0, 0)[0]), y, noise), leaves
+
+    found, computed = search_parameters(owner, evaluate)
     if SDEInputs(integration, found, False).needed:
-        warn_of_computed(computed, _REMEDY, stacklevel=7)
+        warn_of_computed(computed, _REMEDY, stacklevel=7, subject=_SUBJECT)
     return found
 
 
@@ -98,8 +93,10 @@ def find_sde_inputs(gradient: str, integration: SDEIntegration, named: Any, owne
 
     Raises:
         TypeError: `named` is not a sequence of tensors.
-        ValueError: a transform of `torch.func` is at work, which no such backward pass can follow.
+        ValueError: a transform of `torch.func` is at work, or the path requires a gradient, neither of which such a
+            backward pass can follow.
     """
+    _refuse_gradient_of_path(gradient, integration)
     if inside_transform():
         _refuse_inside_transform(gradient, integration, named, owner)
         return None
@@ -114,13 +111,11 @@ def refuse_unknown_sde_leaves(values: Sequence[Tensor], oldest: int, known: Sequ
     Raises:
         RuntimeError: there is one; its gradient would silently be missing.
     """
-    for leaf in other_leaves(values, oldest, known)[0]:
-        raise RuntimeError(
-            f"the SDE uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, but did not use it at the "
-            "start of the solve, where this gradient mode looks for what it must differentiate: pass it through "
-            "args=(tensor,), make the SDE an nn.Module that holds it, name it in adjoint_params=(tensor,) of "
-            "sdeint_adjoint, or use sdeint with gradient='direct'"
-        )
+    remedy = (
+        "pass it through args=(tensor,), make the SDE an nn.Module that holds it, name it in adjoint_params=(tensor,) "
+        "of sdeint_adjoint, or use sdeint with gradient='direct'"
+    )
+    refuse_unknown(values, oldest, known, _SUBJECT, remedy)
 
 
 def _refuse_inside_transform(gradient: str, integration: SDEIntegration, named: Any, owner: Any) -> None:
@@ -129,8 +124,17 @@ def _refuse_inside_transform(gradient: str, integration: SDEIntegration, named: 
     parameters = check_parameters("adjoint_params", named or ())
     if isinstance(owner, nn.Module) and named is None:
         parameters = module_parameters(owner)
-    if any(map(needs_gradient, SDEInputs(integration, parameters, True).tensors)):
+    refuse_tracked(gradient, SDEInputs(integration, parameters, True).tensors, "sdeint with gradient='direct'")
+
+
+def _refuse_gradient_of_path(gradient: str, integration: SDEIntegration) -> None:
+    """Refuse a user's path with a gradient of its own, told by its increment over the first step."""
+    noise, steps = integration.noise, integration.steps
+    if not (torch.is_grad_enabled() and isinstance(noise, PathNoise) and steps.count):
+        return
+    first = noise.between(*steps.times(0, 1))
+    if any(needs_gradient(x) for x in (first.W, first.H, first.A) if x is not None):
         raise ValueError(
-            f"{gradient} does not work inside torch.func transforms such as vmap or grad: use sdeint with "
-            "gradient='direct', or solve within torch.no_grad()"
+            f"bm carries a gradient, which {gradient} does not see: use sdeint with gradient='direct', or detach W and "
+            "H"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.noise.increment import Increment
+from torchivp.noise.increment import Increment, has_A, has_H
 
 
 class PathNoise:
@@ -32,7 +32,7 @@ class PathNoise:
         self.levy_area = levy_area
         self.dtype = dtype
         self._shape = (rows, channels)
-        self._areas = levy_area in ("davie", "foster")
+        self._has_H, self._has_A = has_H(levy_area), has_A(levy_area)
         self._increment = getattr(path, "increment", None) or self._called
 
     def steps(self, block: int, times: Sequence[float]) -> list[Increment]:
@@ -46,10 +46,10 @@ class PathNoise:
         """
         found = self._increment(min(ta, tb), max(ta, tb))
         W, H, A = self._laid_out(found.W), None, None
-        if self.levy_area != "none":
+        if self._has_H:
             assert found.H is not None, "the kinds of areas were checked before"
             H = self._laid_out(found.H)
-        if self._areas:
+        if self._has_A:
             assert found.A is not None, "the kinds of areas were checked before"
             A = found.A.to(self.dtype).reshape(*self._shape, self._shape[1])
         if tb < ta:
@@ -61,9 +61,9 @@ class PathNoise:
 
     def _called(self, ta: float, tb: float) -> Increment:
         dt = tb - ta
-        if self.levy_area == "none":
+        if not self._has_H:
             return Increment(dt, self.path(ta, tb))
-        if not self._areas:
+        if not self._has_A:
             W, U = self.path(ta, tb, return_U=True)
             return Increment(dt, W, U / dt - 0.5 * W)
         W, U, A = self.path(ta, tb, return_U=True, return_A=True)

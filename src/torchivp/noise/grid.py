@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from torchivp.noise.increment import Increment
+from torchivp.noise.increment import Increment, has_A, has_H
 from torchivp.noise.levy_area import area
 from torchivp.noise.philox import normals
 from torchivp.noise.seed import outside_transforms
@@ -49,7 +49,7 @@ class GridNoise:
         device: torch.device,
         seed: int,
         rng: str = "torch",
-        row_numbers: Tensor | None = None,
+        row_numbers: Tensor | range | None = None,
     ) -> None:
         self.levy_area = levy_area
         self.dtype = dtype
@@ -57,9 +57,11 @@ class GridNoise:
         self.rows, self.channels = rows, channels
         self.seed, self.rng = seed, rng
         self._generator = torch.Generator(device)
-        self._kinds = 1 if levy_area == "none" else 2
-        self._row_numbers = torch.arange(rows, device=device) if row_numbers is None else row_numbers.to(device)
-        drawn = rows * channels * (self._kinds + (channels if levy_area in ("davie", "foster") else 0))
+        self._has_A = has_A(levy_area)
+        self._kinds = 2 if has_H(levy_area) else 1
+        numbers = range(rows) if row_numbers is None else row_numbers
+        self._row_numbers = numbers.to(device) if isinstance(numbers, Tensor) else numbers
+        drawn = rows * channels * (self._kinds + (channels if self._has_A else 0))
         self.block = max(1, min(_LONGEST, _ELEMENTS // max(drawn, 1)))
         self._device = device
 
@@ -75,11 +77,11 @@ class GridNoise:
         if not equal:
             roots = torch.tensor(sizes, dtype=self._real, device=self._device).sqrt_().view(-1, 1, 1)
         W = (drawn[:, 0] * roots).to(self.dtype).unbind()
-        if self.levy_area == "none":
+        if self._kinds == 1:
             return [Increment(dt, w) for dt, w in zip(sizes, W, strict=True)]
         H = (drawn[:, 1] * (roots * math.sqrt(1 / 12))).to(self.dtype).unbind()
         increments = [Increment(dt, w, h) for dt, w, h in zip(sizes, W, H, strict=True)]
-        if self.levy_area in ("davie", "foster"):
+        if self._has_A:
             further = self._draw(block, self.channels, self.channels, offset=2)
             for increment, xi in zip(increments, further.unbind(), strict=False):
                 xi = xi.transpose(0, 1)

@@ -9,6 +9,16 @@ from torch import Tensor
 LEVY_AREAS = ("none", "space-time", "davie", "foster")
 
 
+def has_H(kind: str) -> bool:
+    """Whether increments with areas of this kind, one of `LEVY_AREAS`, come with H."""
+    return kind != "none"
+
+
+def has_A(kind: str) -> bool:
+    """Whether increments with areas of this kind, one of `LEVY_AREAS`, come with A, and so with H."""
+    return kind in ("davie", "foster")
+
+
 @dataclass(slots=True)
 class Increment:
     """What a path does over an interval from ta to tb = ta + dt.

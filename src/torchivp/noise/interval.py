@@ -14,9 +14,11 @@ from torch import Tensor
 from torchivp.checks import check_number, check_whole_number
 from torchivp.noise import dyadic
 from torchivp.noise.brownian import BaseBrownian, check_order
-from torchivp.noise.increment import LEVY_AREAS, Increment
+from torchivp.noise.increment import LEVY_AREAS, Increment, has_A, has_H
 from torchivp.noise.levy_area import area
-from torchivp.noise.philox import derived_seed, normals, run_of_rows
+from torchivp.noise.philox import derived_seed, normals
+from torchivp.noise.rows import check_rows
+from torchivp.noise.seed import check_seed, draw_seed
 
 # The second normal of a node, and the number of the root's own normals.
 SECOND = 1 << 60
@@ -100,8 +102,8 @@ class BrownianInterval(BaseBrownian):
         # Half precision is worked out in single.
         self._work = torch.float64 if self._dtype == torch.float64 else torch.float32
         self._count = math.prod(self._size[1:])
-        self._rows = _check_rows(rows, self._size)
-        self._streams = 1 if self._levy == "none" else 2
+        self._rows = check_rows(rows, self._size[0] if self._size else 1)
+        self._streams = 2 if has_H(self._levy) else 1
         self._recent: dict[int, Tensor] = {}
         per_node = self._streams * len(self._rows) * self._count * self._work.itemsize
         self._keeps = per_node * KEPT_NODES <= KEPT_BYTES
@@ -148,7 +150,7 @@ class BrownianInterval(BaseBrownian):
         first, last = dyadic.point((ta - self.t0) / span), dyadic.point((tb - self.t0) / span)
         W, H = self._W_and_H(first, last)
         A = None
-        if self._levy in ("davie", "foster"):
+        if has_A(self._levy):
             A = self._area(W, H, tb - ta, first, last)
         return Increment(
             tb - ta,
@@ -276,22 +278,6 @@ def brownian_interval_like(
     )
 
 
-def draw_seed(generator: torch.Generator | None = None) -> int:
-    """A seed from a generator, or from torch's default one."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device, dtype=torch.int64))
-
-
-def check_seed(entropy: Any) -> int:
-    """A seed that the user gives.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is out of range.
-    """
-    return check_whole_number("entropy", entropy, 0, 2**64 - 1)
-
-
 def warn_of_tuning(name: str, given: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Say which arguments, other than left at their defaults, have no effect."""
     changed = [key for key, value in given.items() if value is not defaults[key] and value != defaults[key]]
@@ -339,7 +325,7 @@ def _check_interval(t0: Any, t1: Any) -> tuple[float, float]:
 def _check_levy(kind: str, H: Tensor | None) -> str:
     if kind not in LEVY_AREAS:
         raise ValueError(f"levy_area_approximation must be one of {', '.join(map(repr, LEVY_AREAS))}, got {kind!r}")
-    if H is not None and kind == "none":
+    if H is not None and not has_H(kind):
         raise ValueError("H is given, and levy_area_approximation='none' uses none: pass 'space-time', or leave H out")
     return kind
 
@@ -378,20 +364,3 @@ def _check_size(size: Any) -> tuple[int, ...]:
     if isinstance(size, int) or not isinstance(size, Sequence):
         raise TypeError(f"size must be a tuple of whole numbers such as (batch, channels), got {size!r}")
     return tuple(check_whole_number("an entry of size", entry, 0) for entry in size)
-
-
-def _check_rows(rows: Any, size: tuple[int, ...]) -> Tensor | range:
-    """The row numbers, as a range if they go up by ones."""
-    count = size[0] if size else 1
-    if rows is None:
-        return range(count)
-    numbers = torch.as_tensor(list(rows) if isinstance(rows, range) else rows).cpu()
-    whole = not (numbers.dtype.is_floating_point or numbers.dtype.is_complex or numbers.dtype == torch.bool)
-    if numbers.ndim != 1 or not (whole or numbers.numel() == 0):
-        raise TypeError(f"rows must be whole numbers in one dimension, got {numbers.dtype} of {tuple(numbers.shape)}")
-    numbers = numbers.to(torch.int64)
-    if len(numbers) != count:
-        raise ValueError(f"rows must name each of the {count} rows that size={size} has, got {len(numbers)} numbers")
-    if count and int(numbers.min()) < 0:
-        raise ValueError(f"rows must not be negative, got {int(numbers.min())}")
-    return run_of_rows(numbers)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchivp.checks import check_number
 from torchivp.noise.brownian import Answer, BaseBrownian, check_order
 from torchivp.noise.increment import Increment, join
-from torchivp.noise.interval import BrownianInterval, brownian_interval_like, check_seed, draw_seed, warn_of_tuning
+from torchivp.noise.interval import BrownianInterval, brownian_interval_like, warn_of_tuning
 from torchivp.noise.philox import derived_seed
+from torchivp.noise.seed import check_seed, draw_seed
 
 
 class _FromValue(BaseBrownian):
@@ -178,6 +179,11 @@ class BrownianTree(_FromValue):
 
     def __repr__(self) -> str:
         return f"BrownianTree(interval={self._interval})"
+
+    @property
+    def t1(self) -> float:
+        """The end."""
+        return self._interval.t1
 
     @property
     def entropy(self) -> int:

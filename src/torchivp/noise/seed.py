@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch._functorch import pyfunctorch
 
+from torchivp.checks import check_whole_number
 from torchivp.torch_func import inside_transform
 
 
@@ -15,6 +17,16 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
     device = "cpu" if generator is None else generator.device
     with pyfunctorch.temporarily_clear_interpreter_stack():
         return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))
+
+
+def check_seed(entropy: Any) -> int:
+    """A seed that the user gives.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of range.
+    """
+    return check_whole_number("entropy", entropy, 0, 2**64 - 1)
 
 
 def outside_transforms() -> AbstractContextManager[object]:

@@ -42,14 +42,17 @@ class UserFunctions:
         """The functions of `sde`, some of which may go by other names.
 
         Raises:
+            TypeError: `names` is no dict.
             ValueError: `names` renames what there is not, or there is no drift or no diffusion.
         """
         names = {} if names is None else names
+        if not isinstance(names, Mapping):
+            raise TypeError(f"names must be a dict such as {{'drift': 'my_f'}}, got {names!r}")
         unknown = [key for key in names if key not in ROLES]
         if unknown:
             raise ValueError(f"names can rename {', '.join(map(repr, ROLES))}, not {', '.join(map(repr, unknown))}")
         for role, name in names.items():
-            if not callable(getattr(sde, name, None)):
+            if not (isinstance(name, str) and callable(getattr(sde, name, None))):
                 raise ValueError(f"names={{{role!r}: {name!r}}}, but the SDE has no method {name!r}")
         found = {name: getattr(sde, names.get(role, name), None) for role, name in ROLES.items()}
         functions = UserFunctions(**{k: v if callable(v) else None for k, v in found.items()}, owner=sde)
@@ -90,6 +93,7 @@ class UserTerms(Terms):
         self.size = layout.size
         self.channels = channels
         self.reverse = reverse
+        self.together = functions.f_and_g is not None
         self._plain = is_plain(layout)
         self._dtype = layout.dtype
 
@@ -146,36 +150,76 @@ class UserTerms(Terms):
             raise self._missing("h", "the prior drift h(t, y)")
         return self._onward(self._state(self.functions.h(t, self._user(y), *self.args)))
 
-    def check(self, t: Tensor, y: Tensor) -> None:
-        """Call every function once and check what it returns.
+    def check(self, t: Tensor, y: Tensor, told_by: str | None = None) -> None:
+        """Call every function once, with a copy of the state, and check what it returns.
+
+        Args:
+            t: the time.
+            y: the state.
+            told_by: the argument that tells the number of noises, "bm" or "noise_size"; None where it is `g`.
 
         Raises:
             TypeError: it is no tensor, or of a dtype that does not fit.
-            ValueError: its shape does not fit.
+            ValueError: its shape does not fit, or the function changes the state in place.
         """
-        functions, layout, user, args = self.functions, self.layout, self.layout.unflatten(y), self.args
-        v = y.new_zeros(layout.rows, self.channels)
+        functions, layout, y = self.functions, self.layout, y.clone()
+        user, noise = layout.unflatten(y), self._noise(y.new_zeros(layout.rows, self.channels))
+
+        def call(name: str, *further: Any) -> Any:
+            before = None if y.is_inference() else y._version
+            value = getattr(functions, name)(t, user, *further, *self.args)
+            if before is not None and y._version != before:
+                raise ValueError(
+                    f"{name}(t, y) changes y in place, but y is the state of the solve: write y = y + 1 in place of "
+                    "y += 1, or begin with y = y.clone()"
+                )
+            return value
+
         for name in ("f", "h"):
-            if (function := getattr(functions, name)) is not None:
-                layout.check(name, function(t, user, *args))
+            if getattr(functions, name) is not None:
+                layout.check(name, call(name))
         if functions.g is not None:
-            self._check_diffusion("g", functions.g(t, user, *args))
+            self._check_diffusion("g", call("g"), told_by)
         if functions.f_and_g is not None:
-            f, g = _pair("f_and_g", functions.f_and_g(t, user, *args))
+            f, g = _pair("f_and_g", call("f_and_g"))
             layout.check("f_and_g", f)
-            self._check_diffusion("f_and_g", g)
+            self._check_diffusion("f_and_g", g, told_by)
         if functions.g_prod is not None:
-            layout.check("g_prod", functions.g_prod(t, user, self._noise(v), *args))
+            layout.check("g_prod", call("g_prod", noise))
         if functions.f_and_g_prod is not None:
-            for value in _pair("f_and_g_prod", functions.f_and_g_prod(t, user, self._noise(v), *args)):
+            for value in _pair("f_and_g_prod", call("f_and_g_prod", noise)):
                 layout.check("f_and_g_prod", value)
 
-    def _check_diffusion(self, name: str, g: Any) -> None:
-        if self.diagonal:
-            self.layout.check(name, g)
-            return
-        channel = (self.channels,)
-        self.layout.check(name, g, channel, f"; of {self.noise_type} noise, the last dimension numbers the noises")
+    def _check_diffusion(self, name: str, g: Any, told_by: str | None) -> None:
+        layout, hint = self.layout, f"; of {self.noise_type} noise, the last dimension numbers the noises"
+        leaves = [leaf for leaf in pytree.tree_leaves(g) if isinstance(leaf, Tensor)]
+        for leaf, shape in zip(leaves, layout.shapes, strict=False):
+            state, found = (*layout.lead, *shape), tuple(leaf.shape)
+            if self.diagonal:
+                several = len(found) == len(state) + 1 and found[:-1] == state
+                hint = "; several noises for one element are noise_type='general'" if several else ""
+            elif self.noise_type != "scalar":
+                self._check_number(name, state, found, told_by)
+            if found != (state if self.diagonal else (*state, self.channels)):
+                break
+        layout.check(name, g, () if self.diagonal else (self.channels,), hint)
+
+    def _check_number(self, name: str, state: tuple[int, ...], found: tuple[int, ...], told_by: str | None) -> None:
+        """Check the number of noises of a diffusion that is not diagonal."""
+        if found[:-1] != state or not found:
+            expected = f"({', '.join(map(str, state))}, m)" if state else "(m,)"
+            diagonal = ": that is the shape of noise_type='diagonal'" if found == state else ""
+            raise ValueError(
+                f"{name} must return {expected} for {self.noise_type} noise, m the number of noises, got the shape "
+                f"{found}{diagonal}"
+            )
+        if found[-1] != self.channels and told_by is not None:
+            size = (*self.layout.lead, found[-1])
+            if told_by == "bm":
+                raise ValueError(
+                    f"bm has {self.channels} noises, and {name} returns {found[-1]}: pass size={size} to it"
+                )
+            raise ValueError(f"noise_size={self.channels}, and {name} returns {found[-1]} noises: leave noise_size out")
 
     def _user(self, y: Tensor) -> Any:
         return y if self._plain else self.layout.unflatten(y)
@@ -207,8 +251,7 @@ class UserTerms(Terms):
         """The diffusion of an SDE that gives its products only."""
         if self.diagonal:
             return self.g_prod(t, y, torch.ones_like(y))
-        units = torch.eye(self.channels, dtype=y.dtype, device=y.device).expand(len(y), -1, -1)
-        return torch.stack([self.g_prod(t, y, units[:, j]) for j in range(self.channels)], dim=2)
+        return torch.stack([self.g_prod(t, y, unit) for unit in self.units(y)], dim=2)
 
     def _missing(self, name: str, what: str) -> RuntimeError:
         given = [key for key in ROLES.values() if getattr(self.functions, key) is not None]

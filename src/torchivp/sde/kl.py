@@ -23,6 +23,8 @@ class WithDivergence(Terms):
     section 5). A diffusion that is not diagonal is inverted by its pseudoinverse.
     """
 
+    together = True
+
     def __init__(self, posterior: UserTerms) -> None:
         self._posterior = posterior
         self.sde_type, self.noise_type = posterior.sde_type, posterior.noise_type

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.checks import check_whole_number
+from torchivp.checks import check_flag, check_whole_number
+from torchivp.noise.increment import LEVY_AREAS, has_A, has_H
 from torchivp.sde.base import check_noise_type, check_sde_type
 from torchivp.sde.functions import UserFunctions, UserTerms
 from torchivp.sde.kl import WithDivergence
@@ -27,14 +30,12 @@ class SDEProblem:
         terms: drift and diffusion; of a state with the divergence from the prior, if that was asked for.
         y0: the initial state, [rows, size].
         layout: how the user's states lie in it.
-        user: the functions that the user gave.
         logqp: whether the last element of the state is the divergence.
     """
 
     terms: Terms
     y0: Tensor
     layout: StateLayout
-    user: UserFunctions
     logqp: bool
 
     @staticmethod
@@ -53,9 +54,12 @@ class SDEProblem:
         """The problem as the user states it, checked and laid out.
 
         Raises:
-            TypeError: a tensor or tuple is none.
+            TypeError: a tensor, tuple, dict or flag is none, or `sde` is a class.
             ValueError: the SDE lacks something, or shapes do not fit together.
         """
+        if isinstance(sde, type):
+            raise TypeError(f"sde is the class {sde.__name__}, not an object of it: write {sde.__name__}(...)")
+        check_flag("logqp", logqp)
         for name, check in (("noise_type", check_noise_type), ("sde_type", check_sde_type)):
             if not hasattr(sde, name):
                 raise ValueError(
@@ -72,14 +76,12 @@ class SDEProblem:
         channels = _channels(functions, layout, t0, y0, args, bm, noise_size)
         terms = UserTerms(functions, layout, args, channels, reverse)
         with torch.no_grad():
-            terms.check(t0, flat)
+            terms.check(t0, flat, _told_by(bm, noise_size))
         if not logqp:
-            return SDEProblem(terms, flat, layout, functions, False)
+            return SDEProblem(terms, flat, layout, False)
         if functions.h is None:
             raise ValueError("logqp=True needs the prior drift: define h(t, y), or name it, names={'prior_drift': ...}")
-        return SDEProblem(
-            WithDivergence(terms), torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1), layout, functions, True
-        )
+        return SDEProblem(WithDivergence(terms), torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1), layout, True)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -111,18 +113,22 @@ class SDEProblem:
             ValueError: it does not fit.
         """
         if not isinstance(carry, tuple | list) or len(carry) != len(like):
+            given = f"{len(carry)} entries" if isinstance(carry, tuple | list) else type(carry).__name__
             raise ValueError(
                 f"extra_solver_state must be a tuple of {len(like)} entries, as sdeint(..., extra=True) returns it "
-                f"with the same method, got {carry!r}"
+                f"with the same method, got {given}" + ("" if like else ": leave extra_solver_state out")
             )
         found = []
         for i, (given, own) in enumerate(zip(carry, like, strict=True)):
             leaves = pytree.tree_leaves(given)
-            flat = torch.cat([x.reshape(self.layout.rows, -1, *own.shape[2:]) for x in leaves], dim=1)
-            if flat.shape != own.shape:
+            shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
+            expected = [tuple(x.shape) for x in pytree.tree_leaves(self._out(own))]
+            if shapes != expected:
                 raise ValueError(
-                    f"extra_solver_state[{i}] has shape {tuple(leaves[0].shape)}, which fits {tuple(own.shape)} not"
+                    f"extra_solver_state[{i}] must have the shape {_listed(expected)}, got {_listed(shapes)}: pass "
+                    "what sdeint(..., extra=True) returned for this state with the same method"
                 )
+            flat = torch.cat([x.reshape(self.layout.rows, -1, *own.shape[2:]) for x in leaves], dim=1)
             found.append(flat.to(own.dtype))
         return tuple(found)
 
@@ -159,12 +165,16 @@ def _channels(
     if noise_type in ("diagonal", "scalar"):
         expected = layout.size if noise_type == "diagonal" else 1
         if noise_size not in (None, expected):
-            raise ValueError(f"{noise_type} noise of this state has {expected} channels, but noise_size={noise_size}")
+            raise ValueError(
+                f"{noise_type} noise of this state has {expected} channels, but noise_size={noise_size}: leave "
+                "noise_size out"
+            )
         return expected
     if noise_size is not None:
         return noise_size
     if bm is not None:
         return _bm_shape(bm)[-1]
+    y0 = pytree.tree_map(torch.clone, y0)
     with torch.no_grad():
         g = functions.g(t0, y0, *args) if functions.g is not None else None
         if g is None and functions.f_and_g is not None:
@@ -178,13 +188,49 @@ def _channels(
     return leaves[0].shape[-1]
 
 
+def _told_by(bm: Any, noise_size: int | None) -> str | None:
+    """The argument that tells the number of noises, where it is not the diffusion."""
+    return "noise_size" if noise_size is not None else "bm" if bm is not None else None
+
+
+def _listed(shapes: Sequence[object]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(list(shapes))
+
+
 def _bm_shape(bm: Any) -> tuple[int, ...]:
     shape = getattr(bm, "shape", None)
-    if shape is None:
+    if shape is None or not (callable(bm) or hasattr(bm, "increment")):
+        given = repr(bm) if shape is None else f"{type(bm).__name__} of shape {tuple(shape)}"
         raise ValueError(
-            f"bm must be a Brownian motion with a shape, such as BrownianInterval(t0, t1, size=(batch, m)), got {bm!r}"
+            f"bm must be a Brownian motion with a shape, such as BrownianInterval(t0, t1, size=(batch, m)), got {given}"
         )
     return tuple(shape)
+
+
+def check_path_times(bm: Any, times: Sequence[float]) -> None:
+    """Check that a user's Brownian motion, if it tells where it starts and ends, has all of the `times`.
+
+    Raises:
+        ValueError: it starts too late, or ends too early.
+    """
+    first, last = min(times), max(times)
+    start, end = (_time_of(bm, name) for name in ("t0", "t1"))
+    span = max(1.0, abs(first)) if start is None or end is None else end - start
+    slack = 1e-9 * span + 4 * sys.float_info.epsilon * max(abs(first), abs(last))
+    if (start is not None and first < start - slack) or (end is not None and last > end + slack):
+        extent = f"starts at t0={start}" if end is None else f"lasts from t0={start} to t1={end}"
+        missing = f", t1={last}" if end is not None else ""
+        raise ValueError(
+            f"bm {extent}, but the solve takes the times from {first} to {last}: make it with t0={first}{missing}"
+        )
+
+
+def _time_of(bm: Any, name: str) -> float | None:
+    """Where a Brownian motion starts or ends; None if it does not tell."""
+    value = getattr(bm, name, None)
+    if isinstance(value, numbers.Real) or (isinstance(value, Tensor) and value.numel() == 1):
+        return float(value)
+    return None
 
 
 def check_path(bm: Any, problem: SDEProblem, levy_area: str, method: str) -> None:
@@ -205,10 +251,10 @@ def check_path(bm: Any, problem: SDEProblem, levy_area: str, method: str) -> Non
     device = torch.device(getattr(bm, "device", problem.y0.device))
     if device != problem.y0.device:
         raise ValueError(f"bm lies on {device} and y0 on {problem.y0.device}: pass device='{problem.y0.device}' to bm")
-    enough = {"none": None, "space-time": ("space-time", "davie", "foster"), "foster": ("davie", "foster")}[levy_area]
     given = getattr(bm, "levy_area_approximation", "none")
-    if enough is not None and given not in enough:
+    enough = [kind for kind in LEVY_AREAS if has_H(kind) >= has_H(levy_area) and has_A(kind) >= has_A(levy_area)]
+    if has_H(levy_area) and given not in enough:
         raise ValueError(
             f"method {method!r} needs a Brownian motion with levy_area_approximation {' or '.join(map(repr, enough))}, "
-            f"bm has {given!r}: make it with BrownianInterval(..., levy_area_approximation={enough[0]!r})"
+            f"bm has {given!r}: make it with BrownianInterval(..., levy_area_approximation={levy_area!r})"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Terms(ABC):
         size: the number of elements of the state in one row.
         channels: the number of independent noises in one row.
         args: further arguments of the user's functions.
+        together: whether drift and diffusion at the same state cost less if they are evaluated at once, by `f_and_g`.
     """
 
     sde_type: str
@@ -31,6 +32,7 @@ class Terms(ABC):
     size: int
     channels: int
     args: tuple[Any, ...]
+    together: bool = False
 
     @abstractmethod
     def with_args(self, args: Sequence[Any]) -> Terms:
@@ -73,91 +75,142 @@ class Terms(ABC):
         """The diffusion of the noise `j`, [rows, size], from a value of a diffusion that is not diagonal."""
         return g[:, :, j]
 
-    def derivative(self, t: Tensor, y: Tensor, weights: Tensor, direction: Tensor) -> Tensor:
-        """The derivative of `g(t, y) weights` with respect to `y` in a direction, [rows, size].
+    def units(self, like: Tensor) -> Iterator[Tensor]:
+        """For each noise the weights that choose it, [rows, channels], with the rows, dtype and device of `like`."""
+        for j in range(self.channels):
+            unit = like.new_zeros(len(like), self.channels)
+            unit[:, j] = 1.0
+            yield unit
 
-        The weights are [rows, channels]. The result can be differentiated itself. For noise that is not diagonal.
+    def g_and_derivative(self, t: Tensor, y: Tensor, directions: _Directions) -> tuple[Tensor, Tensor]:
+        """The diffusion g and its derivative with respect to `y` in directions that are a function of g, shaped alike.
+
+        Of diagonal noise the derivative is ∂g/∂y times the directions, elementwise; of all others the sum over the
+        noises of the derivatives of the columns, each in its own direction. It can be differentiated itself.
         """
-        if may_be_tracked():
-            return torch.func.jvp(lambda x: self.g_prod(t, x, weights), (y,), (direction,))[1]
-        with _Watched(y, lambda: self.g_prod(t, y, weights)) as watched:
-            return watched.derivative([self.g_prod(t, watched.y, weights)], [direction])
+        g, derivative = _differentiated(lambda x: (self.g(t, x),), y, directions, self.diagonal)
+        return g, derivative
 
-    def g_and_slope(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Of diagonal noise, the diffusion g, and (dg/dy) g v, elementwise."""
-        if may_be_tracked():
-            found: tuple[Any, ...] = torch.func.vjp(lambda x: self.g(t, x), y)
-            g, pull_back = found
-            return g, pull_back((g * v).conj())[0].conj()
-        with _Watched(y, lambda: self.g(t, y)) as watched:
-            g = self.g(t, watched.y)
-            if not g.requires_grad:
-                return g, torch.zeros_like(g)
-            own = watched.result(g)
-            (slope,) = torch.autograd.grad(
-                g, watched.y, (own * v).conj(), create_graph=watched.differentiable, allow_unused=True
-            )
-        return own, torch.zeros_like(own) if slope is None else slope.conj().resolve_conj()
+    def f_g_and_derivative(self, t: Tensor, y: Tensor, directions: _Directions) -> tuple[Tensor, Tensor, Tensor]:
+        """The drift, and what `g_and_derivative` returns."""
+        if not self.together:
+            return (self.f(t, y), *self.g_and_derivative(t, y, directions))
+        f, g, derivative = _differentiated(lambda x: self.f_and_g(t, x), y, directions, self.diagonal)
+        return f, g, derivative
 
-    def correction(self, t: Tensor, y: Tensor) -> Tensor:
-        """The sum of (∂g_j/∂y) g_j over the noises: twice what the drifts of the two calculi differ by."""
-        if self.noise_type == "additive":
-            return torch.zeros_like(y)
-        if self.diagonal:
-            return self.g_and_slope(t, y, torch.ones_like(y))[1]
-        if may_be_tracked():
-            units = torch.eye(self.channels, dtype=y.dtype, device=y.device)
-            columns = self.g(t, y).unbind(2)
-            slopes = [
-                self.derivative(t, y, unit.expand(len(y), -1), column)
-                for unit, column in zip(units, columns, strict=True)
-            ]
-            return torch.stack(slopes).sum(0)
-        with _Watched(y, lambda: self.g(t, y)) as watched:
-            g = self.g(t, watched.y)
-            return watched.derivative(g.unbind(2), watched.result(g).unbind(2))
+    def prod_and_derivative(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The diffusion times `v`, and the derivative of that with respect to `y` in its own direction.
+
+        For noise that is not diagonal. The derivative can be differentiated itself.
+        """
+        prod, derivative = _differentiated(lambda x: (self.g_prod(t, x, v),), y, lambda prod: prod, False)
+        return prod, derivative
+
+    def f_prod_and_derivative(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The drift, and what `prod_and_derivative` returns."""
+        if not self.together:
+            return (self.f(t, y), *self.prod_and_derivative(t, y, v))
+        f, prod, derivative = _differentiated(lambda x: self.f_and_g_prod(t, x, v), y, lambda prod: prod, False)
+        return f, prod, derivative
+
+
+_Directions = Callable[[Tensor], Tensor]
+_Evaluate = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def _differentiated(evaluate: _Evaluate, y: Tensor, directions: _Directions, elementwise: bool) -> tuple[Tensor, ...]:
+    """The values of functions of the state, and the derivative of the last, in directions that depend on its value.
+
+    If `elementwise`, each element of the last depends on the same element of the state alone. If it has a third
+    dimension, that of the noises, the derivatives in the directions of the same number are summed over them.
+    """
+    if may_be_tracked():
+        return _transformed(evaluate, y, directions, elementwise)
+    with _Watched(y, evaluate) as watched:
+        along = directions(watched.values[-1])
+        return *watched.values, watched.slope(along) if elementwise else watched.derivative(along)
+
+
+def _transformed(evaluate: _Evaluate, y: Tensor, directions: _Directions, elementwise: bool) -> tuple[Tensor, ...]:
+    """The same within transforms or forward derivatives."""
+    if elementwise:
+
+        def swapped(x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            values = evaluate(x)
+            return values[-1], values[:-1]
+
+        found: tuple[Any, ...] = torch.func.vjp(swapped, y, has_aux=True)
+        last, pull_back, others = found
+        return *others, last, pull_back(directions(last).conj())[0].conj()
+    values = evaluate(y)
+    along = directions(values[-1])
+    if along.ndim == 2:
+        return *values, torch.func.jvp(lambda x: evaluate(x)[-1], (y,), (along,))[1]
+    slopes = [
+        torch.func.jvp(lambda x, j=j: evaluate(x)[-1][:, :, j], (y,), (direction,))[1]
+        for j, direction in enumerate(along.unbind(2))
+    ]
+    return *values, torch.stack(slopes).sum(0)
 
 
 class _Watched:
-    """A state that autograd watches, within a `with`, also where it watches nothing else.
+    """Functions of a state that autograd watches, within a `with`, also where it watches nothing else.
 
     Args:
         y: the state.
-        sample: evaluates what will be differentiated at the state.
+        evaluate: the functions, of which the last is to be differentiated.
 
     Attributes:
-        y: the state itself, or a copy of it if nothing else watches it.
-        differentiable: whether derivatives are to be differentiable themselves. They must not look so where nobody asks
-            for it.
+        values: their values, which have a history only where somebody asks for it, like the derivatives.
     """
 
-    def __init__(self, y: Tensor, sample: Callable[[], Tensor]) -> None:
-        self.differentiable = torch.is_grad_enabled() and (y.requires_grad or sample().requires_grad)
+    def __init__(self, y: Tensor, evaluate: _Evaluate) -> None:
+        self._grad_enabled = torch.is_grad_enabled()
         self._contexts = (torch.inference_mode(False), torch.enable_grad())
         self._given = y
-        self.y = y
+        self._evaluate = evaluate
 
     def __enter__(self) -> _Watched:
         for context in self._contexts:
             context.__enter__()
-        if not (self.differentiable and self._given.requires_grad):
-            self.y = (self._given.clone() if self._given.is_inference() else self._given.detach()).requires_grad_()
+        try:
+            y = self._y = self._leaf()
+            values = self._evaluate(y)
+        except BaseException:
+            self.__exit__()
+            raise
+        self._last = values[-1]
+        self._differentiable = self._grad_enabled and (y is self._given or _has_other_sources(values, y))
+        self.values = values if self._differentiable else tuple(map(Tensor.detach, values))
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         for context in reversed(self._contexts):
             context.__exit__(*error)
 
-    def result(self, value: Tensor) -> Tensor:
-        """A value computed from the state, with its history where somebody asks for it."""
-        return value if self.differentiable else value.detach()
+    def _leaf(self) -> Tensor:
+        """The state itself, or a copy of it if nobody else watches it."""
+        y = self._given
+        if self._grad_enabled and y.requires_grad:
+            return y
+        return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
 
-    def derivative(self, values: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
-        """The sum of the derivatives of the `values`, each in its direction."""
+    def slope(self, along: Tensor) -> Tensor:
+        """The derivative of the last function times `along`, if it acts elementwise."""
+        slope = None
+        if self._last.requires_grad:
+            (slope,) = torch.autograd.grad(
+                self._last, self._y, along.conj(), create_graph=self._differentiable, allow_unused=True
+            )
+        return torch.zeros_like(self._given) if slope is None else slope.conj().resolve_conj()
+
+    def derivative(self, along: Tensor) -> Tensor:
+        """The derivative of the last function in the direction `along`; of several noises the sum."""
+        values, directions = ((x,) if x.ndim == 2 else x.unbind(2) for x in (self._last, along))
         # The gradient of <u, value> is linear in u, by the transpose of the derivative: its own gradient is the latter.
         u = torch.zeros_like(values[0], requires_grad=True)
         pulled = [
-            torch.autograd.grad(value, self.y, u, create_graph=True, allow_unused=True)[0]
+            torch.autograd.grad(value, self._y, u, create_graph=True, allow_unused=True)[0]
             if value.requires_grad
             else None
             for value in values
@@ -166,9 +219,26 @@ class _Watched:
         if not pairs:
             return torch.zeros_like(self._given)
         (total,) = torch.autograd.grad(
-            [p for p, _ in pairs], u, [d for _, d in pairs], create_graph=self.differentiable, allow_unused=True
+            [p for p, _ in pairs], u, [d for _, d in pairs], create_graph=self._differentiable, allow_unused=True
         )
         return torch.zeros_like(self._given) if total is None else total
+
+
+def _has_other_sources(values: Sequence[Tensor], y: Tensor) -> bool:
+    """Whether autograd knows tensors besides the leaf `y` that the `values` are computed from."""
+    if any(value.requires_grad and value.is_leaf and value is not y for value in values):
+        return True
+    left = [value.grad_fn for value in values if value.grad_fn is not None]
+    seen = set(left)
+    while left:
+        for node, _ in left.pop().next_functions:
+            if node is None or node in seen:
+                continue
+            if node.name() == "torch::autograd::AccumulateGrad" and getattr(node, "variable", y) is not y:
+                return True
+            seen.add(node)
+            left.append(node)
+    return False
 
 
 class StratonovichTerms(Terms):
@@ -185,10 +255,22 @@ class StratonovichTerms(Terms):
         return StratonovichTerms(self._ito.with_args(args))
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self._ito.f(t, y) - 0.5 * self._ito.correction(t, y)
+        return self._ito.f(t, y) if self.noise_type == "additive" else self.f_and_g(t, y)[0]
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         return self._ito.g(t, y)
 
+    def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.noise_type == "additive":
+            return self._ito.f_and_g(t, y)
+        f, g, correction = self._ito.f_g_and_derivative(t, y, lambda g: g)
+        return f - 0.5 * correction, g
+
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self._ito.g_prod(t, y, v)
+
+    def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.noise_type == "additive":
+            return self._ito.f_and_g_prod(t, y, v)
+        f, g = self.f_and_g(t, y)
+        return f, self.prod(g, v)

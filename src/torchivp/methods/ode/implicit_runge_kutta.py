@@ -17,13 +17,13 @@ from torch.autograd import forward_ad
 from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
+from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Method, Step
-from torchivp.methods.ode.limited import differentiable_twice
 from torchivp.methods.ode.newton import Newton, Solved, solve
-from torchivp.methods.ode.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.ode.stage_equations import StageEquations
 from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, Origin, StageSolver, linearised
+from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import derivative_depth, inside_transform, read
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, NamedTuple
 
+from torchivp.methods import ODE_METHODS
+from torchivp.methods.method import Method
 from torchivp.methods.sde.dri1 import DRI1
 from torchivp.methods.sde.euler import Euler
 from torchivp.methods.sde.euler_heun import EulerHeun
@@ -58,15 +60,15 @@ class Capability(NamedTuple):
         method: its name.
         sde_type: the calculus, "ito" or "stratonovich".
         noise_type: the noise.
-        strong: the order of convergence of single paths; None if they do not converge.
+        strong: the order of convergence of single paths.
         weak: the order of convergence of expectations.
-        levy_area: what it needs of the path: "none", "space-time" or "foster".
+        levy_area: what it needs of the path for this noise: "none", "space-time" or "foster".
     """
 
     method: str
     sde_type: str
     noise_type: str
-    strong: float | None
+    strong: float
     weak: float
     levy_area: str
 
@@ -87,12 +89,12 @@ def sde_methods(sde_type: str | None = None, noise_type: str | None = None) -> l
     calculi = None if sde_type is None else check_sde_type(sde_type)
     noises = None if noise_type is None else check_noise_type(noise_type)
     table = [
-        Capability(name, calculus, noise, orders.strong, orders.weak, method.levy_area)
+        Capability(name, calculus, noise, orders.strong, orders.weak, method.area_for(noise))
         for name, method in SDE_METHODS.items()
         for (calculus, noise), orders in method.orders.items()
         if calculi in (None, calculus) and noises in (None, noise)
     ]
-    return sorted(table, key=lambda row: (row.sde_type, NOISE_TYPES.index(row.noise_type), -(row.strong or 0.0)))
+    return sorted(table, key=lambda row: (row.sde_type, NOISE_TYPES.index(row.noise_type), -row.strong))
 
 
 def find_sde_method(method: Any, sde_type: str, noise_type: str) -> type[SDEMethod]:
@@ -104,20 +106,32 @@ def find_sde_method(method: Any, sde_type: str, noise_type: str) -> type[SDEMeth
     """
     if method is None:
         method = default_method(sde_type, noise_type)
+    known = list(dict.fromkeys(row.method for row in sde_methods(sde_type, noise_type)))
+    suitable = ", ".join(map(repr, known))
+    for_ode = (
+        method in ODE_METHODS if isinstance(method, str) else isinstance(method, type) and issubclass(method, Method)
+    )
     if isinstance(method, type) and issubclass(method, SDEMethod):
         found, name = method, method.__name__
+    elif isinstance(method, str) and method in SDE_METHODS:
+        found, name = SDE_METHODS[method], method
+    elif for_ode:
+        name = repr(method) if isinstance(method, str) else method.__name__
+        raise ValueError(
+            f"{name} is a method for ODEs: for an SDE of type {sde_type!r} with {noise_type} noise there are {suitable}"
+        )
     elif isinstance(method, str):
-        found, name = SDE_METHODS.get(method), method
-    else:
-        raise TypeError(f"method must be a name such as 'euler', got {type(method).__name__}")
-    suitable = ", ".join(dict.fromkeys(repr(row.method) for row in sde_methods(sde_type, noise_type)))
-    if found is None:
-        close = difflib.get_close_matches(name, SDE_METHODS, n=1)
+        close = difflib.get_close_matches(method, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"unknown method {name!r}.{hint} For an SDE of type {sde_type!r} with {noise_type} noise there are "
+            f"unknown method {method!r}.{hint} For an SDE of type {sde_type!r} with {noise_type} noise there are "
             f"{suitable}"
         )
+    elif isinstance(method, SDEMethod):
+        own = type(method).__name__
+        raise TypeError(f"method is an object of {own}: pass the class, method={own}, and its arguments in options")
+    else:
+        raise TypeError(f"method must be a name such as {known[0]!r}, got {type(method).__name__}")
     if (sde_type, noise_type) not in found.orders:
         raise ValueError(
             f"method {name!r} does not solve SDEs of type {sde_type!r} with {noise_type} noise; these do: {suitable}"

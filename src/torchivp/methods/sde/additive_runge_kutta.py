@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from torchivp.methods.sde.method import Orders, SDEMethod
-from torchivp.methods.sde.stages import Times, Weights, nonzero, require, space_time, square
-
-Rows = Sequence[Sequence[float]]
+from torchivp.methods.sde.stages import Coefficients, Rows, StageTimes, lower_triangle, nonzero, require, space_time
 
 
 class _Stage(NamedTuple):
     """One stage: where its drift is evaluated, and whether its diffusion, and that times x, is needed."""
 
     c0: float
-    drifts: Weights
-    noises: Weights
+    drifts: Coefficients
+    noises: Coefficients
     alpha: float
     c1: float
     beta1: float
@@ -32,7 +30,7 @@ class _Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class AdditiveTableau:
-    """The coefficients of a method for dX = f(t, X) dt + g(t) dW, in Rössler's names. Checks itself when it is made.
+    """The coefficients of a method for dX = f(t, X) dt + g(t) dW, in Rößler's names. Checks itself when it is made.
 
     With x = W / 2 + H, the method is
 
@@ -62,7 +60,7 @@ class AdditiveTableau:
     stages: tuple[_Stage, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        A0, B0 = square(self.A0), square(self.B0)
+        A0, B0 = lower_triangle(self.A0), lower_triangle(self.B0)
         self._check(A0, B0)
         columns = (B0 != 0).any(0)
         stages = []
@@ -104,7 +102,7 @@ class AdditiveRungeKutta(SDEMethod):
     def step(self, terms, t0, t1, y0, noise, carry):
         dt, W = noise.dt, noise.W
         x = torch.add(space_time(noise), W, alpha=0.5)
-        times = Times(t0, t1)
+        times = StageTimes(t0, t1)
         slopes: list[Tensor] = []
         along: dict[int, Tensor] = {}
         total = y0

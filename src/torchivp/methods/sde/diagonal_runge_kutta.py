@@ -12,9 +12,17 @@ import torch
 from torch import Tensor
 
 from torchivp.methods.sde.method import Orders, SDEMethod
-from torchivp.methods.sde.stages import Combination, Times, Weights, elementwise, nonzero, require, space_time, square
-
-Rows = Sequence[Sequence[float]]
+from torchivp.methods.sde.stages import (
+    Coefficients,
+    Combination,
+    Rows,
+    StageTimes,
+    elementwise,
+    lower_triangle,
+    nonzero,
+    require,
+    space_time,
+)
 
 
 class _Stage(NamedTuple):
@@ -22,12 +30,12 @@ class _Stage(NamedTuple):
 
     drift: bool
     c0: float
-    a0: Weights
+    a0: Coefficients
     b0: Combination | None
     diffusion: bool
     c1: float
-    a1: Weights
-    b1: Weights
+    a1: Coefficients
+    b1: Coefficients
 
 
 class _Sums(NamedTuple):
@@ -41,7 +49,7 @@ class _Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class DiagonalTableau:
-    """The coefficients of a method for diagonal or scalar noise, in Rössler's names. Checks itself when it is made.
+    """The coefficients of a method for diagonal or scalar noise, in Rößler's names. Checks itself when it is made.
 
     With x = W / 2 + H, u = (W^2 - h) / (2 sqrt(h)) and v = (W^3 - 3 h W) / (6 h), the method is, elementwise,
 
@@ -79,11 +87,11 @@ class DiagonalTableau:
     beta3: Sequence[float]
     beta4: Sequence[float]
     stages: tuple[tuple[int, _Stage], ...] = field(init=False)
-    drift_weights: Weights = field(init=False)
+    drift_weights: Coefficients = field(init=False)
     sums: _Sums = field(init=False)
 
     def __post_init__(self) -> None:
-        A0, A1, B0, B1 = map(square, (self.A0, self.A1, self.B0, self.B1))
+        A0, A1, B0, B1 = map(lower_triangle, (self.A0, self.A1, self.B0, self.B1))
         betas = np.array([self.beta1, self.beta2, self.beta3, self.beta4])
         self._check(A0, A1, B0, B1, betas)
         slopes, diffusions = np.array([self.alpha, *A0, *A1]), np.array([*betas, *B0, *B1])
@@ -143,7 +151,7 @@ class DiagonalRungeKutta(SDEMethod):
         tableau, dt, root, W = self.tableau, noise.dt, math.sqrt(noise.dt), noise.W
         H = space_time(noise)
         x = torch.add(H, W, alpha=0.5)
-        times = Times(t0, t1)
+        times = StageTimes(t0, t1)
         slopes: dict[int, Tensor] = {}
         diffusions: dict[int, Tensor] = {}
         slopes[0], g = terms.f_and_g(t0, y0)

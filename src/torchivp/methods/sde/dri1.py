@@ -1,4 +1,4 @@
-"""DRI1: three drifts a step, weak order 2 with small constants in its error."""
+"""DRI1: three drifts a step, and three diffusions or more; weak order 2, with small constants in its error."""
 
 import math
 
@@ -11,7 +11,11 @@ _LATER = 491 / 513 * math.sqrt(221 / 4955)
 
 
 class DRI1(WeakRungeKutta):
-    """Weak order 2, deterministic order 3. Debrabant and Rößler, Appl. Numer. Math. 59 (2009)."""
+    """Weak order 2, and order 3 without noise; strong order 1, of noise that does not commute 1/2.
+
+    Debrabant and Rößler, "Families of efficient second order Runge-Kutta methods for the weak approximation of Itô
+    stochastic differential equations", Appl. Numer. Math. 59 (2009).
+    """
 
     tableau = WeakTableau(
         A0=((1 / 2,), (-1.0, 2.0)),

@@ -6,8 +6,8 @@ from torchivp.methods.sde.method import Orders, SDEMethod, by_noise
 class Heun(SDEMethod):
     """The trapezoidal rule with an Euler step as its guess.
 
-    Strong order 1, of noise that does not commute 1/2; weak order 1, of additive noise 2. Rümelin, SIAM J. Numer. Anal.
-    19 (1982).
+    Strong order 1, of noise that does not commute 1/2; weak order 1, of additive noise 2. Rümelin, "Numerical treatment
+    of stochastic differential equations", SIAM J. Numer. Anal. 19 (1982).
     """
 
     orders = by_noise("stratonovich", Orders(1.0, 1.0), additive=Orders(1.0, 2.0), general=Orders(0.5, 1.0))

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from torchivp.checks import check_number, check_positive, check_whole_number
+from torchivp.methods.limited import differentiable_twice
+from torchivp.methods.real_pairs import to_complex, to_real
 from torchivp.methods.sde.method import SDEMethod
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 from torchivp.solution import Outcome, SolveError, Status
-from torchivp.torch_func import inside_transform, may_be_tracked, needs_gradient, read
+from torchivp.torch_func import derivative_depth, entries, inside_transform, may_be_tracked, needs_gradient, read
 
 _SLOW = 0.2
 """Corrections shrink more slowly than this: new Jacobians in every iteration pay."""
@@ -25,6 +27,11 @@ _HALVINGS = 10
 _ROUNDING = 4.0
 """A residual of so many units in the last place of its terms is rounding."""
 
+_THIRD = (
+    "implicit methods for SDEs can be differentiated twice, not three times: use nested transforms such as "
+    "torch.func.grad, which can, or an explicit method such as method='euler'"
+)
+
 
 class ImplicitDriftMethod(SDEMethod):
     """A method Y' = f(t1, Y') dt + R, with R known at the start of the step.
@@ -34,7 +41,8 @@ class ImplicitDriftMethod(SDEMethod):
     they do, through a normalisation over the batch for instance, the iteration is slow and the gradient approximate.
     A row in which R or the drift is not finite becomes NaN.
 
-    Differentiable twice, without regard to the iterations, by the implicit function theorem.
+    Gradients are those of the exact solution, by the implicit function theorem, and can be differentiated once more,
+    not twice; by nested transforms of torch.func, any number of times.
 
     Args:
         max_iters: the largest number of corrections in a step.
@@ -79,9 +87,9 @@ class _Equation:
     def __init__(self, terms: Terms, t: Tensor, dt: float, right: Tensor, start: Tensor, tol: float | None) -> None:
         self._terms, self._t, self._dt = terms, t, dt
         self._complex = right.is_complex()
-        self._right = self._real(right)
+        self._right = to_real(right)
         self._known = self._right.detach()
-        self._start = self._real(start.detach())
+        self._start = to_real(start.detach())
         if tol is None:
             tol = 1e-8 if self._known.dtype is torch.float64 else 1e-5
         self._tol = tol
@@ -143,12 +151,12 @@ class _Equation:
                 further = system.correction(self._residual(trial))
                 solved = self._size(further, trial) <= self._tol
                 better = done | solved | (self._size(further, y) <= (1.0 - 0.5 * share.squeeze(1)) * size)
-                if halvings == _HALVINGS or read(better.all()):
+                if halvings == _HALVINGS or not read((~better).any()):
                     break
                 halvings += 1
                 share = torch.where(better.unsqueeze(1), share, 0.5 * share)
             done = done | solved
-            if read(done.all()):
+            if not read((~done).any()):
                 return _without(lost, torch.where(solved.unsqueeze(1), trial + further, y))
             y = torch.where((better & trial.isfinite().all(1)).unsqueeze(1), trial, y)
             share = (2.0 * share).clamp_max(1.0)
@@ -158,23 +166,21 @@ class _Equation:
     def with_gradient(self, y: Tensor) -> Tensor:
         """The solution `y` in the form of the state, as a function of all that the equation depends on.
 
-        A correction with the Jacobian at the solution has the right derivative, as the derivative of what it starts
-        from cancels; another, from there, has the right second one.
+        Its values stay what they are: to them come recorded corrections with the Jacobian at the solution, a constant,
+        less their own values. Each makes one more derivative right: if e is the error of y when what it depends on
+        moves by d, and e = O(d^n), a correction leaves (1 - M^-1 F' + O(e)) e = O(d^(n + 1)), as M is F' at d = 0.
         """
         reverse = torch.is_grad_enabled() and (needs_gradient(self._right) or needs_gradient(self._drift(y)))
         if reverse or may_be_tracked():
             _, system = self._linearised(y)
-            for _ in range(2):
-                y = y + system.correction(y - self._dt * self._drift(y) - self._right)
-        return torch.view_as_complex(y.unflatten(1, (-1, 2))) if self._complex else y
+            for _ in range(_corrections()):
+                change = system.correction(y - self._dt * self._drift(y) - self._right)
+                y = y + (change - change.detach())
+            y = differentiable_twice(_THIRD, y)
+        return to_complex(y) if self._complex else y
 
     def _drift(self, y: Tensor) -> Tensor:
-        if self._complex:
-            return self._real(self._terms.f(self._t, torch.view_as_complex(y.unflatten(1, (-1, 2)))))
-        return self._terms.f(self._t, y)
-
-    def _real(self, y: Tensor) -> Tensor:
-        return torch.view_as_real(y.resolve_conj()).flatten(1) if self._complex else y
+        return to_real(self._terms.f(self._t, to_complex(y) if self._complex else y))
 
     def _residual(self, y: Tensor) -> Tensor:
         return (y - self._known).sub_(self._drift(y), alpha=self._dt)
@@ -215,6 +221,7 @@ class _Equation:
 
     def _failure(self, count: int, size: Tensor) -> SolveError:
         """That it did not converge in rows whose last correction has a `size` above the tolerance, or NaN."""
+        size = entries(size).flatten()
         failed = ~(size <= self._tol)
         numbers = failed.nonzero().flatten().tolist()
         where = f"{len(numbers)} of {len(size)} rows (the first is row {numbers[0]})" if len(size) > 1 else "the state"
@@ -228,6 +235,11 @@ class _Equation:
             "not smooth, or if its rows depend on one another"
         )
         return SolveError(Status(Outcome.NOT_CONVERGED, sentence, t))
+
+
+def _corrections() -> int:
+    """How many derivatives of a solution must be right: two of autograd, on top of those at work, which nest."""
+    return 2 + (derivative_depth() if inside_transform() else int(may_be_tracked()))
 
 
 def _without(lost: Tensor | None, y: Tensor) -> Tensor:

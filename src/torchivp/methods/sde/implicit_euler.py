@@ -8,7 +8,9 @@ class ImplicitEuler(ImplicitDriftMethod):
     """Y' = Y + f(t1, Y') dt + g(t0, Y) W.
 
     Strong order 1/2, of additive noise 1; weak order 1. Stable in the mean square with steps of any size wherever the
-    linear test equation itself is. Kloeden and Platen (1992), 12.2; Higham, SIAM J. Numer. Anal. 38 (2000).
+    linear test equation itself is. A step evaluates the diffusion once, and the drift and its Jacobian as often as
+    Newton's iteration needs. Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations" (1992),
+    12.2; Higham, "Mean-square and asymptotic stability of the stochastic theta method", SIAM J. Numer. Anal. 38 (2000).
     """
 
     orders = by_noise("ito", Orders(0.5, 1.0), additive=Orders(1.0, 1.0))

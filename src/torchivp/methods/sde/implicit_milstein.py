@@ -8,7 +8,9 @@ class ImplicitMilstein(ImplicitDriftMethod):
     """Milstein's method with the drift at the end of the step: Y' = Y + f(t1, Y') dt + g(t0, Y) W + Milstein's term.
 
     Strong and weak order 1. The drift is that of the calculus in which the SDE is meant. Strong noise that grows with
-    the state limits the size of steps, since its term is explicit. Kloeden and Platen (1992), 12.2.
+    the state limits the size of steps, since its term is explicit. A step evaluates the diffusion once, with the
+    derivatives that Milstein's method takes, and the drift and its Jacobian as often as Newton's iteration needs.
+    Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations" (1992), 12.2.
     """
 
     orders = Milstein.orders

@@ -13,9 +13,9 @@ from torchivp.sde.terms import Terms
 
 
 class Orders(NamedTuple):
-    """Orders of convergence: of single paths (strong), and of expectations (weak). None: it does not converge so."""
+    """Orders of convergence: of single paths (strong), and of expectations (weak)."""
 
-    strong: float | None
+    strong: float
     weak: float
 
 
@@ -27,13 +27,19 @@ class SDEMethod(ABC):
 
     Attributes:
         orders: by the calculus and the noise of an SDE, the orders with which the method solves it; it solves no other.
-        levy_area: what it needs of the path: "none", "space-time", or "foster" for the areas between channels.
+        levy_area: what it needs of the path: "none", "space-time", or "foster" for the areas between channels. A method
+            that needs less for some noise says so in `area_for`.
         options: the names of its arguments.
     """
 
     orders: ClassVar[Mapping[tuple[str, str], Orders]]
     levy_area: ClassVar[str] = "none"
     options: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def area_for(cls, noise_type: str) -> str:
+        """What it needs of the path where the noise is of this type: "none", "space-time", "davie" or "foster"."""
+        return cls.levy_area
 
     def start(self, terms: Terms, t0: Tensor, y0: Tensor) -> Any:
         """What the first step starts from besides the state: a tuple of tensors [rows, ...], which may be empty."""

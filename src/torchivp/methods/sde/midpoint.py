@@ -6,7 +6,8 @@ from torchivp.methods.sde.method import Orders, SDEMethod, by_noise
 class Midpoint(SDEMethod):
     """A step with the drift and diffusion of the middle, to which half an Euler step leads.
 
-    Strong order 1, of noise that does not commute 1/2; weak order 1. Kloeden and Platen (1992), 4.9.
+    Strong order 1, of noise that does not commute 1/2; weak order 1. Kloeden and Platen, "Numerical Solution of
+    Stochastic Differential Equations" (1992), 4.9.
     """
 
     orders = by_noise("stratonovich", Orders(1.0, 1.0), general=Orders(0.5, 1.0))

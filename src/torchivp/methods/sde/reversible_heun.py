@@ -6,9 +6,9 @@ from torchivp.methods.sde.method import Orders, SDEMethod, by_noise
 class ReversibleHeun(SDEMethod):
     """Z' = 2 Y - Z + f(Z) dt + g(Z) W, then Y' = Y + (f(Z) + f(Z')) dt / 2 + (g(Z) + g(Z')) W / 2.
 
-    Strong order 1/2, of additive noise 1. Since Y and Z follow from Y' and Z', the gradient needs no memory for the
-    steps in between. Not for stiff drifts: the method's region of stability is an interval. Kidger, Foster, Li and
-    Lyons, "Efficient and accurate gradients for neural SDEs", NeurIPS (2021), Algorithm 1.
+    Strong order 1/2, of additive noise 1; weak order 1. Since Y and Z follow from Y' and Z', the gradient needs no
+    memory for the steps in between. Not for stiff drifts: the method's region of stability is an interval. Kidger,
+    Foster, Li and Lyons, "Efficient and accurate gradients for neural SDEs", NeurIPS (2021), Algorithm 1.
 
     What it carries from step to step is f(Z), g(Z) and Z.
     """

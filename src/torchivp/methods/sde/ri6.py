@@ -1,10 +1,14 @@
-"""RI6: two drifts a step, weak order 2."""
+"""RI6: two drifts a step, and three diffusions or more; weak order 2."""
 
 from torchivp.methods.sde.weak_runge_kutta import WeakRungeKutta, WeakTableau
 
 
 class RI6(WeakRungeKutta):
-    """Weak order 2, deterministic order 2. Rößler, SIAM J. Numer. Anal. 47 (2009)."""
+    """Weak order 2, and order 2 without noise; strong order 1, of noise that does not commute 1/2.
+
+    Rößler, "Second order Runge-Kutta methods for Itô stochastic differential equations", SIAM J. Numer. Anal. 47
+    (2009).
+    """
 
     tableau = WeakTableau(
         A0=((1.0,), ()),

@@ -4,7 +4,11 @@ from torchivp.methods.sde.additive_runge_kutta import AdditiveRungeKutta, Additi
 
 
 class SRA1(AdditiveRungeKutta):
-    """Strong order 3/2, weak order 2. Rößler, SIAM J. Numer. Anal. 48 (2010)."""
+    """Strong order 3/2, weak order 2.
+
+    Rößler, "Runge-Kutta methods for the strong approximation of solutions of stochastic differential equations", SIAM
+    J. Numer. Anal. 48 (2010).
+    """
 
     tableau = AdditiveTableau(
         c0=(0.0, 3 / 4),

@@ -4,7 +4,11 @@ from torchivp.methods.sde.diagonal_runge_kutta import DiagonalRungeKutta, Diagon
 
 
 class SRID2(DiagonalRungeKutta):
-    """Strong and weak order 3/2. Rößler, SIAM J. Numer. Anal. 48 (2010)."""
+    """Strong and weak order 3/2.
+
+    Rößler, "Runge-Kutta methods for the strong approximation of solutions of stochastic differential equations", SIAM
+    J. Numer. Anal. 48 (2010).
+    """
 
     tableau = DiagonalTableau(
         c0=(0.0, 1.0, 1 / 2, 0.0),

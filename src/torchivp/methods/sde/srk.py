@@ -8,9 +8,11 @@ from torchivp.methods.sde.srid2 import SRID2
 
 
 class SRK(SDEMethod):
-    """SRID2 for diagonal or scalar noise, SRA1 for additive noise; strong order 3/2, in Itô's calculus.
+    """SRID2 for diagonal or scalar noise, SRA1 for additive noise, in Itô's calculus.
 
-    Rößler, SIAM J. Numer. Anal. 48 (2010).
+    Strong order 3/2; weak order 3/2, of additive noise 2. A step evaluates the drift three times and the diffusion
+    four, of additive noise both twice. Rößler, "Runge-Kutta methods for the strong approximation of solutions of
+    stochastic differential equations", SIAM J. Numer. Anal. 48 (2010).
     """
 
     orders: ClassVar = {**SRID2.orders, ("ito", "additive"): SRA1.orders["ito", "additive"]}

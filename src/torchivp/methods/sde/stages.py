@@ -10,16 +10,19 @@ from torch import Tensor
 
 from torchivp.noise.increment import Increment
 
-Weights = tuple[tuple[int, float], ...]
+Rows = Sequence[Sequence[float]]
+"""A matrix, row by row; rows may be of different lengths."""
+
+Coefficients = tuple[tuple[int, float], ...]
 """Numbers of stages, each with its coefficient, which is not zero."""
 
 
-def nonzero(coefficients: Sequence[float]) -> Weights:
+def nonzero(coefficients: Sequence[float]) -> Coefficients:
     """The coefficients that are not zero, each with its place."""
     return tuple((i, float(c)) for i, c in enumerate(coefficients) if c != 0)
 
 
-def square(rows: Sequence[Sequence[float]]) -> np.ndarray:
+def lower_triangle(rows: Rows) -> np.ndarray:
     """Rows of increasing length as a square matrix with one row more, the first, of zeros."""
     matrix = np.zeros((len(rows) + 1, len(rows) + 1))
     for i, row in enumerate(rows, start=1):
@@ -38,7 +41,7 @@ def require(residuals: Sequence[float | np.ndarray], kind: str) -> None:
         raise ValueError(f"inconsistent coefficients of {kind}: an order condition is off by {worst:.1e}")
 
 
-class Times:
+class StageTimes:
     """The times of the stages between `t0` and `t1`, each made once."""
 
     __slots__ = ("_known", "_t0", "_t1")

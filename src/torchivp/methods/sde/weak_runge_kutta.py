@@ -11,7 +11,16 @@ import numpy as np
 import torch
 
 from torchivp.methods.sde.method import Orders, SDEMethod, by_noise
-from torchivp.methods.sde.stages import Times, Weights, elementwise, nonzero, require, space_time, square
+from torchivp.methods.sde.stages import (
+    Coefficients,
+    Rows,
+    StageTimes,
+    elementwise,
+    lower_triangle,
+    nonzero,
+    require,
+    space_time,
+)
 from torchivp.noise.increment import outer
 
 
@@ -19,7 +28,7 @@ class _DriftStage(NamedTuple):
     """One stage of the drift after the first, and its weight in the result."""
 
     c0: float
-    drifts: Weights
+    drifts: Coefficients
     noise: float
     alpha: float
 
@@ -29,7 +38,7 @@ class _NoiseStage(NamedTuple):
 
     drift: float
     noise: float
-    across: Weights
+    across: Coefficients
     beta1: float
     beta2: float
     beta3: float
@@ -69,12 +78,12 @@ class WeakTableau:
         ValueError: a condition does not hold.
     """
 
-    A0: Sequence[Sequence[float]]
+    A0: Rows
     B0: Sequence[float]
     alpha: Sequence[float]
     A1: Sequence[float]
     B1: Sequence[float]
-    B2: Sequence[Sequence[float]]
+    B2: Rows
     beta1: Sequence[float]
     beta2: Sequence[float]
     beta3: Sequence[float]
@@ -84,7 +93,7 @@ class WeakTableau:
     nodes: Mapping[float, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        A0, B2 = square(self.A0), np.array([[0.0] * 3, *self.B2])
+        A0, B2 = lower_triangle(self.A0), np.array([[0.0] * 3, *self.B2])
         self._check(A0, B2)
         drifts = [
             _DriftStage(float(A0[i].sum()), nonzero(A0[i]), self.B0[i - 1], self.alpha[i])
@@ -136,15 +145,20 @@ class WeakRungeKutta(SDEMethod):
     """A method of weak order 2; of strong order 1, of noise that does not commute 1/2.
 
     The changes W of the path serve as its Gaussian variables, and 12 H_k H_l as those for pairs of noises, so that it
-    converges on a path, too. It evaluates the diffusion 4 m times for m noises that are not diagonal or additive.
+    converges on a path, too. A step evaluates the diffusion three times, of additive noise twice, and 4 m + 1 times for
+    m > 1 noises of the other types that are not diagonal.
     """
 
     tableau: ClassVar[WeakTableau]
     orders = by_noise("ito", Orders(1.0, 2.0), general=Orders(0.5, 2.0))
     levy_area = "space-time"
 
+    @classmethod
+    def area_for(cls, noise_type):
+        return cls.levy_area if noise_type in ("commutative", "general") else "none"
+
     def step(self, terms, t0, t1, y0, noise, carry):
-        times, dt, W = Times(t0, t1), noise.dt, noise.W
+        times, dt, W = StageTimes(t0, t1), noise.dt, noise.W
         f, g = terms.f_and_g(t0, y0)
         change = terms.prod(g, W)
         total = self._drift(terms, times, y0, dt, f, change)

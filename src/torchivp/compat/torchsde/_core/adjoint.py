@@ -51,6 +51,8 @@ def sdeint_adjoint(
     bm, names = check_call(sde, y0, ts, bm, method, names, logqp)
     if method == METHODS.reversible_heun:
         _warn_of_reversible_heun(ts, dt, adjoint_method, adaptive, adjoint_adaptive)
+        if adjoint_method in (None, METHODS.adjoint_reversible_heun):
+            adjoint_adaptive = False
     return api.sdeint_adjoint(
         sde,
         y0,

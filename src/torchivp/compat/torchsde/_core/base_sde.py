@@ -104,26 +104,15 @@ class ForwardSDE(BaseSDE):
         terms = self._for(y, v1)
         if self.noise_type == NOISE_TYPES.additive:
             return terms.g_prod(t, y, v1), 0.0
-        if terms.diagonal:
-            g, slope = terms.g_and_slope(t, y, v2)
-            return g * v1, slope
-        g = terms.g(t, y)
-        slopes = [self._slope(terms, t, y, j, terms.column(g, j) * v2[:, j : j + 1]) for j in range(v2.shape[1])]
-        return terms.prod(g, v1), torch.stack(slopes).sum(0)
+        weights = v2 if terms.diagonal else v2.unsqueeze(1)
+        g, slope = terms.g_and_derivative(t, y, lambda g: g * weights)
+        return terms.prod(g, v1), slope
 
     def dg_ga_jvp_column_sum(self, t: Any, y: Tensor, a: Tensor) -> Tensor | float:
         """The sum over the noises l of (∂g_l/∂y) (g a)_l, for noise of type "general"; zero for other noise."""
         if self.noise_type != NOISE_TYPES.general:
             return 0.0
-        terms = self._for(y)
-        directions = torch.bmm(terms.g(t, y), a)
-        slopes = [self._slope(terms, t, y, j, directions[:, :, j]) for j in range(directions.shape[2])]
-        return torch.stack(slopes).sum(0)
-
-    @staticmethod
-    def _slope(terms: UserTerms, t: Any, y: Tensor, j: int, direction: Tensor) -> Tensor:
-        """(∂g_j/∂y) times a direction, without a graph if there is none to build."""
-        return torch.func.jvp(lambda x: terms.g(t, x)[:, :, j], (y,), (direction,))[1]
+        return self._for(y).g_and_derivative(t, y, lambda g: torch.bmm(g, a))[1]
 
     def _for(self, y: Tensor, v: Tensor | None = None) -> UserTerms:
         channels = 0 if v is None else v.shape[-1]

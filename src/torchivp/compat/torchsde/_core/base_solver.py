@@ -137,7 +137,7 @@ class EngineSolver(BaseSDESolver):
     def __init__(self, sde: Any, bm: Any, dt: Any, adaptive: bool, rtol: Any, atol: Any, dt_min: Any, options: Any):
         orders = self.method.orders.get((self.sde_type, sde.noise_type))
         if orders is not None:
-            self.strong_order, self.weak_order = orders.strong or 0.0, orders.weak
+            self.strong_order, self.weak_order = orders.strong, orders.weak
         else:
             self.strong_order = self.weak_order = 0.0
         super().__init__(sde, bm, dt, adaptive, rtol, atol, dt_min, options)
