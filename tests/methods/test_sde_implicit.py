@@ -320,7 +320,7 @@ def test_no_convergence_of_an_entry_of_a_batch():
         start, options = y0.view(1, 1), {"max_iters": 2}
         return sdeint(sde, start, [0.0, 1.0], bm=Line(), method="implicit_euler", dt=1.0, options=options)[-1]
 
-    with pytest.raises(SolveError, match="did not converge in 2 iterations for 1 of 2 rows .the first is row 1.:"):
+    with pytest.raises(SolveError, match="in 2 iterations for 1 of 2 rows"):
         torch.func.vmap(end)(double(0.0, 10.0))
 
 

@@ -207,6 +207,12 @@ class TestTimes:
         torch.testing.assert_close(y[1], -0.5 - path(1.5, 2))
         torch.testing.assert_close(y[2], -2 - path(0, 2))
 
+    def test_times_in_single_precision_end_where_the_path_does(self):
+        """0.3 in single precision is larger than in double."""
+        path = torchivp.BrownianInterval(0, 0.3, size=(2, 3), dtype=torch.float64)
+        y = solve(Problem(), start(2, 3), torch.tensor([0.0, 0.3]), bm=path, method="euler")
+        assert torch.equal(y, solve(Problem(), start(2, 3), [0.0, 0.3], bm=path, method="euler"))
+
 
 class TestSeeds:
     def test_manual_seed_governs(self):

@@ -26,12 +26,12 @@ from torchivp.noise.interval import BrownianInterval
 from torchivp.noise.rows import check_rows
 from torchivp.noise.seed import draw_seed
 from torchivp.noise.source import Noise
-from torchivp.sde.problem import SDEProblem, check_path, check_path_times
+from torchivp.sde.problem import SDEProblem, check_path, check_path_times, path_ends
 from torchivp.sde_loop.adaptive import AdaptiveSteps
 from torchivp.sde_loop.halving import Pace
 from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.sde_loop.steps import Steps
-from torchivp.times import check_times
+from torchivp.times import check_times, snap
 from torchivp.torch_func import inside_transform
 
 
@@ -285,6 +285,8 @@ class _Door:
                 "ts must not require a gradient: the paths of an SDE have no derivative with respect to time; write "
                 "ts.detach()"
             )
+        if bm is not None:
+            self.ts = snap(self.ts, ts, path_ends(bm))
         reverse = self.ts[-1] < self.ts[0]
         self.problem = SDEProblem.build(sde, y0, self.ts[0], reverse, bm, names, logqp, args, batch_dims, noise_size)
         terms = self.problem.terms

@@ -225,6 +225,11 @@ def check_path_times(bm: Any, times: Sequence[float]) -> None:
         )
 
 
+def path_ends(bm: Any) -> list[float]:
+    """Where a user's Brownian motion starts and ends, as far as it tells."""
+    return [t for t in (_time_of(bm, "t0"), _time_of(bm, "t1")) if t is not None]
+
+
 def _time_of(bm: Any, name: str) -> float | None:
     """Where a Brownian motion starts or ends; None if it does not tell."""
     value = getattr(bm, name, None)

@@ -155,9 +155,7 @@ class EngineSolver(BaseSDESolver):
         return self._engine.start(self._for(y0, 0), t0, y0)
 
     def step(self, t0: Any, t1: Any, y0: Tensor, extra0: Any) -> tuple[Tensor, Any]:
-        levy_area = self.method.levy_area
-        if levy_area == "foster" and self.sde.noise_type != NOISE_TYPES.general:
-            levy_area = "none"
+        levy_area = self.method.area_for(self.sde.noise_type)
         channels = self.bm.shape[-1]
         path = PathNoise(follow_calls(self.bm), len(y0), channels, levy_area, y0.dtype)
         noise = path.between(float(t0), float(t1))
