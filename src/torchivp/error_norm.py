@@ -54,7 +54,7 @@ class ErrorNorm:
     @property
     def tolerates_nothing(self) -> bool:
         """Whether both tolerances are zero."""
-        rtol, atol = (float(x.max()) if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
+        rtol, atol = (_largest(x) for x in (self.rtol, self.atol))
         return rtol == 0.0 and atol <= self._tiny
 
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
@@ -108,7 +108,14 @@ class ErrorNorm:
 
 
 def _root_mean_square(x: Tensor) -> float:
-    return read(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
+    return read(torch.linalg.vector_norm(x)) / math.sqrt(x.numel()) if x.numel() else 0.0
+
+
+def _largest(tolerance: Tolerance) -> float:
+    """The largest element; infinite where there is none, as nothing is refused then."""
+    if not isinstance(tolerance, Tensor):
+        return tolerance
+    return float(tolerance.max()) if tolerance.numel() else math.inf
 
 
 def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance:
@@ -125,6 +132,8 @@ def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance
         flat = float(tolerance)
     else:
         flat = layout.flatten(_broadcast(name, tolerance, layout)).real.detach()
+    if isinstance(flat, Tensor) and flat.numel() == 0:
+        return flat
     smallest, largest = (float(torch.as_tensor(flat).min()), float(torch.as_tensor(flat).max()))
     if not (smallest >= 0 and math.isfinite(largest)):
         raise ValueError(f"{name} must be finite and not negative, got {tolerance}: write {name}=1e-6")

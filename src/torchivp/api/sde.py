@@ -18,6 +18,7 @@ from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.sde_adjoint import find_adjoint
+from torchivp.integrate import check_norm
 from torchivp.methods.sde import SDE_METHODS, find_sde_method
 from torchivp.methods.sde.method import SDEMethod
 from torchivp.noise.along import PathNoise
@@ -97,7 +98,8 @@ def sdeint(
             "drift_and_diffusion" or "drift_and_diffusion_prod".
         logqp: also integrate |u|^2 / 2, where g u = f - h for the prior drift `h(t, y)` of `sde`: its expectation is
             the Kullback-Leibler divergence of the paths from those with the drift h.
-        extra: also return what the method carries from step to step: `(f, g, z)` of "reversible_heun", else `()`.
+        extra: also return what the method carries from step to step: `(f, g, z)` of "reversible_heun", where f has the
+            other sign if time decreases, else `()`.
         extra_solver_state: what an earlier solve carried, to go on with it.
         args: further arguments of every function of `sde`, `f(t, y, *args)`; tensors in it are differentiable.
         gradient: "direct" for autograd through the steps; "checkpointed" for the same gradient in the memory of about
@@ -309,19 +311,23 @@ class _Door:
             raise ValueError(f"rng must be 'torch' or 'counter', got {randomness.rng!r}")
         dt, dt_min = _plain_number("dt", dt), _plain_number("dt_min", dt_min)
         rtol, atol = (check_tolerance(name, x, problem.layout) for name, x in (("rtol", rtol), ("atol", atol)))
-        fixed = Steps.landing(ts, dt) if self.options.landing else Steps.regular(ts, dt)
+        if adaptive and len(ts) > 1:
+            steps = Steps.through(ts, [])  # until they are chosen
+        else:
+            steps = Steps.landing(ts, dt) if self.options.landing else Steps.regular(ts, dt)
         noise = self._noise(randomness, adaptive)
         self.integration = SDEIntegration(
-            problem.terms, self.method, problem.y0, None, fixed, noise, problem.layout.real_dtype
+            problem.terms, self.method, problem.y0, None, steps, noise, problem.layout.real_dtype
         )
         if carry is not None and carry != ():
             with torch.no_grad():
                 own = self.integration.first_carry()
             self.integration = replace(self.integration, carry=problem.carry_in(carry, own))
         self.adaptive = self._adaptive(dt, rtol, atol, dt_min) if adaptive and len(ts) > 1 else None
-        if self.adaptive is None and fixed.count > self.options.max_steps:
+        if self.adaptive is None and steps.count > self.options.max_steps:
+            count = f"{steps.count:.3g}" if steps.count >= 1e7 else steps.count
             raise ValueError(
-                f"{fixed.count} steps of dt={dt} lead from {ts[0]:g} to {ts[-1]:g}, more than "
+                f"{count} steps of dt={dt} lead from {ts[0]:g} to {ts[-1]:g}, more than "
                 f"options={{'max_num_steps': {self.options.max_steps}}} allow: make dt larger"
             )
 
@@ -386,8 +392,8 @@ class _Door:
             rtol, atol = (
                 torch.cat([x, x.amin(1, keepdim=True)], 1) if isinstance(x, Tensor) else x for x in (rtol, atol)
             )
-        norm = ErrorNorm(rtol, atol, parts, layout.dtype)
         pace = Pace(dt, dt_min, orders.strong, self.options.max_steps)
+        norm = check_norm(ErrorNorm(rtol, atol, parts, layout.dtype), pace.controller)
         return AdaptiveSteps(pace, norm, self.options.landing)
 
 

@@ -57,7 +57,6 @@ class AdaptiveWayBack(WayBack):
         ts = [self._moment(*output) for output in reversed(self.integration.steps.outputs)]
         if len(ts) == 1:
             return
-        self.check(self.integration.time(ts[0]))
         walk = _Walk(self, ts)
         walk.walk()
         walk.warn_of_forced(stacklevel=2)

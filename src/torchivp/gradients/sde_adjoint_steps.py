@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from torchivp.gradients.inputs import now
+from torchivp.gradients.sde_inputs import refuse_unknown_sde_leaves
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 
@@ -23,16 +25,32 @@ class Pull:
     Args:
         terms: in Stratonovich's calculus.
         shared: the tensors of `args` and the parameters.
+        complete: whether the caller named the parameters; if they were found at the start, each evaluation is searched
+            for others.
     """
 
-    def __init__(self, terms: Terms, shared: Sequence[Tensor]) -> None:
+    def __init__(self, terms: Terms, shared: Sequence[Tensor], complete: bool) -> None:
         self.terms = terms
         self.shared = list(shared)
+        self._complete = complete
+        with torch.enable_grad():
+            self._oldest = now()
+
+    def values(self, t: Tensor, y: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:
+        """The drift f and the product g W, with their graph, at a leaf `y`.
+
+        Raises:
+            RuntimeError: they use a tensor that needs a gradient and was not found at the start.
+        """
+        f, prod = self.terms.f_and_g_prod(t, y, noise.W)
+        if not self._complete:
+            refuse_unknown_sde_leaves([f, prod], self._oldest, [y, *self.shared])
+        return f, prod
 
     def field(self, t: Tensor, y: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:
         """The field f dt + g W, with its graph, at a leaf in the place of `y`; and the leaf."""
         y = y.detach().requires_grad_()
-        f, prod = self.terms.f_and_g_prod(t, y, noise.W)
+        f, prod = self.values(t, y, noise)
         return prod.add(f, alpha=noise.dt), y
 
     def back(
@@ -65,7 +83,7 @@ def _heun(pull: Pull, t0: Tensor, t1: Tensor, y: Tensor, a: Tensor, noise: Incre
 
 def _euler_heun(pull: Pull, t0: Tensor, t1: Tensor, y: Tensor, a: Tensor, noise: Increment) -> tuple[State, Shared]:
     y1 = y.detach().requires_grad_()
-    f, prod = pull.terms.f_and_g_prod(t1, y1, noise.W)
+    f, prod = pull.values(t1, y1, noise)
     v1, da1, shared1 = pull.back(prod, y1, a, again=True)
     drift, da, shared = pull.back(f * noise.dt, y1, a)
     y0 = (y - v1).requires_grad_()
@@ -82,7 +100,7 @@ def _milstein(pull: Pull, t0: Tensor, t1: Tensor, y: Tensor, a: Tensor, noise: I
     all of them are gradients of p and q with respect to a, y and the parameters.
     """
     y1, a1 = y.detach().requires_grad_(), a.detach().requires_grad_()
-    f, p = pull.terms.f_and_g_prod(t1, y1, noise.W)
+    f, p = pull.values(t1, y1, noise)
     leaves = [y1, *pull.shared]
     firsts: Sequence[Tensor | None] = [None] * len(leaves)
     if p.requires_grad:

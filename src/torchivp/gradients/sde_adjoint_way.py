@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchivp.gradients.inputs import now
 from torchivp.gradients.sde_adjoint_steps import STEPS, Pull, Shared, State
 from torchivp.gradients.sde_backward import add_all
-from torchivp.gradients.sde_inputs import SDEInputs, refuse_unknown_sde_leaves
+from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import StratonovichTerms
 
@@ -31,7 +30,7 @@ class WayBack:
         self.integration, leaves = inputs.on_leaves(start.y0, start.carry)
         terms = self.integration.terms
         shared = leaves[1 + len(inputs.carried) :]
-        self.pull = Pull(StratonovichTerms(terms) if terms.sde_type == "ito" else terms, shared)
+        self.pull = Pull(StratonovichTerms(terms) if terms.sde_type == "ito" else terms, shared, inputs.complete)
         self.inputs = inputs
         self.step = STEPS[method]
         self.states, self.grads = states.detach(), grad.unbind()
@@ -50,7 +49,6 @@ class WayBack:
         for first in reversed(range(0, integration.steps.count, length)):
             last = min(first + length, integration.steps.count)
             increments, times = integration.increments(first, last)
-            self.check(times[-1])
             for i in range(last - first - 1, -1, -1):
                 before = None
                 while outputs[left][0] == first + i:
@@ -78,14 +76,3 @@ class WayBack:
         """Add the contributions of a step."""
         for weight, found in shared:
             add_all(self.totals, found, weight)
-
-    def check(self, t: Tensor) -> None:
-        """Look for tensors that were not found at the start."""
-        if self.inputs.complete:
-            return
-        with torch.enable_grad():
-            oldest = now()
-            value, y = self.pull.field(
-                t, self.y, Increment(1.0, self.y.new_ones(len(self.y), self.pull.terms.channels))
-            )
-            refuse_unknown_sde_leaves([value], oldest, [y, *self.pull.shared])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import autocast
 
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
@@ -59,6 +61,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.solve = inputs[0]
+        ctx.autocast = _autocast_of(ctx.solve.inputs.integration.y0.device.type)
         ctx.save_for_backward(*inputs[1:], *(output[:1] if ctx.solve.keeps_states else ()))
 
     @staticmethod
@@ -66,10 +69,27 @@ class _Solve(torch.autograd.Function):
         saved = ctx.saved_tensors
         inputs: SDEInputs = ctx.solve.inputs
         count = len(inputs.tensors)
-        if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(inputs, grads)
-        found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
+        with ExitStack() as stack:  # steps that are taken again take the precision of the first time
+            for state in ctx.autocast:
+                stack.enter_context(autocast(**state))
+            if torch.is_grad_enabled():
+                return None, *_differentiable_gradients(inputs, grads)
+            found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
+
+
+def _autocast_of(device_type: str) -> list[dict[str, Any]]:
+    """The state of automatic mixed precision: for the CPU and for another type of device, the arguments to restore it."""
+    return [
+        {
+            "device_type": kind,
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for kind in dict.fromkeys(("cpu", device_type))
+        if torch.amp.is_autocast_available(kind)
+    ]
 
 
 def _differentiable_gradients(inputs: SDEInputs, grads: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -110,15 +110,10 @@ class _CheckpointedSolve(SDEBackward):
         """The states at the outputs of the stretch from the step `first`, then the last state and its carry."""
         last = self._end(first)
         outputs: list[Any] = [None] * bisect_left(self.due, first)
-        begin = len(outputs)
-        y, carry = integration.y0, integration.first_carry()
-        # Only one step is searched for tensors that were not found at the start.
-        middle = max(first, last - 1)
-        y, carry = integration.advance(y, carry, first, middle, outputs)
-        before, oldest = len(outputs), now()
-        y, carry = integration.advance(y, carry, middle, last, outputs)
+        begin, oldest = len(outputs), now()
+        y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
         if not self.inputs.complete:
-            refuse_unknown_sde_leaves([y, *outputs[before:]], oldest, leaves)
+            refuse_unknown_sde_leaves([y, *carry, *outputs[begin:]], oldest, leaves)
         return outputs[begin:], y, *carry
 
     def _end(self, first: int) -> int:

@@ -112,6 +112,8 @@ class _WayBack:
         self.integration, leaves = inputs.on_leaves(start.y0, start.carry)
         self.shared = leaves[1 + len(inputs.carried) :]
         self.totals: list[Tensor | None] = [None] * len(self.shared)
+        with torch.enable_grad():
+            self.oldest = now()
         self.y, self.z = y, z
         self.grads = grad.unbind()
         self.dy, self.df, self.dg, self.dz = torch.zeros_like(y), df, dg, dz
@@ -122,23 +124,23 @@ class _WayBack:
         integration = self.integration
         length, count = integration.noise.block, integration.steps.count
         t1 = integration.time(integration.steps.times(count, count)[0])
-        here = self._evaluate(t1, self.z, check=True) if count else None
+        here = self._evaluate(t1, self.z) if count else None
         for first in reversed(range(0, count, length)):
             last = min(first + length, count)
             increments, times = integration.increments(first, last)
             for step in range(last - 1, first - 1, -1):
                 assert here is not None
-                here = self._back(step, times[step - first], increments[step - first], here, check=step == first)
+                here = self._back(step, times[step - first], increments[step - first], here)
         dy = self.dy + self.grads[0]
         if self.inputs.carried:
             return [dy, self.df, self.dg, self.dz, *self.totals]
         if here is None:
-            here = self._evaluate(t1, self.integration.y0, check=True)
+            here = self._evaluate(t1, self.integration.y0)
         dz = here.pull(self.df, self.dg, self.shared, self.totals)
         dy = dy + self.dz
         return [dy if dz is None else dy + dz, *self.totals]
 
-    def _back(self, step: int, t0: Tensor, noise: Increment, here: _Evaluation, check: bool) -> _Evaluation | None:
+    def _back(self, step: int, t0: Tensor, noise: Increment, here: _Evaluation) -> _Evaluation | None:
         """Take one step back, from the end of it, `here`; returns the evaluation at its start."""
         terms, dt, W = self.integration.terms, noise.dt, noise.W
         dy, rest = self._seen(step)
@@ -151,10 +153,10 @@ class _WayBack:
         if rest is not None:
             self.dy = self.dy + rest
         if step == 0:  # the start is known
-            return None if self.inputs.carried else self._evaluate(t0, self.integration.y0, check)
+            return None if self.inputs.carried else self._evaluate(t0, self.integration.y0)
         y, f, g = self.y, here.f, here.g
         z = (2 * y - self.z).sub_(f, alpha=dt).sub_(terms.prod(g, W))
-        before = self._evaluate(t0, z, check)
+        before = self._evaluate(t0, z)
         self.y = y.sub(before.f + f, alpha=0.5 * dt).sub_(terms.prod(before.g + g, W), alpha=0.5)
         self.z = z
         return before
@@ -171,13 +173,10 @@ class _WayBack:
             self.left -= 1
         return end, start
 
-    def _evaluate(self, t: Tensor, z: Tensor, check: bool) -> _Evaluation:
-        if not check or self.inputs.complete:
-            return _Evaluation(self.integration.terms, t, z)
-        with torch.enable_grad():
-            oldest = now()
+    def _evaluate(self, t: Tensor, z: Tensor) -> _Evaluation:
         found = _Evaluation(self.integration.terms, t, z)
-        found.check(oldest, self.shared)
+        if not self.inputs.complete:
+            found.check(self.oldest, self.shared)
         return found
 
 

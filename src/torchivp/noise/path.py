@@ -16,6 +16,9 @@ from torchivp.noise.interval import BrownianInterval, brownian_interval_like, wa
 from torchivp.noise.philox import derived_seed
 from torchivp.noise.seed import check_seed, draw_seed
 
+# No part of a path ends much later than so long after its start.
+LATEST = 1e15
+
 
 class _FromValue(BaseBrownian):
     """What `BrownianPath` and `BrownianTree` share: w0 + W(t) for one time, increments for two."""
@@ -58,7 +61,9 @@ class BrownianPath(_FromValue):
     """A Brownian motion that starts from w0 at t0 and has no end.
 
     `bm(t)` is its value at t, `bm(ta, tb)` its increment. Time is divided at t0 + 1, t0 + 2, t0 + 4, ..., and each part
-    is a `BrownianInterval` of its own.
+    is a `BrownianInterval` of its own: times closer than 2^-48 of the length of their part are the same time, so that at
+    1e6 after t0 differences below 2e-9 do not count. The path is not to be had later than 1e15 after t0, or than its
+    values have room in the dtype.
 
     Args:
         t0: the start.
@@ -95,7 +100,7 @@ class BrownianPath(_FromValue):
         """What the path does from ta to tb.
 
         Raises:
-            ValueError: a time is NaN, infinite or before t0.
+            ValueError: a time is NaN, infinite, before t0 or too late.
             RuntimeError: ta is later than tb.
         """
         first, last = self._since(ta), self._since(tb)
@@ -115,6 +120,12 @@ class BrownianPath(_FromValue):
             raise ValueError(
                 f"the Brownian path starts at t0={self.t0} and was asked for t={time}: make it with an earlier t0, and "
                 "ask for finite times"
+            )
+        latest = min(math.sqrt(LATEST), torch.finfo(self.dtype).max / 16) ** 2
+        if since > latest:
+            raise ValueError(
+                f"the Brownian path of {self.dtype} from t0={self.t0} reaches to {latest:.3g} after t0, and was asked "
+                f"for t={time}: use a smaller unit of time"
             )
         return max(since, 0.0)
 

@@ -244,7 +244,8 @@ class UserTerms(Terms):
         if self.diagonal:
             return self.layout.flatten(g)
         rows, dtype = self.layout.rows, self.layout.dtype
-        leaves = [leaf.to(dtype).reshape(rows, -1, self.channels) for leaf in pytree.tree_leaves(g)]
+        parts = zip(pytree.tree_leaves(g), self.layout.sizes, strict=True)
+        leaves = [leaf.to(dtype).reshape(rows, size, self.channels) for leaf, size in parts]
         return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=1)
 
     def _diffusion_from_products(self, t: Tensor, y: Tensor) -> Tensor:

@@ -77,6 +77,11 @@ class SDEProblem:
         terms = UserTerms(functions, layout, args, channels, reverse)
         with torch.no_grad():
             terms.check(t0, flat, _told_by(bm, noise_size))
+        if channels == 0 and not terms.diagonal:
+            raise ValueError(
+                f"g returns no noises: the last dimension of {terms.noise_type} noise numbers the noises, and has the "
+                "size 0; for an ODE use torchivp.odeint"
+            )
         if not logqp:
             return SDEProblem(terms, flat, layout, False)
         if functions.h is None:
@@ -94,7 +99,7 @@ class SDEProblem:
     def states(self, outputs: Tensor) -> Any:
         """The states [T, rows, size] in the shape of the user's, with a leading dimension T."""
         flat = outputs[..., : self.layout.size]
-        return self.layout.unflatten(flat.reshape(-1, self.layout.size), (len(outputs), *self.layout.lead))
+        return self.layout.unflatten(flat.flatten(0, 1), (len(outputs), *self.layout.lead))
 
     def divergence(self, outputs: Tensor) -> Tensor:
         """What the divergence grows by between any two outputs, [T - 1, *batch]."""
@@ -128,7 +133,9 @@ class SDEProblem:
                     f"extra_solver_state[{i}] must have the shape {_listed(expected)}, got {_listed(shapes)}: pass "
                     "what sdeint(..., extra=True) returned for this state with the same method"
                 )
-            flat = torch.cat([x.reshape(self.layout.rows, -1, *own.shape[2:]) for x in leaves], dim=1)
+            sizes = self.layout.sizes if len(leaves) > 1 else own.shape[1:2]
+            parts = zip(leaves, sizes, strict=True)
+            flat = torch.cat([x.reshape(self.layout.rows, size, *own.shape[2:]) for x, size in parts], dim=1)
             found.append(flat.to(own.dtype))
         return tuple(found)
 

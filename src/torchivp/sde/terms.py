@@ -103,6 +103,7 @@ class Terms(ABC):
 
         For noise that is not diagonal. The derivative can be differentiated itself.
         """
+        v = _ordinary(v)
         prod, derivative = _differentiated(lambda x: (self.g_prod(t, x, v),), y, lambda prod: prod, False)
         return prod, derivative
 
@@ -110,8 +111,17 @@ class Terms(ABC):
         """The drift, and what `prod_and_derivative` returns."""
         if not self.together:
             return (self.f(t, y), *self.prod_and_derivative(t, y, v))
+        v = _ordinary(v)
         f, prod, derivative = _differentiated(lambda x: self.f_and_g_prod(t, x, v), y, lambda prod: prod, False)
         return f, prod, derivative
+
+
+def _ordinary(v: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd takes, if it was made in inference mode."""
+    if not v.is_inference():
+        return v
+    with torch.inference_mode(False):
+        return v.clone()
 
 
 _Directions = Callable[[Tensor], Tensor]
@@ -126,9 +136,17 @@ def _differentiated(evaluate: _Evaluate, y: Tensor, directions: _Directions, ele
     """
     if may_be_tracked():
         return _transformed(evaluate, y, directions, elementwise)
-    with _Watched(y, evaluate) as watched:
-        along = directions(watched.values[-1])
-        return *watched.values, watched.slope(along) if elementwise else watched.derivative(along)
+    try:
+        with _Watched(y, evaluate) as watched:
+            along = directions(watched.values[-1])
+            return *watched.values, watched.slope(along) if elementwise else watched.derivative(along)
+    except RuntimeError as error:
+        if "Inference tensors cannot be saved" not in str(error):
+            raise
+        raise RuntimeError(
+            "this method differentiates the diffusion, which uses a tensor made within torch.inference_mode(): make it "
+            "outside, solve within torch.no_grad() instead, or choose a method without derivatives"
+        ) from error
 
 
 def _transformed(evaluate: _Evaluate, y: Tensor, directions: _Directions, elementwise: bool) -> tuple[Tensor, ...]:
@@ -145,12 +163,19 @@ def _transformed(evaluate: _Evaluate, y: Tensor, directions: _Directions, elemen
     values = evaluate(y)
     along = directions(values[-1])
     if along.ndim == 2:
-        return *values, torch.func.jvp(lambda x: evaluate(x)[-1], (y,), (along,))[1]
+        return *values, _along(lambda x: evaluate(x)[-1], y, along)
     slopes = [
-        torch.func.jvp(lambda x, j=j: evaluate(x)[-1][:, :, j], (y,), (direction,))[1]
-        for j, direction in enumerate(along.unbind(2))
+        _along(lambda x, j=j: evaluate(x)[-1][:, :, j], y, direction) for j, direction in enumerate(along.unbind(2))
     ]
     return *values, torch.stack(slopes).sum(0)
+
+
+def _along(function: Callable[[Tensor], Tensor], y: Tensor, direction: Tensor) -> Tensor:
+    """The derivative in a direction, by two reverse passes: forward mode cannot be nested in forward mode."""
+    outer: tuple[Any, ...] = torch.func.vjp(function, y)
+    value, pull_back = outer
+    inner: tuple[Any, ...] = torch.func.vjp(lambda u: pull_back(u)[0], torch.zeros_like(value))
+    return inner[1](direction)[0]
 
 
 class _Watched:
@@ -177,7 +202,7 @@ class _Watched:
             y = self._y = self._leaf()
             values = self._evaluate(y)
         except BaseException:
-            self.__exit__()
+            self.__exit__(None, None, None)
             raise
         self._last = values[-1]
         self._differentiable = self._grad_enabled and (y is self._given or _has_other_sources(values, y))
@@ -193,7 +218,7 @@ class _Watched:
         y = self._given
         if self._grad_enabled and y.requires_grad:
             return y
-        return (y.clone() if y.is_inference() else y.detach()).requires_grad_()
+        return _ordinary(y).detach().requires_grad_()
 
     def slope(self, along: Tensor) -> Tensor:
         """The derivative of the last function times `along`, if it acts elementwise."""

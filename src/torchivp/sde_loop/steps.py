@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -28,20 +29,30 @@ class Steps:
 
     @staticmethod
     def landing(ts: Sequence[float], dt: float) -> Steps:
-        """Between any two of the times `ts`, equal steps, no larger than `dt`."""
-        sizes = ConstantSteps(dt)
-        counts = [int(sizes.count(abs(b - a))) for a, b in pairwise(ts)]
+        """Between any two of the times `ts`, equal steps, no larger than `dt`.
+
+        Raises:
+            ValueError: `dt` is too small to move time.
+        """
+        counts = [_count(a, b, dt) for a, b in pairwise(ts)]
         return Steps(ts, counts, [(-1, 1.0), *((n - 1, 1.0) for n in accumulate(counts))])
 
     @staticmethod
     def regular(ts: Sequence[float], dt: float) -> Steps:
-        """Steps of the size `dt` from the first of the times `ts`; the last one ends at the last of them."""
+        """Steps of the size `dt` from the first of the times `ts`; the last one ends at the last of them.
+
+        Raises:
+            ValueError: `dt` is too small to move time.
+        """
         if len(ts) == 1:
             return Steps(ts, [], [(-1, 1.0)])
         span = ts[-1] - ts[0]
-        count = int(ConstantSteps(dt).count(abs(span)))
+        count = _count(ts[0], ts[-1], dt)
         edge = ts[0] + float(np.copysign((count - 1) * dt, span))
-        steps = Steps([ts[0], edge, ts[-1]], [count - 1, 1], [])
+        if edge == ts[-1]:  # the last step is shorter than the spacing of numbers
+            steps = Steps([ts[0], ts[-1]], [count - 1], [])
+        else:
+            steps = Steps([ts[0], edge, ts[-1]], [count - 1, 1], [])
         steps.outputs = [(-1, 1.0), *(steps.place(t) for t in ts[1:])]
         return steps
 
@@ -82,3 +93,21 @@ class Steps:
         if share < 1e-9 and low > 0:
             return low - 1, 1.0
         return low, 1.0 if share > 1.0 - 1e-9 else share
+
+
+def _count(a: float, b: float, dt: float) -> int:
+    """The number of steps of a size of at most `dt` from the time `a` to `b`.
+
+    Raises:
+        ValueError: there are several, but so small that rounding may make their ends coincide.
+    """
+    count = ConstantSteps(dt).count(abs(b - a))
+    farthest = max(a, b, key=abs)
+    spacing = math.ulp(farthest)
+    if count > 1 and dt < 4 * spacing:
+        shift = "shift ts to start near 0, or " if abs(b - a) < abs(farthest) else ""
+        raise ValueError(
+            f"dt={dt:g} is too small to move time at t = {farthest:g}: numbers there are {spacing:.3g} apart; {shift}"
+            "make dt larger"
+        )
+    return int(count)

@@ -15,4 +15,4 @@ class Euler(SDEMethod):
 
     def step(self, terms, t0, t1, y0, noise, carry):
         f, prod = terms.f_and_g_prod(t0, y0, noise.W)
-        return y0.add(f, alpha=noise.dt).add_(prod), ()
+        return y0.add(f, alpha=noise.dt).add(prod), ()

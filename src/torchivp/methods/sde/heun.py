@@ -14,6 +14,6 @@ class Heun(SDEMethod):
 
     def step(self, terms, t0, t1, y0, noise, carry):
         f0, prod0 = terms.f_and_g_prod(t0, y0, noise.W)
-        guess = y0.add(f0, alpha=noise.dt).add_(prod0)
+        guess = y0.add(f0, alpha=noise.dt).add(prod0)
         f1, prod1 = terms.f_and_g_prod(t1, guess, noise.W)
         return y0.add(f0 + f1, alpha=0.5 * noise.dt).add(prod0 + prod1, alpha=0.5), ()

@@ -183,13 +183,13 @@ class _Equation:
         return to_real(self._terms.f(self._t, to_complex(y) if self._complex else y))
 
     def _residual(self, y: Tensor) -> Tensor:
-        return (y - self._known).sub_(self._drift(y), alpha=self._dt)
+        return (y - self._known).sub(self._drift(y), alpha=self._dt)
 
     def _linearised(self, y: Tensor) -> tuple[Tensor, _System]:
         """The residual, and the linear equations with the Jacobians at `y`, without history."""
         f, jacobians = self._drift_and_jacobians(y)
         matrix = torch.eye(y.shape[1], dtype=y.dtype, device=y.device).sub(jacobians, alpha=self._dt)
-        return (y - self._known).sub_(f, alpha=self._dt), _System(matrix)
+        return (y - self._known).sub(f, alpha=self._dt), _System(matrix)
 
     def _drift_and_jacobians(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The drift [rows, size], and for each row its derivative [rows, size, size], without history.

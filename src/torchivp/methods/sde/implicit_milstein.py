@@ -19,4 +19,4 @@ class ImplicitMilstein(ImplicitDriftMethod):
         if terms.noise_type == "additive":
             return y0 + terms.g_prod(t0, y0, noise.W)
         prod, term = milstein_term(terms, t0, y0, noise)
-        return y0.add(prod).add_(term, alpha=0.5)
+        return y0.add(prod).add(term, alpha=0.5)

@@ -30,4 +30,4 @@ class LogODE(SDEMethod):
             f, prod = terms.f_and_g_prod(t, y, noise.W)
             return torch.add(prod, f, alpha=noise.dt)
         f, g, brackets = terms.f_g_and_derivative(t, y, lambda g: torch.bmm(g, noise.A))
-        return torch.add(terms.prod(g, noise.W), f, alpha=noise.dt).add_(brackets)
+        return torch.add(terms.prod(g, noise.W), f, alpha=noise.dt).add(brackets)

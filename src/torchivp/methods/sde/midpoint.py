@@ -16,4 +16,4 @@ class Midpoint(SDEMethod):
         f, prod = terms.f_and_g_prod(t0, y0, noise.W)
         middle = y0.add(f, alpha=0.5 * noise.dt).add(prod, alpha=0.5)
         f, prod = terms.f_and_g_prod(t0 + 0.5 * (t1 - t0), middle, noise.W)
-        return y0.add(f, alpha=noise.dt).add_(prod), ()
+        return y0.add(f, alpha=noise.dt).add(prod), ()

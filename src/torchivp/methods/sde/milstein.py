@@ -40,7 +40,7 @@ class Milstein(SDEMethod):
     def step(self, terms, t0, t1, y0, noise, carry):
         if terms.noise_type == "additive":
             f, prod = terms.f_and_g_prod(t0, y0, noise.W)
-            return y0.add(f, alpha=noise.dt).add_(prod), ()
+            return y0.add(f, alpha=noise.dt).add(prod), ()
         if self.grad_free:
             f, g = terms.f_and_g(t0, y0)
             guess = y0.add(f, alpha=noise.dt)
@@ -51,7 +51,7 @@ class Milstein(SDEMethod):
         else:
             f, g, term = terms.f_g_and_derivative(t0, y0, _directions(terms, noise))
             guess, prod = y0.add(f, alpha=noise.dt), terms.prod(g, noise.W)
-        return guess.add_(prod).add_(term, alpha=0.5), ()
+        return guess.add(prod).add(term, alpha=0.5), ()
 
 
 def milstein_term(terms: Terms, t: Tensor, y: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class ReversibleHeun(SDEMethod):
 
     def step(self, terms, t0, t1, y0, noise, carry):
         f0, g0, z0 = carry
-        z1 = (2 * y0 - z0).add_(f0, alpha=noise.dt).add_(terms.prod(g0, noise.W))
+        z1 = (2 * y0 - z0).add(f0, alpha=noise.dt).add(terms.prod(g0, noise.W))
         f1, g1 = terms.f_and_g(t1, z1)
-        y1 = y0.add(f0 + f1, alpha=0.5 * noise.dt).add_(terms.prod(g0 + g1, noise.W), alpha=0.5)
+        y1 = y0.add(f0 + f1, alpha=0.5 * noise.dt).add(terms.prod(g0 + g1, noise.W), alpha=0.5)
         return y1, (f1, g1, z1)

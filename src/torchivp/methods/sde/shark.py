@@ -26,6 +26,6 @@ class ShARK(SDEMethod):
         late = terms.g_prod(t1, y0, torch.sub(0.5 * W, H))
         f1 = terms.f(t0, y0 + shift)
         # 5/6 W + H is 5/3 (W / 2 + H) - 2/3 H.
-        at = y0.add(f1, alpha=5 / 6 * dt).add_(early, alpha=5 / 3).sub_(shift, alpha=2 / 3)
+        at = y0.add(f1, alpha=5 / 6 * dt).add(early, alpha=5 / 3).sub(shift, alpha=2 / 3)
         f2 = terms.f(torch.lerp(t0, t1, 5 / 6), at)
-        return y0.add(f1, alpha=0.4 * dt).add(f2, alpha=0.6 * dt).add_(early).add_(late), ()
+        return y0.add(f1, alpha=0.4 * dt).add(f2, alpha=0.6 * dt).add(early).add(late), ()

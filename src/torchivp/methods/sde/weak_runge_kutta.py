@@ -192,11 +192,11 @@ class WeakRungeKutta(SDEMethod):
     def _elementwise(self, terms, times, y0, dt, W, f, g, change, total):
         """The end of a step in which every element of the state has one noise."""
         root = math.sqrt(dt)
-        half = (W * W).sub_(dt)
+        half = (W * W).sub(dt)
         g = elementwise(g)
         total = total.add(change, alpha=self.tableau.beta1[0])
         for stage in self.tableau.noise_stages:
-            at = y0.add(f, alpha=stage.drift * dt).add_(g, alpha=stage.noise * root)
+            at = y0.add(f, alpha=stage.drift * dt).add(g, alpha=stage.noise * root)
             value = elementwise(terms.g(times[stage.drift], at))
             total = total.addcmul(value, W, value=stage.beta1).addcmul(value, half, value=0.5 * stage.beta2 / root)
         return total
@@ -209,20 +209,20 @@ class WeakRungeKutta(SDEMethod):
         apart = sign.abs()
         others = W.unsqueeze(1) * apart
         doubles = 0.5 * (others * W.unsqueeze(2)) + 6.0 * (outer(H, H) * sign)
-        half = (W * W).sub_(dt).mul_(0.5 / root)
+        half = (W * W).sub(dt).mul(0.5 / root)
         total = total.add(change, alpha=tableau.beta1[0] + (terms.channels - 1) * tableau.beta3[0])
         for k in range(terms.channels):
             column = terms.column(g, k)
             values = [column]
             for stage in tableau.noise_stages:
-                at = y0.add(f, alpha=stage.drift * dt).add_(column, alpha=stage.noise * root)
+                at = y0.add(f, alpha=stage.drift * dt).add(column, alpha=stage.noise * root)
                 values.append(terms.column(terms.g(times[stage.drift], at), k))
-                weight = (stage.beta1 * W[:, k : k + 1]).add_(half[:, k : k + 1], alpha=stage.beta2)
+                weight = (stage.beta1 * W[:, k : k + 1]).add(half[:, k : k + 1], alpha=stage.beta2)
                 total = total.addcmul(values[-1], weight)
             for stage in tableau.noise_stages:
                 at = y0
                 for j, b in stage.across:
                     at = at.add(values[j], alpha=b * root)
-                weights = (stage.beta3 * others[:, k]).add_(doubles[:, k], alpha=stage.beta4 / root)
+                weights = (stage.beta3 * others[:, k]).add(doubles[:, k], alpha=stage.beta4 / root)
                 total = total.add(terms.g_prod(times[0.0], at, weights))
         return total
