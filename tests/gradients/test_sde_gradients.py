@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+import torchivp
 from torchivp.gradients.sde_adjoint import SDEAdjoint, find_adjoint
 from torchivp.gradients.sde_checkpointed import SDECheckpointed
 from torchivp.gradients.sde_direct import SDEDirect
@@ -649,3 +650,55 @@ def test_everything_is_freed_by_counting_references(gradient, backward):
         assert made and not any(ref() is not None for ref in made)
     finally:
         gc.enable()
+
+
+class Layers(torch.nn.Module):
+    """An SDE in single precision whose products mixed precision takes in less."""
+
+    sde_type, noise_type = "stratonovich", "diagonal"
+
+    def __init__(self):
+        super().__init__()
+        self.drift, self.diffusion = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+    def f(self, t, y):
+        return torch.tanh(self.drift(y))
+
+    def g(self, t, y):
+        return 0.3 * torch.sigmoid(self.diffusion(y))
+
+
+def mixed_gradients(solve, cache=False, create_graph=False, **kwargs):
+    """The gradients of a solve in mixed precision, taken outside of it."""
+    torch.manual_seed(0)
+    sde, y0 = Layers(), torch.linspace(-1, 1, 12).reshape(4, 3).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+        sde.f(0.0, y0)  # leaves casts of the weights in the cache
+        loss = solve(sde, y0, [0.0, 0.5, 1.0], dt=0.05, **kwargs).square().sum()
+    return torch.autograd.grad(loss, [y0, *sde.parameters()], create_graph=create_graph)
+
+
+@pytest.mark.parametrize(
+    "solve, method, gradient",
+    [
+        (torchivp.sdeint, "midpoint", {"gradient": "checkpointed"}),
+        (torchivp.sdeint, "reversible_heun", {"gradient": "checkpointed"}),
+        (torchivp.sdeint, "reversible_heun", {"gradient": "reversible"}),
+        (torchivp.sdeint_adjoint, "reversible_heun", {}),
+    ],
+)
+def test_mixed_precision_is_that_of_the_forward_pass(solve, method, gradient):
+    expected = mixed_gradients(torchivp.sdeint, method=method)
+    found = mixed_gradients(solve, method=method, **gradient)
+    assert_same(found, expected, rtol=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as of casts in the cache, taken for tensors computed elsewhere
+        cached = mixed_gradients(solve, cache=True, method=method, **gradient)
+    assert_same(cached, expected, rtol=1e-5)
+
+
+def test_gradients_to_differentiate_have_the_mixed_precision_of_the_forward_pass():
+    def slopes(gradient):
+        return mixed_gradients(torchivp.sdeint, create_graph=True, method="heun", gradient=gradient)
+
+    assert_same(slopes("checkpointed"), slopes("direct"), rtol=1e-5)

@@ -116,3 +116,15 @@ def test_reverse_parts_join():
     whole = back.increment(-0.9, -0.1)
     torch.testing.assert_close(joined.W, whole.W)
     torch.testing.assert_close(joined.H, whole.H)
+
+
+def test_path_far_from_its_start():
+    """Late times are finite as long as they are answered, and are refused beyond."""
+    for dtype, latest in ((F64, 9.9e14), (torch.float32, 9.9e14), (torch.float16, 1.6e7)):
+        bm = BrownianPath(1.0, torch.zeros(200, dtype=dtype), entropy=3)
+        assert normal(bm(1.0 + latest).double(), math.sqrt(latest))
+        for t in (1.1 * latest, 1e300, 1.7e308):
+            with pytest.raises(ValueError, match=r"from t0=1.0 reaches to .* after t0, and was asked for t=1"):
+                bm(t)
+            with pytest.raises(ValueError, match="use a smaller unit of time"):
+                bm(2.0, t)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import torchivp
 from torchivp.methods import ODE_METHODS
@@ -190,6 +190,25 @@ class TestTimes:
 
     def test_large_times(self):
         y = solve(Problem(), start(2, 3).float().double(), [1e6, 1e6 + 1], dt=0.1)
+        assert y.isfinite().all()
+
+    def test_steps_near_the_spacing_of_numbers(self):
+        """Time moves in all of them, whatever the last one is left with."""
+        for start in (1.7e9, -1.7e9):
+            unit = math.ulp(start)
+            for size in (4.0, 4.3, 7.9):
+                for span in range(1, 60):
+                    ts = [start, start + span * unit]
+                    for direction in (ts, ts[::-1]):
+                        for steps in (Steps.landing(direction, size * unit), Steps.regular(direction, size * unit)):
+                            times = steps.times(0, steps.count)
+                            assert len(times) == steps.count + 1 and times[0] == direction[0]
+                            assert len(set(times)) == len(times) and times[-1] == direction[-1]
+                            assert times in (sorted(times), sorted(times, reverse=True))
+                            assert steps.outputs[-1] == (steps.count - 1, 1.0)
+
+    def test_adaptive_steps_begin_as_small_as_time_allows_there(self):
+        y = solve(Problem(sde_type="stratonovich"), start(2, 3), [0, 1e3], dt=1e-13, adaptive=True, rtol=1.0, atol=1.0)
         assert y.isfinite().all()
 
     def test_time_that_decreases_sees_the_path_backwards(self):
@@ -486,6 +505,25 @@ class NoDrift:
         return y
 
 
+class Nothing:
+    """Constant noise for states and pytrees of any shape, those without elements included."""
+
+    def __init__(self, noise_type, sde_type="ito"):
+        self.noise_type, self.sde_type = noise_type, sde_type
+
+    def f(self, t, y):
+        return tree_map(torch.zeros_like, y)
+
+    def g(self, t, y):
+        wide = () if self.noise_type == "diagonal" else (2,)
+        return tree_map(lambda x: x.new_ones(*x.shape, *wide), y)
+
+
+class NoNoises(Problem):
+    def g(self, t, y):
+        return y.new_zeros(*y.shape, 0)
+
+
 class Changed(Problem):
     """A problem with something else in its place."""
 
@@ -645,6 +683,33 @@ REFUSALS = {
     "carry of a method without": (
         Problem(), {"extra_solver_state": (Y0,)}, ValueError, "got 1 entries: leave extra_solver_state out"
     ),
+    "no noises": (
+        NoNoises("commutative"), {}, ValueError,
+        "g returns no noises: the last dimension of commutative noise .* for an ODE use torchivp.odeint",
+    ),
+    "no noises by a method with areas": (
+        NoNoises("general"), {"method": "log_ode"}, ValueError, "g returns no noises"
+    ),
+    "no noises of a path": (
+        NoNoises("general"), {"bm": torchivp.BrownianInterval(0, 1, size=(2, 0))}, ValueError, "g returns no noises"
+    ),
+    "tolerances of zero": (
+        Problem(), {"adaptive": True, "rtol": 0, "atol": 0}, ValueError,
+        "rtol and atol are both 0, which no step can meet: pass rtol=1e-6 or atol=1e-9",
+    ),
+    "steps that do not move time": (
+        Problem(), {"ts": [1.7e9, 1.7e9 + 1e-3], "dt": 1e-7}, ValueError,
+        r"dt=1e-07 is too small to move time at t = 1.7e\+09: numbers there are 2.38e-07 apart; shift ts to start near "
+        "0, or make dt larger",
+    ),
+    "steps that do not move time, with outputs between": (
+        Problem(), {"ts": [-1.7e9, -1.7e9 + 1e-3], "dt": 1e-7, "options": {"interp": "linear"}}, ValueError,
+        r"dt=1e-07 is too small to move time at t = -1.7e\+09",
+    ),
+    "steps without number": (
+        Problem(), {"ts": [0, 1e300], "dt": 1e-300}, ValueError, "too small .* 1.49e.284 apart; make dt larger"
+    ),
+    "very many steps": (Problem(), {"dt": 1e-12}, ValueError, r"^1e\+12 steps of dt=1e-12 lead from 0 to 1, more than"),
     "state of integers": (Problem(), {"y0": torch.ones(2, 3, dtype=torch.long)}, TypeError, r"write y0.double\(\)"),
 }  # fmt: skip
 
@@ -770,3 +835,32 @@ def test_noise_size_where_nothing_tells():
             return v[:, :3]
 
     assert solve(Products(), Y0, [0, 1], method="euler", noise_size=4).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("noise_type", NOISE_TYPES)
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3)])
+def test_an_empty_batch(noise_type, adaptive, shape):
+    y0 = torch.zeros(shape, dtype=torch.float64)
+    for options in ({}, {"logqp": True}, {"rtol": torch.full((3,), 1e-3)}):
+        y = solve(Problem(noise_type), y0, [0, 0.5, 1], adaptive=adaptive, **options)
+        assert (y[0] if "logqp" in options else y).shape == (3, *shape)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_state_without_elements(adaptive):
+    for noise_type, sde in (("diagonal", Nothing("diagonal")), ("general", Nothing("general"))):
+        y0 = torch.zeros(3, 0)
+        assert solve(sde, y0, [0, 0.5, 1], adaptive=adaptive).shape == (3, 3, 0), noise_type
+        assert torchivp.sdeint(sde, y0.requires_grad_(), [0, 1], dt=0.5, gradient="checkpointed").shape == (2, 3, 0)
+
+
+def test_a_carry_without_rows():
+    sde = Nothing("general", "stratonovich")
+    for shape in ((0, 3), (3, 0)):
+        kwargs = {"method": "reversible_heun", "extra": True}
+        y, carry = solve(sde, torch.zeros(shape), [0, 1], **kwargs)
+        again, _ = solve(sde, y[-1], [1, 2], extra_solver_state=carry, **kwargs)
+        assert again.shape == (2, *shape)
+    pair = (torch.zeros(0, 3), torch.zeros(0, 2))
+    assert [x.shape for x in solve(sde, pair, [0, 1], adaptive=True)] == [(2, 0, 3), (2, 0, 2)]

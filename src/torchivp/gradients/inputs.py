@@ -139,9 +139,14 @@ def search_parameters(
         The leaves, and the names of the nodes that made tensors elsewhere.
     """
     found = [p for p in module_parameters(owner) if p.requires_grad] if isinstance(owner, nn.Module) else []
-    with torch.enable_grad():
-        oldest = now()
-        values, arguments = evaluate()
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # a cast kept from before would hide the leaf that it was made from
+    try:
+        with torch.enable_grad():
+            oldest = now()
+            values, arguments = evaluate()
+    finally:
+        torch.set_autocast_cache_enabled(cached)
     captured, computed = other_leaves(values, oldest, [*arguments, *found])
     return [*found, *captured], computed
 

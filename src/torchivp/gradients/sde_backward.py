@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -61,7 +61,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.solve = inputs[0]
-        ctx.autocast = _autocast_of(ctx.solve.inputs.integration.y0.device.type)
+        ctx.precision = _autocast_of(ctx.solve.inputs.integration.y0.device.type)
         ctx.save_for_backward(*inputs[1:], *(output[:1] if ctx.solve.keeps_states else ()))
 
     @staticmethod
@@ -69,32 +69,42 @@ class _Solve(torch.autograd.Function):
         saved = ctx.saved_tensors
         inputs: SDEInputs = ctx.solve.inputs
         count = len(inputs.tensors)
-        with ExitStack() as stack:  # steps that are taken again take the precision of the first time
-            for state in ctx.autocast:
-                stack.enter_context(autocast(**state))
-            if torch.is_grad_enabled():
-                return None, *_differentiable_gradients(inputs, grads)
+        if torch.is_grad_enabled():
+            return None, *_differentiable_gradients(inputs, grads, ctx.precision)
+        with _restored(ctx.precision):
             found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
 
 
 def _autocast_of(device_type: str) -> list[dict[str, Any]]:
-    """The state of automatic mixed precision: for the CPU and for another type of device, the arguments to restore it."""
+    """What restores the state of automatic mixed precision: arguments of `autocast` for the CPU and this device."""
     return [
         {
             "device_type": kind,
             "enabled": torch.is_autocast_enabled(kind),
             "dtype": torch.get_autocast_dtype(kind),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
+            "cache_enabled": False,  # a cast that steps share would add their gradients in low precision
         }
         for kind in dict.fromkeys(("cpu", device_type))
         if torch.amp.is_autocast_available(kind)
     ]
 
 
-def _differentiable_gradients(inputs: SDEInputs, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+@contextmanager
+def _restored(precision: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """The precision that steps were taken in, for taking them again."""
+    with ExitStack() as stack:
+        for state in precision:
+            stack.enter_context(autocast(**state))
+        yield
+
+
+def _differentiable_gradients(
+    inputs: SDEInputs, grads: Sequence[Tensor], precision: Sequence[dict[str, Any]]
+) -> Sequence[Tensor]:
     """The gradients for `create_graph=True`: those of the steps, taken again with autograd watching."""
-    states, carry = SDEDirect().solve(inputs.integration, None, None)
+    with _restored(precision):
+        states, carry = SDEDirect().solve(inputs.integration, None, None)
     used = [i for i, x in enumerate(inputs.tensors) if x.requires_grad]
     pairs = [(x, g) for x, g in zip([states, *carry], grads, strict=True) if x.requires_grad]
     found = torch.autograd.grad(

@@ -61,9 +61,9 @@ class BrownianPath(_FromValue):
     """A Brownian motion that starts from w0 at t0 and has no end.
 
     `bm(t)` is its value at t, `bm(ta, tb)` its increment. Time is divided at t0 + 1, t0 + 2, t0 + 4, ..., and each part
-    is a `BrownianInterval` of its own: times closer than 2^-48 of the length of their part are the same time, so that at
-    1e6 after t0 differences below 2e-9 do not count. The path is not to be had later than 1e15 after t0, or than its
-    values have room in the dtype.
+    is a `BrownianInterval` of its own: times closer than 2^-48 of the length of their part are the same time, such as
+    times closer than 2e-9 at 1e6 after t0. The path reaches to 1e15 after t0; in float16, whose numbers end early, to
+    1.6e7.
 
     Args:
         t0: the start.
@@ -121,7 +121,8 @@ class BrownianPath(_FromValue):
                 f"the Brownian path starts at t0={self.t0} and was asked for t={time}: make it with an earlier t0, and "
                 "ask for finite times"
             )
-        latest = min(math.sqrt(LATEST), torch.finfo(self.dtype).max / 16) ** 2
+        room = torch.finfo(self.dtype).max / 16
+        latest = min(LATEST, room * room)
         if since > latest:
             raise ValueError(
                 f"the Brownian path of {self.dtype} from t0={self.t0} reaches to {latest:.3g} after t0, and was asked "
