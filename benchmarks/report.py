@@ -158,13 +158,13 @@ def _stochastic(lines: Sequence[SDELine]) -> Table:
         timing, (ours, theirs), target = line.timing, line.errors, line.case.target
         table.add_row(
             line.case.name.removeprefix("sde: "),
-            "a bare loop" if line.case.bare else "torchsde",
+            "bare loop" if line.case.bare else "torchsde",
             f"{1e3 * timing.median_ours:.1f} ms",
             f"{1e3 * timing.median_theirs:.1f} ms",
             f"[green]{timing.ratio:.2f}[/]" if timing.ratio >= 1 else f"[red]slower {timing.ratio:.2f}[/]",
             f"{min(timing.ratios):.2f} .. {max(timing.ratios):.2f}",
             "" if target is None else f"{target:g} {_verdict(timing.ratio >= target)}",
-            f"{ours:.1e} / {theirs:.1e}",
+            f"{ours:.0e}" if line.case.bare else f"{ours:.0e} / {theirs:.0e}",
         )
     return table
 
