@@ -76,10 +76,10 @@ class GridNoise:
         roots: float | Tensor = math.sqrt(sizes[0])
         if not equal:
             roots = torch.tensor(sizes, dtype=self._real, device=self._device).sqrt_().view(-1, 1, 1)
-        W = drawn[:, 0].mul_(roots).to(self.dtype).unbind()
+        W = (drawn[:, 0] * roots).to(self.dtype).unbind()
         if self._kinds == 1:
             return [Increment(dt, w) for dt, w in zip(sizes, W, strict=True)]
-        H = drawn[:, 1].mul_(roots * math.sqrt(1 / 12)).to(self.dtype).unbind()
+        H = (drawn[:, 1] * (roots * math.sqrt(1 / 12))).to(self.dtype).unbind()
         increments = [Increment(dt, w, h) for dt, w, h in zip(sizes, W, H, strict=True)]
         if self._has_A:
             further = self._draw(block, self.channels, self.channels, offset=2)
