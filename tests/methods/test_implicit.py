@@ -471,3 +471,20 @@ def test_a_third_derivative_by_transforms(method, transform):
     p, step = torch.tensor(0.7, dtype=torch.float64), 1e-4
     expected = (second(p + step) - second(p - step)) / (2 * step)
     torch.testing.assert_close(transform(second)(p), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "radauIIA5"])
+def test_autograd_over_a_transform_has_the_right_third_derivative(method):
+    def last(y):
+        t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        return odeint(lambda t, y: -(y**3), y.reshape(1), t, method=method, rtol=1e-12, atol=1e-12)[-1, 0]
+
+    def second(y):
+        return torch.autograd.grad(torch.func.grad(last)(y), y, create_graph=True)[0]
+
+    def at(y):
+        return torch.tensor(y, dtype=torch.float64, requires_grad=True)
+
+    y, h = at(0.8), 1e-4
+    (third,) = torch.autograd.grad(second(y), y)
+    assert abs(third - (second(at(0.8 + h)) - second(at(0.8 - h))) / (2 * h)) < 1e-6

@@ -239,7 +239,7 @@ class ImplicitRungeKutta(Method):
                 equations = StageEquations(func, times[block.first : block.stop], y0, base, block.own, dt)
                 slopes = solved[block.first : block.stop]
                 solver = self._linearised(equations, slopes, True, 1e3 * self._eps)
-                for _ in range(max(_CORRECTIONS, derivative_depth())):
+                for _ in range(_CORRECTIONS + derivative_depth()):
                     change = solver.solve(equations.residual(slopes))
                     slopes = slopes + (change - change.detach())
             known = torch.cat((known, slopes)) if block.first else slopes
