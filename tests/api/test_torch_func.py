@@ -234,7 +234,6 @@ def test_without_a_gradient_there_is_nothing_to_refuse(door):
         torch.testing.assert_close(vmap(module)(BATCH)[:, -1], BATCH * math.exp(-1), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif("scipy_solver" not in ODE_METHODS, reason="there is no such method")
 @pytest.mark.parametrize("transform", [vmap, jacrev])
 def test_scipys_solvers_are_refused(transform):
     with pytest.raises((RuntimeError, ValueError), match="do not work inside function transforms"):

@@ -379,7 +379,7 @@ class _Door:
     def _adaptive(self, dt: float, rtol: Tolerance, atol: Tolerance, dt_min: float) -> AdaptiveSteps:
         problem = self.problem
         orders = self.method.orders[problem.terms.sde_type, problem.terms.noise_type]
-        if orders.strong < 1.0 and problem.terms.noise_type != "additive":
+        if orders.strong < 1.0:
             warnings.warn(
                 f"Numerical solution is not guaranteed to converge to the correct solution when using adaptive "
                 f"time-stepping with {self.name} of strong order {orders.strong:g}: choose a method of order 1 or more "
