@@ -152,7 +152,7 @@ def _stochastic(lines: Sequence[SDELine]) -> Table:
     )
     table.add_column("case", no_wrap=True)
     table.add_column("against", no_wrap=True)
-    for heading in ("torchivp", "theirs", "ratio", "", "target", "errors"):
+    for heading in ("torchivp", "theirs", "ratio", "target", "errors"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         timing, (ours, theirs), target = line.timing, line.errors, line.case.target
@@ -162,7 +162,6 @@ def _stochastic(lines: Sequence[SDELine]) -> Table:
             f"{1e3 * timing.median_ours:.1f} ms",
             f"{1e3 * timing.median_theirs:.1f} ms",
             f"[green]{timing.ratio:.2f}[/]" if timing.ratio >= 1 else f"[red]slower {timing.ratio:.2f}[/]",
-            f"{min(timing.ratios):.2f} .. {max(timing.ratios):.2f}",
             "" if target is None else f"{target:g} {_verdict(timing.ratio >= target)}",
             f"{ours:.0e}" if line.case.bare else f"{ours:.0e} / {theirs:.0e}",
         )
