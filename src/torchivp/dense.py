@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.boundary import own_precision
 from torchivp.times import snap, time_dtype, time_value
 
 HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
@@ -165,6 +166,7 @@ class DenseSolution:
         self._direction = 1.0 if ends[-1] >= start else -1.0
         self._ends = [end * self._direction for end in ends]
 
+    @own_precision
     def __call__(self, t: float | Tensor) -> Any:
         """The solution at `t`.
 

@@ -145,7 +145,7 @@ def _broadcast(name: str, tolerance: Any, layout: StateLayout) -> list[Tensor]:
     if layout.is_tensor and isinstance(tolerance, tuple | list):
         tolerance = torch.stack([torch.as_tensor(_leaf(name, entry)) for entry in tolerance])
     leaves: list[Any] = [None] * len(layout.shapes)
-    _assign(name, tolerance, layout.skeleton(), leaves, layout)
+    _assign(name, tolerance, layout.skeleton, leaves, layout)
     expanded = []
     for leaf, shape in zip(leaves, layout.shapes, strict=True):
         try:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from torchivp.boundary import UserFunction
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
 
@@ -24,15 +25,24 @@ class CountedFunction(Protocol):
 class FlatFunction:
     """The user's `func(t, y, *args)` as a function of flat states."""
 
-    def __init__(self, func: Callable[..., Any], layout: StateLayout, args: Sequence[Any] = ()):
-        self.func = func
+    def __init__(self, func: UserFunction, layout: StateLayout, args: Sequence[Any] = ()):
+        self._call = func
         self.layout = layout
         self.args = tuple(args)
         self.evaluations = 0
 
+    @property
+    def func(self) -> Callable[..., Any]:
+        """What the user gave."""
+        return self._call.function
+
+    def with_args(self, args: Sequence[Any]) -> FlatFunction:
+        """The same function with other arguments, its evaluations counted from zero."""
+        return FlatFunction(self._call, self.layout, args)
+
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
-        return self.layout.derivative(self.func, t, y, self.args)
+        return self.layout.checked_derivative(self._call(t, y, self.layout.unflatten, *self.args))
 
 
 @dataclass
@@ -68,4 +78,4 @@ class Problem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)
-        return Problem(FlatFunction(func, layout, args), layout.flatten(y0), times, layout.real_dtype)
+        return Problem(FlatFunction(UserFunction(func), layout, args), layout.flatten(y0), times, layout.real_dtype)

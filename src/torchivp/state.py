@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,16 @@ class StateLayout:
         dtype: the dtype of the flat tensor: the leaves' promoted dtype, float32 for half-precision leaves.
         real_dtype: the dtype of the time that `func` receives: the real part of the leaves' promoted dtype.
         device: the device of every leaf.
+        skeleton: the structure of `y0` with the numbers of its leaves in their places.
     """
 
     def __init__(self, y0: Any, batch_dims: int = 0):
         leaves, self._spec = pytree.tree_flatten(y0)
         if not leaves:
             raise ValueError("y0 holds no tensor: pass a tensor, or a tuple, list or dict of tensors")
-        for path, leaf in zip(self._paths(), leaves, strict=True):
+        self.skeleton: Any = pytree.tree_unflatten(list(range(len(leaves))), self._spec)
+        self._paths = _paths(self.skeleton)
+        for path, leaf in zip(self._paths, leaves, strict=True):
             _check_leaf(f"y0{path}", leaf)
         self.device: torch.device = leaves[0].device
         if any(leaf.device != self.device for leaf in leaves):
@@ -51,7 +54,7 @@ class StateLayout:
             )
         self.is_tensor = isinstance(y0, Tensor)
         self.lead: tuple[int, ...] = tuple(leaves[0].shape[:batch_dims])
-        for path, leaf in zip(self._paths(), leaves, strict=True):
+        for path, leaf in zip(self._paths, leaves, strict=True):
             _check_lead(f"y0{path}", leaf, batch_dims, self.lead)
         self.rows = math.prod(self.lead)
         self.shapes = [leaf.shape[batch_dims:] for leaf in leaves]
@@ -78,21 +81,30 @@ class StateLayout:
             other.template = self.template.new_empty(other._shape)
         return other
 
-    def _paths(self) -> list[str]:
-        numbered = pytree.tree_unflatten(list(range(self._spec.num_leaves)), self._spec)
-        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
-
-    def skeleton(self) -> Any:
-        """The structure of `y0` with the numbers of its leaves in their places."""
-        return pytree.tree_unflatten(list(range(len(self.shapes))), self._spec)
-
     def flatten(self, y: Any) -> Tensor:
         """Lay a pytree shaped like `y0` out as [rows, size]."""
-        leaves = pytree.tree_leaves(y)
+        return self._laid_out([y] if self.is_tensor else self.leaves_of(y))
+
+    def _laid_out(self, leaves: Sequence[Tensor]) -> Tensor:
         if len(leaves) == 1:
             return leaves[0].to(self.dtype).reshape(self.rows, self.size)
         parts = zip(leaves, self.sizes, strict=True)
         return torch.cat([leaf.to(self.dtype).reshape(self.rows, size) for leaf, size in parts], dim=1)
+
+    def leaves_of(self, value: Any) -> list[Any]:
+        """The leaves of a structure like `y0`, in the order of those of `y0`.
+
+        Tuples, named tuples and lists stand for each other, and so do dicts whose keys come in another order; one
+        tensor stands for a flat tuple of its entries.
+
+        Raises:
+            ValueError: the structure is another one.
+        """
+        if isinstance(value, Tensor) and self._is_flat_sequence():
+            value = tuple(value.unbind())
+        leaves: list[Any] = [None] * len(self.shapes)
+        _place(value, self.skeleton, leaves)
+        return leaves
 
     def unflatten(self, flat: Tensor, lead: tuple[int, ...] | None = None) -> Any:
         """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the dimensions `lead`, or its own."""
@@ -118,10 +130,6 @@ class StateLayout:
         ends = np.cumsum(self.sizes).tolist()
         return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
-    def derivative(self, func: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Any]) -> Tensor:
-        """Call the user's `func` with a [rows, size] state, check what it returns, and lay it out likewise."""
-        return self.checked_derivative(func(t, self.unflatten(y), *args))
-
     def checked_derivative(self, k: Any) -> Tensor:
         """Check what `func` returned, and lay it out as [rows, size]."""
         if (
@@ -132,11 +140,11 @@ class StateLayout:
             and k.device == self.device
         ):
             return k if len(k.shape) == 2 and self.shapes[0] == (self.size,) else k.reshape(self.rows, self.size)
-        return self.flatten(self._checked(k, "func", "dy/dt"))
+        return self._laid_out(self._checked(k, "func", "dy/dt"))
 
     def changed(self, name: str, y: Any) -> Tensor:
         """Check the state that the user's function `name` returns, and lay it out as [rows, size]."""
-        return self.flatten(self._checked(y, name, "the state"))
+        return self._laid_out(self._checked(y, name, "the state"))
 
     def check(self, name: str, value: Any, further: tuple[int, ...] = (), hint: str = "") -> None:
         """Check what the user's function `name` returns: leaves like those of the state, with `further` dimensions.
@@ -150,18 +158,16 @@ class StateLayout:
     def _checked(self, k: Any, caller: str, what: str, further: tuple[int, ...] = (), hint: str = "") -> list[Tensor]:
         if k is None:
             raise TypeError(f"{caller}(t, y) returned None: is a return missing?")
-        if isinstance(k, Tensor) and not self.is_tensor and self._is_flat_sequence():
-            k = tuple(k.unbind())
-        leaves, spec = pytree.tree_flatten(k)
-        same = spec == self._spec or (
-            self._is_flat_sequence() and isinstance(k, tuple | list) and len(leaves) == len(self.sizes) == len(k)
-        )
-        if not same:
+        try:
+            leaves = self.leaves_of(k)
+        except ValueError:
+            expected, found = self.describe(), _describe(k)
+            if expected == found:  # they differ in what only their own classes know
+                expected, found = str(self._spec), str(pytree.tree_structure(k))
             raise TypeError(
-                f"{caller} must return the same structure as y0: y0 is {self.describe()}, "
-                f"{caller} returned {_describe(k)}"
-            )
-        for path, leaf, shape, dtype in zip(self._paths(), leaves, self.shapes, self.dtypes, strict=True):
+                f"{caller} must return the same structure as y0: y0 is {expected}, {caller} returned {found}"
+            ) from None
+        for path, leaf, shape, dtype in zip(self._paths, leaves, self.shapes, self.dtypes, strict=True):
             name = f"{caller}(t, y){path}"
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type(leaf).__name__}")
@@ -184,7 +190,8 @@ class StateLayout:
         return leaves
 
     def _is_flat_sequence(self) -> bool:
-        return self._spec.type in (tuple, list) and self._spec.num_children == self._spec.num_leaves
+        skeleton = self.skeleton
+        return isinstance(skeleton, tuple | list) and all(isinstance(entry, int) for entry in skeleton)
 
     def describe(self) -> str:
         """The state in words, for messages."""
@@ -192,11 +199,44 @@ class StateLayout:
 
     def name(self, index: int) -> str:
         """The element `index` of the flat tensor as the user would write it, such as `y['a'][2]`."""
-        for path, part, shape in zip(self._paths(), self.parts(), self.shapes, strict=True):
+        for path, part, shape in zip(self._paths, self.parts(), self.shapes, strict=True):
             if index < part.stop:
                 position = np.unravel_index(index - part.start, tuple(shape))
                 return f"y{path}" + (f"[{', '.join(map(str, position))}]" if position else "")
         raise IndexError(index)
+
+
+def _paths(skeleton: Any) -> list[str]:
+    """How a user writes the way to each leaf, such as `['a'][2]`; numbers where a class of theirs does not tell."""
+    try:
+        return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(skeleton)[0]]
+    except ValueError:
+        return [f", leaf {number}," for number in pytree.tree_leaves(skeleton)]
+
+
+def _place(value: Any, node: Any, leaves: list[Any]) -> None:
+    """Put the leaves of `value` where `node`, a part of the skeleton of the state, has their numbers.
+
+    Raises:
+        ValueError: the structures differ.
+    """
+    if isinstance(node, int):
+        if not pytree.tree_is_leaf(value):
+            raise ValueError(value)
+        leaves[node] = value
+    elif isinstance(node, dict) and isinstance(value, dict) and node.keys() == value.keys():
+        for key, child in node.items():
+            _place(value[key], child, leaves)
+    elif isinstance(node, tuple | list) and isinstance(value, tuple | list) and len(node) == len(value):
+        for entry, child in zip(value, node, strict=True):
+            _place(entry, child, leaves)
+    else:  # a structure of the user's own, or one that does not fit
+        found, spec = pytree.tree_flatten(value)
+        numbers, expected = pytree.tree_flatten(node)
+        if spec != expected:
+            raise ValueError(value)
+        for number, leaf in zip(numbers, found, strict=True):
+            leaves[number] = leaf
 
 
 def _check_leaf(name: str, leaf: Any) -> None:
@@ -234,4 +274,6 @@ def _describe(value: Any) -> str:
     if isinstance(value, tuple | list):
         opening, closing = "()" if isinstance(value, tuple) else "[]"
         return opening + ", ".join(map(_describe, value)) + closing
+    if not pytree.tree_is_leaf(value):
+        return f"a {type(value).__name__} with {', '.join(map(_describe, pytree.tree_leaves(value)))}"
     return type(value).__name__

@@ -54,3 +54,14 @@ def needs_gradient(x: Tensor) -> bool:
             return False
         x = _functorch.get_unwrapped(x)
     return True
+
+
+def version(x: Tensor) -> int:
+    """A number that grows when somebody writes into `x`, or into a view of it, also within a transform.
+
+    Raises:
+        RuntimeError: `x` is an inference tensor, which has none.
+    """
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x._version

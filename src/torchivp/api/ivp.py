@@ -17,6 +17,7 @@ from torchivp.api.arguments import (
 )
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
+from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
@@ -31,6 +32,7 @@ from torchivp.stepsize.pid import PIDController
 from torchivp.times import time_dtype
 
 
+@door
 def solve_ivp(
     func: Callable[..., Any],
     t_span: Sequence[float | Tensor] | Tensor,

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient, build_integration
 from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
+from torchivp.boundary import UserFunction, door
 from torchivp.checks import check_number
 from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
@@ -41,6 +42,7 @@ _REMEDY = (
 )
 
 
+@door
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -106,6 +108,7 @@ def odeint(
     return door.solve(gradient, None)
 
 
+@door
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -184,6 +187,7 @@ def odeint_adjoint(
     return door.solve(gradient, adjoint_params)
 
 
+@door
 def odeint_event(
     func: Callable[..., Any],
     y0: Any,
@@ -246,7 +250,7 @@ def odeint_event(
     layout = StateLayout(y0)
     first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
     begins = problem.time(begin), problem.y0
-    sign = SignChange(EventFunction(event_fn, layout), *begins)
+    sign = SignChange(EventFunction(UserFunction(event_fn, "event_fn"), layout), *begins)
     if sign.at_start:
         return event_t + (start - start.detach()).to(event_t).reshape(()), solution
     time, state = differentiate_event(problem.func, sign, begins, problem.time(end), layout.flatten(last))
@@ -254,6 +258,7 @@ def odeint_event(
     return event_t + (time - time.detach()).to(event_t), layout.unflatten(states, (2,))
 
 
+@door
 def odeint_dense(
     func: Callable[..., Any],
     y0: Any,
@@ -416,7 +421,7 @@ def _no_event(start: float, end: float, latest: str) -> str:
     )
 
 
-def _callable(event_fn: Any) -> Callable[..., Any]:
+def _callable(event_fn: Any) -> UserFunction:
     if not callable(event_fn):
         raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
-    return event_fn
+    return UserFunction(event_fn, "event_fn")

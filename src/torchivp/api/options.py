@@ -8,12 +8,14 @@ import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.boundary import UserFunction
 from torchivp.callbacks import Callbacks
 from torchivp.checks import check_flag, check_number, check_whole_number
 from torchivp.integrate import Controller
@@ -208,7 +210,7 @@ def _fixed(remaining: dict[str, Any], grid: Callable[[Any, Times], Any]) -> Cons
         return GridSteps()
     if not callable(constructor):
         raise TypeError(f"option 'grid_constructor' must be a function of (func, y0, t), got {constructor!r}")
-    return GridSteps(lambda times: grid(constructor, times))
+    return GridSteps(partial(grid, UserFunction(constructor, "grid_constructor").in_context))
 
 
 _CALLBACKS = ("step", "accept", "reject")
@@ -228,5 +230,9 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
     unsupported = {names[which] for which, callback in found.items() if callback is not None and which not in called}
     if unsupported:
         warnings.warn(f"Solver '{method.__name__}' does not support callbacks {unsupported}", UserWarning, stacklevel=5)
-    supported: dict[str, Any] = {which: found[which] for which in called if found[which] is not None}
+    supported: dict[str, Any] = {
+        which: UserFunction(callback, names[which]).in_context
+        for which, callback in found.items()
+        if callback is not None and which in called
+    }
     return Callbacks(**supported) if supported else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api.times import as_times, shape_text
+from torchivp.boundary import UserFunction
 from torchivp.events.event import Event, Scheduled
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
 from torchivp.rows.problem import Action, RowProblem
@@ -66,7 +67,9 @@ class _Makers:
     def make(self, name: str, function: Callable[..., Any], result: Result, *extra: Tensor) -> RowFunction:
         """The user's function, called `name` in messages, on rows; `extra` is what it takes besides the arguments."""
         takes_args = _takes(name, function, 2 + len(extra), len(self.args.of_all()))
-        made = RowFunction(function, self.layout, self.args, result, self.filler, takes_args=takes_args)
+        # An apply is given a copy of the state.
+        guarded = UserFunction(function, name, owns_state=name.endswith("apply"))
+        made = RowFunction(guarded, self.layout, self.args, result, self.filler, takes_args=takes_args)
         if self.compact is False:
             return made.filled_in()
         if made.is_row_wise(*extra):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchivp.api.sde_gradients import find_sde_gradient
 from torchivp.api.sde_options import SDEOptions, read_adjoint_options, read_sde_options
+from torchivp.boundary import door
 from torchivp.checks import check_flag, check_number, check_positive
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.checkpointed import Checkpointed
@@ -36,6 +37,7 @@ from torchivp.times import check_times, snap
 from torchivp.torch_func import inside_transform
 
 
+@door
 def sdeint(
     sde: Any,
     y0: Any,
@@ -135,6 +137,7 @@ def sdeint(
     return door.solve(find_sde_gradient(gradient), None, extra)
 
 
+@door
 def sdeint_adjoint(
     sde: Any,
     y0: Any,

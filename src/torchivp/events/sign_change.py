@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchivp.boundary import UserFunction
 from torchivp.state import StateLayout
 from torchivp.torch_func import read
 
@@ -22,7 +21,7 @@ class EventFunction:
         layout: the user's state.
     """
 
-    func: Callable[..., Any]
+    func: UserFunction
     layout: StateLayout
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -31,7 +30,7 @@ class EventFunction:
         Raises:
             TypeError: `func` did not return a real tensor.
         """
-        values = self.func(t, self.layout.unflatten(y))
+        values = self.func(t, y, self.layout.unflatten)
         if isinstance(values, bool | int | float):
             raise TypeError(
                 f"event_fn must return a tensor, and returned {values!r}, a Python number, which loses the gradient: "

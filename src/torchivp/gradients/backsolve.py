@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.boundary import own_precision
 from torchivp.callbacks import Callbacks
 from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
@@ -377,6 +378,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(output, *inputs[1:])
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
         states, *inputs = ctx.saved_tensors
         with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import own_precision
 from torchivp.checks import check_whole_number
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
@@ -180,6 +181,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return None, *_Backward.apply(ctx.solve, grads[0], *ctx.saved_tensors)
 
@@ -197,6 +199,7 @@ class _Backward(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *seeds: Tensor) -> Any:
         grad, *_ = ctx.saved_tensors
         with torch.no_grad():

@@ -80,7 +80,7 @@ class GradientInputs(Inputs):
             timed = [times.tensor.detach().requires_grad_()]
             times = times.with_tensor(timed[0])
         args, others = self.args_on_leaves()
-        func = FlatFunction(self._func.func, self._func.layout, args)
+        func = self._func.with_args(args)
         return replace(self.problem, y0=y, times=times, func=func), [y, *timed, *others]
 
     def end_at(self, t: float) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import own_precision
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
@@ -287,6 +288,7 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_backward(*output, *inputs[1:])
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
         solve = ctx.solve
         states, before, *tensors = ctx.saved_tensors

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import autocast
 
+from torchivp.boundary import own_precision
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.source import HeldNoise
@@ -61,50 +60,23 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.solve = inputs[0]
-        ctx.precision = _autocast_of(ctx.solve.inputs.integration.y0.device.type)
         ctx.save_for_backward(*inputs[1:], *(output[:1] if ctx.solve.keeps_states else ()))
 
     @staticmethod
+    @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved = ctx.saved_tensors
         inputs: SDEInputs = ctx.solve.inputs
         count = len(inputs.tensors)
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(inputs, grads, ctx.precision)
-        with _restored(ctx.precision):
-            found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
+            return None, *_differentiable_gradients(inputs, grads)
+        found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
 
 
-def _autocast_of(device_type: str) -> list[dict[str, Any]]:
-    """What restores the state of automatic mixed precision: arguments of `autocast` for the CPU and this device."""
-    return [
-        {
-            "device_type": kind,
-            "enabled": torch.is_autocast_enabled(kind),
-            "dtype": torch.get_autocast_dtype(kind),
-            "cache_enabled": False,  # a cast that steps share would add their gradients in low precision
-        }
-        for kind in dict.fromkeys(("cpu", device_type))
-        if torch.amp.is_autocast_available(kind)
-    ]
-
-
-@contextmanager
-def _restored(precision: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """The precision that steps were taken in, for taking them again."""
-    with ExitStack() as stack:
-        for state in precision:
-            stack.enter_context(autocast(**state))
-        yield
-
-
-def _differentiable_gradients(
-    inputs: SDEInputs, grads: Sequence[Tensor], precision: Sequence[dict[str, Any]]
-) -> Sequence[Tensor]:
+def _differentiable_gradients(inputs: SDEInputs, grads: Sequence[Tensor]) -> Sequence[Tensor]:
     """The gradients for `create_graph=True`: those of the steps, taken again with autograd watching."""
-    with _restored(precision):
-        states, carry = SDEDirect().solve(inputs.integration, None, None)
+    states, carry = SDEDirect().solve(inputs.integration, None, None)
     used = [i for i, x in enumerate(inputs.tensors) if x.requires_grad]
     pairs = [(x, g) for x, g in zip([states, *carry], grads, strict=True) if x.requires_grad]
     found = torch.autograd.grad(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import UserFunction
 from torchivp.state import StateLayout
 
 Result = Callable[[StateLayout, Any], Tensor]
@@ -55,8 +56,8 @@ class RowFunction:
     """The user's `function(t, y, *args)` on the rows of a batch.
 
     Args:
-        function: takes `t` in the shape of the batch with a dimension of size 1 for each dimension of the state, and
-            `y` in the user's shape; without batch dimensions `t` is 0-d.
+        function: the user's; takes `t` in the shape of the batch with a dimension of size 1 for each dimension of the
+            state, and `y` in the user's shape; without batch dimensions `t` is 0-d.
         layout: the state of all rows.
         args: further arguments.
         result: checks and lays out what `function` returns.
@@ -67,7 +68,7 @@ class RowFunction:
 
     def __init__(
         self,
-        function: Callable[..., Any],
+        function: UserFunction,
         layout: StateLayout,
         args: RowArguments,
         result: Result,
@@ -75,7 +76,7 @@ class RowFunction:
         row_wise: bool = True,
         takes_args: bool = True,
     ):
-        self.function = function
+        self.call = function
         self.layout = layout
         self.args = args if takes_args else RowArguments((), layout)
         self.takes_args = takes_args
@@ -84,6 +85,11 @@ class RowFunction:
         self._filler = filler
         dims = {len(shape) for shape in layout.shapes}
         self._time_dims = (1,) * (dims.pop() if len(dims) == 1 else 0)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What the user gave."""
+        return self.call.function
 
     def with_args(self, args: RowArguments) -> RowFunction:
         """The same function with other arguments."""
@@ -106,7 +112,7 @@ class RowFunction:
         rows = torch.arange(count - 1, 0, -1, device=self._filler[1].device)
         t, y = self._filler
         with torch.no_grad():
-            all_values = self.on(None)(t.clone(), y.clone(), *extra)  # which functions may change in place
+            all_values = self.at_filler(*extra)
             try:
                 values = self.on(rows)(t[rows], y[rows], *(x[rows] for x in extra))
             except Exception:  # whatever goes wrong when rows are missing
@@ -119,7 +125,7 @@ class RowFunction:
     def at_filler(self, *extra: Tensor) -> Tensor:
         """The function where it can be evaluated, for all rows."""
         t, y = self._filler
-        return self.on(None)(t.clone(), y.clone(), *extra)
+        return self.on(None)(t, y.clone(), *extra)  # an apply may change its state in place
 
     def on(self, rows: Tensor | None) -> FunctionOnRows:
         """The function for a choice of the rows, or for all."""
@@ -147,13 +153,14 @@ class FunctionOnRows:
     """
 
     def __init__(self, function: RowFunction, layout: StateLayout, args: tuple[Any, ...]):
-        self._function = function.function
+        self._function = function.call
         self._result = partial(function.result, layout)
         self._layout = layout
         self._args = args
         self._time_shape = torch.Size(function.time_shape(layout))
         # Where the user's state has the very shape of the flat one.
-        self._flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)
+        flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)
+        self._shape: Callable[[Tensor], Any] = _as_it_is if flat else layout.unflatten
         self.evaluations = 0
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
@@ -161,11 +168,8 @@ class FunctionOnRows:
         layout, time_shape = self._layout, self._time_shape
         if t.shape != time_shape:
             t = t.reshape(time_shape)
-        state = y if self._flat else layout.unflatten(y)
-        if extra:
-            values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
-            return self._result(self._function(t, state, *values, *self._args))
-        return self._result(self._function(t, state, *self._args))
+        values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
+        return self._result(self._function(t, y, self._shape, *values, *self._args))
 
 
 class FunctionAmongAll(FunctionOnRows):
@@ -183,6 +187,10 @@ class FunctionAmongAll(FunctionOnRows):
         count = len(all_y)
         all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, self._rows, x) for x in extra]
         return super().__call__(all_t, all_y, *all_extra)[self._rows]
+
+
+def _as_it_is(y: Tensor) -> Tensor:
+    return y
 
 
 derivative: Result = StateLayout.checked_derivative

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import UserFunction
 from torchivp.sde.base import check_noise_type, check_sde_type
 from torchivp.sde.terms import Terms
 from torchivp.state import StateLayout
@@ -29,12 +30,12 @@ ROLES = {
 class UserFunctions:
     """The functions of a user's SDE, called as `f(t, y, *args)` with states shaped like `y0`; None for those absent."""
 
-    f: Callable[..., Any] | None
-    g: Callable[..., Any] | None
-    h: Callable[..., Any] | None
-    g_prod: Callable[..., Any] | None
-    f_and_g: Callable[..., Any] | None
-    f_and_g_prod: Callable[..., Any] | None
+    f: UserFunction | None
+    g: UserFunction | None
+    h: UserFunction | None
+    g_prod: UserFunction | None
+    f_and_g: UserFunction | None
+    f_and_g_prod: UserFunction | None
     owner: Any
 
     @staticmethod
@@ -55,7 +56,8 @@ class UserFunctions:
             if not (isinstance(name, str) and callable(getattr(sde, name, None))):
                 raise ValueError(f"names={{{role!r}: {name!r}}}, but the SDE has no method {name!r}")
         found = {name: getattr(sde, names.get(role, name), None) for role, name in ROLES.items()}
-        functions = UserFunctions(**{k: v if callable(v) else None for k, v in found.items()}, owner=sde)
+        wrapped = {name: UserFunction(given, name) if callable(given) else None for name, given in found.items()}
+        functions = UserFunctions(**wrapped, owner=sde)
         if functions.f is None and functions.f_and_g is None and functions.f_and_g_prod is None:
             raise ValueError("the SDE has no drift: define f(t, y) or f_and_g(t, y), or name it, names={'drift': ...}")
         given = (functions.g, functions.g_prod, functions.f_and_g, functions.f_and_g_prod)
@@ -104,7 +106,7 @@ class UserTerms(Terms):
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         functions = self.functions
         if functions.f is not None:
-            return self._onward(self._state(functions.f(t, self._user(y), *self.args)))
+            return self._onward(self._state(functions.f(t, y, self._user, *self.args)))
         if functions.f_and_g is not None:
             return self.f_and_g(t, y)[0]
         raise self._missing("f", "f(t, y)")
@@ -112,7 +114,7 @@ class UserTerms(Terms):
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         functions = self.functions
         if functions.g is not None:
-            return self._diffusion(functions.g(t, self._user(y), *self.args))
+            return self._diffusion(functions.g(t, y, self._user, *self.args))
         if functions.f_and_g is not None:
             return self.f_and_g(t, y)[1]
         if functions.g_prod is not None:
@@ -123,13 +125,13 @@ class UserTerms(Terms):
         both = self.functions.f_and_g
         if both is None:
             return self.f(t, y), self.g(t, y)
-        f, g = both(t, self._user(y), *self.args)
+        f, g = both(t, y, self._user, *self.args)
         return self._onward(self._state(f)), self._diffusion(g)
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         prod = self.functions.g_prod
         if prod is not None:
-            return self._state(prod(t, self._user(y), self._noise(v), *self.args))
+            return self._state(prod(t, y, self._user, self._noise(v), *self.args))
         if self.functions.g is None and self.functions.f_and_g is None:
             return self.f_and_g_prod(t, y, v)[1]
         return self.prod(self.g(t, y), v)
@@ -137,7 +139,7 @@ class UserTerms(Terms):
     def f_and_g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         functions = self.functions
         if functions.f_and_g_prod is not None:
-            f, prod = functions.f_and_g_prod(t, self._user(y), self._noise(v), *self.args)
+            f, prod = functions.f_and_g_prod(t, y, self._user, self._noise(v), *self.args)
             return self._onward(self._state(f)), self._state(prod)
         if functions.g_prod is None and functions.f_and_g is not None:
             f, g = self.f_and_g(t, y)
@@ -148,10 +150,10 @@ class UserTerms(Terms):
         """The prior drift."""
         if self.functions.h is None:
             raise self._missing("h", "the prior drift h(t, y)")
-        return self._onward(self._state(self.functions.h(t, self._user(y), *self.args)))
+        return self._onward(self._state(self.functions.h(t, y, self._user, *self.args)))
 
     def check(self, t: Tensor, y: Tensor, told_by: str | None = None) -> None:
-        """Call every function once, with a copy of the state, and check what it returns.
+        """Call every function once and check what it returns.
 
         Args:
             t: the time.
@@ -162,18 +164,11 @@ class UserTerms(Terms):
             TypeError: it is no tensor, or of a dtype that does not fit.
             ValueError: its shape does not fit, or the function changes the state in place.
         """
-        functions, layout, y = self.functions, self.layout, y.clone()
-        user, noise = layout.unflatten(y), self._noise(y.new_zeros(layout.rows, self.channels))
+        functions, layout, y = self.functions, self.layout, y.clone()  # what is refused shall not have changed y0
+        noise = self._noise(y.new_zeros(layout.rows, self.channels))
 
         def call(name: str, *further: Any) -> Any:
-            before = None if y.is_inference() else y._version
-            value = getattr(functions, name)(t, user, *further, *self.args)
-            if before is not None and y._version != before:
-                raise ValueError(
-                    f"{name}(t, y) changes y in place, but y is the state of the solve: write y = y + 1 in place of "
-                    "y += 1, or begin with y = y.clone()"
-                )
-            return value
+            return getattr(functions, name)(t, y, self._user, *further, *self.args)
 
         for name in ("f", "h"):
             if getattr(functions, name) is not None:
@@ -244,7 +239,7 @@ class UserTerms(Terms):
         if self.diagonal:
             return self.layout.flatten(g)
         rows, dtype = self.layout.rows, self.layout.dtype
-        parts = zip(pytree.tree_leaves(g), self.layout.sizes, strict=True)
+        parts = zip(self.layout.leaves_of(g), self.layout.sizes, strict=True)
         leaves = [leaf.to(dtype).reshape(rows, size, self.channels) for leaf, size in parts]
         return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=1)
 

@@ -181,11 +181,11 @@ def _channels(
         return noise_size
     if bm is not None:
         return _bm_shape(bm)[-1]
-    y0 = pytree.tree_map(torch.clone, y0)
+    t0, y0 = t0.clone(), pytree.tree_map(torch.clone, y0)
     with torch.no_grad():
-        g = functions.g(t0, y0, *args) if functions.g is not None else None
+        g = functions.g.in_context(t0, y0, *args) if functions.g is not None else None
         if g is None and functions.f_and_g is not None:
-            g = functions.f_and_g(t0, y0, *args)[1]
+            g = functions.f_and_g.in_context(t0, y0, *args)[1]
     leaves = pytree.tree_leaves(g)
     if not leaves or not isinstance(leaves[0], Tensor) or leaves[0].ndim == 0:
         raise ValueError(
