@@ -123,6 +123,7 @@ class UserFunction:
         self.name = name
         self._owns_state = owns_state
         self._autocast = _caller.autocast
+        self._call = self.in_context if self._autocast else function
         self._leaves_time: bool | None = None
 
     def __call__(self, t: Tensor, y: Tensor, shape: Callable[[Tensor], Any], *further: Any) -> Any:
@@ -142,7 +143,7 @@ class UserFunction:
         except RuntimeError:  # inference tensors do not tell
             return self.in_context(t.clone(), shape(y.clone()), *further)
         try:
-            value = self.in_context(t, shape(y), *further)
+            value = self._call(t, shape(y), *further)
         except RuntimeError as error:  # from autograd, if it watches the state
             if y.requires_grad and "leaf Variable that requires grad is being used in an in-place" in str(error):
                 raise self._changed_state() from error

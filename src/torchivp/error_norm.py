@@ -131,10 +131,10 @@ def check_tolerance(name: str, tolerance: Any, layout: StateLayout) -> Tolerance
     if isinstance(tolerance, numbers.Real):
         flat = float(tolerance)
     else:
-        flat = layout.flatten(_broadcast(name, tolerance, layout)).real.detach()
+        flat = layout.laid_out(_broadcast(name, tolerance, layout)).real.detach()
     if isinstance(flat, Tensor) and flat.numel() == 0:
         return flat
-    smallest, largest = (float(torch.as_tensor(flat).min()), float(torch.as_tensor(flat).max()))
+    smallest, largest = (float(flat.min()), float(flat.max())) if isinstance(flat, Tensor) else (flat, flat)
     if not (smallest >= 0 and math.isfinite(largest)):
         raise ValueError(f"{name} must be finite and not negative, got {tolerance}: write {name}=1e-6")
     return flat

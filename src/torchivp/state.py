@@ -83,9 +83,10 @@ class StateLayout:
 
     def flatten(self, y: Any) -> Tensor:
         """Lay a pytree shaped like `y0` out as [rows, size]."""
-        return self._laid_out([y] if self.is_tensor else self.leaves_of(y))
+        return self.laid_out([y] if self.is_tensor else self.leaves_of(y))
 
-    def _laid_out(self, leaves: Sequence[Tensor]) -> Tensor:
+    def laid_out(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Lay the leaves of such a pytree out as [rows, size]."""
         if len(leaves) == 1:
             return leaves[0].to(self.dtype).reshape(self.rows, self.size)
         parts = zip(leaves, self.sizes, strict=True)
@@ -140,11 +141,11 @@ class StateLayout:
             and k.device == self.device
         ):
             return k if len(k.shape) == 2 and self.shapes[0] == (self.size,) else k.reshape(self.rows, self.size)
-        return self._laid_out(self._checked(k, "func", "dy/dt"))
+        return self.laid_out(self._checked(k, "func", "dy/dt"))
 
     def changed(self, name: str, y: Any) -> Tensor:
         """Check the state that the user's function `name` returns, and lay it out as [rows, size]."""
-        return self._laid_out(self._checked(y, name, "the state"))
+        return self.laid_out(self._checked(y, name, "the state"))
 
     def check(self, name: str, value: Any, further: tuple[int, ...] = (), hint: str = "") -> None:
         """Check what the user's function `name` returns: leaves like those of the state, with `further` dimensions.

@@ -14,6 +14,14 @@ from torch import Tensor
 COARSE = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The relative spacing of dtypes in which times may be given, where it is larger than that of a Python float."""
 
+DOUBLE = 2.0**-52
+"""The relative spacing of Python floats."""
+
+
+def spacing_of(*times: Any) -> float:
+    """The largest relative spacing of the dtypes in which these times were given."""
+    return max(COARSE.get(str(getattr(t, "dtype", "")).split(".")[-1], DOUBLE) for t in times)
+
 
 def time_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which times are computed on `device`: float64 wherever the device has it."""
@@ -41,6 +49,7 @@ class Times:
         outputs: the requested times, in the order of integration, or None for every accepted step.
         tensor: all known times as one float64 tensor, the start first, if a gradient with respect to time was asked
             for.
+        spacing: the relative spacing of the numbers in which the times were given.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class Times:
         tensor: Tensor | None = None,
         fixed: frozenset[float] = frozenset(),
         anchors: frozenset[float] = frozenset(),
+        spacing: float = DOUBLE,
     ) -> None:
         self.start = start
         self.end = end
@@ -61,6 +71,7 @@ class Times:
         self._known = known
         self._fixed = fixed
         self._anchors = anchors
+        self.spacing = spacing
         # An output is the entry that asked for it, even if it equals an end of the span; the start is the first.
         self._index = {t: i for i, t in enumerate(known)}
         if known:
@@ -103,17 +114,18 @@ class Times:
 
     def with_tensor(self, tensor: Tensor | None) -> Times:
         """The same times, their gradient flowing to `tensor`."""
-        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed, self._anchors)
+        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed, self._anchors, self.spacing)
 
     def anchored(self, anchors: Collection[float]) -> Times:
         """The same times; the solver's own steps may end at `anchors`, which do not move with the start."""
         fixed = frozenset(anchors)
-        return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed)
+        return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed, self.spacing)
 
     def until(self, t: float) -> Times:
         """The same times, ended at the event at `t`, which is the last output."""
         outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]
-        return Times(self.start, t, [*outputs, t], self._known, self.tensor, self._fixed | {t}, self._anchors)
+        fixed = self._fixed | {t}
+        return Times(self.start, t, [*outputs, t], self._known, self.tensor, fixed, self._anchors, self.spacing)
 
 
 def check_times(

@@ -29,7 +29,7 @@ from torchivp.recording import Interpolants
 from torchivp.solution import Outcome, SolveError, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
-from torchivp.times import Times, check_times
+from torchivp.times import Times, check_times, spacing_of
 from torchivp.torch_func import inside_transform
 
 _REMEDY_IN_ADJOINT = (
@@ -335,7 +335,8 @@ class _Door:
         self._endless = math.isinf(values[-1])
         # The end of a search is no time that the solution depends on.
         known = values[:1] if self._until_event else values
-        self._times = Times(values[0], values[-1], known, known, tensor if tensor is None else tensor[: len(known)])
+        moving = tensor if tensor is None else tensor[: len(known)]
+        self._times = Times(values[0], values[-1], known, known, moving, spacing=spacing_of(t))
         self.settings = self.read_settings(method, options)
         stops = self.settings.stops
         integration, self._layout = build_integration(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchivp.rows.times import MovingTimes, RowTimes
-from torchivp.times import COARSE, Times, check_times, snap
+from torchivp.times import COARSE, Times, check_times, snap, spacing_of
 
 
 def times_of_span(t_span: Any, t_eval: Any) -> Times:
@@ -26,7 +26,7 @@ def times_of_span(t_span: Any, t_eval: Any) -> Times:
         raise ValueError(f"t_span must be (t0, t1), got {len(ends)} times: write t_span=(t[0], t[-1]), t_eval=t")
     start, end = ends
     if t_eval is None:
-        return Times(start, end, None, ends, ends_tensor)
+        return Times(start, end, None, ends, ends_tensor, spacing=spacing_of(t_span))
     empty = isinstance(t_eval, Sequence | Tensor | np.ndarray) and np.shape(t_eval) == (0,)
     wanted, wanted_tensor = ([], None) if empty else check_times(t_eval, "t_eval")
     wanted = snap(wanted, t_eval, ends)
@@ -47,7 +47,7 @@ def times_of_span(t_span: Any, t_eval: Any) -> Times:
                 for floats, known in ((ends, ends_tensor), (wanted, wanted_tensor))
             ]
         )
-    return Times(start, end, wanted, [*ends, *wanted], tensor)
+    return Times(start, end, wanted, [*ends, *wanted], tensor, spacing=spacing_of(t_span, t_eval))
 
 
 def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowTimes, MovingTimes]:

@@ -12,6 +12,9 @@ import numpy as np
 
 from torchivp.times import Times, check_times
 
+_ROUNDINGS = 4
+"""By so many spacings of the numbers in which they were given, times may miss the multiples that are meant."""
+
 
 @dataclass(frozen=True)
 class ConstantSteps:
@@ -35,18 +38,28 @@ class ConstantSteps:
                 "the direction of integration comes from the order of the times"
             )
 
-    def count(self, span: float | np.ndarray) -> np.ndarray:
-        """The number of steps for a span, or for each of several; rounding adds none."""
-        return np.maximum(np.ceil(span / self.step_size * (1 - 1e-12) - 1e-9), 1.0)
+    def count(self, span: float | np.ndarray, slack: float = 0.0) -> np.ndarray:
+        """The number of steps for a span, or for each of several; rounding, or a `slack` in the times, adds none."""
+        return np.maximum(np.ceil((span - slack) / self.step_size * (1 - 1e-12) - 1e-9), 1.0)
 
     def targets(self, times: Times) -> Iterator[float]:
-        """The ends of the steps."""
+        """The ends of the steps.
+
+        A step ends on an output that equals its end to the precision in which the times were given, so that the output
+        is the end of a step and need not be interpolated: `torch.arange(0, 10, 0.1)` is single precision.
+        """
         step = math.copysign(self.step_size, times.direction)
         span = abs(times.end - times.start)
         if math.isinf(span / self.step_size):
             yield from (times.start + i * step for i in itertools.count(1))
-        count = int(self.count(span))
-        yield from (times.start + i * step for i in range(1, count))
+        slack = min(_ROUNDINGS * times.spacing * max(abs(times.start), abs(times.end)), 1e-3 * self.step_size)
+        outputs = iter(times.outputs or ())
+        output = next(outputs, None)
+        for i in range(1, int(self.count(span, slack))):
+            end = times.start + i * step
+            while output is not None and (output - end) * times.direction < -slack:
+                output = next(outputs, None)
+            yield end if output is None or abs(output - end) > slack else output
         yield times.end
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -137,26 +138,67 @@ class ExplicitRungeKutta(Method):
             cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
-        tableau, stages = self.tableau, len(self.tableau.c)
-        in_state = {"dtype": y0.dtype, "device": y0.device}
         self._real_dtype = real_dtype
+        self._in_state = {"dtype": y0.dtype, "device": y0.device}
+        self._size = y0.shape[1]
+        self._on_host = y0.device.type == "cpu"
+        self._is_short = self.error_order is None and self.tableau.dense is None
         self._end = (math.nan, y0, y0)
-        inner = [c for c in tableau.c if c not in (0, 1)]
-        self._inner_c = torch.tensor(inner, dtype=time_dtype(y0.device), device=y0.device)
-        places = iter(range(2, 2 + len(inner)))  # after the start and the end
-        self._time_of_stage = [int(c) if c in (0, 1) else next(places) for c in tableau.c]
-        error = np.array(tableau.b) - np.array(tableau.b_embedded or tableau.b)
-        # What combines the stages: the rows of a after the first, which is empty, then the weights and the error's.
-        rows = [*tableau.a[1:], tableau.b, error]
-        self._row_lengths = [len(row) for row in rows]
-        self._coefficients = torch.tensor(np.concatenate(rows)[None], **in_state)
-        self._buffer = _StageBuffer(self._coefficients, self._row_lengths, stages, y0)
         self._row_buffer: _RowBuffer | None = None
-        self._rows = self._coefficients.split(self._row_lengths, dim=1)
-        self._dense_rows = [torch.tensor([row], **in_state) for row in tableau.dense.a] if tableau.dense else []
-        self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, y0.device)
+
+    # Most solves need some of what follows, none needs all of it.
+
+    @cached_property
+    def _terms(self) -> list[list[tuple[int, float]]]:
+        """For each stage the later ones, and the end of the step, that it enters, with its weight there."""
+        columns = np.concatenate([self.tableau.matrix, [self.tableau.b]]).T.tolist()
+        return [[(i, a) for i, a in enumerate(column) if a] for column in columns]
+
+    @cached_property
+    def _coefficients(self) -> tuple[Tensor, list[int]]:
+        """What combines the stages, and the lengths of its parts.
+
+        The rows of `a` after the first, which is empty, then the weights of the end and of the error.
+        """
+        b, embedded = np.array(self.tableau.b), np.array(self.tableau.b_embedded or self.tableau.b)
+        rows = [*self.tableau.a[1:], b, b - embedded]
+        return torch.tensor(np.concatenate(rows)[None], **self._in_state), [len(row) for row in rows]
+
+    @cached_property
+    def _rows(self) -> tuple[Tensor, ...]:
+        coefficients, lengths = self._coefficients
+        return coefficients.split(lengths, dim=1)
+
+    @cached_property
+    def _buffer(self) -> _StageBuffer:
+        k = torch.zeros((len(self.tableau.c), self._size), **self._in_state)
+        return _StageBuffer(*self._coefficients, k)
+
+    @cached_property
+    def _inner_c(self) -> Tensor:
+        """The nodes other than the start and the end."""
+        device = self._in_state["device"]
+        inner = [c for c in self.tableau.c if c not in (0, 1)]
+        return torch.tensor(inner, dtype=time_dtype(device), device=device)
+
+    @cached_property
+    def _time_of_stage(self) -> list[int]:
+        """The place of each node among the start, the end and those within."""
+        places = iter(range(2, 2 + len(self.tableau.c)))
+        return [int(c) if c in (0, 1) else next(places) for c in self.tableau.c]
+
+    @cached_property
+    def _dense_rows(self) -> list[Tensor]:
+        return [torch.tensor([row], **self._in_state) for row in self.tableau.dense.a] if self.tableau.dense else []
+
+    @cached_property
+    def _dense_b(self) -> StepPolynomials:
+        dense = self.tableau.dense
+        return StepPolynomials(dense.b if dense else HERMITE, self._in_state["device"])
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Tensor | None) -> Step:
+        if self._is_short and isinstance(t0, float) and isinstance(t1, float):
+            return self._short_step(func, t0, t1, y0, carry)
         recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(t0, Tensor) or isinstance(t1, Tensor))
         known = [] if carry is None else [carry]
         if recorded or inside_transform():
@@ -176,11 +218,28 @@ class ExplicitRungeKutta(Method):
         fsal = self.tableau.fsal
         return self._finish(t0, t1, y0, y if fsal else torch.addmm(y0, buffer.weights, buffer.k), buffer)
 
+    def _short_step(self, func: FlatFunc, t0: float, t1: float, y0: Tensor, known: Tensor | None) -> Step:
+        """A step without an error estimate, as a person would write it, whether autograd follows it or not.
+
+        Methods without one have few stages, and a handful of additions is less work than laying the stages out for a
+        matrix product, in the backward pass too.
+        """
+        dt, first = t1 - t0, y0
+        states = [y0] * (len(self._terms) + 1)  # of the stages, then of the end of the step
+        for i, (t, terms) in enumerate(zip(self.stage_times(t0, t1), self._terms, strict=True)):
+            k = func(t, states[i]) if i > 0 or known is None else known
+            for j, a in terms:  # at once, since func may use its memory again
+                states[j] = torch.add(states[j], k, alpha=a * dt)
+            if i == 0:
+                first = k
+        return Step(t0, t1, y0, states[-1], None, None, known, _FirstStage(first))
+
     def _recorded_step(
         self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, known: Sequence[Tensor]
     ) -> Step:
         """A step that autograd and function transforms can follow, given the first stages."""
-        record = _StageRecord((self._coefficients * (t1 - t0)).split(self._row_lengths, dim=1))
+        coefficients, lengths = self._coefficients
+        record = _StageRecord((coefficients * (t1 - t0)).split(lengths, dim=1))
         y = y0
         for i, t in enumerate(self.stage_times(t0, t1)):
             if i > 0:
@@ -244,6 +303,9 @@ class ExplicitRungeKutta(Method):
 
     def stage_times(self, t0: float | Tensor, t1: float | Tensor) -> list[Tensor]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
+        if self._on_host and isinstance(t0, float) and isinstance(t1, float):
+            at, dt = self._real_dtype, t1 - t0
+            return [torch.scalar_tensor(t1 if c == 1 else t0 + c * dt, dtype=at) for c in self.tableau.c]
         device, dtype = self._inner_c.device, self._inner_c.dtype
         last, start, first = self._end  # the start of a step is, as a rule, the end of the one before
         if last != t0 or isinstance(t0, Tensor):
@@ -274,12 +336,23 @@ class ExplicitRungeKutta(Method):
 
     def _hermite_slopes(self, func: FlatFunc, step: Step, dt: float | Tensor) -> Tensor:
         """The slope of the chord and those at both ends of the step."""
-        if step.carry is None:
+        slopes = torch.cat([(step.y1 - step.y0) / dt, step.stages.first_stage()])
+        if step.carry is None:  # func may use the memory of the first stage again
             step.carry = func(self._time(step.t1), step.y1)
-        return torch.cat([(step.y1 - step.y0) / dt, step.stages.first_stage(), step.carry])
+        return torch.cat([slopes, step.carry])
 
     def _time(self, t: float | Tensor) -> Tensor:
-        return time_scalar(t, self._real_dtype, self._coefficients.device)
+        return time_scalar(t, self._real_dtype, self._in_state["device"])
+
+
+class _FirstStage:
+    """The slope at the start of a step, which is all that Hermite's interpolant needs; valid until func is called."""
+
+    def __init__(self, slope: Tensor):
+        self._slope = slope
+
+    def first_stage(self) -> Tensor:
+        return self._slope
 
 
 class _RowBuffer:
@@ -329,14 +402,14 @@ class _StageBuffer:
         weights: the scaled weights of the end of the step.
     """
 
-    def __init__(self, coefficients: Tensor, row_lengths: list[int], stages: int, y0: Tensor):
-        self.k = torch.zeros((stages, y0.shape[1]), dtype=y0.dtype, device=y0.device)
+    def __init__(self, coefficients: Tensor, row_lengths: list[int], k: Tensor):
+        self.k = k
         self._coefficients = coefficients
         self._scaled = torch.empty_like(coefficients)
         *rows, self.weights, self._error = self._scaled.split(row_lengths, dim=1)
         self._slots = self.k.split(1)
         self._size: float | Tensor | None = None
-        self.stages = list(zip(self._slots, [None, *rows], [self.k[:i] for i in range(stages)], strict=True))
+        self.stages = list(zip(self._slots, [None, *rows], [k[:i] for i in range(len(k))], strict=True))
 
     def scale(self, dt: float | Tensor) -> None:
         """Prepare for a step of the size `dt`."""
