@@ -231,7 +231,7 @@ class ExplicitRungeKutta(Method):
             for j, a in terms:  # at once, since func may use its memory again
                 states[j] = torch.add(states[j], k, alpha=a * dt)
             if i == 0:
-                first = k
+                first = k if k.requires_grad or len(self._terms) == 1 else k.clone()
         return Step(t0, t1, y0, states[-1], None, None, known, _FirstStage(first))
 
     def _recorded_step(
