@@ -7,10 +7,14 @@ function of the user's runs in the caller's context, in the forward solve and wh
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -25,12 +29,23 @@ _R = TypeVar("_R")
 _WITH_AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "xpu", "mps") if is_autocast_available(kind))
 """The kinds of devices whose operations `torch.autocast` may run in another precision."""
 
+_NOT_THE_USERS = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+"""Where the code lies that stands between a user's line and the place where something is noticed."""
+
 _VERSION: Callable[[Tensor], int] = attrgetter("_version")
 
 _NOT_EXPORTED = (
     "torch.export cannot follow a solve, whose steps depend on the values of the state: export func by itself, and "
     "solve with what it becomes, or write out the steps that you need"
 )
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's program that called torchivp, however deep within it this is noticed."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 class _Caller(threading.local):
