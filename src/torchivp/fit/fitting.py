@@ -58,8 +58,7 @@ def fit(
         data: the path of a CSV file with a header, a pandas DataFrame, or a `Dataset`.
         time: the name of the time column.
         observe: the observed columns: a dict from column to state; or a list, of columns that are called like
-            states, or else of one column per state in their order. Default: the columns called like states, or
-            else all columns if there are as many as states.
+            states, or else of one column per state in their order. Default: the columns called like states.
         trajectory: the column that tells time series with initial states of their own apart; None if there is one.
         noise: "normal" or "lognormal".
         sigma: "separate" for a standard deviation of the noise per observable, "shared" for one for all.
