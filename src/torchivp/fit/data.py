@@ -54,6 +54,7 @@ class Dataset:
         states: the state that each of them observes.
         time_name: the name of the time column.
         source: where the data come from, for reports.
+        trajectory_name: the name of the column that tells the trajectories apart; None if there is none.
     """
 
     trajectories: list[Trajectory]
@@ -61,6 +62,7 @@ class Dataset:
     states: list[str]
     time_name: str
     source: str
+    trajectory_name: str | None = None
 
     @property
     def n_data(self) -> int:
@@ -129,13 +131,13 @@ def read_data(
         ImportError: pandas is not installed.
     """
     table = _table(source)
-    time = str(time)
+    time, trajectory = str(time), None if trajectory is None else str(trajectory)
     _check_column(table, time, "time")
     t = _numbers(table, time)
     for i in np.flatnonzero(np.isnan(t)):
         raise DataError(f"the time column {time!r} is empty in {table.rows[i]}")
-    labels = np.full(len(t), "") if trajectory is None else _labels(table, str(trajectory))
-    mapping = _mapping(table, states, observe, [time] if trajectory is None else [time, str(trajectory)])
+    labels = np.full(len(t), "") if trajectory is None else _labels(table, trajectory)
+    mapping = _mapping(table, states, observe, [time] if trajectory is None else [time, trajectory])
     values = np.stack([_numbers(table, column) for column in mapping], axis=1)
     trajectories = []
     for label in dict.fromkeys(labels):
@@ -143,7 +145,7 @@ def read_data(
         series = Trajectory(str(label), t[of_label], values[of_label], [table.rows[i] for i in of_label])
         _check_trajectory(series, time)
         trajectories.append(series)
-    dataset = Dataset(trajectories, list(mapping), list(mapping.values()), time, table.name)
+    dataset = Dataset(trajectories, list(mapping), list(mapping.values()), time, table.name, trajectory)
     for k, column in enumerate(dataset.observables):
         if not len(dataset.column(k)):
             raise DataError(f"column {column!r} of {table.name} holds no values")

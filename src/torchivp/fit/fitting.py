@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torchivp.fit.call import python_call
 from torchivp.fit.data import DataError, Dataset, read_data
 from torchivp.fit.misfit import Accuracy, Misfit, Noise, SigmaMode
 from torchivp.fit.optimise import Likelihood, Search
@@ -95,6 +96,8 @@ def fit(
         ['length', 'damping', 'angle(0)']
     """
     began = clock.perf_counter()
+    free = free if free is None or isinstance(free, str) else list(free)
+    arguments = dict(locals())
     _check_arguments(model, noise, sigma, method)
     dataset = (
         data
@@ -116,7 +119,7 @@ def fit(
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
         likelihood = _estimate(search, given=start is not None)
-    return _result(search, likelihood, clock.perf_counter() - began)
+    return _result(search, likelihood, python_call(fit, arguments, dataset), clock.perf_counter() - began)
 
 
 def _check_arguments(model: Model, noise: str, sigma: str, method: str) -> None:
@@ -171,7 +174,7 @@ def _data_scale(misfit: Misfit, sigma_mode: SigmaMode) -> NDArray[np.float64]:
     return np.where(scale > 0, scale, _data_size(misfit))
 
 
-def _result(search: Search, likelihood: Likelihood, seconds: float) -> FitResult:
+def _result(search: Search, likelihood: Likelihood, call: str, seconds: float) -> FitResult:
     misfit, minimum = search.misfit, likelihood.minimum
     data, quantities = misfit.data, misfit.quantities
     residuals = minimum.residuals
@@ -210,6 +213,7 @@ def _result(search: Search, likelihood: Likelihood, seconds: float) -> FitResult
         theta=minimum.theta,
         misfit=misfit,
         uncertainty=uncertainty,
+        call=call,
     )
 
 

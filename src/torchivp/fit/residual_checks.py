@@ -1,8 +1,8 @@
-"""Do the residuals of a fit look like noise? Three tests, and what they found in words."""
+"""Do the residuals of a fit look like noise? Three tests, what they found in words, and the verdict on the fit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -17,30 +17,54 @@ LEVEL = 0.01
 """The chance that a test of size and shape objects to residuals that are noise."""
 
 
-def check_residuals(result: FitResult) -> list[str]:
-    """What is wrong with the standardised residuals, one clause per finding; empty if nothing is.
+class Verdict(NamedTuple):
+    """What to think of a fit.
+
+    Attributes:
+        sentence: one sentence for the reader.
+        good: whether the fit converged and its residuals look like noise.
+        findings: what is wrong with the residuals, a sentence each; empty if nothing is, or if they were not tested.
+    """
+
+    sentence: str
+    good: bool
+    findings: list[str]
+
+
+def judge(result: FitResult) -> Verdict:
+    """Did the fit converge, and do its residuals look like noise?
 
     For each observable with enough data: is a residual like the one before (lag-1 autocorrelation above 1.96/√n), is
     the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test)? Residuals
     that alternate are no finding: to follow the data makes them so.
-
-    Args:
-        result: the fit.
     """
+    if not result.converged:
+        return Verdict("The fit did not converge, so its estimates are not to be relied on.", False, [])
+    residuals = [result.residuals(trajectory) for trajectory in range(len(result.data.trajectories))]
     findings = []
     for column, name in enumerate(result.data.observables):
-        series = [result.residuals(index)[:, column] for index in range(len(result.data.trajectories))]
-        residuals = np.concatenate([values[np.isfinite(values)] for values in series])
-        if len(residuals) >= FEWEST:
-            findings += _pattern_in_time(name, series) + _size(name, residuals) + _shape(name, residuals)
-    return findings
+        findings += _check_observable(name, [series[:, column] for series in residuals])
+    if findings:
+        return Verdict("The fit converged, but its residuals are not plain noise.", False, findings)
+    every = np.concatenate([series[np.isfinite(series)] for series in residuals])
+    within = int((np.abs(every) <= 1.96).sum())
+    if len(every) < FEWEST:
+        few = f"The fit converged, and {len(every)} measurements are too few to judge it by its residuals."
+        return Verdict(few, True, [])
+    return Verdict(
+        f"The fit converged, and its residuals look like noise: {within} of {len(every)} lie within ±1.96, where 95 % "
+        "belong, and no test found a pattern in them.",
+        True,
+        [],
+    )
 
 
-def share_within(result: FitResult) -> tuple[int, int]:
-    """How many standardised residuals lie within ±1.96, where 95 % of them belong, and how many there are."""
-    every = np.concatenate([result.residuals(index).ravel() for index in range(len(result.data.trajectories))])
-    present = every[np.isfinite(every)]
-    return int((np.abs(present) <= 1.96).sum()), len(present)
+def _check_observable(name: str, series: list[np.ndarray]) -> list[str]:
+    """What is wrong with the standardised residuals of an observable, an array for each trajectory."""
+    residuals = np.concatenate([values[np.isfinite(values)] for values in series])
+    if len(residuals) < FEWEST:
+        return []
+    return _pattern_in_time(name, series) + _size(name, residuals) + _shape(name, residuals)
 
 
 def _pattern_in_time(name: str, series: list[np.ndarray]) -> list[str]:
@@ -53,7 +77,10 @@ def _pattern_in_time(name: str, series: list[np.ndarray]) -> list[str]:
     autocorrelation = products.mean() / squares.mean()
     if autocorrelation <= 1.96 / np.sqrt(len(products)):
         return []
-    return [f"those of {name} resemble the ones before them (lag-1 autocorrelation {autocorrelation:.2f})"]
+    return [
+        f"the residuals of {name} resemble the ones before them (lag-1 autocorrelation {autocorrelation:.2f}), so that "
+        "the standard errors are too small"
+    ]
 
 
 def _size(name: str, residuals: np.ndarray) -> list[str]:
@@ -62,11 +89,11 @@ def _size(name: str, residuals: np.ndarray) -> list[str]:
     if LEVEL / 2 <= below <= 1 - LEVEL / 2:
         return []
     size = np.sqrt((residuals**2).mean())
-    return [f"those of {name} are {size:.2g} times as large as their sigma says"]
+    return [f"the residuals of {name} are {size:.2g} times as large as their sigma says"]
 
 
 def _shape(name: str, residuals: np.ndarray) -> list[str]:
     """Is the distribution normal?"""
     if np.ptp(residuals) == 0 or stats.shapiro(residuals).pvalue >= LEVEL:
         return []
-    return [f"those of {name} are not normally distributed (largest: {np.abs(residuals).max():.1f} sigma)"]
+    return [f"the residuals of {name} are not normally distributed (largest: {np.abs(residuals).max():.1f} sigma)"]
