@@ -8,7 +8,6 @@ in a shell. A block marked `no-run` is skipped.
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 import traceback
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from programs import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -71,14 +72,7 @@ def run_python(page: Path, snippet: Snippet, namespace: dict) -> None:
 def run_shell(page: Path, snippet: Snippet) -> None:
     """Run a command as typed, with the `torchivp` of this environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        snippet.code,
-        shell=True,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_program(snippet.code, shell=True, env={**os.environ, "PATH": path})
     if done.returncode != 0:
         fail(page, snippet.line, f"$ {snippet.code}\n{done.stdout}{done.stderr}exit status {done.returncode}")
 

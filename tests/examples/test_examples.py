@@ -2,11 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from programs import run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAIN = {
@@ -28,11 +29,8 @@ def test_the_examples_that_train_are_there():
 
 def quick_run(script, tmp_path, *arguments):
     """Run an example in its short form, and check what it draws and learns."""
-    run = subprocess.run(
+    run = run_program(
         [sys.executable, "-W", "error::UserWarning", script, "--quick", "--out", tmp_path, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
         env=os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
     )
