@@ -2,7 +2,7 @@
 
 The snippets of a file run in order, in one namespace and one directory, as a reader would type them in:
 `python` blocks in this process, and the lines of `console` and `bash` blocks that begin with `$ torchivp`
-in a shell. A block marked `no-run` is skipped.
+in a shell. A block marked `{.no-run}` is skipped.
 """
 
 import os
@@ -26,6 +26,8 @@ FENCE = re.compile(
     re.M | re.S,
 )
 COMMAND = re.compile(r"^\$ (torchivp (?:.*\\\n)*.*)$", re.M)
+INFO = re.compile(r"""[\w+-]*(?: \{[^{}]*\}|(?: \w+="[^"]*")*)""")
+"""What may follow the ticks of a fence: the site takes a block with anything else for text."""
 LINK = re.compile(r"""\]\(\s*<?([^\s)>]+)|^\[[^\]]+\]:\s+(\S+)|(?:src|href)=["']([^"']+)""", re.M)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -43,7 +45,7 @@ def snippets(text: str) -> list[Snippet]:
     """The snippets of a page that can be run: Python blocks whole, shell blocks command by command."""
     found = []
     for fence in FENCE.finditer(text):
-        language, *flags = fence["info"].split() or [""]
+        language, *flags = re.findall(r"[\w-]+", fence["info"]) or [""]
         line = text.count("\n", 0, fence.start("code")) + 1
         code = textwrap.dedent(fence["code"])
         if "no-run" in flags:
@@ -95,6 +97,35 @@ def test_snippets_run(page, tmp_path, monkeypatch):
 
 
 @each_page
+def test_fences_are_such_as_the_site_understands(page):
+    fences = FENCE.finditer(page.read_text(encoding="utf-8"))
+    strange = [fence[0] for fence in fences if not INFO.fullmatch(fence["info"])]
+    assert not strange
+
+
+def build_site(folder: Path, **options) -> None:
+    """Build the site as `make docs` does, but for its theme and the docstrings, which take long."""
+    build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is installed by `make docs`")
+    from mkdocs.config import load_config
+
+    build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), theme="mkdocs", plugins=[], **options))
+
+
+def test_the_site_is_built_without_a_fence_in_its_text(tmp_path):
+    build_site(tmp_path)
+    assert {page.stem for page in PAGES[1:]} <= {"index", *(page.parent.name for page in tmp_path.rglob("*.html"))}
+
+
+@pytest.mark.parametrize("code", ["import torchivp\n", "import torchivp\n\ntorchivp.compat.install()\n"])
+def test_a_site_with_a_fence_in_its_text_is_not_built(code, tmp_path, caplog):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n```python no-run\n{code}```\n")
+    with pytest.raises(Exception, match="BuildError"):
+        build_site(tmp_path / "site", docs_dir=str(tmp_path / "docs"), nav=None)
+    assert re.search(r"index\.md: a fence is shown as text: .*python no-run", caplog.text)
+
+
+@each_page
 def test_relative_links_resolve(page):
     text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
     targets = (next(filter(None, groups)) for groups in LINK.findall(text))
@@ -116,7 +147,7 @@ def test_a_page_is_read_as_its_reader_does():
             b = 2
             ```
 
-        ```python no-run
+        ```python {.no-run}
         c = 3
         ```
 
