@@ -168,6 +168,19 @@ def test_a_page_is_read_as_its_reader_does():
     ]
 
 
+def test_the_readme_lists_every_page_and_every_example():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    wanted = [f"](docs/{page.name})" for page in PAGES[1:] if page.name != "index.md"]
+    wanted += [f"`{example.name}`" for example in (ROOT / "examples").glob("*.py")]
+    assert not [name for name in wanted if name not in readme]
+
+
+def test_the_first_page_and_the_menu_list_every_page():
+    first, menu = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/index.md", "mkdocs.yml"))
+    names = [page.name for page in PAGES[1:] if page.name != "index.md"]
+    assert not [name for name in names if f"]({name})" not in first or f": {name}\n" not in menu]
+
+
 def test_every_public_name_is_in_the_reference():
     import torchivp
 
