@@ -1,4 +1,4 @@
-"""A fit result made by hand, with the interface of `torchivp.fit.FitResult`: for tests of pictures and reports."""
+"""A fit result made by hand, with the interface of `torchivp.fitting.FitResult`: for tests of pictures and reports."""
 
 import json
 import math
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import torchivp
-from torchivp.fit import Dataset, Estimate, Trajectory
-from torchivp.fit.residual_checks import judge
+from torchivp.fitting import Dataset, Estimate, Trajectory
+from torchivp.fitting.residual_checks import judge
 from torchivp.models import LotkaVolterra, Model
 
 TABLE = np.loadtxt(Path(__file__).parent.parent / "examples/data/lynx_hare.csv", delimiter=",", skiprows=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp as scipy_solve_ivp
 
-from torchivp.fit import FitResult, fit
+from torchivp.fitting import FitResult, fit
 from torchivp.models import LotkaVolterra
 
 DATA = Path(__file__).parents[2] / "examples" / "data" / "lynx_hare.csv"

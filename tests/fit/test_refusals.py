@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simulated import simulate
-from torchivp.fit import DataError, fit, read_data
+from torchivp.fitting import DataError, fit, read_data
 from torchivp.models import SIR, LotkaVolterra, Model
 
 STATES = ["prey", "predator"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fake_fit import FakeFit, several_trajectories
-from torchivp.fit.report import format_number, write_report
-from torchivp.fit.residual_checks import judge
+from torchivp.fitting.report import format_number, write_report
+from torchivp.fitting.residual_checks import judge
 
 
 class Page(HTMLParser):

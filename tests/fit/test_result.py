@@ -12,8 +12,8 @@ import pytest
 
 from simulated import simulate
 from torchivp.cli.fit import _print_result
-from torchivp.fit import FitResult, fit, read_data
-from torchivp.fit.call import python_call
+from torchivp.fitting import FitResult, fit, read_data
+from torchivp.fitting.call import python_call
 from torchivp.models import LotkaVolterra, Model
 
 DATA = simulate(LotkaVolterra(), np.linspace(0, 4, 17), noise=0.02)

@@ -18,10 +18,10 @@ from torchivp.cli.arguments import (
     parse_pairs,
     parse_values,
 )
-from torchivp.fit import FitResult, read_data
-from torchivp.fit import fit as fit_model
-from torchivp.fit.misfit import Noise, SigmaMode
-from torchivp.fit.report import format_number, write_report
+from torchivp.fitting import FitResult, read_data
+from torchivp.fitting import fit as fit_model
+from torchivp.fitting.misfit import Noise, SigmaMode
+from torchivp.fitting.report import format_number, write_report
 from torchivp.models import find_model
 
 EXAMPLES = """Examples:

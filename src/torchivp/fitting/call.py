@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchivp.fit.data import Dataset
+from torchivp.fitting.data import Dataset
 from torchivp.models.model import Model
 
 

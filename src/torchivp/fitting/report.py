@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-    from torchivp.fit import FitResult
+    from torchivp.fitting import FitResult
 
 KINDS = {"parameter": "Parameters", "initial state": "Initial states", "sigma": "Noise"}
 
@@ -83,7 +83,7 @@ def _environment() -> Environment:
     except ImportError as error:
         raise ImportError("a report needs jinja2, which is missing: pip install 'torchivp[fit]'") from error
     environment = Environment(
-        loader=PackageLoader("torchivp.fit"),
+        loader=PackageLoader("torchivp.fitting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

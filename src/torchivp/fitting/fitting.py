@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchivp.fit.call import python_call
-from torchivp.fit.data import DataError, Dataset, read_data
-from torchivp.fit.misfit import Accuracy, Misfit, Noise, SigmaMode
-from torchivp.fit.optimise import Likelihood, Search
-from torchivp.fit.progress import Progress, show_progress
-from torchivp.fit.quantities import Quantities, list_quantities
-from torchivp.fit.result import Estimate, FitResult
-from torchivp.fit.start import find_start
-from torchivp.fit.uncertainty import Uncertainty, fisher_uncertainty
+from torchivp.fitting.call import python_call
+from torchivp.fitting.data import DataError, Dataset, read_data
+from torchivp.fitting.misfit import Accuracy, Misfit, Noise, SigmaMode
+from torchivp.fitting.optimise import Likelihood, Search
+from torchivp.fitting.progress import Progress, show_progress
+from torchivp.fitting.quantities import Quantities, list_quantities
+from torchivp.fitting.result import Estimate, FitResult
+from torchivp.fitting.start import find_start
+from torchivp.fitting.uncertainty import Uncertainty, fisher_uncertainty
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 
@@ -52,7 +52,7 @@ def fit(
     states that the model declares positive are estimated on the log scale. The residuals are minimised by a
     trust-region Gauss-Newton method (SciPy's `least_squares`) with the exact Jacobian of the numerical solution; the
     standard deviations of the noise are estimated with the rest. No start values are needed: see
-    `torchivp.fit.start.find_start` for how they are found.
+    `torchivp.fitting.start.find_start` for how they are found.
 
     Args:
         model: an instance of `torchivp.models.Model`; it is not changed.
@@ -90,7 +90,7 @@ def fit(
 
     Examples:
         >>> import pandas, torchivp.models
-        >>> from torchivp.fit import fit
+        >>> from torchivp import fit
         >>> data = pandas.DataFrame({"time": [0, 1, 2, 3, 4], "angle": [1.0, -0.9, 0.5, -0.2, -0.2]})
         >>> fit(torchivp.models.Pendulum(), data, fixed={"velocity": 0.0}).free_names
         ['length', 'damping', 'angle(0)']

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from torchivp.fit.data import Dataset, import_pandas
-from torchivp.fit.misfit import Misfit, Noise, SigmaMode
-from torchivp.fit.quantities import Kind
-from torchivp.fit.residual_checks import Verdict, judge
-from torchivp.fit.uncertainty import QUANTILE, Uncertainty
+from torchivp.fitting.data import Dataset, import_pandas
+from torchivp.fitting.misfit import Misfit, Noise, SigmaMode
+from torchivp.fitting.quantities import Kind
+from torchivp.fitting.residual_checks import Verdict, judge
+from torchivp.fitting.uncertainty import QUANTILE, Uncertainty
 from torchivp.models.model import Model
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class FitResult:
         Returns:
             The path of the report.
         """
-        from torchivp.fit.report import write_report
+        from torchivp.fitting.report import write_report
 
         return write_report(self, folder, command)
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 if TYPE_CHECKING:
-    from torchivp.fit import FitResult
+    from torchivp.fitting import FitResult
 
 FEWEST = 8
 """With fewer residuals of an observable than this, no test could tell anything."""
