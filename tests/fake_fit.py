@@ -1,4 +1,4 @@
-"""A fit result made by hand, with the interface of `torchivp.fit.FitResult`: for tests of pictures and reports."""
+"""A fit result made by hand, with the interface of `torchivp.fitting.FitResult`: for tests of pictures and reports."""
 
 import json
 import math
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 import torchivp
-from torchivp.fit import Dataset, Estimate, Trajectory
+from torchivp.fitting import Dataset, Estimate, Trajectory
+from torchivp.fitting.residual_checks import judge
 from torchivp.models import LotkaVolterra, Model
 
 TABLE = np.loadtxt(Path(__file__).parent.parent / "examples/data/lynx_hare.csv", delimiter=",", skiprows=1)
@@ -54,6 +55,7 @@ class FakeFit:
     sigma_mode: str = "separate"
     converged: bool = True
     message: str = "the gradient is zero to tolerance"
+    call: str = "result = fit(LotkaVolterra(), data)"
     warnings: list = field(default_factory=list)
     nll: float = 134.97
     aic: float = 285.94
@@ -84,6 +86,10 @@ class FakeFit:
         rng = np.random.default_rng(3)
         self.correlation = np.corrcoef(rng.normal(size=(len(self.free_names), 14)))
         self.covariance = self.correlation * 0.01
+
+    @property
+    def verdict(self):
+        return judge(self)
 
     def predict(self, t, trajectory=0):
         start = torch.tensor(self.starts[trajectory], dtype=torch.float64)

@@ -2,13 +2,12 @@
 
 The snippets of a file run in order, in one namespace and one directory, as a reader would type them in:
 `python` blocks in this process, and the lines of `console` and `bash` blocks that begin with `$ torchivp`
-in a shell. A block marked `no-run` is skipped.
+in a shell. A block marked `{.no-run}` is skipped.
 """
 
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 import traceback
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from programs import run_program
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,6 +26,8 @@ FENCE = re.compile(
     re.M | re.S,
 )
 COMMAND = re.compile(r"^\$ (torchivp (?:.*\\\n)*.*)$", re.M)
+INFO = re.compile(r"""[\w+-]*(?: \{[^{}]*\}|(?: \w+="[^"]*")*)""")
+"""What may follow the ticks of a fence: the site takes a block with anything else for text."""
 LINK = re.compile(r"""\]\(\s*<?([^\s)>]+)|^\[[^\]]+\]:\s+(\S+)|(?:src|href)=["']([^"']+)""", re.M)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -42,7 +45,7 @@ def snippets(text: str) -> list[Snippet]:
     """The snippets of a page that can be run: Python blocks whole, shell blocks command by command."""
     found = []
     for fence in FENCE.finditer(text):
-        language, *flags = fence["info"].split() or [""]
+        language, *flags = re.findall(r"[\w-]+", fence["info"]) or [""]
         line = text.count("\n", 0, fence.start("code")) + 1
         code = textwrap.dedent(fence["code"])
         if "no-run" in flags:
@@ -71,14 +74,7 @@ def run_python(page: Path, snippet: Snippet, namespace: dict) -> None:
 def run_shell(page: Path, snippet: Snippet) -> None:
     """Run a command as typed, with the `torchivp` of this environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        snippet.code,
-        shell=True,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_program(snippet.code, shell=True, env={**os.environ, "PATH": path})
     if done.returncode != 0:
         fail(page, snippet.line, f"$ {snippet.code}\n{done.stdout}{done.stderr}exit status {done.returncode}")
 
@@ -98,6 +94,35 @@ def test_snippets_run(page, tmp_path, monkeypatch):
             run_python(page, snippet, namespace)
         else:
             run_shell(page, snippet)
+
+
+@each_page
+def test_fences_are_such_as_the_site_understands(page):
+    fences = FENCE.finditer(page.read_text(encoding="utf-8"))
+    strange = [fence[0] for fence in fences if not INFO.fullmatch(fence["info"])]
+    assert not strange
+
+
+def build_site(folder: Path, **options) -> None:
+    """Build the site as `make docs` does, but for its theme and the docstrings, which take long."""
+    build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is installed by `make docs`")
+    from mkdocs.config import load_config
+
+    build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), theme="mkdocs", plugins=[], **options))
+
+
+def test_the_site_is_built_without_a_fence_in_its_text(tmp_path):
+    build_site(tmp_path)
+    assert {page.stem for page in PAGES[1:]} <= {"index", *(page.parent.name for page in tmp_path.rglob("*.html"))}
+
+
+@pytest.mark.parametrize("code", ["import torchivp\n", "import torchivp\n\ntorchivp.compat.install()\n"])
+def test_a_site_with_a_fence_in_its_text_is_not_built(code, tmp_path, caplog):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n```python no-run\n{code}```\n")
+    with pytest.raises(Exception, match="BuildError"):
+        build_site(tmp_path / "site", docs_dir=str(tmp_path / "docs"), nav=None)
+    assert re.search(r"index\.md: a fence is shown as text: .*python no-run", caplog.text)
 
 
 @each_page
@@ -122,7 +147,7 @@ def test_a_page_is_read_as_its_reader_does():
             b = 2
             ```
 
-        ```python no-run
+        ```python {.no-run}
         c = 3
         ```
 
@@ -141,6 +166,19 @@ def test_a_page_is_read_as_its_reader_does():
         Snippet("shell", "torchivp fit data.csv \\\n    --out report", 18),
         Snippet("shell", "torchivp models", 21),
     ]
+
+
+def test_the_readme_lists_every_page_and_every_example():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    wanted = [f"](docs/{page.name})" for page in PAGES[1:] if page.name != "index.md"]
+    wanted += [f"`{example.name}`" for example in (ROOT / "examples").glob("*.py")]
+    assert not [name for name in wanted if name not in readme]
+
+
+def test_the_first_page_and_the_menu_list_every_page():
+    first, menu = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/index.md", "mkdocs.yml"))
+    names = [page.name for page in PAGES[1:] if page.name != "index.md"]
+    assert not [name for name in names if f"]({name})" not in first or f": {name}\n" not in menu]
 
 
 def test_every_public_name_is_in_the_reference():

@@ -4,9 +4,9 @@ from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint
 from torchivp.events.event import Event, Scheduled
-from torchivp.fit.data import DataError
-from torchivp.fit.fitting import fit
-from torchivp.fit.result import FitResult
+from torchivp.fitting.data import DataError
+from torchivp.fitting.fitting import fit
+from torchivp.fitting.result import FitResult
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct

@@ -1,6 +1,5 @@
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 import torchivp.cli.fit
 from fake_fit import TABLE, FakeFit
+from programs import run_program
 from torchivp.cli import main
 
 DATA = Path(__file__).parents[2] / "examples/data/lynx_hare.csv"
@@ -162,10 +162,7 @@ def finished(tmp_path_factory):
     """The process of a fit to the example, run as a user would run it, and the folder of its report."""
     folder = tmp_path_factory.mktemp("fit") / "hare-lynx"
     program = Path(sys.executable).with_name("torchivp")
-    done = subprocess.run(
-        [program, "fit", DATA, *HARES, "--out", folder], capture_output=True, text=True, timeout=300, check=False
-    )
-    return done, folder
+    return run_program([program, "fit", DATA, *HARES, "--out", folder]), folder
 
 
 def test_the_program_is_installed():

@@ -1,9 +1,9 @@
 import re
-import subprocess
 import sys
 
 import pytest
 
+from programs import run_program
 from torchivp import __version__
 from torchivp.cli import main
 
@@ -75,6 +75,6 @@ def test_models_are_listed_with_equations_and_parameters(capsys):
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_its_libraries_the_command_says_what_to_install(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from torchivp.cli import main; sys.exit(main(['models']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = run_program([sys.executable, "-c", code])
     assert done.returncode == 2
     assert done.stderr == "torchivp: the command line needs typer and rich: pip install 'torchivp[cli]'\n"

@@ -1,17 +1,13 @@
 """`import torchdiffeq` and `import torchsde` give the stand-ins once installed. Each test is a program of its own."""
 
-import subprocess
 import sys
 import textwrap
 
+from programs import run_program
+
 
 def run(program, *arguments, warnings="error::UserWarning"):
-    done = subprocess.run(
-        [sys.executable, "-W", warnings, "-c", textwrap.dedent(program), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_program([sys.executable, "-W", warnings, "-c", textwrap.dedent(program), *arguments])
     assert done.returncode == 0, done.stderr
     return done.stdout
 

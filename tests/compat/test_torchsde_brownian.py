@@ -6,7 +6,6 @@ import math
 import pickle
 import random
 import sys
-import time
 import warnings
 from contextlib import redirect_stdout
 from itertools import pairwise
@@ -611,18 +610,3 @@ def test_a_reversed_motion_is_asked_for_intervals():
 def test_a_base_without_its_methods_cannot_be_made():
     with pytest.raises(TypeError):
         ours.BaseBrownian()
-
-
-@pytest.mark.slow
-def test_not_slower():
-    def seconds(module):
-        best = math.inf
-        for _ in range(3):
-            bm = module.BrownianTree(0.0, torch.zeros(64, 8), 1.0, entropy=1)
-            start = time.perf_counter()
-            for ta, tb in queries("forward", 1000):
-                bm(ta, tb)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    assert seconds(ours) < seconds(theirs)

@@ -2,11 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from programs import run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAIN = {
@@ -28,11 +29,8 @@ def test_the_examples_that_train_are_there():
 
 def quick_run(script, tmp_path, *arguments):
     """Run an example in its short form, and check what it draws and learns."""
-    run = subprocess.run(
+    run = run_program(
         [sys.executable, "-W", "error::UserWarning", script, "--quick", "--out", tmp_path, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
         env=os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
     )
@@ -58,5 +56,5 @@ def test_a_latent_sde_with_noise_of_any_kind(noise, tmp_path):
 def test_only_the_public_interface_is_used(script):
     """A reader should be able to do what the examples do with what the documentation lists."""
     imports = re.findall(r"^(?:from|import) (torchivp\S*)", script.read_text(encoding="utf-8"), re.MULTILINE)
-    assert imports and set(imports) <= {"torchivp", "torchivp.models", "torchivp.fit", "torchivp.plot"}
+    assert imports and set(imports) <= {"torchivp", "torchivp.models", "torchivp.fitting", "torchivp.plot"}
     assert not re.search(r"torchdiffeq|scipy\.integrate", script.read_text(encoding="utf-8"))

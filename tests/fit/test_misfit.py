@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from simulated import simulate
-from torchivp.fit import read_data
-from torchivp.fit.misfit import Accuracy, Misfit, Noise
-from torchivp.fit.quantities import list_quantities
+from torchivp.fitting import read_data
+from torchivp.fitting.misfit import Accuracy, Misfit, Noise
+from torchivp.fitting.quantities import list_quantities
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 
 

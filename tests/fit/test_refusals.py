@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simulated import simulate
-from torchivp.fit import DataError, fit, read_data
+from torchivp.fitting import DataError, fit, read_data
 from torchivp.models import SIR, LotkaVolterra, Model
 
 STATES = ["prey", "predator"]
@@ -50,7 +50,6 @@ def test_columns_may_be_mapped_to_states(csv, observe):
 def test_columns_called_like_states_are_found(csv):
     data = read_data(csv("time,predator,weather,prey\n0,1,2,3\n1,4,5,6\n"), STATES)
     assert data.observables == data.states == ["predator", "prey"]
-    assert read_data(csv("time,a,b\n0,1,2\n1,2,3\n"), STATES).states == STATES
     listed = read_data(csv("time,predator,prey\n0,1,3\n1,4,6\n"), STATES, observe=["predator", "prey"])
     assert listed.states == ["predator", "prey"], "names go before order"
 
@@ -59,6 +58,106 @@ def test_empty_cells_and_blank_lines_are_missing(csv):
     data = read_data(csv("time,prey,predator\n0,1,2\n\n1,,4\n2,5,\n"), STATES)
     np.testing.assert_array_equal(data.trajectories[0].values, [[1, 2], [np.nan, 4], [5, np.nan]])
     assert data.trajectories[0].rows == ["line 2 of data.csv", "line 4 of data.csv", "line 5 of data.csv"]
+
+
+def test_columns_observe_states_by_their_order_only_in_a_list(csv):
+    path = csv("time,a,b\n0,1,2\n1,2,3\n")
+    data = read_data(path, STATES, observe=["b", "a"])
+    assert dict(zip(data.observables, data.states, strict=True)) == {"b": "prey", "a": "predator"}
+    with refused(DataError, "say which state each observes, observe={'a': state, 'b': state}"):
+        read_data(path, STATES)
+    named = csv("time,prey,lynx\n0,1,2\n1,2,3\n")
+    assert read_data(named, STATES, observe=["prey", "lynx"]).states == STATES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# from the field\n\ntime,prey,predator\n0,1.5,2\n# a pause\n1,,4e1\n2,5,\n",
+        "time;prey;predator\n0;1,5;2\n1;;4e1\n2;5;\n",
+        "time; prey; predator\n0; 1.5; 2\n1; ; 4e1\n2; 5; \n",
+        "time\tprey\tpredator\n0\t1.5\t2\n1\t\t4e1\n2\t5\t\n",
+        '"time;s";prey;predator;time;time\n0;+1,5;2;;\n1;;4,0e1;;\n2;5;;;\n',
+        "\ufeff# year, place\r\ntime,prey,predator\r\n0,1.5,2\r\n1,,4e1\r\n2,5,\r\n",
+    ],
+)
+def test_comments_semicolons_tabs_and_decimal_commas_are_read(csv, text):
+    time = "time;s" if "time;s" in text else "time"
+    (trajectory,) = read_data(csv(text), STATES, time=time).trajectories
+    np.testing.assert_array_equal(trajectory.t, [0, 1, 2])
+    np.testing.assert_array_equal(trajectory.values, [[1.5, 2], [np.nan, 40], [5, np.nan]])
+
+
+def test_errors_count_the_lines_of_comments(csv):
+    with refused(DataError, "column 'prey' must hold numbers, but holds 'many' in line 6 of data.csv"):
+        read_data(csv("# a\n# b\ntime,prey\n0,1\n# c\n1,many\n"), STATES)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "time,prey,predator\n0,1,5,2,5\n1,2,5,3,5\n",
+            "Expected 3 fields in line 2, saw 5: a line has more cells than the header; decimal commas need semicolons",
+        ),
+        ("time,prey\n0,1,\n1,2,\n", "Expected 2 fields in line 2, saw 3"),
+        (
+            "time;prey\n0;1,5\n1;1.234\n",
+            "data.csv has decimal commas, so column 'prey' must not hold '1.234' in line 3 of data.csv: write all",
+        ),
+        ("time\tprey\n0\t1,234\n1\t2\n", "column 'prey' must hold numbers, but holds '1,234' in line 2"),
+        ('time,prey\n0,"1,234"\n1,2\n', "column 'prey' must hold numbers, but holds '1,234' in line 2"),
+        (
+            "time,prey\n2020-01-01,1\n2020-01-02,2\n",
+            "column 'time' must hold numbers, but holds '2020-01-01' in line 2 of data.csv: count from a first date, "
+            "table = pandas.read_csv(path, parse_dates=['time']), "
+            "table['time'] = (table['time'] - table['time'].min()) / pandas.Timedelta(days=1)",
+        ),
+        ("# nothing\n\n", "data.csv is empty"),
+        ("time,prey,prey\n0,1,2\n1,2,3\n", "data.csv has 2 columns called 'prey': rename all but one"),
+    ],
+)
+def test_what_could_be_misread_is_refused(csv, text, words):
+    with refused(DataError, words):
+        read_data(csv(text), STATES)
+
+
+def test_dates_and_durations_of_a_table_are_refused_and_the_advice_works():
+    table = pd.DataFrame({"time": pd.date_range("2020-01-01", periods=3), "prey": [1.0, 2.0, 3.0]})
+    advice = "table['time'] = (table['time'] - table['time'].min()) / pandas.Timedelta(days=1)"
+    for dates in (table["time"], table["time"].dt.tz_localize("UTC"), table["time"].dt.date.astype(object)):
+        with refused(DataError, f"in row 0: count from a first date, {advice}"):
+            read_data(table.assign(time=dates), STATES)
+    exec(advice, {"table": table, "pandas": pd})
+    np.testing.assert_array_equal(read_data(table, STATES).trajectories[0].t, [0, 1, 2])
+    with refused(DataError, "in row 0: take them in a unit, table['time'] / pandas.Timedelta(days=1)"):
+        read_data(table.assign(time=pd.to_timedelta([0, 1, 2], "D")), STATES)
+    with refused(DataError, "column 'prey' must hold numbers, but holds '(1+2j)' in row 0"):
+        read_data(table.assign(prey=[1 + 2j, 2, 3]), STATES)
+
+
+def test_columns_may_be_called_by_numbers():
+    table = pd.DataFrame([[0, 1.0, 2.0], [1, 2.0, 3.0]])
+    data = read_data(table, STATES, time=0, observe={2: "prey", 1: "predator"})
+    np.testing.assert_array_equal(data.trajectories[0].values, [[2, 1], [3, 2]])
+    assert (data.time_name, data.observables) == ("0", ["2", "1"])
+    with refused(DataError, "the DataFrame has no data column '3'. Its columns are 0, 1, 2"):
+        read_data(table, STATES, time=0, observe={3: "prey"})
+
+
+def test_columns_of_one_name_are_refused_where_they_are_asked_for():
+    table = pd.DataFrame([[0, 1.0, 2.0], [1, 2.0, 3.0]])
+    for column, options in {"time": {}, "prey": {}, "run": {"trajectory": "run"}}.items():
+        names = [column, column] + [name for name in ("time", "prey") if name != column]
+        doubled = table.assign(b=1.0).iloc[:, : len(names)].set_axis(names, axis=1)
+        with refused(DataError, f"the DataFrame has 2 columns called {column!r}: rename all but one"):
+            read_data(doubled, STATES, **options)
+
+
+def test_rows_of_no_trajectory_are_refused():
+    table = pd.DataFrame({"time": [0, 1, 0, 1], "prey": [1.0, 2.0, 3.0, 4.0], "run": ["a", "a", None, "b"]})
+    with refused(DataError, "the trajectory column 'run' is empty in row 2"):
+        read_data(table, STATES, trajectory="run")
 
 
 @pytest.mark.parametrize(
@@ -74,9 +173,16 @@ def test_empty_cells_and_blank_lines_are_missing(csv):
         (GOOD, {"time": "year", "observe": {"hare": "pray"}}, "'hare' is to observe 'pray', but the states are prey"),
         (GOOD, {"time": "year", "observe": {}}, "observe names no column"),
         (
-            "time,a,b,c\n0,1,2,3\n1,2,3,4\n",
-            {},
-            "cannot tell which columns of data.csv observe the states prey, predator: its columns are a, b, c",
+            "year,lynx,hare\n1900,4,30\n1901,6.1,47.2\n",
+            {"time": "year"},
+            "no column of data.csv is called like one of the states prey, predator: say which state each observes, "
+            "observe={'lynx': state, 'hare': state}",
+        ),
+        (GOOD, {"time": "year", "observe": ["hare", "hare"]}, "observe lists 'hare' twice: hare, hare"),
+        (
+            "time,prey,lynx\n0,1,2\n1,2,3\n",
+            {"observe": ["lynx", "prey"]},
+            "by its place 'prey' observes 'predator', by its name another state; say which, observe={column: state}",
         ),
         (
             "time,prey,predator\n0,1,2\n1,many,4\n",

@@ -1,14 +1,20 @@
 """What a result can be turned into, and how a fit tells of its progress."""
 
+import inspect
 import json
 import math
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulated import simulate
-from torchivp.fit import FitResult, fit
-from torchivp.models import LotkaVolterra
+from torchivp.cli.fit import _print_result
+from torchivp.fitting import FitResult, fit, read_data
+from torchivp.fitting.call import python_call
+from torchivp.models import LotkaVolterra, Model
 
 DATA = simulate(LotkaVolterra(), np.linspace(0, 4, 17), noise=0.02)
 
@@ -85,3 +91,118 @@ def test_a_search_that_is_cut_short_says_so():
     assert not result.converged
     assert result.message.startswith("not converged within 1 iterations")
     assert result.warnings[0].startswith("the search has not converged")
+
+
+class Decay(Model):
+    states: ClassVar = {"amount": ""}
+    default_state = (1.0,)
+
+    def __init__(self, rate: float = 0.5, half_life: float = 1.0):
+        super().__init__(rate=rate)
+
+    def forward(self, t, y):
+        return -self.rate * y
+
+    class Slow(LotkaVolterra):
+        pass
+
+
+TIMES = np.linspace(0, 4, 25)
+
+
+def decaying(shape=0.0, **options) -> FitResult:
+    """A fit of a decay to two trajectories with noise, and with a wave of the size `shape` that no decay has."""
+    random = np.random.default_rng(1)
+    tables = [
+        pd.DataFrame({"time": TIMES, "amount": size * np.exp(-0.7 * TIMES), "run": run})
+        for run, size in {"A": 2.0, "B": 3.0}.items()
+    ]
+    table = pd.concat(tables)
+    table["amount"] += 0.02 * random.normal(size=len(table)) + shape * np.sin(2 * table["time"])
+    return fit(Decay(0.6), table, trajectory="run", **options)
+
+
+@pytest.fixture(scope="module")
+def wavy() -> FitResult:
+    return decaying(shape=0.05, start={"rate": 0.8}, rtol=1e-7)
+
+
+def test_residuals_with_a_pattern_are_a_warning_everywhere(wavy, tmp_path):
+    assert wavy.converged and not wavy.verdict.good
+    (warning,) = wavy.warnings
+    assert warning.startswith("the residuals of amount resemble the ones before them (lag-1 autocorrelation 0.")
+    plain = json.loads(wavy.to_json())
+    assert plain["warnings"] == [warning]
+    assert plain["verdict"] == "The fit converged, but its residuals are not plain noise."
+    assert wavy.summary().splitlines()[-2:] == [plain["verdict"], f"warning: {warning}"]
+    page = wavy.report(tmp_path).read_text()
+    assert page.count(plain["verdict"]) == page.count(warning) == 1
+
+
+def test_residuals_like_noise_are_no_warning():
+    result = decaying(start={"rate": 0.8})
+    assert result.verdict.good and not result.warnings
+    assert "its residuals look like noise: " in result.summary().splitlines()[-1]
+
+
+def test_the_terminal_tells_the_verdict(wavy, capsys):
+    _print_result(wavy, Path("index.html"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3:] == [wavy.verdict.sentence, f"warning: {wavy.warnings[0]}", "Report: index.html"]
+
+
+def test_the_call_names_all_that_was_given(wavy):
+    assert wavy.call.splitlines() == [
+        "from torchivp import fit",
+        f"from {__name__} import Decay",
+        "",
+        "result = fit(",
+        "    Decay(rate=0.6),",
+        "    data,  # the DataFrame",
+        "    time='time',",
+        "    observe={'amount': 'amount'},",
+        "    trajectory='run',",
+        "    start={'rate': 0.8},",
+        "    rtol=1e-07,",
+        ")",
+    ]
+    assert json.loads(wavy.to_json())["call"] == wavy.call
+
+
+def test_the_call_repeats_the_fit(result):
+    again: dict = {"data": DATA}
+    exec(result.call, again)
+    assert [each.value for each in again["result"].estimates] == [each.value for each in result.estimates]
+
+
+def call_of(model, data, **options) -> list[str]:
+    """The lines of the call of a fit with these arguments."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(fit).parameters.items()}
+    arguments = defaults | {"model": model, "data": data} | options
+    return python_call(fit, arguments, read_data(DATA, list(model.states))).splitlines()
+
+
+def test_the_call_holds_plain_numbers_lists_and_paths():
+    lines = call_of(
+        LotkaVolterra(), Path("it's.csv"), free=("alpha",), start={"alpha": np.float64(1.5)}, method="tsit5"
+    )
+    assert lines[1] == "from torchivp.models import LotkaVolterra"
+    assert lines[5] == """    "it's.csv","""
+    assert lines[8:-1] == ["    free=['alpha'],", "    start={'alpha': 1.5},", "    method='tsit5',"]
+
+
+def test_the_call_says_where_the_model_comes_from(monkeypatch):
+    class Inner(LotkaVolterra):
+        pass
+
+    def model_lines(model):
+        return call_of(model, DATA)[1:5:3]
+
+    here = "test_the_call_says_where_the_model_comes_from"
+    assert model_lines(Inner()) == [f"# Inner is a class within {here} of {__name__}", "    Inner(),"]
+    assert model_lines(Decay.Slow()) == [f"from {__name__} import Decay", "    Decay.Slow(),"]
+    monkeypatch.setattr(Decay.Slow, "__module__", "__main__")
+    monkeypatch.setattr("__main__.__file__", "/somewhere/rabbits.py", raising=False)
+    assert model_lines(Decay.Slow())[0] == "from rabbits import Decay"
+    monkeypatch.delattr("__main__.__file__")
+    assert model_lines(Decay.Slow())[0] == "# Decay.Slow is a class of the session in which the fit was made"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from simulated import simulate
-from torchivp.fit import fit
+from torchivp.fitting import fit
 from torchivp.models import SIR, FitzHughNagumo, Lorenz, LotkaVolterra, Model, Pendulum, VanDerPol
 
 

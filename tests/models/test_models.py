@@ -141,6 +141,25 @@ def test_a_name_must_not_be_used_twice():
         Decay(amount=1.0)
 
 
+@pytest.mark.parametrize("name", ["half", "to", "type", "training", "forward", "T_destination"])
+def test_a_parameter_must_not_be_called_like_an_attribute_of_torch(name):
+    words = f"Decay: no parameter can be called {name}, because (Module|Model) has .* of that name: rename it, {name}_$"
+    with pytest.raises(ValueError, match=words):
+        Decay(**{name: 1.0})
+
+
+@pytest.mark.parametrize("name", ["values", "units", "meanings", "default_state"])
+def test_a_parameter_must_not_be_called_like_an_attribute_of_a_model(name):
+    with pytest.raises(ValueError, match=f"no parameter can be called {name}, because (Model|Decay) has an attribute"):
+        Decay(**{name: 1.0})
+
+
+@pytest.mark.parametrize("name", ["k.1", "", "2k", "k-1"])
+def test_a_parameter_must_have_a_name_that_an_attribute_can_have(name):
+    with pytest.raises(ValueError, match=f"a parameter becomes an attribute, so '{name}' must be a name of Python's"):
+        Decay(**{name: 1.0})
+
+
 def test_the_default_state_must_fit(monkeypatch):
     monkeypatch.setattr(Decay, "default_state", (1.0, 2.0))
     with pytest.raises(ValueError, match="2 numbers for 1 states: give one for each of amount"):

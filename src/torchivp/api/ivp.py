@@ -114,8 +114,8 @@ def solve_ivp(
     events, those of the exact solution, not of the steps taken.
 
     Returns:
-        A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree), `status`, `stats`, `sol`,
-        `events`. In a batch a `BatchSolution` with `t` [*batch, T], `y` [*batch, T, *state].
+        A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),
+        `status`, `stats`, `sol`, `events`. In a batch a `BatchSolution` with `t` [*batch, T], `y` [*batch, T, *state].
 
     Raises:
         SolveError: the end was not reached, and `throw` is true; the message says where, why and what to try.

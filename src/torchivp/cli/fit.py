@@ -18,10 +18,10 @@ from torchivp.cli.arguments import (
     parse_pairs,
     parse_values,
 )
-from torchivp.fit import FitResult, read_data
-from torchivp.fit import fit as fit_model
-from torchivp.fit.misfit import Noise, SigmaMode
-from torchivp.fit.report import format_number, write_report
+from torchivp.fitting import FitResult, read_data
+from torchivp.fitting import fit as fit_model
+from torchivp.fitting.misfit import Noise, SigmaMode
+from torchivp.fitting.report import format_number, write_report
 from torchivp.models import find_model
 
 EXAMPLES = """Examples:
@@ -105,7 +105,7 @@ def _parse_observe(text: str | None) -> list[str] | dict[str, str] | None:
 
 
 def _print_result(result: FitResult, page: Path) -> None:
-    """Print estimates, statistics, warnings and where the report is."""
+    """Print estimates, statistics, the verdict, warnings and where the report is."""
     console = Console(markup=False, highlight=False)
     table = Table("", "estimate", "s.e.", "95 % interval", "unit")
     for column in table.columns[1:4]:
@@ -117,6 +117,7 @@ def _print_result(result: FitResult, page: Path) -> None:
     console.print(table)
     statistics = {"nll": result.nll, "AIC": result.aic, "AICc": result.aicc, "BIC": result.bic}
     console.print(*(f"{name} {format_number(value, 6)}  " for name, value in statistics.items()))
+    console.print(result.verdict.sentence, style="green" if result.verdict.good else "yellow", soft_wrap=True)
     for warning in result.warnings:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
     console.print(f"Report: {page}", soft_wrap=True)

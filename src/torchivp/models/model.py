@@ -39,7 +39,8 @@ class Model(nn.Module):
             scale. None for all parameters and no state.
 
     Raises:
-        ValueError: a parameter is not a finite number, a name is used twice, or `default_state` does not fit.
+        ValueError: a parameter is not a finite number, a name is used twice or belongs to another attribute (such as
+            `half` or `units`), or `default_state` does not fit.
     """
 
     states: ClassVar[dict[str, str]]
@@ -61,7 +62,18 @@ class Model(nn.Module):
                 raise ValueError(f"{name}: the parameter {parameter} must be a finite number, got {value}")
             if parameter in self.states:
                 raise ValueError(f"{name}: {parameter} is both a state and a parameter: rename one")
+            self._check_name(parameter)
             self.register_parameter(parameter, nn.Parameter(torch.tensor(float(value), dtype=torch.float64)))
+
+    def _check_name(self, parameter: str) -> None:
+        """Check that an attribute can be called like the parameter."""
+        name = type(self).__name__
+        if not parameter.isidentifier():
+            raise ValueError(f"{name}: a parameter becomes an attribute, so {parameter!r} must be a name of Python's")
+        if hasattr(self, parameter):
+            owner = next((each for each in type(self).__mro__ if parameter in vars(each)), nn.Module)
+            what = f"{owner.__name__} has an attribute of that name"
+            raise ValueError(f"{name}: no parameter can be called {parameter}, because {what}: rename it, {parameter}_")
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative of the state.

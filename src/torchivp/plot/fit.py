@@ -17,7 +17,7 @@ from torchivp.plot.solution import draw_orbit
 from torchivp.plot.style import GRID, INK, MUTED, color_of, label_with_unit, new_figure, style_axes
 
 if TYPE_CHECKING:
-    from torchivp.fit import FitResult
+    from torchivp.fitting import FitResult
 
 CURVE_POINTS = 400
 SMALL_CURVE_POINTS = 120

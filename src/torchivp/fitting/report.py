@@ -6,19 +6,18 @@ import base64
 import platform
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 import torchivp
-from torchivp.fit.residual_checks import FEWEST, check_residuals, share_within
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-    from torchivp.fit import FitResult
+    from torchivp.fitting import FitResult
 
 KINDS = {"parameter": "Parameters", "initial state": "Initial states", "sigma": "Noise"}
 
@@ -55,69 +54,14 @@ def write_report(result: FitResult, folder: str | Path, command: str | None = No
         result=result,
         model=type(result.model).__name__,
         observed=list(zip(result.data.observables, result.observed_states, strict=True)),
-        verdict=judge(result),
         groups={title: [entry for entry in result.estimates if entry.kind == kind] for kind, title in KINDS.items()},
         images=images,
-        code=command or python_call(result),
+        code=command or result.call,
         versions={"torchivp": torchivp.__version__, "torch": torch.__version__, "Python": platform.python_version()},
         date=datetime.now().astimezone(),
     )
     page.write_text(text, encoding="utf-8")
     return page
-
-
-class Verdict(NamedTuple):
-    """What to think of a fit.
-
-    Attributes:
-        sentence: one sentence for the reader.
-        good: whether the fit converged and its residuals look like noise.
-    """
-
-    sentence: str
-    good: bool
-
-
-def judge(result: FitResult) -> Verdict:
-    """Did the fit converge, and do its residuals look like noise?"""
-    if not result.converged:
-        return Verdict("The fit did not converge, so its estimates are not to be relied on.", False)
-    findings = check_residuals(result)
-    if findings:
-        return Verdict(f"The fit converged, but its residuals are not plain noise: {'; '.join(findings)}.", False)
-    within, count = share_within(result)
-    if count < FEWEST:
-        return Verdict(f"The fit converged, and {count} measurements are too few to judge it by its residuals.", True)
-    return Verdict(
-        f"The fit converged, and its residuals look like noise: {within} of {count} lie within ±1.96, where 95 % "
-        "belong, and no test found a pattern in them.",
-        True,
-    )
-
-
-def python_call(result: FitResult) -> str:
-    """The call of `fit` that gave the result, but for start values and for options of the solver."""
-    model = type(result.model)
-    module = "torchivp.models" if model.__module__.startswith("torchivp.models.") else model.__module__
-    observe = dict(zip(result.data.observables, result.observed_states, strict=True))
-    held = {entry.name: entry.value for entry in result.estimates if not entry.free}
-    return "\n".join(
-        [
-            "from torchivp.fit import fit",
-            f"from {module} import {model.__name__}",
-            "",
-            "result = fit(",
-            f"    {model.__name__}(),",
-            f"    data,  # {result.data.source}",
-            f"    time={result.data.time_name!r},",
-            f"    observe={observe!r},",
-            f"    noise={result.noise!r},",
-            f"    sigma={result.sigma_mode!r},",
-            "    free='all',",
-            f"    fixed={held!r},",
-            ")",
-        ]
-    )
 
 
 def _figures(result: FitResult) -> dict[str, Figure]:
@@ -139,7 +83,7 @@ def _environment() -> Environment:
     except ImportError as error:
         raise ImportError("a report needs jinja2, which is missing: pip install 'torchivp[fit]'") from error
     environment = Environment(
-        loader=PackageLoader("torchivp.fit"),
+        loader=PackageLoader("torchivp.fitting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
-from torchivp.fit.data import Dataset
-from torchivp.fit.quantities import Quantities
+from torchivp.fitting.data import Dataset
+from torchivp.fitting.quantities import Quantities
 from torchivp.models.model import Model
 from torchivp.solution import Solution, SolveError
 from torchivp.stepsize.constant import GridSteps

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchivp.fit.matching import Matching, smooth
-from torchivp.fit.misfit import Misfit
-from torchivp.fit.optimise import Minimum, Search
+from torchivp.fitting.matching import Matching, smooth
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.optimise import Minimum, Search
 
 _STARTS = 128  # random starts that are looked at
 _REFINED = 12  # of them, how many are refined on the beginning of the data

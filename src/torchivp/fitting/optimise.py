@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from torchivp.fit.misfit import Misfit, Residuals, SigmaMode
-from torchivp.fit.progress import Progress
+from torchivp.fitting.misfit import Misfit, Residuals, SigmaMode
+from torchivp.fitting.progress import Progress
 
 # A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
 _FAILED = 1e6

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchivp.fit.data import DataError, Dataset, read_data
-from torchivp.fit.misfit import Accuracy, Misfit, Noise, SigmaMode
-from torchivp.fit.optimise import Likelihood, Search
-from torchivp.fit.progress import Progress, show_progress
-from torchivp.fit.quantities import Quantities, list_quantities
-from torchivp.fit.result import Estimate, FitResult
-from torchivp.fit.start import find_start
-from torchivp.fit.uncertainty import Uncertainty, fisher_uncertainty
+from torchivp.fitting.call import python_call
+from torchivp.fitting.data import DataError, Dataset, read_data
+from torchivp.fitting.misfit import Accuracy, Misfit, Noise, SigmaMode
+from torchivp.fitting.optimise import Likelihood, Search
+from torchivp.fitting.progress import Progress, show_progress
+from torchivp.fitting.quantities import Quantities, list_quantities
+from torchivp.fitting.result import Estimate, FitResult
+from torchivp.fitting.start import find_start
+from torchivp.fitting.uncertainty import Uncertainty, fisher_uncertainty
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 
@@ -51,15 +52,14 @@ def fit(
     states that the model declares positive are estimated on the log scale. The residuals are minimised by a
     trust-region Gauss-Newton method (SciPy's `least_squares`) with the exact Jacobian of the numerical solution; the
     standard deviations of the noise are estimated with the rest. No start values are needed: see
-    `torchivp.fit.start.find_start` for how they are found.
+    `torchivp.fitting.start.find_start` for how they are found.
 
     Args:
         model: an instance of `torchivp.models.Model`; it is not changed.
         data: the path of a CSV file with a header, a pandas DataFrame, or a `Dataset`.
         time: the name of the time column.
         observe: the observed columns: a dict from column to state; or a list, of columns that are called like
-            states, or else of one column per state in their order. Default: the columns called like states, or
-            else all columns if there are as many as states.
+            states, or else of one column per state in their order. Default: the columns called like states.
         trajectory: the column that tells time series with initial states of their own apart; None if there is one.
         noise: "normal" or "lognormal".
         sigma: "separate" for a standard deviation of the noise per observable, "shared" for one for all.
@@ -90,12 +90,14 @@ def fit(
 
     Examples:
         >>> import pandas, torchivp.models
-        >>> from torchivp.fit import fit
+        >>> from torchivp import fit
         >>> data = pandas.DataFrame({"time": [0, 1, 2, 3, 4], "angle": [1.0, -0.9, 0.5, -0.2, -0.2]})
         >>> fit(torchivp.models.Pendulum(), data, fixed={"velocity": 0.0}).free_names
         ['length', 'damping', 'angle(0)']
     """
     began = clock.perf_counter()
+    free = free if free is None or isinstance(free, str) else list(free)
+    arguments = dict(locals())
     _check_arguments(model, noise, sigma, method)
     dataset = (
         data
@@ -117,7 +119,7 @@ def fit(
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
         likelihood = _estimate(search, given=start is not None)
-    return _result(search, likelihood, clock.perf_counter() - began)
+    return _result(search, likelihood, python_call(fit, arguments, dataset), clock.perf_counter() - began)
 
 
 def _check_arguments(model: Model, noise: str, sigma: str, method: str) -> None:
@@ -172,7 +174,7 @@ def _data_scale(misfit: Misfit, sigma_mode: SigmaMode) -> NDArray[np.float64]:
     return np.where(scale > 0, scale, _data_size(misfit))
 
 
-def _result(search: Search, likelihood: Likelihood, seconds: float) -> FitResult:
+def _result(search: Search, likelihood: Likelihood, call: str, seconds: float) -> FitResult:
     misfit, minimum = search.misfit, likelihood.minimum
     data, quantities = misfit.data, misfit.quantities
     residuals = minimum.residuals
@@ -211,6 +213,7 @@ def _result(search: Search, likelihood: Likelihood, seconds: float) -> FitResult
         theta=minimum.theta,
         misfit=misfit,
         uncertainty=uncertainty,
+        call=call,
     )
 
 

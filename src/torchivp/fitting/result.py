@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from torchivp.fit.data import Dataset, import_pandas
-from torchivp.fit.misfit import Misfit, Noise, SigmaMode
-from torchivp.fit.quantities import Kind
-from torchivp.fit.uncertainty import QUANTILE, Uncertainty
+from torchivp.fitting.data import Dataset, import_pandas
+from torchivp.fitting.misfit import Misfit, Noise, SigmaMode
+from torchivp.fitting.quantities import Kind
+from torchivp.fitting.residual_checks import Verdict, judge
+from torchivp.fitting.uncertainty import QUANTILE, Uncertainty
 from torchivp.models.model import Model
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class FitResult:
         n_free: the number of free quantities, sigmas included.
         converged: whether the maximum was found.
         message: how the search ended, in a sentence.
-        warnings: what to know before the numbers are used.
+        warnings: what to know before the numbers are used, and what is wrong with the residuals.
+        verdict: whether the fit converged and its residuals look like noise, in a `sentence` and as `good`.
         iterations: the number of iterations of all searches.
         solves: the number of solves of the model.
         seconds: how long it took.
@@ -107,6 +109,7 @@ class FitResult:
         free_names: their names, in the order of the rows.
         sigma: the standard deviation of the noise of each observable, [n_observed].
         theta: the free parameters and initial states on the scale of estimation, [n].
+        call: the call of `fit` that gave it, as Python.
     """
 
     model: Model
@@ -135,6 +138,12 @@ class FitResult:
     theta: NDArray[np.float64]
     misfit: Misfit = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
+    call: str
+    verdict: Verdict = field(init=False)
+
+    def __post_init__(self):
+        self.verdict = judge(self)
+        self.warnings = self.warnings + self.verdict.findings
 
     def __getitem__(self, name: str) -> Estimate:
         """The estimate called `name`.
@@ -215,8 +224,9 @@ class FitResult:
             "rss": self.rss,
             "covariance": self.covariance.tolist(),
             "correlation": self.correlation.tolist(),
+            "verdict": self.verdict.sentence,
         }
-        scalars = "nll aic aicc bic n_data n_free converged message warnings iterations solves seconds free_names"
+        scalars = "nll aic aicc bic n_data n_free converged message warnings iterations solves seconds free_names call"
         return _finite({**plain, **{name: getattr(self, name) for name in scalars.split()}})
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -227,7 +237,7 @@ class FitResult:
         return text
 
     def summary(self) -> str:
-        """The result as text: the estimates in a table, the measures of fit and the warnings.
+        """The result as text: the estimates in a table, the measures of fit, the verdict and the warnings.
 
         Raises:
             ImportError: pandas is not installed.
@@ -248,7 +258,7 @@ class FitResult:
         )
         fit = (
             f"negative log-likelihood {self.nll:.6g}, AIC {self.aic:.6g}, AICc {self.aicc:.6g}, BIC {self.bic:.6g}\n"
-            f"{self.message}"
+            f"{self.message}\n{self.verdict.sentence}"
         )
         warnings = [f"warning: {warning}" for warning in self.warnings]
         text = table.to_string(index=False, float_format="{:.6g}".format, na_rep="")
@@ -270,7 +280,7 @@ class FitResult:
         Returns:
             The path of the report.
         """
-        from torchivp.fit.report import write_report
+        from torchivp.fitting.report import write_report
 
         return write_report(self, folder, command)
 

@@ -20,7 +20,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from torchivp.fit.misfit import Misfit
+from torchivp.fitting.misfit import Misfit
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from torchivp.fit.quantities import Quantity
+from torchivp.fitting.quantities import Quantity
 
 QUANTILE = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution: intervals hold 95 %."""

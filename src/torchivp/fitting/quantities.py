@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchivp.fit.data import Dataset
+from torchivp.fitting.data import Dataset
 from torchivp.models.model import Model
 
 Kind = Literal["parameter", "initial state", "sigma"]

@@ -1,0 +1,8 @@
+"""Fitting differential equations to data by maximum likelihood."""
+
+from torchivp.fitting.data import DataError, Dataset, Trajectory, read_data
+from torchivp.fitting.fitting import fit
+from torchivp.fitting.progress import Progress
+from torchivp.fitting.result import Estimate, FitResult
+
+__all__ = ["DataError", "Dataset", "Estimate", "FitResult", "Progress", "Trajectory", "fit", "read_data"]

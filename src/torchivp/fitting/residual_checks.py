@@ -1,0 +1,99 @@
+"""Do the residuals of a fit look like noise? Three tests, what they found in words, and the verdict on the fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+if TYPE_CHECKING:
+    from torchivp.fitting import FitResult
+
+FEWEST = 8
+"""With fewer residuals of an observable than this, no test could tell anything."""
+
+LEVEL = 0.01
+"""The chance that a test of size and shape objects to residuals that are noise."""
+
+
+class Verdict(NamedTuple):
+    """What to think of a fit.
+
+    Attributes:
+        sentence: one sentence for the reader.
+        good: whether the fit converged and its residuals look like noise.
+        findings: what is wrong with the residuals, a sentence each; empty if nothing is, or if they were not tested.
+    """
+
+    sentence: str
+    good: bool
+    findings: list[str]
+
+
+def judge(result: FitResult) -> Verdict:
+    """Did the fit converge, and do its residuals look like noise?
+
+    For each observable with enough data: is a residual like the one before (lag-1 autocorrelation above 1.96/√n), is
+    the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test)? Residuals
+    that alternate are no finding: to follow the data makes them so.
+    """
+    if not result.converged:
+        return Verdict("The fit did not converge, so its estimates are not to be relied on.", False, [])
+    residuals = [result.residuals(trajectory) for trajectory in range(len(result.data.trajectories))]
+    findings = []
+    for column, name in enumerate(result.data.observables):
+        findings += _check_observable(name, [series[:, column] for series in residuals])
+    if findings:
+        return Verdict("The fit converged, but its residuals are not plain noise.", False, findings)
+    every = np.concatenate([series[np.isfinite(series)] for series in residuals])
+    within = int((np.abs(every) <= 1.96).sum())
+    if len(every) < FEWEST:
+        few = f"The fit converged, and {len(every)} measurements are too few to judge it by its residuals."
+        return Verdict(few, True, [])
+    return Verdict(
+        f"The fit converged, and its residuals look like noise: {within} of {len(every)} lie within ±1.96, where 95 % "
+        "belong, and no test found a pattern in them.",
+        True,
+        [],
+    )
+
+
+def _check_observable(name: str, series: list[np.ndarray]) -> list[str]:
+    """What is wrong with the standardised residuals of an observable, an array for each trajectory."""
+    residuals = np.concatenate([values[np.isfinite(values)] for values in series])
+    if len(residuals) < FEWEST:
+        return []
+    return _pattern_in_time(name, series) + _size(name, residuals) + _shape(name, residuals)
+
+
+def _pattern_in_time(name: str, series: list[np.ndarray]) -> list[str]:
+    """Is a residual like its predecessor in the same trajectory?"""
+    products = np.concatenate([values[1:] * values[:-1] for values in series])
+    products = products[np.isfinite(products)]
+    squares = np.concatenate([values[np.isfinite(values)] ** 2 for values in series])
+    if len(products) < FEWEST:
+        return []
+    autocorrelation = products.mean() / squares.mean()
+    if autocorrelation <= 1.96 / np.sqrt(len(products)):
+        return []
+    return [
+        f"the residuals of {name} resemble the ones before them (lag-1 autocorrelation {autocorrelation:.2f}), so that "
+        "the standard errors are too small"
+    ]
+
+
+def _size(name: str, residuals: np.ndarray) -> list[str]:
+    """Is the scatter the one that sigma says? It always is where sigma was estimated."""
+    below = stats.chi2.cdf((residuals**2).sum(), len(residuals))
+    if LEVEL / 2 <= below <= 1 - LEVEL / 2:
+        return []
+    size = np.sqrt((residuals**2).mean())
+    return [f"the residuals of {name} are {size:.2g} times as large as their sigma says"]
+
+
+def _shape(name: str, residuals: np.ndarray) -> list[str]:
+    """Is the distribution normal?"""
+    if np.ptp(residuals) == 0 or stats.shapiro(residuals).pvalue >= LEVEL:
+        return []
+    return [f"the residuals of {name} are not normally distributed (largest: {np.abs(residuals).max():.1f} sigma)"]
