@@ -57,6 +57,9 @@ class ButcherTableau:
         b_embedded: the weights of the embedded method that estimates the error.
         embedded_order: its order; `order - 1` unless given.
         dense: the dense output; None for the cubic Hermite interpolant.
+        predicts: whether the next step starts from the last stage as its slope, although it was evaluated at a state
+            that the step then corrects: the mode "predict, evaluate, correct" of multistep methods. The correction
+            must be of the order of the local error. Rows evaluate the slope anew.
         fsal: whether the last stage is `func` at the end of the step (first same as last): found, not declared.
 
     Raises:
@@ -70,6 +73,7 @@ class ButcherTableau:
     b_embedded: Coefficients | None = None
     embedded_order: int | None = None
     dense: StagePolynomials | None = None
+    predicts: bool = False
     fsal: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +97,9 @@ class ButcherTableau:
                 residual(a, np.array(self.b_embedded), self.embedded_order) < 1e-13,
                 f"b_embedded must have order {self.embedded_order}",
             )
+        if self.predicts:
+            _require(self.c[-1] == 1, "the last stage must lie at the end of the step if the next one starts from it")
+            _require(self.dense is not None, "if it predicts, dense output must come from the stages, not from slopes")
         if self.dense is not None:
             self._check_dense(self.dense)
 
@@ -192,7 +199,8 @@ class ExplicitRungeKutta(Method):
         self, t0: float | Tensor, t1: float | Tensor, y0: Tensor, y1: Tensor, stages: _StageBuffer | _StageRecord
     ) -> Step:
         error = stages.error() if self.error_order is not None else None
-        return Step(t0, t1, y0, y1, error, stages.last() if self.tableau.fsal else None, stages.first_stage(), stages)
+        carry = stages.last() if self.tableau.fsal or self.tableau.predicts else None
+        return Step(t0, t1, y0, y1, error, carry, stages.first_stage(), stages)
 
     def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None) -> Step:
         # The sizes of the steps are part of the stages here, not of the coefficients, which all rows share.
