@@ -167,7 +167,7 @@ class RowCheckpoint:
         step: the number of steps.
         y: the states there, [rows, size]; rows that did not get so far are zero.
         next: how many outputs each row had kept.
-        carry: what the method of a single row starts from.
+        carry: what the method starts from besides: anything of a single row, else None or [rows, size].
     """
 
     step: int
@@ -212,7 +212,7 @@ class RowTrail:
         self.checkpoints = [RowCheckpoint(0, y.clone(), kept.copy())]
 
     def lay(self, rows: np.ndarray, y: Tensor, kept: np.ndarray, carry: Any) -> None:
-        """The `rows` go on from the states `y`; `kept` outputs were kept of each of all rows."""
+        """The `rows` go on from the states `y` and the `carry`; `kept` outputs were kept of each of all rows."""
         if self._limit == 0:
             return
         here = np.flatnonzero(self.steps[rows] % self._stride == 0)
@@ -229,7 +229,12 @@ class RowTrail:
             where = rows[chosen]
             checkpoint.y[torch.from_numpy(where).to(y.device)] = y[torch.from_numpy(chosen).to(y.device)]
             checkpoint.next[where] = kept[where]
-            checkpoint.carry = pytree.tree_map_only(Tensor, Tensor.clone, carry)
+            if len(self.steps) == 1:
+                checkpoint.carry = pytree.tree_map_only(Tensor, Tensor.clone, carry)
+            elif carry is not None:
+                if checkpoint.carry is None:
+                    checkpoint.carry = torch.zeros_like(checkpoint.y)
+                checkpoint.carry[torch.from_numpy(where).to(y.device)] = carry[torch.from_numpy(chosen).to(y.device)]
         if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
             self.checkpoints = self.checkpoints[::2]
             self._stride *= 2

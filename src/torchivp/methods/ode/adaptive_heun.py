@@ -11,7 +11,7 @@ class AdaptiveHeun(Heun):
     Euler's method predicts the end of the step, func is evaluated there, and the trapezoidal rule corrects it. The next
     step starts from that same slope: "predict, evaluate, correct" (Hairer, Norsett and Wanner, "Solving Ordinary
     Differential Equations I", III.1), where `Heun` evaluates again. At the same accuracy that takes from half to four
-    fifths of the evaluations. In batches (`batch_dims`) it takes the steps of `Heun`.
+    fifths of the evaluations.
     """
 
     tableau = replace(Heun.tableau, predicts=True)

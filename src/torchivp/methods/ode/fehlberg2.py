@@ -7,7 +7,7 @@ class Fehlberg2(ExplicitRungeKutta):
     """Fehlberg's pair of order 2(1), adaptive; the same pair as torchdiffeq's `fehlberg2`.
 
     Two evaluations a step: the last stage, at a state that differs by 1/512 of the error of Euler's method from the end
-    of the step, is the first of the next (not in batches). Its estimate is optimistic: errors of a hundred times the
+    of the step, is the first of the next. Its estimate is optimistic: errors of a hundred times the
     tolerance are usual. `Bosh3` is more careful.
     Fehlberg, "Low-order classical Runge-Kutta formulas with stepsize control", NASA TR R-315 (1969), table II.
     Dense output: order 2, from the stages.

@@ -59,7 +59,7 @@ class ButcherTableau:
         dense: the dense output; None for the cubic Hermite interpolant.
         predicts: whether the next step starts from the last stage as its slope, although it was evaluated at a state
             that the step then corrects: the mode "predict, evaluate, correct" of multistep methods. The correction
-            must be of the order of the local error. Rows evaluate the slope anew.
+            must be of the order of the local error.
         fsal: whether the last stage is `func` at the end of the step (first same as last): found, not declared.
 
     Raises:
@@ -139,6 +139,7 @@ class ExplicitRungeKutta(Method):
         if "tableau" not in cls.__dict__:
             return
         cls.order = cls.tableau.order
+        cls.rows_keep_carry = cls.tableau.predicts
         cls.error_order = None
         if cls.tableau.embedded_order is not None:
             cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)
@@ -226,7 +227,8 @@ class ExplicitRungeKutta(Method):
         if self.error_order is not None:
             with torch.no_grad():
                 error = torch.mm(self._rows[-1], stages.first(count)).view_as(y0)
-        return Step(t0, t1, y0, y1, error, k.clone() if fsal else None, first, stages.first(count))
+        after = k.clone() if fsal or self.tableau.predicts else None
+        return Step(t0, t1, y0, y1, error, after, first, stages.first(count))
 
     def _stages_of_rows(self, y0: Tensor) -> _RowBuffer:
         if self._row_buffer is None or self._row_buffer.shape != y0.shape:
