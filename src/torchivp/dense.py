@@ -33,13 +33,26 @@ class StepPolynomials:
     def __init__(self, coefficients: Sequence[Sequence[float]], device: torch.device):
         dtype = time_dtype(device)
         self._coefficients = np.array(coefficients, dtype=np.float64).T
+        self._by_polynomial = [tuple(reversed(row)) for row in coefficients]
         self._columns = torch.tensor(coefficients, dtype=dtype, device=device).t().contiguous()
         self._exponents = torch.arange(1, len(self._columns) + 1, dtype=dtype, device=device)
 
     def __call__(self, theta: Sequence[float | Tensor]) -> Tensor:
         """The values at each `theta`, [len(theta), number of polynomials]."""
+        if len(theta) == 1 and isinstance(theta[0], float):
+            return torch.tensor([self._at(theta[0])], dtype=self._columns.dtype, device=self._columns.device)
         column = as_time_tensor(theta, self._columns.device).unsqueeze(1)
         return torch.mm(torch.pow(column, self._exponents), self._columns)
+
+    def _at(self, theta: float) -> list[float]:
+        """The values at one `theta`, in fewer operations than tensors need."""
+        values = []
+        for row in self._by_polynomial:
+            total = 0.0
+            for coefficient in row:
+                total = (total + coefficient) * theta
+            values.append(total)
+        return values
 
     def values(self, theta: np.ndarray) -> np.ndarray:
         """The values at each `theta`, [*theta.shape, number of polynomials], each independent of the others' number."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from torchivp.state import StateLayout
-from torchivp.torch_func import read
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class SignChange:
     def __init__(self, event: EventFunction, t: Tensor, y: Tensor):
         self._event = event
         self._signs = torch.sign(event(t, y.detach()).detach())
+        self._only = self._signs.item() if len(self._signs) == 1 else None
 
     @property
     def at_start(self) -> bool:
@@ -76,4 +76,6 @@ class SignChange:
 
     def value(self, t: Tensor, y: Tensor) -> float:
         """`remaining` as a float: zero or negative once there was an event."""
-        return -read(-self.remaining(t, y.detach()).detach())
+        if self._only is None:
+            return self.remaining(t, y.detach()).item()
+        return self._event(t, y.detach()).item() * self._only

@@ -260,11 +260,11 @@ class ExplicitRungeKutta(Method):
             start = time_scalar(t0, dtype, device)
             first = start.to(self._real_dtype)
         end = time_scalar(t1, dtype, device)
-        inner, final = torch.lerp(start, end, self._inner_c), end
-        if dtype != self._real_dtype:
-            inner, final = inner.to(self._real_dtype), end.to(self._real_dtype)
+        final = end if dtype == self._real_dtype else end.to(self._real_dtype)
         self._end = (t1 if isinstance(t1, float) else math.nan, end, final)
-        times = (first, final, *inner.unbind())
+        times = (first, final)
+        if self._inner_c.numel():
+            times += torch.lerp(start, end, self._inner_c).to(self._real_dtype).unbind()
         return [times[i] for i in self._time_of_stage]
 
     def initial_carry(self, f0: Tensor) -> Tensor:
