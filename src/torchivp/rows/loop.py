@@ -341,7 +341,7 @@ class _RowLoop:
         else:
             index, t1, select = active.index[where], steps.t1[where], self.problem.select(where)
             self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), select))
-            self.y = self.y.index_copy(0, select, steps.y1[select])
+            self.y = self.y.index_copy(0, select, steps.y1.index_select(0, select))
         self.carry = self.stepper.choose_carry(steps.step, plain)  # to which an output may have added
         if located is not None:
             assert self.watch is not None
@@ -413,7 +413,7 @@ class _RowLoop:
         y, carry = self.y, carry_to_keep(self.method, self.carry)
         if len(where) < len(y):
             select = self.problem.select(where)
-            y, carry = y[select], self.stepper.take_carry(carry, select)
+            y, carry = y.index_select(0, select), self.stepper.take_carry(carry, select)
         self.outputs.end(index, t1, y)
         self.trail.lay(index, y, self.outputs.next, carry)
         if (ended := self.targets.reached(index, t1)) is not None:
@@ -551,7 +551,7 @@ class _RowLoop:
             keep = np.flatnonzero(~through)
             self.active = active.take(keep)
             select = self.problem.select(keep)
-            self.y, self.carry = self.y[select], self.stepper.take_carry(self.carry, select)
+            self.y, self.carry = self.y.index_select(0, select), self.stepper.take_carry(self.carry, select)
             if len(keep):
                 self.stepper = make_stepper(self.problem, self.method, self.plan.norm, self.active.index)
         return bool(len(self.active.index))

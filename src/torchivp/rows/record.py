@@ -122,16 +122,16 @@ class RowOutputs:
         most = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1] - 1
         shape = (rows, most if count is None else count)
         times = np.full(shape, math.nan) if self._wanted is None else self._wanted[:, :-1]
-        states = torch.full((*shape, like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
+        states = torch.full((shape[0] * shape[1], like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
         if not rows:
-            states = like.unsqueeze(1).expand(*shape, like.shape[1])  # a gradient flows to nothing, but it flows
+            states = like.reshape(0, like.shape[1])  # a gradient flows to nothing, but it flows
         if self.values:
             where, place = np.concatenate(self._rows), np.concatenate(self._places)
             if self._wanted is None:
                 times[where, place] = np.concatenate(self._times)
-            index = tuple(torch.from_numpy(i).to(like.device) for i in (where, place))
-            states = states.index_put(index, torch.cat(self.values))
-        return states, times
+            index = torch.from_numpy(where * shape[1] + place).to(like.device)
+            states = states.index_copy_(0, index, torch.cat(self.values))
+        return states.view(*shape, like.shape[1]), times
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """The row and the place in it of each entry of `values`."""

@@ -126,7 +126,7 @@ class Stepper:
 
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         """The carry of a choice of these rows."""
-        return None if carry is None else carry[rows]
+        return None if carry is None else carry.index_select(0, rows)
 
     def put_carry(self, carry: Any, rows: Tensor, other: Any) -> Any:
         """The carry, with `other` for some of these rows."""
