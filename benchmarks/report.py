@@ -125,7 +125,7 @@ def _times(rows: Sequence[Row]) -> Table:
 
 def _batches(lines: Sequence[RowsLine]) -> Table:
     table = Table(
-        title="Batches of 256 rows: torchivp's rows, each with its own steps, against other ways to solve them",
+        title="Batches: torchivp's rows, each with its own steps, against other ways to solve them",
         caption="ratio: theirs / that of torchivp's rows; step: of the loop. diffrax is compiled as a whole",
     )
     table.add_column("case", no_wrap=True)

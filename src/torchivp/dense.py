@@ -33,22 +33,40 @@ class StepPolynomials:
 
     def __init__(self, coefficients: Sequence[Sequence[float]], device: torch.device):
         dtype = time_dtype(device)
-        self._coefficients = np.array(coefficients, dtype=np.float64).T
+        self._by_polynomial = [tuple(reversed(row)) for row in coefficients]
         self._columns = torch.tensor(coefficients, dtype=dtype, device=device).t().contiguous()
         self._exponents = torch.arange(1, len(self._columns) + 1, dtype=dtype, device=device)
 
     def __call__(self, theta: Sequence[float | Tensor]) -> Tensor:
         """The values at each `theta`, [len(theta), number of polynomials]."""
+        if len(theta) == 1 and isinstance(theta[0], float):
+            return torch.tensor([self.at(theta[0])], dtype=self._columns.dtype, device=self._columns.device)
         column = as_time_tensor(theta, self._columns.device).unsqueeze(1)
         return torch.mm(torch.pow(column, self._exponents), self._columns)
 
-    def values(self, theta: np.ndarray) -> np.ndarray:
-        """The values at each `theta`, [*theta.shape, number of polynomials], each independent of the others' number."""
-        theta = theta[..., None]
-        total = np.zeros_like(theta)
-        for row in self._coefficients[::-1]:  # Horner's scheme: a matrix product may round by its size
-            total = (total + row) * theta
-        return total
+    def at(self, theta: float) -> list[float]:
+        """The values at one `theta`, in fewer operations than tensors need."""
+        values = []
+        for row in self._by_polynomial:
+            total = 0.0
+            for coefficient in row:
+                total = (total + coefficient) * theta
+            values.append(total)
+        return values
+
+    def values(self, theta: np.ndarray) -> list[np.ndarray | None]:
+        """The values of each polynomial at each `theta`, independent of how many there are; None if it is zero.
+
+        By Horner's scheme, since a matrix product may round by its size, and in place, since there may be millions.
+        """
+        values: list[np.ndarray | None] = []
+        for highest, *others in self._by_polynomial:
+            total = highest * theta if highest or any(others) else None
+            for coefficient in others if total is not None else ():
+                total += coefficient
+                total *= theta
+            values.append(total)
+        return values
 
 
 class StepInterpolant(Protocol):
@@ -123,20 +141,19 @@ class RowInterpolant:
 
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
-        weights = self._weights(np.array([theta]))
-        return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
+        at_once = torch.tensor([self.b.at(theta)], dtype=self.y0.dtype, device=self.y0.device)
+        return torch.addmm(self.y0.reshape(1, self.y0.numel()), at_once, self.increments).view_as(self.y0)
 
     def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
-        y = self.y0[rows]
-        increments = self.increments.view(len(self.increments), *self.y0.shape)[:, rows]
+        rows = rows.to(self.y0.device)
+        y = self.y0.index_select(0, rows)
         # One after the other: a batch of matrix products may round by its size, one of a single row by many does not.
-        for weight, increment in zip(self._weights(theta).t().unsqueeze(2), increments, strict=True):
-            y = torch.addcmul(y, weight, increment)
+        for weights, increment in zip(self.b.values(theta), self.increments, strict=True):
+            if weights is not None:
+                column = torch.from_numpy(weights).to(y.device, y.dtype).unsqueeze(1)
+                y.addcmul_(column, increment.view_as(self.y0).index_select(0, rows))
         return y
-
-    def _weights(self, theta: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.b.values(theta)).to(self.y0.device, self.y0.dtype)
 
 
 def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.state import StateLayout
-from torchivp.torch_func import read
+from torchivp.torch_func import may_be_tracked, read
 
 Tolerance = float | Tensor
 
@@ -89,9 +89,12 @@ class ErrorNorm:
 
     def scaled(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
         """The error in units of the tolerance, element by element."""
+        start, end = y0, y1
+        if may_be_tracked():  # forward derivatives, which no_grad does not stop, cannot follow what is in place
+            error, start, end = error.detach(), y0.detach(), y1.detach()
         # The state at the start of a step was that at the end of the one before.
-        size0 = self._last[1] if self._last is not None and self._last[0]() is y0 else y0.abs()
-        size1 = y1.abs()
+        size0 = self._last[1] if self._last is not None and self._last[0]() is y0 else start.abs()
+        size1 = end.abs()
         self._last = (weakref.ref(y1), size1)
         return error / torch.maximum(size0, size1).mul_(self.rtol).add_(self.atol)
 

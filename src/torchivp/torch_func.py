@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
@@ -65,3 +68,23 @@ def version(x: Tensor) -> int:
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
     return x._version
+
+
+def pull_back(pull: Callable[[Tensor], Tensor], cotangents: Tensor) -> Tensor:
+    """What a backward pass makes of each of the cotangents, stacked: of all at once, if it can.
+
+    It cannot if it looks at a value, as a `torch.autograd.Function` of the user's may do, and as autograd does where it
+    looks for anomalies, which would also blame the user for the attempt.
+
+    Args:
+        pull: the backward pass, which may be called many times.
+        cotangents: [n, ...].
+    """
+    if not len(cotangents):
+        return cotangents
+    if not torch.is_anomaly_enabled():
+        try:
+            return torch.func.vmap(pull)(cotangents)
+        except Exception:  # of any kind: if the cause is another, it will show itself again
+            pass
+    return torch.stack([pull(cotangent) for cotangent in cotangents])

@@ -225,6 +225,16 @@ def test_requested_times_need_not_hold_the_ends():
     assert solve_ivp(lambda t, y: -y, (0.0, 1.0), torch.ones(1), t_eval=[]).y.shape == (0, 1)
 
 
+@pytest.mark.parametrize(("method", "each"), [("adaptive_heun", 1), ("fehlberg2", 2), ("bosh3", 3), ("dopri5", 6)])
+def test_evaluations_of_a_step(method, each):
+    """One stage fewer than the tableau has: the last of a step is the first of the next, alone and in a batch."""
+    y0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    for batch in ({}, {"batch_dims": 1}):
+        solution = solve_ivp(lambda t, y: -y * torch.cos(t), (0.0, 2.0), y0, method=method, rtol=1e-3, **batch)
+        for stats in [solution.stats] if not batch else solution.stats:
+            assert stats.evaluations == 2 + each * (stats.accepted + stats.rejected)
+
+
 def test_statistics_count_what_happened():
     func = Counting(lambda t, y: torch.where(t < 0.5, 1.0, 50.0) * torch.cos(50 * t) * y)
     solution = solve_ivp(func, (0.0, 1.0), torch.ones(1, dtype=torch.float64), method="dopri5")

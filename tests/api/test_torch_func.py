@@ -68,6 +68,8 @@ def test_second_derivatives_agree_with_autograd(method):
     last = lambda y: solver(method)(y)[-1, 0]
     expected = torch.autograd.functional.hessian(last, BATCH[0])
     torch.testing.assert_close(hessian(last)(BATCH[0]), expected, **close(method))
+    if method in ("rk4", "dopri5"):
+        torch.testing.assert_close(jacfwd(jacfwd(last))(BATCH[0]), expected, **close(method))
 
 
 @pytest.mark.parametrize("method", METHODS)

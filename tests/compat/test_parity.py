@@ -1,5 +1,6 @@
 """The same call gives the same result as torchdiffeq's own, except where that is wrong; each exception says why."""
 
+import math
 from functools import cache
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torchdiffeq as theirs
 from torch import nn
 
+from problems import DETEST, Counting, scipy_solution
 from torchivp.compat import torchdiffeq as ours
 from torchivp.compat.torchdiffeq._impl.odeint import SOLVERS
 
@@ -186,3 +188,20 @@ def test_methods_that_torchdiffeq_has_not_released(method, name, direction, dtyp
     exact = reference("tensor", dtype, direction)
     for a, e in zip(solve(ours, name, "tensor", dtype, times(direction), **kwargs), exact, strict=True):
         assert error(a, e) < bound
+
+
+@pytest.mark.parametrize("problem", ["D2 orbit of eccentricity 0.3", "E2 van der Pol"])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_no_more_evaluations_at_the_same_accuracy(method, problem):
+    """Work and precision at several tolerances; from one to the next they fluctuate."""
+    func, y0 = DETEST[problem]
+    t = torch.tensor([0.0, 5.0], dtype=D)
+    exact, order, work = scipy_solution(func, y0, t.tolist())[-1], SOLVERS[method].order, {ours: [], theirs: []}
+    tolerances = {"adaptive_heun": (1e-2, 1e-3, 3e-4), "fehlberg2": (1e-3, 1e-4, 1e-5)}.get(method, (1e-4, 1e-5, 1e-6))
+    for door, products in work.items():
+        for rtol in tolerances:
+            counting = Counting(func)
+            y = door.odeint(counting, torch.tensor(y0, dtype=D), t, rtol=rtol, atol=rtol / 10, method=method)[-1]
+            # errors fall with the evaluations to the power of the order
+            products.append(len(counting.times) * (y - exact).abs().max().item() ** (1 / order))
+    assert sum(map(math.log, work[ours])) < sum(map(math.log, work[theirs])) + 3 * math.log(1.1)

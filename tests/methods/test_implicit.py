@@ -368,6 +368,100 @@ def test_function_transforms(method):
     torch.testing.assert_close(second, expected, rtol=1e-10, atol=1e-11)
 
 
+TURN = double([-1.0, 2.0], [-2.0, -1.0])
+
+
+def turned(method, p, y0):
+    """The end of five steps of 0.1 for y' = p TURN y: those of the closed form, with the stability function."""
+    a, b = (torch.from_numpy(np.array(x)) for x in (ODE_METHODS[method].tableau.matrix, ODE_METHODS[method].tableau.b))
+    z, one = 0.1 * p * TURN, torch.eye(2, dtype=torch.float64)
+    stages = torch.linalg.inv(torch.eye(2 * len(b), dtype=torch.float64) - torch.kron(a, z))
+    factor = one + torch.kron(b.unsqueeze(0), z) @ stages @ one.repeat(len(b), 1)
+    return torch.linalg.matrix_power(factor, 5) @ y0
+
+
+@pytest.mark.parametrize("method", ORDERS)
+def test_jacobians_for_each_entry_of_a_batch(method):
+    """Two vmaps at work, one of them in the Jacobian. That of y' = A y is the same for every state."""
+
+    def run(p, y0):
+        return odeint(lambda t, y: p * (TURN @ y), y0, torch.linspace(0, 0.5, 6, dtype=D), method=method, **TIGHT)[-1]
+
+    def right(p, y0):
+        return turned(method, p, y0)
+
+    D, vmap, jacrev, jacfwd = torch.float64, torch.func.vmap, torch.func.jacrev, torch.func.jacfwd
+    p, y0 = double(0.5, 1.0, 7.0), double([1.0, 0.5], [-2.0, 0.0], [0.3, -4.0])
+    if method == "implicit_euler":
+        expected = torch.linalg.matrix_power(torch.linalg.inv(torch.eye(2, dtype=D) - 0.1 * TURN), 5)
+        torch.testing.assert_close(right(p[1], torch.eye(2, dtype=D)), expected)
+    for transform, which in ((jacrev, 1), (jacfwd, 1), (torch.func.hessian, 0)):
+        found = vmap(transform(run, which))(p, y0)
+        expected = torch.stack([transform(right, which)(*each) for each in zip(p, y0, strict=True)])
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    found = jacrev(lambda y0: vmap(run)(p, y0))(y0)
+    expected = torch.block_diag(*[turned(method, each, torch.eye(2, dtype=D)) for each in p])
+    torch.testing.assert_close(found.reshape(6, 6), expected, rtol=1e-10, atol=1e-12)
+
+
+class Square(torch.autograd.Function):
+    """Its backward pass looks at a value, as no batch can."""
+
+    @staticmethod
+    def forward(y):
+        return y * y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return 2 * y * grad if grad.abs().max().item() > 0 else None
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("method", ORDERS)
+def test_a_backward_pass_that_cannot_be_batched(method, gradient):
+    """A Jacobian is then found row by row: where autograd looks for anomalies, and where a function of the user's does
+    what only works for one cotangent."""
+
+    def run(func):
+        y0 = double(1.0, 0.5, grad=True)
+        y = solve_ivp(func, (0.0, 0.3), y0, method=method, step_size=0.1, gradient=gradient).y
+        return y.detach(), torch.autograd.grad(y[-1].square().sum(), y0)[0]
+
+    def plain(t, y):
+        return torch.cos(t) - y.flip(0) * (y * y)
+
+    expected = run(plain)
+    torch.testing.assert_close(run(lambda t, y: torch.cos(t) - y.flip(0) * Square.apply(y)), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # autograd would warn of an attempt that fails
+        with torch.autograd.set_detect_anomaly(True):
+            torch.testing.assert_close(run(plain), expected)
+
+
+def test_a_backward_pass_that_cannot_be_batched_within_transforms():
+    def run(func):
+        return lambda y0: solve_ivp(func, (0.0, 0.3), y0, method="radauIIA5", step_size=0.1).y[-1].sum()
+
+    y0 = double(1.0, 0.5)
+    found = torch.func.grad(run(lambda t, y: -Square.apply(y)))(y0)
+    torch.testing.assert_close(found, torch.func.grad(run(lambda t, y: -y * y))(y0))
+
+
+def test_an_error_in_a_backward_pass_comes_through():
+    class Broken(Square):
+        @staticmethod
+        def backward(ctx, grad):
+            raise KeyError("the user's own")
+
+    with pytest.raises(KeyError, match="the user's own"):
+        solve_ivp(lambda t, y: -Broken.apply(y), (0.0, 0.3), double(1.0), method="gl4", step_size=0.1)
+
+
 def test_krylov_is_refused_within_transforms():
     method = find_method("gl4").with_options(linear_solver="krylov")
     with pytest.raises(RuntimeError, match="linear_solver='krylov' does not work within transforms"):

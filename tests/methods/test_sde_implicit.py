@@ -313,6 +313,63 @@ def test_entries_of_a_batch_that_converge_at_different_rates(method, tol):
         torch.testing.assert_close(torch.func.vmap(transform(end))(starts), expected, rtol=100 * tol, atol=10 * tol)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_jacobians_for_each_entry_of_a_batch(method):
+    """Two vmaps at work, one of them in the Jacobian. With additive noise that is (1 - dt A)^-5 for every state."""
+    matrix, vmap = double([-1.0, 2.0], [-2.0, -1.0]), torch.func.vmap
+    sde = SDE(lambda t, y: y @ matrix.T, lambda t, y: 0.1 * torch.ones_like(y))
+
+    def end(y0):
+        return sdeint(sde, y0.unsqueeze(0), [0.0, 0.5], bm=still, method=method, dt=0.1)[-1, 0]
+
+    def still(ta, tb):
+        return torch.zeros(1, 2, dtype=torch.float64)
+
+    still.shape = (1, 2)
+    y0, end_by_end = torch.randn(3, 2, dtype=torch.float64), torch.arange(3)
+    expected = torch.linalg.matrix_power(torch.linalg.inv(torch.eye(2, dtype=torch.float64) - 0.1 * matrix), 5)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(vmap(jacobian(end))(y0), expected.expand(3, 2, 2))
+        found = jacobian(vmap(end))(y0)
+        torch.testing.assert_close(found[end_by_end, :, end_by_end], expected.expand(3, 2, 2))
+        torch.testing.assert_close(found.sum((0, 2)), 3 * expected)
+    assert vmap(torch.func.hessian(lambda y0: end(y0)[0]))(y0).abs().max() < 1e-12
+
+
+class Cube(torch.autograd.Function):
+    """Its backward pass looks at a value, as no batch can."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.save_for_backward(y)
+        return y**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return 3 * y * y * grad if grad.abs().max().item() > 0 else None
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_backward_pass_that_cannot_be_batched(method, gradient):
+    """Jacobians are then found row by row: where autograd looks for anomalies, or the user's function at values."""
+
+    def run(cube):
+        y0 = double([0.5, -1.0], [2.0, 0.3]).requires_grad_()
+        sde = SDE(lambda t, y: -3 * cube(y) + y.flip(1), lambda t, y: 0.1 * y)
+        options = {"method": method, "dt": 0.1, "gradient": gradient, "generator": seeded()}
+        y = sdeint(sde, y0, [0.0, 0.2], **options)
+        return y.detach(), torch.autograd.grad(y[-1].square().sum(), y0)[0]
+
+    expected = run(lambda y: y**3)
+    torch.testing.assert_close(run(Cube.apply), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # autograd would warn of an attempt that fails
+        with torch.autograd.set_detect_anomaly(True):
+            torch.testing.assert_close(run(lambda y: y**3), expected)
+
+
 def test_no_convergence_of_an_entry_of_a_batch():
     sde = SDE(lambda t, y: -1e3 * y**3, lambda t, y: 0.1 * y)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from torchivp.boundary import UserFunction
 from torchivp.state import StateLayout
-from torchivp.torch_func import read
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class SignChange:
     def __init__(self, event: EventFunction, t: Tensor, y: Tensor):
         self._event = event
         self._signs = torch.sign(event(t, y.detach()).detach())
+        self._only = self._signs.item() if len(self._signs) == 1 else None
 
     @property
     def at_start(self) -> bool:
@@ -75,4 +75,6 @@ class SignChange:
 
     def value(self, t: Tensor, y: Tensor) -> float:
         """`remaining` as a float: zero or negative once there was an event."""
-        return -read(-self.remaining(t, y.detach()).detach())
+        if self._only is None:
+            return self.remaining(t, y.detach()).item()
+        return self._event(t, y.detach()).item() * self._only

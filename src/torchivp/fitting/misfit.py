@@ -22,6 +22,7 @@ from torchivp.fitting.quantities import Quantities
 from torchivp.models.model import Model
 from torchivp.solution import Solution, SolveError
 from torchivp.stepsize.constant import GridSteps
+from torchivp.torch_func import pull_back
 
 Noise = Literal["normal", "lognormal"]
 SigmaMode = Literal["separate", "shared"]
@@ -162,7 +163,7 @@ class Misfit:
         if len(t) * len(columns) <= _FEW_OUTPUTS or not self._forwards:
             states = self.states(at.requires_grad_(), trajectory, t)[:, list(columns)]
             rows = torch.eye(states.numel(), dtype=at.dtype).unflatten(1, states.shape)
-            (gradients,) = torch.autograd.grad(states, at, rows, is_grads_batched=True)
+            gradients = pull_back(lambda row: torch.autograd.grad(states, at, row, retain_graph=True)[0], rows)
             return states.detach().numpy(), gradients.numpy().reshape(*states.shape, len(at))
         with torch.no_grad(), forward_ad.dual_level():
             steps = self._solution(at, trajectory, t).t[1:].tolist()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchivp.events.sign_change import SignChange
 from torchivp.gradients.moving_time import event_time
 from torchivp.methods.method import FlatFunc
+from torchivp.torch_func import may_be_tracked
 
 
 def differentiate_event(
@@ -31,19 +32,20 @@ def differentiate_event(
 
     Returns:
         The same time and state. They can be differentiated once. If the event function is piecewise constant, the
-        event stays where it is; a warning says so if there is anything to differentiate.
+        event stays where it is, and a warning says so. Without anything to differentiate they are as they were.
     """
     value = sign.remaining(t, y)
+    if not (y.requires_grad or value.requires_grad or may_be_tracked()):
+        return t, y
     g_t, g_y = _gradients(sign, t, y)
     if not any(bool(g.any()) for g in (g_t, g_y, *_gradients(sign, *start))):
-        if y.requires_grad or value.requires_grad:
-            warnings.warn(
-                "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
-                "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
-                "Return a number that falls to zero at the event, such as y[0] - 0.5 instead of y[0] > 0.5, or solve "
-                "within torch.no_grad()",
-                stacklevel=3,
-            )
+        warnings.warn(
+            "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
+            "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
+            "Return a number that falls to zero at the event, such as y[0] - 0.5 instead of y[0] > 0.5, or solve "
+            "within torch.no_grad()",
+            stacklevel=3,
+        )
         return t, y
     with torch.no_grad():
         f = func(t, y.detach())

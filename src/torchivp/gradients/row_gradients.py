@@ -29,6 +29,7 @@ from torchivp.gradients.row_replay import Replay, join_changes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
+from torchivp.rows.steps import carry_to_keep
 from torchivp.solution import Stats, Status
 
 _REMEDY = (
@@ -214,27 +215,22 @@ class _SolveOfRows:
         checkpoints = self.replay.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
         at_end: list[Any] | None = None
-        single = not self.plan.method.takes_rows
         for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
             with torch.enable_grad():
                 oldest = now()
                 problem, leaves = self.inputs.on_leaves(checkpoint.y)
-                carry = None
-                if single:
-                    carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
+                carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
                 replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
             self._count_replayed(checkpoint.step, last)
             roots, seeds = self._seeds(replayed, grad, grad_before)
             carried = _tensors(carry)
             if at_end is not None:
-                after = [replayed.y]
-                if single:
-                    after += _tensors(self.replay.method.carry_to_keep(replayed.carry))
-                before = [at_end[0][problem.select(replayed.rows)], *at_end[1:]]
-                for root, seed in zip(after, before, strict=True):
+                after = [replayed.y, *_tensors(carry_to_keep(self.replay.method, replayed.carry))]
+                some = None if problem.rows == 1 else problem.select(replayed.rows)
+                for root, seed in zip(after, at_end, strict=True):
                     if seed is not None:
                         roots.append(root)
-                        seeds.append(seed)
+                        seeds.append(seed if some is None else seed[some])
             used = [i for i, root in enumerate(roots) if root.requires_grad]
             if at_end is None and not self.inputs.complete:
                 for i in used:

@@ -133,9 +133,9 @@ class Replay:
             going = self.steps[replayed.rows] > n
             if stepper is None or not going.all():
                 keep = problem.select(np.flatnonzero(going))
-                carry = replayed.carry if stepper is None else stepper.take_carry(replayed.carry, keep)
-                replayed.rows, replayed.y, replayed.carry = replayed.rows[going], replayed.y[keep], carry
+                replayed.rows, replayed.y = replayed.rows[going], replayed.y[keep]
                 stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)
+                replayed.carry = stepper.take_carry(replayed.carry, keep)
             rows = replayed.rows
             t0, t1 = self._ends[rows, n], self._ends[rows, n + 1]
             if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:
@@ -157,7 +157,7 @@ class Replay:
         where = position[self.changes.rows[places]]
         firings = [self.changes.firings[i] for i in places]
         replayed.places = np.concatenate([replayed.places, places])
-        y, anew = replayed.y, False
+        y, anew = replayed.y, []
         replayed.before.append(y[problem.select(where)])
         for firing, chosen in groups(firings).items():
             if changes_state(problem, firing):
@@ -165,13 +165,14 @@ class Replay:
                 before = y[there]
                 replayed.outputs.before_change(rows, t[rows], before)
                 y = y.index_copy(0, there, after_change(problem, firing, rows, t[rows], before))
-                anew = True
+                anew.append(where[chosen])
         replayed.y = y
-        if anew and replayed.carry is not None:
-            replayed.carry = None
-            if not self.method.takes_rows:  # its row goes on as it did when it was solved
-                slopes = function_on(problem, replayed.rows)(problem.user_time(t[replayed.rows]), y)
-                replayed.carry = self.method.initial_carry(slopes)
+        if anew and replayed.carry is not None:  # these rows go on as they did when they were solved
+            places = np.concatenate(anew)
+            there, rows = problem.select(places), replayed.rows[places]
+            slopes = function_on(problem, rows)(problem.user_time(t[rows]), y[there]).clone()
+            carry = self.method.initial_carry(slopes)
+            replayed.carry = replayed.carry.index_copy(0, there, carry) if self.method.takes_rows else carry
 
 
 def join_changes(changes: Sequence[ChangeRecord], problem: RowProblem) -> ChangeRecord:

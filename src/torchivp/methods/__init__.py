@@ -4,6 +4,7 @@ import difflib
 
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
+from torchivp.methods.ode.adaptive_heun import AdaptiveHeun
 from torchivp.methods.ode.bosh3 import Bosh3
 from torchivp.methods.ode.dopri5 import Dopri5
 from torchivp.methods.ode.dopri8 import Dopri8
@@ -34,7 +35,7 @@ ODE_METHODS: dict[str, type[Method]] = {
     "euler": Euler,
     "midpoint": Midpoint,
     "heun": Heun,
-    "adaptive_heun": Heun,
+    "adaptive_heun": AdaptiveHeun,
     "ralston": Ralston,
     "fehlberg2": Fehlberg2,
     "bosh3": Bosh3,

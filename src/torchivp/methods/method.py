@@ -67,6 +67,7 @@ class Method(ABC):
         varies_order: whether the method offers other orders in `Step.others`.
         sizes_steps: whether the method sizes its steps itself: `step` may then return one that ends before `t1`.
         takes_rows: whether it has `step_rows` and `interpolant_rows`, for rows that step on their own.
+        rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         differentiable: whether autograd can follow `step`.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
@@ -81,6 +82,7 @@ class Method(ABC):
     varies_order: ClassVar[bool] = False
     sizes_steps: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
+    rows_keep_carry: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Check]] = {}
 

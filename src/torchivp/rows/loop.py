@@ -27,7 +27,7 @@ from torchivp.rows.changes import (
 from torchivp.rows.landing import Start, land
 from torchivp.rows.problem import RowProblem, single_problem
 from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail
-from torchivp.rows.steps import Chosen, TakenSteps, make_stepper
+from torchivp.rows.steps import Chosen, TakenSteps, carry_to_keep, make_stepper
 from torchivp.rows.targets import RowTargets
 from torchivp.rows.watch import Located, Moments, RowWatch
 from torchivp.solution import Outcome, Stats, Status
@@ -341,7 +341,7 @@ class _RowLoop:
         else:
             index, t1, select = active.index[where], steps.t1[where], self.problem.select(where)
             self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), select))
-            self.y = self.y.index_copy(0, select, steps.y1[select])
+            self.y = self.y.index_copy(0, select, steps.y1.index_select(0, select))
         self.carry = self.stepper.choose_carry(steps.step, plain)  # to which an output may have added
         if located is not None:
             assert self.watch is not None
@@ -410,9 +410,12 @@ class _RowLoop:
     def _keep(self, where: np.ndarray, t1: np.ndarray) -> None:
         """Rows go on from `t1`: keep what is asked for, and see whether that is the end."""
         index = self.active.index[where]
-        y = self.y if len(where) == len(self.y) else self.y[self.problem.select(where)]
+        y, carry = self.y, carry_to_keep(self.method, self.carry)
+        if len(where) < len(y):
+            select = self.problem.select(where)
+            y, carry = y.index_select(0, select), self.stepper.take_carry(carry, select)
         self.outputs.end(index, t1, y)
-        self.trail.lay(index, y, self.outputs.next, self.stepper.carry_to_keep(self.carry))
+        self.trail.lay(index, y, self.outputs.next, carry)
         if (ended := self.targets.reached(index, t1)) is not None:
             self.active.done[where] |= ended
 
@@ -459,8 +462,9 @@ class _RowLoop:
             active.last[where] = np.where(changed, 1.0, active.last[where])
             active.before_last[where] = np.where(changed, 1.0, active.before_last[where])
             if self.carry is not None:
-                carry = self.stepper.method.initial_carry(new_slopes())
-                self.carry = self.stepper.put_carry(self.carry, select, carry)
+                chosen = problem.select(np.flatnonzero(changed))
+                carry = self.stepper.method.initial_carry(new_slopes()[chosen])
+                self.carry = self.stepper.put_carry(self.carry, select[chosen], carry)
         hidden = np.zeros(len(where), dtype=bool)
         if self.watch is not None:
             none = np.zeros((len(self.watch.numbers), len(where)))
@@ -547,7 +551,7 @@ class _RowLoop:
             keep = np.flatnonzero(~through)
             self.active = active.take(keep)
             select = self.problem.select(keep)
-            self.y, self.carry = self.y[select], self.stepper.take_carry(self.carry, select)
+            self.y, self.carry = self.y.index_select(0, select), self.stepper.take_carry(self.carry, select)
             if len(keep):
                 self.stepper = make_stepper(self.problem, self.method, self.plan.norm, self.active.index)
         return bool(len(self.active.index))

@@ -122,16 +122,16 @@ class RowOutputs:
         most = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1] - 1
         shape = (rows, most if count is None else count)
         times = np.full(shape, math.nan) if self._wanted is None else self._wanted[:, :-1]
-        states = torch.full((*shape, like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
+        states = torch.full((shape[0] * shape[1], like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
         if not rows:
-            states = like.unsqueeze(1).expand(*shape, like.shape[1])  # a gradient flows to nothing, but it flows
+            states = like.reshape(0, like.shape[1])  # a gradient flows to nothing, but it flows
         if self.values:
             where, place = np.concatenate(self._rows), np.concatenate(self._places)
             if self._wanted is None:
                 times[where, place] = np.concatenate(self._times)
-            index = tuple(torch.from_numpy(i).to(like.device) for i in (where, place))
-            states = states.index_put(index, torch.cat(self.values))
-        return states, times
+            index = torch.from_numpy(where * shape[1] + place).to(like.device)
+            states = states.index_copy_(0, index, torch.cat(self.values))
+        return states.view(*shape, like.shape[1]), times
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """The row and the place in it of each entry of `values`."""
@@ -167,7 +167,7 @@ class RowCheckpoint:
         step: the number of steps.
         y: the states there, [rows, size]; rows that did not get so far are zero.
         next: how many outputs each row had kept.
-        carry: what the method of a single row starts from.
+        carry: what the method starts from besides: anything of a single row, else None or [rows, size].
     """
 
     step: int
@@ -212,7 +212,7 @@ class RowTrail:
         self.checkpoints = [RowCheckpoint(0, y.clone(), kept.copy())]
 
     def lay(self, rows: np.ndarray, y: Tensor, kept: np.ndarray, carry: Any) -> None:
-        """The `rows` go on from the states `y`; `kept` outputs were kept of each of all rows."""
+        """The `rows` go on from the states `y` and the `carry`; `kept` outputs were kept of each of all rows."""
         if self._limit == 0:
             return
         here = np.flatnonzero(self.steps[rows] % self._stride == 0)
@@ -229,7 +229,12 @@ class RowTrail:
             where = rows[chosen]
             checkpoint.y[torch.from_numpy(where).to(y.device)] = y[torch.from_numpy(chosen).to(y.device)]
             checkpoint.next[where] = kept[where]
-            checkpoint.carry = pytree.tree_map_only(Tensor, Tensor.clone, carry)
+            if len(self.steps) == 1:
+                checkpoint.carry = pytree.tree_map_only(Tensor, Tensor.clone, carry)
+            elif carry is not None:
+                if checkpoint.carry is None:
+                    checkpoint.carry = torch.zeros_like(checkpoint.y)
+                checkpoint.carry[torch.from_numpy(where).to(y.device)] = carry[torch.from_numpy(chosen).to(y.device)]
         if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
             self.checkpoints = self.checkpoints[::2]
             self._stride *= 2

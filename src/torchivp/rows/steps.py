@@ -124,13 +124,9 @@ class Stepper:
             return None
         return torch.where(torch.from_numpy(accept).to(step.y1.device).unsqueeze(1), step.carry, step.retry)
 
-    def carry_to_keep(self, carry: Any) -> Any:
-        """What must be kept of the carry to take steps again: nothing, slopes can be computed anew."""
-        return None
-
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         """The carry of a choice of these rows."""
-        return None if carry is None else carry[rows]
+        return None if carry is None else carry.index_select(0, rows)
 
     def put_carry(self, carry: Any, rows: Tensor, other: Any) -> Any:
         """The carry, with `other` for some of these rows."""
@@ -178,9 +174,6 @@ class SingleStepper(Stepper):
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         return step.carry if accept[0] else step.retry
 
-    def carry_to_keep(self, carry: Any) -> Any:
-        return self.method.carry_to_keep(carry)
-
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         return carry
 
@@ -200,6 +193,13 @@ class _SingleWithin:
 
     def at_fraction(self, theta: float) -> Tensor:
         return self.at(torch.zeros(1), np.array([theta]))
+
+
+def carry_to_keep(method: Method, carry: Any) -> Any:
+    """What must be kept of the carry to take steps again: of many rows nothing, if slopes can be computed anew."""
+    if method.takes_rows:
+        return carry if method.rows_keep_carry else None
+    return method.carry_to_keep(carry)
 
 
 def make_stepper(problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray) -> Stepper:

@@ -58,6 +58,9 @@ class ButcherTableau:
         b_embedded: the weights of the embedded method that estimates the error.
         embedded_order: its order; `order - 1` unless given.
         dense: the dense output; None for the cubic Hermite interpolant.
+        predicts: whether the next step starts from the last stage as its slope, although it was evaluated at a state
+            that the step then corrects: the mode "predict, evaluate, correct" of multistep methods. The correction
+            must be of the order of the local error.
         fsal: whether the last stage is `func` at the end of the step (first same as last): found, not declared.
 
     Raises:
@@ -71,6 +74,7 @@ class ButcherTableau:
     b_embedded: Coefficients | None = None
     embedded_order: int | None = None
     dense: StagePolynomials | None = None
+    predicts: bool = False
     fsal: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,6 +98,9 @@ class ButcherTableau:
                 residual(a, np.array(self.b_embedded), self.embedded_order) < 1e-13,
                 f"b_embedded must have order {self.embedded_order}",
             )
+        if self.predicts:
+            _require(self.c[-1] == 1, "the last stage must lie at the end of the step if the next one starts from it")
+            _require(self.dense is not None, "if it predicts, dense output must come from the stages, not from slopes")
         if self.dense is not None:
             self._check_dense(self.dense)
 
@@ -133,6 +140,7 @@ class ExplicitRungeKutta(Method):
         if "tableau" not in cls.__dict__:
             return
         cls.order = cls.tableau.order
+        cls.rows_keep_carry = cls.tableau.predicts
         cls.error_order = None
         if cls.tableau.embedded_order is not None:
             cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)
@@ -251,7 +259,8 @@ class ExplicitRungeKutta(Method):
         self, t0: float | Tensor, t1: float | Tensor, y0: Tensor, y1: Tensor, stages: _StageBuffer | _StageRecord
     ) -> Step:
         error = stages.error() if self.error_order is not None else None
-        return Step(t0, t1, y0, y1, error, stages.last() if self.tableau.fsal else None, stages.first_stage(), stages)
+        carry = stages.last() if self.tableau.fsal or self.tableau.predicts else None
+        return Step(t0, t1, y0, y1, error, carry, stages.first_stage(), stages)
 
     def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None) -> Step:
         # The sizes of the steps are part of the stages here, not of the coefficients, which all rows share.
@@ -277,7 +286,8 @@ class ExplicitRungeKutta(Method):
         if self.error_order is not None:
             with torch.no_grad():
                 error = torch.mm(self._rows[-1], stages.first(count)).view_as(y0)
-        return Step(t0, t1, y0, y1, error, k.clone() if fsal else None, first, stages.first(count))
+        after = k.clone() if fsal or self.tableau.predicts else None
+        return Step(t0, t1, y0, y1, error, after, first, stages.first(count))
 
     def _stages_of_rows(self, y0: Tensor) -> _RowBuffer:
         if self._row_buffer is None or self._row_buffer.shape != y0.shape:
@@ -312,11 +322,11 @@ class ExplicitRungeKutta(Method):
             start = time_scalar(t0, dtype, device)
             first = start.to(self._real_dtype)
         end = time_scalar(t1, dtype, device)
-        inner, final = torch.lerp(start, end, self._inner_c), end
-        if dtype != self._real_dtype:
-            inner, final = inner.to(self._real_dtype), end.to(self._real_dtype)
+        final = end if dtype == self._real_dtype else end.to(self._real_dtype)
         self._end = (t1 if isinstance(t1, float) else math.nan, end, final)
-        times = (first, final, *inner.unbind())
+        times = (first, final)
+        if self._inner_c.numel():
+            times += torch.lerp(start, end, self._inner_c).to(self._real_dtype).unbind()
         return [times[i] for i in self._time_of_stage]
 
     def initial_carry(self, f0: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from torchivp.methods.factorised import Factorised
+from torchivp.methods.jacobian import Linearisation, jacobian
 from torchivp.methods.method import FlatFunc
 from torchivp.methods.ode.gmres import gmres
-from torchivp.methods.ode.jacobian import Linearisation, jacobian
 from torchivp.methods.ode.stage_equations import StageEquations
 from torchivp.torch_func import inside_transform
 
@@ -80,8 +81,7 @@ class DenseStageSolver:
         rows = a.shape[0] * jacobians.shape[1]
         matrix = blocks.permute(0, 2, 1, 3).reshape(rows, rows)
         matrix = matrix + torch.eye(rows, dtype=a.dtype, device=a.device)
-        # Unchecked, which saves waiting for the device: a singular matrix gives corrections that are not finite.
-        self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(matrix)
+        self._factorised = Factorised(matrix)
 
     def at_size(self, dt: float) -> DenseStageSolver:
         # A size that is almost the same only slows the iteration, if it does.
@@ -89,7 +89,7 @@ class DenseStageSolver:
         return self if near else DenseStageSolver(self._jacobians, replace(self.origin, dt=dt))
 
     def solve(self, residual: Tensor) -> Tensor:
-        return torch.linalg.lu_solve(self._lu, self._pivots, residual.reshape(-1, 1)).view_as(residual)
+        return self._factorised.solve(residual.reshape(-1, 1)).view_as(residual)
 
 
 class KrylovStageSolver:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from torchivp.checks import check_number, check_positive, check_whole_number
+from torchivp.methods.factorised import Factorised
+from torchivp.methods.jacobian import slopes_and_jacobians
 from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.real_pairs import to_complex, to_real
 from torchivp.methods.sde.method import SDEMethod
@@ -187,28 +189,9 @@ class _Equation:
 
     def _linearised(self, y: Tensor) -> tuple[Tensor, _System]:
         """The residual, and the linear equations with the Jacobians at `y`, without history."""
-        f, jacobians = self._drift_and_jacobians(y)
+        f, jacobians = slopes_and_jacobians(self._drift, y)
         matrix = torch.eye(y.shape[1], dtype=y.dtype, device=y.device).sub(jacobians, alpha=self._dt)
         return (y - self._known).sub(f, alpha=self._dt), _System(matrix)
-
-    def _drift_and_jacobians(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The drift [rows, size], and for each row its derivative [rows, size, size], without history.
-
-        A row depends on its own state alone, so that the gradient of an element summed over the rows has them all.
-        """
-        rows, size = y.shape
-        unit = torch.eye(size, dtype=y.dtype, device=y.device).unsqueeze(1).expand(size, rows, size)
-        if inside_transform():
-            found = torch.func.vjp(self._drift, y)
-            return found[0].detach(), torch.func.vmap(found[1])(unit)[0].detach().transpose(0, 1)
-        # Not torch.func outside of transforms: the drift may call torch.autograd.grad itself.
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = y.detach().clone().requires_grad_()
-            f = self._drift(leaf)
-            found = None
-            if f.requires_grad:
-                (found,) = torch.autograd.grad(f, leaf, unit, is_grads_batched=True, allow_unused=True)
-        return f.detach(), y.new_zeros(rows, size, size) if found is None else found.transpose(0, 1)
 
     def _size(self, change: Tensor, y: Tensor) -> Tensor:
         """The size of a change of each row, relative to max(1, |y|)."""
@@ -256,9 +239,8 @@ class _System:
     def __init__(self, matrix: Tensor) -> None:
         # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
         self.matrix = matrix.nan_to_num(0.0, 0.0, 0.0)
-        # Unchecked, which saves waiting for the device: a singular matrix gives corrections that are not finite.
-        self._lu, self._pivots, _ = torch.linalg.lu_factor_ex(self.matrix)
+        self._factorised = Factorised(self.matrix)
 
     def correction(self, residual: Tensor) -> Tensor:
         """What to add to make the residual vanish; differentiable with the matrix as a constant."""
-        return torch.linalg.lu_solve(self._lu, self._pivots, residual.neg().unsqueeze(2)).squeeze(2)
+        return self._factorised.solve(residual.neg().unsqueeze(2)).squeeze(2)
