@@ -135,7 +135,7 @@ def test_events_at_step_ends_and_next_to_them(threshold, method, door):
 
 
 def test_an_event_at_the_latest_time_allowed():
-    t, y = odeint(rising, double(0.0), [0.0, 0.5], event_fn=lambda t, y: y - 0.5, method="rk4",
+    t, y = odeint(rising, double(0.0), [0.0, 0.5], event_fn=lambda t, y: y - 0.5, method="rk4", horizon=0.5,
                   options={"step_size": 0.25})  # fmt: skip
     assert t.item() == 0.5 and y[1].item() == 0.5
 
@@ -172,12 +172,38 @@ def test_a_horizon_ends_the_search():
         odeint_event(rising, double(0.0), 0.0, event_fn=never, horizon=-0.5, reverse_time=True)
 
 
-def test_the_advice_after_a_search_is_for_the_function_that_was_called():
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "radauIIA5"])
+def test_odeint_searches_beyond_the_last_time(method, direction, door):
+    """As torchdiffeq does: the second time says the direction only."""
+    options = {"step_size": 0.05} if method in FIXED else {}
+    for t in (torch.tensor([0.0, 1e-3 * direction], dtype=D), [0.0, 0.1 * direction], [0.0, 1e9 * direction]):
+        event_t, y = door(lambda t, y: -direction * y, double(1.0, 2.0), t, method=method, options=options,
+                          event_fn=lambda t, y: y[0] - 0.5)  # fmt: skip
+        assert event_t.item() == pytest.approx(direction * math.log(2), abs=1e-6)
+        assert y[:, 1].tolist() == pytest.approx([2.0, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_odeint_gives_up_an_endless_search(door):
     never = lambda t, y: y[0] + 2.0
-    with pytest.raises(SolveError, match="Look further ahead with a later horizon; if event_fn"):
-        odeint_event(rotation, double(1.0, 0.0), 0.0, event_fn=never, horizon=2.0)
-    with pytest.raises(SolveError, match=re.escape("Look further ahead with a later t[1]; if event_fn")):
-        odeint(rotation, double(1.0, 0.0), [0.0, 2.0], event_fn=never)
+    with pytest.raises(SolveError, match=r"max_steps = 40 step attempts .* no event has happened by then: does one"):
+        door(rotation, double(1.0, 0.0), [0.0, 1e-3], event_fn=never, options={"max_num_steps": 40})
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_horizon_of_odeint(door):
+    never = lambda t, y: y[0] + 2.0
+    for t, horizon in (([0.0, 1e-3], 2.0), ([0.0, -1e-3], -2.0)):
+        with pytest.raises(SolveError, match=f"between t = 0 and t = {horizon:g}: .* with a later horizon; if event"):
+            door(rotation, double(1.0, 0.0), t, event_fn=never, horizon=horizon)
+        with pytest.raises(
+            ValueError, match="horizon = [-2]+ must lie (before t0, since time is reversed|after t0), an"
+        ):
+            door(rotation, double(1.0, 0.0), t, event_fn=never, horizon=-horizon)
+    with pytest.raises(ValueError, match="horizon is the latest time to look for an event: give event_fn too"):
+        door(rotation, double(1.0, 0.0), [0.0, 1.0], horizon=1.0)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -51,6 +51,7 @@ def odeint(
     method: str | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    horizon: float | None = None,
 ) -> Any:
     """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and return the solution at the times `t`.
 
@@ -70,9 +71,11 @@ def odeint(
         method: the name of a method (see `torchivp.ODE_METHODS`), or the class of one; None for "dopri5".
         options: a dict, see below. Unknown options are named in a warning and ignored.
         event_fn: `event_fn(t, y)` returns a tensor of which each element is an event: the solve ends where the first
-            of them changes its sign, or at `t[0]` if one is zero there. `t` is then `[t0, t1]`, where `t1`, which
-            may be infinite, is the latest time to look for an event. The elements may be true or false; the time of
-            such an event has no gradient.
+            of them changes its sign, or at `t[0]` if one is zero there. `t` is then `[t0, t1]`, of which `t1` says
+            the direction only; with a `grid_constructor` it is where the steps end. The elements may be true or
+            false; the time of such an event has no gradient.
+        horizon: the latest time (earliest, if time decreases) to look for an event; None for no limit but that on
+            the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
 
     The options, by the methods that know them:
 
@@ -94,14 +97,14 @@ def odeint(
 
     Returns:
         The solution, [T, *y0.shape], in the dtype of `y0`; for a pytree `y0` the same structure of such tensors.
-        With `event_fn`, the time of the event, and the states at `t[0]` and at the event, which are differentiable
-        at fixed times; `odeint_event` differentiates the time too.
+        With `event_fn`, the time of the event, and the states at `t[0]` and at the event. The time is differentiable,
+        once, the states as at fixed times; those of `odeint_event` move with the time.
 
     Raises:
         SolveError: the last time was not reached, or no event happened; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
-    door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn)
+    door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn, horizon)
     gradient = Direct() if door.settings.method.differentiable else Backsolve()
     return door.solve(gradient, None)
 
@@ -116,6 +119,7 @@ def odeint_adjoint(
     method: str | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    horizon: float | None = None,
     adjoint_rtol: Any = None,
     adjoint_atol: Any = None,
     adjoint_method: str | type[Method] | None = None,
@@ -139,6 +143,7 @@ def odeint_adjoint(
         method: as in `odeint`.
         options: as in `odeint`.
         event_fn: as in `odeint`.
+        horizon: as in `odeint`.
         adjoint_rtol: relative tolerance of the backward solve; None for `rtol`.
         adjoint_atol: absolute tolerance of the backward solve; None for `atol`.
         adjoint_method: method of the backward solve; None for `method`.
@@ -168,7 +173,7 @@ def odeint_adjoint(
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
     if adjoint_params is not None:
         adjoint_params = check_parameters("adjoint_params", adjoint_params)
-    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, _REMEDY_IN_ADJOINT)
+    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon, _REMEDY_IN_ADJOINT)
     backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
         rtol=adjoint_rtol,
@@ -206,8 +211,7 @@ def odeint_event(
         event_fn: as in `odeint`. Tensors that it uses get gradients. If it returns tensors of true and false, the
             time of the event has no gradient.
         reverse_time: integrate backwards in time.
-        horizon: the latest (with `reverse_time`, the earliest) time to look for an event; None for no limit but
-            that on the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
+        horizon: as in `odeint`.
         odeint_interface: `odeint`, `odeint_adjoint`, or a function that calls one of them.
         **kwargs: further arguments of `odeint_interface`.
 
@@ -226,19 +230,10 @@ def odeint_event(
     start = torch.tensor(begin, dtype=torch.float64)
     if isinstance(t0, Tensor) and t0.is_floating_point():
         start = t0
-    if horizon is None:
-        horizon = -math.inf if reverse_time else math.inf
-    elif (float(horizon) - begin) * (-1 if reverse_time else 1) <= 0:
-        way = "before t0, since time is reversed" if reverse_time else "after t0"
-        raise ValueError(f"horizon = {float(horizon):g} must lie {way}, and t0 = {begin:g}")
-    t = torch.cat([start.reshape(1), start.new_tensor([float(horizon)])])
-    try:
-        event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    except SolveError as error:
-        if error.status.outcome is not Outcome.NO_EVENT or math.isinf(horizon):
-            raise
-        sentence = _no_event(begin, float(horizon), "horizon")
-        raise SolveError(replace(error.status, message=sentence)) from None
+    t = torch.cat([start.reshape(1), start.new_tensor([-math.inf if reverse_time else math.inf])])
+    if horizon is not None:
+        kwargs["horizon"] = horizon
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     if not torch.is_grad_enabled():
         return event_t, solution
     end = event_t.detach().item()
@@ -312,6 +307,7 @@ class _Door:
         method: Any,
         options: dict[str, Any],
         event_fn: Callable[..., Any] | None,
+        horizon: float | None = None,
         remedy: str = _REMEDY,
     ):
         self._func, self._y0, self._t = func, y0, t
@@ -322,11 +318,10 @@ class _Door:
                 "on the state: use autograd (backward(), torch.autograd.grad), and a loop over the batch"
             )
         values, tensor = check_times(t, endless=self._until_event)
-        if self._until_event and len(values) != 2:
-            raise ValueError(
-                f"with event_fn, t must be the start and the latest time to look for an event, got {len(values)} "
-                "times: write t=torch.stack([t[0], t[-1]])"
-            )
+        if self._until_event:
+            values[1:] = [_end_of_search(values, horizon, options.get("grid_constructor") is not None)]
+        elif horizon is not None:
+            raise ValueError("horizon is the latest time to look for an event: give event_fn too, or leave it out")
         self._endless = math.isinf(values[-1])
         # The end of a search is no time that the solution depends on.
         known = values[:1] if self._until_event else values
@@ -366,8 +361,8 @@ class _Door:
                 )
             if self._endless:
                 raise ValueError(
-                    "option 'grid_constructor' needs to know where the search for an event ends: pass horizon= to "
-                    "odeint_event, or options={'step_size': 0.01} instead"
+                    "option 'grid_constructor' needs to know where the search for an event ends: pass horizon=, or "
+                    "options={'step_size': 0.01} instead"
                 )
         return found
 
@@ -389,7 +384,7 @@ class _Door:
         if not self._until_event:
             return self._layout.unflatten(states, (len(reached),))
         if status.outcome is not Outcome.EVENT:
-            sentence = _no_event(self._times.start, self._times.end, "t[1]")
+            sentence = _no_event(self._times.start, self._times.end)
             raise SolveError(Status(Outcome.NO_EVENT, sentence, status.t))
         both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
         return self._event_time(status.t), self._layout.unflatten(both, (2,))
@@ -407,11 +402,29 @@ class _Door:
         return torch.tensor(t, dtype=torch.float64)
 
 
-def _no_event(start: float, end: float, latest: str) -> str:
-    """That nothing happened up to `end`, the time that the argument `latest` gives."""
+def _end_of_search(t: list[float], horizon: Any, on_a_grid: bool) -> float:
+    """Where the search for an event ends: at the horizon, or where a grid of the user's does, or nowhere."""
+    if len(t) != 2:
+        raise ValueError(
+            f"with event_fn, t must be the start and another time, which says the direction, got {len(t)} times: write "
+            "t=torch.stack([t[0], t[-1]])"
+        )
+    start, other = t
+    direction = math.copysign(1.0, other - start)
+    if horizon is None:
+        return other if on_a_grid else direction * math.inf
+    horizon = check_number("horizon", horizon)
+    if (horizon - start) * direction <= 0:
+        way = "before t0, since time is reversed" if direction < 0 else "after t0"
+        raise ValueError(f"horizon = {horizon:g} must lie {way}, and t0 = {start:g}")
+    return horizon
+
+
+def _no_event(start: float, end: float) -> str:
+    """That nothing happened up to `end`, the horizon."""
     return (
         f"there is no event between t = {start:g} and t = {end:g}: event_fn has the same sign at the end of every "
-        f"step as at the start. Look further ahead with a later {latest}; if event_fn changes its sign twice within a "
+        f"step as at the start. Look further ahead with a later horizon; if event_fn changes its sign twice within a "
         "step, take smaller steps with the option max_step or step_size"
     )
 
