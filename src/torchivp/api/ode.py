@@ -19,7 +19,7 @@ from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.event import differentiate_event
+from torchivp.gradients.event import differentiate_event, differentiate_event_time
 from torchivp.gradients.inputs import check_parameters
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
@@ -236,7 +236,8 @@ def odeint_event(
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     if not torch.is_grad_enabled():
         return event_t, solution
-    end = event_t.detach().item()
+    event_t = event_t.detach()
+    end = event_t.item()
     problem = Problem.build(func, y0, Times(begin, end, ()))
     layout = StateLayout(y0)
     first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
@@ -387,7 +388,7 @@ class _Door:
             sentence = _no_event(self._times.start, self._times.end)
             raise SolveError(Status(Outcome.NO_EVENT, sentence, status.t))
         both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
-        return self._event_time(status.t), self._layout.unflatten(both, (2,))
+        return self._event_time(status.t, both[-1].reshape(1, -1)), self._layout.unflatten(both, (2,))
 
     def solve_densely(self) -> DenseSolution:
         interpolants = Interpolants()
@@ -396,10 +397,19 @@ class _Door:
             raise SolveError(status)
         return DenseSolution(interpolants.steps, self._layout.unflatten)
 
-    def _event_time(self, t: float) -> Tensor:
-        if isinstance(self._t, Tensor):
-            return self._t.new_tensor(t)
-        return torch.tensor(t, dtype=torch.float64)
+    def _event_time(self, t: float, y: Tensor) -> Tensor:
+        """The time `t` of the event, at which the state is `y`, [1, size]; with its gradient."""
+        time = self._t.new_tensor(t) if isinstance(self._t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        if not torch.is_grad_enabled():
+            return time
+        integration, problem = self._integration, self._integration.problem
+        assert integration.event is not None
+        begins = problem.time(self._times.at(self._times.start)), problem.y0
+        sign = SignChange(integration.event, *begins)
+        moved = begins[0]
+        if not sign.at_start:
+            moved = differentiate_event_time(problem.func, sign, begins, problem.time(t), y)
+        return time + (moved - moved.detach()).to(time)
 
 
 def _end_of_search(t: list[float], horizon: Any, on_a_grid: bool) -> float:
