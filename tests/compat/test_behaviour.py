@@ -10,6 +10,7 @@ import torch
 import torchdiffeq as theirs
 from torch import nn
 
+import torchivp
 from torchivp.compat import torchdiffeq as ours
 from torchivp.compat.torchdiffeq._impl.odeint import SOLVERS
 
@@ -438,3 +439,43 @@ def test_gradcheck(method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the corrector of implicit_adams is not asked for so much
         assert torch.autograd.gradcheck(solve, (Y0.clone().requires_grad_(), t, weight))
+
+
+FAILURES = {
+    "underflow in dt": (lambda t, y: y**2, {}),
+    "max_num_steps exceeded": (lambda t, y: -y, {"options": {"max_num_steps": 3}}),
+    "underflow in dt, non-finite values in state `y`": (lambda t, y: y / 0, {}),
+}
+
+
+@pytest.mark.parametrize("words", FAILURES)
+@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "a solver"])
+def test_failures_begin_with_torchdiffeqs_words(name, words):
+    func, kwargs = FAILURES[words]
+    y0, t = torch.ones(2, dtype=D), torch.tensor([0.0, 2.0], dtype=D)
+    calls = {
+        "odeint": lambda: ours.odeint(func, y0, t, **kwargs),
+        "odeint_adjoint": lambda: ours.odeint_adjoint(func, y0.requires_grad_(), t, adjoint_params=(), **kwargs),
+        "odeint_dense": lambda: ours.odeint_dense(func, y0, t[0], t[1], **kwargs),
+        "odeint_event": lambda: ours.odeint_event(func, y0, t[0], event_fn=lambda t, y: y[0] + t + 100, **kwargs),
+        "a solver": lambda: SOLVERS["dopri5"](func=func, y0=y0, **kwargs.get("options", {})).integrate(t),
+    }
+    with pytest.raises(AssertionError) as caught:
+        calls[name]()
+    assert str(caught.value).startswith(words) and caught.value.args == (str(caught.value),)
+    assert str(caught.value).endswith(caught.value.status.message)
+
+
+def test_failures_of_the_backward_pass_begin_with_torchdiffeqs_words():
+    y0 = torch.ones(2, dtype=D, requires_grad=True)
+    for library in LIBRARIES:
+        solution = library.odeint_adjoint(
+            lambda t, y: -y, y0, T, adjoint_params=(), adjoint_options={"max_num_steps": 1, "first_step": 1e-3}
+        )
+        with pytest.raises(AssertionError, match=r"^max_num_steps exceeded"):
+            solution.sum().backward()
+
+
+def test_torchivps_own_failures_keep_their_sentences():
+    with pytest.raises(AssertionError, match=r"^max_steps = 3 step attempts"):
+        torchivp.odeint(lambda t, y: -y, Y0, T, options={"max_num_steps": 3})

@@ -25,7 +25,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Outcome, SolveError, Status
+from torchivp.solution import Outcome, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
@@ -381,12 +381,12 @@ class _Door:
         """The states, or with an event its time and the states."""
         states, reached, status, _ = gradient.solve(self._integration, params, None)
         if not status.ok:
-            raise SolveError(status)
+            raise self._integration.failure(status)
         if not self._until_event:
             return self._layout.unflatten(states, (len(reached),))
         if status.outcome is not Outcome.EVENT:
             sentence = _no_event(self._times.start, self._times.end)
-            raise SolveError(Status(Outcome.NO_EVENT, sentence, status.t))
+            raise self._integration.failure(Status(Outcome.NO_EVENT, sentence, status.t))
         both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
         return self._event_time(status.t, both[-1].reshape(1, -1)), self._layout.unflatten(both, (2,))
 
@@ -394,7 +394,7 @@ class _Door:
         interpolants = Interpolants()
         _, _, status, _ = Direct().solve(self._integration, None, interpolants)
         if not status.ok:
-            raise SolveError(status)
+            raise self._integration.failure(status)
         return DenseSolution(interpolants.steps, self._layout.unflatten)
 
     def _event_time(self, t: float, y: Tensor) -> Tensor:

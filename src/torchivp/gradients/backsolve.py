@@ -30,7 +30,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
-from torchivp.solution import Outcome, SolveError, Stats, Status
+from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
 from torchivp.torch_func import inside_transform
@@ -209,7 +209,7 @@ class _AdjointSolve:
         status, stats = backward.run([end])
         self.stats.backward = stats
         if not status.ok:
-            raise SolveError(
+            raise forward.failure(
                 replace(
                     status,
                     message=f"in the backward solve: {status.message}; or use gradient='checkpointed', which "

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from torchivp.api import ode
 from torchivp.api.options import check_adjoint_options
+from torchivp.compat.failure import TorchdiffeqFailure
 from torchivp.compat.torchdiffeq._impl.odeint import engine_method, resolve
 from torchivp.gradients.inputs import module_parameters as find_parameters
+from torchivp.solution import raising
 
 __all__ = ["find_parameters", "odeint_adjoint"]
 
@@ -40,18 +42,19 @@ def odeint_adjoint(
         adjoint_options = {} if adjoint_options is None else adjoint_options
         adjoint_method, adjoint_options = engine_method(adjoint_method, func, y0, rtol, atol, adjoint_options)
     method, options = engine_method(method, func, y0, rtol, atol, options)
-    return ode.odeint_adjoint(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        event_fn=event_fn,
-        adjoint_rtol=adjoint_rtol,
-        adjoint_atol=adjoint_atol,
-        adjoint_method=adjoint_method,
-        adjoint_options=adjoint_options,
-        adjoint_params=adjoint_params,
-    )
+    with raising(TorchdiffeqFailure):
+        return ode.odeint_adjoint(
+            func,
+            y0,
+            t,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+            event_fn=event_fn,
+            adjoint_rtol=adjoint_rtol,
+            adjoint_atol=adjoint_atol,
+            adjoint_method=adjoint_method,
+            adjoint_options=adjoint_options,
+            adjoint_params=adjoint_params,
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api import sde as api
+from torchivp.compat.failure import TorchsdeFailure
 from torchivp.compat.torchsde._brownian import BrownianInterval
 from torchivp.compat.torchsde._core import base_sde, methods, misc
 from torchivp.compat.torchsde._core.base_solver import check_levy_area, follow_calls
@@ -16,6 +17,7 @@ from torchivp.compat.torchsde.settings import LEVY_AREA_APPROXIMATIONS, METHODS
 from torchivp.methods.sde import default_method, find_sde_method
 from torchivp.sde.functions import ROLES
 from torchivp.sde.problem import SDEProblem, check_path
+from torchivp.solution import raising
 
 
 def sdeint(
@@ -43,23 +45,24 @@ def sdeint(
     misc.handle_unused_kwargs(unused_kwargs, msg="`sdeint`")
     misc.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
     bm, names = check_call(sde, y0, ts, bm, method, names, logqp)
-    return api.sdeint(
-        sde,
-        y0,
-        ts,
-        bm=bm,
-        method=method,
-        dt=dt,
-        adaptive=adaptive,
-        rtol=rtol,
-        atol=atol,
-        dt_min=dt_min,
-        options=interpolating(options),
-        names=names,
-        logqp=logqp,
-        extra=extra,
-        extra_solver_state=extra_solver_state,
-    )
+    with raising(TorchsdeFailure):
+        return api.sdeint(
+            sde,
+            y0,
+            ts,
+            bm=bm,
+            method=method,
+            dt=dt,
+            adaptive=adaptive,
+            rtol=rtol,
+            atol=atol,
+            dt_min=dt_min,
+            options=interpolating(options),
+            names=names,
+            logqp=logqp,
+            extra=extra,
+            extra_solver_state=extra_solver_state,
+        )
 
 
 def check_call(
