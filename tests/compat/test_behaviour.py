@@ -9,9 +9,11 @@ import pytest
 import torch
 import torchdiffeq as theirs
 from torch import nn
+from torchdiffeq._impl import misc as their_misc
 
 import torchivp
 from torchivp.compat import torchdiffeq as ours
+from torchivp.compat.torchdiffeq._impl import misc as our_misc
 from torchivp.compat.torchdiffeq._impl.odeint import SOLVERS
 
 D = torch.float64
@@ -21,6 +23,9 @@ NOT_SCIPY = [name for name in SOLVERS if name != "scipy_solver"]
 FIXED = [name for name in NOT_SCIPY if name not in (*ADAPTIVE, "tsit5", "adams")]
 SIZED = {"options": {"step_size": 0.01, "interp": "cubic"}}
 LIBRARIES = (ours, theirs)
+
+# Imported before any test runs: one may install the stand-in, after which the name leads there.
+NULL_CALLBACKS = {ours: our_misc._null_callback, theirs: their_misc._null_callback}
 
 T = torch.linspace(0.0, 1.0, 3, dtype=D)
 Y0 = torch.tensor([1.0, 0.5], dtype=D)
@@ -267,12 +272,26 @@ def test_the_norm_of_the_backward_solve_can_be_exchanged_on_the_node(library, y0
     def norm(parts):
         t, y, adj_y, *params = parts
         shapes.append((t.shape, y.shape, adj_y.shape, [p.shape for p in params]))
-        return default(parts)
+        size = default(parts)
+        assert isinstance(size, torch.Tensor) and size.shape == ()
+        return size
 
     node.adjoint_options["norm"] = norm
     out.sum().backward()
     size = Y0.shape if isinstance(y0, torch.Tensor) else torch.Size([3])
     assert shapes and set(map(str, shapes)) == {str((torch.Size([]), size, size, [torch.Size([])]))}
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["ours", "theirs"])
+def test_callbacks_that_are_none_are_not_warned_of(library):
+    """Programs put torchdiffeq's own `_null_callback` where they have no callback."""
+    func = Recorded()
+    names = ["callback_step", "callback_accept_step", "callback_reject_step"]
+    for name in [*names, *(f"{name}_adjoint" for name in names)]:
+        setattr(func, name, NULL_CALLBACKS[library])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        library.odeint_adjoint(func, Y0, T, method="rk4").sum().backward()
 
 
 @pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])

@@ -91,7 +91,7 @@ def solve_ivp(
             `PIController()`, for example.
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
             at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one. It
-            matters to adaptive and implicit methods only.
+            matters to adaptive steps only.
         events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`,
             which may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of
             these.

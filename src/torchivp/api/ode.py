@@ -81,7 +81,7 @@ def odeint(
 
     - All methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous; `perturb`, true to
       evaluate func just within the ends of each step instead of at them; `max_num_steps`, the largest number of step
-      attempts; `norm`, a function of the scaled error, which matters to adaptive and implicit methods only; `dtype`, a
+      attempts; `norm`, a function of the scaled error, which matters to adaptive methods only; `dtype`, a
       precision of times, which have double precision anyway.
     - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `ralston`, `adams`): `first_step`;
       `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest factor by which

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.callbacks import Callbacks
+from torchivp.callbacks import Callbacks, null_callback
 from torchivp.checks import check_flag, check_number, check_whole_number
 from torchivp.integrate import Controller
 from torchivp.methods import ODE_METHODS, find_method
@@ -223,10 +223,11 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
         which: ("callback_step" if which == "step" else f"callback_{which}_step") + ("_adjoint" if adjoint else "")
         for which in _CALLBACKS
     }
-    found = {which: getattr(func, name, None) for which, name in names.items()}
+    found = {which: getattr(func, name, null_callback) for which, name in names.items()}
+    found = {which: callback for which, callback in found.items() if callback not in (None, null_callback)}
     called = () if method.sizes_steps else _CALLBACKS if method.error_order is not None else ("step",)
-    unsupported = {names[which] for which, callback in found.items() if callback is not None and which not in called}
+    unsupported = {names[which] for which in found if which not in called}
     if unsupported:
         warnings.warn(f"Solver '{method.__name__}' does not support callbacks {unsupported}", UserWarning, stacklevel=5)
-    supported: dict[str, Any] = {which: found[which] for which in called if found[which] is not None}
+    supported: dict[str, Any] = {which: found[which] for which in called if which in found}
     return Callbacks(**supported) if supported else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchivp.api.options import read_options
+from torchivp.callbacks import null_callback as _null_callback
 from torchivp.compat.torchdiffeq._impl.event_handling import combine_event_functions
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.state import StateLayout
@@ -19,10 +20,6 @@ from torchivp.times import check_times
 
 _all_callback_names = ["callback_step", "callback_accept_step", "callback_reject_step"]
 _all_adjoint_callback_names = [f"{name}_adjoint" for name in _all_callback_names]
-
-
-def _null_callback(*args: Any, **kwargs: Any) -> None:
-    """What stands where a program has no callback."""
 
 
 def _handle_unused_kwargs(solver: Any, unused_kwargs: Mapping[str, Any]) -> None:

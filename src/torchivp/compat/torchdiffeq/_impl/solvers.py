@@ -131,7 +131,7 @@ class FixedGridODESolver(EngineSolver):
         y0: Any,
         step_size: float | None = None,
         grid_constructor: Callable[..., Tensor] | None = None,
-        interp: str = "cubic",
+        interp: str = "linear",
         perturb: bool = False,
         **options: Any,
     ):

@@ -50,7 +50,7 @@ def sdeint_adjoint(
         ["ts", "dt", "rtol", "adjoint_rtol", "atol", "adjoint_atol", "dt_min"],
         [ts, dt, rtol, adjoint_rtol, atol, adjoint_atol, dt_min],
     )
-    bm, names = check_call(sde, y0, ts, bm, method, names, logqp)
+    bm, names = check_call(sde, y0, ts, bm, method, adaptive, names, logqp)
     if method == METHODS.reversible_heun:
         _warn_of_reversible_heun(ts, dt, adjoint_method, adaptive, adjoint_adaptive)
         if adjoint_method in (None, METHODS.adjoint_reversible_heun):
