@@ -110,7 +110,7 @@ def check_call(
 
 
 def _warn_of_euler(sde: Any, method: Any, adaptive: bool) -> None:
-    """Warn as torchsde does of what will be refused, since programs look for the warning; of the rest torchivp warns."""
+    """Warn as torchsde does of what is refused next, since programs look for it; of the rest torchivp warns."""
     stratonovich, additive = sde.sde_type == SDE_TYPES.stratonovich, sde.noise_type == NOISE_TYPES.additive
     if adaptive and method == METHODS.euler and stratonovich and not additive:
         warnings.warn(
