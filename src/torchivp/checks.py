@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -64,3 +67,18 @@ def check_whole_number(name: str, value: Any, smallest: int, largest: int | None
     if number < smallest or (largest is not None and number > largest):
         raise ValueError(sentence)
     return number
+
+
+def refuse_keywords(door: Callable[..., Any], given: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+    """Refuse keyword arguments that a `door` does not have; `advice` says what to write instead of some.
+
+    Raises:
+        TypeError: there is one.
+    """
+    if not given:
+        return
+    name, parameters = next(iter(given)), inspect.signature(door).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}=?" if close else f"its arguments are {', '.join(known)}"
+    raise TypeError(f"{door.__name__}() has no argument {name}=: {advice.get(name, hint)}")
