@@ -69,6 +69,35 @@ def check_whole_number(name: str, value: Any, smallest: int, largest: int | None
     return number
 
 
+_STATES = frozenset({"y", "Y", "x", "X", "z", "u", "h", "state"})
+_TIMES = frozenset({"t", "time"})
+
+
+def check_time_first(name: str, function: Callable[..., Any], call: str) -> None:
+    """Check that a function does not have the order of arguments of SciPy's `odeint`, by their names.
+
+    Args:
+        name: what it is called in messages.
+        function: what the user gave.
+        call: how it is called, such as "func(t, y)".
+
+    Raises:
+        TypeError: it takes the state first.
+    """
+    method = getattr(function, "forward", None) or function
+    method = method if hasattr(method, "__code__") else type(method).__call__
+    code = getattr(method, "__code__", None)
+    if code is None:
+        return  # of a built-in function or a partial one nothing is known
+    own = code.co_argcount > 0 and code.co_varnames[0] == "self"
+    first, second = (*code.co_varnames[own : code.co_argcount], "", "")[:2]
+    if first in _STATES and second in _TIMES:
+        raise TypeError(
+            f"{name} takes ({first}, {second}) and is called as {call}, time first, unlike that of SciPy's odeint: "
+            f"swap its arguments; if their names mislead, wrap it, lambda t, y: {call}"
+        )
+
+
 def refuse_keywords(door: Callable[..., Any], given: Mapping[str, Any], advice: Mapping[str, str]) -> None:
     """Refuse keyword arguments that a `door` does not have; `advice` says what to write instead of some.
 

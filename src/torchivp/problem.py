@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from torchivp.checks import check_time_first
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
 
@@ -65,6 +66,7 @@ class Problem:
         """
         if not callable(func):
             raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
+        check_time_first("func", func, "func(t, y)")
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)

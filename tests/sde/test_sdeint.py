@@ -274,7 +274,7 @@ class TestSeeds:
             (
                 {"seed": 1, "bm": torchivp.BrownianInterval(0, 1, (2, 3), torch.float64)},
                 ValueError,
-                "leave rng, generator, seed and",
+                "and rows out, seed too",
             ),
         ],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torchivp.api.arguments import (
 )
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
-from torchivp.checks import check_number, check_whole_number
+from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
@@ -29,6 +29,29 @@ from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import time_dtype
+
+_JACOBIAN = "implicit methods take the Jacobian of func from autograd: leave it out"
+_PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
+_ADVICE = {
+    "jac": _JACOBIAN,
+    "jac_sparsity": _JACOBIAN,
+    "lband": _JACOBIAN,
+    "uband": _JACOBIAN,
+    "progress": _PROGRESS,
+    "progress_bar": _PROGRESS,
+    "verbose": _PROGRESS,
+    "adjoint": "write gradient='backsolve', or gradient='checkpointed' for the exact gradient in little memory",
+    "adjoint_params": "write params=, with gradient='backsolve' or 'checkpointed'",
+    "options": "its options are arguments: step_size=, first_step=, min_step=, max_step=, max_steps=, norm=; those of "
+    "a method are given by method=torchivp.ODE_METHODS[name].with_options(...)",
+    "max_num_steps": "write max_steps=",
+    "event_fn": "write events=",
+    "vectorized": "write batch_dims=1 if the first dimension of y0 numbers problems; func is called with all of y",
+    "dt": "write step_size= for fixed steps, or first_step=",
+    "t": "write t_eval=",
+    "ts": "write t_eval=",
+}
+"""What to write instead of keywords that the door does not have."""
 
 
 def solve_ivp(
@@ -55,6 +78,7 @@ def solve_ivp(
     batch_dims: int = 0,
     compact: bool | None = None,
     throw: bool = True,
+    **unknown: Never,
 ) -> Any:
     """Solve the initial value problem `dy/dt = func(t, y, *args)`, `y(t_span[0]) = y0`, or a batch of such problems.
 
@@ -101,6 +125,7 @@ def solve_ivp(
             through cost nothing; None to find out by one try.
         throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it. In a
             batch it is raised when all rows are through.
+        unknown: other keywords are refused.
 
     In a batch, `t` reaches `func` in the shape of the batch with a dimension of size 1 for each dimension of the state,
     so that it broadcasts against `y`; without `compact`, in the batch that `y0` has, else with some of its rows in one
@@ -125,6 +150,7 @@ def solve_ivp(
         >>> bool((solution.y[-1] - torch.e**-1).abs().max() < 1e-6)
         True
     """
+    refuse_keywords(solve_ivp, unknown, _ADVICE)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
     if controller is None and method.sizes_steps and step_size is None:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient, build_integration
 from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
-from torchivp.checks import check_number
+from torchivp.checks import check_number, check_time_first
 from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
@@ -313,6 +313,10 @@ class _Door:
     ):
         self._func, self._y0, self._t = func, y0, t
         self._until_event = event_fn is not None
+        if event_fn is not None:
+            if not callable(event_fn):
+                raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
+            check_time_first("event_fn", event_fn, "event_fn(t, y)")
         if self._until_event and inside_transform():
             raise ValueError(
                 "event_fn does not work inside torch.func transforms such as vmap or grad, where no step can depend "
@@ -346,7 +350,7 @@ class _Door:
             integration,
             stops=self.settings.stops,
             callbacks=callbacks and replace(callbacks, unflatten=self._layout.unflatten),
-            event=None if event_fn is None else EventFunction(_callable(event_fn), self._layout),
+            event=None if event_fn is None else EventFunction(event_fn, self._layout),
             remedy=remedy,
         )
 
@@ -437,9 +441,3 @@ def _no_event(start: float, end: float) -> str:
         f"step as at the start. Look further ahead with a later horizon; if event_fn changes its sign twice within a "
         "step, take smaller steps with the option max_step or step_size"
     )
-
-
-def _callable(event_fn: Any) -> Callable[..., Any]:
-    if not callable(event_fn):
-        raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
-    return event_fn

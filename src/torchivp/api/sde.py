@@ -384,7 +384,9 @@ class _Door:
         dtype, real, device = problem.y0.dtype, problem.layout.dtype.to_real(), problem.y0.device
         if self.bm is not None:
             if (randomness.rng, randomness.seed, randomness.generator, randomness.rows) != ("torch", None, None, None):
-                raise ValueError("bm is the noise already: leave rng, generator, seed and rows out, or leave bm out")
+                raise ValueError(
+                    "bm is the noise already: leave rng, generator and rows out, seed too, or leave bm out"
+                )
             check_path(self.bm, problem, levy_area, self.name)
             return PathNoise(self.bm, rows, channels, levy_area, dtype)
         anywhere = adaptive or randomness.anywhere

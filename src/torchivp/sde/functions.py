@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.checks import check_time_first
 from torchivp.sde.base import check_noise_type, check_sde_type
 from torchivp.sde.terms import Terms
 from torchivp.state import StateLayout
@@ -55,6 +56,9 @@ class UserFunctions:
             if not (isinstance(name, str) and callable(getattr(sde, name, None))):
                 raise ValueError(f"names={{{role!r}: {name!r}}}, but the SDE has no method {name!r}")
         found = {name: getattr(sde, names.get(role, name), None) for role, name in ROLES.items()}
+        for name, function in found.items():
+            if callable(function):
+                check_time_first(f"{name} of the SDE", function, f"{name}(t, y)")
         functions = UserFunctions(**{k: v if callable(v) else None for k, v in found.items()}, owner=sde)
         if functions.f is None and functions.f_and_g is None and functions.f_and_g_prod is None:
             raise ValueError("the SDE has no drift: define f(t, y) or f_and_g(t, y), or name it, names={'drift': ...}")
