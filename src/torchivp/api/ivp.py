@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Never
+from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from torchivp.api.arguments import (
     Gradient,
+    GradientName,
     build_integration,
     default_tolerances,
     find_gradient,
@@ -20,11 +21,11 @@ from torchivp.api.times import times_of_span
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
-from torchivp.methods import find_method
+from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Solution, SolveError
+from torchivp.solution import BatchSolution, Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
@@ -54,18 +55,59 @@ _ADVICE = {
 """What to write instead of keywords that the door does not have."""
 
 
+class _Options(TypedDict, total=False):
+    """The keywords of `solve_ivp`, except the one that decides what it returns."""
+
+    t_eval: Sequence[float] | Sequence[Tensor] | Tensor | None
+    method: MethodName | type[Method]
+    rtol: Any
+    atol: Any
+    args: Sequence[Any]
+    params: Sequence[Tensor] | None
+    gradient: GradientName | Gradient
+    dense_output: bool
+    step_size: float | None
+    first_step: float | None
+    min_step: float
+    max_step: float
+    max_steps: int
+    controller: Controller | None
+    norm: Callable[[Any], float | Tensor] | None
+    events: Any
+    compact: bool | None
+    throw: bool
+
+
+@overload
+def solve_ivp(
+    func: Callable[..., Any],
+    t_span: Sequence[float | Tensor] | Tensor,
+    y0: Any,
+    *,
+    batch_dims: Literal[0] = 0,
+    **options: Unpack[_Options],
+) -> Solution: ...
+@overload
+def solve_ivp(
+    func: Callable[..., Any],
+    t_span: Sequence[float | Tensor] | Tensor,
+    y0: Any,
+    *,
+    batch_dims: int,
+    **options: Unpack[_Options],
+) -> BatchSolution: ...
 def solve_ivp(
     func: Callable[..., Any],
     t_span: Sequence[float | Tensor] | Tensor,
     y0: Any,
     *,
     t_eval: Sequence[float] | Sequence[Tensor] | Tensor | None = None,
-    method: str | type[Method] = "dopri5",
+    method: MethodName | type[Method] = "dopri5",
     rtol: Any = None,
     atol: Any = None,
     args: Sequence[Any] = (),
     params: Sequence[Tensor] | None = None,
-    gradient: str | Gradient = "direct",
+    gradient: GradientName | Gradient = "direct",
     dense_output: bool = False,
     step_size: float | None = None,
     first_step: float | None = None,
@@ -79,7 +121,7 @@ def solve_ivp(
     compact: bool | None = None,
     throw: bool = True,
     **unknown: Never,
-) -> Any:
+) -> Solution | BatchSolution:
     """Solve the initial value problem `dy/dt = func(t, y, *args)`, `y(t_span[0]) = y0`, or a batch of such problems.
 
     Differentiable with respect to `y0`, `t_span`, `t_eval`, the tensors in `args` and the parameters of `func`.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.event import differentiate_event, differentiate_event_time
 from torchivp.gradients.inputs import check_parameters
-from torchivp.methods import find_method
+from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
@@ -41,6 +41,47 @@ _REMEDY = (
 )
 
 
+_State = TypeVar("_State")
+
+
+class _Options(TypedDict, total=False):
+    """The keywords of `odeint`, except the one that decides what it returns."""
+
+    rtol: Any
+    atol: Any
+    method: MethodName | type[Method] | None
+    options: Mapping[str, Any] | None
+    horizon: float | None
+
+
+class _AdjointOptions(_Options, total=False):
+    """The same of `odeint_adjoint`."""
+
+    adjoint_rtol: Any
+    adjoint_atol: Any
+    adjoint_method: MethodName | type[Method] | None
+    adjoint_options: Mapping[str, Any] | None
+    adjoint_params: Sequence[Tensor] | None
+
+
+@overload
+def odeint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: None = None,
+    **kwargs: Unpack[_Options],
+) -> _State: ...
+@overload
+def odeint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: Callable[..., Any],
+    **kwargs: Unpack[_Options],
+) -> tuple[Tensor, _State]: ...
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -48,7 +89,7 @@ def odeint(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | type[Method] | None = None,
+    method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
     horizon: float | None = None,
@@ -109,6 +150,24 @@ def odeint(
     return door.solve(gradient, None)
 
 
+@overload
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: None = None,
+    **kwargs: Unpack[_AdjointOptions],
+) -> _State: ...
+@overload
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: Callable[..., Any],
+    **kwargs: Unpack[_AdjointOptions],
+) -> tuple[Tensor, _State]: ...
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -116,13 +175,13 @@ def odeint_adjoint(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | type[Method] | None = None,
+    method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
     horizon: float | None = None,
     adjoint_rtol: Any = None,
     adjoint_atol: Any = None,
-    adjoint_method: str | type[Method] | None = None,
+    adjoint_method: MethodName | type[Method] | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
 ) -> Any:
@@ -191,7 +250,7 @@ def odeint_adjoint(
 
 def odeint_event(
     func: Callable[..., Any],
-    y0: Any,
+    y0: _State,
     t0: Tensor | float,
     *,
     event_fn: Callable[..., Any],
@@ -199,7 +258,7 @@ def odeint_event(
     horizon: float | None = None,
     odeint_interface: Callable[..., Any] = odeint,
     **kwargs: Any,
-) -> tuple[Tensor, Any]:
+) -> tuple[Tensor, _State]:
     """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, until an event, whose time and state are differentiable.
 
     The call of torchdiffeq's `odeint_event`.
@@ -258,7 +317,7 @@ def odeint_dense(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | type[Method] | None = None,
+    method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> DenseSolution:
     """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, up to `t1`, and return the solution as a function of time.

@@ -1,6 +1,7 @@
 """The methods by name."""
 
 import difflib
+from typing import Literal
 
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
@@ -74,6 +75,41 @@ _OF_SCIPY = {
     "dop853": ("DOP853", "is of order 8: use method='dopri8', or SciPy's"),
 }
 """What to use for SciPy's methods that are not here."""
+
+
+MethodName = Literal[
+    "euler",
+    "midpoint",
+    "heun",
+    "adaptive_heun",
+    "ralston",
+    "fehlberg2",
+    "bosh3",
+    "heun2",
+    "heun3",
+    "rk4",
+    "rk4_classic",
+    "dopri5",
+    "tsit5",
+    "dopri8",
+    "implicit_euler",
+    "implicit_midpoint",
+    "trapezoid",
+    "sdirk2",
+    "trbdf2",
+    "radauIIA3",
+    "radauIIA5",
+    "gl4",
+    "gl6",
+    "adams",
+    "explicit_adams",
+    "implicit_adams",
+    "fixed_adams",
+    "scipy_solver",
+    "RK45",
+    "RK23",
+]
+"""The names that `method=` takes, for type checkers: those of `ODE_METHODS` and `ALIASES`."""
 
 
 def find_method(method: str | type[Method]) -> type[Method]:

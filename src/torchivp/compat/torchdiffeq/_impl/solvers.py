@@ -71,7 +71,14 @@ class EngineSolver(ABC):
                 setattr(func, name, callback)
         with raising(TorchdiffeqFailure):
             return ode.odeint(
-                func, self.y0, t, rtol=self.rtol, atol=self.atol, method=method, options=options, event_fn=event_fn
+                func,
+                self.y0,
+                t,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=find_method(method),
+                options=options,
+                event_fn=event_fn,
             )
 
 
