@@ -15,6 +15,10 @@ Callback = Callable[[Tensor, Any, Tensor], Any]
 """Called with the start of the step, the state there, and the size of the step."""
 
 
+def null_callback(*args: Any, **kwargs: Any) -> None:
+    """What stands where a program has no callback: it is not called, and nothing warns of it."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """What is called at every step; a gradient's replay of a step calls nothing.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -64,3 +67,47 @@ def check_whole_number(name: str, value: Any, smallest: int, largest: int | None
     if number < smallest or (largest is not None and number > largest):
         raise ValueError(sentence)
     return number
+
+
+_STATES = frozenset({"y", "Y", "x", "X", "z", "u", "h", "state"})
+_TIMES = frozenset({"t", "time"})
+
+
+def check_time_first(name: str, function: Callable[..., Any], call: str) -> None:
+    """Check that a function does not have the order of arguments of SciPy's `odeint`, by their names.
+
+    Args:
+        name: what it is called in messages.
+        function: what the user gave.
+        call: how it is called, such as "func(t, y)".
+
+    Raises:
+        TypeError: it takes the state first.
+    """
+    method = getattr(function, "forward", None) or function
+    method = method if hasattr(method, "__code__") else type(method).__call__
+    code = getattr(method, "__code__", None)
+    if code is None:
+        return  # of a built-in function or a partial one nothing is known
+    own = code.co_argcount > 0 and code.co_varnames[0] == "self"
+    first, second = (*code.co_varnames[own : code.co_argcount], "", "")[:2]
+    if first in _STATES and second in _TIMES:
+        raise TypeError(
+            f"{name} takes ({first}, {second}) and is called as {call}, time first, unlike that of SciPy's odeint: "
+            f"swap its arguments; if their names mislead, wrap it, lambda t, y: {call}"
+        )
+
+
+def refuse_keywords(door: Callable[..., Any], given: Mapping[str, Any], advice: Mapping[str, str]) -> None:
+    """Refuse keyword arguments that a `door` does not have; `advice` says what to write instead of some.
+
+    Raises:
+        TypeError: there is one.
+    """
+    if not given:
+        return
+    name, parameters = next(iter(given)), inspect.signature(door).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}=?" if close else f"its arguments are {', '.join(known)}"
+    raise TypeError(f"{door.__name__}() has no argument {name}=: {advice.get(name, hint)}")

@@ -78,6 +78,15 @@ class ErrorNorm:
             sizes = torch.stack([torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1]) for x in leaves])
             return sizes.amax(0).to("cpu", torch.float64).numpy()
 
+    def of_equations(self) -> ErrorNorm:
+        """The default norm with these tolerances: how well a method must solve the equations of a step.
+
+        A norm of the user's is for the error of a step. It may be blind to part of the state, or to all of it.
+        """
+        other = copy.copy(self)
+        other._norm, other._last = None, None
+        return other
+
     def take(self, rows: Tensor) -> ErrorNorm:
         """The norm for a choice of the rows."""
         other = copy.copy(self)

@@ -20,7 +20,7 @@ from torchivp.failures import Failures, is_finite
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
 from torchivp.recording import Recorder
-from torchivp.solution import Outcome, Stats, Status
+from torchivp.solution import Outcome, SolveError, Stats, Status, failure_class
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.first_step import first_step
@@ -91,6 +91,7 @@ class Integration:
         changes: what changes the state, by the time, within the span, at which it does.
         event: what ends the solve before the end of the span.
         callbacks: what is told of every step.
+        failure: what is raised if a solve fails, forward or backward.
         remedy: what to do about a tensor that func uses and that gradients do not reach, for messages.
     """
 
@@ -104,6 +105,7 @@ class Integration:
     changes: Mapping[float, Change] = field(default_factory=dict)
     event: EventFunction | None = None
     callbacks: Callbacks | None = None
+    failure: type[SolveError] = field(default_factory=failure_class)
     remedy: str = (
         "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, "
         "or use gradient='direct', with a method other than scipy_solver"

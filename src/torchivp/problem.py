@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.boundary import UserFunction
+from torchivp.checks import check_time_first
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
 
@@ -75,6 +76,7 @@ class Problem:
         """
         if not callable(func):
             raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
+        check_time_first("func", func, "func(t, y)")
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)

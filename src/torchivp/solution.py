@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -60,6 +63,24 @@ class SolveError(RuntimeError, AssertionError):
     def __init__(self, status: Status):
         super().__init__(status.message)
         self.status = status
+
+
+_FAILURE: ContextVar[type[SolveError]] = ContextVar("_FAILURE", default=SolveError)
+
+
+def failure_class() -> type[SolveError]:
+    """What a solve that begins now raises if it fails, be it in its backward pass."""
+    return _FAILURE.get()
+
+
+@contextmanager
+def raising(failure: type[SolveError]) -> Iterator[None]:
+    """Solves that begin within this context raise `failure` if they fail."""
+    token = _FAILURE.set(failure)
+    try:
+        yield
+    finally:
+        _FAILURE.reset(token)
 
 
 @dataclass

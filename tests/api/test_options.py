@@ -444,6 +444,27 @@ def test_the_norm_of_the_adjoint_may_be_exchanged_before_the_backward_pass():
     torch.testing.assert_close(y0.grad, torch.full((2, 3), math.exp(-1), dtype=D), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("method", ["implicit_euler", "trbdf2", "radauIIA5", "gl4", "implicit_adams"])
+def test_a_norm_that_sees_nothing_does_not_spoil_implicit_steps(method):
+    """It measures errors of steps. Equations are solved to the tolerances whatever it says, backwards too."""
+    calls = []
+
+    def blind(x):
+        calls.append(x)
+        return 0.0
+
+    results = []
+    for norm in ({}, {"norm": blind}):
+        y0 = torch.tensor([1.0, 2.0], dtype=D, requires_grad=True)
+        options = {"step_size": 0.1}
+        y = odeint_adjoint(lambda t, y: -(y**2), y0, [0.0, 1.0], method=method, options={**options, **norm},
+                           adjoint_options={**options, **norm}, rtol=1e-6, atol=1e-6)  # fmt: skip
+        (gradient,) = torch.autograd.grad(y[-1].sum(), y0)
+        results.append((y.detach(), gradient))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert not calls
+
+
 def test_a_norm_that_calls_everything_small_saves_steps():
     evaluations = []
     for norm in (None, lambda tensors: 1e-3 * max(x.abs().max() for x in tensors)):

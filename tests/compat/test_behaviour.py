@@ -9,8 +9,11 @@ import pytest
 import torch
 import torchdiffeq as theirs
 from torch import nn
+from torchdiffeq._impl import misc as their_misc
 
+import torchivp
 from torchivp.compat import torchdiffeq as ours
+from torchivp.compat.torchdiffeq._impl import misc as our_misc
 from torchivp.compat.torchdiffeq._impl.odeint import SOLVERS
 
 D = torch.float64
@@ -20,6 +23,9 @@ NOT_SCIPY = [name for name in SOLVERS if name != "scipy_solver"]
 FIXED = [name for name in NOT_SCIPY if name not in (*ADAPTIVE, "tsit5", "adams")]
 SIZED = {"options": {"step_size": 0.01, "interp": "cubic"}}
 LIBRARIES = (ours, theirs)
+
+# Imported before any test runs: one may install the stand-in, after which the name leads there.
+NULL_CALLBACKS = {ours: our_misc._null_callback, theirs: their_misc._null_callback}
 
 T = torch.linspace(0.0, 1.0, 3, dtype=D)
 Y0 = torch.tensor([1.0, 0.5], dtype=D)
@@ -266,12 +272,26 @@ def test_the_norm_of_the_backward_solve_can_be_exchanged_on_the_node(library, y0
     def norm(parts):
         t, y, adj_y, *params = parts
         shapes.append((t.shape, y.shape, adj_y.shape, [p.shape for p in params]))
-        return default(parts)
+        size = default(parts)
+        assert isinstance(size, torch.Tensor) and size.shape == ()
+        return size
 
     node.adjoint_options["norm"] = norm
     out.sum().backward()
     size = Y0.shape if isinstance(y0, torch.Tensor) else torch.Size([3])
     assert shapes and set(map(str, shapes)) == {str((torch.Size([]), size, size, [torch.Size([])]))}
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["ours", "theirs"])
+def test_callbacks_that_are_none_are_not_warned_of(library):
+    """Programs put torchdiffeq's own `_null_callback` where they have no callback."""
+    func = Recorded()
+    names = ["callback_step", "callback_accept_step", "callback_reject_step"]
+    for name in [*names, *(f"{name}_adjoint" for name in names)]:
+        setattr(func, name, NULL_CALLBACKS[library])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        library.odeint_adjoint(func, Y0, T, method="rk4").sum().backward()
 
 
 @pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
@@ -438,3 +458,43 @@ def test_gradcheck(method):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the corrector of implicit_adams is not asked for so much
         assert torch.autograd.gradcheck(solve, (Y0.clone().requires_grad_(), t, weight))
+
+
+FAILURES = {
+    "underflow in dt": (lambda t, y: y**2, {}),
+    "max_num_steps exceeded": (lambda t, y: -y, {"options": {"max_num_steps": 3}}),
+    "underflow in dt, non-finite values in state `y`": (lambda t, y: y / 0, {}),
+}
+
+
+@pytest.mark.parametrize("words", FAILURES)
+@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event", "a solver"])
+def test_failures_begin_with_torchdiffeqs_words(name, words):
+    func, kwargs = FAILURES[words]
+    y0, t = torch.ones(2, dtype=D), torch.tensor([0.0, 2.0], dtype=D)
+    calls = {
+        "odeint": lambda: ours.odeint(func, y0, t, **kwargs),
+        "odeint_adjoint": lambda: ours.odeint_adjoint(func, y0.requires_grad_(), t, adjoint_params=(), **kwargs),
+        "odeint_dense": lambda: ours.odeint_dense(func, y0, t[0], t[1], **kwargs),
+        "odeint_event": lambda: ours.odeint_event(func, y0, t[0], event_fn=lambda t, y: y[0] + t + 100, **kwargs),
+        "a solver": lambda: SOLVERS["dopri5"](func=func, y0=y0, **kwargs.get("options", {})).integrate(t),
+    }
+    with pytest.raises(AssertionError) as caught:
+        calls[name]()
+    assert str(caught.value).startswith(words) and caught.value.args == (str(caught.value),)
+    assert str(caught.value).endswith(caught.value.status.message)
+
+
+def test_failures_of_the_backward_pass_begin_with_torchdiffeqs_words():
+    y0 = torch.ones(2, dtype=D, requires_grad=True)
+    for library in LIBRARIES:
+        solution = library.odeint_adjoint(
+            lambda t, y: -y, y0, T, adjoint_params=(), adjoint_options={"max_num_steps": 1, "first_step": 1e-3}
+        )
+        with pytest.raises(AssertionError, match=r"^max_num_steps exceeded"):
+            solution.sum().backward()
+
+
+def test_torchivps_own_failures_keep_their_sentences():
+    with pytest.raises(AssertionError, match=r"^max_steps = 3 step attempts"):
+        torchivp.odeint(lambda t, y: -y, Y0, T, options={"max_num_steps": 3})

@@ -262,6 +262,14 @@ def test_adaptive_euler_steps_of_noise_that_is_not_additive_are_warned_of(door):
         assert bool(warned) is expected
 
 
+@pytest.mark.parametrize("library", [ours, theirs], ids=["ours", "theirs"])
+@pytest.mark.parametrize("door", DOORS)
+def test_adaptive_euler_is_warned_of_before_it_is_refused(library, door):
+    refused = pytest.raises(ValueError, match="stratonovich")
+    with pytest.warns(UserWarning, match="not guaranteed to converge to the correct solution"), refused:
+        getattr(library, door)(SDE("stratonovich"), start(), TS, method="euler", adaptive=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -449,3 +457,28 @@ def test_paths_of_ones_own_are_asked_by_calls():
 
 def test_a_single_time():
     assert ours.sdeint(SDE(), start(), [0.5]).equal(start().unsqueeze(0))
+
+
+class UndefinedBelow(SDE):
+    """Not a number for states that are small."""
+
+    def f(self, t, y):
+        return torch.where(y.detach() > self.level, -self.rate * y, torch.nan)
+
+
+@pytest.mark.parametrize("library", [ours, theirs], ids=["ours", "theirs"])
+@pytest.mark.parametrize("door", DOORS)
+def test_a_solution_that_is_no_number_is_told_in_torchsdes_words(library, door):
+    sde = UndefinedBelow("stratonovich", "additive")
+    sde.level = 0.3
+    with pytest.raises(AssertionError, match=r"^Found nans in the error estimate"):
+        getattr(library, door)(sde, start().abs() + 0.2, TS, method="midpoint", dt=0.1, adaptive=True)
+
+
+def test_so_is_a_backward_solve_that_leads_to_no_number():
+    sde = UndefinedBelow("stratonovich", "additive")
+    sde.level = -100.0
+    ys = ours.sdeint_adjoint(sde, start(), TS, method="midpoint", dt=0.1, adaptive=True, adjoint_adaptive=True)
+    sde.level = 100.0
+    with pytest.raises(AssertionError, match=r"^Found nans in the error estimate"):
+        ys.sum().backward()

@@ -14,6 +14,7 @@ from torch import nn
 from torchivp import noise
 from torchivp.compat import torchsde as ours
 from torchivp.compat.torchsde import settings, types
+from torchivp.compat.torchsde._brownian import brownian_interval
 from torchivp.compat.torchsde._core import adaptive_stepping, base_sde, base_solver, interp, methods, misc
 from torchivp.compat.torchsde._core import sdeint as sdeint_module
 from torchivp.compat.torchsde._core.base_solver import BaseSDESolver
@@ -23,7 +24,7 @@ D = torch.float64
 Y0 = torch.tensor([[0.5, -0.2], [0.3, 0.4], [0.1, 0.9]], dtype=D)
 TS = torch.tensor([0.0, 0.1, 0.5, 1.0], dtype=D)
 
-NOT_HERE = {"adjoint_sde", "better_abc", "tableaus", "sra1", "sra2", "sra3", "srid1", "srid2"}
+NOT_HERE = {"adjoint_sde", "better_abc"}
 """Modules of torchsde that no program was found to import."""
 
 # Imported before any test runs: one may install the stand-in, after which the names lead there.
@@ -292,9 +293,8 @@ def test_solvers_refuse_what_they_do_not_solve():
         bm = make_path("diagonal", levy_area_approximation=levy)
         with pytest.raises(ValueError, match=message):
             methods.select(method, "ito")(sde, **settings_of(bm))
-    for name in ("nothing", "adjoint_reversible_heun"):
-        with pytest.raises(ValueError, match=f"got '{name}'"):
-            methods.select(name, "ito")
+    with pytest.raises(ValueError, match="got 'nothing'"):
+        methods.select("nothing", "ito")
 
 
 class Own(BaseSDESolver):
@@ -402,3 +402,43 @@ def test_the_parts_of_sdeint(sde_type, method, noise_type, logqp):
     with pytest.raises(ValueError, match="bm has shape"):
         wrong = noise.BrownianInterval(0.0, 1.0, size=(7, 2), dtype=D)
         sdeint_module.check_contract(SDE(), Y0, TS, wrong, "euler", False, None, None, False)
+
+
+@pytest.mark.parametrize("name", ["sra1", "sra2", "sra3", "srid1", "srid2"])
+def test_tableaus(name):
+    """torchsde's SRA2 and SRA3, which it never uses, have the other sign in beta2, against a condition of order 1.5."""
+    other = their(f"_core.methods.tableaus.{name}")
+    mine = importlib.import_module(f"torchivp.compat.torchsde._core.methods.tableaus.{name}")
+    names = [key for key in vars(other) if not key.startswith("_")]
+    assert {"STAGES", "A0", "beta2"} <= set(names)
+    for key in names:
+        expected = getattr(other, key)
+        if key == "beta2" and name in ("sra2", "sra3"):
+            expected = tuple(-x for x in expected)
+        assert getattr(mine, key) == expected, key
+
+
+def test_the_way_back_of_reversible_heun_is_no_solver_by_itself():
+    theirs_too = their("_core.methods.reversible_heun").AdjointReversibleHeun
+    for select, cls in ((methods.select, methods.AdjointReversibleHeun), (their("_core.methods").select, theirs_too)):
+        assert select("adjoint_reversible_heun", "stratonovich") is cls
+        assert cls.sde_type == "stratonovich" and "general" in cls.noise_types
+        with pytest.raises(ValueError, match="adjoint_reversible_heun can only be used for adjoint_method"):
+            cls(base_sde.ForwardSDE(SDE("stratonovich")), bm=None, dt=0.1)
+
+
+def test_intervals_of_a_brownian_interval():
+    trees = []
+    for library in (ours, theirs):
+        interval = their("_brownian.brownian_interval") if library is theirs else brownian_interval
+        bm = library.BrownianInterval(0.0, 1.0, size=(3, 2), entropy=4, levy_area_approximation="foster", dtype=D)
+        assert isinstance(bm, interval._Interval)
+        parts = bm._loc(0.25, 0.75)
+        assert all(isinstance(part, interval._Interval) for part in parts)
+        seen = []
+        for part in (bm, *parts, bm._left_child, bm._right_child):
+            W, H, A = part._increment_and_levy_area()
+            seen.append((part._start, part._end, part._midway, W, H, A))
+        assert bm._right_child._parent is bm and bm._left_child._is_left and not bm._right_child._is_left
+        trees.append(seen)
+    torch.testing.assert_close(*trees, rtol=1e-14, atol=0)

@@ -135,7 +135,7 @@ def test_events_at_step_ends_and_next_to_them(threshold, method, door):
 
 
 def test_an_event_at_the_latest_time_allowed():
-    t, y = odeint(rising, double(0.0), [0.0, 0.5], event_fn=lambda t, y: y - 0.5, method="rk4",
+    t, y = odeint(rising, double(0.0), [0.0, 0.5], event_fn=lambda t, y: y - 0.5, method="rk4", horizon=0.5,
                   options={"step_size": 0.25})  # fmt: skip
     assert t.item() == 0.5 and y[1].item() == 0.5
 
@@ -172,12 +172,36 @@ def test_a_horizon_ends_the_search():
         odeint_event(rising, double(0.0), 0.0, event_fn=never, horizon=-0.5, reverse_time=True)
 
 
-def test_the_advice_after_a_search_is_for_the_function_that_was_called():
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "radauIIA5"])
+def test_odeint_searches_beyond_the_last_time(method, direction, door):
+    """As torchdiffeq does: the second time says the direction only."""
+    options = {"step_size": 0.05} if method in FIXED else {}
+    for t in (torch.tensor([0.0, 1e-3 * direction], dtype=D), [0.0, 0.1 * direction], [0.0, 1e9 * direction]):
+        event_t, y = door(lambda t, y: -direction * y, double(1.0, 2.0), t, method=method, options=options,
+                          event_fn=lambda t, y: y[0] - 0.5)  # fmt: skip
+        assert event_t.item() == pytest.approx(direction * math.log(2), abs=1e-6)
+        assert y[:, 1].tolist() == pytest.approx([2.0, 1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_odeint_gives_up_an_endless_search(door):
     never = lambda t, y: y[0] + 2.0
-    with pytest.raises(SolveError, match="Look further ahead with a later horizon; if event_fn"):
-        odeint_event(rotation, double(1.0, 0.0), 0.0, event_fn=never, horizon=2.0)
-    with pytest.raises(SolveError, match=re.escape("Look further ahead with a later t[1]; if event_fn")):
-        odeint(rotation, double(1.0, 0.0), [0.0, 2.0], event_fn=never)
+    with pytest.raises(SolveError, match=r"max_steps = 40 step attempts .* no event has happened by then: does one"):
+        door(rotation, double(1.0, 0.0), [0.0, 1e-3], event_fn=never, options={"max_num_steps": 40})
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_horizon_of_odeint(door):
+    never = lambda t, y: y[0] + 2.0
+    for t, horizon in (([0.0, 1e-3], 2.0), ([0.0, -1e-3], -2.0)):
+        with pytest.raises(SolveError, match=f"between t = 0 and t = {horizon:g}: .* with a later horizon; if event"):
+            door(rotation, double(1.0, 0.0), t, event_fn=never, horizon=horizon)
+        with pytest.raises(ValueError, match=r"horizon = -?2 must lie (before t0, since time is|after t0, and t0)"):
+            door(rotation, double(1.0, 0.0), t, event_fn=never, horizon=-horizon)
+    with pytest.raises(ValueError, match="horizon is the latest time to look for an event: give event_fn too"):
+        door(rotation, double(1.0, 0.0), [0.0, 1.0], horizon=1.0)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -388,6 +412,34 @@ def test_event_t_backward(door):
 
 
 @pytest.mark.parametrize("door", DOORS)
+def test_the_time_of_an_event_of_odeint_is_differentiable(door):
+    """torchdiffeq's can be differentiated too, and its gradients are zero."""
+    y0, rate, level = double(2.0, grad=True), double(0.7, grad=True), double(0.9, grad=True)
+    t = double(0.5, 0.6, grad=True)
+    event_t, _ = door(lambda t, y: -rate * y, y0, t, event_fn=lambda t, y: y - level, **TIGHT)
+    exact = t[0] + torch.log(y0 / level) / rate
+    inputs = (y0, rate, level, t)
+    found, expected = (torch.autograd.grad(time, inputs, retain_graph=True) for time in (event_t, exact))
+    for gradient, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_time_of_an_event_of_odeint_at_the_start_moves_with_it(door):
+    t = double(0.5, 0.6, grad=True)
+    event_t, _ = door(rotation, double(1.0, 0.0, grad=True), t, event_fn=lambda t, y: y[1])
+    assert torch.autograd.grad(event_t, t)[0].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_boolean_event_of_odeint_is_found_without_a_warning(door):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        event_t, y = door(rotation, double(1.0, 0.0, grad=True), [0.0, 1.0], event_fn=lambda t, y: y[0] > 0.5)
+    assert event_t.item() == pytest.approx(math.pi / 3, abs=1e-6) and y.requires_grad
+
+
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_bounces_against_the_closed_form(door, method):
     """Three bounces of a ball: the times of impact and all of their derivatives."""
@@ -466,7 +518,7 @@ def test_a_second_derivative_is_refused():
 def test_event_fn_of_odeint_differentiates_the_state_at_a_fixed_time(door):
     y0, t = double(2.0, grad=True), double(0.0, math.inf, grad=True)
     event_t, y = door(lambda t, y: -y, y0, t, event_fn=lambda t, y: y - 0.5, **TIGHT)
-    assert event_t.item() == pytest.approx(math.log(4), rel=1e-9) and not event_t.requires_grad
+    assert event_t.item() == pytest.approx(math.log(4), rel=1e-9)
     from_start, from_time = torch.autograd.grad(y[1], (y0, t))
     assert from_start.item() == pytest.approx(0.25, rel=1e-7)
     torch.testing.assert_close(from_time, double(0.5, 0.0), rtol=1e-7, atol=1e-9)

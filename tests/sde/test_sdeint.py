@@ -239,6 +239,50 @@ class TestSeeds:
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
+    @pytest.mark.parametrize("door", [torchivp.sdeint, torchivp.sdeint_adjoint])
+    @pytest.mark.parametrize("kwargs", [{}, {"rng": "counter"}, {"adaptive": True}, {"method": "euler"}])
+    def test_seed(self, kwargs, door):
+        """It is all that the noise depends on, and nothing is drawn from torch's generator."""
+        before = torch.get_rng_state()
+        first, again, other = (door(Problem(), start(2, 3), [0, 1], dt=0.1, seed=seed, **kwargs) for seed in (1, 1, 2))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+        assert torch.equal(torch.get_rng_state(), before)
+        if "adaptive" not in kwargs:
+            drawn = torch.Generator().manual_seed(5)
+            seed = int(torch.randint(0, 2**63 - 1, (), generator=drawn))
+            given = door(Problem(), start(2, 3), [0, 1], dt=0.1, generator=torch.Generator().manual_seed(5), **kwargs)
+            assert torch.equal(door(Problem(), start(2, 3), [0, 1], dt=0.1, seed=seed, **kwargs), given)
+
+    @pytest.mark.parametrize("gradient", ["checkpointed", "reversible", "adjoint"])
+    def test_every_gradient_has_the_path_of_the_seed(self, gradient):
+        sde = Problem(sde_type="stratonovich")
+        kwargs = {"method": "reversible_heun", "dt": 0.01, "seed": 2**64 - 1}
+        expected = torchivp.sdeint(sde, Y0, [0, 0.5], **kwargs)
+        found = (
+            torchivp.sdeint_adjoint(sde, Y0, [0, 0.5], **kwargs)
+            if gradient == "adjoint"
+            else torchivp.sdeint(sde, Y0, [0, 0.5], gradient=gradient, **kwargs)
+        )
+        assert torch.equal(found, expected)
+
+    @pytest.mark.parametrize(
+        ("kwargs", "error", "sentence"),
+        [
+            ({"seed": -1}, ValueError, "seed must be a whole number between 0 and 18446744073709551615, got -1"),
+            ({"seed": 0.5}, TypeError, "seed must be a whole number"),
+            ({"seed": 1, "generator": torch.Generator()}, ValueError, "leave one of them out"),
+            (
+                {"seed": 1, "bm": torchivp.BrownianInterval(0, 1, (2, 3), torch.float64)},
+                ValueError,
+                "and rows out, seed too",
+            ),
+        ],
+    )
+    def test_what_a_seed_excludes(self, kwargs, error, sentence):
+        for door in (torchivp.sdeint, torchivp.sdeint_adjoint):
+            with pytest.raises(error, match=sentence):
+                door(Problem(), start(2, 3), [0, 1], dt=0.1, **kwargs)
+
     def test_solves_differ(self):
         torch.manual_seed(0)
         first, second = (torchivp.sdeint(Problem(), start(2, 3), [0, 1], dt=0.1) for _ in range(2))
@@ -749,10 +793,27 @@ def test_refusals(case):
         torchivp.sdeint(sde, **{"y0": Y0, "ts": [0, 1], "dt": 0.05, **arguments})
 
 
+@pytest.mark.parametrize("door", [torchivp.sdeint, torchivp.sdeint_adjoint])
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"step_size": 3}, r"`sdeint`: Unexpected arguments \{'step_size': 3\} are ignored"),
+        (
+            {"n_paths": 5},
+            r"has no argument n_paths=: every row of y0 is a path of its own: pass y0.expand\(n_pat",
+        ),
+        ({"adaptiv": True}, r"has no argument adaptiv=: did you mean adaptive=\?"),
+        ({"step_size": 0.1}, "has no argument step_size=: write dt="),
+        ({"whatever": 1}, "has no argument whatever=: its arguments are sde, y0, ts, bm, method, "),
+    ],
+)
+def test_unknown_keywords_are_refused(arguments, sentence, door):
+    with pytest.raises(TypeError, match=rf"^{door.__name__}\(\) {sentence}"):
+        door(Problem(), Y0, [0, 0.1], dt=0.05, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
         ({"options": {"grad_fre": True}}, r"`sdeint`: Unexpected options \{'grad_fre': True\} are ignored"),
         ({"adaptive": True, "method": "euler"}, "not guaranteed to converge .* euler of strong order 0.5"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from torchivp.times import Times
 from torchivp.torch_func import read
 
 Gradient = Direct | Checkpointed | Backsolve
+GradientName = Literal["direct", "checkpointed", "backsolve"]
 GRADIENTS: dict[str, type[Gradient]] = {"direct": Direct, "checkpointed": Checkpointed, "backsolve": Backsolve}
 """Every way to differentiate a solve, by the name that `gradient=` takes."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from torchivp.api.arguments import (
     Gradient,
+    GradientName,
     build_integration,
     default_tolerances,
     find_gradient,
@@ -18,20 +19,84 @@ from torchivp.api.arguments import (
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
-from torchivp.checks import check_number, check_whole_number
+from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution
 from torchivp.integrate import Controller
-from torchivp.methods import find_method
+from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Solution, SolveError
+from torchivp.solution import BatchSolution, Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import time_dtype
 
+_JACOBIAN = "implicit methods take the Jacobian of func from autograd: leave it out"
+_PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
+_ADVICE = {
+    "jac": _JACOBIAN,
+    "jac_sparsity": _JACOBIAN,
+    "lband": _JACOBIAN,
+    "uband": _JACOBIAN,
+    "progress": _PROGRESS,
+    "progress_bar": _PROGRESS,
+    "verbose": _PROGRESS,
+    "adjoint": "write gradient='backsolve', or gradient='checkpointed' for the exact gradient in little memory",
+    "adjoint_params": "write params=, with gradient='backsolve' or 'checkpointed'",
+    "options": "its options are arguments: step_size=, first_step=, min_step=, max_step=, max_steps=, norm=; those of "
+    "a method are given by method=torchivp.ODE_METHODS[name].with_options(...)",
+    "max_num_steps": "write max_steps=",
+    "event_fn": "write events=",
+    "vectorized": "write batch_dims=1 if the first dimension of y0 numbers problems; func is called with all of y",
+    "dt": "write step_size= for fixed steps, or first_step=",
+    "t": "write t_eval=",
+    "ts": "write t_eval=",
+}
+"""What to write instead of keywords that the door does not have."""
 
+
+class _Options(TypedDict, total=False):
+    """The keywords of `solve_ivp`, except the one that decides what it returns."""
+
+    t_eval: Sequence[float] | Sequence[Tensor] | Tensor | None
+    method: MethodName | type[Method]
+    rtol: Any
+    atol: Any
+    args: Sequence[Any]
+    params: Sequence[Tensor] | None
+    gradient: GradientName | Gradient
+    dense_output: bool
+    step_size: float | None
+    first_step: float | None
+    min_step: float
+    max_step: float
+    max_steps: int
+    controller: Controller | None
+    norm: Callable[[Any], float | Tensor] | None
+    events: Any
+    compact: bool | None
+    throw: bool
+
+
+@overload
+def solve_ivp(
+    func: Callable[..., Any],
+    t_span: Sequence[float | Tensor] | Tensor,
+    y0: Any,
+    *,
+    batch_dims: Literal[0] = 0,
+    **options: Unpack[_Options],
+) -> Solution: ...
+@overload
+def solve_ivp(
+    func: Callable[..., Any],
+    t_span: Sequence[float | Tensor] | Tensor,
+    y0: Any,
+    *,
+    batch_dims: int,
+    **options: Unpack[_Options],
+) -> BatchSolution: ...
 @door
 def solve_ivp(
     func: Callable[..., Any],
@@ -39,12 +104,12 @@ def solve_ivp(
     y0: Any,
     *,
     t_eval: Sequence[float] | Sequence[Tensor] | Tensor | None = None,
-    method: str | type[Method] = "dopri5",
+    method: MethodName | type[Method] = "dopri5",
     rtol: Any = None,
     atol: Any = None,
     args: Sequence[Any] = (),
     params: Sequence[Tensor] | None = None,
-    gradient: str | Gradient = "direct",
+    gradient: GradientName | Gradient = "direct",
     dense_output: bool = False,
     step_size: float | None = None,
     first_step: float | None = None,
@@ -57,7 +122,8 @@ def solve_ivp(
     batch_dims: int = 0,
     compact: bool | None = None,
     throw: bool = True,
-) -> Any:
+    **unknown: Never,
+) -> Solution | BatchSolution:
     """Solve the initial value problem `dy/dt = func(t, y, *args)`, `y(t_span[0]) = y0`, or a batch of such problems.
 
     Differentiable with respect to `y0`, `t_span`, `t_eval`, the tensors in `args` and the parameters of `func`.
@@ -93,7 +159,7 @@ def solve_ivp(
             `PIController()`, for example.
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
             at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one. It
-            matters to adaptive and implicit methods only.
+            matters to adaptive steps only.
         events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`,
             which may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of
             these.
@@ -103,6 +169,7 @@ def solve_ivp(
             through cost nothing; None to find out by one try.
         throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it. In a
             batch it is raised when all rows are through.
+        unknown: other keywords are refused.
 
     In a batch, `t` reaches `func` in the shape of the batch with a dimension of size 1 for each dimension of the state,
     so that it broadcasts against `y`; without `compact`, in the batch that `y0` has, else with some of its rows in one
@@ -127,6 +194,7 @@ def solve_ivp(
         >>> bool((solution.y[-1] - torch.e**-1).abs().max() < 1e-6)
         True
     """
+    refuse_keywords(solve_ivp, unknown, _ADVICE)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
     if controller is None and method.sizes_steps and step_size is None:

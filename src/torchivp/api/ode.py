@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -15,18 +15,18 @@ from torch.utils import _pytree as pytree
 from torchivp.api.arguments import Gradient, build_integration
 from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
 from torchivp.boundary import UserFunction, door
-from torchivp.checks import check_number
+from torchivp.checks import check_number, check_time_first
 from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.event import differentiate_event
+from torchivp.gradients.event import differentiate_event, differentiate_event_time
 from torchivp.gradients.inputs import check_parameters
-from torchivp.methods import find_method
+from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Outcome, SolveError, Status
+from torchivp.solution import Outcome, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times, spacing_of
@@ -42,6 +42,47 @@ _REMEDY = (
 )
 
 
+_State = TypeVar("_State")
+
+
+class _Options(TypedDict, total=False):
+    """The keywords of `odeint`, except the one that decides what it returns."""
+
+    rtol: Any
+    atol: Any
+    method: MethodName | type[Method] | None
+    options: Mapping[str, Any] | None
+    horizon: float | None
+
+
+class _AdjointOptions(_Options, total=False):
+    """The same of `odeint_adjoint`."""
+
+    adjoint_rtol: Any
+    adjoint_atol: Any
+    adjoint_method: MethodName | type[Method] | None
+    adjoint_options: Mapping[str, Any] | None
+    adjoint_params: Sequence[Tensor] | None
+
+
+@overload
+def odeint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: None = None,
+    **kwargs: Unpack[_Options],
+) -> _State: ...
+@overload
+def odeint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: Callable[..., Any],
+    **kwargs: Unpack[_Options],
+) -> tuple[Tensor, _State]: ...
 @door
 def odeint(
     func: Callable[..., Any],
@@ -50,9 +91,10 @@ def odeint(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | type[Method] | None = None,
+    method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    horizon: float | None = None,
 ) -> Any:
     """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and return the solution at the times `t`.
 
@@ -72,15 +114,17 @@ def odeint(
         method: the name of a method (see `torchivp.ODE_METHODS`), or the class of one; None for "dopri5".
         options: a dict, see below. Unknown options are named in a warning and ignored.
         event_fn: `event_fn(t, y)` returns a tensor of which each element is an event: the solve ends where the first
-            of them changes its sign, or at `t[0]` if one is zero there. `t` is then `[t0, t1]`, where `t1`, which
-            may be infinite, is the latest time to look for an event. The elements may be true or false; the time of
-            such an event has no gradient.
+            of them changes its sign, or at `t[0]` if one is zero there. `t` is then `[t0, t1]`, of which `t1` says
+            the direction only; with a `grid_constructor` it is where the steps end. The elements may be true or
+            false; the time of such an event has no gradient.
+        horizon: the latest time (earliest, if time decreases) to look for an event; None for no limit but that on
+            the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
 
     The options, by the methods that know them:
 
     - All methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous; `perturb`, true to
       evaluate func just within the ends of each step instead of at them; `max_num_steps`, the largest number of step
-      attempts; `norm`, a function of the scaled error, which matters to adaptive and implicit methods only; `dtype`, a
+      attempts; `norm`, a function of the scaled error, which matters to adaptive methods only; `dtype`, a
       precision of times, which have double precision anyway.
     - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `ralston`, `adams`): `first_step`;
       `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest factor by which
@@ -96,18 +140,36 @@ def odeint(
 
     Returns:
         The solution, [T, *y0.shape], in the dtype of `y0`; for a pytree `y0` the same structure of such tensors.
-        With `event_fn`, the time of the event, and the states at `t[0]` and at the event, which are differentiable
-        at fixed times; `odeint_event` differentiates the time too.
+        With `event_fn`, the time of the event, and the states at `t[0]` and at the event. The time is differentiable,
+        once, the states as at fixed times; those of `odeint_event` move with the time.
 
     Raises:
         SolveError: the last time was not reached, or no event happened; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
-    door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn)
+    door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn, horizon)
     gradient = Direct() if door.settings.method.differentiable else Backsolve()
     return door.solve(gradient, None)
 
 
+@overload
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: None = None,
+    **kwargs: Unpack[_AdjointOptions],
+) -> _State: ...
+@overload
+def odeint_adjoint(
+    func: Callable[..., Any],
+    y0: _State,
+    t: Tensor | Sequence[float],
+    *,
+    event_fn: Callable[..., Any],
+    **kwargs: Unpack[_AdjointOptions],
+) -> tuple[Tensor, _State]: ...
 @door
 def odeint_adjoint(
     func: Callable[..., Any],
@@ -116,12 +178,13 @@ def odeint_adjoint(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | type[Method] | None = None,
+    method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
+    horizon: float | None = None,
     adjoint_rtol: Any = None,
     adjoint_atol: Any = None,
-    adjoint_method: str | type[Method] | None = None,
+    adjoint_method: MethodName | type[Method] | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
 ) -> Any:
@@ -142,6 +205,7 @@ def odeint_adjoint(
         method: as in `odeint`.
         options: as in `odeint`.
         event_fn: as in `odeint`.
+        horizon: as in `odeint`.
         adjoint_rtol: relative tolerance of the backward solve; None for `rtol`.
         adjoint_atol: absolute tolerance of the backward solve; None for `atol`.
         adjoint_method: method of the backward solve; None for `method`.
@@ -171,7 +235,7 @@ def odeint_adjoint(
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
     if adjoint_params is not None:
         adjoint_params = check_parameters("adjoint_params", adjoint_params)
-    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, _REMEDY_IN_ADJOINT)
+    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon, _REMEDY_IN_ADJOINT)
     backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
         rtol=adjoint_rtol,
@@ -190,7 +254,7 @@ def odeint_adjoint(
 @door
 def odeint_event(
     func: Callable[..., Any],
-    y0: Any,
+    y0: _State,
     t0: Tensor | float,
     *,
     event_fn: Callable[..., Any],
@@ -198,7 +262,7 @@ def odeint_event(
     horizon: float | None = None,
     odeint_interface: Callable[..., Any] = odeint,
     **kwargs: Any,
-) -> tuple[Tensor, Any]:
+) -> tuple[Tensor, _State]:
     """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, until an event, whose time and state are differentiable.
 
     The call of torchdiffeq's `odeint_event`.
@@ -210,8 +274,7 @@ def odeint_event(
         event_fn: as in `odeint`. Tensors that it uses get gradients. If it returns tensors of true and false, the
             time of the event has no gradient.
         reverse_time: integrate backwards in time.
-        horizon: the latest (with `reverse_time`, the earliest) time to look for an event; None for no limit but
-            that on the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
+        horizon: as in `odeint`.
         odeint_interface: `odeint`, `odeint_adjoint`, or a function that calls one of them.
         **kwargs: further arguments of `odeint_interface`.
 
@@ -230,22 +293,14 @@ def odeint_event(
     start = torch.tensor(begin, dtype=torch.float64)
     if isinstance(t0, Tensor) and t0.is_floating_point():
         start = t0
-    if horizon is None:
-        horizon = -math.inf if reverse_time else math.inf
-    elif (float(horizon) - begin) * (-1 if reverse_time else 1) <= 0:
-        way = "before t0, since time is reversed" if reverse_time else "after t0"
-        raise ValueError(f"horizon = {float(horizon):g} must lie {way}, and t0 = {begin:g}")
-    t = torch.cat([start.reshape(1), start.new_tensor([float(horizon)])])
-    try:
-        event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    except SolveError as error:
-        if error.status.outcome is not Outcome.NO_EVENT or math.isinf(horizon):
-            raise
-        sentence = _no_event(begin, float(horizon), "horizon")
-        raise SolveError(replace(error.status, message=sentence)) from None
+    t = torch.cat([start.reshape(1), start.new_tensor([-math.inf if reverse_time else math.inf])])
+    if horizon is not None:
+        kwargs["horizon"] = horizon
+    event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
     if not torch.is_grad_enabled():
         return event_t, solution
-    end = event_t.detach().item()
+    event_t = event_t.detach()
+    end = event_t.item()
     problem = Problem.build(func, y0, Times(begin, end, ()))
     layout = StateLayout(y0)
     first, last = (pytree.tree_map(lambda states, i=i: states[i], solution) for i in (0, -1))
@@ -267,7 +322,7 @@ def odeint_dense(
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
-    method: str | type[Method] | None = None,
+    method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> DenseSolution:
     """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, up to `t1`, and return the solution as a function of time.
@@ -317,21 +372,25 @@ class _Door:
         method: Any,
         options: dict[str, Any],
         event_fn: Callable[..., Any] | None,
+        horizon: float | None = None,
         remedy: str = _REMEDY,
     ):
         self._func, self._y0, self._t = func, y0, t
         self._until_event = event_fn is not None
+        if event_fn is not None:
+            if not callable(event_fn):
+                raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
+            check_time_first("event_fn", event_fn, "event_fn(t, y)")
         if self._until_event and inside_transform():
             raise ValueError(
                 "event_fn does not work inside torch.func transforms such as vmap or grad, where no step can depend "
                 "on the state: use autograd (backward(), torch.autograd.grad), and a loop over the batch"
             )
         values, tensor = check_times(t, endless=self._until_event)
-        if self._until_event and len(values) != 2:
-            raise ValueError(
-                f"with event_fn, t must be the start and the latest time to look for an event, got {len(values)} "
-                "times: write t=torch.stack([t[0], t[-1]])"
-            )
+        if self._until_event:
+            values[1:] = [_end_of_search(values, horizon, options.get("grid_constructor") is not None)]
+        elif horizon is not None:
+            raise ValueError("horizon is the latest time to look for an event: give event_fn too, or leave it out")
         self._endless = math.isinf(values[-1])
         # The end of a search is no time that the solution depends on.
         known = values[:1] if self._until_event else values
@@ -356,7 +415,7 @@ class _Door:
             integration,
             stops=self.settings.stops,
             callbacks=callbacks and replace(callbacks, unflatten=self._layout.unflatten),
-            event=None if event_fn is None else EventFunction(_callable(event_fn), self._layout),
+            event=None if event_fn is None else EventFunction(UserFunction(event_fn, "event_fn"), self._layout),
             remedy=remedy,
         )
 
@@ -372,8 +431,8 @@ class _Door:
                 )
             if self._endless:
                 raise ValueError(
-                    "option 'grid_constructor' needs to know where the search for an event ends: pass horizon= to "
-                    "odeint_event, or options={'step_size': 0.01} instead"
+                    "option 'grid_constructor' needs to know where the search for an event ends: pass horizon=, or "
+                    "options={'step_size': 0.01} instead"
                 )
         return found
 
@@ -391,38 +450,59 @@ class _Door:
         """The states, or with an event its time and the states."""
         states, reached, status, _ = gradient.solve(self._integration, params, None)
         if not status.ok:
-            raise SolveError(status)
+            raise self._integration.failure(status)
         if not self._until_event:
             return self._layout.unflatten(states, (len(reached),))
         if status.outcome is not Outcome.EVENT:
-            sentence = _no_event(self._times.start, self._times.end, "t[1]")
-            raise SolveError(Status(Outcome.NO_EVENT, sentence, status.t))
+            sentence = _no_event(self._times.start, self._times.end)
+            raise self._integration.failure(Status(Outcome.NO_EVENT, sentence, status.t))
         both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
-        return self._event_time(status.t), self._layout.unflatten(both, (2,))
+        return self._event_time(status.t, both[-1].reshape(1, -1)), self._layout.unflatten(both, (2,))
 
     def solve_densely(self) -> DenseSolution:
         interpolants = Interpolants()
         _, _, status, _ = Direct().solve(self._integration, None, interpolants)
         if not status.ok:
-            raise SolveError(status)
+            raise self._integration.failure(status)
         return DenseSolution(interpolants.steps, self._layout.unflatten)
 
-    def _event_time(self, t: float) -> Tensor:
-        if isinstance(self._t, Tensor):
-            return self._t.new_tensor(t)
-        return torch.tensor(t, dtype=torch.float64)
+    def _event_time(self, t: float, y: Tensor) -> Tensor:
+        """The time `t` of the event, at which the state is `y`, [1, size]; with its gradient."""
+        time = self._t.new_tensor(t) if isinstance(self._t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        if not torch.is_grad_enabled():
+            return time
+        integration, problem = self._integration, self._integration.problem
+        assert integration.event is not None
+        begins = problem.time(self._times.at(self._times.start)), problem.y0
+        sign = SignChange(integration.event, *begins)
+        moved = begins[0]
+        if not sign.at_start:
+            moved = differentiate_event_time(problem.func, sign, begins, problem.time(t), y)
+        return time + (moved - moved.detach()).to(time)
 
 
-def _no_event(start: float, end: float, latest: str) -> str:
-    """That nothing happened up to `end`, the time that the argument `latest` gives."""
+def _end_of_search(t: list[float], horizon: Any, on_a_grid: bool) -> float:
+    """Where the search for an event ends: at the horizon, or where a grid of the user's does, or nowhere."""
+    if len(t) != 2:
+        raise ValueError(
+            f"with event_fn, t must be the start and another time, which says the direction, got {len(t)} times: write "
+            "t=torch.stack([t[0], t[-1]])"
+        )
+    start, other = t
+    direction = math.copysign(1.0, other - start)
+    if horizon is None:
+        return other if on_a_grid else direction * math.inf
+    horizon = check_number("horizon", horizon)
+    if (horizon - start) * direction <= 0:
+        way = "before t0, since time is reversed" if direction < 0 else "after t0"
+        raise ValueError(f"horizon = {horizon:g} must lie {way}, and t0 = {start:g}")
+    return horizon
+
+
+def _no_event(start: float, end: float) -> str:
+    """That nothing happened up to `end`, the horizon."""
     return (
         f"there is no event between t = {start:g} and t = {end:g}: event_fn has the same sign at the end of every "
-        f"step as at the start. Look further ahead with a later {latest}; if event_fn changes its sign twice within a "
+        f"step as at the start. Look further ahead with a later horizon; if event_fn changes its sign twice within a "
         "step, take smaller steps with the option max_step or step_size"
     )
-
-
-def _callable(event_fn: Any) -> UserFunction:
-    if not callable(event_fn):
-        raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
-    return UserFunction(event_fn, "event_fn")

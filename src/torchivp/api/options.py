@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchivp.boundary import UserFunction
-from torchivp.callbacks import Callbacks
+from torchivp.callbacks import Callbacks, null_callback
 from torchivp.checks import check_flag, check_number, check_whole_number
 from torchivp.integrate import Controller
 from torchivp.methods import ODE_METHODS, find_method
@@ -225,14 +225,13 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
         which: ("callback_step" if which == "step" else f"callback_{which}_step") + ("_adjoint" if adjoint else "")
         for which in _CALLBACKS
     }
-    found = {which: getattr(func, name, None) for which, name in names.items()}
+    found = {which: getattr(func, name, null_callback) for which, name in names.items()}
+    found = {which: callback for which, callback in found.items() if callback not in (None, null_callback)}
     called = () if method.sizes_steps else _CALLBACKS if method.error_order is not None else ("step",)
-    unsupported = {names[which] for which, callback in found.items() if callback is not None and which not in called}
+    unsupported = {names[which] for which in found if which not in called}
     if unsupported:
         warnings.warn(f"Solver '{method.__name__}' does not support callbacks {unsupported}", UserWarning, stacklevel=5)
     supported: dict[str, Any] = {
-        which: UserFunction(callback, names[which]).in_context
-        for which, callback in found.items()
-        if callback is not None and which in called
+        which: UserFunction(callback, names[which]).in_context for which, callback in found.items() if which in called
     }
     return Callbacks(**supported) if supported else None

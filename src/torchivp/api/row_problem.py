@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchivp.api.times import as_times, shape_text
 from torchivp.boundary import UserFunction
+from torchivp.checks import check_time_first
 from torchivp.events.event import Event, Scheduled
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
 from torchivp.rows.problem import Action, RowProblem
@@ -39,6 +40,7 @@ def build_problem(
     """
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
+    check_time_first("func", func, "func(t, y)")
     if not isinstance(args, tuple | list):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
     if not (compact is None or isinstance(compact, bool)):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from torchivp.api.sde_gradients import find_sde_gradient
 from torchivp.api.sde_options import SDEOptions, read_adjoint_options, read_sde_options
 from torchivp.boundary import door
-from torchivp.checks import check_flag, check_number, check_positive
+from torchivp.checks import check_flag, check_number, check_positive, refuse_keywords
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
@@ -26,7 +26,7 @@ from torchivp.noise.along import PathNoise
 from torchivp.noise.grid import GridNoise
 from torchivp.noise.interval import BrownianInterval
 from torchivp.noise.rows import check_rows
-from torchivp.noise.seed import draw_seed
+from torchivp.noise.seed import check_seed, draw_seed
 from torchivp.noise.source import Noise
 from torchivp.sde.problem import SDEProblem, check_path, check_path_times, path_ends
 from torchivp.sde_loop.adaptive import AdaptiveSteps
@@ -35,6 +35,28 @@ from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.sde_loop.steps import Steps
 from torchivp.times import check_times, snap
 from torchivp.torch_func import inside_transform
+
+_PATHS = "every row of y0 is a path of its own: pass y0.expand({}, -1)"
+_ADVICE = {
+    "n_paths": _PATHS.format("n_paths"),
+    "num_paths": _PATHS.format("num_paths"),
+    "n_samples": _PATHS.format("n_samples"),
+    "num_samples": _PATHS.format("num_samples"),
+    "batch_size": _PATHS.format("batch_size"),
+    "entropy": "write seed=",
+    "t": "write ts=",
+    "t_eval": "write ts=",
+    "t_span": "write ts=[t0, t1]",
+    "step_size": "write dt=",
+    "max_steps": "write options={'max_num_steps': ...}",
+    "max_num_steps": "write options={'max_num_steps': ...}",
+    "solver": "write method=",
+    "params": "sdeint_adjoint has adjoint_params=, and sdeint differentiates by whatever the SDE uses",
+    "adjoint": "call sdeint_adjoint",
+    "device": "the solve runs where y0 is: pass y0.to(device)",
+    "dtype": "the solve runs in the dtype of y0: pass y0.to(dtype)",
+}
+"""What to write instead of keywords that the doors do not have."""
 
 
 @door
@@ -58,11 +80,12 @@ def sdeint(
     args: Sequence[Any] = (),
     gradient: str | Direct | Checkpointed = "direct",
     rng: str = "torch",
+    seed: int | None = None,
     generator: torch.Generator | None = None,
     rows: Sequence[int] | Tensor | None = None,
     batch_dims: int | None = None,
     noise_size: int | None = None,
-    **unused_kwargs: Any,
+    **unknown: Never,
 ) -> Any:
     """Solve `dY = f(t, Y) dt + g(t, Y) dW`, `Y(ts[0]) = y0`, and return the paths at the times `ts`.
 
@@ -109,12 +132,15 @@ def sdeint(
             "reversible", for method "reversible_heun", for the same gradient in the memory of one step.
         rng: "torch" for torch's random numbers, the fastest; "counter" for numbers of a row that do not depend on the
             device and the other rows, see `BrownianInterval`. Adaptive steps always have such numbers.
+        seed: what the noise is a function of, from 0 to 2^64 - 1: the same seed, `ts`, `dt` and method have the same
+            noise, with any gradient. For the same path at other steps pass `bm=BrownianInterval(..., entropy=seed)`.
+            None to draw it.
         generator: where the seed is drawn from; None for torch's default generator.
         rows: with `rng="counter"` or adaptive steps, the number of each row in a larger batch, [rows], so that it has
             the noise that it would have there, given the same seed; None for 0, 1, 2, ...
         batch_dims: the number of leading dimensions of each tensor of `y0` that number rows.
         noise_size: the number m of noises, where neither `bm` nor `g` tells.
-        unused_kwargs: what else is given is named in a warning and ignored.
+        unknown: other keywords are refused.
 
     The options: `grad_free`, of "milstein", true for differences in place of derivatives, which other methods ignore
     without a warning, since torchsde's programs pass it to all; `interp`, "linear" for steps of `dt` from `ts[0]` on
@@ -131,9 +157,10 @@ def sdeint(
         SolveError: adaptive steps did not reach the last time; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    refuse_keywords(sdeint, unknown, _ADVICE)
     adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
-    door = _Door("sdeint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs)
-    door.plan(Randomness(rng, generator, rows), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
+    door = _Door("sdeint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size)
+    door.plan(Randomness(rng, seed, generator, rows), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
     return door.solve(find_sde_gradient(gradient), None, extra)
 
 
@@ -163,11 +190,12 @@ def sdeint_adjoint(
     *,
     args: Sequence[Any] = (),
     rng: str = "torch",
+    seed: int | None = None,
     generator: torch.Generator | None = None,
     rows: Sequence[int] | Tensor | None = None,
     batch_dims: int | None = None,
     noise_size: int | None = None,
-    **unused_kwargs: Any,
+    **unknown: Never,
 ) -> Any:
     """`sdeint`, differentiated by solving the adjoint equations backwards along the same path.
 
@@ -204,11 +232,12 @@ def sdeint_adjoint(
         extra_solver_state: as in `sdeint`.
         args: as in `sdeint`.
         rng: as in `sdeint`.
+        seed: as in `sdeint`.
         generator: as in `sdeint`.
         rows: as in `sdeint`.
         batch_dims: as in `sdeint`.
         noise_size: as in `sdeint`.
-        unused_kwargs: as in `sdeint`.
+        unknown: other keywords are refused.
 
     Returns:
         As `sdeint`.
@@ -217,13 +246,12 @@ def sdeint_adjoint(
         SolveError: adaptive steps did not reach the last time, or in the backward pass the first.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    refuse_keywords(sdeint_adjoint, unknown, _ADVICE)
     adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
     adjoint_adaptive = check_flag("adjoint_adaptive", adjoint_adaptive)
-    door = _Door(
-        "sdeint_adjoint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs
-    )
+    door = _Door("sdeint_adjoint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size)
     anywhere = adaptive or adjoint_adaptive
-    door.plan(Randomness(rng, generator, rows, anywhere), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
+    door.plan(Randomness(rng, seed, generator, rows, anywhere), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
     backward = find_adjoint(
         adjoint_method,
         door.problem.terms,
@@ -244,12 +272,14 @@ class Randomness:
 
     Attributes:
         rng: "torch" or "counter".
+        seed: what it is a function of, or None.
         generator: where the seed is drawn from.
         rows: the numbers of the rows, for counter-based noise.
         anywhere: whether the noise must answer at any times, and not just for the steps.
     """
 
     rng: str
+    seed: int | None
     generator: torch.Generator | None
     rows: Any
     anywhere: bool = False
@@ -261,6 +291,10 @@ class Randomness:
             raise TypeError(
                 f"generator must be a torch.Generator, got {given!r}: write torch.Generator().manual_seed({seed})"
             )
+        if self.seed is not None:
+            check_seed(self.seed, "seed")
+            if given is not None:
+                raise ValueError("seed= is given, and generator= to draw one from: leave one of them out")
 
 
 class _Door:
@@ -280,10 +314,7 @@ class _Door:
         args: Sequence[Any],
         batch_dims: int | None,
         noise_size: int | None,
-        unused: Mapping[str, Any],
     ) -> None:
-        if unused:
-            warnings.warn(f"`{caller}`: Unexpected arguments {dict(unused)} are ignored", stacklevel=4)
         self.ts, moving = check_times(ts, "ts")
         if moving is not None:
             raise ValueError(
@@ -355,15 +386,17 @@ class _Door:
         levy_area = self.method.area_for(problem.terms.noise_type)
         dtype, real, device = problem.y0.dtype, problem.layout.dtype.to_real(), problem.y0.device
         if self.bm is not None:
-            if randomness.rng != "torch" or randomness.generator is not None or randomness.rows is not None:
-                raise ValueError("bm is the noise already: leave rng, generator and rows out, or leave bm out")
+            if (randomness.rng, randomness.seed, randomness.generator, randomness.rows) != ("torch", None, None, None):
+                raise ValueError(
+                    "bm is the noise already: leave rng, generator and rows out, seed too, or leave bm out"
+                )
             check_path(self.bm, problem, levy_area, self.name)
             return PathNoise(self.bm, rows, channels, levy_area, dtype)
         anywhere = adaptive or randomness.anywhere
         if randomness.rows is not None and not anywhere and randomness.rng != "counter":
             raise ValueError("rows number the rows of counter-based noise: pass rng='counter' too, or leave rows out")
         numbers = check_rows(randomness.rows, rows)
-        seed = draw_seed(randomness.generator)
+        seed = draw_seed(randomness.generator) if randomness.seed is None else randomness.seed
         if not anywhere:
             return GridNoise(rows, channels, levy_area, real, dtype, device, seed, randomness.rng, numbers)
         first, last = min(self.ts), max(self.ts)

@@ -12,6 +12,7 @@ import typer
 
 from torchivp import Solution, solve_ivp
 from torchivp.cli.arguments import AbsoluteTolerance, Method, RelativeTolerance, parse_numbers, parse_values
+from torchivp.methods import find_method
 from torchivp.models import Model, find_model
 
 EXAMPLES = """Examples:
@@ -55,7 +56,7 @@ def simulate(
             span,
             torch.tensor(initial, dtype=torch.float64),
             t_eval=np.linspace(span[0], span[1], points).tolist(),
-            method=method,
+            method=find_method(method),
             rtol=rtol,
             atol=atol,
             step_size=step_size,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torchivp.checks import check_flag, check_whole_number
+from torchivp.checks import check_flag, check_time_first, check_whole_number
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Event:
             raise TypeError(f"g must be callable as g(t, y), got {self.g!r}")
         if self.apply is not None and not callable(self.apply):
             raise TypeError(f"apply must be callable as apply(t, y), got {self.apply!r}")
+        check_time_first("g", self.g, "g(t, y)")
+        if self.apply is not None:
+            check_time_first("apply", self.apply, "apply(t, y)")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be 1 (rising), -1 (falling) or 0 (both), got {self.direction!r}")
         if check_flag("terminal", self.terminal) and self.max_count not in (None, 1):
@@ -81,3 +84,4 @@ class Scheduled:
     def __post_init__(self) -> None:
         if not callable(self.apply):
             raise TypeError(f"apply must be callable as apply(t, y), got {self.apply!r}")
+        check_time_first("apply", self.apply, "apply(t, y)")

@@ -31,7 +31,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
-from torchivp.solution import Outcome, SolveError, Stats, Status
+from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
 from torchivp.torch_func import inside_transform
@@ -210,7 +210,7 @@ class _AdjointSolve:
         status, stats = backward.run([end])
         self.stats.backward = stats
         if not status.ok:
-            raise SolveError(
+            raise forward.failure(
                 replace(
                     status,
                     message=f"in the backward solve: {status.message}; or use gradient='checkpointed', which "
@@ -228,7 +228,8 @@ class _AdjointSolve:
         def of_tuple(tensors: tuple[Tensor, ...]) -> Any:
             t, y, adjoint, *parameters = tensors
             states = [leaf for part in (y, adjoint) for leaf in layout.leaves(part.reshape(1, layout.size))]
-            return norm((t, *states, *parameters))
+            size = norm((t, *states, *parameters))
+            return size if isinstance(size, Tensor) else t.new_tensor(size)
 
         return of_tuple
 
@@ -392,10 +393,10 @@ class _Forward(torch.autograd.Function):
         )
 
 
-def largest_root_mean_square(tensors: Sequence[Tensor]) -> float:
-    """The largest root mean square of the tensors; NaN if one of them is."""
-    sizes = [float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel()) for x in tensors if x.numel()]
-    return math.nan if math.isnan(sum(sizes)) else max(sizes, default=0.0)
+def largest_root_mean_square(tensors: Sequence[Tensor]) -> Tensor:
+    """The largest root mean square of the tensors, 0-d; NaN if one of them is."""
+    sizes = [torch.linalg.vector_norm(x) / math.sqrt(x.numel()) for x in tensors if x.numel()]
+    return torch.stack(sizes).amax() if sizes else torch.zeros(())
 
 
 def _seminorm(count: int) -> Norm:

@@ -37,21 +37,41 @@ def differentiate_event(
     value = sign.remaining(t, y)
     if not (y.requires_grad or value.requires_grad or may_be_tracked()):
         return t, y
+    moved, f = _moved(func, sign, start, t, y, value)
+    if f is not None:
+        return moved, y + f * (moved - t)
+    warnings.warn(
+        "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
+        "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
+        "Return a number that falls to zero at the event, such as y[0] - 0.5 instead of y[0] > 0.5, or solve "
+        "within torch.no_grad()",
+        stacklevel=3,
+    )
+    return t, y
+
+
+def differentiate_event_time(
+    func: FlatFunc, sign: SignChange, start: tuple[Tensor, Tensor], t: Tensor, y: Tensor
+) -> Tensor:
+    """The time of an event alone, with its gradient; arguments as in `differentiate_event`.
+
+    It has none, without a warning, if the event function is piecewise constant.
+    """
+    value = sign.remaining(t, y)
+    return _moved(func, sign, start, t, y, value)[0] if value.requires_grad else t
+
+
+def _moved(
+    func: FlatFunc, sign: SignChange, start: tuple[Tensor, Tensor], t: Tensor, y: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The time of the event, which moves, and the slope of the state there; None if the function is constant."""
     g_t, g_y = _gradients(sign, t, y)
     if not any(bool(g.any()) for g in (g_t, g_y, *_gradients(sign, *start))):
-        warnings.warn(
-            "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
-            "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
-            "Return a number that falls to zero at the event, such as y[0] - 0.5 instead of y[0] > 0.5, or solve "
-            "within torch.no_grad()",
-            stacklevel=3,
-        )
-        return t, y
+        return t, None
     with torch.no_grad():
         f = func(t, y.detach())
         slope = g_t + torch.sum(g_y.conj() * f).real
-    moved = event_time(value.to(t.dtype), slope, t)
-    return moved, y + f * (moved - t)
+    return event_time(value.to(t.dtype), slope, t), f
 
 
 def _gradients(sign: SignChange, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

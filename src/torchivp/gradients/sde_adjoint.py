@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torchivp.noise.along import PathNoise
 from torchivp.sde.terms import Terms
 from torchivp.sde_loop.halving import Pace
 from torchivp.sde_loop.integrate import SDEIntegration
+from torchivp.solution import SolveError, failure_class
 
 REVERSIBLE = "adjoint_reversible_heun"
 
@@ -51,6 +52,7 @@ class SDEAdjoint:
         dt: the size of the first adaptive step.
         dt_min: the smallest size of an adaptive step. Such a step is accepted whatever its error, with a warning.
         max_steps: the largest number of attempts at adaptive steps.
+        failure: what is raised if adaptive steps do not get to the start.
 
     Raises:
         TypeError: an argument is of the wrong type.
@@ -64,6 +66,7 @@ class SDEAdjoint:
     dt: float = 1e-3
     dt_min: float = 1e-5
     max_steps: int = 10_000_000
+    failure: type[SolveError] = field(default_factory=failure_class)
     name = "adjoint"
 
     def __post_init__(self) -> None:
@@ -108,7 +111,7 @@ class SDEAdjoint:
         """What the sizes of adaptive steps by a method depend on besides the error."""
         strong = SDE_METHODS[method].orders["stratonovich", noise_type].strong
         assert strong is not None, "all methods for the adjoint have one"
-        return Pace(self.dt, self.dt_min, strong, self.max_steps)
+        return Pace(self.dt, self.dt_min, strong, self.max_steps, self.failure)
 
 
 def find_adjoint(method: Any, terms: Terms, forward: SDEMethod, **settings: Any) -> SDEAdjoint | SDEReversible:

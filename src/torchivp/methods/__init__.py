@@ -1,6 +1,7 @@
 """The methods by name."""
 
 import difflib
+from typing import Literal
 
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
@@ -64,6 +65,54 @@ ODE_METHODS: dict[str, type[Method]] = {
 """Every ODE method, by the name that `method=` takes."""
 
 
+ALIASES = {"RK45": "dopri5", "RK23": "bosh3"}
+"""SciPy's names of methods that are here under others."""
+
+_STIFF = "is for stiff problems: use method='radauIIA5' or 'trbdf2' with a step_size, or SciPy's"
+_OF_SCIPY = {
+    "radau": ("Radau", _STIFF),
+    "bdf": ("BDF", _STIFF),
+    "lsoda": ("LSODA", _STIFF),
+    "dop853": ("DOP853", "is of order 8: use method='dopri8', or SciPy's"),
+}
+"""What to use for SciPy's methods that are not here."""
+
+
+MethodName = Literal[
+    "euler",
+    "midpoint",
+    "heun",
+    "adaptive_heun",
+    "ralston",
+    "fehlberg2",
+    "bosh3",
+    "heun2",
+    "heun3",
+    "rk4",
+    "rk4_classic",
+    "dopri5",
+    "tsit5",
+    "dopri8",
+    "implicit_euler",
+    "implicit_midpoint",
+    "trapezoid",
+    "sdirk2",
+    "trbdf2",
+    "radauIIA3",
+    "radauIIA5",
+    "gl4",
+    "gl6",
+    "adams",
+    "explicit_adams",
+    "implicit_adams",
+    "fixed_adams",
+    "scipy_solver",
+    "RK45",
+    "RK23",
+]
+"""The names that `method=` takes, for type checkers: those of `ODE_METHODS` and `ALIASES`."""
+
+
 def find_method(method: str | type[Method]) -> type[Method]:
     """The class of a method given by name or class.
 
@@ -75,8 +124,22 @@ def find_method(method: str | type[Method]) -> type[Method]:
         return method
     if not isinstance(method, str):
         raise TypeError(f"method must be a name such as 'dopri5', got {type(method).__name__}")
+    method = ALIASES.get(method, method)
     if method not in ODE_METHODS:
-        close = difflib.get_close_matches(method, ODE_METHODS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown method {method!r}.{hint} The methods are {', '.join(ODE_METHODS)}")
+        raise ValueError(f"unknown method {method!r}.{_hint(method)} The methods are {', '.join(ODE_METHODS)}")
     return ODE_METHODS[method]
+
+
+def _hint(unknown: str) -> str:
+    """What may have been meant by the name of a method that does not exist."""
+    if unknown.lower() in _OF_SCIPY:
+        name, advice = _OF_SCIPY[unknown.lower()]
+        if name == "LSODA":
+            return f" {name} {advice}, method='scipy_solver'."
+        return (
+            f" {name} {advice}, method='scipy_solver' with options={{'solver': {name!r}}}; in solve_ivp that is "
+            f"method=torchivp.ODE_METHODS['scipy_solver'].with_options(solver={name!r})."
+        )
+    names = {name.lower(): name for name in (*ALIASES, *ODE_METHODS)}
+    close = difflib.get_close_matches(unknown.lower(), names, n=1)
+    return f" Did you mean {names[close[0]]!r}?" if close else ""

@@ -56,7 +56,6 @@ class GridNoise:
         self._real = real_dtype
         self.rows, self.channels = rows, channels
         self.seed, self.rng = seed, rng
-        self._generator = torch.Generator(device)
         self._has_A = has_A(levy_area)
         self._kinds = 2 if has_H(levy_area) else 1
         numbers = range(rows) if row_numbers is None else row_numbers
@@ -91,10 +90,10 @@ class GridNoise:
     def _draw(self, block: int, kinds: int, size: int, offset: int = 0) -> Tensor:
         """Standard normals [steps, kinds, rows, size] of a block."""
         if self.rng == "torch":
-            self._generator.manual_seed(_mix(self.seed, 2 * block + (offset > 0)))
+            generator = torch.Generator(self._device).manual_seed(_mix(self.seed, 2 * block + (offset > 0)))
             shape = (self.block, kinds, self.rows, size)
             with outside_transforms():
-                return torch.randn(shape, generator=self._generator, dtype=self._real, device=self._device)
+                return torch.randn(shape, generator=generator, dtype=self._real, device=self._device)
         per_step = 2 + self.channels
         first = block * self.block
         nodes = [(first + i) * per_step + offset + kind for i in range(self.block) for kind in range(kinds)]

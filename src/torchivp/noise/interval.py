@@ -14,6 +14,7 @@ from torch import Tensor
 from torchivp.checks import check_number, check_whole_number
 from torchivp.noise import dyadic
 from torchivp.noise.brownian import BaseBrownian, check_order
+from torchivp.noise.guard import Guard
 from torchivp.noise.increment import LEVY_AREAS, Increment, has_A, has_H
 from torchivp.noise.levy_area import area
 from torchivp.noise.philox import derived_seed, normals
@@ -38,7 +39,8 @@ TUNING: dict[str, Any] = {"dt": None, "tol": 0.0, "pool_size": 8, "cache_size": 
 class BrownianInterval(BaseBrownian):
     """A Brownian motion W over [t0, t1], in torchsde's terms, as a function of `entropy` and time alone.
 
-    Neither the order of the queries nor their number changes an answer, nor does memory grow with them. Increments
+    Neither the order of the queries nor their number nor the thread that asks changes an answer, nor does memory grow
+    with them. Increments
     have their exact joint law, at whatever times, down to 2^-48 of the interval: times closer than that are the same
     time. A query costs standard normals at up to 48 levels of a dyadic tree; levels that recent queries share are
     remembered, and times at few binary digits of the interval need few levels.
@@ -105,6 +107,7 @@ class BrownianInterval(BaseBrownian):
         self._rows = check_rows(rows, self._size[0] if self._size else 1)
         self._streams = 2 if has_H(self._levy) else 1
         self._recent: dict[int, Tensor] = {}
+        self._guard = Guard()
         per_node = self._streams * len(self._rows) * self._count * self._work.itemsize
         self._keeps = per_node * KEPT_NODES <= KEPT_BYTES
         self._root = self._make_root(W, H)
@@ -195,14 +198,18 @@ class BrownianInterval(BaseBrownian):
 
     def _recall(self, nodes: list[int]) -> list[Tensor]:
         """The normals of each node, [streams, elements], made if they are not among the recent ones."""
-        missing = [node for node in nodes if node not in self._recent]
-        found = [self._recent.pop(node, None) for node in nodes]
+        with self._guard:
+            found = [self._recent.get(node) for node in nodes]
+        missing = [node for node, normal in zip(nodes, found, strict=True) if normal is None]
         made = iter(self._normals(missing, self._rows) if missing else ())
         # Views of the nodes made together would keep all of them.
         values = [next(made).clone() if normal is None else normal for normal in found]
-        self._recent.update(zip(nodes, values, strict=True))
-        for node in list(self._recent)[: max(0, len(self._recent) - KEPT_NODES)]:
-            del self._recent[node]
+        with self._guard:
+            for node, value in zip(nodes, values, strict=True):
+                self._recent.pop(node, None)  # those asked for last are at the end
+                self._recent[node] = value
+            for node in list(self._recent)[: max(0, len(self._recent) - KEPT_NODES)]:
+                del self._recent[node]
         return values
 
     def _normals(self, nodes: list[int], rows: Tensor | range) -> Tensor:

@@ -19,14 +19,14 @@ def draw_seed(generator: torch.Generator | None = None) -> int:
         return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=device))
 
 
-def check_seed(entropy: Any) -> int:
-    """A seed that the user gives.
+def check_seed(seed: Any, name: str = "entropy") -> int:
+    """A seed that the user gives as the argument `name`.
 
     Raises:
         TypeError: it is no whole number.
         ValueError: it is out of range.
     """
-    return check_whole_number("entropy", entropy, 0, 2**64 - 1)
+    return check_whole_number(name, seed, 0, 2**64 - 1)
 
 
 def outside_transforms() -> AbstractContextManager[object]:

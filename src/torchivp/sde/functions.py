@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.boundary import UserFunction
+from torchivp.checks import check_time_first
 from torchivp.sde.base import check_noise_type, check_sde_type
 from torchivp.sde.terms import Terms
 from torchivp.state import StateLayout
@@ -56,6 +57,9 @@ class UserFunctions:
             if not (isinstance(name, str) and callable(getattr(sde, name, None))):
                 raise ValueError(f"names={{{role!r}: {name!r}}}, but the SDE has no method {name!r}")
         found = {name: getattr(sde, names.get(role, name), None) for role, name in ROLES.items()}
+        for name, function in found.items():
+            if callable(function):
+                check_time_first(f"{name} of the SDE", function, f"{name}(t, y)")
         wrapped = {name: UserFunction(given, name) if callable(given) else None for name, given in found.items()}
         functions = UserFunctions(**wrapped, owner=sde)
         if functions.f is None and functions.f_and_g is None and functions.f_and_g_prod is None:

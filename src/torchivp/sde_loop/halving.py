@@ -6,10 +6,10 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from torchivp.solution import Outcome, SolveError, Status
+from torchivp.solution import Outcome, SolveError, Status, failure_class
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.pid import History, PIDController
 
@@ -26,12 +26,14 @@ class Pace:
         smallest: the smallest size of a step. Such a step is accepted whatever its error, with a warning.
         strong_order: the order of the method.
         max_steps: the largest number of step attempts.
+        failure: what is raised if a walk does not get to its end.
     """
 
     first: float
     smallest: float
     strong_order: float
     max_steps: int
+    failure: type[SolveError] = field(default_factory=failure_class)
 
     @property
     def controller(self) -> PIDController:
@@ -105,9 +107,9 @@ class HalvedSteps(ABC, Generic[Reached]):
             end = self._rounded(self._clip.step_end(self.t, self._h, stretch=not self._history.rejected))
             middle, size = self.t + 0.5 * (end - self.t), abs(end - self.t)
             if middle in (self.t, end):
-                raise SolveError(self._stuck())
+                raise self._pace.failure(self._stuck())
             if self._accepted + self._rejected >= self._pace.max_steps:
-                raise SolveError(self._out_of_steps(size))
+                raise self._pace.failure(self._out_of_steps(size))
             error, reached = self.attempt(middle, end)
             if self._counts(error, size):
                 self.accept(middle, end, reached, self._clip.reached(end))
@@ -143,7 +145,7 @@ class HalvedSteps(ABC, Generic[Reached]):
         h = self._h
         accept, next_h, history = self._controller.adapt(error, size, h, self._history, self._pace.strong_order - 0.5)
         if not math.isfinite(error) and h <= self._pace.smallest:
-            raise SolveError(self._not_finite(size))
+            raise self._pace.failure(self._not_finite(size))
         # A step cut very short to land on a required time says nothing about the size of the next one.
         if not accept or size > 0.1 * h or next_h > h:
             self._h, self._history = next_h, history

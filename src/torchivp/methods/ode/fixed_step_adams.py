@@ -43,7 +43,7 @@ class FixedStepAdams(Method):
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         self._real_dtype = real_dtype
-        self._norm = norm
+        self._norm = norm.of_equations()
 
     def initial_carry(self, f0: Tensor) -> Tensor:
         return f0

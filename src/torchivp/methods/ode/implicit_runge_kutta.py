@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,11 +42,11 @@ def _check_linear_solver(name: str, value: Any) -> str:
 
 
 def _without_overflow(norm: ErrorNorm, dtype: torch.dtype) -> ErrorNorm:
-    """The norm with tolerances that are not so small that the squares of scaled corrections overflow.
+    """The norm of stage equations: with tolerances not so small that the squares of scaled corrections overflow.
 
     Without an absolute tolerance there is none where the state is zero; but corrections may be large there.
     """
-    norm, least = copy.copy(norm), torch.finfo(dtype).tiny ** 0.4
+    norm, least = norm.of_equations(), torch.finfo(dtype).tiny ** 0.4
     norm.atol = norm.atol.clamp(min=least) if isinstance(norm.atol, Tensor) else max(norm.atol, least)
     return norm
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchivp.api.options import read_options
+from torchivp.callbacks import null_callback as _null_callback
 from torchivp.compat.torchdiffeq._impl.event_handling import combine_event_functions
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.state import StateLayout
@@ -19,10 +20,6 @@ from torchivp.times import check_times
 
 _all_callback_names = ["callback_step", "callback_accept_step", "callback_reject_step"]
 _all_adjoint_callback_names = [f"{name}_adjoint" for name in _all_callback_names]
-
-
-def _null_callback(*args: Any, **kwargs: Any) -> None:
-    """What stands where a program has no callback."""
 
 
 def _handle_unused_kwargs(solver: Any, unused_kwargs: Mapping[str, Any]) -> None:
@@ -90,6 +87,42 @@ def _decreasing(t: Tensor) -> Tensor:
     return (t[1:] < t[:-1]).all()
 
 
+def _assert_one_dimensional(name: str, t: Tensor) -> None:
+    assert t.ndim == 1, f"{name} must be one dimensional, got shape {tuple(t.shape)}"
+
+
+def _assert_increasing(name: str, t: Tensor) -> None:
+    assert bool((t[1:] > t[:-1]).all()), f"{name} must be strictly increasing or decreasing, got {t.tolist()}"
+
+
+def _assert_floating(name: str, t: Tensor) -> None:
+    if not t.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating point Tensor but is a {t.type()}")
+
+
+def _check_timelike(name: str, timelike: Any, can_grad: bool) -> None:
+    """Check a series of times, which may decrease; whether it may require a gradient is for the caller to say."""
+    assert isinstance(timelike, Tensor), f"{name} must be a torch.Tensor, got {type(timelike).__name__}"
+    _assert_floating(name, timelike)
+    _assert_one_dimensional(name, timelike)
+    assert can_grad or not timelike.requires_grad, f"{name} cannot require gradient"
+    _assert_increasing(name, -timelike if len(timelike) > 1 and timelike[1] < timelike[0] else timelike)
+
+
+def _tuple_tol(name: str, tol: Any, shapes: Sequence[torch.Size]) -> Any:
+    """Tolerances given one for each of the shapes as one for each element of all; a single one as it is."""
+    if not isinstance(tol, Iterable) or (isinstance(tol, Tensor) and tol.ndim == 0):
+        return tol
+    tol = tuple(tol)
+    assert len(tol) == len(shapes), f"If using tupled {name} it must have the same length as the tuple y0"
+    return torch.cat([torch.as_tensor(each).expand(shape.numel()) for each, shape in zip(tol, shapes, strict=True)])
+
+
+def _nextafter(x1: Tensor, x2: Tensor) -> Tensor:
+    """The number next to `x1` on the way to `x2`; a gradient flows through it as through `x1`."""
+    return x1 + (torch.nextafter(x1, x2) - x1).detach()
+
+
 def _flat_to_shape(tensor: Tensor, length: Sequence[int], shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
     """A [*length, size] tensor as one tensor for each of the shapes, [*length, *shape]."""
     parts = tensor.split([shape.numel() for shape in shapes], dim=-1)
@@ -150,9 +183,7 @@ class _PerturbFunc(nn.Module):
     def forward(self, t: Tensor, y: Tensor, *, perturb: Perturb = Perturb.NONE) -> Tensor:
         t = t.to(y.dtype.to_real())
         if perturb is not Perturb.NONE:
-            towards = t + 1 if perturb is Perturb.NEXT else t - 1
-            # A gradient flows through t as if it had not been moved.
-            t = t + (torch.nextafter(t, towards) - t).detach()
+            t = _nextafter(t, t + 1 if perturb is Perturb.NEXT else t - 1)
         return self.base_func(t, y)
 
 
@@ -212,8 +243,13 @@ def _reverse_options(options: dict[str, Any]) -> None:
     if (constructor := options.get("grid_constructor")) is not None:
         options["grid_constructor"] = lambda func, y0, t: -constructor(func, y0, -t)
     for name in ("step_t", "jump_t"):
-        if options.get(name) is not None:
-            options[name] = -torch.as_tensor(options[name])
+        _flip_option(options, name)
+
+
+def _flip_option(options: dict[str, Any], option_name: str) -> None:
+    """Negate an option that holds times, if it is given."""
+    if options.get(option_name) is not None:
+        options[option_name] = -torch.as_tensor(options[option_name])
 
 
 def _attach_callbacks(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchivp.api import ode
 from torchivp.api.options import read_options
+from torchivp.compat.failure import TorchdiffeqFailure
 from torchivp.compat.torchdiffeq._impl.adams import VariableCoefficientAdamsBashforth
 from torchivp.compat.torchdiffeq._impl.adaptive_heun import AdaptiveHeunSolver
 from torchivp.compat.torchdiffeq._impl.bosh3 import Bosh3Solver
@@ -35,6 +36,7 @@ from torchivp.compat.torchdiffeq._impl.tsit5 import Tsit5Solver
 from torchivp.dense import DenseSolution
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
+from torchivp.solution import raising
 from torchivp.state import StateLayout
 
 SOLVERS: dict[str, type[Any]] = {
@@ -83,7 +85,8 @@ def odeint(
     if solver is not None and not _on_engine(solver):
         return _solve_elsewhere(solver, func, y0, t, rtol, atol, options, event_fn)
     method, options = engine_method(method, func, y0, rtol, atol, options)
-    return ode.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
+    with raising(TorchdiffeqFailure):
+        return ode.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
 
 
 def odeint_event(
@@ -121,7 +124,8 @@ def odeint_dense(
 ) -> DenseSolution:
     """`torchivp.odeint_dense`, whose `method` may also be a solver class or the name of one in `SOLVERS`."""
     method, options = engine_method(method, func, y0, rtol, atol, options)
-    return ode.odeint_dense(func, y0, t0, t1, rtol=rtol, atol=atol, method=method, options=options)
+    with raising(TorchdiffeqFailure):
+        return ode.odeint_dense(func, y0, t0, t1, rtol=rtol, atol=atol, method=method, options=options)
 
 
 def find_solver(method: Any) -> type[Any] | None:

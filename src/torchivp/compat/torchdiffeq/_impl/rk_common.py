@@ -10,12 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.compat.torchdiffeq._impl.misc import Perturb
+from torchivp.compat.torchdiffeq._impl.misc import (
+    Perturb,
+    _compute_error_ratio,
+    _optimal_step_size,
+    _select_initial_step,
+)
 from torchivp.compat.torchdiffeq._impl.solvers import EngineAdaptiveSolver
 from torchivp.methods import ODE_METHODS
 from torchivp.methods.method import Method
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+
+__all__ = ["_compute_error_ratio", "_optimal_step_size", "_select_initial_step"]
+"""Names that programs import from here although they are defined elsewhere."""
 
 
 class _ButcherTableau(NamedTuple):
@@ -43,6 +51,26 @@ class _RungeKuttaState(NamedTuple):
     t1: Tensor
     dt: Tensor
     interp_coeff: Sequence[Tensor]
+
+
+class _UncheckedAssign(torch.autograd.Function):
+    """Writes `value` into `scratch` at `index`, and returns `scratch`.
+
+    Autograd does not count it as a change of `scratch`, so that what used other parts of it can be differentiated.
+    """
+
+    @staticmethod
+    def forward(scratch: Tensor, value: Tensor, index: Any) -> Tensor:
+        scratch.data[index] = value
+        return scratch
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.index = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], grads[0][ctx.index], None
 
 
 def tableau_of(name: str) -> _ButcherTableau:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api import ode
+from torchivp.compat.failure import TorchdiffeqFailure
 from torchivp.compat.torchdiffeq._impl.misc import (
     _all_callback_names,
     _handle_unused_kwargs,
@@ -24,6 +25,7 @@ from torchivp.compat.torchdiffeq.step_function import with_step_function
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
+from torchivp.solution import raising
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.stops import OneSided
@@ -67,9 +69,17 @@ class EngineSolver(ABC):
             callback = getattr(self.func, name, _null_callback)
             if callback is not _null_callback:
                 setattr(func, name, callback)
-        return ode.odeint(
-            func, self.y0, t, rtol=self.rtol, atol=self.atol, method=method, options=options, event_fn=event_fn
-        )
+        with raising(TorchdiffeqFailure):
+            return ode.odeint(
+                func,
+                self.y0,
+                t,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=find_method(method),
+                options=options,
+                event_fn=event_fn,
+            )
 
 
 class AdaptiveStepsizeODESolver(ABC):
@@ -128,7 +138,7 @@ class FixedGridODESolver(EngineSolver):
         y0: Any,
         step_size: float | None = None,
         grid_constructor: Callable[..., Tensor] | None = None,
-        interp: str = "cubic",
+        interp: str = "linear",
         perturb: bool = False,
         **options: Any,
     ):

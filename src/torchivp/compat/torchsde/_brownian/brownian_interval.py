@@ -13,6 +13,7 @@ from torch import Tensor
 from torchivp.compat.torchsde._brownian.brownian_base import BaseBrownian, returned
 from torchivp.compat.torchsde._brownian.interval_tree import IntervalTree, decimal_places
 from torchivp.noise.brownian import check_order
+from torchivp.noise.guard import Guard
 from torchivp.noise.increment import LEVY_AREAS, Increment, outer
 
 _WARM_UP = 100
@@ -31,8 +32,71 @@ def _randn(size: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed
     return torch.randn(size, dtype=dtype, device=device, generator=generator)
 
 
-class BrownianInterval(BaseBrownian):
+class _Interval:
+    """One of the intervals that a `BrownianInterval`, its `_top`, has been cut into, by its number in the tree."""
+
+    _top: BrownianInterval
+    _number: int
+
+    @property
+    def _start(self) -> float:
+        return self._top._tree.start[self._number]
+
+    @property
+    def _end(self) -> float:
+        return self._top._tree.end[self._number]
+
+    @property
+    def _midway(self) -> float | None:
+        """Where it has been cut; None if it has not been."""
+        left = self._left_child
+        return None if left is None else left._end
+
+    @property
+    def _is_left(self) -> bool:
+        return self._number > 0 and not self._top._tree.is_right(self._number)
+
+    @property
+    def _parent(self) -> _Interval | None:
+        return _part(self._top, self._top._tree.parent[self._number]) if self._number else None
+
+    @property
+    def _left_child(self) -> _Interval | None:
+        left = self._top._tree.child[self._number]
+        return _part(self._top, left) if left else None
+
+    @property
+    def _right_child(self) -> _Interval | None:
+        left = self._top._tree.child[self._number]
+        return _part(self._top, left + 1) if left else None
+
+    def _increment_and_levy_area(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """W, H and A over the interval; H and A are None if the path has none."""
+        with self._top._guard:
+            W, H, A = self._top._of_interval(self._number)
+        # The caller may change in place what it gets, and the cache must not change with it.
+        return W.clone(), H if H is None else H.clone(), A
+
+    def _loc(self, ta: float, tb: float) -> list[_Interval]:
+        """The intervals that make up [ta, tb], from left to right; those that do not exist yet are made."""
+        tree = self._top._tree
+        with self._top._guard:
+            return [_part(self._top, i) for i in tree.locate(tree.round(ta), tree.round(tb), self._number)]
+
+
+class _Part(_Interval):
+    def __init__(self, top: BrownianInterval, number: int):
+        self._top, self._number = top, number
+
+
+def _part(top: BrownianInterval, number: int) -> _Interval:
+    return _Part(top, number) if number else top
+
+
+class BrownianInterval(_Interval, BaseBrownian):
     """A Brownian motion over [t0, t1], the same for the same entropy and the same queries in the same order.
+
+    Several threads may ask at once. It is one path for all of them, and the order of their queries decides which.
 
     Args:
         t0: where the interval starts.
@@ -114,6 +178,7 @@ class BrownianInterval(BaseBrownian):
 
         digits = decimal_places(tol)
         longest = 0.0 if halfway_tree else math.inf
+        self._guard = Guard()
         self._tree = IntervalTree(start, end, entropy, pool_size, digits, longest)
         self._slack = max(_ROUNDING * max(abs(start), abs(end)), 0.0 if digits is None else 10.0**-digits)
         self._last = 0
@@ -180,8 +245,19 @@ class BrownianInterval(BaseBrownian):
             )
         return nearest
 
+    @property
+    def _top(self) -> BrownianInterval:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self
+
+    _number = 0
+
     def _query(self, ta: float, tb: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """W, H and A over [ta, tb]."""
+        with self._guard:
+            return self._query_alone(ta, tb)
+
+    def _query_alone(self, ta: float, tb: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same, for the one thread that may look at the tree."""
         if ta >= tb:
             check_order(ta, tb)
             W = torch.zeros(self._size, dtype=self._dtype, device=self._device)
@@ -300,7 +376,8 @@ class BrownianInterval(BaseBrownian):
         """Print the intervals that there are, each below the one it is part of."""
         tree = self._tree
         if not self._halfway_tree:
-            tree.cut_all()
+            with self._guard:
+                tree.cut_all()
         later, lines = [(0, 0)], []
         while later:
             i, depth = later.pop()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchivp.compat.torchsde._brownian.brownian_base import BaseBrownian, returned
 from torchivp.compat.torchsde._brownian.brownian_interval import BrownianInterval
 from torchivp.noise.brownian import check_order
+from torchivp.noise.guard import Guard
 
 
 class _Wrapper(BaseBrownian):
@@ -77,6 +78,7 @@ class BrownianPath(_Wrapper):
         self._interval = _interval_of(w0, t0, t0 + 1, entropy=entropy, cache_size=None)
         self._pieces = [self._interval]
         self._ends = [float(t0 + 1)]
+        self._guard = Guard()
         super().__init__(self._interval)
 
     def __call__(self, t: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
@@ -93,10 +95,12 @@ class BrownianPath(_Wrapper):
         """W over [ta, tb], of all pieces."""
         ta, tb = float(ta), float(tb)
         check_order(ta, tb)
-        self._reach(tb)
+        with self._guard:
+            self._reach(tb)
+            pieces = list(zip(self._pieces, self._ends, strict=True))
         W = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         start = -math.inf  # a query that starts before t0 is for the first piece to warn of
-        for piece, end in zip(self._pieces, self._ends, strict=True):
+        for piece, end in pieces:
             if ta < end and tb > start:
                 W = W + piece(max(ta, start), min(tb, end))
             start = end

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from torchivp.api import sde as api
+from torchivp.compat.failure import TorchsdeFailure
 from torchivp.compat.torchsde._core import misc
 from torchivp.compat.torchsde._core.sdeint import check_call, interpolating
 from torchivp.compat.torchsde.settings import METHODS
+from torchivp.solution import raising
 
 
 def sdeint_adjoint(
@@ -48,34 +50,35 @@ def sdeint_adjoint(
         ["ts", "dt", "rtol", "adjoint_rtol", "atol", "adjoint_atol", "dt_min"],
         [ts, dt, rtol, adjoint_rtol, atol, adjoint_atol, dt_min],
     )
-    bm, names = check_call(sde, y0, ts, bm, method, names, logqp)
+    bm, names = check_call(sde, y0, ts, bm, method, adaptive, names, logqp)
     if method == METHODS.reversible_heun:
         _warn_of_reversible_heun(ts, dt, adjoint_method, adaptive, adjoint_adaptive)
         if adjoint_method in (None, METHODS.adjoint_reversible_heun):
             adjoint_adaptive = False
-    return api.sdeint_adjoint(
-        sde,
-        y0,
-        ts,
-        bm=bm,
-        method=method,
-        adjoint_method=adjoint_method,
-        dt=dt,
-        adaptive=adaptive,
-        adjoint_adaptive=adjoint_adaptive,
-        rtol=rtol,
-        adjoint_rtol=adjoint_rtol,
-        atol=atol,
-        adjoint_atol=adjoint_atol,
-        dt_min=dt_min,
-        options=interpolating(options),
-        adjoint_options=adjoint_options,
-        adjoint_params=adjoint_params,
-        names=names,
-        logqp=logqp,
-        extra=extra,
-        extra_solver_state=extra_solver_state,
-    )
+    with raising(TorchsdeFailure):
+        return api.sdeint_adjoint(
+            sde,
+            y0,
+            ts,
+            bm=bm,
+            method=method,
+            adjoint_method=adjoint_method,
+            dt=dt,
+            adaptive=adaptive,
+            adjoint_adaptive=adjoint_adaptive,
+            rtol=rtol,
+            adjoint_rtol=adjoint_rtol,
+            atol=atol,
+            adjoint_atol=adjoint_atol,
+            dt_min=dt_min,
+            options=interpolating(options),
+            adjoint_options=adjoint_options,
+            adjoint_params=adjoint_params,
+            names=names,
+            logqp=logqp,
+            extra=extra,
+            extra_solver_state=extra_solver_state,
+        )
 
 
 def _warn_of_reversible_heun(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor
 
 from torchivp.api import sde as api
+from torchivp.compat.failure import TorchsdeFailure
 from torchivp.compat.torchsde._brownian import BrownianInterval
 from torchivp.compat.torchsde._core import base_sde, methods, misc
 from torchivp.compat.torchsde._core.base_solver import check_levy_area, follow_calls
-from torchivp.compat.torchsde.settings import LEVY_AREA_APPROXIMATIONS, METHODS
+from torchivp.compat.torchsde.settings import LEVY_AREA_APPROXIMATIONS, METHODS, NOISE_TYPES, SDE_TYPES
 from torchivp.methods.sde import default_method, find_sde_method
 from torchivp.sde.functions import ROLES
 from torchivp.sde.problem import SDEProblem, check_path
+from torchivp.solution import raising
 
 
 def sdeint(
@@ -42,28 +45,29 @@ def sdeint(
     """
     misc.handle_unused_kwargs(unused_kwargs, msg="`sdeint`")
     misc.assert_no_grad(["ts", "dt", "rtol", "atol", "dt_min"], [ts, dt, rtol, atol, dt_min])
-    bm, names = check_call(sde, y0, ts, bm, method, names, logqp)
-    return api.sdeint(
-        sde,
-        y0,
-        ts,
-        bm=bm,
-        method=method,
-        dt=dt,
-        adaptive=adaptive,
-        rtol=rtol,
-        atol=atol,
-        dt_min=dt_min,
-        options=interpolating(options),
-        names=names,
-        logqp=logqp,
-        extra=extra,
-        extra_solver_state=extra_solver_state,
-    )
+    bm, names = check_call(sde, y0, ts, bm, method, adaptive, names, logqp)
+    with raising(TorchsdeFailure):
+        return api.sdeint(
+            sde,
+            y0,
+            ts,
+            bm=bm,
+            method=method,
+            dt=dt,
+            adaptive=adaptive,
+            rtol=rtol,
+            atol=atol,
+            dt_min=dt_min,
+            options=interpolating(options),
+            names=names,
+            logqp=logqp,
+            extra=extra,
+            extra_solver_state=extra_solver_state,
+        )
 
 
 def check_call(
-    sde: Any, y0: Any, ts: Any, bm: Any, method: Any, names: Mapping[str, str] | None, logqp: bool
+    sde: Any, y0: Any, ts: Any, bm: Any, method: Any, adaptive: bool, names: Mapping[str, str] | None, logqp: bool
 ) -> tuple[Any, dict[str, str]]:
     """Check what torchivp is less strict about; returns `bm` and `names` as torchivp takes them.
 
@@ -101,7 +105,19 @@ def check_call(
         if isinstance(name, str) and name in METHODS and name != METHODS.adjoint_reversible_heun:
             check_levy_area(f"method {name!r}", methods.select(name, sde.sde_type).levy_area_approximations, bm)
         bm = follow_calls(bm)
+    _warn_of_euler(sde, method, adaptive)
     return bm, names
+
+
+def _warn_of_euler(sde: Any, method: Any, adaptive: bool) -> None:
+    """Warn as torchsde does of what is refused next, since programs look for it; of the rest torchivp warns."""
+    stratonovich, additive = sde.sde_type == SDE_TYPES.stratonovich, sde.noise_type == NOISE_TYPES.additive
+    if adaptive and method == METHODS.euler and stratonovich and not additive:
+        warnings.warn(
+            "Numerical solution is not guaranteed to converge to the correct solution when using adaptive "
+            "time-stepping with the Euler--Maruyama method with non-additive noise.",
+            stacklevel=4,
+        )
 
 
 def interpolating(options: Any) -> Any:
@@ -129,7 +145,7 @@ def check_contract(
     Raises:
         ValueError: an argument makes no sense.
     """
-    bm, names = check_call(sde, y0, ts, bm, method, names, logqp)
+    bm, names = check_call(sde, y0, ts, bm, method, adaptive, names, logqp)
     times = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=y0.dtype.to_real(), device=y0.device)
     problem = SDEProblem.build(sde, y0, float(times[0]), False, bm, names, logqp, (), 1, None)
     engine_method = find_sde_method(method, sde.sde_type, sde.noise_type)

@@ -7,12 +7,13 @@ from torchivp.compat.torchsde._core.methods.heun import Heun
 from torchivp.compat.torchsde._core.methods.log_ode import LogODEMidpoint
 from torchivp.compat.torchsde._core.methods.midpoint import Midpoint
 from torchivp.compat.torchsde._core.methods.milstein import MilsteinIto, MilsteinStratonovich
-from torchivp.compat.torchsde._core.methods.reversible_heun import ReversibleHeun
+from torchivp.compat.torchsde._core.methods.reversible_heun import AdjointReversibleHeun, ReversibleHeun
 from torchivp.compat.torchsde._core.methods.srk import SRK
 from torchivp.compat.torchsde.settings import METHODS, SDE_TYPES
 
 __all__ = [
     "SRK",
+    "AdjointReversibleHeun",
     "Euler",
     "EulerHeun",
     "Heun",
@@ -29,6 +30,7 @@ _SOLVERS: dict[str, type[EngineSolver]] = {
     METHODS.srk: SRK,
     METHODS.midpoint: Midpoint,
     METHODS.reversible_heun: ReversibleHeun,
+    METHODS.adjoint_reversible_heun: AdjointReversibleHeun,
     METHODS.heun: Heun,
     METHODS.log_ode_midpoint: LogODEMidpoint,
     METHODS.euler_heun: EulerHeun,
