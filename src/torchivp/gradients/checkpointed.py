@@ -15,12 +15,10 @@ from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
-    now,
     refuse_dense_output,
     refuse_inside_transform,
     refuse_to_differentiate,
     refuse_undifferentiable,
-    refuse_unknown_leaves,
 )
 from torchivp.integrate import Integration
 from torchivp.methods.method import Step
@@ -63,9 +61,9 @@ class Checkpointed:
             refuse_inside_transform("gradient='checkpointed'", integration.problem, parameters)
             return Direct().solve(integration, None, interpolants)
         found = find_parameters(integration, parameters)
-        inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
+        inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
-            return Direct().solve(integration, found, interpolants)
+            return Direct().solve(integration, found.tensors, interpolants)
         refuse_undifferentiable(integration.method, inputs)
         refuse_dense_output(interpolants)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
@@ -104,37 +102,54 @@ class _CheckpointedSolve:
         """The gradients of all inputs, given that of the states, stretch by stretch from the last to the first."""
         totals: list[Tensor | None] = [None] * len(self.inputs.tensors)
         at_end: list[Tensor | None] = []
-        stats = Stats()
-        for checkpoint, end in reversed(self._stretches()):
-            with torch.enable_grad():
-                oldest = now()
-                problem, leaves = self.inputs.on_leaves(checkpoint.y)
-                carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
-                outputs, last = self._replay(problem, checkpoint, end, carry)
-                kept = [torch.cat(outputs.states())] if outputs.states() else []
-            if not self.inputs.complete:
-                known = [*leaves, *_tensors(carry)]
-                refuse_unknown_leaves(last.y1, last.y0, oldest, known)
-            roots = [*kept, last.y1, *_tensors(last.carry)]
-            first = checkpoint.outputs
-            seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
-            seeds += at_end or [None] * (len(roots) - len(seeds))
-            used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-            found = torch.autograd.grad(
-                [roots[i] for i in used],
-                [*leaves, *_tensors(carry)],
-                [seeds[i] for i in used],
-                allow_unused=True,
-            )
-            at_end = [found[0], *found[len(leaves) :]]
-            totals[1:] = [_sum(a, b) for a, b in zip(totals[1:], found[1 : len(leaves)], strict=True)]
-            stats.evaluations += problem.func.evaluations
-            stats.accepted += end - checkpoint.step
+        self.stats.backward = Stats()
+        with self.inputs.late.watching():
+            for checkpoint, end in reversed(self._stretches()):
+                found = self._pull_back(checkpoint, end, grad, at_end)
+                at_end = [found[0], *found[len(totals) :]]
+                totals[1:] = [_sum(a, b) for a, b in zip(totals[1:], found[1 : len(totals)], strict=True)]
         totals[0] = at_end[0] if at_end else None
         if self.trail.checkpoints[0].outputs:
             totals[0] = _sum(totals[0], grad[:1])
-        self.stats.backward = stats
         return _or_zeros(totals, self.inputs.tensors)
+
+    def _pull_back(
+        self, checkpoint: Checkpoint, end: int, grad: Tensor, at_end: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of what a stretch starts from: of all inputs, its first state among them, and its carry.
+
+        They come from `grad`, that of the outputs, and from `at_end`, those of the last state and its carry.
+        """
+        with torch.enable_grad():
+            kept, last, leaves = self._take_again(checkpoint, end)
+        late = self.inputs.late
+        if strangers := late.among([*kept, *last], leaves):
+
+            def again() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+                kept, last, leaves = self._take_again(checkpoint, end)
+                return [*kept, *last], leaves
+
+            late.meet(strangers, again)
+        roots = [*kept, *last]
+        first = checkpoint.outputs
+        seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
+        seeds += at_end or [None] * len(last)
+        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
+        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
+        return torch.autograd.grad(
+            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
+        )
+
+    def _take_again(self, checkpoint: Checkpoint, end: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Take a stretch again: the outputs in it, the last state and its carry, and the leaves that it starts from."""
+        problem, leaves = self.inputs.on_leaves(checkpoint.y)
+        carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
+        outputs, last = self._replay(problem, checkpoint, end, carry)
+        kept = [torch.cat(outputs.states())] if outputs.states() else []
+        assert self.stats.backward is not None
+        self.stats.backward.evaluations += problem.func.evaluations
+        self.stats.backward.accepted += end - checkpoint.step
+        return kept, [last.y1, *_tensors(last.carry)], [*leaves, *_tensors(carry)]
 
     def second_gradients(self, grad: Tensor, seeds: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of `<seeds, gradients(grad)>` with respect to `grad` and all inputs."""
@@ -151,7 +166,9 @@ class _CheckpointedSolve:
         inputs = [grad, *leaves]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]
-        second = torch.autograd.grad([g for g, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True)
+        second = torch.autograd.grad(
+            [g for g, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True, retain_graph=True
+        )
         return _or_zeros(second, inputs)
 
     def _replay(self, problem: Problem, start: Checkpoint, end: int, carry: Any) -> tuple[Outputs, Step]:

@@ -8,23 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.inputs import (
-    check_parameters,
-    module_parameters,
-    now,
-    other_leaves,
-    refuse_to_differentiate,
-    refuse_unknown_leaves,
-    warn_of_computed,
-)
+from torchivp.gradients.inputs import check_parameters, late_leaves, refuse_to_differentiate, warn_of_computed
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
-from torchivp.gradients.row_replay import Replay, join_changes
+from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
@@ -60,13 +54,13 @@ class RowInputs:
 
     Attributes:
         tensors: the initial states, the tensors of `args` and of the schedules that need a gradient, the parameters.
-        complete: whether the caller named the parameters.
+        late: looks for parameters that only later steps use, if the caller did not name them.
         used: whether anything that needs a gradient is used at all, parameters that nobody can name included.
     """
 
     def __init__(self, problem: RowProblem, parameters: Sequence[Tensor] | None, look: bool):
         self.problem = problem
-        self.complete = parameters is not None
+        self.late: LateLeaves = NoLateLeaves()
         leaves = problem.func.args.leaves
         self._moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self._args = [leaves[i] for i in self._moving]
@@ -89,27 +83,31 @@ class RowInputs:
         return [self.problem.y0, *self._args, *(value for *_, value in self._schedules), *self.parameters]
 
     def _find_parameters(self, look: bool) -> None:
-        """Find what else is used, by one evaluation of every function at the start."""
+        """Find what else is used, by every function at the start."""
+        generators = Generators(self.problem.y0.device)
+        if not look:
+            with torch.enable_grad(), generators.kept():
+                values, _ = self._evaluate()
+            self.used |= any(value.requires_grad for value in values)
+            return
         problem = self.problem
-        isolated, leaves = self.on_leaves(problem.y0)
         functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
-        with torch.enable_grad():
-            oldest = now()
-            results = [isolated.func.at_filler()]
-            for action in isolated.actions:
-                if action.g is not None:
-                    results.append(action.g.at_filler())
-                if action.apply is not None and (action.values is None or action.values.shape[1]):
-                    extra = () if action.values is None else (action.values[:, 0],)
-                    results.append(action.apply.at_filler(*extra))
-        self.used |= any(result.requires_grad for result in results)
-        if look:
-            modules = [f.function for f in functions if isinstance(f.function, nn.Module)]
-            found = [p for module in modules for p in module_parameters(module) if p.requires_grad]
-            others, computed = other_leaves([r for r in results if r.requires_grad], oldest, [*leaves, *found])
-            warn_of_computed(computed, _REMEDY, stacklevel=7)
-            found += others
-            self.parameters = list({id(p): p for p in found}.values())
+        self.parameters, computed = search([f.function for f in functions], self._evaluate, generators)
+        self.used |= bool(computed)
+        warn_of_computed(computed, _REMEDY, stacklevel=7)
+        self.late = late_leaves(computed)
+
+    def _evaluate(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What every function gives at the start, and the leaves that stand for its arguments."""
+        isolated, leaves = self.on_leaves(self.problem.y0)
+        values = [isolated.func.at_filler()]
+        for action in isolated.actions:
+            if action.g is not None:
+                values.append(action.g.at_filler())
+            if action.apply is not None and (action.values is None or action.values.shape[1]):
+                extra = () if action.values is None else (action.values[:, 0],)
+                values.append(action.apply.at_filler(*extra))
+        return values, leaves
 
     def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]:
         """The problem started from `y`, and the leaves that stand where `tensors` stood."""
@@ -212,45 +210,62 @@ class _SolveOfRows:
         totals: list[Tensor] = [torch.zeros_like(x) for x in self.inputs.tensors]
         checkpoints = self.replay.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
-        at_end: list[Any] | None = None
-        single = not self.plan.method.takes_rows
-        for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
-            with torch.enable_grad():
-                oldest = now()
-                problem, leaves = self.inputs.on_leaves(checkpoint.y)
-                carry = None
-                if single:
-                    carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
-                replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
-            self._count_replayed(checkpoint.step, last)
-            roots, seeds = self._seeds(replayed, grad, grad_before)
-            carried = _tensors(carry)
-            if at_end is not None:
-                after = [replayed.y]
-                if single:
-                    after += _tensors(self.replay.method.carry_to_keep(replayed.carry))
-                before = [at_end[0][problem.select(replayed.rows)], *at_end[1:]]
-                for root, seed in zip(after, before, strict=True):
-                    if seed is not None:
-                        roots.append(root)
-                        seeds.append(seed)
-            used = [i for i, root in enumerate(roots) if root.requires_grad]
-            if at_end is None and not self.inputs.complete:
-                for i in used:
-                    refuse_unknown_leaves(roots[i], leaves[0], oldest, [*leaves, *carried])
-            found = (
-                torch.autograd.grad(
-                    [roots[i] for i in used], [*leaves, *carried], [seeds[i] for i in used], allow_unused=True
-                )
-                if used
-                else [None] * (len(leaves) + len(carried))
-            )
-            first = torch.zeros_like(checkpoint.y) if found[0] is None else found[0]
-            at_end = [first, *found[len(leaves) :]]
-            totals[1:] = [a if b is None else a + b for a, b in zip(totals[1:], found[1 : len(leaves)], strict=True)]
-        if at_end is not None:
+        at_end: list[Any] = []
+        with self.inputs.late.watching():
+            for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
+                found = self._pull_back(checkpoint, last, grad, grad_before, at_end)
+                first = torch.zeros_like(checkpoint.y) if found[0] is None else found[0]
+                at_end = [first, *found[len(totals) :]]
+                totals[1:] = [
+                    a if b is None else a + b for a, b in zip(totals[1:], found[1 : len(totals)], strict=True)
+                ]
+        if at_end:
             totals[0] = at_end[0]
         return totals
+
+    def _pull_back(
+        self, checkpoint: RowCheckpoint, last: int, grad: Tensor, grad_before: Tensor, at_end: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of what a stretch starts from: of all inputs, its first states among them, and its carry.
+
+        They come from those of the outputs and of the states before what happened, and from `at_end`, those of the last
+        states and their carry.
+        """
+        with torch.enable_grad():
+            replayed, leaves = self._take_again(checkpoint, last)
+            roots, seeds = self._seeds(replayed, grad, grad_before)
+            if at_end:
+                roots += self._ends(replayed)
+                seeds += [at_end[0][self.plan.problem.select(replayed.rows)], *at_end[1:]]
+        self._count_replayed(checkpoint.step, last)
+        if strangers := self.inputs.late.among(roots, leaves):
+
+            def again() -> tuple[list[Tensor], list[Tensor]]:
+                replayed, leaves = self._take_again(checkpoint, last)
+                return [*replayed.outputs.values, *replayed.before, *self._ends(replayed)], leaves
+
+            self.inputs.late.meet(strangers, again)
+        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
+        if not used:
+            return [None] * len(leaves)
+        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
+        return torch.autograd.grad(
+            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
+        )
+
+    def _take_again(self, checkpoint: RowCheckpoint, last: int) -> tuple[ReplayedSteps, list[Tensor]]:
+        """Take a stretch again; the leaves that it starts from are the inputs' and those of the carry."""
+        problem, leaves = self.inputs.on_leaves(checkpoint.y)
+        carry = None
+        if not self.plan.method.takes_rows:
+            carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
+        return self.replay.run(problem, checkpoint, leaves[0], carry, last), [*leaves, *_tensors(carry)]
+
+    def _ends(self, replayed: ReplayedSteps) -> list[Tensor]:
+        """The last states of a stretch, and what the method keeps of its carry there."""
+        if self.plan.method.takes_rows:
+            return [replayed.y]
+        return [replayed.y, *_tensors(self.replay.method.carry_to_keep(replayed.carry))]
 
     def _count_replayed(self, first: int, last: int) -> None:
         taken = np.clip(self.replay.steps, first, last) - first
@@ -258,7 +273,7 @@ class _SolveOfRows:
             before = stats.backward.accepted if stats.backward is not None and last < self.replay.most else 0
             stats.backward = Stats(accepted=before + steps)
 
-    def _seeds(self, replayed: Any, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _seeds(self, replayed: ReplayedSteps, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         roots: list[Tensor] = []
         seeds: list[Tensor] = []
         outputs = replayed.outputs

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchivp.api import ode
 from torchivp.api.options import check_adjoint_options
 from torchivp.compat.torchdiffeq._impl.odeint import engine_method, resolve
-from torchivp.gradients.inputs import module_parameters as find_parameters
+from torchivp.gradients.captured import module_parameters as find_parameters
 
 __all__ = ["find_parameters", "odeint_adjoint"]
 
