@@ -27,7 +27,7 @@ class Generators:
         self._last: GeneratorState = ()
 
     def now(self) -> GeneratorState:
-        """What they are. The very object of the last call if nothing was drawn since."""
+        """What they are; as long as nothing is drawn, in the same object, which takes its memory once."""
         states = tuple(generator.get_state().numpy().tobytes() for generator in self._generators)
         if states != self._last:
             self._last = states
@@ -45,7 +45,7 @@ class Generators:
         try:
             yield
         finally:
-            if self.now() is not before:
+            if self.now() != before:
                 self.put_back(before)
 
 

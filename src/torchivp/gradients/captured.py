@@ -51,11 +51,11 @@ def search(owners: Sequence[Any], evaluate: Evaluate, generators: Generators) ->
     values, arguments = _watched(evaluate)
     nodes, leaves = _walk(values, [*arguments, *found])
     after = generators.now()
-    if not leaves and after is before:
+    if not leaves and after == before:
         return found, []
     generators.put_back(before)
     values, arguments = _watched(evaluate)
-    if generators.now() is not before:
+    if generators.now() != before:
         generators.put_back(before)
     else:  # the numbers drawn the first time were kept, and are not drawn again
         generators.put_back(after)

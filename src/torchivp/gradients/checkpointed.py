@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.checks import check_whole_number
+from torchivp.generators import Generators
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.draws import Drawn, RecordedDraws, RepeatedDraws, check_repeated
 from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
@@ -21,7 +23,7 @@ from torchivp.gradients.inputs import (
     refuse_undifferentiable,
 )
 from torchivp.integrate import Integration
-from torchivp.methods.method import Step
+from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
 from torchivp.recording import Checkpoint, Interpolants, Outputs, Trail
 from torchivp.solution import Outcome, Stats, Status
@@ -83,13 +85,17 @@ class _CheckpointedSolve:
         self.integration = integration
         self.inputs = inputs
         self.limit = limit
+        self.generators = Generators(integration.problem.y0.device)
 
     def forward(self) -> Tensor:
         """The states at the outputs, and everything else into the attributes."""
         plain = self.integration.with_problem(self.inputs.without_gradient())
         outputs = Outputs(plain.problem.times)
         self.trail = Trail(outputs, self.limit)
-        self.status, self.stats = plain.run([outputs, self.trail])
+        method = RecordedDraws(plain.method, self.generators)
+        steps = _DrawnSteps(method)
+        self.status, self.stats = replace(plain, method=cast("Method", method)).run([outputs, self.trail, steps])
+        self.drawn = steps if method.any() else None
         self.reached = len(outputs.t)
         states = outputs.complete(self.status)
         self.times = outputs.t
@@ -175,13 +181,41 @@ class _CheckpointedSolve:
         outputs = Outputs(problem.times)
         outputs.resume(start.outputs, self.reached)
         times, orders = self.trail.times[start.step : end + 1], self.trail.orders[start.step : end]
-        return outputs, self.integration.with_problem(problem).replay(times, orders, problem.y0, carry, [outputs])
+        integration = self.integration.with_problem(problem)
+        if self.drawn is None:
+            return outputs, integration.replay(times, orders, problem.y0, carry, [outputs])
+        with self.generators.kept():
+            drawn = self.drawn.steps[start.step : end]
+            method = RepeatedDraws(integration.method, self.generators, drawn, problem.real_dtype)
+            integration = replace(integration, method=cast("Method", method))
+            last = integration.replay(times, orders, problem.y0, carry, [outputs])
+        there = [c.y for c in self.trail.checkpoints if c.step == end] or [self.drawn.end]
+        check_repeated(last.y1, there[0])
+        return outputs, last
 
     def _stretches(self) -> list[tuple[Checkpoint, int]]:
         """The checkpoints, each with the number of the step at which the stretch after it ends."""
         checkpoints = self.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [len(self.trail.times) - 1]
         return [(c, end) for c, end in zip(checkpoints, ends, strict=True) if end > c.step]
+
+
+class _DrawnSteps:
+    """What the generators were for every accepted step, and the state after the last."""
+
+    end: Tensor
+
+    def __init__(self, method: RecordedDraws) -> None:
+        self._method = method
+        self.steps: list[Drawn] = []
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        self._method.begin()
+        self.steps, self.end = [], y
+
+    def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        self.steps.append(self._method.accepted())
+        self.end = step.y1
 
 
 class _Forward(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
 from torchivp.gradients.inputs import check_parameters, late_leaves, refuse_to_differentiate, warn_of_computed
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
+from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
+from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs
 from torchivp.solution import Stats, Status
 
 _REMEDY = (
@@ -152,6 +154,8 @@ def solve_rows(
             solve.forward()
         replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
         states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
+        if solve.expected is not None:
+            check_repeated(states, solve.expected)
         return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
     solve.backsolve = gradient if isinstance(gradient, Backsolve) else None
     states, before = _Forward.apply(solve, *inputs.tensors)
@@ -179,6 +183,8 @@ class _SolveOfRows:
 
     backsolve: Backsolve | None = None
     replay: Replay
+    expected: Tensor | None = None
+    """The outputs that steps taken again must lead to, if func draws random numbers."""
     times: np.ndarray
     changes: ChangeRecord
     status: list[Status]
@@ -193,13 +199,16 @@ class _SolveOfRows:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times)
-        trail = RowTrail(problem.y0, problem.times.start, self.limit, self.inputs.used)
-        self.status, self.stats = self.plan.run(outputs, trail)
+        method = RecordedDraws(self.plan.make_method(), Generators(problem.y0.device))
+        trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.inputs.used)
+        self.status, self.stats = self.plan.run(outputs, trail, cast("Method", method))
         states, self.times = outputs.collect(problem.y0)
         self.kept = outputs.next
         self.changes = join_changes(trail.changes, problem)
         if self.inputs.used:
-            self.replay = Replay(self.plan, trail, self.changes)
+            drawn = trail.drawn() if self.backsolve is None else None
+            self.replay = Replay(self.plan, trail, self.changes, drawn)
+            self.expected = None if drawn is None else states.clone()  # not what is returned: that would be a cycle
         return states, self.changes.y
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:
@@ -259,7 +268,15 @@ class _SolveOfRows:
         carry = None
         if not self.plan.method.takes_rows:
             carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
-        return self.replay.run(problem, checkpoint, leaves[0], carry, last), [*leaves, *_tensors(carry)]
+        replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
+        if self.expected is not None:
+            if replayed.outputs.values:
+                index = tuple(torch.from_numpy(i).to(leaves[0].device) for i in replayed.outputs.places())
+                check_repeated(torch.cat(replayed.outputs.values), self.expected[index])
+            for following in self.replay.trail.checkpoints:
+                if following.step == last:
+                    check_repeated(replayed.y, following.y[problem.select(replayed.rows)])
+        return replayed, [*leaves, *_tensors(carry)]
 
     def _ends(self, replayed: ReplayedSteps) -> list[Tensor]:
         """The last states of a stretch, and what the method keeps of its carry there."""

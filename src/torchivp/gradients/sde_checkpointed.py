@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.checks import check_whole_number
+from torchivp.generators import GeneratorState
 from torchivp.gradients.sde_backward import SDEBackward, add_all, holding_noise, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
 from torchivp.noise.source import Noise
@@ -53,11 +54,12 @@ class SDECheckpointed:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """Where the step `step` starts from."""
+    """Where the step `step` starts from, and what the generators were before what follows."""
 
     step: int
     y: Tensor
     carry: Sequence[Tensor] | None
+    drawn: GeneratorState
 
 
 class _CheckpointedSolve(SDEBackward):
@@ -73,13 +75,13 @@ class _CheckpointedSolve(SDEBackward):
 
     def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
         integration = holding_noise(self.inputs.integration)
-        y, carry = integration.y0, integration.first_carry()
         # The first stretch starts from what the user gave, so that its gradient includes that of the first carry.
-        self.kept = [_Checkpoint(0, y, integration.carry)]
+        self.kept = [_Checkpoint(0, integration.y0, integration.carry, self.generators.now())]
+        y, carry = integration.y0, integration.first_carry()
         outputs = [y]
         for first in range(0, integration.steps.count, self.stride):
             if first > 0:
-                self.kept.append(_Checkpoint(first, y, carry))
+                self.kept.append(_Checkpoint(first, y, carry, self.generators.now()))
             y, carry = integration.advance(y, carry, first, self._end(first), outputs)
         return torch.stack(outputs), carry
 
@@ -126,7 +128,8 @@ class _CheckpointedSolve(SDEBackward):
         first, last = checkpoint.step, self._end(checkpoint.step)
         outputs: list[Any] = [None] * bisect_left(self.due, first)
         begin = len(outputs)
-        y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
+        with self.repeated(checkpoint.drawn):
+            y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
         return [*outputs[begin:], y, *carry], leaves
 
     def _end(self, first: int) -> int:

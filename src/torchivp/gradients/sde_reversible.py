@@ -56,8 +56,15 @@ class _ReversibleSolve(SDEBackward):
         return torch.stack(outputs), carry
 
     def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        before = self.generators.now()
         with self.inputs.late.watching():
-            return _WayBack(self.inputs, *self.end, *grads).run()
+            found = _WayBack(self.inputs, *self.end, *grads).run()
+        if self.generators.now() != before:
+            raise RuntimeError(
+                "the SDE draws random numbers, which gradient='reversible' (adjoint_method='adjoint_reversible_heun') "
+                "cannot draw again on the way back: use sdeint with gradient='checkpointed'"
+            )
+        return found
 
 
 class _Evaluation:
