@@ -104,7 +104,7 @@ class Backsolve:
         found = find_parameters(integration, parameters)
         inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
-            return Direct().solve(integration, found.tensors, interpolants)
+            return Direct().solve(integration, found, interpolants)
         refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         controller = check_controller(self.controller or integration.controller, backward_method)

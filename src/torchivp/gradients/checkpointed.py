@@ -65,7 +65,7 @@ class Checkpointed:
         found = find_parameters(integration, parameters)
         inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
-            return Direct().solve(integration, found.tensors, interpolants)
+            return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
         refuse_dense_output(interpolants)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)

@@ -112,7 +112,7 @@ def user_function(problem: Problem) -> FlatFunction:
     return problem.func
 
 
-def find_parameters(integration: Integration, parameters: Sequence[Tensor] | None) -> Parameters:
+def find_parameters(integration: Integration, parameters: Sequence[Tensor] | Parameters | None) -> Parameters:
     """The parameters that a gradient is wanted for.
 
     Those named by the caller, or else those of `func` if it is an nn.Module, and every leaf that it is found to use at
@@ -124,6 +124,8 @@ def find_parameters(integration: Integration, parameters: Sequence[Tensor] | Non
     """
     if not torch.is_grad_enabled():
         return Parameters()
+    if isinstance(parameters, Parameters):  # found already
+        return parameters
     if parameters is not None:
         return Parameters(check_parameters("params", parameters))
     problem = integration.problem

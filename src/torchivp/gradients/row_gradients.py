@@ -21,6 +21,7 @@ from torchivp.gradients.inputs import check_parameters, late_leaves, refuse_to_d
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
 from torchivp.methods.method import Method
+from torchivp.rows.function import RowFunction
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs
@@ -140,8 +141,12 @@ def solve_rows(
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
     solve = _SolveOfRows(plan, inputs, limit)
     if not inputs.used:
-        states, _ = solve.forward()
-        return solve.result(states, solve.changes.y)
+        watch = _UsedLater(plan.problem)
+        plain = _SolveOfRows(replace(plan, problem=watch.problem), inputs, limit)
+        states, _ = plain.forward()
+        if not watch.used:
+            return plain.result(states, plain.changes.y)
+        inputs.used, gradient = True, Direct()  # which finds what is used later by itself
     if not (plan.method.differentiable or isinstance(gradient, Backsolve)):
         raise ValueError(
             f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
@@ -160,6 +165,36 @@ def solve_rows(
     solve.backsolve = gradient if isinstance(gradient, Backsolve) else None
     states, before = _Forward.apply(solve, *inputs.tensors)
     return solve.result(states, before)
+
+
+class _UsedLater:
+    """Whether functions that use nothing at the start that needs a gradient do so later.
+
+    Attributes:
+        problem: the same problem, whose functions are watched where gradients are enabled.
+        used: whether they do, as far as they were evaluated.
+    """
+
+    def __init__(self, problem: RowProblem) -> None:
+        self.problem = problem
+        self.used = False
+        if torch.is_grad_enabled():
+            look = self._watched
+            actions = [replace(a, g=a.g and look(a.g), apply=a.apply and look(a.apply)) for a in problem.actions]
+            self.problem = replace(problem, func=look(problem.func), actions=actions)
+
+    def _watched(self, watched: RowFunction) -> RowFunction:
+        function = watched.function
+
+        def look(*args: Any) -> Any:
+            with torch.enable_grad():
+                value = function(*args)
+            if not any(x.requires_grad for x in _tensors(value)):
+                return value
+            self.used = True
+            return pytree.tree_map_only(Tensor, Tensor.detach, value)
+
+        return watched.calling(look)
 
 
 def _start(problem: RowProblem) -> RowCheckpoint:
