@@ -135,7 +135,7 @@ def find_parameters(integration: Integration, parameters: Sequence[Tensor] | Par
         return isolated.func(isolated.time(isolated.times.start), leaves[0]), leaves
 
     tensors, computed = search([user_function(problem).func], evaluate, Generators(problem.y0.device))
-    found = Parameters(tensors, late_leaves(computed))
+    found = Parameters(tensors, late_leaves(computed, integration.method.differentiable))
     # Where no other gradient is wanted, autograd follows the steps, and that of a computed tensor is right.
     if GradientInputs(problem, found).needed or not integration.method.differentiable:
         warn_of_computed(computed, integration.remedy, stacklevel=6)
@@ -176,12 +176,16 @@ def warn_of_computed(nodes: Sequence[Any], remedy: str, stacklevel: int, subject
         )
 
 
-def late_leaves(elsewhere: Sequence[Any]) -> LateLeaves:
-    """What looks for leaves that only later steps of an ODE use; `elsewhere` are nodes that were warned of."""
+def late_leaves(elsewhere: Sequence[Any], differentiable: bool = True) -> LateLeaves:
+    """What looks for leaves that only later steps of an ODE use; `elsewhere` are nodes that were warned of.
+
+    `differentiable` is whether autograd can follow the method.
+    """
     return LateLeaves(
         "func",
         "name it in params=(tensor,) (adjoint_params= in odeint_adjoint), pass it through args=(tensor,), make func an "
-        "nn.Module that holds it, or use gradient='direct'",
+        "nn.Module that holds it, or use gradient='direct'"
+        + ("" if differentiable else ", with a method other than scipy_solver"),
         elsewhere,
     )
 
