@@ -141,6 +141,13 @@ class UserFunction:
         self._call = self.in_context if self._autocast else function
         self._leaves_time: bool | None = None
 
+    def calling(self, function: Callable[..., Any]) -> UserFunction:
+        """The same, of another function, for the same caller."""
+        other = UserFunction(function, self.name, self._owns_state)
+        other._autocast = self._autocast
+        other._call = other.in_context if self._autocast else function
+        return other
+
     def __call__(self, t: Tensor, y: Tensor, shape: Callable[[Tensor], Any], *further: Any) -> Any:
         """The value of the function at `t` and `shape(y)`, which is, or is made of, views of `y`.
 

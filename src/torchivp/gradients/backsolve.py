@@ -15,15 +15,14 @@ from torchivp.boundary import own_precision
 from torchivp.callbacks import Callbacks
 from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
+from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
-    now,
     refuse_dense_output,
     refuse_inside_transform,
     refuse_to_differentiate,
-    refuse_unknown_leaves,
     user_function,
 )
 from torchivp.integrate import Controller, Integration, check_controller, check_norm
@@ -104,7 +103,7 @@ class Backsolve:
             refuse_inside_transform("gradient='backsolve' (odeint_adjoint)", integration.problem, parameters)
             return Direct().solve(integration, None, interpolants)
         found = find_parameters(integration, parameters)
-        inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
+        inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
         refuse_dense_output(interpolants)
@@ -164,13 +163,14 @@ class _AdjointSolve:
         times, grad, states = self.times[: self.reached], grad[: self.reached], states[: self.reached]
         problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
         others = [leaf for leaf in leaves[1:] if leaf is not problem.times.tensor]
-        system = _AdjointSystem(problem, others, leaves, self.inputs.complete)
+        system = _AdjointSystem(problem, others, leaves, self.inputs.late)
         start = problem.times.start
         starts_with_output = bool(times) and times[0] == start
         moving = list(range(1 if starts_with_output else 0, len(times)))
         z = system.initial(states[-1:], grad[-1:]) if moving else system.initial(problem.y0.detach(), None)
         if moving:
-            z = self._solve_backwards(system, z, [times[i] for i in moving], grad[moving], states[moving], norm)
+            with self.inputs.late.watching():
+                z = self._solve_backwards(system, z, [times[i] for i in moving], grad[moving], states[moving], norm)
         _, adjoint, *rest = system.split(z)
         time_gradient = []
         if problem.times.tensor is not None:
@@ -186,7 +186,6 @@ class _AdjointSolve:
         options, forward = self.options, self.integration
 
         def join_output(i: int, z: Tensor) -> Tensor:
-            system.look = not self.inputs.complete
             z = z.clone()
             z[:, system.state] = states[i]
             z[:, system.adjoint] += grad[i]
@@ -262,12 +261,11 @@ class _AdjointSolve:
 class _AdjointSystem:
     """The equations of state, adjoint and parameter gradients, side by side in one [1, size] tensor."""
 
-    def __init__(self, problem: Problem, others: Sequence[Tensor], leaves: Sequence[Tensor], complete: bool):
+    def __init__(self, problem: Problem, others: Sequence[Tensor], leaves: Sequence[Tensor], late: LateLeaves):
         self._problem = problem
         self._others = others
         self._leaves = leaves
-        self.look = not complete
-        """Whether to look in the next evaluation for tensors that `func` uses and that are not among the inputs."""
+        self._late = late
         self._size = size = problem.y0.shape[1]
         self.evaluations = 0
         self.state, self.adjoint = slice(0, size), slice(size, 2 * size)
@@ -282,22 +280,28 @@ class _AdjointSystem:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
-        with torch.enable_grad():
-            oldest = now() if self.look else 0
-            state = y.narrow(1, 0, self._size).detach().requires_grad_()
-            slope = self._problem.func(t, state)
-        if self.look:
-            refuse_unknown_leaves(slope, state, oldest, [state, *self._leaves])
-            self.look = False
+        state = y.narrow(1, 0, self._size).detach()
+        slope, leaves = self._evaluate(t, state)
+        if strangers := self._late.among(slope, [*leaves, t]):
+            self._late.meet(strangers, partial(self._evaluate, t.detach().clone(), state.clone()))
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         adjoint = y.narrow(1, self._size, self._size)
-        found = torch.autograd.grad(slope, [state, *self._others], adjoint.neg(), allow_unused=True)
+        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
+        found = torch.autograd.grad(
+            slope, [leaves[0], *self._others], adjoint.neg(), allow_unused=True, retain_graph=True
+        )
         rates = [
             y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)
         ]
         return torch.cat([slope.detach(), *rates], dim=1).to(y.dtype)
+
+    def _evaluate(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The slope at a leaf in the place of `y`, with its graph; that leaf, and the others that stand for inputs."""
+        with torch.enable_grad():
+            state = y.detach().requires_grad_()
+            return self._problem.func(t, state), [state, *self._leaves]
 
     def initial(self, y: Tensor, adjoint: Tensor | None) -> Tensor:
         z = y.new_zeros(1, self.parts[-1].stop)

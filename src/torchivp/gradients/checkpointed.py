@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,19 +12,19 @@ from torch.utils import _pytree as pytree
 
 from torchivp.boundary import own_precision
 from torchivp.checks import check_whole_number
+from torchivp.generators import Generators
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.draws import Drawn, RecordedDraws, RepeatedDraws, check_repeated
 from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
-    now,
     refuse_dense_output,
     refuse_inside_transform,
     refuse_to_differentiate,
     refuse_undifferentiable,
-    refuse_unknown_leaves,
 )
 from torchivp.integrate import Integration
-from torchivp.methods.method import Step
+from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
 from torchivp.recording import Checkpoint, Interpolants, Outputs, Trail
 from torchivp.solution import Outcome, Stats, Status
@@ -64,7 +64,7 @@ class Checkpointed:
             refuse_inside_transform("gradient='checkpointed'", integration.problem, parameters)
             return Direct().solve(integration, None, interpolants)
         found = find_parameters(integration, parameters)
-        inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
+        inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
@@ -86,13 +86,17 @@ class _CheckpointedSolve:
         self.integration = integration
         self.inputs = inputs
         self.limit = limit
+        self.generators = Generators(integration.problem.y0.device)
 
     def forward(self) -> Tensor:
         """The states at the outputs, and everything else into the attributes."""
         plain = self.integration.with_problem(self.inputs.without_gradient())
         outputs = Outputs(plain.problem.times)
         self.trail = Trail(outputs, self.limit)
-        self.status, self.stats = plain.run([outputs, self.trail])
+        method = RecordedDraws(plain.method, self.generators)
+        steps = _DrawnSteps(method)
+        self.status, self.stats = replace(plain, method=cast("Method", method)).run([outputs, self.trail, steps])
+        self.drawn = steps if method.any() else None
         self.reached = len(outputs.t)
         states = outputs.complete(self.status)
         self.times = outputs.t
@@ -105,37 +109,54 @@ class _CheckpointedSolve:
         """The gradients of all inputs, given that of the states, stretch by stretch from the last to the first."""
         totals: list[Tensor | None] = [None] * len(self.inputs.tensors)
         at_end: list[Tensor | None] = []
-        stats = Stats()
-        for checkpoint, end in reversed(self._stretches()):
-            with torch.enable_grad():
-                oldest = now()
-                problem, leaves = self.inputs.on_leaves(checkpoint.y)
-                carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
-                outputs, last = self._replay(problem, checkpoint, end, carry)
-                kept = [torch.cat(outputs.states())] if outputs.states() else []
-            if not self.inputs.complete:
-                known = [*leaves, *_tensors(carry)]
-                refuse_unknown_leaves(last.y1, last.y0, oldest, known)
-            roots = [*kept, last.y1, *_tensors(last.carry)]
-            first = checkpoint.outputs
-            seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
-            seeds += at_end or [None] * (len(roots) - len(seeds))
-            used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-            found = torch.autograd.grad(
-                [roots[i] for i in used],
-                [*leaves, *_tensors(carry)],
-                [seeds[i] for i in used],
-                allow_unused=True,
-            )
-            at_end = [found[0], *found[len(leaves) :]]
-            totals[1:] = [_sum(a, b) for a, b in zip(totals[1:], found[1 : len(leaves)], strict=True)]
-            stats.evaluations += problem.func.evaluations
-            stats.accepted += end - checkpoint.step
+        self.stats.backward = Stats()
+        with self.inputs.late.watching():
+            for checkpoint, end in reversed(self._stretches()):
+                found = self._pull_back(checkpoint, end, grad, at_end)
+                at_end = [found[0], *found[len(totals) :]]
+                totals[1:] = [_sum(a, b) for a, b in zip(totals[1:], found[1 : len(totals)], strict=True)]
         totals[0] = at_end[0] if at_end else None
         if self.trail.checkpoints[0].outputs:
             totals[0] = _sum(totals[0], grad[:1])
-        self.stats.backward = stats
         return _or_zeros(totals, self.inputs.tensors)
+
+    def _pull_back(
+        self, checkpoint: Checkpoint, end: int, grad: Tensor, at_end: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of what a stretch starts from: of all inputs, its first state among them, and its carry.
+
+        They come from `grad`, that of the outputs, and from `at_end`, those of the last state and its carry.
+        """
+        with torch.enable_grad():
+            kept, last, leaves = self._take_again(checkpoint, end)
+        late = self.inputs.late
+        if strangers := late.among([*kept, *last], leaves):
+
+            def again() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+                kept, last, leaves = self._take_again(checkpoint, end)
+                return [*kept, *last], leaves
+
+            late.meet(strangers, again)
+        roots = [*kept, *last]
+        first = checkpoint.outputs
+        seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
+        seeds += at_end or [None] * len(last)
+        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
+        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
+        return torch.autograd.grad(
+            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
+        )
+
+    def _take_again(self, checkpoint: Checkpoint, end: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Take a stretch again: the outputs in it, the last state and its carry, and the leaves that it starts from."""
+        problem, leaves = self.inputs.on_leaves(checkpoint.y)
+        carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
+        outputs, last = self._replay(problem, checkpoint, end, carry)
+        kept = [torch.cat(outputs.states())] if outputs.states() else []
+        assert self.stats.backward is not None
+        self.stats.backward.evaluations += problem.func.evaluations
+        self.stats.backward.accepted += end - checkpoint.step
+        return kept, [last.y1, *_tensors(last.carry)], [*leaves, *_tensors(carry)]
 
     def second_gradients(self, grad: Tensor, seeds: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of `<seeds, gradients(grad)>` with respect to `grad` and all inputs."""
@@ -152,20 +173,50 @@ class _CheckpointedSolve:
         inputs = [grad, *leaves]
         if not pairs:
             return [torch.zeros_like(x) for x in inputs]
-        second = torch.autograd.grad([g for g, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True)
+        second = torch.autograd.grad(
+            [g for g, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True, retain_graph=True
+        )
         return _or_zeros(second, inputs)
 
     def _replay(self, problem: Problem, start: Checkpoint, end: int, carry: Any) -> tuple[Outputs, Step]:
         outputs = Outputs(problem.times)
         outputs.resume(start.outputs, self.reached)
         times, orders = self.trail.times[start.step : end + 1], self.trail.orders[start.step : end]
-        return outputs, self.integration.with_problem(problem).replay(times, orders, problem.y0, carry, [outputs])
+        integration = self.integration.with_problem(problem)
+        if self.drawn is None:
+            return outputs, integration.replay(times, orders, problem.y0, carry, [outputs])
+        with self.generators.kept():
+            drawn = self.drawn.steps[start.step : end]
+            method = RepeatedDraws(integration.method, self.generators, drawn, problem.real_dtype)
+            integration = replace(integration, method=cast("Method", method))
+            last = integration.replay(times, orders, problem.y0, carry, [outputs])
+        there = [c.y for c in self.trail.checkpoints if c.step == end] or [self.drawn.end]
+        check_repeated(last.y1, there[0])
+        return outputs, last
 
     def _stretches(self) -> list[tuple[Checkpoint, int]]:
         """The checkpoints, each with the number of the step at which the stretch after it ends."""
         checkpoints = self.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [len(self.trail.times) - 1]
         return [(c, end) for c, end in zip(checkpoints, ends, strict=True) if end > c.step]
+
+
+class _DrawnSteps:
+    """What the generators were for every accepted step, and the state after the last."""
+
+    end: Tensor
+
+    def __init__(self, method: RecordedDraws) -> None:
+        self._method = method
+        self.steps: list[Drawn] = []
+
+    def start(self, t: float, y: Tensor, carry: Any) -> None:
+        self._method.begin()
+        self.steps, self.end = [], y
+
+    def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
+        self.steps.append(self._method.accepted())
+        self.end = step.y1
 
 
 class _Forward(torch.autograd.Function):

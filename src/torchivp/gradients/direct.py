@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_undifferentiable
+from torchivp.gradients.captured import LateLeaves
+from torchivp.gradients.inputs import GradientInputs, Parameters, find_parameters, refuse_undifferentiable
 from torchivp.integrate import Integration
+from torchivp.problem import CountedFunction
 from torchivp.recording import Interpolants, Outputs, Recorder
 from torchivp.solution import Stats, Status
 
@@ -24,13 +28,42 @@ class Direct:
     name = "direct"
 
     def solve(
-        self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
+        self,
+        integration: Integration,
+        parameters: Sequence[Tensor] | Parameters | None,
+        interpolants: Interpolants | None,
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
-        if not integration.method.differentiable:
-            found = find_parameters(integration, parameters)
-            refuse_undifferentiable(integration.method, GradientInputs(integration.problem, found))
         outputs = Outputs(integration.problem.times)
         recorders: list[Recorder] = [outputs] if interpolants is None else [outputs, interpolants]
-        status, stats = integration.run(recorders)
+        if integration.method.differentiable or not torch.is_grad_enabled():
+            status, stats = integration.run(recorders)
+            return outputs.complete(status), outputs.t, status, stats
+        problem, found = integration.problem, find_parameters(integration, parameters)
+        refuse_undifferentiable(integration.method, GradientInputs(problem, found))
+        watched = replace(problem, func=_Watched(problem.func, found.late))
+        with found.late.watching():
+            status, stats = integration.with_problem(watched).run(recorders)
         return outputs.complete(status), outputs.t, status, stats
+
+
+class _Watched:
+    """A function that is evaluated where autograd does not watch, and should use nothing that needs a gradient."""
+
+    def __init__(self, func: CountedFunction, late: LateLeaves) -> None:
+        self._func = func
+        self._late = late
+
+    @property
+    def evaluations(self) -> int:
+        return self._func.evaluations
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            value = self._func(t, y)
+        if strangers := self._late.among(value, [t, y]):
+            self._late.meet(strangers, partial(self._again, t.detach().clone(), y.detach().clone()))
+        return value.detach()
+
+    def _again(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self._func(t, y), [t, y]

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.generators import Generators
+from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.integrate import Integration
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.recording import Interpolants
 from torchivp.torch_func import needs_gradient
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the user's functions use besides their arguments.
+
+    Attributes:
+        tensors: what a gradient is wanted for.
+        late: looks for others that only later steps use, if the caller did not name the tensors.
+    """
+
+    tensors: Sequence[Tensor] = ()
+    late: LateLeaves = field(default_factory=NoLateLeaves)
 
 
 class Inputs:
@@ -25,17 +40,16 @@ class Inputs:
         start: what the solve starts from.
         args: further arguments of the user's functions.
         parameters: other tensors that these use.
-        complete: whether the caller named the parameters; if they were found, later steps may use others.
 
     Attributes:
-        complete: as given.
-        parameters: as given.
+        late: looks for those that only later steps use.
+        parameters: other tensors that the functions use.
         tensors: `start`, then the tensors of `args` that require a gradient, then the parameters.
     """
 
-    def __init__(self, start: Sequence[Tensor], args: Any, parameters: Sequence[Tensor], complete: bool) -> None:
-        self.complete = complete
-        self.parameters = list(parameters)
+    def __init__(self, start: Sequence[Tensor], args: Any, parameters: Parameters) -> None:
+        self.late = parameters.late
+        self.parameters = list(parameters.tensors)
         self._args, self._args_spec = pytree.tree_flatten(args)
         self._moving = [i for i, leaf in enumerate(self._args) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.tensors: list[Tensor] = [*start, *(self._args[i] for i in self._moving), *self.parameters]
@@ -62,11 +76,11 @@ class GradientInputs(Inputs):
         problem: the problem as the user stated it.
     """
 
-    def __init__(self, problem: Problem, parameters: Sequence[Tensor], complete: bool = True) -> None:
+    def __init__(self, problem: Problem, parameters: Parameters) -> None:
         self.problem = problem
         self._func = user_function(problem)
         timed = [problem.times.tensor] if problem.times.tensor is not None else []
-        super().__init__([problem.y0, *timed], self._func.args, parameters, complete)
+        super().__init__([problem.y0, *timed], self._func.args, parameters)
 
     def on_leaves(self, y: Tensor) -> tuple[Problem, list[Tensor]]:
         """The problem started from `y`, and the leaves that stand where `tensors` stood.
@@ -98,65 +112,34 @@ def user_function(problem: Problem) -> FlatFunction:
     return problem.func
 
 
-def find_parameters(integration: Integration, parameters: Sequence[Tensor] | None) -> list[Tensor]:
+def find_parameters(integration: Integration, parameters: Sequence[Tensor] | Parameters | None) -> Parameters:
     """The parameters that a gradient is wanted for.
 
-    Those named by the caller, or else those of `func` if it is an nn.Module, and every leaf that one evaluation of
-    `func` at the start is found to use. A tensor that was itself computed from others cannot be found in that way;
-    if there is one and its gradient is lost, a warning says so.
+    Those named by the caller, or else those of `func` if it is an nn.Module, and every leaf that it is found to use at
+    the start. A tensor that was itself computed from others cannot be found in that way; if there is one and its
+    gradient is lost, a warning says so.
 
     Raises:
         TypeError: `parameters` is not a sequence of tensors.
     """
     if not torch.is_grad_enabled():
-        return []
+        return Parameters()
+    if isinstance(parameters, Parameters):  # found already
+        return parameters
     if parameters is not None:
-        return check_parameters("params", parameters)
+        return Parameters(check_parameters("params", parameters))
     problem = integration.problem
 
-    def evaluate() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        isolated, leaves = GradientInputs(problem, ()).on_leaves(problem.y0)
-        return [isolated.func(isolated.time(isolated.times.start), leaves[0])], leaves
+    def evaluate() -> tuple[Tensor, Sequence[Tensor]]:
+        isolated, leaves = GradientInputs(problem, Parameters()).on_leaves(problem.y0)
+        return isolated.func(isolated.time(isolated.times.start), leaves[0]), leaves
 
-    found, computed = search_parameters(user_function(problem).func, evaluate)
+    tensors, computed = search([user_function(problem).func], evaluate, Generators(problem.y0.device))
+    found = Parameters(tensors, late_leaves(computed, integration.method.differentiable))
     # Where no other gradient is wanted, autograd follows the steps, and that of a computed tensor is right.
     if GradientInputs(problem, found).needed or not integration.method.differentiable:
         warn_of_computed(computed, integration.remedy, stacklevel=6)
     return found
-
-
-def search_parameters(
-    owner: Any, evaluate: Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
-) -> tuple[list[Tensor], list[str]]:
-    """What the user's functions are found to use besides their arguments.
-
-    Args:
-        owner: what the user gave; its parameters, if it is an nn.Module, are found whatever is used.
-        evaluate: evaluates the functions once, with autograd watching; returns their values and the leaves that stand
-            for their arguments.
-
-    Returns:
-        The leaves, and the names of the nodes that made tensors elsewhere.
-    """
-    found = [p for p in module_parameters(owner) if p.requires_grad] if isinstance(owner, nn.Module) else []
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # a cast kept from before would hide the leaf that it was made from
-    try:
-        with torch.enable_grad():
-            oldest = now()
-            values, arguments = evaluate()
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-    captured, computed = other_leaves(values, oldest, [*arguments, *found])
-    return [*found, *captured], computed
-
-
-def module_parameters(module: nn.Module) -> list[Tensor]:
-    """The parameters of a module, or of a replica that `nn.DataParallel` made, which itself no longer lists them."""
-    if not getattr(module, "_is_replica", False):
-        return list(module.parameters())
-    replicas: list[Any] = list(module.modules())
-    return [parameter for replica in replicas for parameter in replica._former_parameters.values()]
 
 
 def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -180,101 +163,31 @@ def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     return list(unique.values())
 
 
-def other_leaves(
-    results: Sequence[Tensor], oldest: int, known: Sequence[Tensor], start: Tensor | None = None
-) -> tuple[list[Tensor], list[str]]:
-    """What `results` were computed from since `oldest`, and after `start` if that is given.
-
-    Returns:
-        The leaves other than those `known`, and the names of the nodes that made tensors before.
-    """
-    found: dict[int, Tensor] = {}
-    made_before: list[str] = []
-    for result in results:
-        captured, computed = _ends_of_graph(result, oldest, start)
-        found.update({id(leaf): leaf for leaf in captured})
-        made_before += computed
-    return [leaf for leaf in found.values() if not any(leaf is other for other in known)], made_before
-
-
-def warn_of_computed(nodes: Sequence[str], remedy: str, stacklevel: int, subject: str = "func") -> None:
+def warn_of_computed(nodes: Sequence[Any], remedy: str, stacklevel: int, subject: str = "func") -> None:
     """Warn of tensors made by these nodes of the graph, whose gradient is lost; `remedy` says what to do.
 
     `subject` is what the user calls that which uses them.
     """
     for node in nodes:
         warnings.warn(
-            f"{subject} uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is {node}); "
-            f"this gradient mode cannot see it and gives it none. {remedy}",
+            f"{subject} uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is "
+            f"{node.name()}); this gradient mode cannot see it and gives it none. {remedy}",
             stacklevel=stacklevel,
         )
 
 
-def now() -> int:
-    """A number less than that of every node of the graph made later, and greater than that of every earlier one."""
-    node = torch.zeros((), requires_grad=True).clone().grad_fn
-    assert node is not None
-    return node._sequence_nr()  # pyright: ignore[reportAttributeAccessIssue]
+def late_leaves(elsewhere: Sequence[Any], differentiable: bool = True) -> LateLeaves:
+    """What looks for leaves that only later steps of an ODE use; `elsewhere` are nodes that were warned of.
 
-
-def refuse_unknown_leaves(result: Tensor, start: Tensor, oldest: int, leaves: Sequence[Tensor]) -> None:
-    """Look for leaves that a part of the graph uses, from `start` to `result`, but that are not among the inputs.
-
-    Raises:
-        RuntimeError: there is one; its gradient would silently be missing.
+    `differentiable` is whether autograd can follow the method.
     """
-    refuse_unknown(
-        [result],
-        oldest,
-        leaves,
+    return LateLeaves(
         "func",
         "name it in params=(tensor,) (adjoint_params= in odeint_adjoint), pass it through args=(tensor,), make func an "
-        "nn.Module that holds it, or use gradient='direct'",
-        start,
+        "nn.Module that holds it, or use gradient='direct'"
+        + ("" if differentiable else ", with a method other than scipy_solver"),
+        elsewhere,
     )
-
-
-def refuse_unknown(
-    values: Sequence[Tensor],
-    oldest: int,
-    known: Sequence[Tensor],
-    subject: str,
-    remedy: str,
-    start: Tensor | None = None,
-) -> None:
-    """Look for leaves that `values` were computed from since `oldest` and after `start`, but that are not `known`.
-
-    `subject` is what the user calls that which uses them, and `remedy` says what to do.
-
-    Raises:
-        RuntimeError: there is one; its gradient would silently be missing.
-    """
-    for leaf in other_leaves(values, oldest, known, start)[0]:
-        raise RuntimeError(
-            f"{subject} uses a tensor of shape {tuple(leaf.shape)} that requires a gradient, but did not use it at the "
-            f"start of the solve, where this gradient mode looks for what it must differentiate: {remedy}"
-        )
-
-
-def _ends_of_graph(result: Tensor, oldest: int, start: Tensor | None) -> tuple[list[Tensor], list[str]]:
-    """The leaves in the graph of `result`, and the names of the nodes older than `oldest` that it grows from."""
-    variables: list[Tensor] = []
-    computed: list[str] = []
-    seen = {None, None if start is None else start.grad_fn}
-    stack = [result.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            variables.append(variable)
-        elif node._sequence_nr() < oldest:  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-            computed.append(node.name())  # pyright: ignore[reportOptionalMemberAccess]
-        else:
-            stack.extend(parent for parent, _ in node.next_functions)  # pyright: ignore[reportOptionalMemberAccess]
-    return variables, computed
 
 
 def refuse_undifferentiable(method: Method, inputs: GradientInputs) -> None:
@@ -298,7 +211,7 @@ def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequenc
     """
     if not torch.is_grad_enabled():
         return
-    inputs = GradientInputs(problem, check_parameters("params", parameters or ()))
+    inputs = GradientInputs(problem, Parameters(check_parameters("params", parameters or ())))
     slope = problem.func(problem.time(problem.times.start), problem.y0)
     refuse_tracked(gradient, [*inputs.tensors, slope], "gradient='direct' (odeint)")
 

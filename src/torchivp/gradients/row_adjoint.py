@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,19 +14,21 @@ from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.row_replay import after_change
 from torchivp.integrate import check_controller
 from torchivp.methods import find_method
 from torchivp.rows.changes import function_on, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.rows.record import ChangeRecord, RowOutputs, RowTrail, WithinSteps
+from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail, WithinSteps
 from torchivp.rows.times import RowTimes
 from torchivp.solution import SolveError, Stats
 
 
 class _Inputs(Protocol):
     problem: RowProblem
+    late: LateLeaves
 
     def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]: ...
 
@@ -77,8 +79,9 @@ def adjoint_gradients(
     if not len(rows):
         return totals
     size = problem.y0.shape[1]
-    function = _AdjointFunction(problem, rows, size)
-    joins = _Joins(problem, way, rows, (states, before, grad, grad_before), leaves, totals)
+    late = solve.inputs.late
+    function = _AdjointFunction(problem, rows, size, leaves, late)
+    joins = _Joins(problem, way, rows, (states, before, grad, grad_before), leaves, totals, late)
     table = way.times[rows]
     columns = torch.arange(table.shape[1]).expand(len(rows), -1)
     action = Action(apply=joins, times=table, values=columns)  # pyright: ignore[reportArgumentType]
@@ -93,14 +96,16 @@ def adjoint_gradients(
     method = plan.method if options.method is None else find_method(options.method)
     controller = check_controller(options.controller or plan.controller, method)
     integral = _Integral(backward.times, problem, rows, leaves, totals, method.order)
-    status, stats = RowIntegration(
+    integration = RowIntegration(
         backward,
         method,
         controller,
         _norm(plan, options, problem, rows),
         plan.max_steps if options.max_steps is None else options.max_steps,
         lambda i: f"element {i} of the state" if i < size else f"element {i - size} of the adjoint",
-    ).run(integral, RowTrail(backward.y0, start, 0, replayable=False))
+    )
+    with late.watching():
+        status, stats = integration.run(integral, RowTrail(backward.y0, start, 0, replayable=False))
     for row, ended, cost in zip(rows, status, stats, strict=True):
         solve.stats[row].backward = cost
         if not ended.ok:
@@ -202,23 +207,30 @@ class _AdjointFunction:
 
     row_wise = True
 
-    def __init__(self, problem: RowProblem, rows: np.ndarray, size: int):
+    def __init__(self, problem: RowProblem, rows: np.ndarray, size: int, leaves: Sequence[Tensor], late: LateLeaves):
         self._problem = problem
         self._rows = rows
         self._size = size
+        self._leaves = leaves
+        self._late = late
 
     def on(self, rows: Tensor | None) -> _OnRows:
         chosen = self._rows if rows is None else self._rows[rows.cpu().numpy()]
         func, size = function_on(self._problem, chosen), self._size
 
-        def slopes(t: Tensor, z: Tensor) -> Tensor:
+        def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
             with torch.enable_grad():
-                y = z[:, :size].detach().requires_grad_()
-                slope = func(t, y)
+                y = y.detach().requires_grad_()
+                return func(t, y), [y, *self._leaves]
+
+        def slopes(t: Tensor, z: Tensor) -> Tensor:
+            slope, leaves = evaluate(t, z[:, :size])
+            if strangers := self._late.among(slope, [*leaves, t]):
+                self._late.meet(strangers, partial(evaluate, t.detach().clone(), z[:, :size].clone()))
             if not slope.requires_grad:
                 return torch.cat([slope, torch.zeros_like(slope)], dim=1)
-            (found,) = torch.autograd.grad(slope, y, -z[:, size:], allow_unused=True)
-            return torch.cat([slope.detach(), torch.zeros_like(y) if found is None else found], dim=1)
+            (found,) = torch.autograd.grad(slope, leaves[0], -z[:, size:], allow_unused=True, retain_graph=True)
+            return torch.cat([slope.detach(), torch.zeros_like(slope) if found is None else found], dim=1)
 
         return _OnRows(slopes)
 
@@ -234,8 +246,10 @@ class _Joins:
         tensors: tuple[Tensor, Tensor, Tensor, Tensor],
         leaves: Sequence[Tensor],
         totals: list[Tensor],
+        late: LateLeaves,
     ):
         self._problem = problem
+        self._late = late
         self._way = way
         self._rows = rows
         self._states, self._before, self._grad, self._grad_before = tensors
@@ -261,20 +275,29 @@ class _Joins:
 
     def _pull_back(self, where: Tensor, numbers: np.ndarray, z: Tensor) -> None:
         """Through what happened: the adjoint after it becomes the adjoint before it."""
-        changes, entry = self._way.changes, self._problem.select(numbers)
-        before = self._before[entry].detach().requires_grad_()
-        with torch.enable_grad():
-            after, seeds = [], []
-            for firing, chosen in groups([changes.firings[i] for i in numbers]).items():
-                there = self._problem.select(chosen)
-                rows, t = changes.rows[numbers[chosen]], changes.t[numbers[chosen]]
-                after.append(after_change(self._problem, firing, rows, t, before[there]))
-                seeds.append(z[where[there], self._size :])
-        found = torch.autograd.grad(after, [before, *self._leaves[1:]], seeds, allow_unused=True)
+        entry = self._problem.select(numbers)
+        after, leaves = self._after(numbers)
+        if strangers := self._late.among(after, leaves):
+            self._late.meet(strangers, partial(self._after, numbers))
+        seeds = [z[where[self._problem.select(chosen)], self._size :] for chosen in self._groups(numbers).values()]
+        found = torch.autograd.grad(after, leaves, seeds, allow_unused=True, retain_graph=True)
         assert found[0] is not None
-        z[where, : self._size] = before.detach()
+        z[where, : self._size] = self._before[entry]
         z[where, self._size :] = found[0] + self._grad_before[entry]
         _add(self._totals, found)
+
+    def _after(self, numbers: np.ndarray) -> tuple[list[Tensor], list[Tensor]]:
+        """The states after what happened, group by group, and the leaves that they are functions of."""
+        changes, after = self._way.changes, []
+        before = self._before[self._problem.select(numbers)].detach().requires_grad_()
+        with torch.enable_grad():
+            for firing, chosen in self._groups(numbers).items():
+                rows, t = changes.rows[numbers[chosen]], changes.t[numbers[chosen]]
+                after.append(after_change(self._problem, firing, rows, t, before[self._problem.select(chosen)]))
+        return after, [before, *self._leaves[1:]]
+
+    def _groups(self, numbers: np.ndarray) -> dict[Firing, np.ndarray]:
+        return groups([self._way.changes.firings[i] for i in numbers])
 
 
 @cache
@@ -317,7 +340,8 @@ class _Integral(RowOutputs):
             if not slope.requires_grad:
                 continue
             share = self._problem.time((t0 - t1) * weight).to(z.dtype)
-            found = torch.autograd.grad(slope, parameters, z[:, size:] * share, allow_unused=True)
+            # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
+            found = torch.autograd.grad(slope, parameters, z[:, size:] * share, allow_unused=True, retain_graph=True)
             _add(self._totals, [None, *found])
 
     def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:

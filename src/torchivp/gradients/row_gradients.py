@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.boundary import own_precision
+from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.inputs import (
-    check_parameters,
-    module_parameters,
-    now,
-    other_leaves,
-    refuse_to_differentiate,
-    refuse_unknown_leaves,
-    warn_of_computed,
-)
+from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
+from torchivp.gradients.inputs import check_parameters, late_leaves, refuse_to_differentiate, warn_of_computed
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
-from torchivp.gradients.row_replay import Replay, join_changes
+from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
+from torchivp.methods.method import Method
+from torchivp.rows.function import RowFunction
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
+from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs
 from torchivp.rows.steps import carry_to_keep
 from torchivp.solution import Stats, Status
 
@@ -62,13 +59,13 @@ class RowInputs:
 
     Attributes:
         tensors: the initial states, the tensors of `args` and of the schedules that need a gradient, the parameters.
-        complete: whether the caller named the parameters.
+        late: looks for parameters that only later steps use, if the caller did not name them.
         used: whether anything that needs a gradient is used at all, parameters that nobody can name included.
     """
 
     def __init__(self, problem: RowProblem, parameters: Sequence[Tensor] | None, look: bool):
         self.problem = problem
-        self.complete = parameters is not None
+        self.late: LateLeaves = NoLateLeaves()
         leaves = problem.func.args.leaves
         self._moving = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self._args = [leaves[i] for i in self._moving]
@@ -91,27 +88,31 @@ class RowInputs:
         return [self.problem.y0, *self._args, *(value for *_, value in self._schedules), *self.parameters]
 
     def _find_parameters(self, look: bool) -> None:
-        """Find what else is used, by one evaluation of every function at the start."""
+        """Find what else is used, by every function at the start."""
+        generators = Generators(self.problem.y0.device)
+        if not look:
+            with torch.enable_grad(), generators.kept():
+                values, _ = self._evaluate()
+            self.used |= any(value.requires_grad for value in values)
+            return
         problem = self.problem
-        isolated, leaves = self.on_leaves(problem.y0)
         functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
-        with torch.enable_grad():
-            oldest = now()
-            results = [isolated.func.at_filler()]
-            for action in isolated.actions:
-                if action.g is not None:
-                    results.append(action.g.at_filler())
-                if action.apply is not None and (action.values is None or action.values.shape[1]):
-                    extra = () if action.values is None else (action.values[:, 0],)
-                    results.append(action.apply.at_filler(*extra))
-        self.used |= any(result.requires_grad for result in results)
-        if look:
-            modules = [f.function for f in functions if isinstance(f.function, nn.Module)]
-            found = [p for module in modules for p in module_parameters(module) if p.requires_grad]
-            others, computed = other_leaves([r for r in results if r.requires_grad], oldest, [*leaves, *found])
-            warn_of_computed(computed, _REMEDY, stacklevel=7)
-            found += others
-            self.parameters = list({id(p): p for p in found}.values())
+        self.parameters, computed = search([f.function for f in functions], self._evaluate, generators)
+        self.used |= bool(computed)
+        warn_of_computed(computed, _REMEDY, stacklevel=7)
+        self.late = late_leaves(computed)
+
+    def _evaluate(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What every function gives at the start, and the leaves that stand for its arguments."""
+        isolated, leaves = self.on_leaves(self.problem.y0)
+        values = [isolated.func.at_filler()]
+        for action in isolated.actions:
+            if action.g is not None:
+                values.append(action.g.at_filler())
+            if action.apply is not None and (action.values is None or action.values.shape[1]):
+                extra = () if action.values is None else (action.values[:, 0],)
+                values.append(action.apply.at_filler(*extra))
+        return values, leaves
 
     def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]:
         """The problem started from `y`, and the leaves that stand where `tensors` stood."""
@@ -142,8 +143,12 @@ def solve_rows(
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
     solve = _SolveOfRows(plan, inputs, limit)
     if not inputs.used:
-        states, _ = solve.forward()
-        return solve.result(states, solve.changes.y)
+        watch = _UsedLater(plan.problem)
+        plain = _SolveOfRows(replace(plan, problem=watch.problem), inputs, limit)
+        states, _ = plain.forward()
+        if not watch.used:
+            return plain.result(states, plain.changes.y)
+        inputs.used, gradient = True, Direct()  # which finds what is used later by itself
     if not (plan.method.differentiable or isinstance(gradient, Backsolve)):
         raise ValueError(
             f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
@@ -156,10 +161,42 @@ def solve_rows(
             solve.forward()
         replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
         states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
+        if solve.expected is not None:
+            check_repeated(states, solve.expected)
         return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
     solve.backsolve = gradient if isinstance(gradient, Backsolve) else None
     states, before = _Forward.apply(solve, *inputs.tensors)
     return solve.result(states, before)
+
+
+class _UsedLater:
+    """Whether functions that use nothing at the start that needs a gradient do so later.
+
+    Attributes:
+        problem: the same problem, whose functions are watched where gradients are enabled.
+        used: whether they do, as far as they were evaluated.
+    """
+
+    def __init__(self, problem: RowProblem) -> None:
+        self.problem = problem
+        self.used = False
+        if torch.is_grad_enabled():
+            look = self._watched
+            actions = [replace(a, g=a.g and look(a.g), apply=a.apply and look(a.apply)) for a in problem.actions]
+            self.problem = replace(problem, func=look(problem.func), actions=actions)
+
+    def _watched(self, watched: RowFunction) -> RowFunction:
+        function = watched.function
+
+        def look(*args: Any) -> Any:
+            with torch.enable_grad():
+                value = function(*args)
+            if not any(x.requires_grad for x in _tensors(value)):
+                return value
+            self.used = True
+            return pytree.tree_map_only(Tensor, Tensor.detach, value)
+
+        return watched.calling(look)
 
 
 def _start(problem: RowProblem) -> RowCheckpoint:
@@ -183,6 +220,8 @@ class _SolveOfRows:
 
     backsolve: Backsolve | None = None
     replay: Replay
+    expected: Tensor | None = None
+    """The outputs that steps taken again must lead to, if func draws random numbers."""
     times: np.ndarray
     changes: ChangeRecord
     status: list[Status]
@@ -197,13 +236,16 @@ class _SolveOfRows:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times)
-        trail = RowTrail(problem.y0, problem.times.start, self.limit, self.inputs.used)
-        self.status, self.stats = self.plan.run(outputs, trail)
+        method = RecordedDraws(self.plan.make_method(), Generators(problem.y0.device))
+        trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.inputs.used)
+        self.status, self.stats = self.plan.run(outputs, trail, cast("Method", method))
         states, self.times = outputs.collect(problem.y0)
         self.kept = outputs.next
         self.changes = join_changes(trail.changes, problem)
         if self.inputs.used:
-            self.replay = Replay(self.plan, trail, self.changes)
+            drawn = trail.drawn() if self.backsolve is None else None
+            self.replay = Replay(self.plan, trail, self.changes, drawn)
+            self.expected = None if drawn is None else states.clone()  # not what is returned: that would be a cycle
         return states, self.changes.y
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:
@@ -214,40 +256,67 @@ class _SolveOfRows:
         totals: list[Tensor] = [torch.zeros_like(x) for x in self.inputs.tensors]
         checkpoints = self.replay.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
-        at_end: list[Any] | None = None
-        for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
-            with torch.enable_grad():
-                oldest = now()
-                problem, leaves = self.inputs.on_leaves(checkpoint.y)
-                carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
-                replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
-            self._count_replayed(checkpoint.step, last)
-            roots, seeds = self._seeds(replayed, grad, grad_before)
-            carried = _tensors(carry)
-            if at_end is not None:
-                after = [replayed.y, *_tensors(carry_to_keep(self.replay.method, replayed.carry))]
-                some = None if problem.rows == 1 else problem.select(replayed.rows)
-                for root, seed in zip(after, at_end, strict=True):
-                    if seed is not None:
-                        roots.append(root)
-                        seeds.append(seed if some is None else seed[some])
-            used = [i for i, root in enumerate(roots) if root.requires_grad]
-            if at_end is None and not self.inputs.complete:
-                for i in used:
-                    refuse_unknown_leaves(roots[i], leaves[0], oldest, [*leaves, *carried])
-            found = (
-                torch.autograd.grad(
-                    [roots[i] for i in used], [*leaves, *carried], [seeds[i] for i in used], allow_unused=True
-                )
-                if used
-                else [None] * (len(leaves) + len(carried))
-            )
-            first = torch.zeros_like(checkpoint.y) if found[0] is None else found[0]
-            at_end = [first, *found[len(leaves) :]]
-            totals[1:] = [a if b is None else a + b for a, b in zip(totals[1:], found[1 : len(leaves)], strict=True)]
-        if at_end is not None:
+        at_end: list[Any] = []
+        with self.inputs.late.watching():
+            for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
+                found = self._pull_back(checkpoint, last, grad, grad_before, at_end)
+                first = torch.zeros_like(checkpoint.y) if found[0] is None else found[0]
+                at_end = [first, *found[len(totals) :]]
+                totals[1:] = [
+                    a if b is None else a + b for a, b in zip(totals[1:], found[1 : len(totals)], strict=True)
+                ]
+        if at_end:
             totals[0] = at_end[0]
         return totals
+
+    def _pull_back(
+        self, checkpoint: RowCheckpoint, last: int, grad: Tensor, grad_before: Tensor, at_end: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of what a stretch starts from: of all inputs, its first states among them, and its carry.
+
+        They come from those of the outputs and of the states before what happened, and from `at_end`, those of the last
+        states and their carry.
+        """
+        with torch.enable_grad():
+            replayed, leaves = self._take_again(checkpoint, last)
+            roots, seeds = self._seeds(replayed, grad, grad_before)
+            if at_end:
+                some = slice(None) if self.plan.problem.rows == 1 else self.plan.problem.select(replayed.rows)
+                roots += self._ends(replayed)
+                seeds += [seed if seed is None else seed[some] for seed in at_end]
+        self._count_replayed(checkpoint.step, last)
+        if strangers := self.inputs.late.among(roots, leaves):
+
+            def again() -> tuple[list[Tensor], list[Tensor]]:
+                replayed, leaves = self._take_again(checkpoint, last)
+                return [*replayed.outputs.values, *replayed.before, *self._ends(replayed)], leaves
+
+            self.inputs.late.meet(strangers, again)
+        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
+        if not used:
+            return [None] * len(leaves)
+        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
+        return torch.autograd.grad(
+            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
+        )
+
+    def _take_again(self, checkpoint: RowCheckpoint, last: int) -> tuple[ReplayedSteps, list[Tensor]]:
+        """Take a stretch again; the leaves that it starts from are the inputs' and those of the carry."""
+        problem, leaves = self.inputs.on_leaves(checkpoint.y)
+        carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
+        replayed = self.replay.run(problem, checkpoint, leaves[0], carry, last)
+        if self.expected is not None:
+            if replayed.outputs.values:
+                index = tuple(torch.from_numpy(i).to(leaves[0].device) for i in replayed.outputs.places())
+                check_repeated(torch.cat(replayed.outputs.values), self.expected[index])
+            for following in self.replay.trail.checkpoints:
+                if following.step == last:
+                    check_repeated(replayed.y, following.y[problem.select(replayed.rows)])
+        return replayed, [*leaves, *_tensors(carry)]
+
+    def _ends(self, replayed: ReplayedSteps) -> list[Tensor]:
+        """The last states of a stretch, and what the method keeps of its carry there."""
+        return [replayed.y, *_tensors(carry_to_keep(self.replay.method, replayed.carry))]
 
     def _count_replayed(self, first: int, last: int) -> None:
         taken = np.clip(self.replay.steps, first, last) - first
@@ -255,7 +324,7 @@ class _SolveOfRows:
             before = stats.backward.accepted if stats.backward is not None and last < self.replay.most else 0
             stats.backward = Stats(accepted=before + steps)
 
-    def _seeds(self, replayed: Any, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _seeds(self, replayed: ReplayedSteps, grad: Tensor, grad_before: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         roots: list[Tensor] = []
         seeds: list[Tensor] = []
         outputs = replayed.outputs

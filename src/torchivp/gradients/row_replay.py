@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.generators import Generators
+from torchivp.gradients.draws import Drawn, RepeatedDraws
 from torchivp.gradients.moving_time import event_time, moved
+from torchivp.methods.method import Method
 from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
@@ -105,9 +108,12 @@ class Replay:
         plan: how it was solved.
         trail: the steps.
         changes: all that happened.
+        drawn: what the generators were for each step of all rows; None if func draws no numbers.
     """
 
-    def __init__(self, plan: RowIntegration, trail: RowTrail, changes: ChangeRecord):
+    def __init__(
+        self, plan: RowIntegration, trail: RowTrail, changes: ChangeRecord, drawn: Sequence[Drawn] | None = None
+    ):
         self.plan = plan
         self.method = plan.make_method()
         self.trail = trail
@@ -119,12 +125,26 @@ class Replay:
         bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2)).tolist()
         self._changes_after = [order[a:b] for a, b in pairwise(bounds)]
         self._orders = trail.orders
+        self._generators = Generators(plan.problem.y0.device)
+        self.drawn = drawn
 
     def run(self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int) -> ReplayedSteps:
         """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size]."""
+        if self.drawn is None:
+            return self._run(problem, start, y, carry, last, self.method)
+        with self._generators.kept():
+            drawn = self.drawn[start.step : last]
+            method = RepeatedDraws(self.method, self._generators, drawn, problem.real_dtype)
+            return self._run(problem, start, y, carry, last, cast("Method", method))
+
+    def _run(
+        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, method: Method
+    ) -> ReplayedSteps:
         outputs = RowOutputs(problem.times)
         outputs.resume(start.next)
         replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
+        # Events were looked for within every step, and what that draws the step after it goes on from.
+        watched = self.drawn is not None and any(action.g is not None for action in problem.actions)
         if start.step == 0:
             self._change(problem, replayed, 0, problem.times.start)
             outputs.end(replayed.rows, problem.times.start, replayed.y)
@@ -134,13 +154,15 @@ class Replay:
             if stepper is None or not going.all():
                 keep = problem.select(np.flatnonzero(going))
                 replayed.rows, replayed.y = replayed.rows[going], replayed.y[keep]
-                stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)
+                stepper = make_stepper(problem, method, self.plan.norm, replayed.rows)
                 replayed.carry = stepper.take_carry(replayed.carry, keep)
             rows = replayed.rows
             t0, t1 = self._ends[rows, n], self._ends[rows, n + 1]
             if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:
                 replayed.carry = stepper.method.at_order(replayed.carry, order)
             steps = stepper.step(t0, t1, replayed.y, replayed.carry)
+            if watched:
+                steps.within()
             outputs.step(rows, t0, t1, steps.within)
             replayed.y, replayed.carry = steps.y1, steps.step.carry
             self._change(problem, replayed, n + 1, self._ends[:, n + 1])

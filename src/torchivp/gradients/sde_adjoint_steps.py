@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from torchivp.gradients.inputs import now
-from torchivp.gradients.sde_inputs import refuse_unknown_sde_leaves
+from torchivp.gradients.captured import LateLeaves
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 
@@ -25,16 +25,13 @@ class Pull:
     Args:
         terms: in Stratonovich's calculus.
         shared: the tensors of `args` and the parameters.
-        complete: whether the caller named the parameters; if they were found at the start, each evaluation is searched
-            for others.
+        late: looks for other tensors in each evaluation.
     """
 
-    def __init__(self, terms: Terms, shared: Sequence[Tensor], complete: bool) -> None:
+    def __init__(self, terms: Terms, shared: Sequence[Tensor], late: LateLeaves) -> None:
         self.terms = terms
         self.shared = list(shared)
-        self._complete = complete
-        with torch.enable_grad():
-            self._oldest = now()
+        self._late = late
 
     def values(self, t: Tensor, y: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:
         """The drift f and the product g W, with their graph, at a leaf `y`.
@@ -42,10 +39,14 @@ class Pull:
         Raises:
             RuntimeError: they use a tensor that needs a gradient and was not found at the start.
         """
-        f, prod = self.terms.f_and_g_prod(t, y, noise.W)
-        if not self._complete:
-            refuse_unknown_sde_leaves([f, prod], self._oldest, [y, *self.shared])
-        return f, prod
+        found = self.terms.f_and_g_prod(t, y, noise.W)
+        if strangers := self._late.among(found, [y, t, *self.shared]):
+            self._late.meet(strangers, partial(self._again, t.detach().clone(), y.detach().clone(), noise.W))
+        return found
+
+    def _again(self, t: Tensor, y: Tensor, W: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        y = y.requires_grad_()
+        return self.terms.f_and_g_prod(t, y, W), [y, *self.shared]
 
     def field(self, t: Tensor, y: Tensor, noise: Increment) -> tuple[Tensor, Tensor]:
         """The field f dt + g W, with its graph, at a leaf in the place of `y`; and the leaf."""
@@ -54,16 +55,17 @@ class Pull:
         return prod.add(f, alpha=noise.dt), y
 
     def back(
-        self, value: Tensor, y: Tensor, a: Tensor, shared: bool = True, again: bool = False
+        self, value: Tensor, y: Tensor, a: Tensor, shared: bool = True
     ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
         """The `value`, a ∂value/∂y, and, if asked for, the same for the shared tensors.
 
-        The graph is kept if it is needed `again`.
+        The graph is kept: some of it is needed again, and what drift and diffusion use may have been computed from
+        parameters elsewhere, in a graph that is not ours to free.
         """
         leaves = [y, *self.shared] if shared else [y]
         found: Sequence[Tensor | None] = [None] * len(leaves)
         if value.requires_grad:
-            found = torch.autograd.grad(value, leaves, a, allow_unused=True, retain_graph=again)
+            found = torch.autograd.grad(value, leaves, a, allow_unused=True, retain_graph=True)
         dy, *others = found
         return value.detach(), torch.zeros_like(a) if dy is None else dy, others
 
@@ -84,7 +86,7 @@ def _heun(pull: Pull, t0: Tensor, t1: Tensor, y: Tensor, a: Tensor, noise: Incre
 def _euler_heun(pull: Pull, t0: Tensor, t1: Tensor, y: Tensor, a: Tensor, noise: Increment) -> tuple[State, Shared]:
     y1 = y.detach().requires_grad_()
     f, prod = pull.values(t1, y1, noise)
-    v1, da1, shared1 = pull.back(prod, y1, a, again=True)
+    v1, da1, shared1 = pull.back(prod, y1, a)
     drift, da, shared = pull.back(f * noise.dt, y1, a)
     y0 = (y - v1).requires_grad_()
     v0, da0, shared0 = pull.back(pull.terms.g_prod(t0, y0, noise.W), y0, a + da1)

@@ -30,7 +30,7 @@ class WayBack:
         self.integration, leaves = inputs.on_leaves(start.y0, start.carry)
         terms = self.integration.terms
         shared = leaves[1 + len(inputs.carried) :]
-        self.pull = Pull(StratonovichTerms(terms) if terms.sde_type == "ito" else terms, shared, inputs.complete)
+        self.pull = Pull(StratonovichTerms(terms) if terms.sde_type == "ito" else terms, shared, inputs.late)
         self.inputs = inputs
         self.step = STEPS[method]
         self.states, self.grads = states.detach(), grad.unbind()
@@ -39,7 +39,8 @@ class WayBack:
 
     def run(self) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The gradients of the initial state, and of args and parameters."""
-        self.go_back()
+        with self.inputs.late.watching():
+            self.go_back()
         return self.a + self.grads[0], self.totals
 
     def go_back(self) -> None:

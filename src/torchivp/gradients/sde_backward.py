@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.boundary import own_precision
+from torchivp.generators import Generators, GeneratorState
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.source import HeldNoise
@@ -27,12 +29,28 @@ class SDEBackward(ABC):
 
     Attributes:
         keeps_states: whether the backward pass needs the states that were returned.
+        generators: what drift and diffusion may draw random numbers from.
+        drawn: what they were at the start.
+        draws: whether drift and diffusion drew from them.
     """
 
     keeps_states: ClassVar[bool] = False
 
     def __init__(self, inputs: SDEInputs) -> None:
         self.inputs = inputs
+        self.generators = Generators(inputs.integration.y0.device)
+        self.drawn: GeneratorState = ()
+        self.draws = False
+
+    @contextmanager
+    def repeated(self, drawn: GeneratorState) -> Iterator[None]:
+        """Where steps are taken again that began when the generators were `drawn`."""
+        if not self.draws:
+            yield
+            return
+        with self.generators.kept():
+            self.generators.put_back(drawn)
+            yield
 
     @abstractmethod
     def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
@@ -54,7 +72,9 @@ class SDEBackward(ABC):
 class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(solve: SDEBackward, *tensors: Tensor) -> tuple[Tensor, ...]:
+        solve.drawn = solve.generators.now()
         states, carry = solve.forward()
+        solve.draws = solve.generators.now() != solve.drawn
         return states, *(x.clone() for x in carry)  # a carry may be a tensor of the user's
 
     @staticmethod
@@ -69,14 +89,16 @@ class _Solve(torch.autograd.Function):
         inputs: SDEInputs = ctx.solve.inputs
         count = len(inputs.tensors)
         if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(inputs, grads)
+            return None, *_differentiable_gradients(ctx.solve, grads)
         found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
 
 
-def _differentiable_gradients(inputs: SDEInputs, grads: Sequence[Tensor]) -> Sequence[Tensor]:
+def _differentiable_gradients(solve: SDEBackward, grads: Sequence[Tensor]) -> Sequence[Tensor]:
     """The gradients for `create_graph=True`: those of the steps, taken again with autograd watching."""
-    states, carry = SDEDirect().solve(inputs.integration, None, None)
+    inputs = solve.inputs
+    with solve.repeated(solve.drawn):
+        states, carry = SDEDirect().solve(inputs.integration, None, None)
     used = [i for i, x in enumerate(inputs.tensors) if x.requires_grad]
     pairs = [(x, g) for x, g in zip([states, *carry], grads, strict=True) if x.requires_grad]
     found = torch.autograd.grad(

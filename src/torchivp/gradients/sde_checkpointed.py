@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from torchivp.checks import check_whole_number
-from torchivp.gradients.inputs import now
+from torchivp.generators import GeneratorState
 from torchivp.gradients.sde_backward import SDEBackward, add_all, holding_noise, solve_plainly
-from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs, refuse_unknown_sde_leaves
+from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
+from torchivp.noise.source import Noise
 from torchivp.sde_loop.integrate import SDEIntegration
 
 
@@ -53,11 +54,12 @@ class SDECheckpointed:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """Where the step `step` starts from."""
+    """Where the step `step` starts from, and what the generators were before what follows."""
 
     step: int
     y: Tensor
     carry: Sequence[Tensor] | None
+    drawn: GeneratorState
 
 
 class _CheckpointedSolve(SDEBackward):
@@ -73,13 +75,13 @@ class _CheckpointedSolve(SDEBackward):
 
     def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
         integration = holding_noise(self.inputs.integration)
-        y, carry = integration.y0, integration.first_carry()
         # The first stretch starts from what the user gave, so that its gradient includes that of the first carry.
-        self.kept = [_Checkpoint(0, y, integration.carry)]
+        self.kept = [_Checkpoint(0, integration.y0, integration.carry, self.generators.now())]
+        y, carry = integration.y0, integration.first_carry()
         outputs = [y]
         for first in range(0, integration.steps.count, self.stride):
             if first > 0:
-                self.kept.append(_Checkpoint(first, y, carry))
+                self.kept.append(_Checkpoint(first, y, carry, self.generators.now()))
             y, carry = integration.advance(y, carry, first, self._end(first), outputs)
         return torch.stack(outputs), carry
 
@@ -89,32 +91,46 @@ class _CheckpointedSolve(SDEBackward):
         totals: list[Tensor | None] = [None] * shared
         grad, *at_end = grads
         start: Sequence[Tensor | None] = [None, *at_end]
-        for checkpoint in reversed(self.kept):
-            with torch.enable_grad():
-                integration, leaves = inputs.on_leaves(checkpoint.y, checkpoint.carry)
-                outputs, *end = self._replay(replace(integration, noise=noise), checkpoint.step, leaves)
-            first = bisect_left(self.due, checkpoint.step)
-            roots, seeds = [*outputs, *end], [*grad[first : first + len(outputs)], *start]
-            used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-            found: Sequence[Tensor | None] = [None] * len(leaves)
-            if used:
-                found = torch.autograd.grad(
-                    [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True
-                )
-            start = found[: len(leaves) - shared]
-            add_all(totals, found[len(leaves) - shared :])
+        with inputs.late.watching():
+            for checkpoint in reversed(self.kept):
+                found = self._pull_back(checkpoint, noise, grad, start)
+                start = found[: len(found) - shared]
+                add_all(totals, found[len(found) - shared :])
         y, *carried = start
         return [grad[0] if y is None else y + grad[0], *carried, *totals]
 
-    def _replay(self, integration: SDEIntegration, first: int, leaves: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The states at the outputs of the stretch from the step `first`, then the last state and its carry."""
-        last = self._end(first)
+    def _pull_back(
+        self, checkpoint: _Checkpoint, noise: Noise, grad: Tensor, at_end: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of what a stretch starts from, and of what all steps share.
+
+        They come from `grad`, that of the outputs, and from `at_end`, those of its last state and carry.
+        """
+        with torch.enable_grad():
+            roots, leaves = self._replay(checkpoint, noise)
+        late = self.inputs.late
+        if strangers := late.among(roots, leaves):
+            late.meet(strangers, lambda: self._replay(checkpoint, noise))
+        first = bisect_left(self.due, checkpoint.step)
+        seeds = [*grad[first : first + len(roots) - len(at_end)], *at_end]
+        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
+        if not used:
+            return [None] * len(leaves)
+        # What the SDE uses may have been computed from parameters elsewhere: that graph is not ours to free.
+        return torch.autograd.grad(
+            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
+        )
+
+    def _replay(self, checkpoint: _Checkpoint, noise: Noise) -> tuple[list[Tensor], list[Tensor]]:
+        """The states at the outputs of the stretch from a checkpoint, the last state and its carry; and the leaves."""
+        integration, leaves = self.inputs.on_leaves(checkpoint.y, checkpoint.carry)
+        integration = replace(integration, noise=noise)
+        first, last = checkpoint.step, self._end(checkpoint.step)
         outputs: list[Any] = [None] * bisect_left(self.due, first)
-        begin, oldest = len(outputs), now()
-        y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
-        if not self.inputs.complete:
-            refuse_unknown_sde_leaves([y, *carry, *outputs[begin:]], oldest, leaves)
-        return outputs[begin:], y, *carry
+        begin = len(outputs)
+        with self.repeated(checkpoint.drawn):
+            y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
+        return [*outputs[begin:], y, *carry], leaves
 
     def _end(self, first: int) -> int:
         """Where the stretch ends that starts with the step `first`."""

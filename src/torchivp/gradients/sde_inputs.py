@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchivp.generators import Generators
+from torchivp.gradients.captured import LateLeaves, module_parameters, search
 from torchivp.gradients.inputs import (
     Inputs,
+    Parameters,
     check_parameters,
-    module_parameters,
     refuse_tracked,
-    refuse_unknown,
-    search_parameters,
     warn_of_computed,
 )
 from torchivp.noise.along import PathNoise
@@ -25,6 +25,10 @@ _SUBJECT = "the SDE"
 _REMEDY = (
     "Pass it to the SDE through args=(tensor,), or name it in adjoint_params=(tensor, ...) with all others that need a "
     "gradient, or use sdeint with gradient='direct'"
+)
+_LATE_REMEDY = (
+    "pass it through args=(tensor,), make the SDE an nn.Module that holds it, name it in adjoint_params=(tensor,) of "
+    "sdeint_adjoint, or use sdeint with gradient='direct'"
 )
 
 
@@ -38,10 +42,10 @@ class SDEInputs(Inputs):
         carried: the tensors of the carry.
     """
 
-    def __init__(self, integration: SDEIntegration, parameters: Sequence[Tensor], complete: bool) -> None:
+    def __init__(self, integration: SDEIntegration, parameters: Parameters) -> None:
         self.integration = integration
         self.carried: list[Tensor] = list(integration.carry or ())
-        super().__init__([integration.y0, *self.carried], integration.terms.args, parameters, complete)
+        super().__init__([integration.y0, *self.carried], integration.terms.args, parameters)
 
     def on_leaves(self, y: Tensor, carry: Sequence[Tensor] | None) -> tuple[SDEIntegration, list[Tensor]]:
         """The integration started from `y` and `carry`, and the leaves that stand where `tensors` stood.
@@ -55,29 +59,30 @@ class SDEInputs(Inputs):
         return restated, [y, *(carried or ()), *others]
 
 
-def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> list[Tensor]:
+def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> Parameters:
     """The parameters that a gradient is wanted for.
 
-    Those `named` by the caller, or else those of the SDE if it is an nn.Module, and every leaf that one evaluation of
-    drift and diffusion at the start is found to use. A tensor that was itself computed from others cannot be found in
+    Those `named` by the caller, or else those of the SDE if it is an nn.Module, and every leaf that drift and
+    diffusion are found to use at the start. A tensor that was itself computed from others cannot be found in
     that way; if there is one and its gradient is lost, a warning says so.
 
     Raises:
         TypeError: `named` is not a sequence of tensors.
     """
     if not torch.is_grad_enabled():
-        return []
+        return Parameters()
     if named is not None:
-        return check_parameters("adjoint_params", named)
+        return Parameters(check_parameters("adjoint_params", named))
 
     def evaluate() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        isolated, leaves = SDEInputs(integration, (), True).on_leaves(integration.y0, integration.carry)
+        isolated, leaves = SDEInputs(integration, Parameters()).on_leaves(integration.y0, integration.carry)
         y = leaves[0]
         noise = torch.zeros(len(y), isolated.terms.channels, dtype=y.dtype, device=y.device)
         return isolated.terms.f_and_g_prod(isolated.time(isolated.steps.times(0, 0)[0]), y, noise), leaves
 
-    found, computed = search_parameters(owner, evaluate)
-    if SDEInputs(integration, found, False).needed:
+    tensors, computed = search([owner], evaluate, Generators(integration.y0.device))
+    found = Parameters(tensors, LateLeaves(_SUBJECT, _LATE_REMEDY, computed))
+    if SDEInputs(integration, found).needed:
         warn_of_computed(computed, _REMEDY, stacklevel=7, subject=_SUBJECT)
     return found
 
@@ -100,22 +105,8 @@ def find_sde_inputs(gradient: str, integration: SDEIntegration, named: Any, owne
     if inside_transform():
         _refuse_inside_transform(gradient, integration, named, owner)
         return None
-    found = find_sde_parameters(integration, named, owner)
-    inputs = SDEInputs(integration, found, complete=named is not None)
+    inputs = SDEInputs(integration, find_sde_parameters(integration, named, owner))
     return inputs if inputs.needed else None
-
-
-def refuse_unknown_sde_leaves(values: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> None:
-    """Look for leaves that `values` were computed from since `oldest`, but that are not `known`.
-
-    Raises:
-        RuntimeError: there is one; its gradient would silently be missing.
-    """
-    remedy = (
-        "pass it through args=(tensor,), make the SDE an nn.Module that holds it, name it in adjoint_params=(tensor,) "
-        "of sdeint_adjoint, or use sdeint with gradient='direct'"
-    )
-    refuse_unknown(values, oldest, known, _SUBJECT, remedy)
 
 
 def _refuse_inside_transform(gradient: str, integration: SDEIntegration, named: Any, owner: Any) -> None:
@@ -124,7 +115,7 @@ def _refuse_inside_transform(gradient: str, integration: SDEIntegration, named: 
     parameters = check_parameters("adjoint_params", named or ())
     if isinstance(owner, nn.Module) and named is None:
         parameters = module_parameters(owner)
-    refuse_tracked(gradient, SDEInputs(integration, parameters, True).tensors, "sdeint with gradient='direct'")
+    refuse_tracked(gradient, SDEInputs(integration, Parameters(parameters)).tensors, "sdeint with gradient='direct'")
 
 
 def _refuse_gradient_of_path(gradient: str, integration: SDEIntegration) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.gradients.inputs import now
 from torchivp.gradients.sde_backward import SDEBackward, add_all, solve_plainly
-from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs, refuse_unknown_sde_leaves
+from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
 from torchivp.methods.sde.reversible_heun import ReversibleHeun
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
@@ -57,7 +56,15 @@ class _ReversibleSolve(SDEBackward):
         return torch.stack(outputs), carry
 
     def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        return _WayBack(self.inputs, *self.end, *grads).run()
+        before = self.generators.now()
+        with self.inputs.late.watching():
+            found = _WayBack(self.inputs, *self.end, *grads).run()
+        if self.generators.now() != before:
+            raise RuntimeError(
+                "the SDE draws random numbers, which gradient='reversible' (adjoint_method='adjoint_reversible_heun') "
+                "cannot draw again on the way back: use sdeint with gradient='checkpointed'"
+            )
+        return found
 
 
 class _Evaluation:
@@ -81,13 +88,14 @@ class _Evaluation:
             del roots[-1], seeds[-1]
         if not roots:
             return None
-        dz, *found = torch.autograd.grad(roots, [self._z, *shared], seeds, allow_unused=True)
+        # What they use may have been computed from parameters elsewhere: that graph is not ours to free.
+        dz, *found = torch.autograd.grad(roots, [self._z, *shared], seeds, allow_unused=True, retain_graph=True)
         add_all(totals, found)
         return dz
 
-    def check(self, oldest: int, shared: Sequence[Tensor]) -> None:
-        """Look for leaves that are not among the inputs."""
-        refuse_unknown_sde_leaves(self._roots, oldest, [self._z, *shared])
+    def graph(self, shared: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Drift and diffusion with their graph, and the leaves that stand in it for inputs."""
+        return self._roots, [self._z, *shared]
 
 
 class _WayBack:
@@ -112,8 +120,6 @@ class _WayBack:
         self.integration, leaves = inputs.on_leaves(start.y0, start.carry)
         self.shared = leaves[1 + len(inputs.carried) :]
         self.totals: list[Tensor | None] = [None] * len(self.shared)
-        with torch.enable_grad():
-            self.oldest = now()
         self.y, self.z = y, z
         self.grads = grad.unbind()
         self.dy, self.df, self.dg, self.dz = torch.zeros_like(y), df, dg, dz
@@ -174,9 +180,11 @@ class _WayBack:
         return end, start
 
     def _evaluate(self, t: Tensor, z: Tensor) -> _Evaluation:
-        found = _Evaluation(self.integration.terms, t, z)
-        if not self.inputs.complete:
-            found.check(self.oldest, self.shared)
+        found, late = _Evaluation(self.integration.terms, t, z), self.inputs.late
+        values, leaves = found.graph(self.shared)
+        if strangers := late.among(values, [*leaves, t]):
+            terms, shared, t, z = self.integration.terms, self.shared, t.detach().clone(), z.clone()
+            late.meet(strangers, lambda: _Evaluation(terms, t, z).graph(shared))
         return found
 
 

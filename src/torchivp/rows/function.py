@@ -97,6 +97,12 @@ class RowFunction:
         other.args = args if self.takes_args else self.args
         return other
 
+    def calling(self, function: Callable[..., Any]) -> RowFunction:
+        """The same, of another function that does the same."""
+        other = copy.copy(self)
+        other.call = self.call.calling(function)
+        return other
+
     def filled_in(self) -> RowFunction:
         """The same function, never called with some of the rows."""
         other = copy.copy(self)

@@ -68,10 +68,15 @@ class RowIntegration:
             like = self.problem.y0.new_zeros(1, self.problem.y0.shape[1])
         return self.method(like, self.problem.real_dtype, self.norm)
 
-    def run(self, outputs: RowOutputs, trail: RowTrail) -> tuple[list[Status], list[Stats]]:
-        """Integrate every row from its start to its end; how each ended, and what it cost."""
+    def run(
+        self, outputs: RowOutputs, trail: RowTrail, method: Method | None = None
+    ) -> tuple[list[Status], list[Stats]]:
+        """Integrate every row from its start to its end; how each ended, and what it cost.
+
+        `method` stands in for `make_method()`.
+        """
         with torch.no_grad():
-            return _RowLoop(self, outputs, trail).to_the_end()
+            return _RowLoop(self, outputs, trail, method or self.make_method()).to_the_end()
 
 
 @dataclass
@@ -133,7 +138,7 @@ Reason = Callable[[int, Failures], Status]
 class _RowLoop:
     """One pass of the loop."""
 
-    def __init__(self, plan: RowIntegration, outputs: RowOutputs, trail: RowTrail):
+    def __init__(self, plan: RowIntegration, outputs: RowOutputs, trail: RowTrail, method: Method):
         self.plan = plan
         self.problem = plan.problem
         self.outputs = outputs
@@ -150,7 +155,7 @@ class _RowLoop:
         self.active = _Active.begin(times.start)
         self.y = self.problem.y0.detach()
         self.carry: Any = None
-        self.method = plan.make_method()
+        self.method = method
         self.stepper = make_stepper(self.problem, self.method, plan.norm, self.active.index)
 
     def to_the_end(self) -> tuple[list[Status], list[Stats]]:

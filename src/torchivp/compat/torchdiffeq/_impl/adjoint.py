@@ -13,7 +13,7 @@ from torchivp.api.options import check_adjoint_options
 from torchivp.compat.failure import TorchdiffeqFailure
 from torchivp.compat.torchdiffeq._impl.misc import _flat_to_shape, _mixed_norm
 from torchivp.compat.torchdiffeq._impl.odeint import engine_method, resolve
-from torchivp.gradients.inputs import module_parameters as find_parameters
+from torchivp.gradients.captured import module_parameters as find_parameters
 from torchivp.solution import raising
 
 __all__ = ["OdeintAdjointMethod", "find_parameters", "handle_adjoint_norm_", "odeint_adjoint"]

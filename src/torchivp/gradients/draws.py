@@ -1,0 +1,177 @@
+"""The random numbers that func draws: recorded in a solve, and drawn again when its steps are taken again.
+
+A func with dropout draws other numbers in each evaluation. Taking a step again gives the same state only if it draws
+the same, so what the generators were is noted before every step, and put back before the step is taken again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.generators import Generators, GeneratorState
+from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.rows.record import RowTrail
+from torchivp.times import time_scalar
+
+
+class Drawn(NamedTuple):
+    """What the generators were for one step.
+
+    Attributes:
+        origin: before the first evaluation, if that was made before the step, for its size or for an earlier attempt.
+        before: before the step.
+        rows: how many rows took it.
+        carried: whether it went on from something that the step before it, or the search for its size, had left.
+    """
+
+    origin: GeneratorState | None
+    before: GeneratorState
+    rows: int
+    carried: bool
+
+
+class RecordedDraws:
+    """A method that notes what the generators are before each of its steps.
+
+    Args:
+        method: the method.
+        generators: the generators.
+
+    Attributes:
+        last: those of the last step, tried or taken.
+    """
+
+    last: Drawn
+
+    def __init__(self, method: Method, generators: Generators) -> None:
+        self._method = method
+        self._generators = generators
+        self.begin()
+
+    def begin(self) -> None:
+        """A solve begins."""
+        self._start = self._generators.now()
+        self._origin: GeneratorState | None = self._start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
+        self._note(y0, carry)
+        return self._method.step(func, t0, t1, y0, carry)
+
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any) -> Step:
+        self._note(y0, carry)
+        return self._method.step_rows(func, t0, t1, y0, carry)
+
+    def _note(self, y0: Tensor, carry: Any) -> None:
+        before = self._generators.now()
+        if carry is None:
+            self._origin = before
+        self.last = Drawn(None if self._origin == before else self._origin, before, len(y0), carry is not None)
+
+    def accepted(self) -> Drawn:
+        """Those of the last step, which was accepted: the next one goes on from its carry."""
+        self._origin = None
+        return self.last
+
+    def any(self) -> bool:
+        """Whether anything was drawn since the solve began."""
+        return self._generators.now() != self._start
+
+
+class RepeatedDraws:
+    """A method that puts the generators back before each of its steps.
+
+    Args:
+        method: the method.
+        generators: the generators.
+        drawn: what they were for the steps to come.
+        real_dtype: the dtype of the `t` that func receives.
+    """
+
+    def __init__(self, method: Method, generators: Generators, drawn: Sequence[Drawn], real_dtype: torch.dtype) -> None:
+        self._method = method
+        self._generators = generators
+        self._drawn = iter(drawn)
+        self._real_dtype = real_dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
+        carry = self._put_back(func, t0, y0, carry)
+        return self._method.step(func, t0, t1, y0, carry)
+
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any) -> Step:
+        carry = self._put_back(func, t0, y0, carry)
+        return self._method.step_rows(func, t0, t1, y0, carry)
+
+    def _put_back(self, func: FlatFunc, t0: float | Tensor, y0: Tensor, carry: Any) -> Any:
+        origin, before, *_ = next(self._drawn)
+        if carry is None and origin is not None:
+            self._generators.put_back(origin)
+            if isinstance(t0, Tensor) and t0.ndim > 0:  # of rows
+                t = t0.to(self._real_dtype)
+            else:
+                t = time_scalar(t0, self._real_dtype, y0.device)
+            carry = self._method.initial_carry(func(t, y0))
+        self._generators.put_back(before)
+        return carry
+
+
+class DrawingTrail(RowTrail):
+    """The trail of rows, and what the generators were for each of their steps."""
+
+    def __init__(self, method: RecordedDraws, *args: Any) -> None:
+        super().__init__(*args)
+        self._method = method
+        self._drawn: list[tuple[np.ndarray, Drawn]] = []
+
+    def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
+        self._drawn.append((self.steps[rows], self._method.accepted()))
+        super().step(rows, t, order)
+
+    def drawn(self) -> list[Drawn] | None:
+        """What the generators were for the first steps of all rows, for the second ones, ...; None if nothing is drawn.
+
+        Raises:
+            RuntimeError: rows did not take them together, so they cannot be taken again together.
+        """
+        if not self._method.any():
+            return None
+        together = [drawn for _, drawn in self._drawn]
+        for n, (numbers, drawn) in enumerate(self._drawn):
+            going = np.count_nonzero(self.steps > n)
+            if not (len(numbers) == drawn.rows == going and (numbers == n).all()):
+                raise RuntimeError(NOT_REPEATED)
+        if self._method.takes_rows:  # whose carry is not kept: drawn anew, it would be another
+            afresh = {0, *(n for n, drawn in enumerate(together) if not drawn.carried)}
+            self.checkpoints = [checkpoint for checkpoint in self.checkpoints if checkpoint.step in afresh]
+        return together
+
+
+NOT_REPEATED = (
+    "func draws random numbers, and its steps cannot be taken again with the same ones, as this gradient would have "
+    "to: let all rows take the same steps, of fixed size (step_size=0.01), or use odeint, which takes no step again"
+)
+
+
+def check_repeated(y: Tensor, expected: Tensor) -> None:
+    """Check that steps taken again lead to the states `y` that they led to before.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    if not y.numel():
+        return
+    with torch.no_grad():
+        y, expected = torch.nan_to_num(y), torch.nan_to_num(expected)
+        bound = torch.finfo(y.dtype).eps ** 0.5 * expected.abs().amax()
+        if bool(((y - expected).abs() > bound).any()):
+            raise RuntimeError(NOT_REPEATED)
