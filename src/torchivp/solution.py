@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.copies import ValuesTravel
 from torchivp.dense import DenseSolution
 
 
@@ -61,6 +62,13 @@ class SolveError(RuntimeError, AssertionError):
         super().__init__(status.message)
         self.status = status
 
+    def __reduce__(self) -> Any:  # that of other exceptions calls __init__ with the message
+        return _remade, (type(self), *self.args), self.__dict__
+
+
+def _remade(kind: type[SolveError], *args: Any) -> SolveError:
+    return kind.__new__(kind, *args)
+
 
 @dataclass
 class Stats:
@@ -81,7 +89,7 @@ class Stats:
 
 
 @dataclass(repr=False)
-class EventLog:
+class EventLog(ValuesTravel):
     """What happened on the way, an entry for every event and every scheduled time that was reached.
 
     The entries are in the order of the rows and, within a row, of the integration. Times and states are differentiable.
@@ -108,7 +116,7 @@ class EventLog:
 
 
 @dataclass(repr=False)
-class Solution:
+class Solution(ValuesTravel):
     """The solution of an initial value problem.
 
     Attributes:
@@ -154,7 +162,7 @@ class Solution:
 
 
 @dataclass(repr=False)
-class BatchSolution:
+class BatchSolution(ValuesTravel):
     """The solutions of a batch of initial value problems, each solved on its own.
 
     Attributes:

@@ -78,6 +78,12 @@ class StateLayout:
             other.template = self.template.new_empty(other._shape)
         return other
 
+    def __getstate__(self) -> Any:  # torch warns of copies of the structure itself
+        return self.__dict__ | {"_spec": self.skeleton()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _spec=pytree.tree_structure(state["_spec"]))
+
     def _paths(self) -> list[str]:
         numbered = pytree.tree_unflatten(list(range(self._spec.num_leaves)), self._spec)
         return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(numbered)[0]]
