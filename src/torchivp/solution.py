@@ -66,6 +66,21 @@ class SolveError(RuntimeError, AssertionError):
         return _remade, (type(self), *self.args), self.__dict__
 
 
+class LeanFailures:
+    """A `SolveError` that leaves this block is raised as if by the caller of the function with the block.
+
+    The frames from which it came, in its traceback, would keep the whole solve for as long as the error is kept: the
+    loop, what it has recorded, and the graph.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, SolveError):
+            error.__traceback__ = None
+
+
 def _remade(kind: type[SolveError], *args: Any) -> SolveError:
     return kind.__new__(kind, *args)
 

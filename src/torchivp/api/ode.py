@@ -25,7 +25,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Outcome, SolveError, Status
+from torchivp.solution import LeanFailures, Outcome, SolveError, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
@@ -103,7 +103,8 @@ def odeint(
     """
     door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn)
     gradient = Direct() if door.settings.method.differentiable else Backsolve()
-    return door.solve(gradient, None)
+    with LeanFailures():
+        return door.solve(gradient, None)
 
 
 def odeint_adjoint(
@@ -181,7 +182,8 @@ def odeint_adjoint(
         callbacks=find_callbacks(func, backward.method, adjoint=True),
         max_steps=backward.max_steps,
     )
-    return door.solve(gradient, adjoint_params)
+    with LeanFailures():
+        return door.solve(gradient, adjoint_params)
 
 
 def odeint_event(
@@ -296,7 +298,8 @@ def odeint_dense(
             f"{door.settings.method.__name__} takes fixed steps, whose size does not follow from t0 and t1: "
             "pass options={'step_size': 0.01}"
         )
-    return door.solve_densely()
+    with LeanFailures():
+        return door.solve_densely()
 
 
 class _Door:

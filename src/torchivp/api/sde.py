@@ -32,6 +32,7 @@ from torchivp.sde_loop.adaptive import AdaptiveSteps
 from torchivp.sde_loop.halving import Pace
 from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.sde_loop.steps import Steps
+from torchivp.solution import LeanFailures
 from torchivp.times import check_times, snap
 from torchivp.torch_func import inside_transform
 
@@ -132,7 +133,8 @@ def sdeint(
     adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
     door = _Door("sdeint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size, unused_kwargs)
     door.plan(Randomness(rng, generator, rows), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
-    return door.solve(find_sde_gradient(gradient), None, extra)
+    with LeanFailures():
+        return door.solve(find_sde_gradient(gradient), None, extra)
 
 
 def sdeint_adjoint(
@@ -232,7 +234,8 @@ def sdeint_adjoint(
         dt_min=dt_min,
         max_steps=read_adjoint_options(adjoint_options),
     )
-    return door.solve(backward, adjoint_params, extra)
+    with LeanFailures():
+        return door.solve(backward, adjoint_params, extra)
 
 
 @dataclass(frozen=True)

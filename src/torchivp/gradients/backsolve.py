@@ -30,7 +30,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
-from torchivp.solution import Outcome, SolveError, Stats, Status
+from torchivp.solution import LeanFailures, Outcome, SolveError, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
 from torchivp.torch_func import inside_transform
@@ -379,7 +379,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         states, *inputs = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), LeanFailures():
             rows = (len(states), ctx.solve.inputs.problem.y0.shape[1])  # flat again
             found = ctx.solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
         return None, *refuse_to_differentiate(

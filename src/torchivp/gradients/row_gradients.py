@@ -28,7 +28,7 @@ from torchivp.gradients.row_replay import Replay, join_changes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
-from torchivp.solution import Stats, Status
+from torchivp.solution import LeanFailures, Stats, Status
 
 _REMEDY = (
     "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, or "
@@ -290,7 +290,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         solve = ctx.solve
         states, before, *tensors = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), LeanFailures():
             if solve.backsolve is None:
                 found = solve.gradients(*grads)
             else:

@@ -16,6 +16,7 @@ from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.source import HeldNoise
 from torchivp.sde_loop.integrate import SDEIntegration
+from torchivp.solution import LeanFailures
 
 
 class SDEBackward(ABC):
@@ -71,7 +72,7 @@ class _Solve(torch.autograd.Function):
         count = len(inputs.tensors)
         if torch.is_grad_enabled():
             return None, *_differentiable_gradients(inputs, grads, ctx.precision)
-        with _restored(ctx.precision):
+        with _restored(ctx.precision), LeanFailures():
             found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
 
