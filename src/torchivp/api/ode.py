@@ -29,7 +29,7 @@ from torchivp.solution import LeanFailures, Outcome, SolveError, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import derivatives_enabled, inside_transform
 
 _REMEDY_IN_ADJOINT = (
     "Name it, and all others that need a gradient, in adjoint_params=(tensor, ...), or use odeint with a method other "
@@ -241,7 +241,7 @@ def odeint_event(
             raise
         sentence = _no_event(begin, float(horizon), "horizon")
         raise SolveError(replace(error.status, message=sentence)) from None
-    if not torch.is_grad_enabled():
+    if not derivatives_enabled():
         return event_t, solution
     end = event_t.detach().item()
     problem = Problem.build(func, y0, Times(begin, end, ()))

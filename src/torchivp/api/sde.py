@@ -34,7 +34,7 @@ from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.sde_loop.steps import Steps
 from torchivp.solution import LeanFailures
 from torchivp.times import check_times, snap
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import inside_transform, moves
 
 
 def sdeint(
@@ -402,7 +402,7 @@ class _Door:
 
 def _plain_number(name: str, value: Any) -> float:
     """A positive, finite number that nothing is differentiated by."""
-    if isinstance(value, Tensor) and value.requires_grad:
+    if isinstance(value, Tensor) and moves(value):
         raise ValueError(f"{name} must not require a gradient: write {name}=float({name})")
     number = check_positive(name, check_number(name, value))
     if not math.isfinite(number):

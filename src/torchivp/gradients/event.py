@@ -10,6 +10,7 @@ from torch import Tensor
 from torchivp.events.sign_change import SignChange
 from torchivp.gradients.moving_time import event_time
 from torchivp.methods.method import FlatFunc
+from torchivp.torch_func import moves
 
 
 def differentiate_event(
@@ -36,7 +37,7 @@ def differentiate_event(
     value = sign.remaining(t, y)
     g_t, g_y = _gradients(sign, t, y)
     if not any(bool(g.any()) for g in (g_t, g_y, *_gradients(sign, *start))):
-        if y.requires_grad or value.requires_grad:
+        if moves(y) or moves(value):
             warnings.warn(
                 "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
                 "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "

@@ -12,6 +12,7 @@ from torchivp.gradients.inputs import (
     Inputs,
     check_parameters,
     module_parameters,
+    refuse_forward_mode,
     refuse_tracked,
     refuse_unknown,
     search_parameters,
@@ -54,6 +55,12 @@ class SDEInputs(Inputs):
         restated = self.integration.restated(self.integration.terms.with_args(args), y, carried)
         return restated, [y, *(carried or ()), *others]
 
+    def drift_and_diffusion(self) -> Sequence[Tensor]:
+        """At the start, the diffusion times zero."""
+        integration, y = self.integration, self.integration.y0
+        noise = torch.zeros(len(y), integration.terms.channels, dtype=y.dtype, device=y.device)
+        return integration.terms.f_and_g_prod(integration.time(integration.steps.times(0, 0)[0]), y, noise)
+
 
 def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> list[Tensor]:
     """The parameters that a gradient is wanted for.
@@ -72,9 +79,7 @@ def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> 
 
     def evaluate() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         isolated, leaves = SDEInputs(integration, (), True).on_leaves(integration.y0, integration.carry)
-        y = leaves[0]
-        noise = torch.zeros(len(y), isolated.terms.channels, dtype=y.dtype, device=y.device)
-        return isolated.terms.f_and_g_prod(isolated.time(isolated.steps.times(0, 0)[0]), y, noise), leaves
+        return SDEInputs(isolated, (), True).drift_and_diffusion(), leaves
 
     found, computed = search_parameters(owner, evaluate)
     if SDEInputs(integration, found, False).needed:
@@ -102,7 +107,10 @@ def find_sde_inputs(gradient: str, integration: SDEIntegration, named: Any, owne
         return None
     found = find_sde_parameters(integration, named, owner)
     inputs = SDEInputs(integration, found, complete=named is not None)
-    return inputs if inputs.needed else None
+    if not inputs.needed:
+        return None
+    refuse_forward_mode(gradient, inputs.all, inputs.drift_and_diffusion, "sdeint with gradient='direct'")
+    return inputs
 
 
 def refuse_unknown_sde_leaves(values: Sequence[Tensor], oldest: int, known: Sequence[Tensor]) -> None:

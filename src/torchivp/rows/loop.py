@@ -33,6 +33,7 @@ from torchivp.rows.watch import Located, Moments, RowWatch
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.first_step import first_steps
 from torchivp.stepsize.pid import PIDController, RowHistory
+from torchivp.torch_func import without_derivatives
 
 _DROP = 8
 """Rows that are through are dropped when there is one in so many."""
@@ -70,7 +71,7 @@ class RowIntegration:
 
     def run(self, outputs: RowOutputs, trail: RowTrail) -> tuple[list[Status], list[Stats]]:
         """Integrate every row from its start to its end; how each ended, and what it cost."""
-        with torch.no_grad():
+        with without_derivatives():
             return _RowLoop(self, outputs, trail).to_the_end()
 
 
