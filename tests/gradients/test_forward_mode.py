@@ -23,7 +23,7 @@ def number(x):
     return torch.tensor(x, dtype=D)
 
 
-INPUTS = {"y0": [1.3, 1.3], "a": [A], "t0": [0.0], "t1": [1.0], "t_eval": [0.4]}
+INPUTS = {"y0": [1.3, 1.3], "a": A, "t0": 0.0, "t1": 1.0, "t_eval": 0.4}
 """The inputs that a tangent may come through."""
 
 
@@ -92,16 +92,10 @@ def exact(x):
     return torch.exp(-x["a"] * (t - x["t0"])).unsqueeze(1) * x["y0"]
 
 
-def values():
-    return {
-        name: torch.tensor(value, dtype=D) if len(value) > 1 else number(value[0]) for name, value in INPUTS.items()
-    }
-
-
-def tangent(solve, name):
+def tangent(solve, name, inputs=INPUTS):
     """The value, and the derivative by one of the inputs."""
     with forward_ad.dual_level():
-        x = values()
+        x = {name: number(value) for name, value in inputs.items()}
         x[name] = forward_ad.make_dual(x[name], torch.ones_like(x[name]))
         value, tangent = forward_ad.unpack_dual(solve(x))
         return value.detach().clone(), None if tangent is None else tangent.clone()
@@ -147,18 +141,15 @@ BOUNCED = {"y0": [1.3], "a": A, "t0": 0.0, "t1": 1.0, "level": 1.1, "kick": 0.5,
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("name", BOUNCED)
-def test_tangents_of_events_and_schedules(name, gradient, monkeypatch):
-    monkeypatch.setitem(globals(), "values", lambda: {name: number(value) for name, value in BOUNCED.items()})
-    value, found = tangent(lambda x: bounced(x, gradient), name)
-    right, expected = tangent(exactly_bounced, name)
+def test_tangents_of_events_and_schedules(name, gradient):
+    value, found = tangent(lambda x: bounced(x, gradient), name, BOUNCED)
+    right, expected = tangent(exactly_bounced, name, BOUNCED)
     torch.testing.assert_close(value, right, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["y0", "a", "t0", "level"])
-def test_the_tangent_of_the_time_and_the_state_of_odeint_event(name, monkeypatch):
-    monkeypatch.setitem(globals(), "values", lambda: {name: number(value) for name, value in BOUNCED.items()})
-
+def test_the_tangent_of_the_time_and_the_state_of_odeint_event(name):
     def solve(x):
         t, y = odeint_event(Captured(x["a"]), x["y0"], x["t0"], event_fn=lambda t, y: y - x["level"] + 0.1 * t, **TIGHT)
         return torch.cat([t.reshape(1), y.flatten()])
@@ -170,8 +161,8 @@ def test_the_tangent_of_the_time_and_the_state_of_odeint_event(name, monkeypatch
             t = t - (y - x["level"] + 0.1 * t) / (0.1 - x["a"] * y)
         return torch.cat([t, x["y0"], x["y0"] * torch.exp(-x["a"] * (t - x["t0"]))])
 
-    value, found = tangent(solve, name)
-    right, expected = tangent(exactly, name)
+    value, found = tangent(solve, name, BOUNCED)
+    right, expected = tangent(exactly, name, BOUNCED)
     torch.testing.assert_close(value, right, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
@@ -189,7 +180,7 @@ def test_tangents_beside_a_gradient_are_right_or_refused(door):
     """Of a leaf: `direct` has both, and a gradient with a backward pass of its own says that it has not."""
     solve, gradient, options = DOORS[door]
     with forward_ad.dual_level():
-        x = values() | {"a": number(A).requires_grad_()}
+        x = {name: number(value) for name, value in INPUTS.items()} | {"a": number(A).requires_grad_()}
         x["y0"] = forward_ad.make_dual(x["y0"], torch.ones_like(x["y0"]))
         if gradient != "direct":
             with pytest.raises(ValueError, match=r"has no derivative in forward mode .* beside its gradient: use "):
@@ -202,7 +193,7 @@ def test_tangents_beside_a_gradient_are_right_or_refused(door):
     assert slope.item() == pytest.approx(-2 * math.exp(-A), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["y0", "a", "t0"])
+@pytest.mark.parametrize("name", ["y0", "a", "t_eval"])
 @pytest.mark.parametrize("door", ["solve_ivp, direct", "rows, direct", "events, direct", "odeint", "odeint_adjoint"])
 def test_scipy_solver_has_no_tangents_and_says_so(door, name):
     solve, gradient, options = DOORS[door]
@@ -228,6 +219,27 @@ def test_the_jacobian_in_forward_mode():
         strategy="forward-mode",
     )
     torch.testing.assert_close(found, math.exp(-A) * torch.eye(4, dtype=D).reshape(2, 2, 2, 2), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_dims": 1}, {"events": lambda t, y: y.sum() - 100.0}])
+def test_a_tensor_that_is_used_only_later_has_its_tangent(options):
+    with forward_ad.dual_level():
+        late = forward_ad.make_dual(number(0.0), number(1.0))
+
+        def func(t, y):
+            return -(A + late * (t - 0.5) ** 4 if float(t.max()) > 0.5 else A) * y
+
+        y = torchivp.solve_ivp(func, (0.0, 1.0), number([[1.3]]), t_eval=[1.0], max_step=0.02, **TIGHT, **options).y
+        found = forward_ad.unpack_dual(y).tangent
+    assert found.item() == pytest.approx(-1.3 * math.exp(-A) * 0.5**5 / 5, rel=1e-6)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.jacrev])
+def test_transforms_of_times(transform):
+    def solve(t):
+        return odeint(Captured(number(A)), number([1.3]), torch.stack([number(0.0), t]), **TIGHT)[-1]
+
+    assert transform(solve)(number(1.0)).item() == pytest.approx(-A * 1.3 * math.exp(-A), rel=1e-7)
 
 
 class Geometric:

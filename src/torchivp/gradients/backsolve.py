@@ -107,12 +107,7 @@ class Backsolve:
         inputs = GradientInputs(integration.problem, found, complete=parameters is not None)
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
-        refuse_forward_mode(
-            "gradient='backsolve' (odeint_adjoint)",
-            inputs.all,
-            lambda: [inputs.slope()],
-            "gradient='direct' (odeint)",
-        )
+        refuse_forward_mode("gradient='backsolve' (odeint_adjoint)", "gradient='direct' (odeint)")
         refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         controller = check_controller(self.controller or integration.controller, backward_method)

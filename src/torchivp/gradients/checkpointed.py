@@ -68,7 +68,7 @@ class Checkpointed:
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
-        refuse_forward_mode("gradient='checkpointed'", inputs.all, lambda: [inputs.slope()], "gradient='direct'")
+        refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)

@@ -15,7 +15,7 @@ from torchivp.integrate import Integration
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.recording import Interpolants
-from torchivp.torch_func import any_dual, in_forward_mode, is_dual, needs_gradient
+from torchivp.torch_func import in_forward_mode, needs_gradient
 
 
 class Inputs:
@@ -39,11 +39,6 @@ class Inputs:
         self._args, self._args_spec = pytree.tree_flatten(args)
         self._moving = [i for i, leaf in enumerate(self._args) if isinstance(leaf, Tensor) and leaf.requires_grad]
         self.tensors: list[Tensor] = [*start, *(self._args[i] for i in self._moving), *self.parameters]
-
-    @property
-    def all(self) -> list[Any]:
-        """Everything that the solve starts from and the functions take, with or without a gradient."""
-        return [*self.tensors, *self._args]
 
     @property
     def needed(self) -> bool:
@@ -87,10 +82,6 @@ class GradientInputs(Inputs):
         args, others = self.args_on_leaves()
         func = FlatFunction(self._func.func, self._func.layout, args)
         return replace(self.problem, y0=y, times=times, func=func), [y, *timed, *others]
-
-    def slope(self) -> Tensor:
-        """The right-hand side at the start."""
-        return self.problem.func(self.problem.time(self.problem.times.start), self.problem.y0)
 
     def end_at(self, t: float) -> None:
         """The solve ended on an event at `t`: what is differentiated ends there."""
@@ -297,16 +288,21 @@ def refuse_undifferentiable(method: Method, inputs: GradientInputs) -> None:
             f"autograd cannot follow the steps of {type(method).__name__}: use gradient='backsolve' (odeint_adjoint), "
             "or solve within torch.no_grad()"
         )
-    if in_forward_mode() and not method.differentiable and (any_dual(inputs.all) or is_dual(inputs.slope())):
-        raise ValueError(without_tangents(type(method)))
+    refuse_method_in_forward_mode(type(method))
 
 
-def without_tangents(method: type[Method]) -> str:
-    """That forward mode cannot follow a method that is not differentiable."""
-    return (
-        f"forward mode (torch.autograd.forward_ad) cannot follow the steps of {method.__name__}: choose another "
-        "method, such as method='dopri5', or 'trbdf2' with step_size where the problem is stiff"
-    )
+def refuse_method_in_forward_mode(method: type[Method]) -> None:
+    """Refuse a method that autograd cannot follow where tangents would be lost.
+
+    Raises:
+        ValueError: forward mode is at work, and the method has no derivative.
+    """
+    if in_forward_mode() and not method.differentiable:
+        raise ValueError(
+            f"forward mode (torch.autograd.forward_ad) cannot follow the steps of {method.__name__}: choose another "
+            "method, such as method='dopri5', or 'trbdf2' with step_size where the problem is stiff, or solve outside "
+            "of dual_level()"
+        )
 
 
 def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequence[Tensor] | None) -> None:
@@ -318,7 +314,8 @@ def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequenc
     if not torch.is_grad_enabled():
         return
     inputs = GradientInputs(problem, check_parameters("params", parameters or ()))
-    refuse_tracked(gradient, [*inputs.tensors, inputs.slope()], "gradient='direct' (odeint)")
+    slope = problem.func(problem.time(problem.times.start), problem.y0)
+    refuse_tracked(gradient, [*inputs.tensors, slope], "gradient='direct' (odeint)")
 
 
 def refuse_tracked(gradient: str, tensors: Sequence[Tensor], instead: str) -> None:
@@ -336,30 +333,20 @@ def refuse_tracked(gradient: str, tensors: Sequence[Tensor], instead: str) -> No
         )
 
 
-def refuse_forward_mode(
-    gradient: str, inputs: Sequence[Any], evaluate: Callable[[], Sequence[Tensor]], instead: str
-) -> None:
-    """Refuse tangents of forward mode, which a gradient with a backward pass of its own would drop.
+def refuse_forward_mode(gradient: str, instead: str) -> None:
+    """Refuse a gradient with a backward pass of its own, which would drop tangents.
 
-    Args:
-        gradient: what the user calls this gradient.
-        inputs: the tensors, among other things, that the solve starts from and that the user's functions take.
-        evaluate: gives their values, in which there may be tangents of what else they use.
-        instead: what the user may use.
+    Whether there are any cannot be known: func may use them later than at the start. `gradient` is what the user calls
+    this gradient, and `instead` what may be used.
 
     Raises:
-        ValueError: there are some.
+        ValueError: forward mode is at work.
     """
-    if in_forward_mode() and (any_dual(inputs) or any_dual(evaluate())):
-        raise ValueError(no_tangents_beside(gradient, instead))
-
-
-def no_tangents_beside(gradient: str, instead: str) -> str:
-    """That a gradient with a backward pass of its own has no tangents, and what to use instead."""
-    return (
-        f"{gradient} has no derivative in forward mode (torch.autograd.forward_ad) beside its gradient: use {instead}, "
-        "which has both, or, if the tangents alone are wanted, solve within torch.no_grad()"
-    )
+    if in_forward_mode():
+        raise ValueError(
+            f"{gradient} has no derivative in forward mode (torch.autograd.forward_ad) beside its gradient: use "
+            f"{instead}, which has both, or, if the tangents alone are wanted, solve within torch.no_grad()"
+        )
 
 
 def refuse_dense_output(interpolants: Interpolants | None) -> None:
@@ -383,6 +370,10 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.sentence = inputs[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        raise RuntimeError(ctx.sentence)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -17,13 +17,13 @@ from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
     check_parameters,
     module_parameters,
-    no_tangents_beside,
     now,
     other_leaves,
+    refuse_forward_mode,
+    refuse_method_in_forward_mode,
     refuse_to_differentiate,
     refuse_unknown_leaves,
     warn_of_computed,
-    without_tangents,
 )
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, join_changes
@@ -31,7 +31,7 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
 from torchivp.solution import LeanFailures, Stats, Status
-from torchivp.torch_func import any_dual, in_forward_mode, without_derivatives
+from torchivp.torch_func import in_forward_mode, without_derivatives
 
 _REMEDY = (
     "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, or "
@@ -65,7 +65,6 @@ class RowInputs:
         tensors: the initial states, the tensors of `args` and of the schedules that need a gradient, the parameters.
         complete: whether the caller named the parameters.
         used: whether anything that needs a gradient is used at all, parameters that nobody can name included.
-        dual: whether anything with a tangent of forward mode is.
     """
 
     def __init__(self, problem: RowProblem, parameters: Sequence[Tensor] | None, look: bool):
@@ -86,7 +85,6 @@ class RowInputs:
             self.parameters = check_parameters("params", parameters)
         elif torch.is_grad_enabled():
             self._find_parameters(look)
-        self.dual = in_forward_mode() and self._any_dual()
         self.used = torch.is_grad_enabled() and (self.used or bool(self.parameters))
 
     @property
@@ -100,7 +98,13 @@ class RowInputs:
         functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
         with torch.enable_grad():
             oldest = now()
-            results = _at_filler(isolated)
+            results = [isolated.func.at_filler()]
+            for action in isolated.actions:
+                if action.g is not None:
+                    results.append(action.g.at_filler())
+                if action.apply is not None and (action.values is None or action.values.shape[1]):
+                    extra = () if action.values is None else (action.values[:, 0],)
+                    results.append(action.apply.at_filler(*extra))
         self.used |= any(result.requires_grad for result in results)
         if look:
             modules = [f.function for f in functions if isinstance(f.function, nn.Module)]
@@ -109,13 +113,6 @@ class RowInputs:
             warn_of_computed(computed, _REMEDY, stacklevel=7)
             found += others
             self.parameters = list({id(p): p for p in found}.values())
-
-    def _any_dual(self) -> bool:
-        """Whether there are tangents in the inputs, or in what the functions make of anything at the start."""
-        problem = self.problem
-        given = [problem.y0, *problem.func.args.leaves, *self.parameters]
-        scheduled = [tensor for action in problem.actions for tensor in (action.moving, action.values)]
-        return any_dual([*given, *scheduled]) or any_dual(_at_filler(problem))
 
     def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]:
         """The problem started from `y`, and the leaves that stand where `tensors` stood."""
@@ -134,17 +131,6 @@ class RowInputs:
         return restated, [y, *(args[i] for i in self._moving), *scheduled, *self.parameters]
 
 
-def _at_filler(problem: RowProblem) -> list[Tensor]:
-    """The values of all functions at the start."""
-    values = [problem.func.at_filler()]
-    for action in problem.actions:
-        if action.g is not None:
-            values.append(action.g.at_filler())
-        if action.apply is not None and (action.values is None or action.values.shape[1]):
-            values.append(action.apply.at_filler(*(() if action.values is None else (action.values[:, 0],))))
-    return values
-
-
 def solve_rows(
     plan: RowIntegration, gradient: Direct | Checkpointed | Backsolve, parameters: Sequence[Tensor] | None
 ) -> RowResult:
@@ -154,11 +140,14 @@ def solve_rows(
         ValueError: the gradient cannot be had with this method.
     """
     inputs = RowInputs(plan.problem, parameters, look=not isinstance(gradient, Direct))
-    if inputs.dual:
-        _check_forward_mode(plan, gradient, inputs)
+    if in_forward_mode():
+        refuse_method_in_forward_mode(plan.method)
+        if inputs.used and not isinstance(gradient, Direct):
+            refuse_forward_mode(f"gradient='{gradient.name}'", "gradient='direct'")
+        gradient = Direct()  # the steps, taken again, carry tangents
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
     solve = _SolveOfRows(plan, inputs, limit)
-    if not (inputs.used or inputs.dual):
+    if not solve.replayable:
         states, _ = solve.forward()
         return solve.result(states, solve.changes.y)
     if not (plan.method.differentiable or isinstance(gradient, Backsolve)):
@@ -166,7 +155,7 @@ def solve_rows(
             f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
             "torch.no_grad()"
         )
-    if isinstance(gradient, Direct) or inputs.dual:
+    if isinstance(gradient, Direct):
         with without_derivatives():
             solve.forward()
         replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
@@ -177,18 +166,6 @@ def solve_rows(
         solve.backsolve = gradient
     states, before = _Forward.apply(solve, *inputs.tensors)
     return solve.result(states, before)
-
-
-def _check_forward_mode(plan: RowIntegration, gradient: Direct | Checkpointed | Backsolve, inputs: RowInputs) -> None:
-    """Refuse what would drop tangents; without a gradient all modes take the steps of `direct` again.
-
-    Raises:
-        ValueError: there is such a thing.
-    """
-    if not plan.method.differentiable:
-        raise ValueError(without_tangents(plan.method))
-    if inputs.used and not isinstance(gradient, Direct):
-        raise ValueError(no_tangents_beside(f"gradient='{gradient.name}'", "gradient='direct'"))
 
 
 def _start(problem: RowProblem) -> RowCheckpoint:
@@ -221,17 +198,18 @@ class _SolveOfRows:
         self.plan = plan
         self.inputs = inputs
         self.limit = limit
+        self.replayable = inputs.used or in_forward_mode()
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times)
-        trail = RowTrail(problem.y0, problem.times.start, self.limit, self.inputs.used or self.inputs.dual)
+        trail = RowTrail(problem.y0, problem.times.start, self.limit, self.replayable)
         self.status, self.stats = self.plan.run(outputs, trail)
         states, self.times = outputs.collect(problem.y0)
         self.kept = outputs.next
         self.changes = join_changes(trail.changes, problem)
-        if self.inputs.used or self.inputs.dual:
+        if self.replayable:
             self.replay = Replay(self.plan, trail, self.changes)
         return states, self.changes.y
 

@@ -55,12 +55,6 @@ class SDEInputs(Inputs):
         restated = self.integration.restated(self.integration.terms.with_args(args), y, carried)
         return restated, [y, *(carried or ()), *others]
 
-    def drift_and_diffusion(self) -> Sequence[Tensor]:
-        """At the start, the diffusion times zero."""
-        integration, y = self.integration, self.integration.y0
-        noise = torch.zeros(len(y), integration.terms.channels, dtype=y.dtype, device=y.device)
-        return integration.terms.f_and_g_prod(integration.time(integration.steps.times(0, 0)[0]), y, noise)
-
 
 def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> list[Tensor]:
     """The parameters that a gradient is wanted for.
@@ -79,7 +73,9 @@ def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> 
 
     def evaluate() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         isolated, leaves = SDEInputs(integration, (), True).on_leaves(integration.y0, integration.carry)
-        return SDEInputs(isolated, (), True).drift_and_diffusion(), leaves
+        y = leaves[0]
+        noise = torch.zeros(len(y), isolated.terms.channels, dtype=y.dtype, device=y.device)
+        return isolated.terms.f_and_g_prod(isolated.time(isolated.steps.times(0, 0)[0]), y, noise), leaves
 
     found, computed = search_parameters(owner, evaluate)
     if SDEInputs(integration, found, False).needed:
@@ -109,7 +105,7 @@ def find_sde_inputs(gradient: str, integration: SDEIntegration, named: Any, owne
     inputs = SDEInputs(integration, found, complete=named is not None)
     if not inputs.needed:
         return None
-    refuse_forward_mode(gradient, inputs.all, inputs.drift_and_diffusion, "sdeint with gradient='direct'")
+    refuse_forward_mode(gradient, "sdeint with gradient='direct'")
     return inputs
 
 
