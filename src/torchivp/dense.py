@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchivp.boundary import own_precision
+from torchivp.copies import ValuesTravel
 from torchivp.times import snap, time_dtype, time_value
 
 HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
@@ -100,7 +102,7 @@ class StepInterpolant(Protocol):
 
 
 @dataclass(slots=True)
-class Interpolant:
+class Interpolant(ValuesTravel):
     """The solution within one step, `y(t0 + theta dt) = y0 + dt sum_j b_j(theta) slopes_j`.
 
     Attributes:
@@ -210,6 +212,16 @@ class DenseSolution:
                 f"t = {t} lies outside the solution's span [{self.t_min}, {self.t_max}]: solve over a longer t_span"
             )
         return bisect.bisect_left(self._ends, t * self._direction)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sent to another process one by one, each of the many tensors would need an open file.
+        return self.__dict__ | {"_steps": pickle.dumps(self._steps)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _steps=pickle.loads(state["_steps"]))
+
+    def __copy__(self) -> DenseSolution:
+        return DenseSolution(self._steps, self._unflatten)
 
     def __repr__(self) -> str:
         return f"DenseSolution(t in [{self.t_min:g}, {self.t_max:g}], {len(self._steps)} steps)"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.state import StateLayout
-from torchivp.torch_func import may_be_tracked, read
+from torchivp.torch_func import may_be_tracked, moves, read
 
 Tolerance = float | Tensor
 
@@ -190,7 +190,7 @@ def _assign(name: str, tolerance: Any, node: Any, leaves: list[Any], layout: Sta
 
 def _leaf(name: str, tolerance: Any) -> Any:
     if isinstance(tolerance, Tensor):
-        if tolerance.requires_grad:
+        if moves(tolerance):
             raise ValueError(f"{name} must not require a gradient: write {name}={name}.detach()")
         return tolerance
     if isinstance(tolerance, numbers.Real | np.ndarray):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.copies import ValuesTravel
 from torchivp.dense import DenseSolution
 
 
@@ -64,6 +65,28 @@ class SolveError(RuntimeError, AssertionError):
         super().__init__(status.message)
         self.status = status
 
+    def __reduce__(self) -> Any:  # that of other exceptions calls __init__ with the message
+        return _remade, (type(self), *self.args), self.__dict__
+
+
+class LeanFailures:
+    """A `SolveError` that leaves this block is raised as if by the caller of the function with the block.
+
+    The frames from which it came, in its traceback, would keep the whole solve for as long as the error is kept: the
+    loop, what it has recorded, and the graph.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, SolveError):
+            error.__traceback__ = None
+
+
+def _remade(kind: type[SolveError], *args: Any) -> SolveError:
+    return kind.__new__(kind, *args)
+
 
 _FAILURE: ContextVar[type[SolveError]] = ContextVar("_FAILURE", default=SolveError)
 
@@ -102,7 +125,7 @@ class Stats:
 
 
 @dataclass(repr=False)
-class EventLog:
+class EventLog(ValuesTravel):
     """What happened on the way, an entry for every event and every scheduled time that was reached.
 
     The entries are in the order of the rows and, within a row, of the integration. Times and states are differentiable.
@@ -129,7 +152,7 @@ class EventLog:
 
 
 @dataclass(repr=False)
-class Solution:
+class Solution(ValuesTravel):
     """The solution of an initial value problem.
 
     Attributes:
@@ -175,7 +198,7 @@ class Solution:
 
 
 @dataclass(repr=False)
-class BatchSolution:
+class BatchSolution(ValuesTravel):
     """The solutions of a batch of initial value problems, each solved on its own.
 
     Attributes:

@@ -81,6 +81,12 @@ class StateLayout:
             other.template = self.template.new_empty(other._shape)
         return other
 
+    def __getstate__(self) -> Any:  # torch warns of copies of the structure itself
+        return self.__dict__ | {"_spec": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _spec=pytree.tree_structure(state["skeleton"]))
+
     def flatten(self, y: Any) -> Tensor:
         """Lay a pytree shaped like `y0` out as [rows, size]."""
         return self.laid_out([y] if self.is_tensor else self.leaves_of(y))

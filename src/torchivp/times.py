@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.torch_func import moves
+
 COARSE = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The relative spacing of dtypes in which times may be given, where it is larger than that of a Python float."""
 
@@ -141,7 +143,7 @@ def check_times(
         example: what to write instead of what is none; None for advice that follows from `name`.
 
     Returns:
-        The times as floats, and `t` as a float64 tensor on the CPU if it requires a gradient, else None.
+        The times as floats, and `t` as a float64 tensor on the CPU if a derivative of it is wanted, else None.
 
     Raises:
         TypeError: `t` is not a real tensor, array or sequence of numbers.
@@ -179,7 +181,7 @@ def check_times(
         raise ValueError(f"{name} spans more than a float can hold, from {values[0]:g} to {values[-1]:g}: rescale time")
     if monotone:
         _check_monotone(values, name)
-    return values, t.to("cpu", torch.float64) if t.requires_grad else None
+    return values, t.to("cpu", torch.float64) if moves(t) else None
 
 
 def _foreign(t: Any) -> str:

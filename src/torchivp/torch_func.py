@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,39 @@ def inside_transform() -> bool:
 
 def may_be_tracked() -> bool:
     """Whether a transform or forward-mode differentiation is at work, which leave no mark on the tensors they track."""
-    return inside_transform() or forward_ad._current_level >= 0
+    return inside_transform() or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode differentiation (`torch.autograd.forward_ad`) is at work, with or without a gradient."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
+def is_dual(x: Any) -> bool:
+    """Whether `x` is a tensor with a tangent, of forward mode."""
+    return in_forward_mode() and isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def any_dual(values: Iterable[Any]) -> bool:
+    """Whether one of the values is a tensor with a tangent, of forward mode."""
+    return in_forward_mode() and any(map(is_dual, values))
+
+
+def moves(x: Tensor) -> bool:
+    """Whether a derivative of any kind is wanted of `x`: a gradient, of autograd or a transform, or a tangent."""
+    return x.requires_grad or (may_be_tracked() and (needs_gradient(x) or is_dual(x)))
+
+
+def derivatives_enabled() -> bool:
+    """Whether a derivative of any kind can be wanted: within `torch.no_grad()` there are tangents still."""
+    return torch.is_grad_enabled() or may_be_tracked()
+
+
+@contextmanager
+def without_derivatives() -> Iterator[None]:
+    """Neither a graph nor tangents."""
+    with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+        yield
 
 
 def derivative_depth() -> int:

@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from torchivp import odeint, odeint_adjoint, odeint_dense, odeint_event, solve_ivp
+from torchivp import Event, Scheduled, odeint, odeint_adjoint, odeint_dense, odeint_event, solve_ivp
 
 D = torch.float64
 
@@ -23,6 +23,8 @@ class Model(torch.nn.Module):
 
 FEW = {"rtol": 1e-3, "atol": 1e-3}
 
+EVENTS = [Event(lambda t, y: y[0] - 0.7, apply=lambda t, y: 2 * y), Scheduled([0.3], lambda t, y: y + 1.0)]
+
 WAYS = {
     "odeint": lambda func, y0: odeint(func, y0, [0.0, 1.0], **FEW)[-1],
     "fixed steps": lambda func, y0: odeint(func, y0, [0.0, 1.0], method="rk4")[-1],
@@ -33,6 +35,18 @@ WAYS = {
         func, y0, 0.0, event_fn=lambda t, y: y[0] - 0.7, odeint_interface=odeint_adjoint, **FEW
     )[1][-1],
     "odeint_dense": lambda func, y0: odeint_dense(func, y0, 0.0, 1.0, **FEW)(0.5),
+    **{
+        f"rows, {gradient}": lambda func, y0, gradient=gradient: (
+            solve_ivp(func, (0.0, 1.0), y0.expand(2, 3), t_eval=[1.0], batch_dims=1, gradient=gradient, **FEW).y
+        )
+        for gradient in ("direct", "checkpointed", "backsolve")
+    },
+    **{
+        f"events, {gradient}": lambda func, y0, gradient=gradient: (
+            solve_ivp(func, (0.0, 1.0), y0, t_eval=[1.0], events=EVENTS, gradient=gradient, **FEW).y
+        )
+        for gradient in ("direct", "checkpointed", "backsolve")
+    },
 }
 
 

@@ -26,7 +26,7 @@ from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import BatchSolution, Solution, SolveError
+from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
@@ -210,26 +210,27 @@ def solve_ivp(
         )
     hint = ", the number of leading dimensions of y0 that number the rows"
     if check_whole_number("batch_dims", batch_dims, 0, hint=hint) or events is not None:
-        return solve_batch(
-            func,
-            t_span,
-            y0,
-            t_eval=t_eval,
-            method=method,
-            rtol=rtol_default if rtol is None else rtol,
-            atol=atol_default if atol is None else atol,
-            args=args,
-            params=params,
-            gradient=find_gradient(gradient),
-            dense_output=dense_output,
-            controller=controller,
-            max_steps=max_steps,
-            norm=norm,
-            events=events,
-            batch_dims=batch_dims,
-            compact=compact,
-            throw=throw,
-        )
+        with LeanFailures():
+            return solve_batch(
+                func,
+                t_span,
+                y0,
+                t_eval=t_eval,
+                method=method,
+                rtol=rtol_default if rtol is None else rtol,
+                atol=atol_default if atol is None else atol,
+                args=args,
+                params=params,
+                gradient=find_gradient(gradient),
+                dense_output=dense_output,
+                controller=controller,
+                max_steps=max_steps,
+                norm=norm,
+                events=events,
+                batch_dims=batch_dims,
+                compact=compact,
+                throw=throw,
+            )
     times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
         raise ValueError(
@@ -250,7 +251,8 @@ def solve_ivp(
     interpolants = Interpolants() if dense_output else None
     states, reached, status, stats = find_gradient(gradient).solve(integration, params, interpolants)
     if throw and not status.ok:
-        raise SolveError(status)
+        with LeanFailures():
+            raise SolveError(status)
     states = _move_with_first_output(states, integration.problem)
     sol = (
         DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None

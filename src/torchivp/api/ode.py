@@ -26,11 +26,11 @@ from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Outcome, Status
+from torchivp.solution import LeanFailures, Outcome, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times, spacing_of
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import derivatives_enabled, inside_transform
 
 _REMEDY_IN_ADJOINT = (
     "Name it, and all others that need a gradient, in adjoint_params=(tensor, ...), or use odeint with a method other "
@@ -149,7 +149,8 @@ def odeint(
     """
     door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn, horizon)
     gradient = Direct() if door.settings.method.differentiable else Backsolve()
-    return door.solve(gradient, None)
+    with LeanFailures():
+        return door.solve(gradient, None)
 
 
 @overload
@@ -248,7 +249,8 @@ def odeint_adjoint(
         callbacks=find_callbacks(func, backward.method, adjoint=True),
         max_steps=backward.max_steps,
     )
-    return door.solve(gradient, adjoint_params)
+    with LeanFailures():
+        return door.solve(gradient, adjoint_params)
 
 
 @door
@@ -297,7 +299,7 @@ def odeint_event(
     if horizon is not None:
         kwargs["horizon"] = horizon
     event_t, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
-    if not torch.is_grad_enabled():
+    if not derivatives_enabled():
         return event_t, solution
     event_t = event_t.detach()
     end = event_t.item()
@@ -356,7 +358,8 @@ def odeint_dense(
             f"{door.settings.method.__name__} takes fixed steps, whose size does not follow from t0 and t1: "
             "pass options={'step_size': 0.01}"
         )
-    return door.solve_densely()
+    with LeanFailures():
+        return door.solve_densely()
 
 
 class _Door:

@@ -33,8 +33,9 @@ from torchivp.sde_loop.adaptive import AdaptiveSteps
 from torchivp.sde_loop.halving import Pace
 from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.sde_loop.steps import Steps
+from torchivp.solution import LeanFailures
 from torchivp.times import check_times, snap
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import inside_transform, moves
 
 _PATHS = "every row of y0 is a path of its own: pass y0.expand({}, -1)"
 _ADVICE = {
@@ -161,7 +162,8 @@ def sdeint(
     adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
     door = _Door("sdeint", sde, y0, ts, bm, method, options, names, logqp, args, batch_dims, noise_size)
     door.plan(Randomness(rng, seed, generator, rows), dt, adaptive, rtol, atol, dt_min, extra_solver_state)
-    return door.solve(find_sde_gradient(gradient), None, extra)
+    with LeanFailures():
+        return door.solve(find_sde_gradient(gradient), None, extra)
 
 
 @door
@@ -263,7 +265,8 @@ def sdeint_adjoint(
         dt_min=dt_min,
         max_steps=read_adjoint_options(adjoint_options),
     )
-    return door.solve(backward, adjoint_params, extra)
+    with LeanFailures():
+        return door.solve(backward, adjoint_params, extra)
 
 
 @dataclass(frozen=True)
@@ -435,7 +438,7 @@ class _Door:
 
 def _plain_number(name: str, value: Any) -> float:
     """A positive, finite number that nothing is differentiated by."""
-    if isinstance(value, Tensor) and value.requires_grad:
+    if isinstance(value, Tensor) and moves(value):
         raise ValueError(f"{name} must not require a gradient: write {name}=float({name})")
     number = check_positive(name, check_number(name, value))
     if not math.isfinite(number):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.times import COARSE, Times, check_times, snap, spacing_of
+from torchivp.torch_func import moves
 
 
 def times_of_span(t_span: Any, t_eval: Any) -> Times:
@@ -111,7 +112,7 @@ def as_times(name: str, value: Any) -> tuple[np.ndarray, Tensor | None]:
     if not isinstance(value, Tensor | np.ndarray):
         tensor = torch.as_tensor(value, dtype=torch.float64)  # a list in default precision would be rounded
     tensor = tensor.to("cpu", torch.float64)
-    return tensor.detach().numpy(), tensor if tensor.requires_grad else None
+    return tensor.detach().numpy(), tensor if moves(tensor) else None
 
 
 def _times_of_shape(name: str, value: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, Tensor | None]:
@@ -143,7 +144,7 @@ def _outputs(t_eval: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, Tensor | N
                 raise ValueError(f"t_eval[{row}] must be one-dimensional, got shape {times.shape}")
         entries = [torch.from_numpy(times) if moving is None else moving for times, moving in series]
         tensor = torch.nn.utils.rnn.pad_sequence(entries, batch_first=True, padding_value=math.nan)
-        return tensor.detach().numpy(), tensor if tensor.requires_grad else None
+        return tensor.detach().numpy(), tensor if moves(tensor) else None
     times, moving = as_times("t_eval", t_eval)
     if times.ndim == 1:
         times = np.broadcast_to(times, (rows, len(times)))

@@ -21,6 +21,7 @@ from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
     refuse_dense_output,
+    refuse_forward_mode,
     refuse_inside_transform,
     refuse_to_differentiate,
     user_function,
@@ -30,7 +31,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
-from torchivp.solution import Outcome, Stats, Status
+from torchivp.solution import LeanFailures, Outcome, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
 from torchivp.torch_func import inside_transform
@@ -106,6 +107,7 @@ class Backsolve:
         inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
+        refuse_forward_mode("gradient='backsolve' (odeint_adjoint)", "gradient='direct' (odeint)")
         refuse_dense_output(interpolants)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         controller = check_controller(self.controller or integration.controller, backward_method)
@@ -386,7 +388,7 @@ class _Forward(torch.autograd.Function):
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
         states, *inputs = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), LeanFailures():
             rows = (len(states), ctx.solve.inputs.problem.y0.shape[1])  # flat again
             found = ctx.solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
         return None, *refuse_to_differentiate(

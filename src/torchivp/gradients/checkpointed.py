@@ -19,6 +19,7 @@ from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
     refuse_dense_output,
+    refuse_forward_mode,
     refuse_inside_transform,
     refuse_to_differentiate,
     refuse_undifferentiable,
@@ -68,6 +69,7 @@ class Checkpointed:
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
+        refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)

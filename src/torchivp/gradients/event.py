@@ -10,7 +10,7 @@ from torch import Tensor
 from torchivp.events.sign_change import SignChange
 from torchivp.gradients.moving_time import event_time
 from torchivp.methods.method import FlatFunc
-from torchivp.torch_func import may_be_tracked
+from torchivp.torch_func import moves
 
 
 def differentiate_event(
@@ -35,7 +35,7 @@ def differentiate_event(
         event stays where it is, and a warning says so. Without anything to differentiate they are as they were.
     """
     value = sign.remaining(t, y)
-    if not (y.requires_grad or value.requires_grad or may_be_tracked()):
+    if not (moves(y) or moves(value)):
         return t, y
     moved, f = _moved(func, sign, start, t, y, value)
     if f is not None:
@@ -58,7 +58,7 @@ def differentiate_event_time(
     It has none, without a warning, if the event function is piecewise constant.
     """
     value = sign.remaining(t, y)
-    return _moved(func, sign, start, t, y, value)[0] if value.requires_grad else t
+    return _moved(func, sign, start, t, y, value)[0] if moves(value) else t
 
 
 def _moved(

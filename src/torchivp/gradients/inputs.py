@@ -17,7 +17,7 @@ from torchivp.integrate import Integration
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.recording import Interpolants
-from torchivp.torch_func import needs_gradient
+from torchivp.torch_func import in_forward_mode, needs_gradient
 
 
 @dataclass(frozen=True)
@@ -201,6 +201,21 @@ def refuse_undifferentiable(method: Method, inputs: GradientInputs) -> None:
             f"autograd cannot follow the steps of {type(method).__name__}: use gradient='backsolve' (odeint_adjoint), "
             "or solve within torch.no_grad()"
         )
+    refuse_method_in_forward_mode(type(method))
+
+
+def refuse_method_in_forward_mode(method: type[Method]) -> None:
+    """Refuse a method that autograd cannot follow where tangents would be lost.
+
+    Raises:
+        ValueError: forward mode is at work, and the method has no derivative.
+    """
+    if in_forward_mode() and not method.differentiable:
+        raise ValueError(
+            f"forward mode (torch.autograd.forward_ad) cannot follow the steps of {method.__name__}: choose another "
+            "method, such as method='dopri5', or 'trbdf2' with step_size where the problem is stiff, or solve outside "
+            "of dual_level()"
+        )
 
 
 def refuse_inside_transform(gradient: str, problem: Problem, parameters: Sequence[Tensor] | None) -> None:
@@ -231,6 +246,22 @@ def refuse_tracked(gradient: str, tensors: Sequence[Tensor], instead: str) -> No
         )
 
 
+def refuse_forward_mode(gradient: str, instead: str) -> None:
+    """Refuse a gradient with a backward pass of its own, which would drop tangents.
+
+    Whether there are any cannot be known: func may use them later than at the start. `gradient` is what the user calls
+    this gradient, and `instead` what may be used.
+
+    Raises:
+        ValueError: forward mode is at work.
+    """
+    if in_forward_mode():
+        raise ValueError(
+            f"{gradient} has no derivative in forward mode (torch.autograd.forward_ad) beside its gradient: use "
+            f"{instead}, which has both, or, if the tangents alone are wanted, solve within torch.no_grad()"
+        )
+
+
 def refuse_dense_output(interpolants: Interpolants | None) -> None:
     """Refuse dense output where its gradient would be lost.
 
@@ -252,6 +283,10 @@ class _Refuse(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.sentence = inputs[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        raise RuntimeError(ctx.sentence)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchivp.gradients.inputs import refuse_to_differentiate
+from torchivp.torch_func import moves
 
 _ONCE = "the derivative with respect to the time of an event, a schedule or an output can be taken only once"
 
@@ -17,14 +18,17 @@ def event_time(value: Tensor, slope: Tensor, t: Tensor) -> Tensor:
 
     With the `slope` of the event function along the solution, dt = -dg / slope. Source: the implicit function theorem;
     Chen, Amos and Nickel, "Learning neural event functions for ordinary differential equations", ICLR 2021.
-    All are of one shape. Differentiable once.
+    All are of one shape. Differentiable once, in either mode.
     """
     return _EventTime.apply(value, slope, t)
 
 
 def moved(y: Tensor, slope: Tensor, t: Tensor) -> Tensor:
-    """The states `y`, [n, size], which change by `slope` when their times `t`, [n, 1], move. Differentiable once."""
-    return _Moved.apply(y, slope, t) if t.requires_grad else y
+    """The states `y`, [n, size], which change by `slope` when their times `t`, [n, 1], move.
+
+    Differentiable once, in either mode.
+    """
+    return _Moved.apply(y, slope, t) if moves(t) else y
 
 
 class _EventTime(torch.autograd.Function):
@@ -35,23 +39,37 @@ class _EventTime(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        _, slope, t = ctx.saved_tensors
+        return torch.zeros_like(t) if tangents[0] is None else _over(tangents[0], slope, t)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         value, slope, t = ctx.saved_tensors
-        grad = grads[0].detach()
-        wanted = grad != 0  # where nobody asks for the derivative, it need not exist
-        usable = (slope != 0) & torch.isfinite(slope)
-        if bool((wanted & ~usable).any()):
-            rate, when = slope[wanted & ~usable][0].item(), t[wanted & ~usable][0].item()
-            raise RuntimeError(
-                f"the event function changes at the rate {rate:g} at the event at t = {when:.9g}, so the time of the "
-                "event has no finite derivative: the function touches zero there, or is flat or vertical; use one that "
-                "crosses zero at an angle"
-            )
-        found = torch.where(wanted, -grad / torch.where(usable, slope, 1.0), 0.0)
+        found = _over(grads[0].detach(), slope, t)
         (found,) = refuse_to_differentiate(_ONCE, [found.to(value.dtype)], [value, grads[0]])
         return found, None, None
+
+
+def _over(change: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    """By how much the events at `t` move when their functions change; minus `change / slope`.
+
+    Raises:
+        RuntimeError: an event has no finite derivative, and one is wanted.
+    """
+    wanted = change != 0  # where nobody asks for the derivative, it need not exist
+    usable = (slope != 0) & torch.isfinite(slope)
+    if bool((wanted & ~usable).any()):
+        rate, when = slope[wanted & ~usable][0].item(), t[wanted & ~usable][0].item()
+        raise RuntimeError(
+            f"the event function changes at the rate {rate:g} at the event at t = {when:.9g}, so the time of the "
+            "event has no finite derivative: the function touches zero there, or is flat or vertical; use one that "
+            "crosses zero at an angle"
+        )
+    return torch.where(wanted, -change / torch.where(usable, slope, 1.0), 0.0)
 
 
 class _Moved(torch.autograd.Function):
@@ -62,6 +80,14 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        y, slope, _ = ctx.saved_tensors
+        of_y, _, of_t = tangents
+        along = torch.zeros_like(y) if of_t is None else torch.where(of_t != 0, slope * of_t, 0.0).to(y.dtype)
+        return along if of_y is None else of_y + along
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -18,7 +18,14 @@ from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
-from torchivp.gradients.inputs import check_parameters, late_leaves, refuse_to_differentiate, warn_of_computed
+from torchivp.gradients.inputs import (
+    check_parameters,
+    late_leaves,
+    refuse_forward_mode,
+    refuse_method_in_forward_mode,
+    refuse_to_differentiate,
+    warn_of_computed,
+)
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
 from torchivp.methods.method import Method
@@ -27,7 +34,8 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs
 from torchivp.rows.steps import carry_to_keep
-from torchivp.solution import Stats, Status
+from torchivp.solution import LeanFailures, Stats, Status
+from torchivp.torch_func import in_forward_mode, without_derivatives
 
 _REMEDY = (
     "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, or "
@@ -140,9 +148,14 @@ def solve_rows(
         ValueError: the gradient cannot be had with this method.
     """
     inputs = RowInputs(plan.problem, parameters, look=not isinstance(gradient, Direct))
+    if in_forward_mode():
+        refuse_method_in_forward_mode(plan.method)
+        if inputs.used and not isinstance(gradient, Direct):
+            refuse_forward_mode(f"gradient='{gradient.name}'", "gradient='direct'")
+        gradient = Direct()  # the steps, taken again, carry tangents
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
     solve = _SolveOfRows(plan, inputs, limit)
-    if not inputs.used:
+    if not solve.replayable:
         watch = _UsedLater(plan.problem)
         plain = _SolveOfRows(replace(plan, problem=watch.problem), inputs, limit)
         states, _ = plain.forward()
@@ -154,17 +167,17 @@ def solve_rows(
             f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
             "torch.no_grad()"
         )
-    if isinstance(gradient, Backsolve):
-        check_adjoint_of_rows(plan, gradient)
     if isinstance(gradient, Direct):
-        with torch.no_grad():
+        with without_derivatives():
             solve.forward()
         replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
         states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
         if solve.expected is not None:
             check_repeated(states, solve.expected)
         return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
-    solve.backsolve = gradient if isinstance(gradient, Backsolve) else None
+    if isinstance(gradient, Backsolve):
+        check_adjoint_of_rows(plan, gradient)
+        solve.backsolve = gradient
     states, before = _Forward.apply(solve, *inputs.tensors)
     return solve.result(states, before)
 
@@ -232,17 +245,22 @@ class _SolveOfRows:
         self.inputs = inputs
         self.limit = limit
 
+    @property
+    def replayable(self) -> bool:
+        """Whether the steps may be taken again, for a gradient or with tangents."""
+        return self.inputs.used or in_forward_mode()
+
     def forward(self) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times)
         method = RecordedDraws(self.plan.make_method(), Generators(problem.y0.device))
-        trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.inputs.used)
+        trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.replayable)
         self.status, self.stats = self.plan.run(outputs, trail, cast("Method", method))
         states, self.times = outputs.collect(problem.y0)
         self.kept = outputs.next
         self.changes = join_changes(trail.changes, problem)
-        if self.inputs.used:
+        if self.replayable:
             drawn = trail.drawn() if self.backsolve is None else None
             self.replay = Replay(self.plan, trail, self.changes, drawn)
             self.expected = None if drawn is None else states.clone()  # not what is returned: that would be a cycle
@@ -345,7 +363,8 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(solve: _SolveOfRows, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return solve.forward()
+        states, before = solve.forward()
+        return states, before.clone()  # what this node returns holds it, and it the solve, which keeps the other
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -357,7 +376,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         solve = ctx.solve
         states, before, *tensors = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), LeanFailures():
             if solve.backsolve is None:
                 found = solve.gradients(*grads)
             else:

@@ -17,11 +17,12 @@ from torchivp.rows.times import MovingTimes
 from torchivp.solution import EventLog
 from torchivp.state import StateLayout
 from torchivp.times import time_dtype
+from torchivp.torch_func import derivatives_enabled, moves
 
 
 def started(problem: RowProblem, moving: MovingTimes) -> RowProblem:
     """The same problem; where the start moves, the initial states are those at a fixed time."""
-    if moving.start is None or not torch.is_grad_enabled():
+    if moving.start is None or not derivatives_enabled():
         return problem
     everything = np.arange(problem.rows)
     t = problem.user_time(problem.times.start)
@@ -56,7 +57,7 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
             select, rows = problem.select(where), changes.rows[where]
             when, y = at_moving_time(problem, firing, rows, changes.t[where], changes.y[select])
             # Not the values, which are known more precisely, but their gradients.
-            if when.requires_grad:
+            if moves(when):
                 t = t.index_copy(0, select, t[select] + (when - when.detach()).squeeze(1).to(t.dtype))
             before = before.index_copy(0, select, y)
             after = after.index_copy(0, select, apply_firing(problem, firing, rows, when, y))
@@ -69,7 +70,7 @@ def moved_outputs(
     """The outputs as functions of their times, where these move, and the times."""
     y, device = result.states, problem.y0.device
     t = torch.from_numpy(result.times.copy()).to(device, time_dtype(device))
-    if not torch.is_grad_enabled():
+    if not derivatives_enabled():
         return y, t
     if problem.times.outputs is None:
         return _moved_ends(problem, result, moving, changes, y, t)
@@ -97,7 +98,7 @@ def _moved_ends(
         at_end = torch.from_numpy(result.times == problem.times.end[:, None]).to(t.device)
         t = torch.where(at_end, moving.end.to(t.device, t.dtype).unsqueeze(1), t)
         y = _moved_to(problem, result, y, t)
-    if changes.t.requires_grad or changes.before.requires_grad or changes.after.requires_grad:
+    if any(map(moves, (changes.t, changes.before, changes.after))):
         first: list[tuple[int, int, int]] = []
         last: list[tuple[int, int, int]] = []
         for i, (row, when, firing) in enumerate(

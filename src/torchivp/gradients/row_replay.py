@@ -20,6 +20,7 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, Firing, RowCheckpoint, RowOutputs, RowTrail
 from torchivp.rows.steps import SingleStepper, make_stepper
+from torchivp.torch_func import derivatives_enabled, moves
 
 
 def at_moving_time(
@@ -43,14 +44,15 @@ def at_moving_time(
             return time, y
         moving = action.moving[torch.from_numpy(rows), column].to(y.device, time.dtype).unsqueeze(1)
         return moving, moved(y, _slopes(problem, rows, time, y), moving)
-    if not torch.is_grad_enabled():
+    if not derivatives_enabled():
         return time, y
     function = event_on(problem, action, rows)
-    leaf_t, leaf_y = time.detach().requires_grad_(), y.detach().requires_grad_()
-    value = function(leaf_t, leaf_y)
+    with torch.enable_grad():
+        leaf_t, leaf_y = time.detach().requires_grad_(), y.detach().requires_grad_()
+        value = function(leaf_t, leaf_y).sum()
     if not value.requires_grad:  # an event function of booleans, say
         return time, y
-    g_t, g_y = torch.autograd.grad(value.sum(), (leaf_t, leaf_y), allow_unused=True)
+    g_t, g_y = torch.autograd.grad(value, (leaf_t, leaf_y), allow_unused=True)
     slopes = _slopes(problem, rows, time, y)
     slope = torch.zeros_like(time) if g_t is None else g_t
     if g_y is not None:
@@ -74,7 +76,7 @@ def after_change(problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.nd
         return y
     when, before = at_moving_time(problem, firing, rows, t, y)
     after = apply_firing(problem, firing, rows, when, before)
-    if not when.requires_grad:
+    if not moves(when):
         return after
     slopes = _slopes(problem, rows, problem.user_time(t), after)
     return moved(after, -slopes, when)

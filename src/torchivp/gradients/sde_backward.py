@@ -17,6 +17,7 @@ from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.source import HeldNoise
 from torchivp.sde_loop.integrate import SDEIntegration
+from torchivp.solution import LeanFailures
 
 
 class SDEBackward(ABC):
@@ -90,7 +91,8 @@ class _Solve(torch.autograd.Function):
         count = len(inputs.tensors)
         if torch.is_grad_enabled():
             return None, *_differentiable_gradients(ctx.solve, grads)
-        found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
+        with LeanFailures():
+            found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
 
 

@@ -14,6 +14,7 @@ from torchivp.gradients.inputs import (
     Inputs,
     Parameters,
     check_parameters,
+    refuse_forward_mode,
     refuse_tracked,
     warn_of_computed,
 )
@@ -106,7 +107,10 @@ def find_sde_inputs(gradient: str, integration: SDEIntegration, named: Any, owne
         _refuse_inside_transform(gradient, integration, named, owner)
         return None
     inputs = SDEInputs(integration, find_sde_parameters(integration, named, owner))
-    return inputs if inputs.needed else None
+    if not inputs.needed:
+        return None
+    refuse_forward_mode(gradient, "sdeint with gradient='direct'")
+    return inputs
 
 
 def _refuse_inside_transform(gradient: str, integration: SDEIntegration, named: Any, owner: Any) -> None:

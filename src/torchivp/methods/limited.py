@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import inside_transform, is_dual
 
 
 def differentiable_twice(sentence: str, x: Tensor) -> Tensor:
@@ -16,7 +15,7 @@ def differentiable_twice(sentence: str, x: Tensor) -> Tensor:
 
     Not so within transforms of `torch.func` and with forward derivatives, which cannot follow.
     """
-    if not x.requires_grad or inside_transform() or forward_ad.unpack_dual(x).tangent is not None:
+    if not x.requires_grad or inside_transform() or is_dual(x):
         return x
     return _Limited.apply(sentence, 2, 1, x)[0]
 

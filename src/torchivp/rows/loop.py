@@ -33,6 +33,7 @@ from torchivp.rows.watch import Located, Moments, RowWatch
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.first_step import first_steps
 from torchivp.stepsize.pid import PIDController, RowHistory
+from torchivp.torch_func import without_derivatives
 
 _DROP = 8
 """Rows that are through are dropped when there is one in so many."""
@@ -75,7 +76,7 @@ class RowIntegration:
 
         `method` stands in for `make_method()`.
         """
-        with torch.no_grad():
+        with without_derivatives():
             return _RowLoop(self, outputs, trail, method or self.make_method()).to_the_end()
 
 

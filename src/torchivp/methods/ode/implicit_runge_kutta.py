@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, StepPolynomials
@@ -24,7 +23,7 @@ from torchivp.methods.ode.stage_equations import StageEquations
 from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, Origin, StageSolver, linearised
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
-from torchivp.torch_func import derivative_depth, inside_transform, read
+from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read
 
 _CORRECTIONS = 2
 """How many times a solve can be differentiated, but for nested transforms of torch.func; see `_recorded`."""
@@ -188,7 +187,7 @@ class ImplicitRungeKutta(Method):
         return (
             inside_transform()
             or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-            or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+            or any_dual(tensors)
         )
 
     def _solve(

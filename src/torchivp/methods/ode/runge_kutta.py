@@ -17,7 +17,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.times import time_dtype, time_scalar
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import derivatives_enabled, may_be_tracked
 
 Coefficients = Sequence[float]
 
@@ -209,7 +209,7 @@ class ExplicitRungeKutta(Method):
             return self._short_step(func, t0, t1, y0, carry)
         recorded = torch.is_grad_enabled() and (y0.requires_grad or isinstance(t0, Tensor) or isinstance(t1, Tensor))
         known = [] if carry is None else [carry]
-        if recorded or inside_transform():
+        if recorded or may_be_tracked():
             return self._recorded_step(func, t0, t1, y0, known)
         buffer = self._buffer
         buffer.scale(t1 - t0)
@@ -269,7 +269,7 @@ class ExplicitRungeKutta(Method):
         times = (t0, t1, *inner.unbind())
         if t0.dtype != self._real_dtype:
             times = [t.to(self._real_dtype) for t in times]
-        stages = _RecordedRows() if torch.is_grad_enabled() else self._stages_of_rows(y0)
+        stages = _RecordedRows() if derivatives_enabled() else self._stages_of_rows(y0)
         flat = y0.reshape(1, y0.numel())
         first, y, k = carry, y0, y0
         for i, place in enumerate(self._time_of_stage):

@@ -177,6 +177,52 @@ class _SolverError(Exception):
         self.t = t
 
 
+class _Slope:
+    """The function as SciPy calls it. The solver holds it, so it does not hold the solver.
+
+    Attributes:
+        func: the right-hand side.
+        last_t: where it was evaluated last.
+        bad_t: where it was not finite; None for nowhere.
+        raised: whether it raised an error.
+    """
+
+    def __init__(self, func: FlatFunc, real_dtype: torch.dtype, like: Tensor):
+        self.func = func
+        self._real_dtype = real_dtype
+        self._like = like
+        self.last_t = 0.0
+        self.bad_t: float | None = None
+        self.raised = False
+
+    def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
+        if not math.isfinite(t):  # an undefined step size stays undefined: some solvers would try it for ever
+            raise self.error("its step size is not finite")
+        self.last_t = float(t)
+        try:
+            with torch.no_grad():
+                # Arrays are copied on both ways: either side may use its memory again.
+                slope = self.func(
+                    time_scalar(self.last_t, self._real_dtype, self._like.device), _like(self._like, y[None])
+                )
+                array = _as_numpy(slope)[0]
+        except Exception:
+            self.raised = True
+            raise
+        if not np.isfinite(array).all():
+            self.bad_t = self.last_t
+        return array
+
+    def error(self, message: str, t: float | None = None) -> _SolverError:
+        """That the solver cannot go on, for the reason `message`."""
+        where = (
+            "the solution may be singular there, or func discontinuous"
+            if self.bad_t is None
+            else f"func is not finite at t = {self.bad_t:.9g}"
+        )
+        return _SolverError(f"{message.rstrip('.')} ({where})", self.last_t if t is None else t)
+
+
 class _ScipyStepper:
     """A solver of SciPy's under way: what a step hands on to the next.
 
@@ -189,11 +235,7 @@ class _ScipyStepper:
 
     def __init__(self, func: FlatFunc, real_dtype: torch.dtype, y0: Tensor):
         self.state = y0
-        self._func = func
-        self._real_dtype = real_dtype
-        self._last_t = 0.0
-        self._bad_t: float | None = None
-        self._raised: Exception | None = None
+        self._slope = _Slope(func, real_dtype, y0)
 
     def begin(
         self,
@@ -208,18 +250,18 @@ class _ScipyStepper:
         Raises:
             _SolverError: the solver cannot begin.
         """
-        y0 = _as_numpy(self.state)[0]
+        y0, slope = _as_numpy(self.state)[0], self._slope
         if not np.isfinite(y0).all():
             raise _SolverError("the initial state is not finite", bound)
         if first_step is not None:  # SciPy refuses one that is longer than the span
             arguments = arguments | {"first_step": min(first_step, abs(bound - start))}
-        self._last_t = start
+        slope.last_t = start
         try:
-            self.solver = solver(self._slope, start, y0, bound, **arguments)
+            self.solver = solver(slope, start, y0, bound, **arguments)
         except (ValueError, np.linalg.LinAlgError) as error:
-            if self._bad_t is None or error is self._raised:
+            if slope.bad_t is None or slope.raised:
                 raise
-            raise self._error(str(error), bound) from error
+            raise slope.error(str(error), bound) from error
 
     def goes_on(self, start: float, bound: float, y0: Tensor) -> bool:
         """Whether the step from `start` is the next one of the solver."""
@@ -232,61 +274,45 @@ class _ScipyStepper:
         Raises:
             _SolverError: the solver fails.
         """
-        solver = self.solver
-        self._func = func
+        solver, slope = self.solver, self._slope
+        slope.func = func
         before = solver.t
         for _ in range(_STANDSTILLS):
             message = self._step()
             if solver.status == "failed":
-                raise self._error(_reason(solver, message))
+                raise slope.error(_reason(solver, message))
             if not np.isfinite(solver.y).all():
-                raise self._error("the state is not finite after a step")
+                raise slope.error("the state is not finite after a step")
             if solver.t != before:
                 break
         else:
-            raise self._error("its steps are too short to move time")
-        self._bad_t = None
+            raise slope.error("its steps are too short to move time")
+        slope.bad_t = None
         self.state = _like(self.state, solver.y[None])
 
     def dense_output(self) -> DenseOutput:
         """The solution within the last step. DOP853 evaluates the function for it."""
         return self.solver.dense_output()
 
-    def _slope(self, t: float, y: np.ndarray) -> np.ndarray:
-        """The function as SciPy calls it."""
-        if not math.isfinite(t):  # an undefined step size stays undefined: some solvers would try it for ever
-            raise self._error("its step size is not finite")
-        self._last_t = float(t)
-        try:
-            with torch.no_grad():
-                # Arrays are copied on both ways: either side may use its memory again.
-                slope = self._func(
-                    time_scalar(self._last_t, self._real_dtype, self.state.device), _like(self.state, y[None])
-                )
-                array = _as_numpy(slope)[0]
-        except Exception as error:
-            self._raised = error
-            raise
-        if not np.isfinite(array).all():
-            self._bad_t = self._last_t
-        return array
-
     def _step(self) -> str | None:
         """SciPy's step; it raises errors where, say, a matrix is singular or not finite."""
         try:
             return self.solver.step()
         except (ValueError, np.linalg.LinAlgError) as error:
-            if error is self._raised:
+            if self._slope.raised:
                 raise
-            raise self._error(str(error)) from error
+            raise self._slope.error(str(error)) from error
 
-    def _error(self, message: str, t: float | None = None) -> _SolverError:
-        where = (
-            "the solution may be singular there, or func discontinuous"
-            if self._bad_t is None
-            else f"func is not finite at t = {self._bad_t:.9g}"
-        )
-        return _SolverError(f"{message.rstrip('.')} ({where})", self._last_t if t is None else t)
+    def __del__(self) -> None:
+        """Free the memory of the solver: it is part of a cycle, and the LSODA of SciPy 1.17 never frees its arrays."""
+        solver = getattr(self, "solver", None)
+        if solver is None:
+            return
+        integrator = _integrator(solver)
+        for array in (getattr(integrator, "rwork", None), getattr(integrator, "iwork", None)):
+            if isinstance(array, np.ndarray):
+                array.resize(0, refcheck=False)
+        vars(solver).clear()
 
 
 class _LastStep:
@@ -310,9 +336,14 @@ class _LastStep:
         return self._dense
 
 
+def _integrator(solver: OdeSolver) -> Any:
+    """What LSODA wraps; None of another solver."""
+    return getattr(getattr(solver, "_lsoda_solver", None), "_integrator", None)
+
+
 def _reason(solver: OdeSolver, message: str | None) -> str:
     """Why the solver failed; LSODA's own reason is more telling than what SciPy says of it."""
-    integrator = getattr(getattr(solver, "_lsoda_solver", None), "_integrator", None)
+    integrator = _integrator(solver)
     messages = getattr(integrator, "messages", {})
     return messages.get(getattr(integrator, "istate", None), message or "for no reason given")
 

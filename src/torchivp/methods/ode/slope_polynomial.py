@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.copies import ValuesTravel
 from torchivp.dense import as_time_tensor
 from torchivp.times import time_dtype
 
@@ -70,7 +71,7 @@ def weighted(y0: Tensor, weights: Array, slopes: Tensor) -> Tensor:
     return torch.addmm(y0, weights.to(y0.device, y0.dtype)[None], slopes)
 
 
-class SlopePolynomials:
+class SlopePolynomials(ValuesTravel):
     """Weights b_j(theta) of the slopes at `nodes`: the polynomial through them, integrated from 0 to theta.
 
     Args:
