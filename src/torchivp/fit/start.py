@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ _STARTS = 128  # random starts that are looked at
 _REFINED = 12  # of them, how many are refined on the beginning of the data
 _FOLLOWED = 4  # of those, how many are followed to the end of the data
 _SPREAD = 2.0  # a quantity on the log scale starts within this many powers of ten of its default
+_SCREENING_RTOL = 1e-3  # with which the random starts are looked at
 _EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
 
 
@@ -107,7 +109,8 @@ def _screened(search: Search, scale: NDArray[np.float64]) -> Iterator[NDArray[np
     """Random starts, those that explain the beginning of the data best once they are refined there."""
     starts = _random(search.misfit)
     horizon = _first_horizon(search.misfit)
-    coarse = search.misfit.at_accuracy(rtol=1e-3)
+    accuracy = search.misfit.accuracy
+    coarse = search.misfit.at_accuracy(replace(accuracy, rtol=max(accuracy.rtol, _SCREENING_RTOL)))
     costs = []
     for theta in starts:
         residuals = coarse.residuals(theta, horizon, derivatives=False)
