@@ -17,12 +17,12 @@ from torchivp.events.event import Scheduled
 from torchivp.fit.data import DataError, Dataset, read_data
 from torchivp.fit.inputs import read_inputs
 from torchivp.fit.misfit import Accuracy, Misfit, Noise, SigmaMode
-from torchivp.fit.optimise import Likelihood, Search
+from torchivp.fit.optimise import Likelihood, Minimum, Search
 from torchivp.fit.progress import Progress, show_progress
 from torchivp.fit.quantities import Quantities, list_quantities
 from torchivp.fit.result import Estimate, FitResult
 from torchivp.fit.start import find_start
-from torchivp.fit.trust import SMALLEST_RTOL, check_derivatives, check_solves
+from torchivp.fit.trust import SMALLEST_RTOL, check_derivatives, check_solves, quantities_at_zero
 from torchivp.fit.uncertainty import Uncertainty, fisher_uncertainty
 from torchivp.methods import find_method
 from torchivp.models.model import Model
@@ -30,8 +30,9 @@ from torchivp.solution import SolveError
 
 _SEARCH_RTOL = 1e-5  # the search for the start solves no more accurately than this
 _SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # nor in more steps, in all and per data time,
-_MARGIN = 10  # or than this many times those of the first start
-_MOST_SEARCH_STEPS = 10_000  # which counts only if it is solved in so few steps, unless the user gave it
+_MARGIN = 10  # or than this many times those of the start that the user gave,
+_MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
+_MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
 _ATTEMPTS = 3  # how often to fit with smaller tolerances before giving up
 _TIGHTEN = 1e-2  # by what factor they shrink each time
 
@@ -139,9 +140,9 @@ def fit(
     misfit.check_gradient()
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
-        likelihood, doubts = _estimate(search, given=start is not None, automatic=atol is None)
+        likelihood, doubts, rivals = _estimate(search, given=start is not None, automatic=atol is None)
         doubts += check_derivatives(search.misfit, likelihood)
-    return _result(search, likelihood, doubts, clock.perf_counter() - began)
+    return _result(search, likelihood, doubts, rivals, clock.perf_counter() - began)
 
 
 def _check_arguments(model: Model, noise: str, sigma: str, method: str) -> None:
@@ -182,7 +183,7 @@ def _absolute_tolerance(
     return tuple(factor * (size if np.isfinite(size) else of_all) for size in least)
 
 
-def _estimate(search: Search, given: bool, automatic: bool) -> tuple[Likelihood, list[str]]:
+def _estimate(search: Search, given: bool, automatic: bool) -> tuple[Likelihood, list[str], list[str]]:
     """Find the maximum of the likelihood, with tolerances that the noise allows.
 
     The size of the noise is not known before. So the solves at the maximum are compared with more accurate ones, and
@@ -194,27 +195,32 @@ def _estimate(search: Search, given: bool, automatic: bool) -> tuple[Likelihood,
         automatic: whether the tolerances may be changed.
 
     Returns:
-        The maximum, and what is wrong with the solves there.
+        The maximum, what is wrong with the solves there, and what is to be said of other maxima.
     """
     for attempt in range(1, _ATTEMPTS + 1):
-        likelihood = _maximise(search, given)
+        likelihood, rivals = _maximise(search, given)
         verdict = check_solves(search.misfit, likelihood)
         tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
         if not (automatic and verdict.inaccurate) or attempt == _ATTEMPTS or tighter.rtol < SMALLEST_RTOL:
             break
         search.misfit = search.misfit.at_accuracy(tighter)
-    return likelihood, verdict.sentences
+    return likelihood, verdict.sentences, rivals
 
 
-def _maximise(search: Search, given: bool) -> Likelihood:
-    """Find the start and the maximum of the likelihood, first with solves of little accuracy."""
+def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str]]:
+    """Find the start and the maximum of the likelihood, first with solves of little accuracy.
+
+    Returns:
+        The maximum, and what is to be said of others.
+    """
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = _data_scale(misfit, search.sigma_mode), 10 * _data_size(misfit)
     factor = max(1.0, _SEARCH_RTOL / exact.rtol)
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
-        begin = find_start(search, scale, given)
+        start = find_start(search, scale, given)
+        begin = start.best
         if begin.residuals is None:
             raise RuntimeError(_unsolvable(search.misfit, given))
         if factor == 1.0 or search.agrees(begin, misfit, scale):
@@ -229,14 +235,23 @@ def _maximise(search: Search, given: bool) -> Likelihood:
         raise RuntimeError(
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
-    return likelihood
+    return likelihood, [_rival(misfit.quantities, rival) for rival in start.rivals]
+
+
+def _rival(quantities: Quantities, minimum: Minimum) -> str:
+    values = quantities.values(torch.tensor(minimum.theta)).tolist()
+    listed = [f"{each.name} = {value:.4g}" for each, value in zip(quantities.all, values, strict=True) if each.free]
+    return (
+        f"a second optimum explains the data as well, {', '.join(listed)}; the one reported is nearer to the "
+        "defaults of the model: if it is not the one meant, give start"
+    )
 
 
 def _search_steps(misfit: Misfit, given: bool) -> int:
     """How many steps a solve of the search may take.
 
-    A random start may need any number of steps, which would make the search slow. So there is a limit, set by the number
-    of the data and by what the first start needs, that of the user or of the model's defaults.
+    A random start may need any number of steps, which would make the search slow. So there is a limit, set by the
+    number of the data and by what the first start needs, that of the user or of the model's defaults.
     """
     accuracy = misfit.accuracy
     longest = max(misfit.data.trajectories, key=lambda trajectory: len(trajectory.t))
@@ -246,7 +261,8 @@ def _search_steps(misfit: Misfit, given: bool) -> int:
     try:
         trial = misfit if given else misfit.at_accuracy(replace(accuracy, max_steps=_MOST_SEARCH_STEPS))
         theta, trajectories = misfit.quantities.theta(), range(len(misfit.data.trajectories))
-        steps = max(steps, _MARGIN * max(trial.steps(theta, i) for i in trajectories))
+        margin = _MARGIN if given else _MARGIN_OF_DEFAULTS
+        steps = max(steps, margin * max(trial.steps(theta, i) for i in trajectories))
     except SolveError:
         pass
     return min(steps, accuracy.max_steps)
@@ -282,15 +298,17 @@ def _data_scale(misfit: Misfit, sigma_mode: SigmaMode) -> NDArray[np.float64]:
     return np.where(scale > 0, scale, _data_size(misfit))
 
 
-def _result(search: Search, likelihood: Likelihood, doubts: list[str], seconds: float) -> FitResult:
+def _result(search: Search, likelihood: Likelihood, doubts: list[str], rivals: list[str], seconds: float) -> FitResult:
     misfit, minimum = search.misfit, likelihood.minimum
     data, quantities = misfit.data, misfit.quantities
     residuals = minimum.residuals
     assert residuals is not None, "a finite likelihood has residuals"
     scaled = residuals.jacobian / likelihood.sigma[residuals.observable][:, None]
-    uncertainty = fisher_uncertainty(scaled, quantities.free)
+    shared = search.sigma_mode == "shared"
+    of_sigma = np.zeros_like(residuals.observable) if shared else residuals.observable
+    uncertainty = fisher_uncertainty(scaled, of_sigma, quantities.free)
     nll = likelihood.nll
-    sigmas = _sigma_estimates(misfit, search.sigma_mode, likelihood.sigma)
+    sigmas = _sigma_estimates(misfit, search.sigma_mode, likelihood.sigma, uncertainty)
     n_free, n_data = len(quantities.free) + len(sigmas), data.n_data
     squares = np.bincount(residuals.observable, residuals.values**2, len(data.observables))
     ended = "converged" if likelihood.converged else f"not converged within {search.max_iterations} iterations"
@@ -312,7 +330,7 @@ def _result(search: Search, likelihood: Likelihood, doubts: list[str], seconds: 
         n_free=n_free,
         converged=likelihood.converged and not doubts,
         message=f"{ended} after {search.iterations} iterations and {misfit.solves} solves in {seconds:.1f} s",
-        warnings=doubts + _warnings(misfit, likelihood, uncertainty),
+        warnings=doubts + rivals + _warnings(misfit, likelihood, uncertainty),
         iterations=search.iterations,
         solves=misfit.solves,
         seconds=seconds,
@@ -339,13 +357,14 @@ def _fitted(misfit: Misfit, theta: NDArray[np.float64]) -> Model:
 def _estimates(quantities: Quantities, theta: NDArray[np.float64], uncertainty: Uncertainty) -> list[Estimate]:
     values = quantities.values(torch.tensor(theta)).tolist()
     names = [quantity.name for quantity in quantities.free]
-    errors = dict(zip(names, uncertainty.standard_errors().tolist(), strict=True))
+    reaches = uncertainty.reach(np.eye(len(names))).tolist()
+    errors = dict(zip(names, zip(uncertainty.standard_errors().tolist(), reaches, strict=True), strict=True))
     return [
         Estimate.build(
             quantity.name,
             quantity.kind,
             value,
-            errors.get(quantity.name, np.nan),
+            *errors.get(quantity.name, (np.nan, np.nan)),
             log=quantity.log,
             free=quantity.free,
             unit=quantity.unit,
@@ -355,26 +374,30 @@ def _estimates(quantities: Quantities, theta: NDArray[np.float64], uncertainty: 
     ]
 
 
-def _sigma_estimates(misfit: Misfit, sigma_mode: SigmaMode, sigma: NDArray[np.float64]) -> list[Estimate]:
+def _sigma_estimates(
+    misfit: Misfit, sigma_mode: SigmaMode, sigma: NDArray[np.float64], uncertainty: Uncertainty
+) -> list[Estimate]:
     """The standard deviations of the noise, estimated on the log scale, with information 2 per value."""
-    data = misfit.data
-    counts = [len(data.column(k)) for k in range(len(data.observables))]
-    groups = {column: (sigma[k], counts[k]) for k, column in enumerate(data.observables)}
-    if sigma_mode == "shared":
-        groups = {", ".join(data.observables): (sigma[0], sum(counts))}
+    names = [", ".join(misfit.data.observables)] if sigma_mode == "shared" else misfit.data.observables
     meaning = "standard deviation of the noise" + (" of the logarithm" if misfit.noise == "lognormal" else "")
+    errors = 1 / np.sqrt(2 * uncertainty.counts)
     return [
-        Estimate.build(
-            f"sigma({columns})",
-            "sigma",
-            float(value),
-            float(1 / np.sqrt(2 * count)),
-            log=True,
+        Estimate(
+            name=f"sigma({name})",
+            kind="sigma",
+            value=float(value),
+            standard_error=float(value * error),
+            scale="log",
+            scale_error=float(error),
+            lower=float(value * lower),
+            upper=float(value * upper),
             free=True,
             unit="",
             description=meaning,
         )
-        for columns, (value, count) in groups.items()
+        for name, value, error, (lower, upper) in zip(
+            names, sigma, errors, uncertainty.sigma_factors().T, strict=sigma_mode == "separate"
+        )
     ]
 
 
@@ -397,4 +420,12 @@ def _warnings(misfit: Misfit, likelihood: Likelihood, uncertainty: Uncertainty) 
             f"not observed and not estimated, but held at the default of the model: {', '.join(held)} (give its value "
             "in fixed, or estimate it with free='all')"
         )
-    return warnings + uncertainty.warnings
+    at_zero = quantities_at_zero(misfit, likelihood, uncertainty.standard_errors())
+    for name in at_zero:
+        warnings.append(
+            f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, "
+            f"leave it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log "
+            "scale (by default all parameters)"
+        )
+    said = [f"determine {name}" for name in at_zero]
+    return warnings + [each for each in uncertainty.warnings if not any(f"{words}:" in f"{each}:" for words in said)]

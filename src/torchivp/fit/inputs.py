@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Inputs:
         inner = sorted(t for t in {*self.jump_times, *changes} if start < t < end)
         borders = [start, *inner, end]
         pieces = []
-        for a, b in zip(borders[:-1], borders[1:], strict=True):
+        for a, b in pairwise(borders):
             own = None
             if outputs is not None:
                 until = len(outputs) if b == end else bisect.bisect_left(outputs, b)

@@ -19,7 +19,7 @@ from torchivp.api.ivp import solve_ivp
 from torchivp.fit.data import Dataset
 from torchivp.fit.inputs import Inputs, Piece
 from torchivp.fit.quantities import Quantities
-from torchivp.fit.right_hand_side import REFUSALS, Way, call_rows, check_gradient, way_forwards
+from torchivp.fit.right_hand_side import REFUSALS, Way, call_rows, check_gradient, shape_parameter, way_forwards
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 from torchivp.stepsize.constant import GridSteps
@@ -59,7 +59,7 @@ class Accuracy:
 
 
 class _Walk(nn.Module):
-    """The solve of a trajectory, as a module, so that parameters are substituted once instead of at every evaluation."""
+    """The solve of a trajectory, as a module: so parameters are substituted once instead of at every evaluation."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -338,15 +338,21 @@ class Misfit:
         return self.inputs.pieces(series.name, float(series.t[0]), t[-1], t if outputs else None)
 
     def _solution(
-        self, theta: Tensor, trajectory: int, pieces: Sequence[Piece], **options: Any
+        self,
+        theta: Tensor,
+        trajectory: int,
+        pieces: Sequence[Piece],
+        way: Way | None = None,
+        grids: Sequence[list[float]] | None = None,
     ) -> tuple[Tensor, list[list[float]]]:
         """What `_Walk` returns at `theta` [..., n_free]."""
         self._shared.solves += 1
         values = self.quantities.values(theta)
-        substitutes = {f"model.{name}": value for name, value in self.quantities.parameters(values).items()}
+        parameters = self.quantities.parameters(values)
+        substitutes = {f"model.{name}": shape_parameter(value, way) for name, value in parameters.items()}
         y0 = self.quantities.initial_state(values, trajectory)
         try:
-            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy), options)
+            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way, grids))
         except SolveError as error:
             self._shared.failure = error.status.message
             raise

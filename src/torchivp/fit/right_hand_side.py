@@ -13,8 +13,9 @@ from torch.func import functional_call, vmap
 
 from torchivp.models.model import Model
 
-Way = Literal["together", "mapped", "singly"]
-"""How to call a model with many rows: once, if it takes batches; by torch.vmap; or once for each row."""
+Way = Literal["together", "columns", "mapped", "singly"]
+"""How to call a model with many rows: once, if it takes batches, with parameters of shape [n] or [n, 1]; by torch.vmap;
+or once for each row."""
 
 REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError)
 """What a model raises that cannot be called in some way."""
@@ -26,13 +27,14 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
     Args:
         model: the model.
         parameters: by name, [n] each.
-        t: the time, 0-d, or with the ways "mapped" and "singly" [n].
+        t: the time, 0-d; with the ways "mapped" and "singly" also [n].
         y: the states, [n, n_states].
         way: how to call the model.
     """
     named = dict(parameters)
-    if way == "together":
-        return functional_call(model, named, (t, y))
+    if way in ("together", "columns"):
+        shaped = {name: shape_parameter(value, way) for name, value in named.items()}
+        return functional_call(model, shaped, (t, y))
     times = t.expand(len(y))
 
     def one(of_row: dict[str, Tensor], time: Tensor, state: Tensor) -> Tensor:
@@ -46,11 +48,16 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
     return torch.stack([one({name: value[i] for name, value in named.items()}, times[i], y[i]) for i in rows])
 
 
+def shape_parameter(value: Tensor, way: Way | None) -> Tensor:
+    """A parameter of many rows [n], as a model wants it that is called in this way."""
+    return value[:, None] if way == "columns" else value
+
+
 def way_forwards(model: Model, t: float) -> Way:
     """The fastest way to call a model with rows of dual numbers that gives what a call for each row gives.
 
-    A model that indexes states as `y[..., i]` takes batches. Others may mix the rows up without an error, which shows
-    in their values.
+    A model that indexes states as `y[..., i]` takes batches; one that treats all states alike does so with parameters
+    as columns. Others may mix the rows up without an error, which shows in their values.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first dual number makes it import
@@ -67,13 +74,15 @@ def way_forwards(model: Model, t: float) -> Way:
             singly = call_rows(model, parameters, time, states, "singly")
         except REFUSALS:
             return "singly"
-        ways: tuple[Way, ...] = ("together", "mapped")
+        ways: tuple[Way, ...] = ("together", "columns", "mapped")
         for way in ways:
             try:
                 rows = call_rows(model, parameters, time, states, way)
             except REFUSALS:
                 continue
-            if rows.shape == states.shape and all(_same(*pair) for pair in zip(_parts(rows), _parts(singly))):
+            if rows.shape == states.shape and all(
+                _same(*pair) for pair in zip(_parts(rows), _parts(singly), strict=True)
+            ):
                 return way
     return "singly"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchivp.fit.misfit import Accuracy, Misfit
-from torchivp.fit.optimise import Likelihood
+from torchivp.fit.optimise import Likelihood, negative_log_likelihood
 
 SMALLEST_RTOL = 1e-13
 """Below this, rounding makes up the error of a solve."""
@@ -17,6 +18,10 @@ _STEPS = 1000  # how many steps the span of a trajectory is divided into, to see
 _STEPS_OF_ALL = 3000  # as many in all trajectories together
 _DIFFERENCE = 1e-3  # the step of the differences with which derivatives are compared, in typical changes
 _SEEN = 1e-3  # how much such a step must change all residuals together, in sigmas, to say something
+
+
+_LITTLE_KNOWN = 2.0  # the standard error of a logarithm that may be on its way to minus infinity
+_NO_WORSE = 0.01  # what a quantity may add to the likelihood that counts as nothing
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,17 @@ def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
         return Verdict([])
     alone = _difference(misfit, tight, likelihood)
     if alone is None or alone[0] > 0.5 * _TOLERATED:
-        return Verdict(
-            [
-                f"the error of the solver is not small against the noise: {sigmas:.2g} sigma in {where}: give a smaller "
-                "rtol and atol"
-            ],
-            inaccurate=True,
+        sentence = (
+            f"the error of the solver is not small against the noise: {sigmas:.2g} sigma in {where}: "
+            "give a smaller rtol and atol"
         )
-    return Verdict(
-        [
-            f"solves step over something short: with steps of at most {short:.3g} the model differs by {sigmas:.2g} sigma "
-            f"in {where}: give the times at which inputs begin and end in jump_times, or max_step, at most the length of "
-            "the shortest of them"
-        ]
+        return Verdict([sentence], inaccurate=True)
+    sentence = (
+        f"solves step over something short: with steps of at most {short:.3g} the model differs by {sigmas:.2g} sigma "
+        f"in {where}: give the times at which inputs begin and end in jump_times, or max_step, at most the length of "
+        "the shortest of them"
     )
+    return Verdict([sentence])
 
 
 def _difference(misfit: Misfit, accuracy: Accuracy, likelihood: Likelihood) -> tuple[float, str] | None:
@@ -111,3 +113,25 @@ def check_derivatives(misfit: Misfit, likelihood: Likelihood) -> list[str]:
         f"the model depends on {', '.join(wrong)} in a way that has no derivative, through a comparison perhaps: the "
         "search could not move it, and its standard error means nothing: hold it in fixed, or make the model smooth"
     ]
+
+
+def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[np.float64]) -> list[str]:
+    """The names of the quantities that the search has driven to the bound of the log scale, zero.
+
+    Those of which little is known, and without which the model explains the data as well.
+
+    Args:
+        misfit: model and data.
+        likelihood: the optimum.
+        errors: the standard error of each quantity on the scale of estimation, [n_free].
+    """
+    names = []
+    for j, quantity in enumerate(misfit.quantities.free):
+        if not quantity.log or errors[j] < _LITTLE_KNOWN:
+            continue
+        theta = likelihood.minimum.theta.copy()
+        theta[j] = -np.inf
+        without = misfit.residuals(theta, derivatives=False)
+        if without is not None and negative_log_likelihood(without, likelihood.sigma) <= likelihood.nll + _NO_WORSE:
+            names.append(quantity.name)
+    return names
