@@ -197,14 +197,14 @@ def _estimate(search: Search, given: bool, automatic: bool) -> tuple[Likelihood,
     Returns:
         The maximum, what is wrong with the solves there, and what is to be said of other maxima.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
+    for attempts_left in reversed(range(_ATTEMPTS)):
         likelihood, rivals = _maximise(search, given)
         verdict = check_solves(search.misfit, likelihood)
         tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
-        if not (automatic and verdict.inaccurate) or attempt == _ATTEMPTS or tighter.rtol < SMALLEST_RTOL:
-            break
+        if not (attempts_left and automatic and verdict.inaccurate) or tighter.rtol < SMALLEST_RTOL:
+            return likelihood, verdict.sentences, rivals
         search.misfit = search.misfit.at_accuracy(tighter)
-    return likelihood, verdict.sentences, rivals
+    raise AssertionError("the last attempt returns")
 
 
 def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str]]:

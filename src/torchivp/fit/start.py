@@ -99,11 +99,10 @@ def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: l
     noise = np.sqrt(max(nearest.cost, exact) / len(residuals.values))
     rivals: list[Minimum] = []
     for each in as_good:
-        apart = [each.theta - other.theta for other in [nearest, *rivals]]
-        # Far away, and not along what the data do not determine.
-        if all(
-            np.abs(by / quantities.magnitudes).max() > 0.1 and np.linalg.norm(scaled @ by) > 5 * noise for by in apart
-        ):
+        ways = [each.theta - other.theta for other in [nearest, *rivals]]
+        far = all(np.abs(way / quantities.magnitudes).max() > 0.1 for way in ways)
+        # What the data do not determine leads far away, but changes nothing.
+        if far and all(np.linalg.norm(scaled @ way) > 5 * noise for way in ways):
             rivals.append(each)
     return Start(nearest, rivals)
 
