@@ -1,4 +1,4 @@
-"""Fits whose numbers would be wrong without a word if nobody looked: each with the right value, or with what is said."""
+"""Fits whose numbers could be wrong without a word: each with the right value, or with what is said."""
 
 import math
 from typing import ClassVar
@@ -134,6 +134,7 @@ INFUSIONS = pd.DataFrame({"time": HOURS, "concentration": infused(HOURS) + 0.05 
 HELD = {"start": {"clearance": 4.0, "volume": 40.0}, "fixed": {"concentration": 0.0}, "rtol": 1e-6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"jump_times": [0.5, 24, 24.5, 48, 48.5]}, {"max_step": 0.25}])
 def test_short_inputs_are_seen(options):
     holds(fit(Infusion(), INFUSIONS, **HELD, **options), clearance=5.0, volume=30.0)
@@ -178,7 +179,7 @@ def test_doses_are_scheduled(style):
 
 def test_schedules_that_make_no_sense_are_refused():
     data = pd.DataFrame({"time": [0.0, 1.0, 2.0, 3.0], "amount": [1.0, 0.5, 0.2, 0.1]})
-    with pytest.raises(TypeError, match="schedule must be a torchivp.Scheduled, a list of these, or a dict"):
+    with pytest.raises(TypeError, match=r"schedule must be a torchivp\.Scheduled, a list of these, or a dict"):
         fit(Decay(), data, schedule=[3.0])
     with pytest.raises(ValueError, match="jump_times must be finite"):
         fit(Decay(), data, jump_times=[math.nan])
