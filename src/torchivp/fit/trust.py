@@ -13,6 +13,7 @@ from torchivp.fit.optimise import Likelihood, negative_log_likelihood
 SMALLEST_RTOL = 1e-13
 """Below this, rounding makes up the error of a solve."""
 
+_FINE = 1e-7  # with this rtol or a smaller one, residuals as small as the error of the solver are none
 _TOLERATED = 0.1  # how large the error of the solver may be, in sigmas
 _STEPS = 1000  # how many steps the span of a trajectory is divided into, to see what solves step over
 _STEPS_OF_ALL = 3000  # as many in all trajectories together
@@ -40,11 +41,11 @@ class Verdict:
 def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
     """Compare the solves at an optimum with more accurate ones, and with ones whose steps are short.
 
-    Where the model fits its data exactly there is no noise to compare with, and nothing is found.
+    Where the model fits its data exactly, even by fine solves, there is no noise to compare with, and nothing is found.
     """
-    if likelihood.at_floor:
-        return Verdict([])
     accuracy = misfit.accuracy
+    if likelihood.at_floor and accuracy.rtol <= _FINE:
+        return Verdict([])
     series = misfit.data.trajectories
     steps = min(_STEPS, max(_STEPS // 10, _STEPS_OF_ALL // len(series)))
     short = min(accuracy.max_step, max(each.t[-1] - each.t[0] for each in series) / steps)
