@@ -35,7 +35,9 @@ class Decay(Model):
 
 def estimate(name, kind, value, unit, description, error=0.06):
     """An estimate on the log scale whose relative error is `error`."""
-    return Estimate.build(name, kind, value, error, log=True, free=True, unit=unit, description=description)
+    return Estimate.build(
+        name, kind, value, error, 1.96 * error, log=True, free=True, unit=unit, description=description
+    )
 
 
 def dataset(trajectories, observables, states, time_name):

@@ -65,9 +65,10 @@ def test_both_ways_to_differentiate_agree():
     misfit = misfit_of(model, simulate(model, np.array(t)))
     theta = misfit.quantities.theta()
     states, forwards = misfit.sensitivities(theta, 0, t, [0, 1])
-    few_states, backwards = misfit.sensitivities(theta, 0, t[:80], [0, 1])
-    np.testing.assert_allclose(states[:80], few_states, rtol=1e-7)
-    np.testing.assert_allclose(forwards[:80], backwards, rtol=1e-6, atol=1e-6)
+    misfit._shared.forwards = False
+    few_states, backwards = misfit.sensitivities(theta, 0, t[:40], [0, 1])
+    np.testing.assert_allclose(states[:40], few_states, rtol=1e-7)
+    np.testing.assert_allclose(forwards[:40], backwards, rtol=1e-6, atol=1e-6)
 
 
 def test_missing_values_have_no_residual():

@@ -282,8 +282,13 @@ def test_a_model_that_cannot_be_solved_is_refused():
         def forward(self, t, y):
             return torch.sqrt(-self.rate - y**2)
 
-    with refused(RuntimeError, "the model cannot be solved from any start: give start="):
-        fit(Undefined(), simulate(LotkaVolterra(), np.linspace(0, 1, 9)), start={"rate": 2.0})
+    data = simulate(LotkaVolterra(), np.linspace(0, 1, 9))
+    with refused(RuntimeError, "cannot be solved from the start that was given: func is not finite at t = 0"):
+        fit(Undefined(), data, start={"rate": 2.0})
+    with refused(
+        RuntimeError, "from any start: give start={name: value, ...}. From the defaults of the model: func is"
+    ):
+        fit(Undefined(), data)
 
 
 def test_predictions_outside_the_data_are_refused():

@@ -18,15 +18,19 @@ from numpy.typing import NDArray
 from scipy.interpolate import make_interp_spline, make_smoothing_spline
 from scipy.optimize import least_squares
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.right_hand_side import REFUSALS, call_rows
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 # The three-point Gauss-Legendre rule on [0, 1].
 _NODES = 0.5 + np.array([-0.5, 0.0, 0.5]) * np.sqrt(0.6)
 _WEIGHTS = np.array([5.0, 8.0, 5.0]) / 18.0
+
+_LONGEST = 500  # a series with more times than this is thinned out
+_CALLS = 100_000  # how many calls of a model that torch.vmap cannot follow may go into the choice of the starts
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
     log = [model.is_positive(state) or misfit.noise == "lognormal" for state in states]
     t, widths, y, increments, initial = [], [], [], [], []
     for trajectory in data.trajectories:
-        ends = trajectory.t
+        ends, values = _thinned(trajectory.t, trajectory.values)
         nodes = ends[:-1, None] + np.diff(ends)[:, None] * _NODES
         at_ends, at_nodes = [], []
         for state, is_log in zip(states, log, strict=True):
-            curve = _curve(ends, trajectory.values[:, data.states.index(state)], is_log, smoothing)
+            curve = _curve(ends, values[:, data.states.index(state)], is_log, smoothing)
             if curve is None:
                 return None
             at_ends.append(curve(ends))
@@ -86,6 +90,19 @@ def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
         log=torch.tensor(log),
         initial=np.stack(initial),
     )
+
+
+def _thinned(t: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A long series as means of consecutive values, of which there are few enough to draw a curve in a moment."""
+    size = -(-len(t) // _LONGEST)
+    if size == 1:
+        return t, values
+    starts = np.arange(0, len(t), size)
+    known = np.isfinite(values)
+    counts = np.add.reduceat(known, starts, axis=0, dtype=float)
+    sums = np.add.reduceat(np.where(known, values, 0.0), starts, axis=0)
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return np.add.reduceat(t, starts) / np.add.reduceat(np.ones(len(t)), starts), means
 
 
 def _curve(t: NDArray[np.float64], values: NDArray[np.float64], log: bool, smoothing: bool) -> Curve | None:
@@ -121,6 +138,7 @@ class Matching:
         self._index = torch.tensor([i for i, quantity in enumerate(free) if quantity.kind == "parameter"])
         self._theta = torch.tensor(self._quantities.theta())
         self._widths = misfit.quantities.magnitudes[self._index.numpy()]
+        self._mapped = True
         self._scale = curves.increments.square().mean(0).sqrt().clamp_min(1e-12)
 
     @property
@@ -134,10 +152,9 @@ class Matching:
         values = self._quantities.values(self._theta.index_copy(0, self._index, p))
         parameters = self._quantities.parameters(values)
 
-        def derivative(t: Tensor, y: Tensor) -> Tensor:
-            return functional_call(self._model, parameters, (t, y))
-
-        slopes = vmap(derivative)(curves.t.flatten(), curves.y.flatten(0, 1)).reshape(curves.y.shape)
+        t, y = curves.t.flatten(), curves.y.flatten(0, 1)
+        of_rows = {name: value.expand(len(t)) for name, value in parameters.items()}
+        slopes = call_rows(self._model, of_rows, t, y, "mapped" if self._mapped else "singly").reshape(curves.y.shape)
         slopes = torch.where(curves.log, slopes / curves.y, slopes)
         gained = torch.einsum("nqs,q,n->ns", slopes, torch.tensor(_WEIGHTS), curves.widths)
         return ((curves.increments - gained) / self._scale).flatten()
@@ -150,11 +167,22 @@ class Matching:
             keep: how many of the starts, those with the smallest residuals, to refine.
         """
         p = torch.tensor(starts)[:, self._index]
-        costs = vmap(self.residuals)(p).square().sum(1).nan_to_num(torch.inf, torch.inf)
+        costs = self._costs(p).nan_to_num(torch.inf, torch.inf)
         best = [i for i in costs.argsort()[:keep].tolist() if torch.isfinite(costs[i])]
         found = [self._refine(p[i].numpy()) for i in best]
         found.sort(key=lambda pair: pair[0])
         return [self._with_initial_states(estimate) for _, estimate in found]
+
+    def _costs(self, p: Tensor) -> Tensor:
+        """The sum of squared residuals at each of the `p` [n_starts, n]; infinite where there was no time to look."""
+        if self._mapped:
+            try:
+                return vmap(lambda one: self.residuals(one).square().sum())(p)
+            except REFUSALS:
+                self._mapped = False  # the model looks at the value of the time or of a state, for example
+        looked_at = max(1, _CALLS // self._curves.t.numel())
+        costs = [self.residuals(one).square().sum() for one in p[:looked_at]]
+        return torch.stack([*costs, *[torch.tensor(torch.inf)] * (len(p) - len(costs))])
 
     def _refine(self, p: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         widths = self._widths

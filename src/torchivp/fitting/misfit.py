@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import warnings
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,16 +17,16 @@ from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
 from torchivp.fitting.data import Dataset
+from torchivp.fitting.inputs import Inputs, Piece
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.right_hand_side import REFUSALS, Way, call_rows, check_gradient, shape_parameter, way_forwards
 from torchivp.models.model import Model
-from torchivp.solution import Solution, SolveError
+from torchivp.solution import SolveError
 from torchivp.stepsize.constant import GridSteps
 from torchivp.torch_func import pull_back
 
 Noise = Literal["normal", "lognormal"]
 SigmaMode = Literal["separate", "shared"]
-
-_FEW_OUTPUTS = 200  # up to here, differentiating backwards is the faster way
 
 
 @dataclass(frozen=True)
@@ -37,26 +36,78 @@ class Accuracy:
     Attributes:
         method: the name of an adaptive ODE method.
         rtol: relative tolerance.
-        atol: absolute tolerance, in the units of the states.
-        max_steps: a solve that needs more step attempts counts as failed.
+        atol: absolute tolerance, in the units of the states: a number, or one for each state.
+        max_steps: a solve (of a piece between inputs) that needs more step attempts counts as failed.
+        max_step: no step is longer.
     """
 
     method: str
     rtol: float
-    atol: float
+    atol: float | tuple[float, ...]
     max_steps: int
+    max_step: float = math.inf
+
+    def scaled(self, factor: float, further: float = 1.0) -> Accuracy:
+        """The tolerances times a factor, and the absolute ones times a further one."""
+        atol = np.array(self.atol) * (factor * further)
+        return replace(self, rtol=self.rtol * factor, atol=tuple(atol) if atol.ndim else float(atol))
+
+    def options(self, grid: list[float] | None = None) -> dict[str, Any]:
+        """The options of `solve_ivp`; the steps end on the `grid` if one is given."""
+        steps = {"max_step": self.max_step} if grid is None else {"controller": GridSteps(lambda _: grid)}
+        atol = torch.tensor(self.atol, dtype=torch.float64) if isinstance(self.atol, tuple) else self.atol
+        return {"method": self.method, "rtol": self.rtol, "atol": atol, "max_steps": self.max_steps, **steps}
 
 
-class _Solve(nn.Module):
-    """A solve as a module, so that parameters are substituted once per solve instead of once per evaluation."""
+class _Walk(nn.Module):
+    """The solve of a trajectory, as a module: so parameters are substituted once instead of at every evaluation."""
 
     def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
-    def forward(self, y0: Tensor, t_span: tuple[float, float], options: dict[str, Any]) -> Solution:
-        """The solution from `y0` over `t_span`."""
-        return solve_ivp(self.model, t_span, y0, **options)
+    def forward(
+        self,
+        y0: Tensor,
+        pieces: Sequence[Piece],
+        accuracy: Accuracy,
+        way: Way | None = None,
+        grids: Sequence[list[float]] | None = None,
+    ) -> tuple[Tensor, list[list[float]]]:
+        """Solve one piece after the other.
+
+        Args:
+            y0: the initial state, [n_states], or with a `way` [n, n_states].
+            pieces: between inputs.
+            accuracy: how to solve.
+            way: how to call the model with rows; None if there are none.
+            grids: where the steps of each piece end; None to choose them.
+
+        Returns:
+            The states at the outputs of the pieces, [T, ...], or without outputs at the beginnings of all steps; and
+            where the steps of each piece end, which only a walk without outputs tells.
+        """
+        parameters = dict(self.model.named_parameters())
+
+        def derivative(t: Tensor, y: Tensor) -> Tensor:
+            return call_rows(self.model, parameters, t, y, way) if way in ("mapped", "singly") else self.model(t, y)
+
+        y, states, steps = y0, [], []
+        for number, piece in enumerate(pieces):
+            y = piece.begin(y)
+            if piece.start < piece.end:
+                wanted = None if piece.outputs is None else sorted({*piece.outputs, piece.end})
+                options = accuracy.options(None if grids is None else grids[number])
+                func = derivative if len(pieces) == 1 else piece.within(derivative)
+                solution = solve_ivp(func, (piece.start, piece.end), y, t_eval=wanted, **options)
+                y = piece.finish(solution.y[-1])
+                states.append(solution.y[:-1])
+                steps.append(solution.t[1:].tolist())
+            else:
+                steps.append([])
+            if piece.outputs and piece.outputs[-1] == piece.end:
+                states.append(y[None])
+        return torch.cat(states), steps
 
 
 @dataclass
@@ -95,32 +146,55 @@ class Misfit:
         quantities: what is estimated and what is held.
         noise: "normal" or "lognormal".
         accuracy: how the model is solved.
+        inputs: what acts on the model at known times; default nothing.
     """
 
-    def __init__(self, model: Model, data: Dataset, quantities: Quantities, noise: Noise, accuracy: Accuracy):
+    def __init__(
+        self,
+        model: Model,
+        data: Dataset,
+        quantities: Quantities,
+        noise: Noise,
+        accuracy: Accuracy,
+        inputs: Inputs | None = None,
+    ):
         self.model = model
         self.data = data
         self.quantities = quantities
         self.noise: Noise = noise
         self.accuracy = accuracy
+        self.inputs = inputs or Inputs()
         self.observed = [list(model.states).index(state) for state in data.states]
-        self._solve = _Solve(model)
-        self._count = [0]
-
-    @cached_property
-    def _forwards(self) -> bool:
-        return _takes_batches_forwards(self.model)
+        self._walk = _Walk(model)
+        self._shared = _Shared()
 
     @property
     def solves(self) -> int:
         """The number of solves so far, those at other accuracies included."""
-        return self._count[0]
+        return self._shared.solves
 
-    def at_accuracy(self, **changes: Any) -> Misfit:
-        """The same misfit, solved with other tolerances, method or `max_steps`."""
+    @property
+    def failure(self) -> str:
+        """Why the last solve that failed did so, in a sentence."""
+        return self._shared.failure
+
+    def at_accuracy(self, accuracy: Accuracy) -> Misfit:
+        """The same misfit, solved in another way."""
         other = copy.copy(self)
-        other.accuracy = replace(self.accuracy, **changes)
+        other.accuracy = accuracy
         return other
+
+    def check_gradient(self) -> None:
+        """Refuse a model whose derivatives autograd loses.
+
+        Raises:
+            ValueError: the message says which, and how to write the model.
+        """
+        values = self.quantities.values(torch.tensor(self.quantities.theta()))
+        parameters = self.quantities.parameters(values)
+        series = self.data.trajectories[0].t
+        times = [float(t) for t in np.linspace(series[0], series[-1], 4)]
+        check_gradient(self.model, parameters, self.quantities.initial_state(values, 0), times)
 
     def states(self, theta: Tensor, trajectory: int, t: Sequence[float]) -> Tensor:
         """The states of the model at increasing times not before the first data time.
@@ -136,16 +210,26 @@ class Misfit:
         Raises:
             SolveError: the solve failed.
         """
-        return self._solution(theta, trajectory, t, t_eval=t).y
+        return self._solution(theta, trajectory, self._pieces(trajectory, t, outputs=True))[0]
+
+    def steps(self, theta: NDArray[np.float64], trajectory: int) -> int:
+        """The number of steps to the end of the data.
+
+        Raises:
+            SolveError: the solve failed.
+        """
+        t = self.data.trajectories[trajectory].t.tolist()
+        with torch.no_grad():
+            return sum(map(len, self._solution(torch.tensor(theta), trajectory, self._pieces(trajectory, t))[1]))
 
     def sensitivities(
         self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], columns: Sequence[int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Some of the states, and their derivatives with respect to theta: those of the numerical solution, exactly.
 
-        Few outputs are differentiated backwards through the solve, all at once. For many, one solve finds the steps and
-        a second one takes them again, differentiated forwards along all entries of theta at once, which costs the
-        same however many there are; this needs a model that takes batches.
+        One solve finds the steps and a second one takes them again, differentiated forwards along all entries of theta
+        at once, which costs the same however many outputs there are. Where autograd cannot follow the model forwards,
+        each output is differentiated backwards.
 
         Args:
             theta: the free quantities, [n_free].
@@ -159,19 +243,50 @@ class Misfit:
         Raises:
             SolveError: the solve failed.
         """
+        if self._shared.forwards:
+            with torch.no_grad():
+                _, steps = self._solution(torch.tensor(theta), trajectory, self._pieces(trajectory, t))
+            try:
+                return self._forwards(theta, trajectory, t, columns, steps)
+            except SolveError:
+                raise
+            except REFUSALS:
+                # A part of the model that the trial did not come to cannot be called with rows, or differentiated so.
+                if self._shared.way == "singly":
+                    self._shared.forwards = False
+                self._shared.way = "singly"
+                return self.sensitivities(theta, trajectory, t, columns)
+        return self._backwards(theta, trajectory, t, columns)
+
+    def _forwards(
+        self,
+        theta: NDArray[np.float64],
+        trajectory: int,
+        t: Sequence[float],
+        columns: Sequence[int],
+        steps: list[list[float]],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Derivatives by dual numbers, a row for each entry of theta."""
+        if self._shared.way is None:
+            self._shared.way = way_forwards(self.model, t[0])
         at = torch.tensor(theta)
-        if len(t) * len(columns) <= _FEW_OUTPUTS or not self._forwards:
-            states = self.states(at.requires_grad_(), trajectory, t)[:, list(columns)]
-            rows = torch.eye(states.numel(), dtype=at.dtype).unflatten(1, states.shape)
-            gradients = pull_back(lambda row: torch.autograd.grad(states, at, row, retain_graph=True)[0], rows)
-            return states.detach().numpy(), gradients.numpy().reshape(*states.shape, len(at))
+        pieces = self._pieces(trajectory, t, outputs=True)
         with torch.no_grad(), forward_ad.dual_level():
-            steps = self._solution(at, trajectory, t).t[1:].tolist()
             dual = forward_ad.make_dual(at.repeat(len(at), 1), torch.eye(len(at), dtype=at.dtype))
-            again = self._solution(dual, trajectory, t, t_eval=t, controller=GridSteps(lambda _: steps))
-            states, tangents = forward_ad.unpack_dual(again.y[:, :, list(columns)])
-            assert tangents is not None, "the states depend on what is free"
+            again, _ = self._solution(dual, trajectory, pieces, way=self._shared.way, grids=steps)
+            states, tangents = forward_ad.unpack_dual(again[:, :, list(columns)])
+            tangents = torch.zeros_like(states) if tangents is None else tangents
             return states[:, 0].numpy(), tangents.movedim(1, 2).numpy()
+
+    def _backwards(
+        self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], columns: Sequence[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Derivatives by one backward pass for each output."""
+        at = torch.tensor(theta).requires_grad_()
+        states = self.states(at, trajectory, t)[:, list(columns)]
+        rows = torch.eye(states.numel(), dtype=at.dtype).unflatten(1, states.shape)
+        gradients = pull_back(lambda row: torch.autograd.grad(states, at, row, retain_graph=True)[0], rows)
+        return states.detach().numpy(), gradients.numpy().reshape(*states.shape, len(at))
 
     def residuals(self, theta: NDArray[np.float64], horizon: float = 1.0, derivatives: bool = True) -> Residuals | None:
         """The residuals at `theta` of the first part of each trajectory.
@@ -196,6 +311,7 @@ class Misfit:
             data, model, slopes = data[known], model[known], slopes[known]
             if self.noise == "lognormal":
                 if not (model > 0).all():
+                    self._shared.failure = "an observed state is not positive, as lognormal noise needs it to be"
                     return None
                 data, model, slopes = np.log(data), np.log(model), slopes / model[:, None]
                 log_data += float(data.sum())
@@ -203,7 +319,10 @@ class Misfit:
             rows.append(-slopes)
             observable.append(known.nonzero()[1])
         found = Residuals(theta, np.concatenate(values), np.concatenate(observable), np.concatenate(rows), log_data)
-        return found if np.isfinite(found.values).all() and np.isfinite(found.jacobian).all() else None
+        if np.isfinite(found.values).all() and np.isfinite(found.jacobian).all():
+            return found
+        self._shared.failure = "an observed state, or its derivative with respect to what is free, is not finite"
+        return None
 
     def _observables(
         self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], derivatives: bool
@@ -215,40 +334,44 @@ class Misfit:
             states = self.states(torch.tensor(theta), trajectory, t)[:, self.observed].numpy()
         return states, np.zeros((*states.shape, 0))
 
-    def _solution(self, theta: Tensor, trajectory: int, t: Sequence[float], **options: Any) -> Solution:
-        """The solution from the first data time to the last of `t`, at `theta` [..., n_free]."""
-        self._count[0] += 1
+    def _pieces(self, trajectory: int, t: Sequence[float], outputs: bool = False) -> list[Piece]:
+        """The pieces from the first data time to the last of `t`."""
+        series = self.data.trajectories[trajectory]
+        return self.inputs.pieces(series.name, float(series.t[0]), t[-1], t if outputs else None)
+
+    def _solution(
+        self,
+        theta: Tensor,
+        trajectory: int,
+        pieces: Sequence[Piece],
+        way: Way | None = None,
+        grids: Sequence[list[float]] | None = None,
+    ) -> tuple[Tensor, list[list[float]]]:
+        """What `_Walk` returns at `theta` [..., n_free]."""
+        self._shared.solves += 1
         values = self.quantities.values(theta)
-        substitutes = {f"model.{name}": value for name, value in self.quantities.parameters(values).items()}
+        parameters = self.quantities.parameters(values)
+        substitutes = {f"model.{name}": shape_parameter(value, way) for name, value in parameters.items()}
         y0 = self.quantities.initial_state(values, trajectory)
-        span = (float(self.data.trajectories[trajectory].t[0]), t[-1])
-        return functional_call(self._solve, substitutes, (y0, span, {**asdict(self.accuracy), **options}))
-
-
-def _takes_batches_forwards(model: Model) -> bool:
-    """Whether batches of states and parameters, [n, n_states] and [n] each, can be differentiated forwards.
-
-    A model that indexes states as `y[..., i]` takes batches.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first dual number makes it import
-        with forward_ad.dual_level():
-            forward_ad.make_dual(torch.ones(()), torch.ones(()))
-    count = len(model.states) + 1
-    t = torch.zeros((), dtype=torch.float64)
-    spread = torch.linspace(1.0, 1.5, count, dtype=torch.float64)
-    with torch.no_grad(), forward_ad.dual_level():
-        states = model.initial_state() + spread[:, None]
-        parameters = {name: forward_ad.make_dual(value * spread, spread) for name, value in model.named_parameters()}
         try:
-            together = functional_call(model, parameters, (t, forward_ad.make_dual(states, states)))
-        except (RuntimeError, IndexError, ValueError, TypeError):
-            return False
-        singly = [
-            functional_call(
-                model, {name: value * spread[i] for name, value in model.named_parameters()}, (t, states[i])
-            )
-            for i in range(count)
-        ]
-        primal = forward_ad.unpack_dual(together).primal
-    return primal.shape == states.shape and torch.allclose(primal, torch.stack(singly), equal_nan=True)
+            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way, grids))
+        except SolveError as error:
+            self._shared.failure = error.status.message
+            raise
+
+
+@dataclass
+class _Shared:
+    """What a misfit and its copies at other accuracies know together.
+
+    Attributes:
+        solves: the number of solves so far.
+        failure: why the last solve that failed did so.
+        way: how to call the model with rows of dual numbers; None before a try.
+        forwards: whether the model can be differentiated forwards, as far as is known.
+    """
+
+    solves: int = 0
+    failure: str = "no solve has failed"
+    way: Way | None = None
+    forwards: bool = True

@@ -15,6 +15,9 @@ from torchivp.fitting.progress import Progress
 # A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
 _FAILED = 1e6
 
+# The fraction of the variance of the data that the errors of a rough solve may make up.
+_UNSEEN = 1e-4
+
 
 @dataclass
 class Minimum:
@@ -146,6 +149,20 @@ class Search:
                 break
         at_floor = bool(np.any(sigma <= floor))
         return Likelihood(minimum, sigma, nll, settled and minimum.converged, at_floor)
+
+    def agrees(self, minimum: Minimum, exact: Misfit, sigma: NDArray[np.float64]) -> bool:
+        """Whether a more exact misfit says of a minimum what the search has found.
+
+        Args:
+            minimum: where the search ended.
+            exact: the misfit, solved more accurately.
+            sigma: what the residuals were divided by, [n_observed].
+        """
+        residuals = exact.residuals(minimum.theta, derivatives=False)
+        if residuals is None:
+            return False
+        cost = np.sum((residuals.values / sigma[residuals.observable]) ** 2)
+        return bool(cost <= 2 * minimum.cost + _UNSEEN * len(residuals.values))
 
     def sigma(self, residuals: Residuals) -> NDArray[np.float64]:
         """The sigma of each observable that makes the residuals most likely, [n_observed]."""

@@ -17,7 +17,7 @@ from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.misfit import Misfit, Noise, SigmaMode
 from torchivp.fitting.quantities import Kind
 from torchivp.fitting.residual_checks import Verdict, judge
-from torchivp.fitting.uncertainty import QUANTILE, Uncertainty
+from torchivp.fitting.uncertainty import Uncertainty
 from torchivp.models.model import Model
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Estimate:
         standard_error: of the value, by the delta method; NaN if it was held, infinite if the data do not determine it.
         scale: the scale of estimation, "log" or "linear".
         scale_error: the standard error on that scale.
-        lower: lower end of the 95 % interval, which is symmetric on the scale of estimation.
+        lower: lower end of the 95 % interval; but for sigmas, it is symmetric on the scale of estimation.
         upper: its upper end.
         free: whether it was estimated.
         unit: its unit; may be empty.
@@ -58,10 +58,18 @@ class Estimate:
 
     @staticmethod
     def build(
-        name: str, kind: Kind, value: float, scale_error: float, *, log: bool, free: bool, unit: str, description: str
+        name: str,
+        kind: Kind,
+        value: float,
+        scale_error: float,
+        reach: float,
+        *,
+        log: bool,
+        free: bool,
+        unit: str,
+        description: str,
     ) -> Estimate:
-        """The estimate with its interval, from its standard error on the scale of estimation."""
-        reach = QUANTILE * scale_error
+        """The estimate with its interval, from its standard error and half the width on the scale of estimation."""
         with np.errstate(over="ignore"):
             lower, upper = (value * np.exp(-reach), value * np.exp(reach)) if log else (value - reach, value + reach)
         return Estimate(
@@ -183,22 +191,27 @@ class FitResult:
         Returns:
             Its lower and upper edge, each [T, n_states]; infinitely wide where the data do not determine the curve.
         """
-        states, variance = self._states_with_variance(t, trajectory)
-        return _edges(states, variance, np.array([self._is_log(state) for state in self.model.states]))
+        states, derivatives = self._sensitivities(t, trajectory)
+        log = np.array([self._is_log(state) for state in self.model.states])
+        return _edges(states, self.uncertainty.reach(derivatives), log)
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % prediction band: where new observations fall.
 
         The band of the curve widened by the noise, for states that are observed; the band of the curve for the others.
-        Arguments, returns and errors as of `band`.
+        The noise of a state that several columns observe is that of the one with the largest sigma. Arguments, returns
+        and errors as of `band`.
         """
-        states, variance = self._states_with_variance(t, trajectory)
+        states, derivatives = self._sensitivities(t, trajectory)
         log = np.array([self._is_log(state) for state in self.model.states])
-        for state, sigma in zip(self.observed_states, self.sigma, strict=True):
-            i = list(self.model.states).index(state)
+        noise = np.zeros((*states.shape, len(self.uncertainty.counts)))
+        for k in np.argsort(self.sigma):
+            i = list(self.model.states).index(self.observed_states[k])
             log[i] = self.noise == "lognormal"
-            variance[:, i] += (sigma * states[:, i]) ** 2 if log[i] else sigma**2
-        return _edges(states, variance, log)
+            noise[:, i] = 0.0
+            group = k if self.sigma_mode == "separate" else 0
+            noise[:, i, group] = (self.sigma[k] * (states[:, i] if log[i] else 1.0)) ** 2
+        return _edges(states, self.uncertainty.reach(derivatives, noise), log)
 
     def residuals(self, trajectory: int = 0) -> NDArray[np.float64]:
         """The residuals over sigma on the scale of the noise, [T, n_observed]; NaN where data are missing.
@@ -302,20 +315,20 @@ class FitResult:
             raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
         return times.tolist(), position
 
-    def _states_with_variance(self, t: ArrayLike, trajectory: int) -> Band:
+    def _sensitivities(self, t: ArrayLike, trajectory: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The states [T, n_states], and their derivatives with respect to theta, [T, n_states, n_free]."""
         times, position = self._times(t, trajectory)
         every = range(len(self.model.states))
         states, derivatives = self.misfit.sensitivities(self.theta, trajectory, times, every)
-        return states[position], self.uncertainty.variance(derivatives)[position]
+        return states[position], derivatives[position]
 
     def _is_log(self, state: str) -> bool:
         observed_log = self.noise == "lognormal" and state in self.observed_states
         return observed_log or self.model.is_positive(state)
 
 
-def _edges(states: NDArray[np.float64], variance: NDArray[np.float64], log: NDArray[np.bool_]) -> Band:
-    """The edges of bands that are symmetric, on the log scale for the states where `log`."""
-    reach = QUANTILE * np.sqrt(variance)
+def _edges(states: NDArray[np.float64], reach: NDArray[np.float64], log: NDArray[np.bool_]) -> Band:
+    """The edges of bands that reach as far to both sides, on the log scale for the states where `log`."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         factor = np.exp(np.where(log, reach / np.abs(states), 0.0))
         return np.where(log, states / factor, states - reach), np.where(log, states * factor, states + reach)

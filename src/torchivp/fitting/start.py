@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,55 +17,117 @@ _STARTS = 128  # random starts that are looked at
 _REFINED = 12  # of them, how many are refined on the beginning of the data
 _FOLLOWED = 4  # of those, how many are followed to the end of the data
 _SPREAD = 2.0  # a quantity on the log scale starts within this many powers of ten of its default
+_SCREENING_RTOL = 1e-3  # with which the random starts are looked at
 _EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
 
 
-def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Minimum:
+@dataclass(frozen=True)
+class Start:
+    """What the search has found.
+
+    Attributes:
+        best: the best minimum; its residuals are None if the model could be solved from no candidate.
+        rivals: others that are as good, and further from the model's defaults.
+    """
+
+    best: Minimum
+    rivals: list[Minimum]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Where a search may begin; `growing` if it is to fit the beginning of the data first."""
+
+    theta: NDArray[np.float64]
+    name: str
+    growing: bool = False
+
+
+def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start:
     """Find the quantities that minimise the squared residuals.
 
     Where every state is observed, the first candidates come from integral matching; further ones, and all of them
-    otherwise, are random starts around the model's defaults that explain the beginning of the data best. Candidates
-    are refined on all data at once, and on a horizon that grows from the beginning of the data to their end; the
-    latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The search
-    ends when two ways lead to the same best optimum, when the model fits exactly, or with the last candidate.
+    otherwise, are the model's defaults and random starts around them that explain the beginning of the data best.
+    Candidates are refined on all data at once, and on a horizon that grows from the beginning of the data to their
+    end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The
+    search is settled when two ways lead to the same best optimum, or when the model fits exactly. Where states are
+    hidden, other values of theirs may explain the data as well, so that the other candidates are still refined on all
+    data at once. Of optima that are equally good, the one nearest to the model's defaults is the best.
 
     Args:
         search: what is minimised.
         scale: what to divide the residuals of each observable by, [n_observed].
         given: whether the user has given start values, which are then the only candidate.
-
-    Returns:
-        The best minimum; its cost is infinite if the model could be solved from no candidate.
     """
-    best = Minimum(search.misfit.quantities.theta(), np.inf, False)
-    for minimum in _minima(search, scale, given):
+    misfit = search.misfit
+    hidden = set(misfit.model.states) != set(misfit.data.states)
+    found: list[Minimum] = []
+    best, settled = Minimum(misfit.quantities.theta(), np.inf, False), False
+    for candidate in _candidates(search, scale, given):
+        if candidate.growing and not settled:
+            minimum = _extend_horizon(search, candidate.theta, scale, candidate.name)
+        else:
+            minimum = _on_all_data(search, candidate.theta, scale, candidate.name)
         if minimum.residuals is None:
             continue
         exact = _EXACT * len(minimum.residuals.values)
-        confirmed = np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
-        if minimum.cost < best.cost:
-            best = minimum
-        if confirmed or best.cost <= exact:
+        settled |= np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
+        found.append(minimum)
+        best = min(best, minimum, key=lambda each: each.cost)
+        settled |= best.cost <= exact
+        if settled and not hidden:
             break
-    return best
+    return _nearest(search, scale, best, found)
 
 
-def _minima(search: Search, scale: NDArray[np.float64], given: bool) -> Iterator[Minimum]:
-    """The minima that the candidates lead to."""
+def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: list[Minimum]) -> Start:
+    """Of the minima that are as good as the best, the one nearest to the model's defaults, and those apart from it."""
+    if best.residuals is None:
+        return Start(best, [])
+    quantities = search.misfit.quantities
+    exact = _EXACT * len(best.residuals.values)
+    as_good = [each for each in found if each.cost <= max(1.01 * best.cost, exact)]
+
+    def distance(minimum: Minimum) -> float:
+        return float(np.linalg.norm((minimum.theta - quantities.theta()) / quantities.magnitudes))
+
+    # What comes out at the same place by another way is as near but for rounding, and then the smaller cost counts.
+    nearest = min(as_good, key=lambda each: (round(distance(each), 2), each.cost))
+    residuals = nearest.residuals
+    assert residuals is not None, "a minimum that was found has residuals"
+    scaled = residuals.jacobian / scale[residuals.observable][:, None]
+    noise = np.sqrt(max(nearest.cost, exact) / len(residuals.values))
+    rivals: list[Minimum] = []
+    for each in as_good:
+        ways = [each.theta - other.theta for other in [nearest, *rivals]]
+        far = all(np.abs(way / quantities.magnitudes).max() > 0.1 for way in ways)
+        # What the data do not determine leads far away, but changes nothing.
+        if far and all(np.linalg.norm(scaled @ way) > 5 * noise for way in ways):
+            rivals.append(each)
+    return Start(nearest, rivals)
+
+
+def _candidates(search: Search, scale: NDArray[np.float64], given: bool) -> Iterator[_Candidate]:
+    """Where to begin."""
     misfit = search.misfit
-    first: Iterable[NDArray[np.float64]] = ()
-    if given:
-        first = [misfit.quantities.theta()]
-    elif set(misfit.model.states) == set(misfit.data.states):
-        first = _matched(misfit)
     number = 0
-    for number, theta in enumerate(first, 1):
-        stage = f"start {number}, all data"
-        yield search.minimise(theta, scale, stage, tolerance=1e-5, max_iterations=30)
-        yield _extend_horizon(search, theta, scale, f"start {number}")
-    if not given:
-        for further, theta in enumerate(_screened(search, scale), number + 1):
-            yield _extend_horizon(search, theta, scale, f"start {further}")
+    if given:
+        yield _Candidate(misfit.quantities.theta(), "start 1")
+        yield _Candidate(misfit.quantities.theta(), "start 1", growing=True)
+        return
+    if set(misfit.model.states) == set(misfit.data.states) and not any(misfit.inputs.scheduled.values()):
+        for number, theta in enumerate(_matched(misfit), 1):
+            yield _Candidate(theta, f"start {number}")
+            yield _Candidate(theta, f"start {number}", growing=True)
+    else:
+        number = 1
+        yield _Candidate(misfit.quantities.theta(), "the defaults of the model")
+    for further, theta in enumerate(_screened(search, scale), number + 1):
+        yield _Candidate(theta, f"start {further}", growing=True)
+
+
+def _on_all_data(search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str) -> Minimum:
+    return search.minimise(theta, scale, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
 
 
 def _extend_horizon(search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str) -> Minimum:
@@ -76,7 +139,7 @@ def _extend_horizon(search: Search, theta: NDArray[np.float64], scale: NDArray[n
             return minimum
         theta = minimum.theta
         horizon *= 1.5
-    return search.minimise(theta, scale, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
+    return _on_all_data(search, theta, scale, stage)
 
 
 def _first_horizon(misfit: Misfit) -> float:
@@ -107,7 +170,8 @@ def _screened(search: Search, scale: NDArray[np.float64]) -> Iterator[NDArray[np
     """Random starts, those that explain the beginning of the data best once they are refined there."""
     starts = _random(search.misfit)
     horizon = _first_horizon(search.misfit)
-    coarse = search.misfit.at_accuracy(rtol=1e-3)
+    accuracy = search.misfit.accuracy
+    coarse = search.misfit.at_accuracy(replace(accuracy, rtol=max(accuracy.rtol, _SCREENING_RTOL)))
     costs = []
     for theta in starts:
         residuals = coarse.residuals(theta, horizon, derivatives=False)

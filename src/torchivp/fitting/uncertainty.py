@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from torchivp.fitting.quantities import Quantity
 
-QUANTILE = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution: intervals hold 95 %."""
-
+_TAIL = 0.025  # intervals hold 95 %
 _SINGULAR = 1e-7  # a direction with a singular value this much smaller than the largest counts as not determined
 _WEAK = 2.0  # a direction with a standard error of this many typical changes (on the log scale e^2) is weak
 
@@ -21,23 +20,64 @@ _WEAK = 2.0  # a direction with a standard error of this many typical changes (o
 class Uncertainty:
     """The covariance of the estimates, and the directions that the data say nothing about.
 
+    The covariance is that of the likelihood, whose sigmas are root mean squares of the residuals. These are smaller
+    than the noise, since the curve follows the data, and uncertain where they are few. So intervals take the noise to
+    be `sqrt(n / degrees of freedom)` times as large and use Student's t distribution, as regression does. With several
+    sigmas, each has its share of the variance of an estimate; the degrees of freedom are then those of F. E.
+    Satterthwaite, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2 (1946).
+
     Attributes:
-        covariance: of theta, [n_free, n_free], within the directions that the data determine.
+        parts: of the covariance of theta that is due to the noise of each sigma, within the directions that the data
+            determine, [n_sigma, n_free, n_free].
+        counts: the number of values with each sigma, [n_sigma].
+        freedom: the degrees of freedom of each sigma: its values less the free quantities that they determine,
+            [n_sigma].
         undetermined: the other directions, as orthonormal columns in units of typical changes, [n_free, m].
         magnitudes: those units, [n_free].
         warnings: what is not determined, or only weakly, in words.
     """
 
-    covariance: NDArray[np.float64]
+    parts: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    freedom: NDArray[np.float64]
     undetermined: NDArray[np.float64]
     magnitudes: NDArray[np.float64]
     warnings: list[str]
 
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """The covariance of theta, [n_free, n_free]."""
+        return self.parts.sum(0)
+
     def standard_errors(self) -> NDArray[np.float64]:
         """The standard error of each entry of theta, [n_free]; infinite where the data do not determine it."""
-        errors = np.sqrt(np.diag(self.covariance))
-        touched = np.any(np.abs(self.undetermined) > 1e-3, axis=1)
-        return np.where(touched, np.inf, errors)
+        every = np.eye(len(self.magnitudes))
+        return np.where(self._is_determined(every), np.sqrt(np.diag(self.covariance)), np.inf)
+
+    def reach(self, derivatives: NDArray[np.float64], noise: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Half the width of 95 % intervals, by the delta method.
+
+        Args:
+            derivatives: of what the intervals are for with respect to theta, [..., n_free].
+            noise: variances that are added, by the sigma that they come from, [..., n_sigma].
+        """
+        shares = np.einsum("...i,kij,...j->...k", derivatives, self.parts, derivatives)
+        shares = (shares if noise is None else shares + noise) * (self.counts / self.freedom)
+        total = np.maximum(shares.sum(-1), np.finfo(float).tiny)
+        freedom = total**2 / np.maximum((shares**2 / self.freedom).sum(-1), np.finfo(float).tiny)
+        half = stats.t.isf(_TAIL, np.maximum(freedom, self.freedom.min())) * np.sqrt(total)
+        return np.where(self._is_determined(derivatives), half, np.inf)
+
+    def sigma_factors(self) -> NDArray[np.float64]:
+        """By what to multiply each sigma for the ends of its 95 % interval (chi-squared distribution), [2, n_sigma]."""
+        tails = [stats.chi2.isf(tail, self.freedom) for tail in (_TAIL, 1 - _TAIL)]
+        return np.sqrt(self.counts / np.array(tails))
+
+    def _is_determined(self, derivatives: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether the data determine what has the `derivatives` [..., n_free]."""
+        scaled = derivatives * self.magnitudes
+        along = np.abs(scaled @ self.undetermined).max(axis=-1, initial=0.0)
+        return along <= 1e-3 * np.linalg.norm(scaled, axis=-1)
 
     def correlation(self) -> NDArray[np.float64]:
         """The correlations of the entries of theta, [n_free, n_free]."""
@@ -45,19 +85,15 @@ class Uncertainty:
         errors = np.where(errors > 0, errors, 1.0)
         return self.covariance / np.outer(errors, errors)
 
-    def variance(self, derivatives: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The variance of what has the `derivatives` [..., n_free] with respect to theta, by the delta method."""
-        variance = np.einsum("...i,ij,...j->...", derivatives, self.covariance, derivatives)
-        scaled = derivatives * self.magnitudes
-        along = np.abs(scaled @ self.undetermined).max(axis=-1, initial=0.0)
-        return np.where(along > 1e-3 * np.linalg.norm(scaled, axis=-1), np.inf, variance)
 
-
-def fisher_uncertainty(scaled_jacobian: NDArray[np.float64], free: Sequence[Quantity]) -> Uncertainty:
+def fisher_uncertainty(
+    scaled_jacobian: NDArray[np.float64], sigma: NDArray[np.intp], free: Sequence[Quantity]
+) -> Uncertainty:
     """The uncertainty of theta from the Jacobian of the residuals over sigma.
 
     Args:
         scaled_jacobian: [n, n_free]; its cross product is the Fisher information.
+        sigma: the number of the sigma of each residual, [n].
         free: what the entries of theta are.
     """
     magnitudes = np.array([quantity.magnitude for quantity in free])
@@ -73,7 +109,15 @@ def fisher_uncertainty(scaled_jacobian: NDArray[np.float64], free: Sequence[Quan
             )
     inverse = np.where(lost, 0.0, 1 / np.where(lost, 1.0, singular))
     root = magnitudes[:, None] * directions.T * inverse
-    return Uncertainty(root @ root.T, directions[lost].T, magnitudes, warnings)
+    # What each residual moves the estimates by; its square is the residual's share of their covariance.
+    influence = scaled_jacobian @ root @ root.T
+    leverage = np.einsum("ni,ni->n", scaled_jacobian, influence)
+    groups = [sigma == k for k in range(sigma.max() + 1)]
+    parts = np.stack([influence[group].T @ influence[group] for group in groups])
+    counts = np.array([group.sum() for group in groups], dtype=np.float64)
+    # A sigma of which a column has hardly more values than it takes to determine something has one degree of freedom.
+    freedom = np.maximum(counts - np.array([leverage[group].sum() for group in groups]), 1.0)
+    return Uncertainty(parts, counts, freedom, directions[lost].T, magnitudes, warnings)
 
 
 def _combination(direction: NDArray[np.float64], free: Sequence[Quantity]) -> str:

@@ -1,0 +1,130 @@
+"""What acts on a model from outside at known times: jumps of the right-hand side, and changes of the state."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchivp.events.event import Scheduled
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a trajectory within which the right-hand side is smooth.
+
+    Attributes:
+        start: where it begins.
+        end: where it ends.
+        outputs: the times of the outputs in it; None if none are wanted.
+        changes: of the state at its start, in order.
+        last: changes of the state at its end, if the trajectory ends there.
+    """
+
+    start: float
+    end: float
+    outputs: list[float] | None
+    changes: list[Change]
+    last: list[Change]
+
+    def begin(self, y: Tensor) -> Tensor:
+        """The state after the changes at the start, of the state [..., n_states] before them."""
+        return _changed(y, self.changes)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """The state after the changes at the end."""
+        return _changed(y, self.last)
+
+    def within(self, derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The right-hand side, at the ends of the piece evaluated on its own side of them."""
+        first, last = math.nextafter(self.start, self.end), math.nextafter(self.end, self.start)
+        return lambda t, y: derivative(t.clamp(first, last), y)
+
+
+def _changed(y: Tensor, changes: Sequence[Change]) -> Tensor:
+    for change in changes:
+        # Row by row, since a change that writes `y[0] + dose` means one state.
+        y = change(y) if y.ndim == 1 else torch.stack([change(row) for row in y])
+    return y
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs at known times.
+
+    Attributes:
+        jump_times: where the right-hand side jumps.
+        scheduled: changes of the state, by the name of the trajectory.
+    """
+
+    jump_times: Sequence[float] = ()
+    scheduled: Mapping[str, Sequence[Scheduled]] = field(default_factory=dict)
+
+    def pieces(self, trajectory: str, start: float, end: float, outputs: Sequence[float] | None) -> list[Piece]:
+        """The pieces of a trajectory from `start` to `end`, each with its outputs and changes.
+
+        An output at the time of a change is the state after it.
+        """
+        changes = self._changes(trajectory)
+        inner = sorted(t for t in {*self.jump_times, *changes} if start < t < end)
+        borders = [start, *inner, end]
+        pieces = []
+        for a, b in pairwise(borders):
+            own = None
+            if outputs is not None:
+                until = len(outputs) if b == end else bisect.bisect_left(outputs, b)
+                own = list(outputs[bisect.bisect_left(outputs, a) : until])
+            pieces.append(Piece(a, b, own, changes.get(a, []), changes.get(b, []) if a < b == end else []))
+        return pieces
+
+    def _changes(self, trajectory: str) -> dict[float, list[Change]]:
+        found: dict[float, list[Change]] = {}
+        for schedule in self.scheduled.get(trajectory, ()):
+            times = torch.as_tensor(schedule.times, dtype=torch.float64).reshape(-1).tolist()
+            for i, t in enumerate(times):
+                found.setdefault(t, []).append(_change(schedule, t, i))
+        return found
+
+
+def _change(schedule: Scheduled, t: float, number: int) -> Change:
+    """What a schedule does at the time with this number."""
+    value: tuple[Any, ...] = () if schedule.values is None else (torch.as_tensor(schedule.values)[number],)
+    return lambda y: schedule.apply(torch.tensor(t, dtype=torch.float64), y, *value)
+
+
+def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequence[str]) -> Inputs:
+    """The inputs as the arguments of `fit` describe them.
+
+    Raises:
+        ValueError: a time is no finite number, or a trajectory is unknown.
+        TypeError: `schedule` holds something else than `Scheduled`.
+    """
+    jumps = [float(t) for t in jump_times]
+    by_name = schedule if isinstance(schedule, Mapping) else dict.fromkeys(trajectories, schedule)
+    unknown = [name for name in by_name if name not in trajectories]
+    if unknown:
+        raise ValueError(f"schedule names the trajectory {unknown[0]!r}, but there are {', '.join(trajectories)}")
+    scheduled = {}
+    for name, given in by_name.items():
+        several = [] if given is None else [given] if isinstance(given, Scheduled) else list(given)
+        for each in several:
+            if not isinstance(each, Scheduled):
+                raise TypeError(
+                    f"schedule must be a torchivp.Scheduled, a list of these, or a dict of these by trajectory, got "
+                    f"{type(each).__name__}"
+                )
+            jumps_of_it = torch.as_tensor(each.times, dtype=torch.float64).reshape(-1).tolist()
+            if not all(map(math.isfinite, jumps_of_it)):
+                raise ValueError(f"the times of schedule must be finite, got {jumps_of_it}")
+        scheduled[name] = several
+    if not all(map(math.isfinite, jumps)):
+        raise ValueError(f"jump_times must be finite, got {jumps}")
+    return Inputs(tuple(jumps), scheduled)

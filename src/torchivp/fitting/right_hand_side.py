@@ -1,0 +1,153 @@
+"""The right-hand side of a model at many states and parameters at once, and whether autograd can follow it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, vmap
+
+from torchivp.models.model import Model
+
+Way = Literal["together", "columns", "mapped", "singly"]
+"""How to call a model with many rows: once, if it takes batches, with parameters of shape [n] or [n, 1]; by torch.vmap;
+or once for each row."""
+
+REFUSALS = (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError)
+"""What a model raises that cannot be called in some way."""
+
+
+def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tensor, way: Way) -> Tensor:
+    """The derivatives of many rows, [n, n_states].
+
+    Args:
+        model: the model.
+        parameters: by name, [n] each.
+        t: the time, 0-d; with the ways "mapped" and "singly" also [n].
+        y: the states, [n, n_states].
+        way: how to call the model.
+    """
+    named = dict(parameters)
+    if way in ("together", "columns"):
+        shaped = {name: shape_parameter(value, way) for name, value in named.items()}
+        return functional_call(model, shaped, (t, y))
+    times = t.expand(len(y))
+
+    def one(of_row: dict[str, Tensor], time: Tensor, state: Tensor) -> Tensor:
+        return functional_call(model, of_row, (time, state))
+
+    if way == "mapped":
+        # A time that all share is no batch, so that a model may look at its value.
+        in_dims = (0, 0, 0) if t.ndim else (0, None, 0)
+        return vmap(one, in_dims, randomness="different")(named, times if t.ndim else t, y)
+    rows = range(len(y))
+    return torch.stack([one({name: value[i] for name, value in named.items()}, times[i], y[i]) for i in rows])
+
+
+def shape_parameter(value: Tensor, way: Way | None) -> Tensor:
+    """A parameter of many rows [n], as a model wants it that is called in this way."""
+    return value[:, None] if way == "columns" else value
+
+
+def way_forwards(model: Model, t: float) -> Way:
+    """The fastest way to call a model with rows of dual numbers that gives what a call for each row gives.
+
+    A model that indexes states as `y[..., i]` takes batches; one that treats all states alike does so with parameters
+    as columns. Others may mix the rows up without an error, which shows in their values.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first dual number makes it import
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.ones(()), torch.ones(()))
+    count = len(model.states) + 1
+    time = torch.tensor(t, dtype=torch.float64)
+    spread = torch.linspace(1.0, 1.5, count, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        states = model.initial_state() + spread[:, None]
+        states = forward_ad.make_dual(states, states)
+        parameters = {name: forward_ad.make_dual(value * spread, spread) for name, value in model.named_parameters()}
+        try:
+            singly = call_rows(model, parameters, time, states, "singly")
+        except REFUSALS:
+            return "singly"
+        ways: tuple[Way, ...] = ("together", "columns", "mapped")
+        for way in ways:
+            try:
+                rows = call_rows(model, parameters, time, states, way)
+            except REFUSALS:
+                continue
+            if rows.shape == states.shape and all(
+                _same(*pair) for pair in zip(_parts(rows), _parts(singly), strict=True)
+            ):
+                return way
+    return "singly"
+
+
+def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
+    """The value and the tangent, zero where there is none."""
+    value, tangent = forward_ad.unpack_dual(dual)
+    return value, torch.zeros_like(value) if tangent is None else tangent
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a.double(), b.double(), rtol=1e-4, equal_nan=True)
+
+
+def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, times: list[float]) -> None:
+    """Refuse a right-hand side that depends on its state or parameters, but not in the eyes of autograd.
+
+    Args:
+        model: the model.
+        parameters: where to look, by name, 0-d each.
+        y0: a state, [n_states].
+        times: some times.
+
+    Raises:
+        ValueError: the derivative of something is missing; the message says of what.
+    """
+    names = [*model.states, *parameters]
+    at = torch.cat([y0, torch.stack(list(parameters.values()))]).detach()
+    at = torch.where(at == 0, 0.1, at)  # where much may vanish by chance
+
+    def derivative(inputs: Tensor, time: float) -> Tensor:
+        named = dict(zip(parameters, inputs[len(y0) :].unbind(), strict=True))
+        t = torch.tensor(time, dtype=torch.float64)
+        return functional_call(model, named, (t, inputs[: len(y0)]))
+
+    for time in times:
+        with torch.no_grad():
+            moved = set(_moved_by(lambda inputs, time=time: derivative(inputs, time).double(), at))
+        if not moved:
+            continue
+        leaf = at.clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                seen = derivative(leaf, time)
+                slopes = [torch.autograd.grad(each, leaf, retain_graph=True)[0] for each in seen if each.requires_grad]
+            reason = ""
+        except REFUSALS as error:
+            slopes, reason = [], f" ({error})"
+        dead = torch.stack(slopes).eq(0).all(0) if slopes else torch.ones(len(at), dtype=torch.bool)
+        lost = [names[i] for i in sorted(moved) if dead[i]]
+        if lost:
+            raise ValueError(
+                f"the right-hand side of {type(model).__name__} depends on {', '.join(lost)}, but its derivative with "
+                f"respect to that is lost{reason}: compute it with torch operations on t, y and the parameters alone, "
+                "return torch.stack([...]) instead of torch.tensor([...]), and convert nothing to numbers or NumPy"
+            )
+
+
+def _moved_by(function, at: Tensor) -> Iterator[int]:
+    """The numbers of the inputs that move a function smoothly: about as much to one side as to the other."""
+    here = function(at)
+    for i in range(len(at)):
+        step = torch.zeros_like(at)
+        step[i] = 1e-3 * at[i].abs()
+        up, down = function(at + step) - here, here - function(at - step)
+        size = torch.linalg.vector_norm(up)
+        if size > 1e-9 * torch.linalg.vector_norm(here) and torch.linalg.vector_norm(up - down) < 0.5 * size:
+            yield i

@@ -1,0 +1,140 @@
+"""Whether the numbers of a fit are those of the model: checks of the solves and their derivatives at the optimum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchivp.fitting.misfit import Accuracy, Misfit
+from torchivp.fitting.optimise import Likelihood, negative_log_likelihood
+
+SMALLEST_RTOL = 1e-13
+"""Below this, rounding makes up the error of a solve."""
+
+_FINE = 1e-7  # with this rtol or a smaller one, residuals as small as the error of the solver are none
+_TOLERATED = 0.1  # how large the error of the solver may be, in sigmas
+_STEPS = 1000  # how many steps the span of a trajectory is divided into, to see what solves step over
+_STEPS_OF_ALL = 3000  # as many in all trajectories together
+_DIFFERENCE = 1e-3  # the step of the differences with which derivatives are compared, in typical changes
+_SEEN = 1e-3  # how much such a step must change all residuals together, in sigmas, to say something
+
+
+_LITTLE_KNOWN = 2.0  # the standard error of a logarithm that may be on its way to minus infinity
+_NO_WORSE = 0.01  # what a quantity may add to the likelihood that counts as nothing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What more accurate solves at the optimum showed.
+
+    Attributes:
+        sentences: what is wrong, in words; empty if nothing is.
+        inaccurate: whether smaller tolerances would help.
+    """
+
+    sentences: list[str]
+    inaccurate: bool = False
+
+
+def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
+    """Compare the solves at an optimum with more accurate ones, and with ones whose steps are short.
+
+    Where the model fits its data exactly, even by fine solves, there is no noise to compare with, and nothing is found.
+    """
+    accuracy = misfit.accuracy
+    if likelihood.at_floor and accuracy.rtol <= _FINE:
+        return Verdict([])
+    series = misfit.data.trajectories
+    steps = min(_STEPS, max(_STEPS // 10, _STEPS_OF_ALL // len(series)))
+    short = min(accuracy.max_step, max(each.t[-1] - each.t[0] for each in series) / steps)
+    tight = replace(accuracy.scaled(max(1e-2, SMALLEST_RTOL / accuracy.rtol), 1e-2), max_steps=10 * accuracy.max_steps)
+    found = _difference(misfit, replace(tight, max_step=short), likelihood)
+    if found is None:  # where the right-hand side jumps, the smaller tolerance may be out of reach
+        found = _difference(misfit, replace(accuracy, max_step=short, max_steps=tight.max_steps), likelihood)
+    if found is None:
+        return Verdict([f"the error of the solver could not be checked: {misfit.failure}"])
+    sigmas, where = found
+    if sigmas <= _TOLERATED:
+        return Verdict([])
+    alone = _difference(misfit, tight, likelihood)
+    if alone is None or alone[0] > 0.5 * _TOLERATED:
+        sentence = (
+            f"the error of the solver is not small against the noise: {sigmas:.2g} sigma in {where}: "
+            "give a smaller rtol and atol"
+        )
+        return Verdict([sentence], inaccurate=True)
+    sentence = (
+        f"solves step over something short: with steps of at most {short:.3g} the model differs by {sigmas:.2g} sigma "
+        f"in {where}: give the times at which inputs begin and end in jump_times, or max_step, at most the length of "
+        "the shortest of them"
+    )
+    return Verdict([sentence])
+
+
+def _difference(misfit: Misfit, accuracy: Accuracy, likelihood: Likelihood) -> tuple[float, str] | None:
+    """The largest change of a residual at another accuracy, in sigmas, and where; None if that cannot be solved."""
+    residuals = likelihood.minimum.residuals
+    assert residuals is not None, "a finite likelihood has residuals"
+    other = misfit.at_accuracy(accuracy).residuals(residuals.theta, derivatives=False)
+    if other is None:
+        return None
+    sigmas = np.abs(other.values - residuals.values) / likelihood.sigma[residuals.observable]
+    worst = int(sigmas.argmax())
+    rows = np.concatenate(
+        [np.asarray(each.rows)[np.isfinite(each.values).nonzero()[0]] for each in misfit.data.trajectories]
+    )
+    return float(sigmas[worst]), f"{misfit.data.observables[residuals.observable[worst]]}, {rows[worst]}"
+
+
+def check_derivatives(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+    """Compare the Jacobian at an optimum with differences: what is wrong, in words; empty if nothing is.
+
+    A parameter that acts through a comparison, such as a lag time, has an effect but no derivative. Only differences
+    that are the same to both sides count: elsewhere they say nothing.
+    """
+    residuals = likelihood.minimum.residuals
+    assert residuals is not None, "a finite likelihood has residuals"
+    sigma = likelihood.sigma[residuals.observable]
+    wrong = []
+    for j, quantity in enumerate(misfit.quantities.free):
+        step = np.zeros(len(residuals.theta))
+        step[j] = _DIFFERENCE * quantity.magnitude
+        ends = [misfit.residuals(residuals.theta + sign * step, derivatives=False) for sign in (1, -1)]
+        if any(end is None for end in ends):
+            continue
+        up, down = ((end.values - residuals.values) / sigma for end in ends if end is not None)
+        slope = residuals.jacobian[:, j] * step[j] / sigma
+        size = np.linalg.norm(up)
+        smooth = np.linalg.norm(up + down) < 0.2 * size
+        if size > _SEEN and smooth and np.linalg.norm(up - slope) > 0.5 * size:
+            wrong.append(quantity.name)
+    if not wrong:
+        return []
+    return [
+        f"the model depends on {', '.join(wrong)} in a way that has no derivative, through a comparison perhaps: the "
+        "search could not move it, and its standard error means nothing: hold it in fixed, or make the model smooth"
+    ]
+
+
+def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[np.float64]) -> list[str]:
+    """The names of the quantities that the search has driven to the bound of the log scale, zero.
+
+    Those of which little is known, and without which the model explains the data as well.
+
+    Args:
+        misfit: model and data.
+        likelihood: the optimum.
+        errors: the standard error of each quantity on the scale of estimation, [n_free].
+    """
+    names = []
+    for j, quantity in enumerate(misfit.quantities.free):
+        if not quantity.log or errors[j] < _LITTLE_KNOWN:
+            continue
+        theta = likelihood.minimum.theta.copy()
+        theta[j] = -np.inf
+        without = misfit.residuals(theta, derivatives=False)
+        if without is not None and negative_log_likelihood(without, likelihood.sigma) <= likelihood.nll + _NO_WORSE:
+            names.append(quantity.name)
+    return names
