@@ -105,7 +105,7 @@ def solve_batch(
     result = solve_rows(plan, gradient, params)
     changes = moving_changes(problem, result)
     y, t = moved_outputs(problem, result, moving, changes)
-    log = event_log(layout, result, changes) if actions else None
+    log = event_log(layout, problem.times.direction, result, changes) if actions else None
     if not batch_dims:
         status = result.status[0]
         if throw and not status.ok:

@@ -170,6 +170,8 @@ class _WayBack:
         entries: list[tuple[float, int, int]] = []
         j = 0
         for number in numbers:
+            if not (asked_before[number] or np.isnan(changes.theta[number])):
+                continue  # an event that was merely reported, and that nobody asks about
             t = float(changes.t[number])
             at = t * solve.plan.problem.times.direction[row]
             while j < kept and order[j] < at:

@@ -100,9 +100,8 @@ def _moved_ends(
     if changes.t.requires_grad or changes.before.requires_grad or changes.after.requires_grad:
         first: list[tuple[int, int, int]] = []
         last: list[tuple[int, int, int]] = []
-        for i, (row, when, firing) in enumerate(
-            zip(result.changes.rows, result.changes.t, result.changes.firings, strict=True)
-        ):
+        for i in np.flatnonzero(~result.changes.within):
+            row, when, firing = result.changes.rows[i], result.changes.t[i], result.changes.firings[i]
             places = np.flatnonzero(result.times[row] == when)
             first.append((i, row, places[0]))
             if changes_state(problem, firing):
@@ -115,10 +114,11 @@ def _moved_ends(
     return y, t
 
 
-def event_log(layout: StateLayout, result: RowResult, moving: MovingChanges) -> EventLog:
+def event_log(layout: StateLayout, direction: np.ndarray, result: RowResult, moving: MovingChanges) -> EventLog:
     """What happened, in the order of the rows and, in a row, of the time."""
     changes, device = result.changes, moving.t.device
-    entries = [(i, number) for i in np.lexsort((changes.steps, changes.rows)) for number, _ in changes.firings[i]]
+    ahead = changes.t * direction[changes.rows]
+    entries = [(i, number) for i in np.lexsort((ahead, changes.steps, changes.rows)) for number, _ in changes.firings[i]]
     order = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
     index = torch.tensor([number for _, number in entries], dtype=torch.int64, device=device)
     row = torch.from_numpy(changes.rows).to(device)[order]

@@ -142,14 +142,16 @@ class RowOutputs:
 
 @dataclass
 class ChangeRecord:
-    """What happened to rows at the ends of steps.
+    """What happened to rows at the ends of steps, and what was merely reported within them.
 
     Attributes:
         rows: the rows.
-        steps: how many steps each had taken.
+        steps: how many steps each had taken, that in which it happened included.
         t: when.
         firings: what happened in each.
         y: the states before it, [n, size].
+        theta: at which fraction of the step an event was reported; NaN for what happened at its end, where it may have
+            changed the state.
     """
 
     rows: np.ndarray
@@ -157,6 +159,12 @@ class ChangeRecord:
     t: np.ndarray
     firings: Sequence[Firing]
     y: Tensor
+    theta: np.ndarray
+
+    @property
+    def within(self) -> np.ndarray:
+        """Which were reported within a step."""
+        return ~np.isnan(self.theta)
 
 
 @dataclass
