@@ -51,7 +51,7 @@ def build_problem(
     makers = _Makers(layout, arguments, filler, compact)
     right_hand_side = makers.make("func", func, derivative)
     actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]
-    return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype)
+    return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, bool(layout.lead))
 
 
 @dataclass(frozen=True)

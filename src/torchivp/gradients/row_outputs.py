@@ -118,15 +118,16 @@ def event_log(layout: StateLayout, direction: np.ndarray, result: RowResult, mov
     """What happened, in the order of the rows and, in a row, of the time."""
     changes, device = result.changes, moving.t.device
     ahead = changes.t * direction[changes.rows]
-    entries = [(i, number) for i in np.lexsort((ahead, changes.steps, changes.rows)) for number, _ in changes.firings[i]]
-    order = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
+    order = np.lexsort((ahead, changes.steps, changes.rows))
+    entries = [(i, number) for i in order for number, _ in changes.firings[i]]
+    place = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
     index = torch.tensor([number for _, number in entries], dtype=torch.int64, device=device)
-    row = torch.from_numpy(changes.rows).to(device)[order]
+    row = torch.from_numpy(changes.rows).to(device)[place]
     count = (len(entries),)
     return EventLog(
-        moving.t[order],
-        layout.unflatten(moving.before[order], count),
-        layout.unflatten(moving.after[order], count),
+        moving.t[place],
+        layout.unflatten(moving.before[place], count),
+        layout.unflatten(moving.after[place], count),
         index,
         row,
     )

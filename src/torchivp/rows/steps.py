@@ -202,6 +202,11 @@ class _SingleWithin:
         return self.at(torch.zeros(1), np.array([theta]))
 
 
+def steps_together(problem: RowProblem, method: Method) -> bool:
+    """Whether the method steps all rows at once; if not, the one row is stepped as the engine of one row does it."""
+    return method.takes_rows and problem.batched
+
+
 def make_stepper(problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray) -> Stepper:
     """What takes the steps of a choice of the rows."""
-    return (Stepper if method.takes_rows else SingleStepper)(problem, method, norm, rows)
+    return (Stepper if steps_together(problem, method) else SingleStepper)(problem, method, norm, rows)
