@@ -92,9 +92,9 @@ def solve_ivp(
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
             at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one. It
             matters to adaptive and implicit methods only.
-        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`,
-            which may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of
-            these.
+        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported (or end the
+            solve, if it carries SciPy's `g.terminal`), an `Event`, which may end the solve or change the state, a
+            `Scheduled`, which changes it at known times, or a list of these.
         batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own,
             with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
