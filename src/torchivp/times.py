@@ -110,6 +110,13 @@ class Times:
         fixed = frozenset(anchors)
         return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed)
 
+    def with_end(self) -> Times:
+        """The same times, the end of the span among the outputs, if there is a choice of outputs."""
+        if self.outputs is None or (self.outputs and self.outputs[-1] == self.end):
+            return self
+        outputs = [*self.outputs, self.end]
+        return Times(self.start, self.end, outputs, self._known, self.tensor, self._fixed, self._anchors)
+
     def until(self, t: float) -> Times:
         """The same times, ended at the event at `t`, which is the last output."""
         outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]

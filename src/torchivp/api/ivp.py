@@ -18,13 +18,13 @@ from torchivp.api.arguments import (
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
 from torchivp.checks import check_number, check_whole_number
-from torchivp.dense import DenseSolution
+from torchivp.dense import DenseSolution, NoDenseOutput
 from torchivp.integrate import Controller
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import Solution, SolveError
+from torchivp.solution import Solution, SolveError, Status
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
@@ -80,7 +80,7 @@ def solve_ivp(
         gradient: how to differentiate: "direct" (autograd through the steps), "checkpointed" (the same gradient in
             little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
             such as `Checkpointed(checkpoints=20)`.
-        dense_output: also return `Solution.sol`, the solution at any time; not with `batch_dims` or `events`.
+        dense_output: also return `Solution.sol`, the solution at any time, in a batch NaN outside a row's span.
         step_size: take fixed steps of this size, with any method but `adams` and `scipy_solver`, which size their own;
             methods without an error estimate need it.
         first_step: size of the first step; None to estimate it.
@@ -112,8 +112,9 @@ def solve_ivp(
     events, those of the exact solution, not of the steps taken.
 
     Returns:
-        A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree), `status`, `stats`, `sol`,
-        `events`. In a batch a `BatchSolution` with `t` [*batch, T], `y` [*batch, T, *state].
+        A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree), `status`, `stats`, the last
+        state `final` with its time `t_final`, `sol`, `events`. In a batch a `BatchSolution` with `t` [*batch, T], `y`
+        [*batch, T, *state], `final` [*batch, *state].
 
     Raises:
         SolveError: the end was not reached, and `throw` is true; the message says where, why and what to try.
@@ -168,7 +169,7 @@ def solve_ivp(
     integration, layout = build_integration(
         func,
         y0,
-        times,
+        times.with_end(),
         args=args,
         method=method,
         controller=controller,
@@ -182,11 +183,28 @@ def solve_ivp(
     if throw and not status.ok:
         raise SolveError(status)
     states = _move_with_first_output(states, integration.problem)
-    sol = (
-        DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None
-    )
+    sol = NoDenseOutput()
+    if interpolants is not None:
+        nothing = NoDenseOutput("there is no dense output: the solve ended before its first step")
+        sol = DenseSolution(interpolants.steps, layout.unflatten) if interpolants.steps else nothing
     t = times.select(reached).to(layout.device, time_dtype(layout.device))
-    return Solution(t, layout.unflatten(states, (len(states),)), status, stats, sol)
+    final, t_final = _final(states, t, reached, status, integration.problem)
+    count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
+    outputs = layout.unflatten(states[:count], (count,))
+    return Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
+
+
+def _final(
+    states: Tensor, t: Tensor, reached: Sequence[float], status: Status, problem: Problem
+) -> tuple[Tensor, Tensor]:
+    """The last state that was reached, [1, size], and its time, given the outputs with the end among them."""
+    times = problem.times
+    count = len(reached)
+    if not status.ok:
+        count = sum((x - status.t) * times.direction <= 0 for x in reached)
+    if count == 0:
+        return problem.y0, times.select([times.start])[0].to(t)
+    return states[count - 1 : count], t[count - 1]
 
 
 def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
@@ -196,7 +214,8 @@ def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
     different entries of `times.tensor`, is minus and plus the slope.
     """
     times = problem.times
-    if times.tensor is None or not times.outputs or times.outputs[0] != times.start:
+    asked_for = times.tensor is not None and len(times.tensor) > 2
+    if times.tensor is None or not asked_for or not times.outputs or times.outputs[0] != times.start:
         return states
     start, asked = times.tensor[0], times.tensor[2]
     slope = problem.func(problem.time(times.start), problem.y0)

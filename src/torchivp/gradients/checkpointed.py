@@ -67,7 +67,7 @@ class Checkpointed:
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
-        refuse_dense_output(interpolants)
+        refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats

@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from torchivp.integrate import Integration
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
-from torchivp.recording import Interpolants
 from torchivp.torch_func import needs_gradient
 
 
@@ -318,13 +317,13 @@ def refuse_tracked(gradient: str, tensors: Sequence[Tensor], instead: str) -> No
         )
 
 
-def refuse_dense_output(interpolants: Interpolants | None) -> None:
+def refuse_dense_output(wanted: bool) -> None:
     """Refuse dense output where its gradient would be lost.
 
     Raises:
         ValueError: it was asked for.
     """
-    if interpolants is not None:
+    if wanted:
         raise ValueError(
             "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times that you "
             "need in t_eval"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchivp.dense import RowSteps
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
@@ -19,6 +20,7 @@ from torchivp.gradients.inputs import (
     module_parameters,
     now,
     other_leaves,
+    refuse_dense_output,
     refuse_to_differentiate,
     refuse_unknown_leaves,
     warn_of_computed,
@@ -44,6 +46,9 @@ class RowResult:
     Attributes:
         states: the outputs, [rows, T, size], NaN where there are none.
         times: their times, [rows, T].
+        final: the last state of each row, [rows, size].
+        final_times: when it is there, [rows].
+        dense: the solutions within all steps, if they were asked for.
         changes: all that happened on the way; the states in it are those before it.
         status: how each row ended.
         stats: what each cost.
@@ -51,6 +56,9 @@ class RowResult:
 
     states: Tensor
     times: np.ndarray
+    final: Tensor
+    final_times: np.ndarray
+    dense: list[RowSteps] | None
     changes: ChangeRecord
     status: list[Status]
     stats: list[Stats]
@@ -130,9 +138,14 @@ class RowInputs:
 
 
 def solve_rows(
-    plan: RowIntegration, gradient: Direct | Checkpointed | Backsolve, parameters: Sequence[Tensor] | None
+    plan: RowIntegration,
+    gradient: Direct | Checkpointed | Backsolve,
+    parameters: Sequence[Tensor] | None,
+    dense: bool = False,
 ) -> RowResult:
     """Integrate every row, so that autograd can differentiate the result as the gradient says.
+
+    `dense` says whether to keep the solutions within all steps.
 
     Raises:
         ValueError: the gradient cannot be had with this method.
@@ -141,7 +154,7 @@ def solve_rows(
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
     solve = _SolveOfRows(plan, inputs, limit)
     if not inputs.used:
-        states, _ = solve.forward()
+        states, _ = solve.forward(dense)
         return solve.result(states, solve.changes.y)
     if not (plan.method.differentiable or isinstance(gradient, Backsolve)):
         raise ValueError(
@@ -153,9 +166,12 @@ def solve_rows(
     if isinstance(gradient, Direct):
         with torch.no_grad():
             solve.forward()
-        replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
+        start, y0 = _start(plan.problem), plan.problem.y0
+        replayed = solve.replay.run(plan.problem, start, y0, None, solve.replay.most, dense)
+        solve.dense = replayed.outputs.dense
         states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
         return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
+    refuse_dense_output(dense)
     solve.backsolve = gradient if isinstance(gradient, Backsolve) else None
     states, before = _Forward.apply(solve, *inputs.tensors)
     return solve.result(states, before)
@@ -182,6 +198,7 @@ class _SolveOfRows:
 
     backsolve: Backsolve | None = None
     replay: Replay
+    dense: list[RowSteps] | None
     times: np.ndarray
     changes: ChangeRecord
     status: list[Status]
@@ -192,21 +209,32 @@ class _SolveOfRows:
         self.inputs = inputs
         self.limit = limit
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
-        outputs = RowOutputs(problem.times)
+        outputs = RowOutputs(problem.times, dense)
         trail = RowTrail(problem.y0, problem.times.start, self.limit, self.inputs.used)
         self.status, self.stats = self.plan.run(outputs, trail)
         states, self.times = outputs.collect(problem.y0)
-        self.kept = outputs.next
+        self.last, self.dense = outputs.last, outputs.dense
+        self.kept = outputs.last + 1
         self.changes = join_changes(trail.changes, problem)
         if self.inputs.used:
             self.replay = Replay(self.plan, trail, self.changes)
         return states, self.changes.y
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:
-        return RowResult(states, self.times, replace(self.changes, y=before), self.status, self.stats)
+        """What there is, given the outputs with the last state after them, and the states before what happened."""
+        rows = np.arange(len(self.last))
+        entry = (self.plan.problem.select(rows), self.plan.problem.select(self.last))
+        final, final_times, times = states[entry], self.times[rows, self.last], self.times
+        if (wanted := self.plan.problem.times.outputs) is not None:
+            early = np.flatnonzero(self.last < wanted.shape[1])
+            places = (self.plan.problem.select(early), self.plan.problem.select(self.last[early]))
+            nothing = states.new_full((len(early), states.shape[2]), torch.nan)
+            states, times = states.index_put(places, nothing)[:, :-1], wanted
+        changes = replace(self.changes, y=before)
+        return RowResult(states, times, final, final_times, self.dense, changes, self.status, self.stats)
 
     def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor]:
         """The gradients of all inputs, stretch by stretch from the last to the first."""

@@ -126,14 +126,20 @@ class Replay:
         bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2)).tolist()
         return [order[a:b] for a, b in pairwise(bounds)]
 
-    def run(self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int) -> ReplayedSteps:
-        """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size]."""
-        outputs = RowOutputs(problem.times)
+    def run(
+        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, dense: bool = False
+    ) -> ReplayedSteps:
+        """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size].
+
+        `dense` says whether to keep the solutions within them.
+        """
+        outputs = RowOutputs(problem.times, dense)
         outputs.resume(start.next)
         replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
         if start.step == 0:
             self._change(problem, replayed, 0, problem.times.start)
             outputs.end(replayed.rows, problem.times.start, replayed.y)
+            self._finish(problem, replayed, 0)
         stepper = None
         for n in range(start.step, last):
             going = self.steps[replayed.rows] > n
@@ -152,7 +158,15 @@ class Replay:
             replayed.y, replayed.carry = steps.y1, steps.step.carry
             self._change(problem, replayed, n + 1, self._ends[:, n + 1])
             outputs.end(rows, t1, replayed.y)
+            self._finish(problem, replayed, n + 1)
         return replayed
+
+    def _finish(self, problem: RowProblem, replayed: ReplayedSteps, step: int) -> None:
+        """The rows that take no step after that with this number have come to their last state."""
+        through = self.steps[replayed.rows] == step
+        if through.any():
+            rows = replayed.rows[through]
+            replayed.outputs.finish(rows, self._ends[rows, step], replayed.y[problem.select(through)])
 
     def _report(self, problem: RowProblem, replayed: ReplayedSteps, step: int, steps: TakenSteps) -> None:
         """The states at the events reported within the step with this number."""

@@ -107,7 +107,7 @@ def _curve(solution: Solution) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(solution.y, torch.Tensor) or solution.y.is_complex():
         raise TypeError("only solutions whose state is one real tensor can be drawn: select the part to draw")
     t, y = solution.t.detach(), solution.y.detach()
-    if solution.sol is not None:
+    if solution.sol:
         t = torch.linspace(float(t[0]), float(t[-1]), SMOOTH_POINTS, dtype=torch.float64, device=t.device)
         y = solution.sol(t).detach()
     return t.double().cpu().numpy(), y.double().cpu().numpy()

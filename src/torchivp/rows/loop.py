@@ -345,13 +345,12 @@ class _RowLoop:
         self.carry = self.stepper.choose_carry(steps.step, plain)  # to which an output may have added
         self._note(where, t1, steps.step.order)
         happened = None
-        if located is not None:
-            assert self.watch is not None
+        if located is not None and self.watch is not None:
             located = located.take(where)
             self.watch.go_on(index, located)
         firings = scheduled(self.problem, index, t1) if self.has_schedule else []
         happens = np.array([bool(firing) for firing in firings], dtype=bool)
-        if located is not None and len(located.crossings):
+        if located is not None and self.watch is not None and len(located.crossings):
             crossings = located.crossings
             joins = located.at(np.where(happens, t1, np.nan)) if happens.any() else np.zeros(len(crossings), bool)
             self._report(index, crossings.take(~joins), steps, where)
@@ -445,9 +444,7 @@ class _RowLoop:
         y = steps.within().at(self.problem.select(places[crossings.position]), crossings.theta)
         rows = index[crossings.position]
         firings: list[Firing] = [((self.watch.numbers[event], -1),) for event in crossings.event]
-        self.trail.changes.append(
-            ChangeRecord(rows, self.trail.steps[rows], crossings.t, firings, y, crossings.theta)
-        )
+        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], crossings.t, firings, y, crossings.theta))
 
     def _note(self, where: np.ndarray, t1: np.ndarray, order: int | None) -> None:
         """Rows have taken a step to `t1`."""
@@ -593,6 +590,7 @@ class _RowLoop:
                 sentence = f"reached t = {t:g} in {self.trail.steps[row]} steps, {self.rejected[row]} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
+            self.outputs.finish(active.index[through], active.t[through], self.y[self.problem.select(through)])
             keep = np.flatnonzero(~through)
             self.active = active.take(keep)
             select = self.problem.select(keep)

@@ -191,7 +191,9 @@ class RowWatch:
 
     def _in_order(self, rows: np.ndarray, found: Sequence[Crossings]) -> Crossings:
         """The crossings of all events in the order in which they happen, with those marked that end a step."""
-        joined = Crossings(*(np.concatenate([getattr(c, e.name) for c in found]) for e in fields(Crossings)))
+        joined = Crossings(
+            **{entry.name: np.concatenate([getattr(one, entry.name) for one in found]) for entry in fields(Crossings)}
+        )
         if not len(joined):
             return joined
         ordered = joined.take(np.lexsort((joined.event, joined.theta, joined.position)))
