@@ -123,6 +123,14 @@ class Times:
         return Times(self.start, t, [*outputs, t], self._known, self.tensor, self._fixed | {t}, self._anchors)
 
 
+_OF_ROWS = {
+    "t": "solve_ivp(func, (t0, t1), y0, t_eval={name}, batch_dims={dims})",
+    "t_eval": "solve_ivp(func, (t0, t1), y0, t_eval={name}, batch_dims={dims})",
+    "t_span": "t_span=({name}[..., 0], {name}[..., 1]) with batch_dims={dims}",
+}
+"""What to write for times of the rows of a batch, given as each of these arguments."""
+
+
 def check_times(
     t: Any, name: str = "t", monotone: bool = True, endless: bool = False, example: str | None = None
 ) -> tuple[list[float], Tensor | None]:
@@ -163,7 +171,11 @@ def check_times(
         flat = f"{name}.reshape(1)" if t.ndim == 0 else f"{name}.flatten()"
         if not isinstance(given, Tensor | np.ndarray):
             flat = f"{name}=[{given!r}]" if t.ndim == 0 else f"{name}=torch.tensor({name}).flatten()"
-        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(t.shape)}: write {example or flat}")
+        advice = f"write {example or flat}"
+        if t.ndim > 1 and name in _OF_ROWS:
+            of_rows = _OF_ROWS[name].format(name=name, dims=t.ndim - 1)
+            advice = f"for one series {advice}; for times of their own in the rows of a batch write {of_rows}"
+        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(t.shape)}: {advice}")
     if t.numel() == 0:
         raise ValueError(f"{name} is empty: pass at least one time")
     values: list[float] = t.detach().to("cpu", torch.float64).tolist()

@@ -110,12 +110,12 @@ def _carried(g: Callable[..., Any], name: str, read: Callable[[str, Any], int], 
 
 def _direction(name: str, value: Any) -> int:
     """The sign of a number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(float(value)):
         raise TypeError(
             f"{name} must be a number, positive for rising, negative for falling, got {value!r}; if it means something "
             "else, write Event(g, direction=0)"
         )
-    return (value > 0) - (value < 0)
+    return (float(value) > 0.0) - (float(value) < 0.0)
 
 
 def _count(name: str, value: Any) -> int:
@@ -127,9 +127,9 @@ def _count(name: str, value: Any) -> int:
             f"{name} must be True, False or the number of events after which the solve ends, got {value!r}; if it "
             "means something else, write Event(g, terminal=False)"
         )
-    if not (value >= 0 and float(value).is_integer()):
+    if not (float(value) >= 0.0 and float(value).is_integer()):
         raise ValueError(f"{name} must be True, False or a whole number of events, got {value!r}")
-    return int(value)
+    return int(float(value))
 
 
 @dataclass(frozen=True)

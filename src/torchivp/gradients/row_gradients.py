@@ -30,7 +30,6 @@ from torchivp.gradients.row_replay import Replay, join_changes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
-from torchivp.rows.steps import steps_together
 from torchivp.solution import Stats, Status
 
 _REMEDY = (
@@ -242,7 +241,7 @@ class _SolveOfRows:
         checkpoints = self.replay.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
         at_end: list[Any] | None = None
-        single = not steps_together(self.plan.problem, self.replay.method)
+        single = not self.plan.method.takes_rows
         for checkpoint, last in reversed(list(zip(checkpoints, ends, strict=True))):
             with torch.enable_grad():
                 oldest = now()

@@ -16,7 +16,7 @@ from torchivp.rows.changes import apply_firing, changes_state, event_on, functio
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, Firing, RowCheckpoint, RowOutputs, RowTrail
-from torchivp.rows.steps import SingleStepper, TakenSteps, make_stepper, steps_together
+from torchivp.rows.steps import SingleStepper, TakenSteps, make_stepper
 
 
 def at_moving_time(
@@ -196,7 +196,7 @@ class Replay:
         replayed.y = y
         if anew and replayed.carry is not None:
             replayed.carry = None
-            if not steps_together(problem, self.method):  # its row goes on as it did when it was solved
+            if not self.method.takes_rows:  # its row goes on as it did when it was solved
                 slopes = function_on(problem, replayed.rows)(problem.user_time(t[replayed.rows]), y)
                 replayed.carry = self.method.initial_carry(slopes)
 

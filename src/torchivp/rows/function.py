@@ -177,10 +177,14 @@ class FunctionOnRows:
         if t.shape != time_shape:
             t = t.reshape(time_shape)
         state = y if self._flat else layout.unflatten(y)
-        if extra:
-            values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
-            return self._result(self._function(t, state, *values, *self._args))
-        return self._result(self._function(t, state, *self._args))
+        values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
+        try:
+            value = self._function(t, state, *values, *self._args)
+        except ValueError as error:
+            if "values to unpack" in str(error) and layout.lead:
+                raise ValueError(_unpacked(error, layout)) from error
+            raise
+        return self._result(value)
 
 
 class FunctionAmongAll(FunctionOnRows):
@@ -198,6 +202,15 @@ class FunctionAmongAll(FunctionOnRows):
         count = len(all_y)
         all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, self._rows, x) for x in extra]
         return super().__call__(all_t, all_y, *all_extra)[self._rows]
+
+
+def _unpacked(error: ValueError, layout: StateLayout) -> str:
+    """What to say of a function that takes a state of the batch to pieces as if it were one row."""
+    y = f"y{'' if layout.is_tensor else '[...]'}"
+    return (
+        f"{error}. In a batch the tensors of the state have the batch dimensions first, here {layout.lead}, and the "
+        f"state of a row after them: write x, z = {y}.unbind(-1), or {y}[..., 0] and {y}[..., 1]"
+    )
 
 
 derivative: Result = StateLayout.checked_derivative

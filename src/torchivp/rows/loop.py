@@ -428,7 +428,7 @@ class _RowLoop:
         first = located.crossings
         found = self.watch.look(stepper.rows, steps).take(sound).crossings
         # The event at the end of a step is not one on the way to it, on whichever side of the end it is found.
-        most = np.full(located.ends.shape, np.iinfo(np.int64).max)
+        most = np.full(located.ends.shape, np.inf)
         most[first.event[there], first.position[there]] = 0
         ahead = self.direction[stepper.rows[sound]][first.position]
         before = ~there & ((located.t[first.position] - first.t) * ahead > 0.0)

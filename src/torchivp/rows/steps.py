@@ -183,7 +183,8 @@ class SingleStepper(Stepper):
         return step.carry if accept[0] else step.retry
 
     def carry_to_keep(self, carry: Any) -> Any:
-        return self.method.carry_to_keep(carry)
+        # Slopes can be computed anew, and are not there in a replay that needs no interpolant.
+        return None if self.method.takes_rows else self.method.carry_to_keep(carry)
 
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         return carry
@@ -213,11 +214,6 @@ def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:
     return theta.unbind() if isinstance(theta, Tensor) else theta.tolist()
 
 
-def steps_together(problem: RowProblem, method: Method) -> bool:
-    """Whether the method steps all rows at once; if not, the one row is stepped as the engine of one row does it."""
-    return method.takes_rows and problem.batched
-
-
 def make_stepper(problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray) -> Stepper:
-    """What takes the steps of a choice of the rows."""
-    return (Stepper if steps_together(problem, method) else SingleStepper)(problem, method, norm, rows)
+    """What takes the steps of a choice of the rows; without batch dimensions, as the engine of one row takes them."""
+    return (Stepper if method.takes_rows and problem.batched else SingleStepper)(problem, method, norm, rows)

@@ -362,9 +362,10 @@ class RowWatch:
                 return sign * _on_host(value)
 
             spacing = 4 * np.spacing(np.maximum(np.abs(t0), np.abs(t0 + length)))
-            ends = sign * brackets.values[:, places]
+            low, high = brackets.thetas[:, places]
+            value_low, value_high = sign * brackets.values[:, places]
             width = spacing / np.where(length != 0.0, np.abs(length), 1.0)
-            theta[places] = find_roots(signed, *brackets.thetas[:, places], *ends, width)
+            theta[places] = find_roots(signed, low, high, value_low, value_high, width)
         where = brackets.position
         t = np.where(theta == 1.0, steps.t1[where], steps.t0[where] + theta * (steps.t1 - steps.t0)[where])
         no = np.zeros(len(theta), dtype=bool)
