@@ -38,9 +38,11 @@ def solve(events, end=20.0):
 
 @pytest.mark.parametrize(
     ("terminal", "direction"),
-    [(True, None), (True, -0.1), (1, 1), (2, 0), (3.0, -1), (np.int64(2), 2.5), (np.bool_(True), 1), (False, 1)]
-    + [(None, -1), (0, 0), (None, None), (3, None)],
-)
+    [
+        (True, None), (True, -0.1), (1, 1), (2, 0), (3.0, -1), (np.int64(2), 2.5), (np.bool_(True), 1), (False, 1),
+        (None, -1), (0, 0), (None, None), (3, None),
+    ],
+)  # fmt: skip
 def test_plain_functions_do_what_they_do_in_scipy(terminal, direction):
     attributes = {"terminal": terminal, "direction": direction}
     g = carrying(**{name: value for name, value in attributes.items() if value is not None})

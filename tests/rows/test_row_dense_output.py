@@ -43,9 +43,7 @@ def test_each_row_at_any_time_of_its_span(method, options, t_eval):
     torch.testing.assert_close(solution.final, exact(ENDS[:, None])[:, 0], rtol=0, atol=1e-7)
     assert torch.equal(solution.t_final, ENDS)
     shared = torch.tensor([-3.0, -1.0, 0.0, 1.3, 2.0, 3.9, 4.1], dtype=D)
-    inside = torch.stack(
-        [(0.0 <= shared) & (shared <= 2), (0 <= shared) & (shared <= 4), (-3 <= shared) & (shared <= 0)]
-    )
+    inside = torch.stack([(shared >= 0) & (shared <= 2), (shared >= 0) & (shared <= 4), (shared >= -3) & (shared <= 0)])
     found = solution.sol(shared)
     assert torch.equal(~found.isnan().any(-1), inside)
     torch.testing.assert_close(found[inside], exact(shared[None])[inside], rtol=0, atol=1e-7)
@@ -99,8 +97,8 @@ def test_the_last_state_moves_with_the_event_that_ends_the_solve(gradient):
     h = torch.tensor(3.0, dtype=D, requires_grad=True)
     landing = Event(lambda t, y: y[0], terminal=True)
     solution = solve_ivp(
-        lambda t, y: torch.stack((y[1], -10 + 0 * y[0])), (0.0, 9.0), torch.stack((h, 0 * h)), events=landing, t_eval=[9.0],
-        gradient=gradient,
+        lambda t, y: torch.stack((y[1], -10 + 0 * y[0])), (0.0, 9.0), torch.stack((h, 0 * h)), events=landing,
+        t_eval=[9.0], gradient=gradient,
     )  # fmt: skip
     assert solution.y.isnan().all() and solution.status.outcome is Outcome.EVENT
     for found, expected in ((solution.t_final, torch.sqrt(h / 5)), (solution.final[1], -torch.sqrt(20 * h))):
@@ -129,8 +127,8 @@ def test_rows_that_end_on_the_way():
     ends = torch.tensor([1.0, 2.0, 2.0, 0.0], dtype=D)
     stop = Event(lambda t, y: y[:, 0] - 0.4, terminal=True)
     solution = solve_ivp(
-        lambda t, y: y**2, (0.0, ends), y0, batch_dims=1, events=stop, dense_output=True, throw=False, t_eval=[[], [], [], []],
-        rtol=1e-9, atol=1e-9,
+        lambda t, y: y**2, (0.0, ends), y0, batch_dims=1, events=stop, dense_output=True, throw=False,
+        t_eval=[], rtol=1e-9, atol=1e-9,
     )  # fmt: skip
     outcomes = [status.outcome.value for status in solution.status]
     assert outcomes == ["success", "step_underflow", "event", "success"]
