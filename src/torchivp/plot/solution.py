@@ -113,6 +113,8 @@ def _curves(solution: Solution | BatchSolution) -> list[tuple[np.ndarray, np.nda
     if not isinstance(solution.y, torch.Tensor) or solution.y.is_complex():
         raise TypeError("only solutions whose state is one real tensor can be drawn: select the part to draw")
     lead = solution.batch_shape if isinstance(solution, BatchSolution) else ()
+    if 0 in lead:
+        raise ValueError("there is nothing to draw: the batch has no rows")
     t, y = solution.t.detach(), solution.y.detach()
     if solution.sol:
         ends = solution.t_final.detach()
@@ -124,8 +126,6 @@ def _curves(solution: Solution | BatchSolution) -> list[tuple[np.ndarray, np.nda
     count = t.shape[-1]
     rows = zip(t.reshape(-1, count), y.reshape(-1, count, *shape), strict=True)
     curves = [(t.double().cpu().numpy(), y.double().cpu().numpy()) for t, y in rows]
-    if not curves:
-        raise ValueError("there is nothing to draw: the batch has no rows")
     return [(t[~np.isnan(t)], y[~np.isnan(t)]) for t, y in curves] if lead else curves
 
 
