@@ -48,28 +48,26 @@ class StepPolynomials:
 
     def at(self, theta: float) -> list[float]:
         """The values at one `theta`, in fewer operations than tensors need."""
-        values = []
-        for row in self._by_polynomial:
-            total = 0.0
-            for coefficient in row:
-                total = (total + coefficient) * theta
-            values.append(total)
-        return values
+        return [float(value or 0.0) for value in self.values(theta)]
 
-    def values(self, theta: np.ndarray) -> list[np.ndarray | None]:
-        """The values of each polynomial at each `theta`, independent of how many there are; None if it is zero.
+    def values(self, theta: Any) -> list[Any]:
+        """The values of each polynomial at `theta`, a number, array or tensor, in kind; None for one that is zero.
 
-        By Horner's scheme, since a matrix product may round by its size, and in place, since there may be millions.
+        By Horner's scheme, since a matrix product may round by its size; of arrays in place, since there may be
+        millions.
         """
-        values: list[np.ndarray | None] = []
+        values: list[Any] = []
         for highest, *others in self._by_polynomial:
             if not (highest or any(others)):
                 values.append(None)
                 continue
             total = highest * theta
             for coefficient in others:
-                total += coefficient
-                total *= theta
+                if isinstance(total, np.ndarray):
+                    total += coefficient
+                    total *= theta
+                else:
+                    total = (total + coefficient) * theta
             values.append(total)
         return values
 
@@ -149,16 +147,23 @@ class RowInterpolant:
         at_once = torch.tensor([self.b.at(theta)], dtype=self.y0.dtype, device=self.y0.device)
         return torch.addmm(self.y0.reshape(1, self.y0.numel()), at_once, self.increments).view_as(self.y0)
 
-    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
-        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
+
+        Differentiable with respect to `theta`, if that is a tensor.
+        """
         rows = rows.to(self.y0.device)
         y = self.y0.index_select(0, rows)
         # One after the other: a batch of matrix products may round by its size, one of a single row by many does not.
         for weights, increment in zip(self.b.values(theta), self.increments, strict=True):
             if weights is not None:
-                column = torch.from_numpy(weights).to(y.device, y.dtype).unsqueeze(1)
+                column = torch.as_tensor(weights).to(y.device, y.dtype).unsqueeze(1)
                 y.addcmul_(column, increment.view_as(self.y0).index_select(0, rows))
         return y
+
+    def kept(self) -> RowInterpolant:
+        """The same, on data of its own, so that it is valid after the next step too."""
+        return replace(self, increments=self.increments.clone())
 
 
 def as_time_tensor(times: Sequence[float | Tensor], device: torch.device) -> Tensor:
@@ -225,3 +230,191 @@ class DenseSolution:
 
     def __repr__(self) -> str:
         return f"DenseSolution(t in [{self.t_min:g}, {self.t_max:g}], {len(self._steps)} steps)"
+
+
+class KeptSteps(Protocol):
+    """The solutions of some rows within steps, on data of their own."""
+
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowSteps:
+    """Steps that some rows took at once.
+
+    Attributes:
+        rows: the numbers of the rows, [m].
+        t0: where their steps begin, [m].
+        t1: where they end, [m].
+        within: the solutions within the steps.
+    """
+
+    rows: np.ndarray
+    t0: np.ndarray
+    t1: np.ndarray
+    within: KeptSteps
+
+
+class RowDenseSolution:
+    """The solutions of rows, or of a problem with events, at any time of their spans, `sol(t)`.
+
+    In a batch, `t` holds times for all rows, a number or [n], or times for each, [*batch, n]; the result is
+    [*batch, n, *state] (each leaf of a pytree), for a number [*batch, *state]. It is NaN where a row was not: outside
+    its span, and after its failure or the event that ended it. Without batch dimensions `t` may have any shape, the
+    result has the shape `t.shape + y0.shape`, and a time outside the span raises.
+
+    A solution is continuous from the right, in the direction of integration: where an event or a schedule changes the
+    state, it is the state after the change. Where the solve was differentiable, so is `sol(t)`, and with respect to
+    `t`.
+
+    Args:
+        steps: all accepted steps, those of a row in the order of integration.
+        start: where each row starts, [rows].
+        end: where each ends, or ended on the way, [rows].
+        final: the states there, [rows, size].
+        final_is_new: in which rows that is not the state at the end of the last step, [rows].
+        unflatten: gives flat states the user's shape, called as `unflatten(flat, lead)`.
+        lead: the sizes of the batch dimensions; None without.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[RowSteps],
+        start: np.ndarray,
+        end: np.ndarray,
+        final: Tensor,
+        final_is_new: np.ndarray,
+        unflatten: Callable[[Tensor, tuple[int, ...]], Any],
+        lead: tuple[int, ...] | None,
+    ):
+        self.steps = steps
+        self.start, self.end = start, end
+        self.final, self.final_is_new = final, final_is_new
+        self._unflatten = unflatten
+        self._lead = lead
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(step.rows for step in steps)])
+        order = np.argsort(rows, kind="stable")
+        self._bounds = np.searchsorted(rows[order], np.arange(len(start) + 1))
+        self._begins = np.concatenate([np.zeros(0), *(step.t0 for step in steps)])[order]
+        self._step = np.repeat(np.arange(len(steps)), [len(step.rows) for step in steps])[order]
+        self._place = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(s.rows)) for s in steps)])[order]
+
+    def __call__(self, t: float | Tensor) -> Any:
+        """The solutions at `t`.
+
+        Raises:
+            ValueError: `t` is of the wrong shape; without batch dimensions, a time lies outside the span.
+        """
+        device = self.final.device
+        times = torch.as_tensor(t, dtype=time_dtype(device), device=device)
+        rows = len(self.start)
+        if self._lead is None:
+            table, shape = times.reshape(1, -1), tuple(times.shape)
+        elif times.ndim < 2:
+            table, shape = times.reshape(1, -1).expand(rows, -1), (*self._lead, *times.shape)
+        elif tuple(times.shape[:-1]) == self._lead:
+            table, shape = times.reshape(rows, times.shape[-1]), tuple(times.shape)
+        else:
+            wanted = ", ".join(map(str, (*self._lead, "n")))
+            raise ValueError(
+                f"t must be a number, of shape (n,) for all rows or of shape ({wanted}), times for each row, got shape "
+                f"{tuple(times.shape)}: one time for each row is t[..., None]"
+            )
+        given = table.detach().cpu().double().numpy()
+        where, step, place, theta_of = self._find(given, t)
+        return self._unflatten(self._states(table, where, step, place, theta_of), shape)
+
+    def _find(self, times: np.ndarray, given: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """For the entries of `times` within the spans: which, the number of the step, the place in it, the time.
+
+        The number of the step is -1 for the state at the end of a row.
+        """
+        found = []
+        for row, wanted in enumerate(times):
+            start, end = float(self.start[row]), float(self.end[row])
+            at = np.array(snap(wanted.tolist(), given, (start, end)), dtype=np.float64)
+            inside = (at >= min(start, end)) & (at <= max(start, end))
+            if self._lead is None and not inside.all():
+                raise ValueError(
+                    f"t = {at[~inside][0]} lies outside the solution's span [{min(start, end)}, {max(start, end)}]: "
+                    "solve over a longer t_span"
+                )
+            entries = np.flatnonzero(inside)
+            low, high = self._bounds[row : row + 2]
+            sign = 1.0 if end >= start else -1.0
+            number = low - 1 + np.searchsorted(self._begins[low:high] * sign, at[entries] * sign, side="right")
+            at_end = (at[entries] == end) & (self.final_is_new[row] or low == high)
+            number = np.maximum(number, low)
+            step, place = (np.where(at_end, -1, _entries(x, number)) for x in (self._step, self._place))
+            found.append((entries + row * times.shape[1], step, np.where(at_end, row, place), at[entries]))
+        empty = np.zeros(0, dtype=np.int64)
+        return (
+            np.concatenate([empty, *(f[0] for f in found)]),
+            np.concatenate([empty, *(f[1] for f in found)]),
+            np.concatenate([empty, *(f[2] for f in found)]),
+            np.concatenate([np.zeros(0), *(f[3] for f in found)]),
+        )
+
+    def _states(self, times: Tensor, where: np.ndarray, step: np.ndarray, place: np.ndarray, at: np.ndarray) -> Tensor:
+        """The states at all entries of `times`, [rows * n, size]."""
+        device, flat = self.final.device, times.reshape(-1)
+        pieces, entries = [], []
+        for number in np.unique(step):
+            here = np.flatnonzero(step == number)
+            entries.append(where[here])
+            rows = torch.from_numpy(place[here]).to(device)
+            if number < 0:
+                pieces.append(self.final[rows])
+                continue
+            taken = self.steps[number]
+            t0, t1 = taken.t0[place[here]], taken.t1[place[here]]
+            theta: np.ndarray | Tensor = (at[here] - t0) / (t1 - t0)
+            if flat.requires_grad:
+                t = flat[torch.from_numpy(where[here]).to(device)]
+                length = torch.from_numpy(t1 - t0).to(device, flat.dtype)
+                theta = torch.from_numpy(theta).to(device, flat.dtype) + (t - t.detach()) / length
+            pieces.append(taken.within.at(rows, theta))
+        states = self.final.new_full((flat.numel(), self.final.shape[1]), torch.nan)
+        if not pieces:
+            return states
+        index = torch.from_numpy(np.concatenate(entries)).to(device)
+        return states.index_copy(0, index, torch.cat(pieces))
+
+    def __repr__(self) -> str:
+        steps = len(self._begins)
+        if self._lead is None:
+            low, high = sorted((float(self.start[0]), float(self.end[0])))
+            return f"RowDenseSolution(t in [{low:g}, {high:g}], {steps} steps)"
+        return f"RowDenseSolution({len(self.start)} rows, {steps} steps)"
+
+
+def _entries(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """`values[index]`, zero where there are no values."""
+    return values[np.minimum(index, len(values) - 1)] if len(values) else np.zeros(len(index), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class NoDenseOutput:
+    """Stands for the solution at any time where there is none; false, and calling it says why.
+
+    Attributes:
+        reason: the sentence.
+    """
+
+    reason: str = "there is no dense output to call: solve with dense_output=True, or ask for the times in t_eval"
+
+    def __call__(self, t: float | Tensor) -> Any:
+        """Says why there is nothing to call.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(self.reason)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "None"

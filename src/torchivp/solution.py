@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.copies import ValuesTravel
-from torchivp.dense import DenseSolution
+from torchivp.dense import DenseSolution, NoDenseOutput, RowDenseSolution
 
 
 class Outcome(Enum):
@@ -161,7 +161,11 @@ class Solution(ValuesTravel):
             failure, or an event that ends the solve, the outputs that were not reached are NaN.
         status: how the solve ended, with a sentence.
         stats: evaluations and steps, `stats.backward` for the backward pass.
-        sol: the solution at any time, `sol(t)`, if `dense_output=True`.
+        final: the last state, shaped like `y0`, whether or not it was asked for: at the end of the span, or after the
+            event that ended the solve. After a failure the state at the last step, with `t_eval` and without `events`
+            that at the last output that was reached, or `y0`.
+        t_final: when that is, 0-d, float64.
+        sol: the solution at any time, `sol(t)`, if `dense_output=True`; else it is false, and says so when called.
         events: what happened on the way, if `events` was given.
     """
 
@@ -169,7 +173,9 @@ class Solution(ValuesTravel):
     y: Any
     status: Status
     stats: Stats
-    sol: DenseSolution | None = None
+    final: Any
+    t_final: Tensor
+    sol: DenseSolution | RowDenseSolution | NoDenseOutput = field(default_factory=NoDenseOutput)
     events: EventLog | None = None
 
     @property
@@ -208,6 +214,10 @@ class BatchSolution(ValuesTravel):
         batch_shape: the sizes of the batch dimensions.
         status: how each row ended, a flat list in the order of `y.flatten(0, k - 1)` for k batch dimensions.
         stats: evaluations and steps of each row, likewise.
+        final: the last state of each row, [*batch, *state], whether or not it was asked for: at its end, after the
+            event that ended it, or after a failure at its last step.
+        t_final: when that is, [*batch], float64.
+        sol: the solutions at any time, `sol(t)`, if `dense_output=True`; else it is false, and says so when called.
         events: what happened on the way, if `events` was given.
     """
 
@@ -216,6 +226,9 @@ class BatchSolution(ValuesTravel):
     batch_shape: tuple[int, ...]
     status: list[Status]
     stats: list[Stats]
+    final: Any
+    t_final: Tensor
+    sol: RowDenseSolution | NoDenseOutput = field(default_factory=NoDenseOutput)
     events: EventLog | None = None
 
     @property
@@ -234,5 +247,5 @@ class BatchSolution(ValuesTravel):
         )
         return (
             f"BatchSolution({ended}\n  t: {tuple(self.t.shape)}\n  y: {shapes}\n  stats: {cost}\n"
-            f"  events: {self.events})"
+            f"  sol: {self.sol}\n  events: {self.events})"
         )

@@ -123,11 +123,26 @@ class Times:
         fixed = frozenset(anchors)
         return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed, self.spacing)
 
+    def with_end(self) -> Times:
+        """The same times, the end of the span among the outputs, if there is a choice of outputs."""
+        if self.outputs is None or (self.outputs and self.outputs[-1] == self.end):
+            return self
+        outputs = [*self.outputs, self.end]
+        return Times(self.start, self.end, outputs, self._known, self.tensor, self._fixed, self._anchors)
+
     def until(self, t: float) -> Times:
         """The same times, ended at the event at `t`, which is the last output."""
         outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]
         fixed = self._fixed | {t}
         return Times(self.start, t, [*outputs, t], self._known, self.tensor, fixed, self._anchors, self.spacing)
+
+
+_OF_ROWS = {
+    "t": "solve_ivp(func, (t0, t1), y0, t_eval={name}, batch_dims={dims})",
+    "t_eval": "solve_ivp(func, (t0, t1), y0, t_eval={name}, batch_dims={dims})",
+    "t_span": "t_span=({name}[..., 0], {name}[..., 1]) with batch_dims={dims}",
+}
+"""What to write for times of the rows of a batch, given as each of these arguments."""
 
 
 def check_times(
@@ -170,7 +185,11 @@ def check_times(
         flat = f"{name}.reshape(1)" if t.ndim == 0 else f"{name}.flatten()"
         if not isinstance(given, Tensor | np.ndarray):
             flat = f"{name}=[{given!r}]" if t.ndim == 0 else f"{name}=torch.tensor({name}).flatten()"
-        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(t.shape)}: write {example or flat}")
+        advice = f"write {example or flat}"
+        if t.ndim > 1 and name in _OF_ROWS:
+            of_rows = _OF_ROWS[name].format(name=name, dims=t.ndim - 1)
+            advice = f"for one series {advice}; for times of their own in the rows of a batch write {of_rows}"
+        raise ValueError(f"{name} must be one-dimensional, got shape {tuple(t.shape)}: {advice}")
     if t.numel() == 0:
         raise ValueError(f"{name} is empty: pass at least one time")
     values: list[float] = t.detach().to("cpu", torch.float64).tolist()

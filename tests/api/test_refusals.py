@@ -43,7 +43,11 @@ def refused(kind, sentence, call):
             "t must be a one-dimensional tensor of times, got str: write t=torch.linspace(t0, t1, steps)",
         ),
         (torch.tensor(1.0), ValueError, "t must be one-dimensional, got shape (): write t.reshape(1)"),
-        (torch.zeros(2, 2), ValueError, "t must be one-dimensional, got shape (2, 2): write t.flatten()"),
+        (
+            torch.zeros(2, 2),
+            ValueError,
+            "t must be one-dimensional, got shape (2, 2): for one series write t.flatten(); for times of their own in the rows of a batch write solve_ivp(func, (t0, t1), y0, t_eval=t, batch_dims=1)",
+        ),
         (torch.zeros(0), ValueError, "t is empty: pass at least one time"),
         (torch.tensor([0, math.nan]), ValueError, "t must be finite, but t[1] = nan"),
         (torch.tensor([0.0, 1.0, 1.0]), ValueError, "t[1] = t[2] = 1.0: drop the repeated time, t = torch.unique(t)"),

@@ -372,7 +372,8 @@ def test_every_step_is_returned_with_the_states_before_and_after_a_change():
 
 def test_every_step_is_returned_once_where_nothing_changes():
     solution = solve_ivp(rotation, (0.0, 3.0), double(1.0, 0.0), events=first)
-    assert (solution.t.diff() > 0).all() and (solution.t == solution.events.t).sum() == 1
+    plain = solve_ivp(rotation, (0.0, 3.0), double(1.0, 0.0))
+    assert len(solution.events) == 1 and torch.equal(solution.t, plain.t) and torch.equal(solution.y, plain.y)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
@@ -636,13 +637,6 @@ def test_refused_changes(make, apply, kind, sentence):
         solve_ivp(rotation, (0.0, 3.0), double(1.0, 0.0), events=make(apply))
 
 
-@pytest.mark.parametrize("batch_dims", [0, 1])
-def test_dense_output_is_refused(batch_dims):
-    with pytest.raises(ValueError, match="dense_output=True does not go with batch_dims or events"):
-        solve_ivp(rotation, (0.0, 1.0), torch.ones(2, 2, dtype=D), events=lambda t, y: y.sum(-1), dense_output=True,
-                  batch_dims=batch_dims)  # fmt: skip
-
-
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "radauIIA5"])
 def test_an_event_function_that_is_undefined(method):
     """At the start, somewhere on the way, and after a change; in a batch only in one row."""
@@ -734,3 +728,99 @@ def test_an_apply_that_works_in_place():
 def test_a_function_of_huge_size_warns_of_nothing(recwarn):
     log = solve_ivp(rising, (0.0, 1.0), double(0.0), t_eval=[1.0], events=lambda t, y: 1e300 * (y[0] - 0.5)).events
     assert log.t.item() == pytest.approx(0.5, abs=1e-14) and not recwarn.list
+
+
+# Events that are merely reported
+
+
+@pytest.mark.parametrize("method", [name for name in ODE_METHODS if name not in ("heun", "adaptive_heun", "ralston")])
+@pytest.mark.parametrize("t_eval", [None, [0.3, 1.1, 4.0]])
+def test_a_reported_event_changes_no_step(method, t_eval):
+    """Steps, states and outputs are those without it, to the last bit, alone and in a batch."""
+    options = {"method": method, "t_eval": t_eval, "rtol": 1e-4, "atol": 1e-4}
+    if method in FIXED:
+        options = {"method": method, "t_eval": t_eval, "step_size": 0.17}
+    events = [lambda t, y: y[..., 0] - 0.3, lambda t, y: y[..., 1]]
+    y0 = torch.tensor([[1.0, 0.0], [0.3, -2.0]], dtype=D)
+    for start, batch in ((y0[0], {}), (y0, {"batch_dims": 1})):
+        plain = solve_ivp(rotation, (0.0, 5.0), start, **options, **batch)
+        found = solve_ivp(rotation, (0.0, 5.0), start, events=events, **options, **batch)
+        assert torch.equal(found.t.nan_to_num(-1), plain.t.nan_to_num(-1))
+        assert torch.equal(found.y.nan_to_num(-1), plain.y.nan_to_num(-1))
+        assert torch.equal(found.final, plain.final) and torch.equal(found.t_final, plain.t_final)
+        stats = [found.stats, plain.stats] if not batch else [*found.stats, *plain.stats]
+        half = len(stats) // 2
+        for with_it, without in zip(stats[:half], stats[half:], strict=True):
+            assert (with_it.accepted, with_it.rejected) == (without.accepted, without.rejected)
+        assert len(found.events) >= 2
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.3, 1.1, 2.0])
+def test_steps_of_low_order_make_no_event_and_do_not_fail(phase):
+    """The events are those of the numbers that are returned: as many as their changes of sign, if not between them."""
+    w = 2 * math.pi
+    for level in (-0.97, -0.4, 0.05, 0.37, 0.8, 0.999):
+        solution = solve_ivp(
+            lambda t, y: w * torch.cos(w * t + phase) + 0 * y,
+            (0.0, 2.0),
+            double(math.sin(phase)),
+            method="implicit_euler",
+            step_size=1 / 25,
+            events=lambda t, y, level=level: y - level,
+        )
+        assert solution.success and solution.stats.accepted == 50
+        signs = torch.sign(solution.y.flatten() - level)
+        between = torch.searchsorted(solution.t, solution.events.t)
+        odd = torch.bincount(between, minlength=51) % 2 == 1
+        assert torch.equal(odd[1:], signs[1:] != signs[:-1])
+
+
+def test_reported_events_come_before_the_event_that_ends_the_step():
+    """In one long step: those before the end of the row are reported, those after it are not."""
+    last = Event(lambda t, y: y[0] - 0.5, terminal=True)
+    events = [lambda t, y: y[0] - 0.2, last, lambda t, y: y[0] - 0.4, lambda t, y: y[0] - 0.6, lambda t, y: y[0] - 0.5]
+    solution = solve_ivp(rising, (0.0, 1.0), double(0.0), events=events, first_step=1.0)
+    assert solution.events.index.tolist() == [0, 2, 1, 4] and solution.stats.accepted == 1
+    assert solution.events.t.tolist() == pytest.approx([0.2, 0.4, 0.5, 0.5], abs=1e-14)
+    third = Event(lambda t, y: torch.cos(5 * math.pi * y[0]), max_count=3)
+    solution = solve_ivp(rising, (0.0, 1.0), double(0.0), events=third, first_step=1.0)
+    assert solution.events.t.tolist() == pytest.approx([0.1, 0.3, 0.5], abs=1e-12)
+    assert solution.t.tolist() == pytest.approx([0.0, 0.5], abs=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "radauIIA5"])
+def test_gradients_of_reported_events(gradient, method):
+    """y = a cos(w t) is at c at the times arccos(c / a) / w, and again a period later."""
+    a, w, c = (double(x).squeeze().requires_grad_() for x in (1.5, 1.2, 0.4))
+    options = {"step_size": 0.02} if method in FIXED else {"rtol": 1e-10, "atol": 1e-10}
+    log = solve_ivp(
+        lambda t, y, w, c: torch.stack((y[1], -(w**2) * y[0])),
+        (0.0, 5.0),
+        torch.stack((a, 0 * a)),
+        args=(w, c),
+        t_eval=[],
+        events=lambda t, y, w, c: y[0] - c,
+        method=method,
+        gradient=gradient,
+        **options,
+    ).events
+    first_time = torch.acos(c / a) / w
+    times = torch.stack((first_time, 2 * math.pi / w - first_time))
+    speeds = torch.stack((-1.0 * w, w)) * torch.sqrt(a**2 - c**2)
+    torch.testing.assert_close(log.t, times, rtol=0, atol=1e-6)
+    for found, exact in ((log.t[0], times[0]), (log.t[1], times[1]), (log.y[1, 1], speeds[1])):
+        grads, expected = (torch.autograd.grad(x, (a, w, c), retain_graph=True) for x in (found, exact))
+        torch.testing.assert_close(torch.stack(grads), torch.stack(expected), rtol=0, atol=1e-5)
+
+
+def test_what_is_scheduled_on_a_reported_event_comes_after_it():
+    lift = Scheduled([0.5], lambda t, y: y + 1)
+    for events, order in (([first_at_half, lift], [0, 1]), ([lift, first_at_half], [0, 1])):
+        log = solve_ivp(rising, (0.0, 1.0), double(0.0), events=events, step_size=0.25, method="rk4").events
+        assert log.index.tolist() == order and log.t.tolist() == [0.5, 0.5]
+        torch.testing.assert_close(log.y_after[:, 0], double(1.5, 1.5), rtol=0, atol=1e-14)
+
+
+def first_at_half(t, y):
+    return y[0] - 0.5

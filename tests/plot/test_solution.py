@@ -96,3 +96,22 @@ def test_phase_plane_needs_two_states():
     solution = solve_ivp(lambda t, y: -y, (0.0, 1.0), torch.ones(1))
     with pytest.raises(ValueError, match="at least two states"):
         plot_phase_plane(lambda t, y: -y, solution)
+
+
+@pytest.mark.parametrize("dense_output", [False, True])
+def test_every_row_of_a_batch_is_drawn_as_far_as_it_goes(dense_output):
+    start, ends = 1.0 + torch.rand(3, 2, dtype=torch.float64), torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    solution = solve_ivp(rotate, (0.0, ends), start, batch_dims=1, dense_output=dense_output)
+    (axes,) = plot_solution(solution, ["east", "north"]).axes
+    lines = axes.lines
+    assert [line.get_label() for line in lines[:2]] == ["east", "north"] and len(lines) == 6
+    assert [line.get_xdata()[-1] for line in lines] == [1.0, 1.0, 2.0, 2.0, 6.0, 6.0]
+    assert [line.get_color() for line in lines[2:4]] == [line.get_color() for line in lines[:2]]
+    np.testing.assert_allclose([line.get_ydata()[-1] for line in lines], solution.final.flatten(), rtol=1e-12)
+    (axes,) = plot_phase_plane(rotate, solution).axes
+    assert sum(len(line.get_xdata()) > 1 for line in axes.lines) == 3
+
+
+def test_a_batch_without_rows_is_refused():
+    with pytest.raises(ValueError, match="the batch has no rows"):
+        plot_solution(solve_ivp(rotate, (0.0, 1.0), torch.ones(0, 2), batch_dims=1))

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from torchivp import Backsolve, SolveError, solve_ivp
+from torchivp import Backsolve, Event, SolveError, odeint, solve_ivp
 
 D = torch.float64
 Y0 = torch.ones(3, 2, dtype=D)
@@ -198,12 +198,56 @@ def test_compact(compact):
     refused(TypeError, f"compact must be True, False or None (find out), got {compact!r}", compact=compact)
 
 
-def test_dense_output():
-    refused(
-        ValueError,
-        "dense_output=True does not go with batch_dims or events: ask for the times that you need in t_eval",
-        dense_output=True,
+@pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])
+def test_dense_output_of_a_gradient_that_has_none(gradient):
+    sentence = "dense_output=True is differentiable with gradient='direct' only"
+    refused(ValueError, sentence, Y0.clone().requires_grad_(), dense_output=True, gradient=gradient)
+    assert solve(dense_output=True, gradient=gradient).sol
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "what"), [(3, 2, "too many values to unpack"), (1, 2, "not enough values to unpack")]
+)
+@pytest.mark.parametrize("where", ["func", "g", "apply"])
+def test_a_state_that_is_taken_to_pieces_like_that_of_one_row(count, columns, what, where):
+    def unpacking(t, y):
+        x, z = y
+        return torch.stack((z, -x))
+
+    events = {
+        "func": None,
+        "g": Event(lambda t, y: unpacking(t, y)[0]),
+        "apply": Event(lambda t, y: t[:, 0] - 0.5, apply=unpacking),
+    }[where]
+    y0 = torch.ones(count, columns, dtype=D)
+    sentence = (
+        f". In a batch the tensors of the state have the batch dimensions first, here ({count},), and the state of a "
+        "row after them: write x, z = y.unbind(-1), or y[..., 0] and y[..., 1]"
     )
+    said = refused(ValueError, sentence, y0, func=unpacking if where == "func" else decay, events=events)
+    assert said.startswith(what)
+
+
+def test_unpacking_what_is_no_state_is_the_users():
+    def func(t, y):
+        a, b = [1, 2, 3]
+        return a * b * y
+
+    with pytest.raises(ValueError, match="too many values to unpack") as info:
+        solve_ivp(func, (0.0, 1.0), Y0)
+    assert "batch" not in str(info.value)
+
+
+def test_times_of_each_row_without_batch_dims():
+    t = torch.linspace(0, 1, 6, dtype=D).reshape(3, 2)
+    sentence = (
+        "for times of their own in the rows of a batch write solve_ivp(func, (t0, t1), y0, t_eval=t_eval, batch_dims=1)"
+    )
+    refused(ValueError, sentence, batch_dims=0, t_eval=t)
+    with pytest.raises(ValueError, match=re.escape(sentence.replace("t_eval=t_eval", "t_eval=t"))):
+        odeint(decay, Y0, t)
+    sentence = "batch write t_span=(t_span[..., 0], t_span[..., 1]) with batch_dims=1"
+    refused(ValueError, sentence, batch_dims=0, t_span=t)
 
 
 def test_args_must_be_a_tuple():
@@ -269,7 +313,6 @@ def test_options(options, kind, sentence):
 
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_the_same_is_refused_for_any_number_of_rows(rows):
-    refused(ValueError, "dense_output=True", Y0[:rows], dense_output=True)
     refused(ValueError, "takes fixed steps: pass step_size=0.01", Y0[:rows], method="rk4")
     refused(ValueError, "takes fixed steps: pass step_size=0.01", Y0[:rows], method="gl4")
     refused(TypeError, "compact must be True, False or None", Y0[:rows], compact="yes")

@@ -737,3 +737,30 @@ def test_ten_thousand_random_rows():
         alone = solve_ivp(van_der_pol, (0.0, 3.0), y0[i], args=(mu[i],), t_eval=t_eval)
         torch.testing.assert_close(solution.y[i], alone.y, rtol=1e-6, atol=1e-8)
         assert abs(solution.stats[i].accepted - alone.stats.accepted) <= 2
+
+
+@pytest.mark.parametrize("name", ["func", "g"])
+def test_a_tensor_that_all_rows_share_and_that_is_multiplied_by_zero_at_the_start(name):
+    """It has as many entries as there are rows, and which is meant shows away from the start only."""
+    b = torch.tensor([1.0, 5.0], dtype=D)
+    y0, ends = torch.zeros(2, 2, dtype=D), torch.tensor([0.5, 1.0], dtype=D)
+    if name == "func":
+        solution = solve_ivp(lambda t, y, b: -b * y + t, (0.0, ends), y0, args=(b,), batch_dims=1)
+        exact = (b - 1 + torch.exp(-b)) / b**2
+        torch.testing.assert_close(solution.y[1][~solution.t[1].isnan()][-1], exact, rtol=1e-4, atol=0)
+        return
+    g = lambda t, y, b: (b * y).sum(-1) - 0.6
+    log = solve_ivp(lambda t, y, b: 0 * y + 1, (0.0, ends), y0, args=(b,), batch_dims=1, events=g).events
+    assert log.t.tolist() == pytest.approx([0.1, 0.1], abs=1e-12)
+
+
+def test_a_func_that_is_not_defined_elsewhere_is_called_with_some_rows():
+    """What is looked at away from the start is nobody's fault."""
+
+    def func(t, y):
+        assert (t <= 0.2).all() and (y <= 2.0).all()
+        return 0 * y + 1
+
+    y0 = torch.ones(3, 1, dtype=D)
+    ends = torch.tensor([0.1, 0.15, 0.2], dtype=D)
+    assert solve_ivp(func, (0.0, ends), y0, batch_dims=1, compact=True, rtol=1e-3).success.all()

@@ -20,13 +20,13 @@ from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
-from torchivp.dense import DenseSolution
+from torchivp.dense import DenseSolution, NoDenseOutput
 from torchivp.integrate import Controller
 from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError
+from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
@@ -148,7 +148,7 @@ def solve_ivp(
         gradient: how to differentiate: "direct" (autograd through the steps), "checkpointed" (the same gradient in
             little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
             such as `Checkpointed(checkpoints=20)`.
-        dense_output: also return `Solution.sol`, the solution at any time; not with `batch_dims` or `events`.
+        dense_output: also return `Solution.sol`, the solution at any time, in a batch NaN outside a row's span.
         step_size: take fixed steps of this size, with any method but `adams` and `scipy_solver`, which size their own;
             methods without an error estimate need it.
         first_step: size of the first step; None to estimate it.
@@ -160,9 +160,9 @@ def solve_ivp(
         norm: the norm of the error in units of the tolerance, a function of the scaled error (shaped like `y0`),
             at most 1 where the step is good enough. Default: root mean square, over a pytree the largest one. It
             matters to adaptive steps only.
-        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported, an `Event`,
-            which may end the solve or change the state, a `Scheduled`, which changes it at known times, or a list of
-            these.
+        events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported (or end the
+            solve, if it carries SciPy's `g.terminal`), an `Event`, which may end the solve or change the state, a
+            `Scheduled`, which changes it at known times, or a list of these.
         batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own,
             with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
@@ -182,7 +182,8 @@ def solve_ivp(
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),
-        `status`, `stats`, `sol`, `events`. In a batch a `BatchSolution` with `t` [*batch, T], `y` [*batch, T, *state].
+        `status`, `stats`, the last state `final` with its time `t_final`, `sol`, `events`. In a batch a `BatchSolution`
+        with `t` [*batch, T], `y` [*batch, T, *state], `final` [*batch, *state].
 
     Raises:
         SolveError: the end was not reached, and `throw` is true; the message says where, why and what to try.
@@ -239,7 +240,7 @@ def solve_ivp(
     integration, layout = build_integration(
         func,
         y0,
-        times,
+        times.with_end(),
         args=args,
         method=method,
         controller=controller,
@@ -254,11 +255,34 @@ def solve_ivp(
         with LeanFailures():
             raise SolveError(status)
     states = _move_with_first_output(states, integration.problem)
-    sol = (
-        DenseSolution(interpolants.steps, layout.unflatten) if interpolants is not None and interpolants.steps else None
-    )
+    sol = NoDenseOutput()
+    if interpolants is not None:
+        nothing = NoDenseOutput("there is no dense output: the solve ended before its first step")
+        sol = DenseSolution(interpolants.steps, layout.unflatten) if interpolants.steps else nothing
     t = times.select(reached).to(layout.device, time_dtype(layout.device))
-    return Solution(t, layout.unflatten(states, (len(states),)), status, stats, sol)
+    final, t_final = _final(states, t, reached, status, integration.problem)
+    count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
+    outputs = layout.unflatten(states[:count], (count,))
+    return Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
+
+
+def _final(
+    states: Tensor, t: Tensor, reached: Sequence[float], status: Status, problem: Problem
+) -> tuple[Tensor, Tensor]:
+    """The last state that was reached, [1, size], and its time, given the outputs with the end among them."""
+    times = problem.times
+    count = len(reached)
+    if not status.ok:
+        count = sum((x - status.t) * times.direction <= 0 for x in reached)
+    if count == 0:
+        return problem.y0, times.select([times.start])[0].to(t)
+    final, t_final = states[count - 1 : count], t[count - 1]
+    if times.tensor is not None and reached[count - 1] == times.end:
+        # Where the end was asked for, the output is a function of that entry of `t_eval`, and not of the end.
+        motion = times.tensor[1] - times.at(times.end)
+        slope = problem.func(problem.time(times.end), final)
+        final, t_final = final + slope * motion.to(final.device), t_final + motion.to(t)
+    return final, t_final
 
 
 def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
@@ -268,7 +292,8 @@ def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
     different entries of `times.tensor`, is minus and plus the slope.
     """
     times = problem.times
-    if times.tensor is None or not times.outputs or times.outputs[0] != times.start:
+    asked_for = times.tensor is not None and len(times.tensor) > 2
+    if times.tensor is None or not asked_for or not times.outputs or times.outputs[0] != times.start:
         return states
     start, asked = times.tensor[0], times.tensor[2]
     slope = problem.func(problem.time(times.start), problem.y0)

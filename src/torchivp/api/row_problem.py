@@ -51,10 +51,10 @@ def build_problem(
     filler = _filler(times, flat, layout)
     arguments = RowArguments(args, layout)
 
-    makers = _Makers(layout, arguments, filler, compact)
+    makers = _Makers(layout, arguments, filler, _elsewhere(times, filler), compact)
     right_hand_side = makers.make("func", func, derivative)
     actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]
-    return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype)
+    return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, bool(layout.lead))
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class _Makers:
     layout: StateLayout
     args: RowArguments
     filler: tuple[Tensor, Tensor]
+    elsewhere: tuple[Tensor, Tensor]
     compact: bool | None
 
     def make(self, name: str, function: Callable[..., Any], result: Result, *extra: Tensor) -> RowFunction:
@@ -74,7 +75,7 @@ class _Makers:
         made = RowFunction(guarded, self.layout, self.args, result, self.filler, takes_args=takes_args)
         if self.compact is False:
             return made.filled_in()
-        if made.is_row_wise(*extra):
+        if made.is_row_wise(self.elsewhere, *extra):
             return made
         if self.compact:
             raise ValueError(
@@ -100,6 +101,20 @@ def _filler(times: RowTimes, y0: Tensor, layout: StateLayout) -> tuple[Tensor, T
     if len(y) and not finite.all() and finite.any():
         y = torch.where(finite.unsqueeze(1), y, y[finite][0])
     return t, y
+
+
+def _elsewhere(times: RowTimes, filler: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Later times and other states: no element is zero or equals another, and none changes its sign.
+
+    A tensor that all rows share may look like one with an entry for each row where it is multiplied by zero.
+    """
+    t, y = filler
+    later = torch.from_numpy(0.37 * (times.end - times.start)).to(t.device, t.dtype).unsqueeze(1)
+    part = 0.1 + 0.2 * torch.frac(0.618034 * torch.arange(1, y.numel() + 1, device=y.device)).reshape(y.shape)
+    size = torch.where(y == 0, torch.nan_to_num(y.abs(), posinf=0.0).amax() if y.numel() else 1.0, y.abs())
+    size = torch.where(size == 0, 1.0, size)
+    along = torch.where(y == 0, torch.ones_like(y), torch.sgn(y))
+    return t + later, y + along * (part * size).to(y.dtype)
 
 
 def _action(number: int, event: Event | Scheduled, makers: _Makers, y0: Tensor, layout: StateLayout) -> Action:

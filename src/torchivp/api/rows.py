@@ -17,10 +17,11 @@ from torchivp.api.arguments import Gradient, flat_norm
 from torchivp.api.row_problem import build_problem, check_events
 from torchivp.api.times import MovingTimes, times_of_one, times_of_rows, times_of_span
 from torchivp.checks import check_whole_number
+from torchivp.dense import NoDenseOutput, RowDenseSolution
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.row_gradients import solve_rows
-from torchivp.gradients.row_outputs import event_log, moved_outputs, moving_changes, started
+from torchivp.gradients.row_outputs import event_log, final_is_new, moved_final, moved_outputs, moving_changes, started
 from torchivp.integrate import Controller, check_controller, check_norm
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
@@ -57,10 +58,6 @@ def solve_batch(
             "batch_dims and events do not work inside torch.func transforms such as vmap or grad: the rows of a batch "
             "need no vmap, pass them with batch_dims=1"
         )
-    if dense_output:
-        raise ValueError(
-            "dense_output=True does not go with batch_dims or events: ask for the times that you need in t_eval"
-        )
     layout = StateLayout(y0, batch_dims)
     if batch_dims:
         times, moving = times_of_rows(t_span, t_eval, layout.lead)
@@ -76,7 +73,7 @@ def solve_batch(
             method=method,
             params=params,
             gradient=gradient,
-            dense_output=False,
+            dense_output=dense_output,
             controller=controller,
             max_steps=max_steps,
             norm=norm,
@@ -102,18 +99,33 @@ def solve_batch(
         max_steps=check_whole_number("max_steps", max_steps, 1),
         describe=layout.name,
     )
-    result = solve_rows(plan, gradient, params)
+    result = solve_rows(plan, gradient, params, dense_output)
     changes = moving_changes(problem, result)
     y, t = moved_outputs(problem, result, moving, changes)
-    log = event_log(layout, result, changes) if actions else None
+    final, t_final = moved_final(problem, result, moving, changes)
+    log = event_log(layout, problem.times.direction, result, changes) if actions else None
+    sol = NoDenseOutput()
+    if result.dense is not None:
+        times, lead = problem.times.start, layout.lead if batch_dims else None
+        new = final_is_new(problem, result)
+        sol = RowDenseSolution(result.dense, times, result.final_times, result.final, new, layout.unflatten, lead)
     if not batch_dims:
-        status = result.status[0]
+        status, states, last = result.status[0], layout.unflatten(y[0], (y.shape[1],)), layout.unflatten(final, ())
         if throw and not status.ok:
             raise SolveError(status)
-        return Solution(t[0], layout.unflatten(y[0], (y.shape[1],)), status, result.stats[0], events=log)
+        return Solution(t[0], states, status, result.stats[0], last, t_final[0], sol, log)
     count = y.shape[1]
-    states = layout.unflatten(y.reshape(layout.rows * count, y.shape[2]), (*layout.lead, count))
-    solution = BatchSolution(t.reshape(*layout.lead, count), states, layout.lead, result.status, result.stats, log)
+    solution = BatchSolution(
+        t.reshape(*layout.lead, count),
+        layout.unflatten(y.reshape(layout.rows * count, y.shape[2]), (*layout.lead, count)),
+        layout.lead,
+        result.status,
+        result.stats,
+        layout.unflatten(final, layout.lead),
+        t_final.reshape(layout.lead),
+        sol,
+        log,
+    )
     return _thrown(solution, throw)
 
 
@@ -202,6 +214,9 @@ def _together(solutions: Sequence[BatchSolution], layout: StateLayout, with_even
         ]
         return torch.cat(padded).reshape(*layout.lead, count, *leaves[0].shape[2:])
 
+    def whole(*leaves: Tensor) -> Tensor:
+        return torch.cat(leaves).reshape(*layout.lead, *leaves[0].shape[1:])
+
     logs = [solution.events for solution in solutions if solution.events is not None]
     log = None
     if with_events:
@@ -218,5 +233,19 @@ def _together(solutions: Sequence[BatchSolution], layout: StateLayout, with_even
         layout.lead,
         [solution.status[0] for solution in solutions],
         [solution.stats[0] for solution in solutions],
+        pytree.tree_map(whole, *(solution.final for solution in solutions)),
+        whole(*(solution.t_final for solution in solutions)),
+        _dense_together([solution.sol for solution in solutions], layout),
         log,
     )
+
+
+def _dense_together(parts: Sequence[RowDenseSolution | NoDenseOutput], layout: StateLayout) -> Any:
+    """The dense output of single rows as that of the batch; none if they have none."""
+    dense = [part for part in parts if isinstance(part, RowDenseSolution)]
+    if len(dense) < len(parts):
+        return NoDenseOutput()
+    start, end, new = (np.concatenate([getattr(part, x) for part in dense]) for x in ("start", "end", "final_is_new"))
+    steps = [replace(step, rows=step.rows + row) for row, part in enumerate(dense) for step in part.steps]
+    final = torch.cat([part.final for part in dense])
+    return RowDenseSolution(steps, start, end, final, new, layout.unflatten, layout.lead)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from torchivp.checks import check_flag, check_time_first, check_whole_number
 
@@ -14,28 +19,35 @@ class Event:
     """Something that happens when a function of time and state changes its sign.
 
     The sign is looked for at the ends of every step and at `checks` points between them; the time is located on the
-    dense output and the step retaken to end there, so that the function vanishes at the state found, to rounding. A
-    function that is zero at the start has no event there; one that touches zero without changing its sign has one
-    only if it is exactly zero where it is looked at.
+    dense output, to rounding. An event that is merely reported changes no step. Where it changes the state or ends the
+    solve, the step is retaken to end there, and its end corrected, so that the function vanishes at the state that the
+    step leads to. A function that is zero at the start has no event there; one that touches zero without changing its
+    sign has one only if it is exactly zero where it is looked at.
+
+    `g` may carry SciPy's attributes, as in `g.terminal = True; g.direction = -1`: they hold where the arguments of the
+    same names are not given, and must not contradict those that are. `g.terminal = 3` is `max_count=3`. A `partial` has
+    those of the function within, if it has none of its own.
 
     Args:
         g: called as `g(t, y, *args)`; returns one real number, in a batch one for each row. With booleans, true and
             false are the signs.
         direction: 1 for changes from negative to positive in the direction of integration, -1 for the others, 0 for
-            both.
-        terminal: whether the solve (of the row) ends at the event, after `apply`; the same as `max_count=1`.
+            both. Default: `g.direction`, or both.
+        terminal: whether the solve (of the row) ends at the event, after `apply`; the same as `max_count=1`. Default:
+            `g.terminal`, or not.
         apply: called as `apply(t, y)` or `apply(t, y, *args)`; returns the state with which the integration goes on.
         max_count: the solve (of the row) ends at the event with this number; None for never.
         checks: at how many points within each step the sign is looked at.
 
     Raises:
-        TypeError: `g` or `apply` is not callable, or another argument is of the wrong type.
-        ValueError: `direction`, `max_count` or `checks` is out of range, or `terminal` and `max_count` are both given.
+        TypeError: `g` or `apply` is not callable, or another argument or an attribute of `g` is of the wrong type.
+        ValueError: `direction`, `max_count` or `checks` is out of range, `terminal` and `max_count` are both given, or
+            an attribute of `g` is out of range or contradicts an argument.
     """
 
     g: Callable[..., Any]
-    direction: int = 0
-    terminal: bool = False
+    direction: int = None  # pyright: ignore[reportAssignmentType] -- read from g, then never None
+    terminal: bool = None  # pyright: ignore[reportAssignmentType]
     apply: Callable[..., Any] | None = None
     max_count: int | None = None
     checks: int = 4
@@ -48,16 +60,79 @@ class Event:
         check_time_first("g", self.g, "g(t, y)")
         if self.apply is not None:
             check_time_first("apply", self.apply, "apply(t, y)")
-        if self.direction not in (-1, 0, 1):
+        self._settle_direction()
+        self._settle_end()
+        if self.max_count is not None:
+            check_whole_number("max_count", self.max_count, 1)
+        check_whole_number("checks", self.checks, 0)
+
+    def _settle_direction(self) -> None:
+        if self.direction is not None and self.direction not in (-1, 0, 1):
             raise ValueError(f"direction must be 1 (rising), -1 (falling) or 0 (both), got {self.direction!r}")
-        if check_flag("terminal", self.terminal) and self.max_count not in (None, 1):
+        carried = _carried(self.g, "direction", _direction, is_given=self.direction is not None)
+        if None not in (carried, self.direction) and carried != self.direction:
+            raise ValueError(
+                f"g.direction is {carried}, but direction={self.direction} was given: leave one of them out"
+            )
+        object.__setattr__(self, "direction", (carried or 0) if self.direction is None else self.direction)
+
+    def _settle_end(self) -> None:
+        is_given = self.terminal is not None or self.max_count is not None
+        if self.terminal is not None and check_flag("terminal", self.terminal) and self.max_count not in (None, 1):
             raise ValueError(
                 f"terminal=True ends at the first event, max_count={self.max_count} at the one with this number: "
                 "leave one of them out"
             )
-        if self.max_count is not None:
-            check_whole_number("max_count", self.max_count, 1)
-        check_whole_number("checks", self.checks, 0)
+        carried = _carried(self.g, "terminal", _count, is_given)
+        given = 1 if self.terminal else self.max_count or 0
+        if is_given and carried is not None and carried != given:
+            said = f"max_count={self.max_count}" if self.max_count is not None else f"terminal={self.terminal}"
+            raise ValueError(f"g.terminal is {carried}, 0 for never, but {said} was given: leave one of them out")
+        object.__setattr__(self, "terminal", bool(self.terminal) or (not is_given and carried == 1))
+        if not is_given and carried is not None and carried > 1:
+            object.__setattr__(self, "max_count", carried)
+
+
+def _carried(g: Callable[..., Any], name: str, read: Callable[[str, Any], int], is_given: bool) -> int | None:
+    """An attribute that SciPy reads from event functions; None if there is none.
+
+    Where the user says the same by an argument, an attribute that is of another kind is the function's own affair.
+    """
+    while isinstance(g, partial) and not hasattr(g, name):
+        g = g.func
+    value = getattr(g, name, None)
+    if value is None:
+        return None
+    try:
+        return read(f"the attribute {name} of the event function", value)
+    except (TypeError, ValueError):
+        if is_given:
+            return None
+        raise
+
+
+def _direction(name: str, value: Any) -> int:
+    """The sign of a number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(float(value)):
+        raise TypeError(
+            f"{name} must be a number, positive for rising, negative for falling, got {value!r}; if it means something "
+            "else, write Event(g, direction=0)"
+        )
+    return (float(value) > 0.0) - (float(value) < 0.0)
+
+
+def _count(name: str, value: Any) -> int:
+    """The number of the event at which the solve ends, 0 for never."""
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"{name} must be True, False or the number of events after which the solve ends, got {value!r}; if it "
+            "means something else, write Event(g, terminal=False)"
+        )
+    if not (float(value) >= 0.0 and float(value).is_integer()):
+        raise ValueError(f"{name} must be True, False or a whole number of events, got {value!r}")
+    return int(float(value))
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Backsolve:
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
         refuse_forward_mode("gradient='backsolve' (odeint_adjoint)", "gradient='direct' (odeint)")
-        refuse_dense_output(interpolants)
+        refuse_dense_output(interpolants is not None)
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         controller = check_controller(self.controller or integration.controller, backward_method)
         layout = user_function(integration.problem).layout
@@ -162,7 +162,10 @@ class _AdjointSolve:
 
     def gradients(self, grad: Tensor, states: Tensor, norm: Norm) -> list[Tensor]:
         """The gradients of all inputs, given that of the `states`; `norm` measures the errors."""
-        times, grad, states = self.times[: self.reached], grad[: self.reached], states[: self.reached]
+        reached = self.reached
+        while reached > 1 and not bool((grad[reached - 1] != 0).any()):
+            reached -= 1  # nobody asks about the last output, which may be far away
+        times, grad, states = self.times[:reached], grad[:reached], states[:reached]
         problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
         others = [leaf for leaf in leaves[1:] if leaf is not problem.times.tensor]
         system = _AdjointSystem(problem, others, leaves, self.inputs.late)

@@ -70,7 +70,7 @@ class Checkpointed:
             return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(integration.method, inputs)
         refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
-        refuse_dense_output(interpolants)
+        refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
         states = _Forward.apply(solve, *inputs.tensors)
         return states, solve.times, solve.status, solve.stats

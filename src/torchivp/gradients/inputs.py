@@ -16,7 +16,6 @@ from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.integrate import Integration
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
-from torchivp.recording import Interpolants
 from torchivp.torch_func import in_forward_mode, needs_gradient
 
 
@@ -262,13 +261,13 @@ def refuse_forward_mode(gradient: str, instead: str) -> None:
         )
 
 
-def refuse_dense_output(interpolants: Interpolants | None) -> None:
+def refuse_dense_output(wanted: bool) -> None:
     """Refuse dense output where its gradient would be lost.
 
     Raises:
         ValueError: it was asked for.
     """
-    if interpolants is not None:
+    if wanted:
         raise ValueError(
             "dense_output=True is differentiable with gradient='direct' only: use that, or ask for the times that you "
             "need in t_eval"

@@ -172,15 +172,18 @@ class _WayBack:
         changes, kept = solve.changes, int(solve.kept[row])
         times = solve.times[row, :kept]
         order = times * solve.plan.problem.times.direction[row]
+        twice = solve.plan.problem.times.outputs is None
         entries: list[tuple[float, int, int]] = []
         j = 0
         for number in numbers:
+            if not (asked_before[number] or np.isnan(changes.theta[number])):
+                continue  # an event that was merely reported, and that nobody asks about
             t = float(changes.t[number])
             at = t * solve.plan.problem.times.direction[row]
             while j < kept and order[j] < at:
                 entries.append((float(times[j]), 0, j))
                 j += 1
-            if j + 1 < kept and order[j] == at == order[j + 1]:  # the state before the change was kept too
+            if twice and j + 1 < kept and order[j] == at == order[j + 1]:  # the state before the change was kept too
                 entries.append((t, 0, j))
                 j += 1
             entries.append((t, 1, number))
@@ -344,7 +347,7 @@ class _Integral(RowOutputs):
             found = torch.autograd.grad(slope, parameters, z[:, size:] * share, allow_unused=True, retain_graph=True)
             _add(self._totals, [None, *found])
 
-    def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
+    def finish(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
         self.final[self._problem.select(rows)] = y
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.boundary import own_precision
+from torchivp.dense import RowSteps
 from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
@@ -21,6 +22,7 @@ from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
 from torchivp.gradients.inputs import (
     check_parameters,
     late_leaves,
+    refuse_dense_output,
     refuse_forward_mode,
     refuse_method_in_forward_mode,
     refuse_to_differentiate,
@@ -50,6 +52,9 @@ class RowResult:
     Attributes:
         states: the outputs, [rows, T, size], NaN where there are none.
         times: their times, [rows, T].
+        final: the last state of each row, [rows, size].
+        final_times: when it is there, [rows].
+        dense: the solutions within all steps, if they were asked for.
         changes: all that happened on the way; the states in it are those before it.
         status: how each row ended.
         stats: what each cost.
@@ -57,6 +62,9 @@ class RowResult:
 
     states: Tensor
     times: np.ndarray
+    final: Tensor
+    final_times: np.ndarray
+    dense: list[RowSteps] | None
     changes: ChangeRecord
     status: list[Status]
     stats: list[Stats]
@@ -140,9 +148,14 @@ class RowInputs:
 
 
 def solve_rows(
-    plan: RowIntegration, gradient: Direct | Checkpointed | Backsolve, parameters: Sequence[Tensor] | None
+    plan: RowIntegration,
+    gradient: Direct | Checkpointed | Backsolve,
+    parameters: Sequence[Tensor] | None,
+    dense: bool = False,
 ) -> RowResult:
     """Integrate every row, so that autograd can differentiate the result as the gradient says.
+
+    `dense` says whether to keep the solutions within all steps.
 
     Raises:
         ValueError: the gradient cannot be had with this method.
@@ -158,7 +171,7 @@ def solve_rows(
     if not solve.replayable:
         watch = _UsedLater(plan.problem)
         plain = _SolveOfRows(replace(plan, problem=watch.problem), inputs, limit)
-        states, _ = plain.forward()
+        states, _ = plain.forward(dense)
         if not watch.used:
             return plain.result(states, plain.changes.y)
         inputs.used, gradient = True, Direct()  # which finds what is used later by itself
@@ -170,11 +183,14 @@ def solve_rows(
     if isinstance(gradient, Direct):
         with without_derivatives():
             solve.forward()
-        replayed = solve.replay.run(plan.problem, _start(plan.problem), plan.problem.y0, None, solve.replay.most)
+        start, y0 = _start(plan.problem), plan.problem.y0
+        replayed = solve.replay.run(plan.problem, start, y0, None, solve.replay.most, dense)
+        solve.dense = replayed.outputs.dense
         states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
         if solve.expected is not None:
             check_repeated(states, solve.expected)
         return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
+    refuse_dense_output(dense)
     if isinstance(gradient, Backsolve):
         check_adjoint_of_rows(plan, gradient)
         solve.backsolve = gradient
@@ -233,6 +249,7 @@ class _SolveOfRows:
 
     backsolve: Backsolve | None = None
     replay: Replay
+    dense: list[RowSteps] | None
     expected: Tensor | None = None
     """The outputs that steps taken again must lead to, if func draws random numbers."""
     times: np.ndarray
@@ -250,15 +267,16 @@ class _SolveOfRows:
         """Whether the steps may be taken again, for a gradient or with tangents."""
         return self.inputs.used or in_forward_mode()
 
-    def forward(self) -> tuple[Tensor, Tensor]:
+    def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
-        outputs = RowOutputs(problem.times)
+        outputs = RowOutputs(problem.times, dense)
         method = RecordedDraws(self.plan.make_method(), Generators(problem.y0.device))
         trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.replayable)
         self.status, self.stats = self.plan.run(outputs, trail, cast("Method", method))
         states, self.times = outputs.collect(problem.y0)
-        self.kept = outputs.next
+        self.last, self.dense = outputs.last, outputs.dense
+        self.kept = outputs.last + 1
         self.changes = join_changes(trail.changes, problem)
         if self.replayable:
             drawn = trail.drawn() if self.backsolve is None else None
@@ -267,7 +285,17 @@ class _SolveOfRows:
         return states, self.changes.y
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:
-        return RowResult(states, self.times, replace(self.changes, y=before), self.status, self.stats)
+        """What there is, given the outputs with the last state after them, and the states before what happened."""
+        rows = np.arange(len(self.last))
+        entry = (self.plan.problem.select(rows), self.plan.problem.select(self.last))
+        final, final_times, times = states[entry], self.times[rows, self.last], self.times
+        if (wanted := self.plan.problem.times.outputs) is not None:
+            early = np.flatnonzero(self.last < wanted.shape[1])
+            places = (self.plan.problem.select(early), self.plan.problem.select(self.last[early]))
+            nothing = states.new_full((len(early), states.shape[2]), torch.nan)
+            states, times = states.index_put(places, nothing)[:, :-1], wanted
+        changes = replace(self.changes, y=before)
+        return RowResult(states, times, final, final_times, self.dense, changes, self.status, self.stats)
 
     def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor]:
         """The gradients of all inputs, stretch by stretch from the last to the first."""

@@ -77,15 +77,43 @@ def moved_outputs(
     if moving.outputs is None:
         return y, t
     times = moving.outputs.to(device, time_dtype(device))
-    return _moved_to(problem, result, y, times), times
+    return _moved_to(problem, result.times, y, times), times
 
 
-def _moved_to(problem: RowProblem, result: RowResult, y: Tensor, times: Tensor) -> Tensor:
-    """The outputs, which are at their times, as functions of these."""
+def final_is_new(problem: RowProblem, result: RowResult) -> np.ndarray:
+    """In which rows the last state is one after a change, not that at the end of the last step, [rows]."""
+    found, changes = np.zeros(problem.rows, dtype=bool), result.changes
+    for i in np.flatnonzero(changes.t == result.final_times[changes.rows]).tolist():
+        found[changes.rows[i]] |= changes_state(problem, changes.firings[i])
+    return found
+
+
+def moved_final(
+    problem: RowProblem, result: RowResult, moving: MovingTimes, changes: MovingChanges
+) -> tuple[Tensor, Tensor]:
+    """The last states, [rows, size], and their times, [rows], which move with the end or with what happens there."""
+    y, device = result.final, problem.y0.device
+    t = torch.from_numpy(result.final_times.copy()).to(device, time_dtype(device))
+    if not torch.is_grad_enabled():
+        return y, t
+    if moving.end is not None:
+        at_end = torch.from_numpy(result.final_times == problem.times.end).to(device)
+        t = torch.where(at_end, moving.end.to(device, t.dtype), t)
+        y = _moved_to(problem, result.final_times[:, None], y[:, None], t[:, None])[:, 0]
+    at_last = result.changes.t == result.final_times[result.changes.rows]
+    chosen = np.flatnonzero(at_last & ~result.changes.within)
+    if len(chosen) and (changes.t.requires_grad or changes.after.requires_grad):
+        where, rows = problem.select(chosen), problem.select(result.changes.rows[chosen])
+        y, t = y.index_copy(0, rows, changes.after[where]), t.index_copy(0, rows, changes.t[where])
+    return y, t
+
+
+def _moved_to(problem: RowProblem, at: np.ndarray, y: Tensor, times: Tensor) -> Tensor:
+    """The states, which are at the times `at`, as functions of these."""
     func, columns = function_on(problem, np.arange(problem.rows)), []
     for j in range(y.shape[1]):
         with torch.no_grad():
-            slopes = func(problem.user_time(result.times[:, j].copy()), y[:, j])
+            slopes = func(problem.user_time(at[:, j].copy()), y[:, j])
         columns.append(moved(y[:, j], slopes, times[:, j : j + 1]))
     return torch.stack(columns, dim=1) if columns else y
 
@@ -97,13 +125,12 @@ def _moved_ends(
     if moving.end is not None:
         at_end = torch.from_numpy(result.times == problem.times.end[:, None]).to(t.device)
         t = torch.where(at_end, moving.end.to(t.device, t.dtype).unsqueeze(1), t)
-        y = _moved_to(problem, result, y, t)
+        y = _moved_to(problem, result.times, y, t)
     if any(map(moves, (changes.t, changes.before, changes.after))):
         first: list[tuple[int, int, int]] = []
         last: list[tuple[int, int, int]] = []
-        for i, (row, when, firing) in enumerate(
-            zip(result.changes.rows, result.changes.t, result.changes.firings, strict=True)
-        ):
+        for i in np.flatnonzero(~result.changes.within).tolist():
+            row, when, firing = result.changes.rows[i], result.changes.t[i], result.changes.firings[i]
             places = np.flatnonzero(result.times[row] == when)
             first.append((i, row, places[0]))
             if changes_state(problem, firing):
@@ -116,18 +143,20 @@ def _moved_ends(
     return y, t
 
 
-def event_log(layout: StateLayout, result: RowResult, moving: MovingChanges) -> EventLog:
+def event_log(layout: StateLayout, direction: np.ndarray, result: RowResult, moving: MovingChanges) -> EventLog:
     """What happened, in the order of the rows and, in a row, of the time."""
     changes, device = result.changes, moving.t.device
-    entries = [(i, number) for i in np.lexsort((changes.steps, changes.rows)) for number, _ in changes.firings[i]]
-    order = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
+    ahead = changes.t * direction[changes.rows]
+    order = np.lexsort((ahead, changes.steps, changes.rows)).tolist()
+    entries = [(i, number) for i in order for number, _ in changes.firings[i]]
+    place = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
     index = torch.tensor([number for _, number in entries], dtype=torch.int64, device=device)
-    row = torch.from_numpy(changes.rows).to(device)[order]
+    row = torch.from_numpy(changes.rows).to(device)[place]
     count = (len(entries),)
     return EventLog(
-        moving.t[order],
-        layout.unflatten(moving.before[order], count),
-        layout.unflatten(moving.after[order], count),
+        moving.t[place],
+        layout.unflatten(moving.before[place], count),
+        layout.unflatten(moving.after[place], count),
         index,
         row,
     )

@@ -19,7 +19,7 @@ from torchivp.rows.changes import apply_firing, changes_state, event_on, functio
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, Firing, RowCheckpoint, RowOutputs, RowTrail
-from torchivp.rows.steps import SingleStepper, make_stepper
+from torchivp.rows.steps import SingleStepper, TakenSteps, make_stepper
 from torchivp.torch_func import derivatives_enabled, moves
 
 
@@ -88,7 +88,7 @@ class ReplayedSteps:
 
     Attributes:
         outputs: the outputs that lie in them.
-        places: which of all changes happened in them.
+        places: which of all changes happened in them, those reported within them included.
         before: the states before these changes, [n, size].
         rows: the rows that go on after the last of the steps.
         y: their states, [m, size].
@@ -123,26 +123,37 @@ class Replay:
         self.steps = trail.steps
         self.most = int(trail.steps.max(initial=0))
         self.changes = changes
-        order = np.argsort(self.changes.steps, kind="stable")
-        bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2)).tolist()
-        self._changes_after = [order[a:b] for a, b in pairwise(bounds)]
+        self._changes_after = self._by_step(~changes.within)
+        self._reports_in = self._by_step(changes.within)
         self._orders = trail.orders
         self._generators = Generators(plan.problem.y0.device)
         self.drawn = drawn
 
-    def run(self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int) -> ReplayedSteps:
-        """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size]."""
+    def _by_step(self, which: np.ndarray) -> list[np.ndarray]:
+        """The places of a choice of the changes, step by step."""
+        chosen = np.flatnonzero(which)
+        order = chosen[np.argsort(self.changes.steps[chosen], kind="stable")]
+        bounds = np.searchsorted(self.changes.steps[order], np.arange(self.most + 2)).tolist()
+        return [order[a:b] for a, b in pairwise(bounds)]
+
+    def run(
+        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, dense: bool = False
+    ) -> ReplayedSteps:
+        """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size].
+
+        `dense` says whether to keep the solutions within them.
+        """
         if self.drawn is None:
-            return self._run(problem, start, y, carry, last, self.method)
+            return self._run(problem, start, y, carry, last, self.method, dense)
         with self._generators.kept():
             drawn = self.drawn[start.step : last]
             method = RepeatedDraws(self.method, self._generators, drawn, problem.real_dtype)
-            return self._run(problem, start, y, carry, last, cast("Method", method))
+            return self._run(problem, start, y, carry, last, cast("Method", method), dense)
 
     def _run(
-        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, method: Method
+        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, method: Method, dense: bool
     ) -> ReplayedSteps:
-        outputs = RowOutputs(problem.times)
+        outputs = RowOutputs(problem.times, dense)
         outputs.resume(start.next)
         replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
         # Events were looked for within every step, and what that draws the step after it goes on from.
@@ -150,6 +161,7 @@ class Replay:
         if start.step == 0:
             self._change(problem, replayed, 0, problem.times.start)
             outputs.end(replayed.rows, problem.times.start, replayed.y)
+            self._finish(problem, replayed, 0)
         stepper = None
         for n in range(start.step, last):
             going = self.steps[replayed.rows] > n
@@ -166,19 +178,34 @@ class Replay:
             if watched:
                 steps.within()
             outputs.step(rows, t0, t1, steps.within)
+            self._report(problem, replayed, n + 1, steps)
             replayed.y, replayed.carry = steps.y1, steps.step.carry
             self._change(problem, replayed, n + 1, self._ends[:, n + 1])
             outputs.end(rows, t1, replayed.y)
+            self._finish(problem, replayed, n + 1)
         return replayed
+
+    def _finish(self, problem: RowProblem, replayed: ReplayedSteps, step: int) -> None:
+        """The rows that take no step after that with this number have come to their last state."""
+        through = self.steps[replayed.rows] == step
+        if through.any():
+            rows = replayed.rows[through]
+            replayed.outputs.finish(rows, self._ends[rows, step], replayed.y[problem.select(through)])
+
+    def _report(self, problem: RowProblem, replayed: ReplayedSteps, step: int, steps: TakenSteps) -> None:
+        """The states at the events reported within the step with this number."""
+        places = self._reports_in[step]
+        if len(places):
+            replayed.places = np.concatenate([replayed.places, places])
+            where = problem.select(_positions(problem, replayed)[self.changes.rows[places]])
+            replayed.before.append(steps.within().at(where, self.changes.theta[places]))
 
     def _change(self, problem: RowProblem, replayed: ReplayedSteps, step: int, t: np.ndarray) -> None:
         """What happens after the step with this number, at the times `t` of all rows."""
         places = self._changes_after[step]
         if not len(places):
             return
-        position = np.full(problem.rows, -1)
-        position[replayed.rows] = np.arange(len(replayed.rows))
-        where = position[self.changes.rows[places]]
+        where = _positions(problem, replayed)[self.changes.rows[places]]
         firings = [self.changes.firings[i] for i in places]
         replayed.places = np.concatenate([replayed.places, places])
         y, anew = replayed.y, []
@@ -199,15 +226,23 @@ class Replay:
             replayed.carry = replayed.carry.index_copy(0, there, carry) if self.method.takes_rows else carry
 
 
+def _positions(problem: RowProblem, replayed: ReplayedSteps) -> np.ndarray:
+    """The place of every row among those that go on, -1 for the others."""
+    position = np.full(problem.rows, -1)
+    position[replayed.rows] = np.arange(len(replayed.rows))
+    return position
+
+
 def join_changes(changes: Sequence[ChangeRecord], problem: RowProblem) -> ChangeRecord:
     """All that happened as one record."""
     if not changes:
         empty = np.zeros(0, dtype=np.int64)
-        return ChangeRecord(empty, empty, np.zeros(0), [], problem.y0.detach()[:0])
+        return ChangeRecord(empty, empty, np.zeros(0), [], problem.y0.detach()[:0], np.zeros(0))
     return ChangeRecord(
         np.concatenate([change.rows for change in changes]),
         np.concatenate([change.steps for change in changes]),
         np.concatenate([change.t for change in changes]),
         [firing for change in changes for firing in change.firings],
         torch.cat([change.y for change in changes]),
+        np.concatenate([change.theta for change in changes]),
     )

@@ -1,4 +1,4 @@
-"""Pictures of a `Solution`: its states over time, and two of them against each other."""
+"""Pictures of a `Solution` or a `BatchSolution`: its states over time, and two of them against each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from torchivp.plot.field import draw_direction_field
 from torchivp.plot.style import INK, color_of, line_style_of, new_figure, style_axes
-from torchivp.solution import Solution
+from torchivp.solution import BatchSolution, Solution
 
 SMOOTH_POINTS = 1000
 ARROW_AT, ARROW_LENGTH = 0.12, 0.04
@@ -20,9 +20,11 @@ ARROW_AT, ARROW_LENGTH = 0.12, 0.04
 
 
 def plot_solution(
-    solution: Solution, names: Sequence[str] | None = None, *, time_name: str = "t", title: str = ""
+    solution: Solution | BatchSolution, names: Sequence[str] | None = None, *, time_name: str = "t", title: str = ""
 ) -> Figure:
     """Draw the states of a solution over time, all in one panel.
+
+    Of a batch every row is drawn, as far as it got: a curve for each row and state, in the colour of the state.
 
     Args:
         solution: what `solve_ivp` returned. Where it has dense output, the curves are drawn from that and are
@@ -35,14 +37,17 @@ def plot_solution(
         ValueError: there are not as many names as states.
         TypeError: the state is not one real tensor.
     """
-    t, y = _curve(solution)
-    series = y.reshape(len(t), -1)
-    names = _names(names, series.shape[1])
+    curves = [(t, y.reshape(len(t), -1)) for t, y in _curves(solution)]
+    names = _names(names, curves[0][1].shape[1])
     figure = new_figure(8, 4.2)
     axes = figure.add_subplot()
     style_axes(axes, time_name, names[0] if len(names) == 1 else "", title)
-    for index, name in enumerate(names):
-        axes.plot(t, series[:, index], color=color_of(index), linestyle=line_style_of(index), linewidth=1.8, label=name)
+    look: dict[str, Any] = {"linewidth": 1.8} if len(curves) == 1 else {"linewidth": 1.2, "alpha": 0.8}
+    for number, (t, series) in enumerate(curves):
+        for index, name in enumerate(names):
+            label = name if number == 0 else None
+            style = {"color": color_of(index), "linestyle": line_style_of(index), "label": label}
+            axes.plot(t, series[:, index], **style, **look)
     axes.margins(x=0.01)
     if len(names) > 1:
         figure.legend(loc="outside upper right", ncols=min(len(names), 6), frameon=False, fontsize=10, labelcolor=INK)
@@ -51,7 +56,7 @@ def plot_solution(
 
 def plot_phase_plane(
     func: Callable[..., Any],
-    solution: Solution,
+    solution: Solution | BatchSolution,
     *,
     states: tuple[int, int] = (0, 1),
     names: Sequence[str] | None = None,
@@ -64,7 +69,7 @@ def plot_phase_plane(
 
     Args:
         func: the right-hand side, or a model, called as `func(t, y)` with one state [n].
-        solution: what `solve_ivp` returned for states [n], or for many at once, [..., n].
+        solution: what `solve_ivp` returned for states [n], or for many at once, [..., n], or for a batch of either.
         states: the numbers of the states on the horizontal and the vertical axis.
         names: what all the states are called, in order; default `y0`, `y1`, ...
         title: a title.
@@ -73,7 +78,8 @@ def plot_phase_plane(
         ValueError: there are fewer than two states, or not as many names as states.
         TypeError: the state is not one real tensor.
     """
-    t, y = _curve(solution)
+    rows = _curves(solution)
+    t, y = rows[0]
     if y.ndim < 2 or y.shape[-1] < 2:
         raise ValueError(f"a phase plane needs at least two states, and this solution has shape {y.shape[1:]}")
     names = _names(names, y.shape[-1])
@@ -81,10 +87,10 @@ def plot_phase_plane(
     axes = figure.add_subplot()
     style_axes(axes, names[states[0]], names[states[1]], title)
     axes.grid(False)
-    curves = y.reshape(len(t), -1, y.shape[-1])
-    for index in range(curves.shape[1]):
-        draw_orbit(axes, curves[:, index, states[0]], curves[:, index, states[1]], color_of(index))
-    draw_direction_field(axes, func, float(t[0]), torch.from_numpy(curves[0, 0].copy()), states)
+    curves = [curve for _, y in rows for curve in y.reshape(len(y), -1, y.shape[-1]).swapaxes(0, 1)]
+    for index, curve in enumerate(curves):
+        draw_orbit(axes, curve[:, states[0]], curve[:, states[1]], color_of(index))
+    draw_direction_field(axes, func, float(t[0]), torch.from_numpy(curves[0][0].copy()), states)
     return figure
 
 
@@ -102,15 +108,25 @@ def draw_orbit(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
         axes.annotate("", xy=(x[head], y[head]), xytext=(x[tail], y[tail]), arrowprops=arrow, zorder=4)
 
 
-def _curve(solution: Solution) -> tuple[np.ndarray, np.ndarray]:
-    """The times [T] and the states [T, ...] to draw, from the dense output where there is one."""
+def _curves(solution: Solution | BatchSolution) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The times [T] and the states [T, ...] to draw, those of each row, from the dense output where there is one."""
     if not isinstance(solution.y, torch.Tensor) or solution.y.is_complex():
         raise TypeError("only solutions whose state is one real tensor can be drawn: select the part to draw")
+    lead = solution.batch_shape if isinstance(solution, BatchSolution) else ()
+    if 0 in lead:
+        raise ValueError("there is nothing to draw: the batch has no rows")
     t, y = solution.t.detach(), solution.y.detach()
-    if solution.sol is not None:
-        t = torch.linspace(float(t[0]), float(t[-1]), SMOOTH_POINTS, dtype=torch.float64, device=t.device)
+    if solution.sol:
+        ends = solution.t_final.detach()
+        part = torch.linspace(0.0, 1.0, SMOOTH_POINTS, dtype=ends.dtype, device=ends.device)
+        start = t[..., 0] if t.shape[-1] else ends
+        t = torch.lerp(start[..., None].expand(*lead, SMOOTH_POINTS), ends[..., None], part)
         y = solution.sol(t).detach()
-    return t.double().cpu().numpy(), y.double().cpu().numpy()
+    shape = y.shape[len(lead) + 1 :]
+    count = t.shape[-1]
+    rows = zip(t.reshape(-1, count), y.reshape(-1, count, *shape), strict=True)
+    curves = [(t.double().cpu().numpy(), y.double().cpu().numpy()) for t, y in rows]
+    return [(t[~np.isnan(t)], y[~np.isnan(t)]) for t, y in curves] if lead else curves
 
 
 def _names(names: Sequence[str] | None, count: int) -> list[str]:

@@ -109,20 +109,35 @@ class RowFunction:
         other.row_wise = False
         return other
 
-    def is_row_wise(self, *extra: Tensor) -> bool:
-        """Whether the function seems to give the same values for some of the rows as for all, by one try."""
-        count = self.layout.rows
-        if count <= 1 or not self.layout.lead:
+    def is_row_wise(self, elsewhere: tuple[Tensor, Tensor], *extra: Tensor) -> bool:
+        """Whether the function seems to give the same values for some of the rows as for all, by two tries.
+
+        Args:
+            elsewhere: times and states like those of the filler, where nothing vanishes by chance; the function need
+                not be defined there.
+            extra: what it takes besides.
+        """
+        if self.layout.rows <= 1 or not self.layout.lead:
             return True
-        # Fewer rows, and not in their places: whatever else has an entry for each row does not fit them.
-        rows = torch.arange(count - 1, 0, -1, device=self._filler[1].device)
-        t, y = self._filler
         with torch.no_grad():
-            all_values = self.at_filler(*extra)
-            try:
-                values = self.on(rows)(t[rows], y[rows], *(x[rows] for x in extra))
-            except Exception:  # whatever goes wrong when rows are missing
+            if not self._same_for_some(self.at_filler(*extra), self._filler, extra):
                 return False
+            try:
+                t, y = elsewhere
+                values = self.on(None)(t.clone(), y.clone(), *extra)
+            except Exception:  # whatever goes wrong where nobody has asked for it
+                return True
+            return self._same_for_some(values, elsewhere, extra)
+
+    def _same_for_some(self, all_values: Tensor, place: tuple[Tensor, Tensor], extra: Sequence[Tensor]) -> bool:
+        """Whether the function gives some of the rows the values that it gives them among all."""
+        count, (t, y) = self.layout.rows, place
+        # Fewer rows, and not in their places: whatever else has an entry for each row does not fit them.
+        rows = torch.arange(count - 1, 0, -1, device=y.device)
+        try:
+            values = self.on(rows)(t[rows], y[rows], *(x[rows] for x in extra))
+        except Exception:  # whatever goes wrong when rows are missing
+            return False
         expected = all_values[rows]
         scale = torch.nan_to_num(expected.abs(), posinf=0.0).amax(0) if expected.numel() else expected.abs()
         close = torch.isclose(values, expected, rtol=1e-3, atol=0.0, equal_nan=True)
@@ -175,7 +190,13 @@ class FunctionOnRows:
         if t.shape != time_shape:
             t = t.reshape(time_shape)
         values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
-        return self._result(self._function(t, y, self._shape, *values, *self._args))
+        try:
+            value = self._function(t, y, self._shape, *values, *self._args)
+        except ValueError as error:
+            if "values to unpack" in str(error) and layout.lead:
+                raise ValueError(_unpacked(error, layout)) from error
+            raise
+        return self._result(value)
 
 
 class FunctionAmongAll(FunctionOnRows):
@@ -197,6 +218,15 @@ class FunctionAmongAll(FunctionOnRows):
 
 def _as_it_is(y: Tensor) -> Tensor:
     return y
+
+
+def _unpacked(error: ValueError, layout: StateLayout) -> str:
+    """What to say of a function that takes a state of the batch to pieces as if it were one row."""
+    y = f"y{'' if layout.is_tensor else '[...]'}"
+    return (
+        f"{error}. In a batch the tensors of the state have the batch dimensions first, here {layout.lead}, and the "
+        f"state of a row after them: write x, z = {y}.unbind(-1), or {y}[..., 0] and {y}[..., 1]"
+    )
 
 
 derivative: Result = StateLayout.checked_derivative

@@ -40,8 +40,7 @@ def land(watch: RowWatch, stepper: Stepper, start: Start, located: Located) -> T
     """
     t = located.t.copy()
     rows = stepper.rows
-    event = np.nanargmin(np.where(located.each == located.t, 0.0, np.nan), axis=0)
-    pick = (event, np.arange(len(rows)))
+    pick = (located.event, np.arange(len(rows)))
     steps = stepper.step(start.t, t, start.y, start.carry)
     value = watch.values(rows, t, steps.y1)[pick]
     rounding = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -27,9 +27,9 @@ from torchivp.rows.changes import (
 from torchivp.rows.landing import Start, land
 from torchivp.rows.problem import RowProblem, single_problem
 from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail
-from torchivp.rows.steps import Chosen, TakenSteps, carry_to_keep, make_stepper
+from torchivp.rows.steps import Chosen, Stepper, TakenSteps, carry_to_keep, make_stepper
 from torchivp.rows.targets import RowTargets
-from torchivp.rows.watch import Located, Moments, RowWatch
+from torchivp.rows.watch import Crossings, Located, Moments, RowWatch
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.first_step import first_steps
 from torchivp.stepsize.pid import PIDController, RowHistory
@@ -349,14 +349,24 @@ class _RowLoop:
             self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), select))
             self.y = self.y.index_copy(0, select, steps.y1.index_select(0, select))
         self.carry = self.stepper.choose_carry(steps.step, plain)  # to which an output may have added
-        if located is not None:
-            assert self.watch is not None
-            self.watch.go_on(index, located.take(where))
         self._note(where, t1, steps.step.order)
-        if self.has_schedule and any(firings := scheduled(self.problem, index, t1)):
-            happens = np.array([bool(firing) for firing in firings])
+        happened = None
+        if located is not None and self.watch is not None:
+            located = located.take(where)
+            self.watch.go_on(index, located)
+        firings = scheduled(self.problem, index, t1) if self.has_schedule else []
+        happens = np.array([bool(firing) for firing in firings], dtype=bool)
+        if located is not None and self.watch is not None and len(located.crossings):
+            crossings = located.crossings
+            joins = located.at(np.where(happens, t1, np.nan)) if happens.any() else np.zeros(len(crossings), bool)
+            self._report(index, crossings.take(~joins), steps, where)
+            if joins.any():
+                happened = self.watch.fired(index, located, joins)
+                firings = _joined(firings, self.watch, happened[0])
+        if happens.any():
             there = where[happens]
-            self._let_happen(there, t1[happens], [firing for firing in firings if firing])
+            events = None if happened is None else (happened[0][:, happens], happened[1][:, happens])
+            self._let_happen(there, t1[happens], [firing for firing in firings if firing], events)
             where, t1 = where[~happens], t1[~happens]
         if len(where):
             self._keep(where, t1)
@@ -385,10 +395,11 @@ class _RowLoop:
         self.y = self.y.index_copy(0, select, steps.y1[chosen])
         self.carry = self.stepper.put_carry(self.carry, select, stepper.take_carry(steps.step.carry, chosen))
         here = located.take(where)
-        fired = self.watch.fired(index, here)
-        events = [[(self.watch.numbers[event], -1) for event in np.flatnonzero(column)] for column in fired.T]
-        planned = scheduled(problem, index, t1)
-        firings: list[Firing] = [tuple(sorted((*first, *then))) for first, then in zip(events, planned, strict=True)]
+        there = here.at(here.t)
+        if not there.all():
+            self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
+        fired, crossing = self.watch.fired(index, here, there)
+        firings = _joined(scheduled(problem, index, t1), self.watch, fired)
         since = np.abs(t1 - active.anew[where])
         resolution = _ZENO * np.spacing(np.abs(t1))
         crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
@@ -398,14 +409,48 @@ class _RowLoop:
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
         size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
-        hidden = self._let_happen(where, t1, firings, (fired, here.crossing), since, size)
+        hidden = self._let_happen(where, t1, firings, (fired, crossing), since, size)
         last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
-        ended[where[last.any(0)]], accumulated[where[crowded | hidden]] = True, True
+        ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
         by = dict(zip(where.tolist(), last.argmax(0).tolist(), strict=True))
         numbers = self.watch.numbers
         self._fail(ended, lambda i, _: self._event(i, numbers[by[i]]))
         self._fail(accumulated, lambda i, _: _zeno(float(active.t[i])))
+
+    def _on_the_way(
+        self, located: Located, there: np.ndarray, stepper: Stepper, steps: TakenSteps, sound: np.ndarray
+    ) -> Crossings:
+        """The events before the ends of steps that were taken again to end on an event.
+
+        Args:
+            located: the events in the steps at first, of the rows at the positions `sound`.
+            there: which of these are those at the ends.
+            stepper: what has taken the steps again.
+            steps: the steps.
+            sound: the rows that go on.
+        """
+        assert self.watch is not None
+        first = located.crossings
+        found = self.watch.look(stepper.rows, steps).take(sound).crossings
+        # The event at the end of a step is not one on the way to it, on whichever side of the end it is found.
+        most = np.full(located.ends.shape, np.inf)
+        most[first.event[there], first.position[there]] = 0
+        ahead = self.direction[stepper.rows[sound]][first.position]
+        before = ~there & ((located.t[first.position] - first.t) * ahead > 0.0)
+        np.add.at(most, (first.event[before], first.position[before]), 1)
+        return found.take(found.number() < most[found.event, found.position])
+
+    def _report(self, index: np.ndarray, crossings: Crossings, steps: TakenSteps, places: np.ndarray) -> None:
+        """Put events on record at which nothing changes; `index` are the rows, `places` theirs among the steps."""
+        assert self.watch is not None
+        if not len(crossings):
+            return
+        self.watch.reported(index, crossings)
+        y = steps.within().at(self.problem.select(places[crossings.position]), crossings.theta)
+        rows = index[crossings.position]
+        firings: list[Firing] = [((self.watch.numbers[event], -1),) for event in crossings.event]
+        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], crossings.t, firings, y, crossings.theta))
 
     def _note(self, where: np.ndarray, t1: np.ndarray, order: int | None) -> None:
         """Rows have taken a step to `t1`."""
@@ -504,7 +549,8 @@ class _RowLoop:
         index, t1, firings = index[happens], t1[happens], [firing for firing in firings if firing]
         there = problem.select(np.flatnonzero(happens))
         before = y[there]
-        self.trail.changes.append(ChangeRecord(index, self.trail.steps[index], t1, firings, before))
+        at_end = np.full(len(index), np.nan)
+        self.trail.changes.append(ChangeRecord(index, self.trail.steps[index], t1, firings, before, at_end))
         y = y.clone()
         for firing, positions in groups(firings).items():
             if changes_state(problem, firing):
@@ -554,6 +600,7 @@ class _RowLoop:
                 sentence = f"reached t = {t:g} in {self.trail.steps[row]} steps, {self.rejected[row]} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
+            self.outputs.finish(active.index[through], active.t[through], self.y[self.problem.select(through)])
             keep = np.flatnonzero(~through)
             self.active = active.take(keep)
             select = self.problem.select(keep)
@@ -561,6 +608,12 @@ class _RowLoop:
             if len(keep):
                 self.stepper = make_stepper(self.problem, self.method, self.plan.norm, self.active.index)
         return bool(len(self.active.index))
+
+
+def _joined(planned: Sequence[Firing], watch: RowWatch, fired: np.ndarray) -> list[Firing]:
+    """What is scheduled in some rows together with the events there, [events, rows], in the order of the list."""
+    events = [[(watch.numbers[event], -1) for event in np.flatnonzero(column)] for column in fired.T]
+    return [tuple(sorted((*first, *then))) for first, then in zip(events, planned, strict=True)]
 
 
 def _no_landing(t: float, step: Step) -> Status:

@@ -50,6 +50,8 @@ class RowProblem:
         times: where they start and end, and the times asked for.
         actions: the events and schedules, in the user's order.
         real_dtype: the dtype of the `t` that the functions receive.
+        batched: whether there are batch dimensions; without them the one row takes the steps of a solve without events,
+            to the last bit.
     """
 
     func: RowFunction
@@ -57,6 +59,7 @@ class RowProblem:
     times: RowTimes
     actions: Sequence[Action]
     real_dtype: torch.dtype
+    batched: bool = True
 
     @property
     def rows(self) -> int:

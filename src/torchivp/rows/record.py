@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.dense import RowSteps
 from torchivp.rows.times import RowTimes
 
 Firing = tuple[tuple[int, int], ...]
@@ -21,12 +22,16 @@ Firing = tuple[tuple[int, int], ...]
 class WithinSteps(Protocol):
     """The solutions of rows within their steps."""
 
-    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
         ...
 
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
+        ...
+
+    def kept(self) -> WithinSteps:
+        """The same, on data of their own, so that they are valid after the next step too."""
         ...
 
 
@@ -38,10 +43,12 @@ class RowOutputs:
 
     Args:
         times: the times of the rows.
+        dense: whether to keep the solutions within all steps too.
     """
 
-    def __init__(self, times: RowTimes):
+    def __init__(self, times: RowTimes, dense: bool = False):
         self._direction = times.direction
+        self.dense: list[RowSteps] | None = [] if dense else None
         self._wanted: np.ndarray | None = None
         if times.outputs is not None:
             column = np.full((len(times.start), 1), math.nan)
@@ -54,9 +61,13 @@ class RowOutputs:
         self._times: list[np.ndarray] = []
         self.values: list[Tensor] = []
         """The states, chunk by chunk, [n, size]."""
+        self.last = np.zeros(len(times.start), dtype=np.int64)
+        """The place at which the last state of each row was kept."""
 
     def step(self, rows: np.ndarray, t0: np.ndarray, t1: np.ndarray, within: Callable[[], WithinSteps]) -> None:
         """Keep the outputs strictly within steps of the `rows` from `t0` to `t1`."""
+        if self.dense is not None:
+            self.dense.append(RowSteps(rows, t0, t1, within().kept()))
         if self._wanted is None:
             return
         inside: list[np.ndarray] = []
@@ -91,6 +102,15 @@ class RowOutputs:
             self._place(rows[asked], t[asked])
             self.values.append(y if len(asked) == len(rows) else y[torch.from_numpy(asked).to(y.device)])
 
+    def finish(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
+        """Keep the last states of the `rows`, which go no further than `t`, after their last output."""
+        self.last[rows] = self.next[rows] - (self._wanted is None)
+        if self._wanted is not None:
+            self._rows.append(rows)
+            self._places.append(self.last[rows])
+            self._times.append(t)
+            self.values.append(y)
+
     def before_change(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
         """Keep the states just before they are changed, if no times were requested."""
         if self._wanted is None:
@@ -114,21 +134,24 @@ class RowOutputs:
     def collect(self, like: Tensor, count: int | None = None) -> tuple[Tensor, np.ndarray]:
         """All outputs, [rows, T, size], and their times, [rows, T]; NaN where there are none.
 
+        Where times were requested, the last state of a row comes after its last output.
+
         Args:
             like: a tensor [rows, size] of the dtype and on the device of the result.
-            count: T; by default as many as were requested, or the most that a row has.
+            count: T; by default one more than were requested, or the most that a row has.
         """
         rows = len(self.next)
-        most = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1] - 1
+        most = int(self.next.max(initial=0)) if self._wanted is None else self._wanted.shape[1]
         shape = (rows, most if count is None else count)
-        times = np.full(shape, math.nan) if self._wanted is None else self._wanted[:, :-1]
+        times = np.full(shape, math.nan)
+        if self._wanted is not None:
+            times[:, :-1] = self._wanted[:, :-1]
         states = torch.full((shape[0] * shape[1], like.shape[1]), math.nan, dtype=like.dtype, device=like.device)
         if not rows:
             states = like.reshape(0, like.shape[1])  # a gradient flows to nothing, but it flows
         if self.values:
             where, place = np.concatenate(self._rows), np.concatenate(self._places)
-            if self._wanted is None:
-                times[where, place] = np.concatenate(self._times)
+            times[where, place] = np.concatenate(self._times)
             index = torch.from_numpy(where * shape[1] + place).to(like.device)
             states = states.index_copy_(0, index, torch.cat(self.values))
         return states.view(*shape, like.shape[1]), times
@@ -142,14 +165,16 @@ class RowOutputs:
 
 @dataclass
 class ChangeRecord:
-    """What happened to rows at the ends of steps.
+    """What happened to rows at the ends of steps, and what was merely reported within them.
 
     Attributes:
         rows: the rows.
-        steps: how many steps each had taken.
+        steps: how many steps each had taken, that in which it happened included.
         t: when.
         firings: what happened in each.
         y: the states before it, [n, size].
+        theta: at which fraction of the step an event was reported; NaN for what happened at its end, where it may have
+            changed the state.
     """
 
     rows: np.ndarray
@@ -157,6 +182,12 @@ class ChangeRecord:
     t: np.ndarray
     firings: Sequence[Firing]
     y: Tensor
+    theta: np.ndarray
+
+    @property
+    def within(self) -> np.ndarray:
+        """Which were reported within a step."""
+        return ~np.isnan(self.theta)
 
 
 @dataclass

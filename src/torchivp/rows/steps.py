@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,12 +58,15 @@ class Chosen:
         self._within = within
         self._rows = rows
 
-    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
         return self._within.at(rows if self._rows is None else self._rows[rows], theta)
 
     def at_fraction(self, theta: float) -> Tensor:
         y = self._within.at_fraction(theta)
         return y if self._rows is None else y[self._rows]
+
+    def kept(self) -> Chosen:
+        return Chosen(self._within.kept(), self._rows)
 
 
 class Stepper:
@@ -187,9 +191,12 @@ class _SingleWithin:
     def __init__(self, interpolant: StepInterpolant):
         self._interpolant = interpolant
 
-    def at(self, rows: Tensor, theta: np.ndarray) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
         t0, t1 = time_value(self._interpolant.t0), time_value(self._interpolant.t1)
-        return self._interpolant.evaluate([t0 + float(x) * (t1 - t0) for x in theta])
+        return self._interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
+
+    def kept(self) -> _SingleWithin:
+        return _SingleWithin(self._interpolant.kept())
 
     def at_fraction(self, theta: float) -> Tensor:
         return self.at(torch.zeros(1), np.array([theta]))
@@ -202,6 +209,10 @@ def carry_to_keep(method: Method, carry: Any) -> Any:
     return method.carry_to_keep(carry)
 
 
+def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:
+    return theta.unbind() if isinstance(theta, Tensor) else theta.tolist()
+
+
 def make_stepper(problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray) -> Stepper:
-    """What takes the steps of a choice of the rows."""
-    return (Stepper if method.takes_rows else SingleStepper)(problem, method, norm, rows)
+    """What takes the steps of a choice of the rows; without batch dimensions, as the engine of one row takes them."""
+    return (Stepper if method.takes_rows and problem.batched else SingleStepper)(problem, method, norm, rows)

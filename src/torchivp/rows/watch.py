@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.events.root import find_roots
-from torchivp.rows.changes import event_on
+from torchivp.rows.changes import event_on, rounds
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import WithinSteps
 
@@ -36,30 +36,82 @@ class EventSteps(Protocol):
 
 
 @dataclass
-class Located:
-    """The first events in steps of some rows; arrays are [events, m] if not said otherwise.
+class Crossings:
+    """Events in steps of some rows, in the order of the rows and, in a row, of the integration; arrays are [n].
 
     Attributes:
-        t: when the first event of each row is; NaN for none, [m].
-        each: when each event would be.
-        crossing: the sign before it.
-        signs: the signs of the event functions at the end of the step.
-        levels: below which size they say nothing about the sign.
-        ends: the event functions at the ends of the steps.
-        undefined: in which rows an event function is NaN at the end of the step, and there is no event before, [m].
+        position: the place of the row among those looked at.
+        event: which event.
+        theta: at which fraction of the step.
+        t: when.
+        sign: the sign of the event function before it.
+        stops: whether the step must end there: the event changes the state or ends the row.
+    """
+
+    position: np.ndarray
+    event: np.ndarray
+    theta: np.ndarray
+    t: np.ndarray
+    sign: np.ndarray
+    stops: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    def take(self, which: np.ndarray) -> Crossings:
+        """A choice of them."""
+        return Crossings(*(getattr(self, entry.name)[which] for entry in fields(self)))
+
+    def of(self, where: np.ndarray) -> Crossings:
+        """Those in a choice of the rows, in ascending order."""
+        mine = self.take(np.isin(self.position, where))
+        return replace(mine, position=np.searchsorted(where, mine.position))
+
+    def number(self) -> np.ndarray:
+        """How many of the same event in the same row come before each."""
+        order = np.lexsort((self.event, self.position))
+        keys = np.stack([self.position, self.event])[:, order]
+        fresh = np.ones(len(order), dtype=bool)
+        fresh[1:] = (keys[:, 1:] != keys[:, :-1]).any(0)
+        count = np.arange(len(order))
+        found = np.empty(len(order), dtype=np.int64)
+        found[order] = count - np.maximum.accumulate(np.where(fresh, count, 0))
+        return found
+
+
+@dataclass
+class Located:
+    """The events in steps of some rows, and at which of them the step must end.
+
+    Attributes:
+        t: when the first event of each row is at which its step must end; NaN for none, [m].
+        event: which it is, [m].
+        crossings: all events.
+        signs: the signs of the event functions at the end of the step, [events, m].
+        levels: below which size they say nothing about the sign, [events, m].
+        ends: the event functions at the ends of the steps, [events, m].
+        undefined: in which rows an event function is NaN at the end of the step, and the step need not end before, [m].
     """
 
     t: np.ndarray
-    each: np.ndarray
-    crossing: np.ndarray
+    event: np.ndarray
+    crossings: Crossings
     signs: np.ndarray
     levels: np.ndarray
     ends: np.ndarray
     undefined: np.ndarray
 
     def take(self, where: np.ndarray) -> Located:
-        """Those of a choice of the rows."""
-        return Located(*(getattr(self, entry.name)[..., where] for entry in fields(self)))
+        """Those of a choice of the rows, in ascending order."""
+        arrays = {
+            entry.name: getattr(self, entry.name)[..., where] for entry in fields(self) if entry.name != "crossings"
+        }
+        return Located(crossings=self.crossings.of(where), **arrays)
+
+    def at(self, t: np.ndarray) -> np.ndarray:
+        """Which of the crossings are at the times `t` of their rows, but for rounding."""
+        there = t[self.crossings.position]
+        return np.abs(self.crossings.t - there) <= 8 * np.spacing(np.maximum(np.abs(there), 1e-300))
 
 
 @dataclass
@@ -105,12 +157,11 @@ class RowWatch:
             return np.stack([self._value(i, rows, t, y) for i in range(len(self.actions))])
 
     def _value(self, event: int, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
-        value = event_on(self._problem, self.actions[event], rows)(self._problem.user_time(t), y)
-        return value.detach().reshape(-1).to("cpu", torch.float64).numpy()
+        return _on_host(event_on(self._problem, self.actions[event], rows)(self._problem.user_time(t), y))
 
     def look(self, rows: np.ndarray, steps: EventSteps) -> Located:
-        """The first events in `steps` of the `rows`."""
-        searches, times = [], []
+        """The events in `steps` of the `rows`."""
+        searches, found = [], []
         within = steps.within()
         for event, action in enumerate(self.actions):
             known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
@@ -121,28 +172,52 @@ class RowWatch:
             search.sample(1.0, self._value(event, rows, steps.t1, steps.y1))
             for theta, where in search.dips():
                 search.insert(theta, where, self._at(event, rows, steps, within, theta))
-            times.append(self._locate(event, rows, steps, within, search))
+            found.append(self._locate(event, rows, steps, within, search.brackets()))
             searches.append(search)
-        each, ends = np.array(times), np.array([search.values[-1] for search in searches])
-        direction = np.where(steps.t1 >= steps.t0, 1.0, -1.0)
-        first = np.where(np.isnan(each), np.inf, each * direction).min(0)
-        t = np.where(np.isinf(first), np.nan, first * direction)
+        crossings = self._in_order(rows, found)
+        t, which = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64)
+        stops = np.flatnonzero(crossings.stops)[::-1]  # so that the first of a row is written last
+        t[crossings.position[stops]], which[crossings.position[stops]] = crossings.t[stops], crossings.event[stops]
+        ends = np.array([search.values[-1] for search in searches])
         return Located(
             t,
-            each,
-            np.array([search.at_crossing for search in searches]),
+            which,
+            crossings,
             np.array([search.sign for search in searches]),
             np.array([search.level for search in searches]),
             ends,
             _any_nan(ends) & np.isnan(t),
         )
 
-    def fired(self, rows: np.ndarray, located: Located) -> np.ndarray:
-        """Which events happen in the `rows` at the times located, [events, rows]; they are counted."""
-        near = 8 * np.spacing(np.maximum(np.abs(located.t), 1e-300))
-        fired = np.abs(located.each - located.t) <= near
-        self.counts[:, rows] += fired
-        return fired
+    def _in_order(self, rows: np.ndarray, found: Sequence[Crossings]) -> Crossings:
+        """The crossings of all events in the order in which they happen, with those marked that end a step."""
+        joined = Crossings(
+            **{entry.name: np.concatenate([getattr(one, entry.name) for one in found]) for entry in fields(Crossings)}
+        )
+        if not len(joined):
+            return joined
+        ordered = joined.take(np.lexsort((joined.event, joined.theta, joined.position)))
+        count = self.counts[ordered.event, rows[ordered.position]] + ordered.number() + 1
+        changes = np.array([action.apply is not None for action in self.actions])
+        return replace(ordered, stops=changes[ordered.event] | (count >= self.last_counts[ordered.event]))
+
+    def reported(self, rows: np.ndarray, crossings: Crossings) -> None:
+        """Events happened in the `rows` at which nothing changes; they are counted."""
+        np.add.at(self.counts, (crossings.event, rows[crossings.position]), 1)
+
+    def fired(self, rows: np.ndarray, located: Located, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which events happen at the ends of steps of the `rows`, and the signs before them, [events, rows].
+
+        Args:
+            rows: the rows.
+            located: the events in their steps.
+            there: which of these are at the ends; they are counted.
+        """
+        fired, crossing = np.zeros((2, len(self.actions), len(rows)))
+        at = located.crossings.take(there)
+        fired[at.event, at.position], crossing[at.event, at.position] = 1.0, at.sign
+        self.counts[:, rows] += fired > 0.0
+        return fired > 0.0, crossing
 
     def go_on(self, rows: np.ndarray, located: Located) -> None:
         """There was no event in the steps of the `rows`, which were accepted."""
@@ -271,29 +346,51 @@ class RowWatch:
         return self._value(event, rows, steps.t0 + theta * (steps.t1 - steps.t0), y)
 
     def _locate(
-        self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, found: _Search
-    ) -> np.ndarray:
-        """When the event is in each of the steps, NaN for never."""
-        taken = np.abs(steps.t1 - steps.t0)
-        if not found.found.any():
-            return np.full(len(rows), np.nan)
-        spacing = 4 * np.spacing(np.maximum(np.abs(steps.t0), np.abs(steps.t1)))
-        width = spacing / np.where(taken > 0.0, taken, 1.0)
+        self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, brackets: _Brackets
+    ) -> Crossings:
+        """When the events are in the steps."""
+        theta = np.ones(len(brackets.position))
+        for places in rounds(brackets.position):  # functions take a row once at a time
+            position, sign = brackets.position[places], brackets.sign[places]
+            t0, length = steps.t0[position], steps.t1[position] - steps.t0[position]
+            function = event_on(self._problem, self.actions[event], rows[position])
+            select = self._problem.select(position)
 
-        def function(theta: np.ndarray) -> np.ndarray:
-            return found.at_crossing * self._at(event, rows, steps, within, theta)
+            def signed(theta: np.ndarray, function=function, select=select, t0=t0, length=length, sign=sign):
+                with torch.no_grad():
+                    value = function(self._problem.user_time(t0 + theta * length), within.at(select, theta))
+                return sign * _on_host(value)
 
-        # Where there is nothing to find, an interval without length.
-        a, b = (np.where(found.found, x, 1.0) for x in (found.low, found.high))
-        theta = find_roots(
-            function, a, b, found.at_crossing * found.value_low, found.at_crossing * found.value_high, width
-        )
-        t = np.where(theta == 1.0, steps.t1, steps.t0 + theta * (steps.t1 - steps.t0))
-        return np.where(found.found, t, np.nan)
+            spacing = 4 * np.spacing(np.maximum(np.abs(t0), np.abs(t0 + length)))
+            low, high = brackets.thetas[:, places]
+            value_low, value_high = sign * brackets.values[:, places]
+            width = spacing / np.where(length != 0.0, np.abs(length), 1.0)
+            theta[places] = find_roots(signed, low, high, value_low, value_high, width)
+        where = brackets.position
+        t = np.where(theta == 1.0, steps.t1[where], steps.t0[where] + theta * (steps.t1 - steps.t0)[where])
+        no = np.zeros(len(theta), dtype=bool)
+        return Crossings(where, np.full(len(theta), event), theta, t, brackets.sign, no)
+
+
+@dataclass
+class _Brackets:
+    """Intervals of steps within which an event function changes its sign.
+
+    Attributes:
+        position: the place of the row, [n].
+        thetas: the ends of the interval as fractions of the step, [2, n].
+        values: the event function there, [2, n].
+        sign: its sign at the start of the interval, [n].
+    """
+
+    position: np.ndarray
+    thetas: np.ndarray
+    values: np.ndarray
+    sign: np.ndarray
 
 
 class _Search:
-    """Looks for the first change of sign that counts among samples of an event function in steps."""
+    """Looks for the changes of sign that count among samples of an event function in steps."""
 
     def __init__(self, sign: np.ndarray, value: np.ndarray, level: np.ndarray, direction: int):
         self._direction = direction
@@ -301,23 +398,21 @@ class _Search:
         self.values = [value]
         self._signs = [sign]
         self.sign = sign
+        """The sign at the last sample; 0 where the function is zero there, and its sign is yet to be seen."""
         self._first_level = level
         self.level = level
         """Smaller values say nothing about the sign, until the first larger one."""
-        self.found = np.zeros(len(sign), dtype=bool)
-        self.low, self.high = np.zeros(len(sign)), np.ones(len(sign))
-        self.value_low, self.value_high = value, value
-        self.at_crossing = sign
-        """The sign before the event."""
+        self._dipped = np.zeros(len(sign), dtype=np.int64)  # the last interval in which a dip went through zero
+        self._brackets: list[_Brackets] = []
 
     def sample(self, theta: float, value: np.ndarray) -> None:
         """The function at the next fraction of each step."""
         hushed = (np.abs(value) <= self.level) & (self.level > 0.0)
         self.level = np.where(hushed, self.level, 0.0)
         crossed = (self.sign * value <= 0.0) & ~hushed
-        hit = ~self.found & (self.sign != 0.0) & crossed & self._counts(self.sign)
+        hit = (self.sign != 0.0) & crossed & self._counts(self.sign)
         self._found(hit, self.thetas[-1], theta, self.values[-1], value, self.sign)
-        self.sign = np.where(~self.found & crossed & (value != 0.0), np.sign(value), self.sign)
+        self.sign = np.where(crossed, np.sign(value), self.sign)
         self.thetas.append(theta)
         self.values.append(value)
         self._signs.append(self.sign)
@@ -335,13 +430,22 @@ class _Search:
         value_high: np.ndarray,
         sign: np.ndarray,
     ) -> None:
-        if where.any():
-            self.low = np.where(where, low, self.low)
-            self.high = np.where(where, high, self.high)
-            self.value_low = np.where(where, value_low, self.value_low)
-            self.value_high = np.where(where, value_high, self.value_high)
-            self.at_crossing = np.where(where, sign, self.at_crossing)
-            self.found = self.found | where
+        position = np.flatnonzero(where)
+        if len(position):
+            low, high = (np.broadcast_to(x, where.shape)[position] for x in (low, high))
+            values = np.stack([value_low[position], value_high[position]])
+            self._brackets.append(_Brackets(position, np.stack([low, high]), values, sign[position]))
+
+    def brackets(self) -> _Brackets:
+        """Where the changes of sign are, in the order of the rows and, in a row, of the integration."""
+        found = self._brackets
+        if not found:
+            return _Brackets(np.zeros(0, dtype=np.int64), np.zeros((2, 0)), np.zeros((2, 0)), np.zeros(0))
+        position, thetas, values, sign = (
+            np.concatenate([getattr(bracket, entry.name) for bracket in found], axis=-1) for entry in fields(_Brackets)
+        )
+        order = np.lexsort((thetas[0], position))
+        return _Brackets(position[order], thetas[:, order], values[:, order], sign[order])
 
     def dips(self) -> list[tuple[np.ndarray, tuple[int, np.ndarray]]]:
         """Where the function may have dipped through zero between samples: the vertex of a parabola through three."""
@@ -366,13 +470,20 @@ class _Search:
         """The function at the place of a dip: its two changes of sign, if it goes through zero."""
         i, dip = where
         sign = self._signs[i]
-        through = dip & (sign * value <= 0.0) & (~self.found | (theta < self.low))
         earlier = theta < self.thetas[i]
+        interval = np.where(earlier, i, i + 1)  # which the dip seen from its other end may have been found in
+        through = dip & (sign * value <= 0.0) & (self._dipped != interval)
+        self._dipped = np.where(through, interval, self._dipped)
         start, end = (np.where(earlier, self.thetas[j], self.thetas[j + 1]) for j in (i - 1, i))
         value_start, value_end = (np.where(earlier, self.values[j], self.values[j + 1]) for j in (i - 1, i))
-        falls = self._counts(sign)
-        self._found(through & falls, start, theta, value_start, value, sign)
-        self._found(through & ~falls & (sign * value < 0.0), theta, end, value, value_end, -sign)
+        self._found(through & self._counts(sign), start, theta, value_start, value, sign)
+        beyond = through & (sign * value < 0.0)
+        self._found(beyond & self._counts(-sign), theta, end, value, value_end, -sign)
+
+
+def _on_host(value: Tensor) -> np.ndarray:
+    """The values of an event function, [rows, 1], as an array [rows]."""
+    return value.detach().reshape(-1).to("cpu", torch.float64).numpy()
 
 
 def _any_nan(values: np.ndarray) -> np.ndarray:
