@@ -20,6 +20,7 @@ from torchivp.sde.base import BaseSDE, SDEIto, SDEStratonovich
 from torchivp.solution import BatchSolution, EventLog, Outcome, Solution, SolveError, Stats, Status
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIController, PIDController
+from torchivp.training.loop import train
 
 __version__ = "0.1.0"
 
@@ -64,4 +65,5 @@ __all__ = [
     "sdeint",
     "sdeint_adjoint",
     "solve_ivp",
+    "train",
 ]
