@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.api.ivp import solve_ivp
 from torchivp.checks import check_number, check_whole_number
 from torchivp.data.trajectories import TrajectoryDataset
+from torchivp.nn.neural_ode import NeuralODE
 
 
 class SimulatedTrajectories(TrajectoryDataset):
     """Trajectories of a known system from scattered initial states, observed with normal noise.
 
     Args:
-        field: the right-hand side `field(t, y)`; it is called with all initial states at once, [n, *state].
+        field: the right-hand side, `field(t, y)` or `field(y)`; it is called with all states at once, [n, *state].
         t: the times at which it is observed, [T], in order. The first is that of the initial states.
         y0: the initial state, [*state], around which the others lie.
         n: the number of trajectories.
@@ -25,7 +25,7 @@ class SimulatedTrajectories(TrajectoryDataset):
         noise: standard deviation of the observations, the first excepted, which is exact.
         seed: the seed of all that is drawn; None to draw from torch's own generator.
         names: what the states are called, for pictures.
-        **options: how to solve: further arguments of `solve_ivp`, such as `method`, `rtol`, `atol` and `step_size`.
+        **options: how to solve: `method`, `rtol`, `atol`, `step_size` and others that `NeuralODE` takes.
 
     Attributes:
         exact: the trajectories without noise, [n, T, *state].
@@ -64,8 +64,8 @@ class SimulatedTrajectories(TrajectoryDataset):
         times = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
         starts = y0 + scales["spread"] * normal(count, *y0.shape)
         with torch.no_grad():
-            solution = solve_ivp(field, (float(times[0]), float(times[-1])), starts, t_eval=times, **options)
-        self.exact = solution.y.transpose(0, 1)
+            solve = NeuralODE(field, output="trajectory", **options)
+            self.exact = solve(starts, times).transpose(0, 1)
         observed = self.exact + scales["noise"] * normal(*self.exact.shape)
         observed[:, 0] = starts
         super().__init__(times, observed, names=names)

@@ -39,7 +39,7 @@ def save_training_video(
     planar = len(names) > 1
     figure = Figure(figsize=(10 if planar else 6.5, 4.2), dpi=_DPI, facecolor="white")
     # The axes keep their places from frame to frame.
-    figure.subplots_adjust(0.065 if planar else 0.1, 0.13, 0.985, 0.87, wspace=0.16)
+    figure.subplots_adjust(0.065 if planar else 0.1, 0.13, 0.985, 0.87, wspace=0.22)
     panels = figure.subplots(1, 2, width_ratios=(3, 2)) if planar else [figure.subplots()]
     title = figure.text(0.065 if planar else 0.1, 0.94, "", color=INK, fontsize=11, fontweight="bold")
     series = _time_series(panels[0], t, observed, names)

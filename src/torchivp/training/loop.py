@@ -330,15 +330,13 @@ class _Training:
 
     def _objective(self, entries: list[tuple[int, Series]], horizon: float | None) -> Tensor:
         """What is minimised."""
-        numbers = [number for number, _ in entries]
-        series = [_moved(each, self._device) for _, each in entries]
         if self._segments is None or self._shooting is None:
-            value = self._misfit(collate([cut(each, horizon) for each in series]))
+            value = self._misfit(collate([cut(_moved(series, self._device), horizon) for _, series in entries]))
             return value + penalty(self._model)
-        batch = self._segments.batch(numbers, series)
+        batch = self._segments.batch([number for number, _ in entries])
         predicted = predict(self._model, batch.series)
         value = misfit(self._loss, predicted, batch.series.y)
-        if self._shooting.continuity and batch.joints[0]:
+        if self._shooting.continuity and len(batch.joints):
             value = value + self._shooting.continuity * batch.gaps(predicted).square().mean()
         return value + penalty(self._model)
 

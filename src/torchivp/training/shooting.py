@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,9 +10,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from torchivp.checks import check_number, check_whole_number
-from torchivp.data.series import Series, collate
+from torchivp.data.series import Series
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Shooting:
     has few. Source: Bock, "Recent advances in parameter identification techniques for O.D.E." (1983).
 
     Args:
-        length: how many observations a segment reaches beyond its start.
+        length: how many observations a segment reaches beyond its start. All segments are cut once, at the start
+            of the training.
         start: where a segment starts: "data", from the observation there, with its noise (if it is incomplete, the
             segment before goes on to the next one that is not); or "free", from a state that is learned along with
             the model.
@@ -55,27 +58,27 @@ class SegmentBatch:
     """Segments of some trajectories as one batch.
 
     Attributes:
-        series: the segments; those that other segments continue are compared up to there only if starts are free.
-        joints: segment `joints[0][k]` is at its time number `joints[1][k]` where segment `joints[0][k] + 1` starts.
+        series: the segments; with free starts, they are compared with the data up to where the next one starts.
+        before: the segments that others continue, each of them the next one of the batch.
+        joints: the number of the time at which each of these is at the start of the next.
     """
 
     series: Series
-    joints: tuple[list[int], list[int]]
+    before: Tensor
+    joints: Tensor
 
     def gaps(self, predicted: Tensor) -> Tensor:
         """How far each segment is from the start of the next one, [joints, *state]."""
-        before, at = self.joints
-        after = [segment + 1 for segment in before]
-        return predicted[before, at] - self.series.y0[after]
+        return predicted[self.before, self.joints] - self.series.y0[self.before + 1]
 
 
 class Segments:
-    """The segments of the trajectories of a dataset.
+    """The segments of all trajectories of a dataset, cut once.
 
     Args:
         shooting: how to cut.
         series: all trajectories, in the order of their numbers.
-        device: where to keep free states.
+        device: where to keep the segments.
 
     Attributes:
         states: the free states that segments start from, the first ones of trajectories excepted, [n, *state]; None
@@ -83,39 +86,46 @@ class Segments:
     """
 
     def __init__(self, shooting: Shooting, series: Sequence[Series], device: torch.device):
-        self._shooting = shooting
-        self._starts = [_starts(shooting, each) for each in series]
-        counts = [len(starts) - 1 for starts in self._starts]
-        self._first = np.cumsum([0, *counts]).tolist()
-        self.states: nn.Parameter | None = None
-        if shooting.start == "free":
-            first = [_filled(each)[starts[1:]] for each, starts in zip(series, self._starts, strict=True)]
-            self.states = nn.Parameter(torch.cat(first).to(device))
-
-    def batch(self, numbers: Sequence[int], series: Sequence[Series]) -> SegmentBatch:
-        """The segments of the trajectories with these numbers."""
         items: list[Series] = []
-        joints: tuple[list[int], list[int]] = ([], [])
-        for number, each in zip(numbers, series, strict=True):
-            starts = self._starts[number]
-            ends = _ends(self._shooting, starts, len(each.t))
-            for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        joints: list[int] = []
+        free: list[Tensor] = []
+        start_of: list[int] = []
+        self._of_series: list[list[int]] = []
+        for number, each in enumerate(series):
+            starts = _starts(shooting, each)
+            self._of_series.append(list(range(len(items), len(items) + len(starts))))
+            known = _filled(each) if shooting.start == "free" else each.y
+            for k, (start, end) in enumerate(zip(starts, _ends(shooting, starts, len(each.t)), strict=True)):
+                joint = starts[k + 1] - start if k + 1 < len(starts) else -1
                 y = each.y[start : end + 1]
-                if k + 1 < len(starts):
-                    joints[0].append(len(items))
-                    joints[1].append(starts[k + 1] - start)
-                    if self.states is not None:  # what follows belongs to the next segment
-                        y = y.clone()
-                        y[starts[k + 1] - start :] = torch.nan
-                items.append(Series(each.t[start : end + 1], y, self._start(number, k, each, start)))
-        return SegmentBatch(collate(items), joints)
+                if joint >= 0 and shooting.start == "free":  # what follows belongs to the next segment
+                    y = torch.cat((y[:joint], torch.full_like(y[joint:], math.nan)))
+                start_of.append(number if k == 0 else len(series) + len(free))
+                if k > 0:
+                    free.append(known[start])
+                items.append(Series(each.t[start : end + 1], y, each.y0))
+                joints.append(joint)
+        self._lengths = [len(item.t) for item in items]
+        self._t = pad_sequence([item.t for item in items], batch_first=True, padding_value=math.nan).to(device)
+        self._y = pad_sequence([item.y for item in items], batch_first=True, padding_value=math.nan).to(device)
+        self._joints = torch.tensor(joints, device=device)
+        self._start_of = torch.tensor(start_of, device=device)
+        """The number of each segment's start among the first states of trajectories, and then all others."""
+        self._first = torch.stack([each.y0 for each in series]).to(device)
+        later = torch.stack(free).to(device) if free else self._first[:0]
+        self.states = nn.Parameter(later) if shooting.start == "free" else None
+        self._later = later
 
-    def _start(self, number: int, k: int, series: Series, start: int) -> Tensor:
-        if k == 0:
-            return series.y0
-        if self.states is None:
-            return series.y[start]
-        return self.states[self._first[number] + k - 1]
+    def batch(self, numbers: Sequence[int]) -> SegmentBatch:
+        """The segments of the trajectories with these numbers."""
+        chosen = [segment for number in numbers for segment in self._of_series[number]]
+        length = max(self._lengths[segment] for segment in chosen)
+        index = torch.tensor(chosen, device=self._t.device)
+        starts = torch.cat((self._first, self._later if self.states is None else self.states))
+        series = Series(self._t[index, :length], self._y[index, :length], starts[self._start_of[index]])
+        joints = self._joints[index]
+        before = (joints >= 0).nonzero().squeeze(1)
+        return SegmentBatch(series, before, joints[before])
 
 
 def _starts(shooting: Shooting, series: Series) -> list[int]:
