@@ -87,6 +87,9 @@ class Dynamics(nn.Module):
         self._nfe = nfe
         self.regularisers = regularisers
         self._state_dims = state_dims
+        if getattr(field, "_is_replica", False):
+            # A copy made by nn.DataParallel lists its parameters in another place, and so must what holds it.
+            self._is_replica, self._former_parameters = True, {}
         self.solved = False
         """Whether the forward pass is over, so that further calls belong to the backward pass."""
 

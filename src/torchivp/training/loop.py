@@ -246,7 +246,7 @@ class _Training:
         for callback in self._callbacks:
             callback.begin(self._settings | {"epochs": self._epochs}, len(self._history))
         try:
-            if self._recorder is not None:
+            if self._recorder is not None and not (self._history.epochs or self._losses):
                 self._recorder.take(self._model, 0, math.nan, last=False)
             if self._resumed is not None:
                 set_random_state(self._resumed)
