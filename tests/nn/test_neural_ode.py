@@ -113,12 +113,13 @@ def test_shifted_times_share_their_steps():
     assert torch.allclose(shifted.transpose(0, 1), layer(y0, t + shift[:, None]), rtol=1e-6, atol=1e-8)
 
 
-def test_a_learned_end_has_the_slope_as_its_gradient():
-    end = nn.Parameter(torch.tensor([0.0, 0.7]))
+@pytest.mark.parametrize("end", [[0.0, 0.7], 0.7])
+def test_a_learned_end_has_the_slope_as_its_gradient(end):
+    end = nn.Parameter(torch.tensor(end))
     layer = NeuralODE(lambda y: -y, end, rtol=1e-9, atol=1e-12)
-    assert [name for name, _ in layer.named_parameters()] == ["t"]
+    assert [name for name, _ in layer.named_parameters()] == ["t"] and "learned" in repr(layer)
     layer(torch.ones(1, 1)).sum().backward()
-    assert math.isclose(end.grad[1], -math.exp(-0.7), rel_tol=1e-6)
+    assert math.isclose(end.grad.flatten()[-1], -math.exp(-0.7), rel_tol=1e-6)
 
 
 def test_states_of_several_tensors_and_complex_ones():
@@ -424,6 +425,7 @@ def test_replicas_of_data_parallel_find_their_parameters(gradient):
         ({"field": lambda *a: a}, TypeError, "write takes_time=True or takes_time=False"),
         ({"field": lambda a, b, c: a}, TypeError, "function needs 3 arguments"),
         ({"t": [1.0]}, ValueError, "t must be an end, or a start and an end, or all times of a trajectory"),
+        ({"t": nn.Parameter(torch.zeros(2, 2))}, ValueError, "times for each sample come with the samples"),
         ({"t": torch.zeros(2, 2)}, ValueError, "times for each sample come with the samples, layer(y0, t)"),
         ({"output": "last"}, ValueError, "output must be 'end' or 'trajectory', got 'last'"),
         ({"steps": 3}, TypeError, "NeuralODE has no argument 'steps'"),

@@ -41,6 +41,13 @@ def test_a_sequence_gives_the_time_to_those_that_take_it():
     assert isinstance(layers[:2], TimeSequential) and layers[:2](0.5, y).shape == (5, 8)
 
 
+def test_a_sequence_says_which_module_it_cannot_place():
+    with pytest.raises(
+        TypeError, match=r"whether layer1 is called as layer1\(t, y\) or layer1\(y\): MultiheadAttention needs 3"
+    ):
+        TimeSequential(nn.Tanh(), nn.MultiheadAttention(2, 1))
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_convolutions_in_time_with_steps_for_each_sample(rows):
     field = TimeSequential(

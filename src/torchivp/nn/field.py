@@ -32,14 +32,14 @@ class Evaluations:
         self.forward = self.backward = 0
 
 
-def needs_time(field: Callable[..., Any]) -> bool:
+def needs_time(name: str, field: Callable[..., Any], remedy: str) -> bool:
     """Whether a field is called as `field(t, y)`, and not as `field(y)`, by the arguments that it needs.
 
     Raises:
-        TypeError: it is not callable, or its arguments do not tell.
+        TypeError: it is not callable, or its arguments do not tell; the sentence calls it `name` and ends on `remedy`.
     """
     if not callable(field):
-        raise TypeError(f"field must be callable as field(t, y) or field(y), got {type(field).__name__}")
+        raise TypeError(f"{name} must be callable as {name}(t, y) or {name}(y), got {type(field).__name__}")
     inner: Any = field
     while isinstance(inner, nn.Module):
         # What torch.compile, DataParallel and DistributedDataParallel wrap takes what is wrapped takes.
@@ -55,10 +55,9 @@ def needs_time(field: Callable[..., Any]) -> bool:
     open_ended = any(p.kind == p.VAR_POSITIONAL for p in parameters)
     if needed in (1, 2) and not open_ended:
         return needed == 2
+    takes = "takes any number of arguments" if open_ended or not parameters else f"needs {needed} arguments"
     raise TypeError(
-        f"cannot tell whether field is called as field(t, y) or field(y): {type(field).__name__} "
-        f"{'takes any number of arguments' if open_ended or not parameters else f'needs {needed} arguments'}; "
-        "write takes_time=True or takes_time=False"
+        f"cannot tell whether {name} is called as {name}(t, y) or {name}(y): {type(field).__name__} {takes}; {remedy}"
     )
 
 

@@ -96,9 +96,13 @@ class NeuralODE(nn.Module):
                 f"NeuralODE has no argument {unknown[0]!r}: besides its own it takes {', '.join(_OPTIONS)}, as "
                 "solve_ivp does"
             )
-        self._timed = needs_time(field) if takes_time is None else check_flag("takes_time", takes_time)
+        if takes_time is None:
+            self._timed = needs_time("field", field, "write takes_time=True or takes_time=False")
+        else:
+            self._timed = check_flag("takes_time", takes_time)
         self.field = field
-        self.t = t if isinstance(t, nn.Parameter) else layer_times(t)
+        fixed = layer_times(t)
+        self.t = t if isinstance(t, nn.Parameter) else fixed
         self.output = output
         self.method = find_method(method)
         self.rtol, self.atol = rtol, atol
@@ -130,7 +134,7 @@ class NeuralODE(nn.Module):
             SolveError: the last time was not reached.
             TypeError, ValueError: an argument does not make sense; the message says how to mend it.
         """
-        times = self.t if t is None else call_times(t)
+        times = call_times(self.t if t is None else t)
         rows = self.batch_dims or (times.ndim - 1 if isinstance(times, Tensor) else 0)
         span = Span.of(times, self.output == "trajectory")
         state, lead = self._augmented(y0, rows)

@@ -92,7 +92,8 @@ class TimeSequential(nn.Sequential):
         self._find_timed()
 
     def _find_timed(self) -> None:
-        self._timed = [needs_time(module) for module in self]
+        remedy = "wrap it in a module whose forward needs (t, y), or y alone"
+        self._timed = [needs_time(f"layer{i}", module, remedy) for i, module in enumerate(self)]
 
     def __setitem__(self, idx: Any, module: nn.Module) -> None:
         super().__setitem__(idx, module)

@@ -73,8 +73,10 @@ def call_times(t: Any) -> tuple[float, ...] | Tensor:
         t = pad_sequence(series, batch_first=True, padding_value=torch.nan)
     if isinstance(t, np.ndarray):
         t = torch.from_numpy(t)
-    if not isinstance(t, Tensor) or t.ndim == 0:
+    if not isinstance(t, Tensor):
         return layer_times(t)
+    if t.ndim == 0:
+        return torch.stack((torch.zeros_like(t), t))
     if t.shape[-1] < 2:
         raise ValueError(f"t must hold at least a start and an end, got shape {tuple(t.shape)}")
     return t
