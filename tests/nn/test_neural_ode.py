@@ -395,24 +395,31 @@ def test_autocast_reaches_the_field_and_nothing_else(gradient, rows):
     assert (found - expected).norm() < 3e-2 * expected.norm()
 
 
+def replicated(module):
+    """What DataParallel makes, which itself needs several GPUs: a shallow copy that holds copies of the parameters."""
+    replica = module._replicate_for_data_parallel()
+    replica._former_parameters = {}
+    for name, child in module._modules.items():
+        replica._modules[name] = replicated(child)
+    for name, parameter in module._parameters.items():
+        replica._former_parameters[name] = parameter * 1
+        setattr(replica, name, replica._former_parameters[name])
+    return replica
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_replicas_of_data_parallel_find_their_parameters(gradient):
-    """DataParallel itself needs several GPUs; its replicas are shallow copies that hold copies of the parameters."""
-
-    def replicated(module):
-        replica = module._replicate_for_data_parallel()
-        replica._former_parameters = {}
-        for name, child in module._modules.items():
-            replica._modules[name] = replicated(child)
-        for name, parameter in module._parameters.items():
-            replica._former_parameters[name] = parameter * 1
-            setattr(replica, name, replica._former_parameters[name])
-        return replica
-
     layer, y0 = NeuralODE(TimedField(), gradient=gradient), torch.randn(4, 2)
     expected = parameters_gradient(layer, layer(y0).square().sum())
     found = parameters_gradient(layer, replicated(layer)(y0).square().sum())
     assert torch.allclose(found, expected, rtol=1e-10)
+
+
+def test_data_parallel_does_not_lose_a_penalty_silently():
+    replica = replicated(NeuralODE(Field(), regularisers=[KineticEnergy()]))
+    with pytest.raises(ValueError, match=r"use nn\.parallel\.DistributedDataParallel"):
+        replica(torch.randn(4, 2))
+    replica.eval()(torch.randn(4, 2))
 
 
 # Refusals

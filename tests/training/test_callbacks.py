@@ -1,5 +1,6 @@
 """Who is told of a training hears all of it."""
 
+import subprocess
 import sys
 import types
 
@@ -39,6 +40,27 @@ def test_callbacks_are_told_of_the_beginning_every_epoch_and_the_end(tmp_path):
     run(callbacks=[second], checkpoint=tmp_path / "t.pt", batch_size=2, epochs=4)
     assert first.heard == [(2, 3, 0), 1, 2, 3, 3]
     assert second.heard == [(2, 4, 3), 4, 4]
+
+
+def test_nothing_is_imported_before_it_is_used():
+    check = "import sys, torchivp; sys.exit(len({'pandas', 'matplotlib', 'rich', 'tensorboard'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], timeout=300).returncode == 0
+
+
+def test_callbacks_that_began_hear_of_the_end_when_another_does_not():
+    ends = []
+
+    class Listener(Callback):
+        def end(self, history):
+            ends.append(len(history))
+
+    class Broken(Callback):
+        def begin(self, settings, epochs_done):
+            raise OSError("no connection")
+
+    with pytest.raises(OSError, match="no connection"):
+        run(callbacks=[Listener(), Broken(), Listener()])
+    assert ends == [0]
 
 
 def test_callbacks_hear_of_the_end_when_the_training_fails():

@@ -144,6 +144,11 @@ class NeuralODE(nn.Module):
         extra: dict[str, Any] = {}
         if shift is not None:
             extra["shift"] = _checked_shift(shift, state, lead, rows).reshape(-1, *[1] * state_dims)
+        if regularisers and getattr(self, "_is_replica", False):
+            raise ValueError(
+                "nn.DataParallel loses the integrals of regularisers, which its copies of the layer find: use "
+                "nn.parallel.DistributedDataParallel"
+            )
         if regularisers:
             drawn = {regulariser.name: regulariser.noise(state) for regulariser in regularisers}
             extra["noise"] = {name: noise for name, noise in drawn.items() if noise is not None}

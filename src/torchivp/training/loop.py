@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -243,19 +244,17 @@ class _Training:
     def run(self) -> History:
         """Train to the end."""
         was_training = self._model.training
-        for callback in self._callbacks:
-            callback.begin(self._settings | {"epochs": self._epochs}, len(self._history))
-        try:
+        with ExitStack() as told:
+            told.callback(self._model.train, was_training)
+            for callback in self._callbacks:
+                callback.begin(self._settings | {"epochs": self._epochs}, len(self._history))
+                told.callback(callback.end, self._history)
             if self._recorder is not None and not (self._history.epochs or self._losses):
                 self._recorder.take(self._model, 0, math.nan, last=False)
             if self._resumed is not None:
                 set_random_state(self._resumed)
             while len(self._history) < self._epochs and not self._history.stopped_early:
                 self._run_epoch(len(self._history) + 1)
-        finally:
-            self._model.train(was_training)
-            for callback in self._callbacks:
-                callback.end(self._history)
         if self._patience is not None and self._best_state is not None:
             self._model.load_state_dict(self._best_state)
         if self._recorder is not None:
@@ -291,7 +290,7 @@ class _Training:
             callback.epoch(record)
         self._save(self._spent)
 
-    def _remaining_batches(self) -> Any:
+    def _remaining_batches(self) -> Iterator[list[tuple[int, Series]]]:
         """The batches of the epoch that have not been trained on, in the order that was drawn at its start."""
         done = len(self._losses)
         now = random_state()
