@@ -1,5 +1,8 @@
 """torchivp: solve differential equations in PyTorch, differentiate through the solutions and fit them to data."""
 
+from torchivp import data as data
+from torchivp import nn as nn
+from torchivp import training as training
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint

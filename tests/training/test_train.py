@@ -243,7 +243,7 @@ def test_free_starts_are_not_misled_by_noise():
     errors = []
     for shooting in (Shooting(1), Shooting(1, start="free", continuity=100.0)):
         model = ExactDecay(0.5)
-        train(model, dataset, epochs=400, lr=0.02, shooting=shooting)
+        train(model, dataset, epochs=200, lr=0.03, shooting=shooting)
         errors.append(abs(model.rate.item() - 0.7))
     assert errors[1] < 0.05 < errors[0]
 
