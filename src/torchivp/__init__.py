@@ -1,5 +1,8 @@
 """torchivp: solve differential equations in PyTorch, differentiate through the solutions and fit them to data."""
 
+from torchivp import data as data
+from torchivp import nn as nn
+from torchivp import training as training
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint
@@ -20,6 +23,7 @@ from torchivp.sde.base import BaseSDE, SDEIto, SDEStratonovich
 from torchivp.solution import BatchSolution, EventLog, Outcome, Solution, SolveError, Stats, Status
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIController, PIDController
+from torchivp.training.loop import train
 
 __version__ = "0.1.0"
 
@@ -64,4 +68,5 @@ __all__ = [
     "sdeint",
     "sdeint_adjoint",
     "solve_ivp",
+    "train",
 ]

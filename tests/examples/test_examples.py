@@ -56,5 +56,6 @@ def test_a_latent_sde_with_noise_of_any_kind(noise, tmp_path):
 def test_only_the_public_interface_is_used(script):
     """A reader should be able to do what the examples do with what the documentation lists."""
     imports = re.findall(r"^(?:from|import) (torchivp\S*)", script.read_text(encoding="utf-8"), re.MULTILINE)
-    assert imports and set(imports) <= {"torchivp", "torchivp.models", "torchivp.fitting", "torchivp.plot"}
+    parts = ("models", "fitting", "plot", "nn", "data", "training")
+    assert imports and set(imports) <= {"torchivp", *(f"torchivp.{part}" for part in parts)}
     assert not re.search(r"torchdiffeq|scipy\.integrate", script.read_text(encoding="utf-8"))

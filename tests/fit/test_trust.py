@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torchivp.fit import fit
 
 from simulated import simulate
 from torchivp import Scheduled
+from torchivp.fitting import fit
 from torchivp.fitting.uncertainty import fisher_uncertainty
 from torchivp.models import Model
 
