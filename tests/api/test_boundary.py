@@ -1,6 +1,7 @@
 """What a function of the user's is given, in which context it runs, and what it may do."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torchivp import (
     sdeint_adjoint,
     solve_ivp,
 )
+from torchivp.compat.torchdiffeq import odeint as compat_odeint
 
 RK4 = {"method": "rk4", "options": {"step_size": 0.001}}
 
@@ -325,3 +327,27 @@ def test_export_is_refused_with_a_sentence():
 
     with pytest.raises(RuntimeError, match=r"torch\.export cannot follow a solve"):
         torch.export.export(Model(), (torch.ones(2),), strict=False)
+
+
+def test_warnings_point_at_the_line_of_the_user():
+    elsewhere = torch.ones(1, requires_grad=True).exp()
+    calls = {
+        "an option": lambda: odeint(decay, torch.ones(1), [0.0, 1.0], options={"unknown": 1}),
+        "a tensor computed elsewhere": lambda: odeint_adjoint(
+            lambda t, y: -elsewhere * y, torch.ones(1, requires_grad=True), [0.0, 1.0]
+        ),
+        "the same of rows": lambda: solve_ivp(
+            lambda t, y: -elsewhere * y,
+            (0.0, 1.0),
+            torch.ones(1, 1, requires_grad=True),
+            batch_dims=1,
+            gradient="backsolve",
+        ),
+        "an option of an SDE": lambda: sdeint(Linear(), torch.ones(1, 2), [0.0, 1.0], options={"unknown": 1}),
+        "the stand-in": lambda: compat_odeint(decay, torch.ones(1), torch.tensor([0.0, 1.0]), options={"unknown": 1}),
+    }
+    for name, call in calls.items():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        assert [warning.filename for warning in caught] == [__file__], name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-import warnings
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.boundary import UserFunction
+from torchivp.boundary import UserFunction, warn
 from torchivp.callbacks import Callbacks, null_callback
 from torchivp.checks import check_flag, check_number, check_whole_number
 from torchivp.integrate import Controller
@@ -79,7 +78,7 @@ def read_options(name: str, options: Any) -> dict[str, Any]:
     given = dict(options or {})
     for old, new in _OLD_NAMES.items():
         if old in given:
-            warnings.warn(f"option {old!r} is now called {new!r}", DeprecationWarning, stacklevel=4)
+            warn(f"option {old!r} is now called {new!r}", DeprecationWarning)
             value = given.pop(old)
             given.setdefault(new, bool(value) if old == "eps" else value)
     return given
@@ -132,7 +131,7 @@ def settings(
     else:
         controller = _fixed(remaining, grid)
     if remaining:
-        warnings.warn(_unknown(method_class, sorted(remaining)), UserWarning, stacklevel=5)
+        warn(_unknown(method_class, sorted(remaining)))
     return Settings(method_class, controller, stops, norm, max_steps)
 
 
@@ -230,7 +229,7 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
     called = () if method.sizes_steps else _CALLBACKS if method.error_order is not None else ("step",)
     unsupported = {names[which] for which in found if which not in called}
     if unsupported:
-        warnings.warn(f"Solver '{method.__name__}' does not support callbacks {unsupported}", UserWarning, stacklevel=5)
+        warn(f"Solver '{method.__name__}' does not support callbacks {unsupported}")
     supported: dict[str, Any] = {
         which: UserFunction(callback, names[which]).in_context for which, callback in found.items() if which in called
     }

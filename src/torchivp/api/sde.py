@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Never
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from torchivp.api.sde_gradients import find_sde_gradient
 from torchivp.api.sde_options import SDEOptions, read_adjoint_options, read_sde_options
-from torchivp.boundary import door
+from torchivp.boundary import door, warn
 from torchivp.checks import check_flag, check_number, check_positive, refuse_keywords
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.checkpointed import Checkpointed
@@ -419,11 +418,10 @@ class _Door:
         problem = self.problem
         orders = self.method.orders[problem.terms.sde_type, problem.terms.noise_type]
         if orders.strong < 1.0:
-            warnings.warn(
+            warn(
                 f"Numerical solution is not guaranteed to converge to the correct solution when using adaptive "
                 f"time-stepping with {self.name} of strong order {orders.strong:g}: choose a method of order 1 or more "
                 "if there is one (torchivp.sde_methods lists them)",
-                stacklevel=4,
             )
         layout = problem.layout
         parts = [*layout.parts(), *([slice(layout.size, layout.size + 1)] if problem.logqp else [])]
@@ -452,8 +450,7 @@ def _warn_if_not_finite(states: Tensor, problem: SDEProblem) -> None:
     last = states[-1].detach()
     if not last.isfinite().all():
         bad = int((~last.isfinite()).any(1).sum())
-        warnings.warn(
+        warn(
             f"the solution is not finite in {bad} of {len(last)} rows: if drift and diffusion are right, make dt "
             "smaller, or choose a method for stiff drifts, such as method='implicit_euler'",
-            stacklevel=4,
         )

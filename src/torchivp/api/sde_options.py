@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torchivp.boundary import warn
 from torchivp.checks import check_whole_number
 from torchivp.methods.sde.method import SDEMethod
 
@@ -47,7 +47,7 @@ def read_sde_options(caller: str, method: type[SDEMethod], options: Any) -> SDEO
     own = {name: given.pop(name) for name in method.options if name in given}
     given.pop("grad_free", None)  # torchsde's users pass it along whatever the method
     if given:
-        warnings.warn(f"`{caller}`: Unexpected options {given} are ignored", stacklevel=5)
+        warn(f"`{caller}`: Unexpected options {given} are ignored")
     return SDEOptions(own, interp is None, max_steps)
 
 
@@ -64,5 +64,5 @@ def read_adjoint_options(options: Any) -> int:
     max_steps = check_whole_number("adjoint_options['max_num_steps']", given.pop("max_num_steps", MAX_STEPS), 1)
     given.pop("grad_free", None)  # torchsde's users pass it along whatever the method
     if given:
-        warnings.warn(f"`sdeint_adjoint`: Unexpected adjoint_options {given} are ignored", stacklevel=4)
+        warn(f"`sdeint_adjoint`: Unexpected adjoint_options {given} are ignored")
     return max_steps

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.events.sign_change import SignChange
 from torchivp.gradients.moving_time import event_time
 from torchivp.methods.method import FlatFunc
@@ -40,12 +39,11 @@ def differentiate_event(
     moved, f = _moved(func, sign, start, t, y, value)
     if f is not None:
         return moved, y + f * (moved - t)
-    warnings.warn(
+    warn(
         "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
         "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
         "Return a number that falls to zero at the event, such as y[0] - 0.5 instead of y[0] > 0.5, or solve "
         "within torch.no_grad()",
-        stacklevel=3,
     )
     return t, y
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import warn
 from torchivp.generators import Generators
 from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.integrate import Integration
@@ -137,7 +137,7 @@ def find_parameters(integration: Integration, parameters: Sequence[Tensor] | Par
     found = Parameters(tensors, late_leaves(computed, integration.method.differentiable))
     # Where no other gradient is wanted, autograd follows the steps, and that of a computed tensor is right.
     if GradientInputs(problem, found).needed or not integration.method.differentiable:
-        warn_of_computed(computed, integration.remedy, stacklevel=6)
+        warn_of_computed(computed, integration.remedy)
     return found
 
 
@@ -162,16 +162,15 @@ def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     return list(unique.values())
 
 
-def warn_of_computed(nodes: Sequence[Any], remedy: str, stacklevel: int, subject: str = "func") -> None:
+def warn_of_computed(nodes: Sequence[Any], remedy: str, subject: str = "func") -> None:
     """Warn of tensors made by these nodes of the graph, whose gradient is lost; `remedy` says what to do.
 
     `subject` is what the user calls that which uses them.
     """
     for node in nodes:
-        warnings.warn(
+        warn(
             f"{subject} uses a tensor that was computed elsewhere and requires a gradient (its grad_fn is "
             f"{node.name()}); this gradient mode cannot see it and gives it none. {remedy}",
-            stacklevel=stacklevel,
         )
 
 

@@ -115,7 +115,7 @@ class RowInputs:
         functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
         self.parameters, computed = search([f.function for f in functions], self._evaluate, generators)
         self.used |= bool(computed)
-        warn_of_computed(computed, _REMEDY, stacklevel=7)
+        warn_of_computed(computed, _REMEDY)
         self.late = late_leaves(computed)
 
     def _evaluate(self) -> tuple[list[Tensor], list[Tensor]]:

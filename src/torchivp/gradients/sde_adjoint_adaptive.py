@@ -59,7 +59,7 @@ class AdaptiveWayBack(WayBack):
             return
         walk = _Walk(self, ts)
         walk.walk()
-        walk.warn_of_forced(stacklevel=2)
+        walk.warn_of_forced()
 
     def land(self, k: int) -> None:
         """The solve is at the output `k`."""

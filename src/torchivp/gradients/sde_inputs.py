@@ -84,7 +84,7 @@ def find_sde_parameters(integration: SDEIntegration, named: Any, owner: Any) -> 
     tensors, computed = search([owner], evaluate, Generators(integration.y0.device))
     found = Parameters(tensors, LateLeaves(_SUBJECT, _LATE_REMEDY, computed))
     if SDEInputs(integration, found).needed:
-        warn_of_computed(computed, _REMEDY, stacklevel=7, subject=_SUBJECT)
+        warn_of_computed(computed, _REMEDY, subject=_SUBJECT)
     return found
 
 

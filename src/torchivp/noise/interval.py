@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.checks import check_number, check_whole_number
 from torchivp.noise import dyadic
 from torchivp.noise.brownian import BaseBrownian, check_order
@@ -290,10 +290,8 @@ def warn_of_tuning(name: str, given: dict[str, Any], defaults: dict[str, Any]) -
     changed = [key for key, value in given.items() if value is not defaults[key] and value != defaults[key]]
     if changed:
         verb = "has" if len(changed) == 1 else "have"
-        warnings.warn(
+        warn(
             f"{', '.join(changed)} {verb} no effect in {name}: torchivp's path is exact and has no tree to tune",
-            UserWarning,
-            stacklevel=3,
         )
 
 

@@ -52,7 +52,7 @@ class AdaptiveSteps:
         with torch.no_grad():
             search = _Search(self, integration, ts)
             search.walk()
-        search.warn_of_forced(stacklevel=4)
+        search.warn_of_forced()
         steps = Steps.through(search.times, search.places)
         return replace(integration, steps=steps, found=[Run(search.outputs, search.y, search.carry)])
 

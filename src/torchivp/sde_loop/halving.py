@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from torchivp.boundary import warn
 from torchivp.solution import Outcome, SolveError, Status, failure_class
 from torchivp.stepsize.clip import Clip
 from torchivp.stepsize.pid import History, PIDController
@@ -115,14 +115,13 @@ class HalvedSteps(ABC, Generic[Reached]):
                 self.accept(middle, end, reached, self._clip.reached(end))
                 self.t = end
 
-    def warn_of_forced(self, stacklevel: int) -> None:
+    def warn_of_forced(self) -> None:
         """Warn of steps that were accepted for no other reason than that they could not be smaller."""
         if self._forced:
-            warnings.warn(
+            warn(
                 f"Hitting minimum allowed step size in adaptive time-stepping of {self._words.subject}: {self._forced} "
                 f"of {self._accepted} steps, of the size dt_min = {self._pace.smallest:g}, do not meet the tolerances; "
                 f"loosen {self._words.tolerances}, or make dt_min smaller",
-                stacklevel=stacklevel + 1,
             )
 
     def _rounded(self, end: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
@@ -11,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc
@@ -73,9 +73,8 @@ class ImplicitAdams(FixedStepAdams):
             return
         self._warned = True
         t = float(t1.detach() if isinstance(t1, Tensor) else t1)
-        warnings.warn(
+        warn(
             f"Functional iteration did not converge in {self.max_iters} iterations at t = {t:.9g}, step size "
             f"too large for the corrector: the last change was {change:.3g} times the tolerance. Take shorter steps, "
             "allow more iterations with max_iters, or raise rtol and atol",
-            stacklevel=2,
         )

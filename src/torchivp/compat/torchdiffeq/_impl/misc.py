@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchivp.api.options import read_options
+from torchivp.boundary import warn
 from torchivp.callbacks import null_callback as _null_callback
 from torchivp.compat.torchdiffeq._impl.event_handling import combine_event_functions
 from torchivp.error_norm import ErrorNorm, check_tolerance
@@ -24,7 +24,7 @@ _all_adjoint_callback_names = [f"{name}_adjoint" for name in _all_callback_names
 
 def _handle_unused_kwargs(solver: Any, unused_kwargs: Mapping[str, Any]) -> None:
     if unused_kwargs:
-        warnings.warn(f"{type(solver).__name__}: Unexpected arguments {dict(unused_kwargs)}", stacklevel=3)
+        warn(f"{type(solver).__name__}: Unexpected arguments {dict(unused_kwargs)}")
 
 
 def _linf_norm(tensor: Tensor) -> Tensor:
@@ -268,4 +268,4 @@ def _attach_callbacks(
         setattr(func, name, callback if callback is _null_callback else as_user(callback))
     unsupported = {name for name, callback in found.items() if callback is not _null_callback} - valid
     if unsupported:
-        warnings.warn(f"Solver '{method}' does not support callbacks {unsupported}", stacklevel=3)
+        warn(f"Solver '{method}' does not support callbacks {unsupported}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.compat.torchsde._brownian.brownian_base import BaseBrownian, returned
 from torchivp.compat.torchsde._brownian.interval_tree import IntervalTree, decimal_places
 from torchivp.noise.brownian import check_order
@@ -215,10 +215,9 @@ class BrownianInterval(_Interval, BaseBrownian):
         """
         name = "tb"
         if tb is None:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} answers queries of intervals, bm(ta, tb): bm(t) is bm(t0, t), and slower than "
                 "the increment from one time to the next",
-                stacklevel=2,
             )
             ta, tb, name = self._tree.start[0], ta, "ta"
         ta, tb = self._within("ta", ta), self._within(name, tb)
@@ -238,10 +237,9 @@ class BrownianInterval(_Interval, BaseBrownian):
             raise ValueError(f"{name} must be a number, got nan")
         sign, bound, nearest = (">=", "t0", start) if t < start else ("<=", "t1", end)
         if abs(t - nearest) > self._slack:
-            warnings.warn(
+            warn(
                 f"Should have {name}{sign}{bound} but got {name}={t} and {bound}={nearest}: there is no path outside "
                 f"[t0, t1], and {bound} is taken instead",
-                stacklevel=3,
             )
         return nearest
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.compat.torchsde._brownian.brownian_base import BaseBrownian, returned
 from torchivp.compat.torchsde._brownian.brownian_interval import BrownianInterval
 from torchivp.noise.brownian import check_order
@@ -87,7 +87,7 @@ class BrownianPath(_Wrapper):
             out = self._interval(t, tb, return_U=return_U, return_A=return_A)
         else:
             if tb is None:
-                warnings.warn("BrownianPath answers queries of intervals, bm(ta, tb): bm(t) is slower", stacklevel=2)
+                warn("BrownianPath answers queries of intervals, bm(ta, tb): bm(t) is slower")
             out = returned(self._sum(*(self._t0, t) if tb is None else (t, tb)), None, None, return_U, return_A)
         return out + self._w0 if tb is None and not return_U and not return_A else out
 

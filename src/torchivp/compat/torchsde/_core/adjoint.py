@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api import sde as api
+from torchivp.boundary import warn
 from torchivp.compat.failure import TorchsdeFailure
 from torchivp.compat.torchsde._core import misc
 from torchivp.compat.torchsde._core.sdeint import check_call, interpolating
@@ -87,24 +87,21 @@ def _warn_of_reversible_heun(
     """Say what keeps the gradient of the reversible Heun method from being that of the equation's solution at `ts`."""
     name = METHODS.reversible_heun
     if adjoint_method not in (None, METHODS.adjoint_reversible_heun):
-        warnings.warn(
+        warn(
             f"method={name!r}, but adjoint_method!={METHODS.adjoint_reversible_heun!r}: the gradient is not exact for "
             "the steps taken; leave adjoint_method out",
-            stacklevel=3,
         )
     if adaptive or adjoint_adaptive:
-        warnings.warn(
+        warn(
             f"method={name!r} with `adaptive` or `adjoint_adaptive`: the backward pass takes the steps of the forward "
             "one back, whatever adjoint_adaptive says, and its gradient holds the choice of the steps fixed",
-            stacklevel=3,
         )
         return
     times = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
     steps = (times - times[0]) / float(dt)
     if not torch.allclose(steps, steps.round()):
-        warnings.warn(
+        warn(
             "The spacing between time points `ts` is not an integer multiple of the time step `dt`: the states there "
             "are interpolated between steps, and the gradient is that of the interpolated states; choose a dt that "
             "divides the spacing",
-            stacklevel=3,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.compat.torchsde._core import adaptive_stepping, interp
 from torchivp.compat.torchsde._core.base_sde import terms_of
 from torchivp.compat.torchsde.settings import LEVY_AREA_APPROXIMATIONS, NOISE_TYPES
@@ -119,7 +119,7 @@ class BaseSDESolver(abc.ABC):
                 accepted = error <= 1 or size <= self.dt_min
                 size, ratio = adaptive_stepping.update_step_size(error, size, prev_error_ratio=ratio)
                 if size < self.dt_min:
-                    warnings.warn("Hitting minimum allowed step size in adaptive time-stepping.", stacklevel=3)
+                    warn("Hitting minimum allowed step size in adaptive time-stepping.")
                     size, ratio = self.dt_min, None
                 if accepted:
                     begin, start = end, y

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from torchivp.boundary import warn
 
 
 def assert_no_grad(names: Sequence[str], maybe_tensors: Sequence[Any]) -> None:
@@ -29,7 +30,7 @@ def handle_unused_kwargs(unused_kwargs: Mapping[str, Any], msg: str | None = Non
     """Warn of arguments that do not exist."""
     if unused_kwargs:
         start = "" if msg is None else f"{msg}: "
-        warnings.warn(f"{start}Unexpected arguments {dict(unused_kwargs)} are ignored", stacklevel=3)
+        warn(f"{start}Unexpected arguments {dict(unused_kwargs)} are ignored")
 
 
 def is_strictly_increasing(ts: Iterable[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api import sde as api
+from torchivp.boundary import warn
 from torchivp.compat.failure import TorchsdeFailure
 from torchivp.compat.torchsde._brownian import BrownianInterval
 from torchivp.compat.torchsde._core import base_sde, methods, misc
@@ -113,10 +113,9 @@ def _warn_of_euler(sde: Any, method: Any, adaptive: bool) -> None:
     """Warn as torchsde does of what is refused next, since programs look for it; of the rest torchivp warns."""
     stratonovich, additive = sde.sde_type == SDE_TYPES.stratonovich, sde.noise_type == NOISE_TYPES.additive
     if adaptive and method == METHODS.euler and stratonovich and not additive:
-        warnings.warn(
+        warn(
             "Numerical solution is not guaranteed to converge to the correct solution when using adaptive "
             "time-stepping with the Euler--Maruyama method with non-additive noise.",
-            stacklevel=4,
         )
 
 
