@@ -60,8 +60,11 @@ class StepPolynomials:
         """
         values: list[np.ndarray | None] = []
         for highest, *others in self._by_polynomial:
-            total = highest * theta if highest or any(others) else None
-            for coefficient in others if total is not None else ():
+            if not (highest or any(others)):
+                values.append(None)
+                continue
+            total = highest * theta
+            for coefficient in others:
                 total += coefficient
                 total *= theta
             values.append(total)
