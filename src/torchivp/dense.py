@@ -129,10 +129,10 @@ class RowInterpolant:
         weights = self._weights(np.array([theta]))
         return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
 
-        Differentiable with respect to `theta`, if that is a tensor.
+        Differentiable with respect to `theta`, if that is a tensor; `t`, the times that these are, does not matter.
         """
         y = self.y0[rows]
         increments = self.increments.view(len(self.increments), *self.y0.shape)[:, rows]
@@ -209,7 +209,7 @@ class DenseSolution:
 class KeptSteps(Protocol):
     """The solutions of some rows within steps, on data of their own."""
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
         ...
 
