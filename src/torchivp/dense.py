@@ -147,10 +147,10 @@ class RowInterpolant:
         at_once = torch.tensor([self.b.at(theta)], dtype=self.y0.dtype, device=self.y0.device)
         return torch.addmm(self.y0.reshape(1, self.y0.numel()), at_once, self.increments).view_as(self.y0)
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
 
-        Differentiable with respect to `theta`, if that is a tensor.
+        Differentiable with respect to `theta`, if that is a tensor; `t`, the times that these are, does not matter.
         """
         rows = rows.to(self.y0.device)
         y = self.y0.index_select(0, rows)
@@ -235,7 +235,7 @@ class DenseSolution:
 class KeptSteps(Protocol):
     """The solutions of some rows within steps, on data of their own."""
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
         ...
 

@@ -22,8 +22,11 @@ Firing = tuple[tuple[int, int], ...]
 class WithinSteps(Protocol):
     """The solutions of rows within their steps."""
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
-        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
+
+        `t` are the times that these fractions are, where the user gave them, lest they be rounded.
+        """
         ...
 
     def at_fraction(self, theta: float) -> Tensor:
@@ -88,7 +91,7 @@ class RowOutputs:
         where, t = np.concatenate(inside), np.concatenate(times)
         interpolant = within()
         theta = (t - t0[where]) / (t1[where] - t0[where])
-        self.values.append(interpolant.at(torch.from_numpy(where), theta))
+        self.values.append(interpolant.at(torch.from_numpy(where), theta, t))
 
     def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
         """Keep the states at which the `rows` are at `t`, where they were asked for."""

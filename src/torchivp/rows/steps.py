@@ -58,8 +58,8 @@ class Chosen:
         self._within = within
         self._rows = rows
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
-        return self._within.at(rows if self._rows is None else self._rows[rows], theta)
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+        return self._within.at(rows if self._rows is None else self._rows[rows], theta, t)
 
     def at_fraction(self, theta: float) -> Tensor:
         y = self._within.at_fraction(theta)
@@ -191,7 +191,9 @@ class _SingleWithin:
     def __init__(self, interpolant: StepInterpolant):
         self._interpolant = interpolant
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+        if t is not None:
+            return self._interpolant.evaluate(t.tolist())
         t0, t1 = time_value(self._interpolant.t0), time_value(self._interpolant.t1)
         return self._interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
 
