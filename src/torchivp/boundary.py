@@ -80,8 +80,16 @@ def door(solve: Callable[_P, _R]) -> Callable[_P, _R]:
         with _plain(active), _called_with(active):
             return solve(*args, **kwargs)
 
-    disabled: Any = torch.compiler.disable(entered, reason=_NOT_EXPORTED)
-    return disabled
+    @functools.wraps(solve)
+    def outside_of_graphs(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled in this process; to import it takes seconds
+            return entered(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(entered, reason=_NOT_EXPORTED))
+        return disabled[0](*args, **kwargs)
+
+    disabled: list[Any] = []
+    return outside_of_graphs
 
 
 def own_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:

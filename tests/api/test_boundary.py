@@ -302,7 +302,9 @@ def test_a_compiled_model_solves_outside_of_its_graphs(batch_dims):
             self.net = nn.Linear(2, 2)
 
         def forward(self, x):
-            return solve_ivp(lambda t, y: self.net(y).tanh(), (0.0, 1.0), 2.0 * x, batch_dims=batch_dims).y.sum() + 1.0
+            return (
+                solve_ivp(lambda t, y: self.net(y).tanh(), (0.0, 1.0), 2.0 * x, batch_dims=batch_dims).final.sum() + 1.0
+            )
 
     torch.manual_seed(0)
     model, x = Model(), torch.randn(5, 2)

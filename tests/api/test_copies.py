@@ -18,6 +18,7 @@ import torch
 import torchivp
 from simulated import simulate
 from torchivp import Event, Scheduled, SolveError, solve_ivp
+from torchivp.compat import torchdiffeq, torchsde
 from torchivp.models import LotkaVolterra
 
 D = torch.float64
@@ -119,6 +120,8 @@ def examples():
         raised(solve_ivp, explosion, (0.0, 3.0), torch.ones(2, 2, dtype=D), batch_dims=1),
         raised(torchivp.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         raised(torchivp.fit, model, pandas.DataFrame()),
+        raised(torchdiffeq.odeint, explosion, torch.ones(2, dtype=D), torch.tensor([0.0, 3.0])),
+        raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         Event(level, apply=doubled),
         Scheduled([0.2], dosed, values=torch.ones(1, 2)),
         solved[-1].events,
@@ -220,7 +223,7 @@ def test_everything_returned_or_raised_can_be_copied(way):
 
 def test_a_copy_of_dense_output_gives_the_same_states():
     for solution in solutions():
-        if isinstance(solution, torchivp.Solution) and solution.sol is not None:
+        if isinstance(solution, torchivp.Solution) and solution.sol:
             t = torch.linspace(0.0, 1.0, 7, dtype=D)
             assert_same(copy.deepcopy(solution).sol(t), solution.sol(t))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from torchivp.fitting.quantities import Quantity
 
@@ -65,12 +65,12 @@ class Uncertainty:
         shares = (shares if noise is None else shares + noise) * (self.counts / self.freedom)
         total = np.maximum(shares.sum(-1), np.finfo(float).tiny)
         freedom = total**2 / np.maximum((shares**2 / self.freedom).sum(-1), np.finfo(float).tiny)
-        half = stats.t.isf(_TAIL, np.maximum(freedom, self.freedom.min())) * np.sqrt(total)
+        half = -special.stdtrit(np.maximum(freedom, self.freedom.min()), _TAIL) * np.sqrt(total)
         return np.where(self._is_determined(derivatives), half, np.inf)
 
     def sigma_factors(self) -> NDArray[np.float64]:
         """By what to multiply each sigma for the ends of its 95 % interval (chi-squared distribution), [2, n_sigma]."""
-        tails = [stats.chi2.isf(tail, self.freedom) for tail in (_TAIL, 1 - _TAIL)]
+        tails = [special.chdtri(self.freedom, tail) for tail in (_TAIL, 1 - _TAIL)]
         return np.sqrt(self.counts / np.array(tails))
 
     def _is_determined(self, derivatives: NDArray[np.float64]) -> NDArray[np.bool_]:
