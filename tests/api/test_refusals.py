@@ -254,14 +254,18 @@ def test_options_of_another_adjoint_method_must_be_given():
 @pytest.mark.parametrize("door", [odeint_adjoint, compat.odeint_adjoint])
 def test_options_are_for_both_solves_by_one_method(door):
     """However it is named."""
-    options = {"first_step": 0.1}
-    for method, same in ((None, "dopri5"), ("dopri5", ODE_METHODS["dopri5"]), ("heun", "adaptive_heun")):
+    first, size = {"first_step": 0.1}, {"step_size": 0.1}
+    for method, same, options in (
+        (None, "dopri5", first),
+        ("dopri5", ODE_METHODS["dopri5"], first),
+        ("fixed_adams", "implicit_adams", size),
+    ):
         y = door(decay, Y0, T, method=method, options=options, adjoint_method=same)
         torch.testing.assert_close(y[-1], Y0 / math.e, rtol=1e-3, atol=0)
     refused(
         ValueError,
         "options are for method=None and adjoint_method='bosh3' differs: pass adjoint_options too",
-        lambda: door(decay, Y0, T, options=options, adjoint_method="bosh3"),
+        lambda: door(decay, Y0, T, options=first, adjoint_method="bosh3"),
     )
 
 

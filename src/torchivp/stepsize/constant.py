@@ -46,13 +46,18 @@ class ConstantSteps:
         """The ends of the steps.
 
         A step ends on an output that equals its end to the precision in which the times were given, so that the output
-        is the end of a step and need not be interpolated: `torch.arange(0, 10, 0.1)` is single precision.
+        is the end of a step and need not be interpolated: `torch.arange(0, 10, 0.1)` is single precision. Not so where
+        a gradient flows to the times: outputs would move the steps.
         """
         step = math.copysign(self.step_size, times.direction)
         span = abs(times.end - times.start)
         if math.isinf(span / self.step_size):
             yield from (times.start + i * step for i in itertools.count(1))
-        slack = min(_ROUNDINGS * times.spacing * max(abs(times.start), abs(times.end)), 1e-3 * self.step_size)
+        slack = (
+            0.0
+            if times.tensor is not None
+            else min(_ROUNDINGS * times.spacing * max(abs(times.start), abs(times.end)), 1e-3 * self.step_size)
+        )
         outputs = iter(times.outputs or ())
         output = next(outputs, None)
         for i in range(1, int(self.count(span, slack))):
