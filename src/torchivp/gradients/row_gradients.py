@@ -261,11 +261,12 @@ class _SolveOfRows:
         self.plan = plan
         self.inputs = inputs
         self.limit = limit
+        self._tangents = in_forward_mode()  # asked here: the solve itself runs without
 
     @property
     def replayable(self) -> bool:
         """Whether the steps may be taken again, for a gradient or with tangents."""
-        return self.inputs.used or in_forward_mode()
+        return self.inputs.used or self._tangents
 
     def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
