@@ -320,6 +320,22 @@ def test_a_compiled_func_runs_compiled():
     assert counter.frame_count == 1 and counter.op_count == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])
+def test_a_compiled_func_that_gives_its_memory_away_has_its_gradient(gradient):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net, y0, found = nn.Linear(2, 2).double(), torch.randn(3, 2, dtype=torch.float64), []
+
+    def plain(y):
+        return net(y).sin().cos()
+
+    for func in (plain, torch.compile(plain, backend="aot_eager", dynamic=True)):
+        solution = solve_ivp(lambda t, y, func=func: func(y), (0.0, 1.0), y0, batch_dims=1, gradient=gradient)
+        found.append(torch.autograd.grad(solution.final.sum(), list(net.parameters())))
+    torch.testing.assert_close(*found)
+
+
 def test_export_is_refused_with_a_sentence():
     class Model(nn.Module):
         def forward(self, x):
