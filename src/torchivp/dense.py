@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchivp.boundary import own_precision
 from torchivp.copies import ValuesTravel
-from torchivp.times import snap, time_dtype, time_value
+from torchivp.times import joined, snap, time_dtype, time_value
 
 HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
 """The cubic through both ends of a step with the slopes there, in terms of the slope of the chord and these two.
@@ -201,7 +201,7 @@ class DenseSolution:
             ValueError: a time lies outside the span that was integrated.
         """
         reference = self._steps[0].y0
-        times = torch.as_tensor(t, dtype=time_dtype(reference.device), device=reference.device)
+        times = torch.as_tensor(joined(t), dtype=time_dtype(reference.device), device=reference.device)
         flat_times = times.reshape(-1)
         groups: dict[int, list[int]] = {}
         for position, value in enumerate(snap(flat_times.detach().tolist(), t, (self.t_min, self.t_max))):
@@ -308,7 +308,7 @@ class RowDenseSolution:
             ValueError: `t` is of the wrong shape; without batch dimensions, a time lies outside the span.
         """
         device = self.final.device
-        times = torch.as_tensor(t, dtype=time_dtype(device), device=device)
+        times = torch.as_tensor(joined(t), dtype=time_dtype(device), device=device)
         rows = len(self.start)
         if self._lead is None:
             table, shape = times.reshape(1, -1), tuple(times.shape)

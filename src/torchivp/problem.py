@@ -80,4 +80,4 @@ class Problem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)
-        return Problem(FlatFunction(UserFunction(func), layout, args), layout.flatten(y0), times, layout.real_dtype)
+        return Problem(FlatFunction(UserFunction(func), layout, args), layout.start(y0), times, layout.real_dtype)

@@ -91,6 +91,10 @@ class StateLayout:
         """Lay a pytree shaped like `y0` out as [rows, size]."""
         return self.laid_out([y] if self.is_tensor else self.leaves_of(y))
 
+    def start(self, y0: Any) -> Tensor:
+        """`y0` laid out, in memory of its own: a function that writes into the state does not reach the caller's."""
+        return self.flatten(y0).clone(memory_format=torch.contiguous_format)
+
     def laid_out(self, leaves: Sequence[Tensor]) -> Tensor:
         """Lay the leaves of such a pytree out as [rows, size]."""
         if len(leaves) == 1:

@@ -169,9 +169,8 @@ def check_times(
         try:
             if _foreign(t):
                 raise TypeError
-            if isinstance(t, list | tuple) and any(isinstance(entry, Tensor) for entry in t):
-                t = torch.stack([torch.as_tensor(entry, dtype=torch.float64).cpu() for entry in t])
-            else:
+            t = joined(t)
+            if not isinstance(t, Tensor):
                 t = torch.as_tensor(np.asarray(t, dtype=np.float64))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
@@ -201,6 +200,19 @@ def check_times(
     if monotone:
         _check_monotone(values, name)
     return values, t.to("cpu", torch.float64) if moves(t) else None
+
+
+def joined(value: Any) -> Any:
+    """Lists of numbers, nested at will, with tensors among them, as one tensor: derivatives reach its entries.
+
+    Anything else is returned as it is.
+    """
+    if not isinstance(value, list | tuple):
+        return value
+    entries = [joined(entry) for entry in value]
+    if not any(isinstance(entry, Tensor) for entry in entries):
+        return value
+    return torch.stack([x.cpu() if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in entries])
 
 
 def _foreign(t: Any) -> str:

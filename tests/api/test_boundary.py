@@ -234,6 +234,33 @@ def test_func_that_writes_into_the_state_is_refused(door):
         WRITING[door](func)
 
 
+def test_a_refused_func_has_not_overwritten_the_initial_state_of_the_caller():
+    def func(t, y):
+        y *= 2.0
+        return -y
+
+    class Writing(SDEIto):
+        def f(self, t, y):
+            return func(t, y)
+
+        def g(self, t, y):
+            return 0.1 * y
+
+    y0, span = torch.ones(1, 2), torch.tensor([0.0, 1.0])
+    for solve in (
+        lambda: solve_ivp(func, span, y0),
+        lambda: solve_ivp(func, span, y0, method="rk4", step_size=0.1),
+        lambda: solve_ivp(func, span, y0, batch_dims=1),
+        lambda: solve_ivp(func, span, y0, events=lambda t, y: t - 0.5),
+        lambda: odeint_event(func, y0, torch.tensor(0.0), event_fn=lambda t, y: t - 0.5),
+        lambda: torch.func.vmap(lambda y: odeint(func, y, span))(y0),
+        lambda: sdeint(Writing("diagonal"), y0, span, dt=0.1),
+    ):
+        with pytest.raises(ValueError, match="changes y in place"):
+            solve()
+        assert torch.equal(y0, torch.ones(1, 2))
+
+
 @pytest.mark.parametrize("door", [door for door in WRITING if door not in ("vmap", "jvp", "odeint, euler")])
 def test_func_that_writes_later_on_is_refused(door):
     def func(t, y):
@@ -320,6 +347,22 @@ def test_a_compiled_func_runs_compiled():
     func = torch.compile(lambda y: y.sin() - y, backend=counter)
     odeint(lambda t, y: func(y), torch.ones(2), [0.0, 1.0])
     assert counter.frame_count == 1 and counter.op_count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])
+def test_a_compiled_func_that_gives_its_memory_away_has_its_gradient(gradient):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net, y0, found = nn.Linear(2, 2).double(), torch.randn(3, 2, dtype=torch.float64), []
+
+    def plain(y):
+        return net(y).sin().cos()
+
+    for func in (plain, torch.compile(plain, backend="aot_eager", dynamic=True)):
+        solution = solve_ivp(lambda t, y, func=func: func(y), (0.0, 1.0), y0, batch_dims=1, gradient=gradient)
+        found.append(torch.autograd.grad(solution.final.sum(), list(net.parameters())))
+    torch.testing.assert_close(*found)
 
 
 def test_export_is_refused_with_a_sentence():

@@ -180,6 +180,13 @@ def test_a_kink_is_evaluated_at_and_a_jump_is_not():
         assert (0.3 in func.times) is seen
 
 
+@pytest.mark.parametrize("door", [odeint, odeint_adjoint])
+def test_the_time_of_a_jump_has_no_gradient_and_says_so(door):
+    jump = torch.tensor([0.5], requires_grad=True)
+    with pytest.raises(ValueError, match=r"option 'jump_t' must not require a gradient: .*Write jump_t\.detach"):
+        door(torch.nn.Identity(), torch.ones(1), [0.0, 1.0], options={"jump_t": jump})
+
+
 @pytest.mark.parametrize("name", ["step_t", "jump_t"])
 def test_times_of_steps_are_checked(name):
     with pytest.raises(ValueError, match=re.escape(f"option '{name}' must be finite, but option '{name}'[0] = nan")):

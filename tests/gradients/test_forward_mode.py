@@ -167,6 +167,36 @@ def test_the_tangent_of_the_time_and_the_state_of_odeint_event(name):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_the_tangent_of_the_end_at_an_event(no_grad):
+    def solve(x):
+        event = Event(lambda t, y, a: y[0] - 0.8, terminal=True)
+        with torch.set_grad_enabled(not no_grad):
+            solution = torchivp.solve_ivp(field, (0.0, 5.0), x["y0"], args=(x["a"],), events=event, **TIGHT)
+        return torch.stack([solution.t_final, solution.final[0], solution.t[-1], solution.y[-1, 0]])
+
+    def exactly(x):
+        t = torch.log(x["y0"][0] / 0.8) / x["a"]
+        y = x["y0"][0] * torch.exp(-x["a"] * t)
+        return torch.stack([t, y, t, y])
+
+    for name in ("y0", "a"):
+        value, found = tangent(solve, name, {"y0": [1.3], "a": A})
+        right, expected = tangent(exactly, name, {"y0": [1.3], "a": A})
+        torch.testing.assert_close(value, right, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_the_tangent_of_the_last_states_of_rows_with_the_end(no_grad):
+    with forward_ad.dual_level(), torch.set_grad_enabled(not no_grad):
+        end = forward_ad.make_dual(number(1.0), number(1.0))
+        solution = torchivp.solve_ivp(lambda t, y: -y, (0.0, end), torch.ones(2, 1, dtype=D), batch_dims=1, **TIGHT)
+        states, times = (forward_ad.unpack_dual(x).tangent for x in (solution.final, solution.t_final))
+    torch.testing.assert_close(states, torch.full((2, 1), -math.exp(-1), dtype=D), rtol=1e-7, atol=0.0)
+    torch.testing.assert_close(times, torch.ones(2, dtype=D))
+
+
 def test_an_event_that_touches_zero_has_no_tangent():
     with forward_ad.dual_level():
         y0 = forward_ad.make_dual(number([1.0]), number([1.0]))

@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 
-from torchivp import odeint, odeint_adjoint, solve_ivp
+from torchivp import Scheduled, odeint, odeint_adjoint, solve_ivp
+from torchivp.nn import NeuralODE
 
 GRADIENTS = ["direct", "checkpointed", "backsolve"]
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -183,3 +184,44 @@ def test_nothing_is_recorded_without_gradients(gradient):
         assert not solve_ivp(model, (0.0, 1.0), one(), gradient=gradient).y.requires_grad
     frozen = model.requires_grad_(False)
     assert not solve_ivp(frozen, (0.0, 1.0), one().detach(), gradient=gradient).y.requires_grad
+
+
+LISTS = {
+    "t_eval": lambda f, y0, t: solve_ivp(f, (0.0, 1.0), y0, t_eval=[0.1, t, 2 * t], **TIGHT).y[1:].sum(0),
+    "t_eval of rows": lambda f, y0, t: (
+        solve_ivp(f, (0.0, 1.0), y0, t_eval=[0.1, t, 2 * t], batch_dims=1, **TIGHT).y[:, 1:].sum(1)
+    ),
+    "t_eval of each row": lambda f, y0, t: (
+        solve_ivp(f, (0.0, 1.0), y0, t_eval=[[0.1, t, 2 * t]] * 2, batch_dims=1, **TIGHT).y[:, 1:].sum(1)
+    ),
+    "t_eval with events": lambda f, y0, t: solve_ivp(
+        f, (0.0, 1.0), y0, t_eval=[t, 2 * t], events=lambda t, y: t - 0.5, **TIGHT
+    ).y.sum(0),
+    "dense output": lambda f, y0, t: solve_ivp(f, (0.0, 1.0), y0, dense_output=True, **TIGHT).sol([t, 2 * t]).sum(0),
+    "dense output of rows": lambda f, y0, t: (
+        solve_ivp(f, (0.0, 1.0), y0, dense_output=True, batch_dims=1, **TIGHT).sol([t, 2 * t]).sum(1)
+    ),
+    "odeint": lambda f, y0, t: odeint(f, y0, [0.0, t, 2 * t])[1:].sum(0),
+    "a layer": lambda f, y0, t: NeuralODE(f, output="trajectory", **TIGHT)(y0, [0.0, t, 2 * t])[1:].sum(0),
+    "a layer with times of each sample": lambda f, y0, t: NeuralODE(f, output="trajectory", **TIGHT)(
+        y0, [[0.0, t, 2 * t]] * 2
+    )[:, 1:].sum(1),
+}
+"""The solution at t and 2 t, added, of the same problem in each of two rows; the times are lists with tensors."""
+
+
+@pytest.mark.parametrize("where", LISTS)
+def test_lists_of_times_with_tensors_have_gradients(where):
+    y0, t = torch.ones(2, 1, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    LISTS[where](lambda t, y: -y, y0, t).sum().backward()
+    assert t.grad.item() == pytest.approx(-2 * (math.exp(-0.4) + 2 * math.exp(-0.8)), rel=1e-6)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_lists_of_scheduled_times_and_doses_with_tensors_have_gradients(gradient):
+    t, dose = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.4, 3.0))
+    doses = Scheduled([0.2, t], lambda t, y, dose: y + dose, values=[1.0, dose])
+    y0 = torch.ones(1, dtype=torch.float64)
+    solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, events=doses, gradient=gradient, **TIGHT).final.sum().backward()
+    assert t.grad.item() == pytest.approx(3 * math.exp(-0.6), rel=1e-7)
+    assert dose.grad.item() == pytest.approx(math.exp(-0.6), rel=1e-7)

@@ -189,7 +189,14 @@ def _read_times(name: str, times: Any) -> list[float]:
         times = [times]
     if times is None or (isinstance(times, Sized) and len(times) == 0):
         return []
-    return check_times(times, f"option {name!r}", monotone=False, example=f"options={{{name!r}: [0.5]}}")[0]
+    values, moving = check_times(times, f"option {name!r}", monotone=False, example=f"options={{{name!r}: [0.5]}}")
+    if name == "jump_t" and moving is not None:
+        raise ValueError(
+            "option 'jump_t' must not require a gradient: steps end on it, but how the solution changes with the time "
+            "of a jump is not computed. Write jump_t.detach(); for a jump whose time is learned let func be the same "
+            "on both sides, and what changes a part of the state that an Event or a Scheduled of solve_ivp changes"
+        )
+    return values
 
 
 def _adaptive(remaining: dict[str, Any]) -> PIDController:

@@ -20,7 +20,7 @@ from torchivp.rows.function import Result, RowArguments, RowFunction, changed_st
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.times import RowTimes
 from torchivp.state import StateLayout
-from torchivp.times import time_dtype
+from torchivp.times import joined, time_dtype
 
 
 def build_problem(
@@ -47,7 +47,7 @@ def build_problem(
         raise TypeError(f"compact must be True, False or None (find out), got {compact!r}")
     if compact is not None and not layout.lead:
         raise ValueError("compact is for batches: give batch_dims too, or leave compact out")
-    flat = layout.flatten(y0).contiguous()
+    flat = layout.start(y0)
     filler = _filler(times, flat, layout)
     arguments = RowArguments(args, layout)
 
@@ -148,7 +148,7 @@ def _action(number: int, event: Event | Scheduled, makers: _Makers, y0: Tensor, 
 def _values(values: Any, count: int, y0: Tensor, layout: StateLayout) -> Tensor:
     """What goes with each scheduled time, [rows, count, ...]."""
     try:
-        values = torch.as_tensor(values).to(y0.device)
+        values = torch.as_tensor(joined(values)).to(y0.device)
     except (TypeError, ValueError, RuntimeError):
         kind = type(values).__name__
         raise TypeError(f"the values of Scheduled must be a tensor with an entry for each time, got {kind}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.rows.times import MovingTimes, RowTimes
-from torchivp.times import COARSE, Times, check_times, snap, spacing_of
+from torchivp.times import COARSE, Times, check_times, joined, snap, spacing_of
 from torchivp.torch_func import moves
 
 
@@ -28,7 +27,7 @@ def times_of_span(t_span: Any, t_eval: Any) -> Times:
     start, end = ends
     if t_eval is None:
         return Times(start, end, None, ends, ends_tensor, spacing=spacing_of(t_span))
-    empty = isinstance(t_eval, Sequence | Tensor | np.ndarray) and np.shape(t_eval) == (0,)
+    empty = getattr(t_eval, "shape", None) == (0,) or (isinstance(t_eval, list | tuple) and not t_eval)
     wanted, wanted_tensor = ([], None) if empty else check_times(t_eval, "t_eval")
     wanted = snap(wanted, t_eval, ends)
     direction = 1.0 if end >= start else -1.0
@@ -104,6 +103,7 @@ def as_times(name: str, value: Any) -> tuple[np.ndarray, Tensor | None]:
     if isinstance(value, bool | str) or value is None:
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {value!r}")
     try:
+        value = joined(value)
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number or a tensor of numbers, got {type(value).__name__}") from None

@@ -15,7 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.callbacks import Callbacks
 from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
-from torchivp.gradients.captured import LateLeaves
+from torchivp.gradients.captured import LateLeaves, gradients_of
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.inputs import (
     GradientInputs,
@@ -292,10 +292,7 @@ class _AdjointSystem:
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         adjoint = y.narrow(1, self._size, self._size)
-        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
-        found = torch.autograd.grad(
-            slope, [leaves[0], *self._others], adjoint.neg(), allow_unused=True, retain_graph=True
-        )
+        found = gradients_of(slope, [leaves[0], *self._others], adjoint.neg())
         rates = [
             y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)

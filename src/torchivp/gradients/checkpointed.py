@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torchivp.boundary import own_precision
 from torchivp.checks import check_whole_number
 from torchivp.generators import Generators
+from torchivp.gradients.captured import gradients_of
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import Drawn, RecordedDraws, RepeatedDraws, check_repeated
 from torchivp.gradients.inputs import (
@@ -144,10 +145,7 @@ class _CheckpointedSolve:
         seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
         seeds += at_end or [None] * len(last)
         used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
-        return torch.autograd.grad(
-            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
-        )
+        return gradients_of([roots[i] for i in used], leaves, [seeds[i] for i in used])
 
     def _take_again(self, checkpoint: Checkpoint, end: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Take a stretch again: the outputs in it, the last state and its carry, and the leaves that it starts from."""

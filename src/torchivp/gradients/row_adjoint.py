@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
-from torchivp.gradients.captured import LateLeaves
+from torchivp.gradients.captured import LateLeaves, gradients_of
 from torchivp.gradients.row_replay import after_change
 from torchivp.integrate import check_controller
 from torchivp.methods import find_method
@@ -232,7 +232,7 @@ class _AdjointFunction:
                 self._late.meet(strangers, partial(evaluate, t.detach().clone(), z[:, :size].clone()))
             if not slope.requires_grad:
                 return torch.cat([slope, torch.zeros_like(slope)], dim=1)
-            (found,) = torch.autograd.grad(slope, leaves[0], -z[:, size:], allow_unused=True, retain_graph=True)
+            (found,) = gradients_of(slope, leaves[:1], -z[:, size:])
             return torch.cat([slope.detach(), torch.zeros_like(slope) if found is None else found], dim=1)
 
         return _OnRows(slopes)
@@ -283,7 +283,7 @@ class _Joins:
         if strangers := self._late.among(after, leaves):
             self._late.meet(strangers, partial(self._after, numbers))
         seeds = [z[where[self._problem.select(chosen)], self._size :] for chosen in self._groups(numbers).values()]
-        found = torch.autograd.grad(after, leaves, seeds, allow_unused=True, retain_graph=True)
+        found = gradients_of(after, leaves, seeds)
         assert found[0] is not None
         z[where, : self._size] = self._before[entry]
         z[where, self._size :] = found[0] + self._grad_before[entry]
@@ -343,8 +343,7 @@ class _Integral(RowOutputs):
             if not slope.requires_grad:
                 continue
             share = self._problem.time((t0 - t1) * weight).to(z.dtype)
-            # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
-            found = torch.autograd.grad(slope, parameters, z[:, size:] * share, allow_unused=True, retain_graph=True)
+            found = gradients_of(slope, parameters, z[:, size:] * share)
             _add(self._totals, [None, *found])
 
     def finish(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:

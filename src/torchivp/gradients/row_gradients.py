@@ -15,7 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.dense import RowSteps
 from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
-from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
+from torchivp.gradients.captured import LateLeaves, NoLateLeaves, gradients_of, search
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
@@ -261,11 +261,12 @@ class _SolveOfRows:
         self.plan = plan
         self.inputs = inputs
         self.limit = limit
+        self._tangents = in_forward_mode()  # asked here: the solve itself runs without
 
     @property
     def replayable(self) -> bool:
         """Whether the steps may be taken again, for a gradient or with tangents."""
-        return self.inputs.used or in_forward_mode()
+        return self.inputs.used or self._tangents
 
     def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
@@ -341,10 +342,7 @@ class _SolveOfRows:
         used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
         if not used:
             return [None] * len(leaves)
-        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
-        return torch.autograd.grad(
-            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
-        )
+        return gradients_of([roots[i] for i in used], leaves, [seeds[i] for i in used])
 
     def _take_again(self, checkpoint: RowCheckpoint, last: int) -> tuple[ReplayedSteps, list[Tensor]]:
         """Take a stretch again; the leaves that it starts from are the inputs' and those of the carry."""

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchivp.gradients.captured import LateLeaves
+from torchivp.gradients.captured import LateLeaves, gradients_of
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 
@@ -59,13 +59,12 @@ class Pull:
     ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
         """The `value`, a ∂value/∂y, and, if asked for, the same for the shared tensors.
 
-        The graph is kept: some of it is needed again, and what drift and diffusion use may have been computed from
-        parameters elsewhere, in a graph that is not ours to free.
+        The graph is kept, since some of it is needed again.
         """
         leaves = [y, *self.shared] if shared else [y]
         found: Sequence[Tensor | None] = [None] * len(leaves)
         if value.requires_grad:
-            found = torch.autograd.grad(value, leaves, a, allow_unused=True, retain_graph=True)
+            found = gradients_of(value, leaves, a)
         dy, *others = found
         return value.detach(), torch.zeros_like(a) if dy is None else dy, others
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchivp.checks import check_whole_number
 from torchivp.generators import GeneratorState
+from torchivp.gradients.captured import gradients_of
 from torchivp.gradients.sde_backward import SDEBackward, add_all, holding_noise, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
 from torchivp.noise.source import Noise
@@ -116,10 +117,7 @@ class _CheckpointedSolve(SDEBackward):
         used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
         if not used:
             return [None] * len(leaves)
-        # What the SDE uses may have been computed from parameters elsewhere: that graph is not ours to free.
-        return torch.autograd.grad(
-            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
-        )
+        return gradients_of([roots[i] for i in used], leaves, [seeds[i] for i in used])
 
     def _replay(self, checkpoint: _Checkpoint, noise: Noise) -> tuple[list[Tensor], list[Tensor]]:
         """The states at the outputs of the stretch from a checkpoint, the last state and its carry; and the leaves."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.gradients.captured import gradients_of
 from torchivp.gradients.sde_backward import SDEBackward, add_all, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
 from torchivp.methods.sde.reversible_heun import ReversibleHeun
@@ -88,8 +89,7 @@ class _Evaluation:
             del roots[-1], seeds[-1]
         if not roots:
             return None
-        # What they use may have been computed from parameters elsewhere: that graph is not ours to free.
-        dz, *found = torch.autograd.grad(roots, [self._z, *shared], seeds, allow_unused=True, retain_graph=True)
+        dz, *found = gradients_of(roots, [self._z, *shared], seeds)
         add_all(totals, found)
         return dz
 

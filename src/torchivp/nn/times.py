@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from torchivp.checks import check_number
+from torchivp.times import joined
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ def call_times(t: Any) -> tuple[float, ...] | Tensor:
         TypeError: they are no numbers.
         ValueError: there are fewer than two.
     """
-    if isinstance(t, Sequence) and len(t) and any(np.ndim(_detached(x)) == 1 for x in t):
+    entries = [joined(x) for x in t] if isinstance(t, Sequence) else []
+    if any(np.ndim(_detached(x)) == 1 for x in entries):
         # A list in default precision would be rounded.
-        series = [x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64) for x in t]
+        series = [x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64) for x in entries]
         t = pad_sequence(series, batch_first=True, padding_value=torch.nan)
-    if isinstance(t, np.ndarray):
-        t = torch.from_numpy(t)
+    t = torch.from_numpy(t) if isinstance(t, np.ndarray) else joined(t)
     if not isinstance(t, Tensor):
         return layer_times(t)
     if t.ndim == 0:

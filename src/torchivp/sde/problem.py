@@ -71,7 +71,7 @@ class SDEProblem:
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         functions = UserFunctions.of(sde, names)
         layout = StateLayout(y0, _batch_dims(y0, batch_dims))
-        flat = layout.flatten(y0).contiguous()
+        flat = layout.start(y0)
         t0 = torch.scalar_tensor(start, dtype=layout.real_dtype, device=layout.device)
         channels = _channels(functions, layout, t0, y0, args, bm, noise_size)
         terms = UserTerms(functions, layout, args, channels, reverse)
