@@ -261,11 +261,12 @@ class _SolveOfRows:
         self.plan = plan
         self.inputs = inputs
         self.limit = limit
+        self._with_tangents = in_forward_mode()
 
     @property
     def replayable(self) -> bool:
         """Whether the steps may be taken again, for a gradient or with tangents."""
-        return self.inputs.used or in_forward_mode()
+        return self.inputs.used or self._with_tangents
 
     def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
