@@ -17,6 +17,7 @@ from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
@@ -211,7 +212,8 @@ class _AdjointSolve:
             callbacks=callbacks,
         )
         end = _End()
-        status, stats = backward.run([end])
+        with solving_backwards("gradient='backsolve' (odeint_adjoint)", z.device):
+            status, stats = backward.run([end])
         self.stats.backward = stats
         if not status.ok:
             raise forward.failure(
