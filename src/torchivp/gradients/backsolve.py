@@ -27,6 +27,7 @@ from torchivp.gradients.inputs import (
     refuse_to_differentiate,
     user_function,
 )
+from torchivp.gradients.node import kept
 from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
@@ -392,10 +393,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        states, *inputs = ctx.saved_tensors
-        with torch.no_grad(), LeanFailures():
-            rows = (len(states), ctx.solve.inputs.problem.y0.shape[1])  # flat again
-            found = ctx.solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
+        with kept(ctx) as (solve, (states, *inputs)), torch.no_grad(), LeanFailures():
+            rows = (len(states), solve.inputs.problem.y0.shape[1])  # flat again
+            found = solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
         return None, *refuse_to_differentiate(
             "gradient='backsolve' (odeint_adjoint) can be differentiated only once: for second derivatives use "
             "gradient='checkpointed' or 'direct' (odeint)",
