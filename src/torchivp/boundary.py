@@ -6,6 +6,7 @@ function of the user's runs in the caller's context, in the forward solve and wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -29,7 +30,7 @@ _R = TypeVar("_R")
 _WITH_AUTOCAST = tuple(kind for kind in ("cpu", "cuda", "xpu", "mps") if is_autocast_available(kind))
 """The kinds of devices whose operations `torch.autocast` may run in another precision."""
 
-_NOT_THE_USERS = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+_NOT_THE_USERS = (*(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__)), contextlib.__file__)
 """Where the code lies that stands between a user's line and the place where something is noticed."""
 
 _VERSION: Callable[[Tensor], int] = attrgetter("_version")
@@ -163,6 +164,8 @@ class UserFunction:
             ValueError: the function changed the state in place, or the time, which it left alone when it was first
                 called.
         """
+        if not isinstance(t, Tensor):  # a number, where one who uses the stand-ins' classes calls them so
+            return self._call(t, shape(y), *further)
         # The time of one evaluation is also that of others. Whether the function writes into it shows at the first
         # call; a copy for every call would cost what a whole operation does.
         if not self._leaves_time:

@@ -72,6 +72,25 @@ def test_keywords_that_solve_ivp_does_not_have(name, sentence):
         solve_ivp(decay, (0, 1), Y0, **{name: 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("dense_output", "call odeint_dense(func, y0, t0, t1), which returns the solution as a function of time"),
+        ("step_size", "write options={'step_size': ...}"),
+        ("max_num_steps", "write options={'max_num_steps': ...}"),
+        ("args", "write lambda t, y: func(t, y, *args)"),
+        ("t_eval", "write t="),
+        ("optoins", "did you mean options=?"),
+        ("nothing_like_it", "its arguments are func, y0, t"),
+    ],
+)
+@pytest.mark.parametrize("door", ["odeint", "odeint_adjoint", "odeint_dense"])
+def test_keywords_that_the_doors_of_torchdiffeq_do_not_have(door, name, sentence):
+    times = (0.0, 1.0) if door == "odeint_dense" else ([0.0, 1.0],)
+    with pytest.raises(TypeError, match=re.escape(f"{door}() has no argument {name}=: {sentence}")):
+        getattr(torchivp, door)(decay, Y0, *times, **{name: 1})
+
+
 class StateFirst(torchivp.SDEIto):
     def f(self, y, t):
         return -y

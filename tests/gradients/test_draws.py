@@ -115,6 +115,19 @@ def test_sdes(method, second):
     same(solve, ONES.expand(4, 3), second=second)
 
 
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+def test_the_slope_at_an_event_draws_nothing(gradient):
+    """The numbers are those of a solve without a gradient, and without the slope of the event, which is not needed."""
+    for wanted in (False, True):
+        torch.manual_seed(1)
+        y0 = ONES.clone().requires_grad_(wanted)
+        options = {"events": lambda t, y: y[0] - 0.9, "t_eval": [0.2, 1.0], "step_size": 0.1, "method": "euler"}
+        y = solve_ivp(lambda t, y: Dropout()(t, y).detach() + 0.0 * y, (0.0, 1.0), y0, gradient=gradient, **options).y
+        if not wanted:
+            expected = y, torch.get_rng_state()
+    assert torch.equal(y, expected[0]) and torch.equal(torch.get_rng_state(), expected[1])
+
+
 def test_the_reversible_gradient_refuses():
     y0 = torch.ones(2, 3, dtype=D, requires_grad=True)
     y = sdeint(Dropout(), y0, [0.0, 1.0], dt=0.1, method="reversible_heun", gradient="reversible")

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +117,8 @@ def test_an_error_of_a_backward_pass_that_is_kept_keeps_nothing_of_it(way):
 
 
 def test_the_traceback_of_an_error_ends_at_the_call_of_the_user():
+    """Within torchivp there is only what all doors are wrapped in, which knows of nothing but the arguments."""
     with pytest.raises(SolveError) as caught:
         solve_ivp(Explosion(), (0.0, 2.0), torch.ones(2, 3, dtype=D))
-    assert caught.traceback[-1].name == "test_the_traceback_of_an_error_ends_at_the_call_of_the_user"
+    package = str(Path(torchivp.__file__).parent)
+    assert {entry.name for entry in caught.traceback if str(entry.path).startswith(package)} <= {"entered"}

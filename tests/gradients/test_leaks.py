@@ -7,18 +7,36 @@ import weakref
 import pytest
 import torch
 
-from torchivp import Event, Scheduled, odeint, odeint_adjoint, odeint_dense, odeint_event, solve_ivp
+from torchivp import (
+    Event,
+    Scheduled,
+    odeint,
+    odeint_adjoint,
+    odeint_dense,
+    odeint_event,
+    sdeint,
+    sdeint_adjoint,
+    solve_ivp,
+)
 
 D = torch.float64
 
 
 class Model(torch.nn.Module):
+    sde_type, noise_type = "stratonovich", "diagonal"
+
     def __init__(self):
         super().__init__()
         self.rate = torch.nn.Parameter(torch.full((3,), 0.5, dtype=D))
 
     def forward(self, t, y):
         return -self.rate * y
+
+    def f(self, t, y):
+        return self(t, y)
+
+    def g(self, t, y):
+        return 0.1 * self.rate * y
 
 
 FEW = {"rtol": 1e-3, "atol": 1e-3}
@@ -47,6 +65,13 @@ WAYS = {
         )
         for gradient in ("direct", "checkpointed", "backsolve")
     },
+    **{
+        f"sdeint, {gradient}": lambda func, y0, gradient=gradient: sdeint(
+            func, y0[None], [0.0, 1.0], dt=0.25, method="reversible_heun", gradient=gradient
+        )[-1]
+        for gradient in ("direct", "checkpointed", "reversible")
+    },
+    "sdeint_adjoint": lambda func, y0: sdeint_adjoint(func, y0[None], [0.0, 1.0], dt=0.25)[-1],
 }
 
 
@@ -133,3 +158,66 @@ def test_func_is_freed_with_the_result(way):
         assert alive() is None
     finally:
         gc.enable()
+
+
+class Wrapped(Model):
+    """A module that is func, or that a func leads to which is a closure or has it among its attributes."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def solve(self, way):
+        y0 = torch.ones(3, dtype=D)
+        if self.how == "module":
+            return way(self, y0)
+        func = Model() if self.how == "attributes" else (lambda t, y: self(t, y))
+        if isinstance(func, Model):
+            func.owner = [self]
+        func.f, func.g, func.sde_type, func.noise_type = self.f, self.g, self.sde_type, self.noise_type
+        return way(func, y0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("how", ["module", "closure", "attributes"])
+def test_a_module_that_keeps_its_own_solution_is_freed_after_a_backward_pass(way, how):
+    """Python's garbage collector does not see through the graph, which therefore has to let go of func."""
+    module = Wrapped(how)
+    module.solution = module.solve(WAYS[way])
+    module.solution.sum().backward()
+    alive = weakref.ref(module)
+    del module
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_result_does_not_keep_func_after_a_backward_pass(way):
+    gc.collect()
+    gc.disable()
+    try:
+        func = Model()
+        alive = weakref.ref(func)
+        y = WAYS[way](func, torch.ones(3, dtype=D))
+        y.sum().backward()
+        del func
+        assert alive() is None and y.requires_grad
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_graph_that_is_retained_keeps_func(way):
+    """Also one that nothing else keeps. Once the graph is freed, autograd says so."""
+
+    def gradients(y, **options):
+        return torch.autograd.grad(y.sum(), y0, **options)
+
+    torch.manual_seed(0)
+    y0 = torch.ones(3, dtype=D, requires_grad=True)
+    y = WAYS[way](Model(), y0)
+    gc.collect()
+    (first,), (second,), (last,) = gradients(y, retain_graph=True), gradients(y, retain_graph=True), gradients(y)
+    assert torch.equal(first, second) and torch.equal(first, last) and first.abs().sum() > 0
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        gradients(y)

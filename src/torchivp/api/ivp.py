@@ -16,6 +16,7 @@ from torchivp.api.arguments import (
     default_tolerances,
     find_gradient,
 )
+from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
@@ -196,6 +197,7 @@ def solve_ivp(
         True
     """
     refuse_keywords(solve_ivp, unknown, _ADVICE)
+    warn_of_callbacks("solve_ivp", func)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
     if controller is None and method.sizes_steps and step_size is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Never, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torchivp.api.arguments import Gradient, build_integration
 from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
 from torchivp.boundary import UserFunction, door
-from torchivp.checks import check_number, check_time_first
+from torchivp.checks import check_number, check_time_first, refuse_keywords
 from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
@@ -40,6 +40,31 @@ _REMEDY = (
     "Use odeint_adjoint, and name it there, and all others that need a gradient, in adjoint_params=(tensor, ...), or "
     "choose a method other than scipy_solver"
 )
+
+_ADVICE = {
+    "args": "write lambda t, y: func(t, y, *args)",
+    "batch_dims": "call solve_ivp, which has it",
+    "dense_output": "call odeint_dense(func, y0, t0, t1), which returns the solution as a function of time",
+    "events": "write event_fn= for what ends the solve, or call solve_ivp for what happens on the way",
+    "gradient": "call odeint_adjoint, or solve_ivp(..., gradient=...)",
+    "params": "call odeint_adjoint, which has adjoint_params=",
+    "t_eval": "write t=",
+    "t_span": "write t=[t0, t1]",
+    **{
+        name: f"write options={{'{option}': ...}}"
+        for name, option in {
+            "step_size": "step_size",
+            "dt": "step_size",
+            "first_step": "first_step",
+            "min_step": "min_step",
+            "max_step": "max_step",
+            "max_steps": "max_num_steps",
+            "max_num_steps": "max_num_steps",
+            "norm": "norm",
+        }.items()
+    },
+}
+"""What to write instead of keywords that the doors do not have."""
 
 
 _State = TypeVar("_State")
@@ -95,6 +120,7 @@ def odeint(
     options: Mapping[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
     horizon: float | None = None,
+    **unknown: Never,
 ) -> Any:
     """Solve `dy/dt = func(t, y)`, `y(t[0]) = y0`, and return the solution at the times `t`.
 
@@ -119,6 +145,7 @@ def odeint(
             false; the time of such an event has no gradient.
         horizon: the latest time (earliest, if time decreases) to look for an event; None for no limit but that on
             the number of step attempts, 100000 unless the option `max_num_steps` says otherwise.
+        unknown: other keywords are refused.
 
     The options, by the methods that know them:
 
@@ -147,6 +174,7 @@ def odeint(
         SolveError: the last time was not reached, or no event happened; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    refuse_keywords(odeint, unknown, _ADVICE)
     door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn, horizon)
     gradient = Direct() if door.settings.method.differentiable else Backsolve()
     with LeanFailures():
@@ -188,6 +216,7 @@ def odeint_adjoint(
     adjoint_method: MethodName | type[Method] | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
+    **unknown: Never,
 ) -> Any:
     """`odeint`, differentiated by solving the adjoint equations backwards in time.
 
@@ -215,6 +244,7 @@ def odeint_adjoint(
             each of several tensors of `y` by itself.
         adjoint_params: the tensors to compute gradients for besides `y0` and `t`. Default: the parameters of `func`
             if it is a module, and the leaves that one evaluation finds in use.
+        unknown: other keywords are refused.
 
     Returns:
         As `odeint`. The `grad_fn` behind it has an attribute `adjoint_options`, a dict; its entry "norm", a function
@@ -224,6 +254,7 @@ def odeint_adjoint(
         SolveError: the last time, or in the backward pass the first, was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    refuse_keywords(odeint_adjoint, unknown, _ADVICE)
     forward_options = read_options("options", options)
     same = adjoint_method is None or find_method(adjoint_method) is find_method(method or "dopri5")
     check_adjoint_options(same, method, adjoint_method, forward_options, adjoint_options)
@@ -326,6 +357,7 @@ def odeint_dense(
     atol: Any = 1e-9,
     method: MethodName | type[Method] | None = None,
     options: Mapping[str, Any] | None = None,
+    **unknown: Never,
 ) -> DenseSolution:
     """Solve `dy/dt = func(t, y)`, `y(t0) = y0`, up to `t1`, and return the solution as a function of time.
 
@@ -341,6 +373,7 @@ def odeint_dense(
         atol: as in `odeint`.
         method: as in `odeint`. Methods of fixed step need the option `step_size` or `grid_constructor`.
         options: as in `odeint`.
+        unknown: other keywords are refused.
 
     Returns:
         The solution `sol`: `sol(t)` has the shape `t.shape + y0.shape` (each tensor of the state).
@@ -349,6 +382,7 @@ def odeint_dense(
         SolveError: `t1` was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
+    refuse_keywords(odeint_dense, unknown, _ADVICE)
     begin, end = check_number("t0", t0), check_number("t1", t1)
     if begin == end:
         raise ValueError(f"t0 and t1 are both {begin}: the solution as a function of time needs a span of some length")

@@ -227,17 +227,25 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
 
     Those of the backward solve end in `_adjoint`. One that the method never calls is named in a warning.
     """
-    names = {
-        which: ("callback_step" if which == "step" else f"callback_{which}_step") + ("_adjoint" if adjoint else "")
-        for which in _CALLBACKS
-    }
-    found = {which: getattr(func, name, null_callback) for which, name in names.items()}
-    found = {which: callback for which, callback in found.items() if callback not in (None, null_callback)}
+    found = _callbacks_of(func, "_adjoint" if adjoint else "")
     called = () if method.sizes_steps else _CALLBACKS if method.error_order is not None else ("step",)
-    unsupported = {names[which] for which in found if which not in called}
+    unsupported = {name for which, (name, _) in found.items() if which not in called}
     if unsupported:
         warn(f"Solver '{method.__name__}' does not support callbacks {unsupported}")
     supported: dict[str, Any] = {
-        which: UserFunction(callback, names[which]).in_context for which, callback in found.items() if which in called
+        which: UserFunction(callback, name).in_context for which, (name, callback) in found.items() if which in called
     }
     return Callbacks(**supported) if supported else None
+
+
+def warn_of_callbacks(door: str, owner: Any) -> None:
+    """Warn of the callbacks of a function that was given to a door which calls none."""
+    if names := [name for name, _ in _callbacks_of(owner).values()]:
+        warn(f"{door} does not support callbacks, and {', '.join(names)} will not be called: odeint calls them")
+
+
+def _callbacks_of(func: Any, ending: str = "") -> dict[str, tuple[str, Any]]:
+    """The names and the callbacks that `func` has as attributes, by what they are told of."""
+    names = {which: ("callback_step" if which == "step" else f"callback_{which}_step") + ending for which in _CALLBACKS}
+    found = {which: (name, getattr(func, name, None)) for which, name in names.items()}
+    return {which: entry for which, entry in found.items() if entry[1] not in (None, null_callback)}

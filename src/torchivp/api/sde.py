@@ -10,6 +10,7 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
+from torchivp.api.options import warn_of_callbacks
 from torchivp.api.sde_gradients import find_sde_gradient
 from torchivp.api.sde_options import SDEOptions, read_adjoint_options, read_sde_options
 from torchivp.boundary import door, warn
@@ -53,6 +54,7 @@ _ADVICE = {
     "solver": "write method=",
     "params": "sdeint_adjoint has adjoint_params=, and sdeint differentiates by whatever the SDE uses",
     "adjoint": "call sdeint_adjoint",
+    "dense_output": "ask for all the times in ts=, or solve again with the same bm= and other ts",
     "device": "the solve runs where y0 is: pass y0.to(device)",
     "dtype": "the solve runs in the dtype of y0: pass y0.to(dtype)",
 }
@@ -331,6 +333,7 @@ class _Door:
         if bm is not None:
             check_path_times(bm, self.ts)
         self.owner, self.bm = sde, bm
+        warn_of_callbacks(caller, sde)
         self.method_class = find_sde_method(method, terms.sde_type, terms.noise_type)
         self.options: SDEOptions = read_sde_options(caller, self.method_class, options)
         self.method = self.method_class(**self.options.method)

@@ -17,6 +17,7 @@ from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.captured import LateLeaves, gradients_of
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.inputs import (
     GradientInputs,
     find_parameters,
@@ -26,6 +27,7 @@ from torchivp.gradients.inputs import (
     refuse_to_differentiate,
     user_function,
 )
+from torchivp.gradients.node import kept
 from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
@@ -211,7 +213,8 @@ class _AdjointSolve:
             callbacks=callbacks,
         )
         end = _End()
-        status, stats = backward.run([end])
+        with solving_backwards("gradient='backsolve' (odeint_adjoint)", z.device):
+            status, stats = backward.run([end])
         self.stats.backward = stats
         if not status.ok:
             raise forward.failure(
@@ -387,10 +390,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        states, *inputs = ctx.saved_tensors
-        with torch.no_grad(), LeanFailures():
-            rows = (len(states), ctx.solve.inputs.problem.y0.shape[1])  # flat again
-            found = ctx.solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
+        with kept(ctx) as (solve, (states, *inputs)), torch.no_grad(), LeanFailures():
+            rows = (len(states), solve.inputs.problem.y0.shape[1])  # flat again
+            found = solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
         return None, *refuse_to_differentiate(
             "gradient='backsolve' (odeint_adjoint) can be differentiated only once: for second derivatives use "
             "gradient='checkpointed' or 'direct' (odeint)",

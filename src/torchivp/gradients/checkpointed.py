@@ -25,6 +25,7 @@ from torchivp.gradients.inputs import (
     refuse_to_differentiate,
     refuse_undifferentiable,
 )
+from torchivp.gradients.node import kept
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
@@ -234,7 +235,8 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, *_Backward.apply(ctx.solve, grads[0], *ctx.saved_tensors)
+        with kept(ctx) as (solve, inputs):
+            return None, *_Backward.apply(solve, grads[0], *inputs)
 
 
 class _Backward(torch.autograd.Function):
@@ -252,13 +254,12 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, *seeds: Tensor) -> Any:
-        grad, *_ = ctx.saved_tensors
-        with torch.no_grad():
-            second = ctx.solve.second_gradients(grad, seeds)
+        with kept(ctx) as (solve, saved), torch.no_grad():
+            second = solve.second_gradients(saved[0], seeds)
         return None, *refuse_to_differentiate(
             "gradient='checkpointed' can be differentiated twice, not three times: use gradient='direct'",
             second,
-            [*ctx.saved_tensors, *seeds],
+            [*saved, *seeds],
         )
 
 

@@ -6,13 +6,15 @@ the same, so what the generators were is noted before every step, and put back b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.rows.record import RowTrail
@@ -160,6 +162,22 @@ NOT_REPEATED = (
     "func draws random numbers, and its steps cannot be taken again with the same ones, as this gradient would have "
     "to: let all rows take the same steps, of fixed size (step_size=0.01), or use odeint, which takes no step again"
 )
+
+
+@contextmanager
+def solving_backwards(gradient: str, device: torch.device, subject: str = "func") -> Iterator[None]:
+    """Within this the adjoint equations are solved; warn if that draws random numbers.
+
+    Numbers that func has drawn once for all, as FFJORD does, are not drawn again on the way back.
+    """
+    generators = Generators(device)
+    before = generators.now()
+    yield
+    if generators.now() != before:
+        warn(
+            f"{subject} draws random numbers, and {gradient} has drawn others on the way back: the gradient is not "
+            "that of the numbers drawn in the solve. Use gradient='checkpointed', which draws the same again"
+        )
 
 
 def check_repeated(y: Tensor, expected: Tensor) -> None:

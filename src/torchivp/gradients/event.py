@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchivp.boundary import warn
 from torchivp.events.sign_change import SignChange
-from torchivp.gradients.moving_time import event_time
+from torchivp.gradients.moving_time import Slope, event_time, moved
 from torchivp.methods.method import FlatFunc
 from torchivp.torch_func import moves
 
@@ -36,9 +36,9 @@ def differentiate_event(
     value = sign.remaining(t, y)
     if not (moves(y) or moves(value)):
         return t, y
-    moved, f = _moved(func, sign, start, t, y, value)
-    if f is not None:
-        return moved, y + f * (moved - t)
+    when, along = _moved(func, sign, start, t, y, value)
+    if along is not None:
+        return when, moved(y, along, when.reshape(1, 1))
     warn(
         "the time of the event gets no gradient, since event_fn has none: its values are true or false, or "
         "piecewise constant as those of torch.sign. The state at the event is differentiated at a fixed time. "
@@ -61,15 +61,14 @@ def differentiate_event_time(
 
 def _moved(
     func: FlatFunc, sign: SignChange, start: tuple[Tensor, Tensor], t: Tensor, y: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Slope | None]:
     """The time of the event, which moves, and the slope of the state there; None if the function is constant."""
     g_t, g_y = _gradients(sign, t, y)
     if not any(bool(g.any()) for g in (g_t, g_y, *_gradients(sign, *start))):
         return t, None
-    with torch.no_grad():
-        f = func(t, y.detach())
-        slope = g_t + torch.sum(g_y.conj() * f).real
-    return event_time(value.to(t.dtype), slope, t), f
+    along = Slope.of(func, t, y)
+    slope = g_t + torch.sum(g_y.conj() * along.value).real
+    return event_time(value.to(t.dtype), Slope(slope, along.drawn), t), along
 
 
 def _gradients(sign: SignChange, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

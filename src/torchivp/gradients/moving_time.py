@@ -2,56 +2,107 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchivp.generators import Generators
 from torchivp.gradients.inputs import refuse_to_differentiate
 from torchivp.torch_func import moves
 
 _ONCE = "the derivative with respect to the time of an event, a schedule or an output can be taken only once"
+_DRAWN = (
+    "func draws random numbers, and others each time: it has no slope with which the state would move with the time of "
+    "an event, a schedule or an output. Draw the numbers beforehand, or detach what depends on this time"
+)
 
 
-def event_time(value: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+class Slope(NamedTuple):
+    """How fast the states change where their times move.
+
+    Attributes:
+        value: the rate, shaped like the states.
+        drawn: whether it was drawn at random, so that no derivative may depend on it.
+    """
+
+    value: Tensor
+    drawn: bool
+
+    @staticmethod
+    def of(func: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Slope:
+        """That of the solution of dy/dt = func(t, y). What func draws for it, the steps to come draw again."""
+        generators = Generators(y.device)
+        before = generators.now()
+        with generators.kept(), torch.no_grad():
+            value = func(t.detach(), y.detach())
+            return Slope(value, drawn=generators.now() != before)
+
+    @property
+    def back(self) -> Slope:
+        """That with which the states change if their times are held, and all else moves."""
+        return Slope(-self.value, self.drawn)
+
+
+def event_time(value: Tensor, slope: Slope, t: Tensor) -> Tensor:
     """The times `t` at which event functions are zero, as functions of their `value` at fixed time.
 
     With the `slope` of the event function along the solution, dt = -dg / slope. Source: the implicit function theorem;
     Chen, Amos and Nickel, "Learning neural event functions for ordinary differential equations", ICLR 2021.
     All are of one shape. Differentiable once, in either mode.
     """
-    return _EventTime.apply(value, slope, t)
+    return _EventTime.apply(value, *slope, t)
 
 
-def moved(y: Tensor, slope: Tensor, t: Tensor) -> Tensor:
-    """The states `y`, [n, size], which change by `slope` when their times `t`, [n, 1], move.
+def moved(y: Tensor, slope: Slope, t: Tensor) -> Tensor:
+    """The states `y`, [n, size], which change with their `slope` when their times `t`, [n, 1], move.
 
     Differentiable once, in either mode.
     """
-    return _Moved.apply(y, slope, t) if moves(t) else y
+    return _Moved.apply(y, *slope, t) if moves(t) else y
 
 
 class _EventTime(torch.autograd.Function):
     @staticmethod
-    def forward(value: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def forward(value: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> Tensor:
         return t.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        _keep(ctx, *inputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         _, slope, t = ctx.saved_tensors
-        return torch.zeros_like(t) if tangents[0] is None else _over(tangents[0], slope, t)
+        if tangents[0] is None:
+            return torch.zeros_like(t)
+        _refuse_drawn(ctx, tangents[0])
+        return _over(tangents[0], slope, t)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         value, slope, t = ctx.saved_tensors
+        _refuse_drawn(ctx, grads[0])
         found = _over(grads[0].detach(), slope, t)
         (found,) = refuse_to_differentiate(_ONCE, [found.to(value.dtype)], [value, grads[0]])
-        return found, None, None
+        return found, None, None, None
+
+
+def _keep(ctx: Any, of: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> None:
+    ctx.drawn = drawn
+    ctx.save_for_backward(of, slope, t)
+    ctx.save_for_forward(of, slope, t)
+
+
+def _refuse_drawn(ctx: Any, change: Tensor) -> None:
+    """Refuse a derivative that depends on a slope which was drawn at random.
+
+    Raises:
+        RuntimeError: it does.
+    """
+    if ctx.drawn and bool((change != 0).any()):
+        raise RuntimeError(_DRAWN)
 
 
 def _over(change: Tensor, slope: Tensor, t: Tensor) -> Tensor:
@@ -74,18 +125,19 @@ def _over(change: Tensor, slope: Tensor, t: Tensor) -> Tensor:
 
 class _Moved(torch.autograd.Function):
     @staticmethod
-    def forward(y: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    def forward(y: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> Tensor:
         return y.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        _keep(ctx, *inputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         y, slope, _ = ctx.saved_tensors
-        of_y, _, of_t = tangents
+        of_y, *_, of_t = tangents
+        if of_t is not None:
+            _refuse_drawn(ctx, of_t)
         along = torch.zeros_like(y) if of_t is None else torch.where(of_t != 0, slope * of_t, 0.0).to(y.dtype)
         return along if of_y is None else of_y + along
 
@@ -93,9 +145,10 @@ class _Moved(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         y, slope, t = ctx.saved_tensors
         grad = grads[0]
+        _refuse_drawn(ctx, grad)
         with torch.no_grad():
             # A row that nobody asks about contributes nothing, whatever its slope.
             product = torch.where(grad != 0, slope.conj() * grad, 0.0)
             along = product.real.sum(1, keepdim=True).to(t.dtype)
         (along,) = refuse_to_differentiate(_ONCE, [along], [y, t, grad])
-        return grad, None, along
+        return grad, None, None, along

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves, gradients_of
+from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.row_replay import after_change
 from torchivp.integrate import check_controller
 from torchivp.methods import find_method
@@ -104,7 +105,7 @@ def adjoint_gradients(
         plan.max_steps if options.max_steps is None else options.max_steps,
         lambda i: f"element {i} of the state" if i < size else f"element {i - size} of the adjoint",
     )
-    with late.watching():
+    with late.watching(), solving_backwards("gradient='backsolve'", backward.y0.device):
         status, stats = integration.run(integral, RowTrail(backward.y0, start, 0, replayable=False))
     for row, ended, cost in zip(rows, status, stats, strict=True):
         solve.stats[row].backward = cost

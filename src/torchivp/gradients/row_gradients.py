@@ -28,6 +28,7 @@ from torchivp.gradients.inputs import (
     refuse_to_differentiate,
     warn_of_computed,
 )
+from torchivp.gradients.node import kept
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
 from torchivp.methods.method import Method
@@ -400,9 +401,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        solve = ctx.solve
-        states, before, *tensors = ctx.saved_tensors
-        with torch.no_grad(), LeanFailures():
+        with kept(ctx) as (solve, (states, before, *tensors)), torch.no_grad(), LeanFailures():
             if solve.backsolve is None:
                 found = solve.gradients(*grads)
             else:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.gradients.moving_time import moved
+from torchivp.gradients.moving_time import Slope, moved
 from torchivp.gradients.row_gradients import RowResult
 from torchivp.gradients.row_replay import at_moving_time
 from torchivp.rows.changes import apply_firing, changes_state, function_on, groups, rounds
@@ -26,10 +26,9 @@ def started(problem: RowProblem, moving: MovingTimes) -> RowProblem:
         return problem
     everything = np.arange(problem.rows)
     t = problem.user_time(problem.times.start)
-    with torch.no_grad():
-        slopes = function_on(problem, everything)(t, problem.y0)
+    slopes = Slope.of(function_on(problem, everything), t, problem.y0)
     start = moving.start.to(problem.y0.device).unsqueeze(1)
-    return replace(problem, y0=moved(problem.y0, -slopes, start))
+    return replace(problem, y0=moved(problem.y0, slopes.back, start))
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ def _moved_to(problem: RowProblem, at: np.ndarray, y: Tensor, times: Tensor) -> 
     """The states, which are at the times `at`, as functions of these."""
     func, columns = function_on(problem, np.arange(problem.rows)), []
     for j in range(y.shape[1]):
-        with torch.no_grad():
-            slopes = func(problem.user_time(at[:, j].copy()), y[:, j])
+        slopes = Slope.of(func, problem.user_time(at[:, j].copy()), y[:, j])
         columns.append(moved(y[:, j], slopes, times[:, j : j + 1]))
     return torch.stack(columns, dim=1) if columns else y
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchivp.generators import Generators
 from torchivp.gradients.draws import Drawn, RepeatedDraws
-from torchivp.gradients.moving_time import event_time, moved
+from torchivp.gradients.moving_time import Slope, event_time, moved
 from torchivp.methods.method import Method
 from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
 from torchivp.rows.loop import RowIntegration
@@ -56,14 +56,13 @@ def at_moving_time(
     slopes = _slopes(problem, rows, time, y)
     slope = torch.zeros_like(time) if g_t is None else g_t
     if g_y is not None:
-        slope = slope + (g_y.conj() * slopes).real.sum(1, keepdim=True).to(slope.dtype)
-    when = event_time(function(time, y).to(time.dtype), slope, time)
+        slope = slope + (g_y.conj() * slopes.value).real.sum(1, keepdim=True).to(slope.dtype)
+    when = event_time(function(time, y).to(time.dtype), Slope(slope, slopes.drawn), time)
     return when, moved(y, slopes, when)
 
 
-def _slopes(problem: RowProblem, rows: np.ndarray, t: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        return function_on(problem, rows)(t.detach(), y.detach())
+def _slopes(problem: RowProblem, rows: np.ndarray, t: Tensor, y: Tensor) -> Slope:
+    return Slope.of(function_on(problem, rows), t, y)
 
 
 def after_change(problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.ndarray, y: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ def after_change(problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.nd
     if not moves(when):
         return after
     slopes = _slopes(problem, rows, problem.user_time(t), after)
-    return moved(after, -slopes, when)
+    return moved(after, slopes.back, when)
 
 
 @dataclass

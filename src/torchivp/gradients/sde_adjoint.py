@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.checks import check_number, check_positive, check_whole_number
+from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.inputs import refuse_to_differentiate
 from torchivp.gradients.sde_adjoint_adaptive import AdaptiveWayBack
 from torchivp.gradients.sde_adjoint_way import WayBack
@@ -193,5 +194,6 @@ class _AdjointSolve(SDEBackward):
             way = AdaptiveWayBack(*known, pace, plan.rtol, plan.atol)
         else:
             way = WayBack(*known)
-        a, shared = way.run()
+        with solving_backwards("sdeint_adjoint", states.device, "the SDE"):
+            a, shared = way.run()
         return [a, *(None for _ in self.inputs.carried), *shared]

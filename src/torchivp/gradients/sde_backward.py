@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchivp.boundary import own_precision
 from torchivp.generators import Generators, GeneratorState
+from torchivp.gradients.node import kept
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.noise.source import HeldNoise
@@ -86,13 +87,11 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        saved = ctx.saved_tensors
-        inputs: SDEInputs = ctx.solve.inputs
-        count = len(inputs.tensors)
-        if torch.is_grad_enabled():
-            return None, *_differentiable_gradients(ctx.solve, grads)
-        with LeanFailures():
-            found = ctx.solve.gradients(saved[-1] if len(saved) > count else None, grads)
+        with kept(ctx) as (solve, saved), LeanFailures():
+            count = len(solve.inputs.tensors)
+            if torch.is_grad_enabled():
+                return None, *_differentiable_gradients(solve, grads)
+            found = solve.gradients(saved[-1] if len(saved) > count else None, grads)
         return None, *(torch.zeros_like(x) if g is None else g for g, x in zip(found, saved[:count], strict=True))
 
 
