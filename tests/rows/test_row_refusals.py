@@ -206,7 +206,12 @@ def test_dense_output_of_a_gradient_that_has_none(gradient):
 
 
 @pytest.mark.parametrize(
-    ("count", "columns", "what"), [(3, 2, "too many values to unpack"), (1, 2, "not enough values to unpack")]
+    ("count", "columns", "what"),
+    [
+        (3, 2, "too many values to unpack"),
+        (1, 2, "not enough values to unpack"),
+        (2, 2, "not enough values to unpack"),  # by one row of the two: both fit, and would mix
+    ],
 )
 @pytest.mark.parametrize("where", ["func", "g", "apply"])
 def test_a_state_that_is_taken_to_pieces_like_that_of_one_row(count, columns, what, where):

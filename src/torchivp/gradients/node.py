@@ -23,5 +23,5 @@ def kept(ctx: Any) -> Iterator[tuple[Any, Sequence[Tensor]]]:
     """
     saved = ctx.saved_tensors
     yield ctx.solve, saved
-    if not torch._C._autograd._get_current_graph_task_keep_graph():
+    if not torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
         del ctx.solve

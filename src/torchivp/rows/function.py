@@ -136,6 +136,8 @@ class RowFunction:
         rows = torch.arange(count - 1, 0, -1, device=y.device)
         try:
             values = self.on(rows)(t[rows], y[rows], *(x[rows] for x in extra))
+        except _Unpacked as error:  # with as many rows as a row has entries there is no error, but rows that mix
+            raise _Unpacked(error.what, self.layout) from error
         except Exception:  # whatever goes wrong when rows are missing
             return False
         expected = all_values[rows]
@@ -194,9 +196,29 @@ class FunctionOnRows:
             value = self._function(t, y, self._shape, *values, *self._args)
         except ValueError as error:
             if "values to unpack" in str(error) and layout.lead:
-                raise ValueError(_unpacked(error, layout)) from error
+                raise _Unpacked(str(error), layout) from error
             raise
         return self._result(value)
+
+
+class _Unpacked(ValueError):
+    """A function takes a state of the batch to pieces as if it were one row.
+
+    Args:
+        what: what Python says of it.
+        layout: the state of the batch.
+    """
+
+    def __init__(self, what: str, layout: StateLayout):
+        y = f"y{'' if layout.is_tensor else '[...]'}"
+        super().__init__(
+            f"{what}. In a batch the tensors of the state have the batch dimensions first, here {layout.lead}, and the "
+            f"state of a row after them: write x, z = {y}.unbind(-1), or {y}[..., 0] and {y}[..., 1]"
+        )
+        self.what = what
+
+    def __reduce__(self) -> Any:  # what a caller catches, or sends on, is a ValueError with this sentence
+        return ValueError, self.args
 
 
 class FunctionAmongAll(FunctionOnRows):
@@ -218,15 +240,6 @@ class FunctionAmongAll(FunctionOnRows):
 
 def _as_it_is(y: Tensor) -> Tensor:
     return y
-
-
-def _unpacked(error: ValueError, layout: StateLayout) -> str:
-    """What to say of a function that takes a state of the batch to pieces as if it were one row."""
-    y = f"y{'' if layout.is_tensor else '[...]'}"
-    return (
-        f"{error}. In a batch the tensors of the state have the batch dimensions first, here {layout.lead}, and the "
-        f"state of a row after them: write x, z = {y}.unbind(-1), or {y}[..., 0] and {y}[..., 1]"
-    )
 
 
 derivative: Result = StateLayout.checked_derivative
