@@ -243,10 +243,10 @@ DOORS = {
     **{f"rows, {way}": door for way, door in ways(rows, of_rows, decay)},
     **{f"events, {way}": door for way, door in ways(with_event, of_solution, with_jump_at(crossing))},
     **{f"schedule, {way}": door for way, door in ways(with_dose, of_solution, with_jump_at(lambda p: DOSE_TIME))},
-    "sdeint": Door(sde(sdeint), of_paths, along_the_path, 1e-3),
-    "sdeint_adjoint": Door(sde(sdeint_adjoint), of_paths, along_the_path, 1e-3),
-    "sdeint, checkpointed": Door(sde(sdeint, gradient="checkpointed"), of_paths, along_the_path, 1e-3),
-    "sdeint_adjoint, reversible": Door(sde(sdeint_adjoint, method="reversible_heun"), of_paths, along_the_path, 1e-3),
+    "sdeint": Door(sde(sdeint), of_paths, along_the_path, 2e-4),
+    "sdeint_adjoint": Door(sde(sdeint_adjoint), of_paths, along_the_path, 2e-4),
+    "sdeint, checkpointed": Door(sde(sdeint, gradient="checkpointed"), of_paths, along_the_path, 2e-4),
+    "sdeint_adjoint, reversible": Door(sde(sdeint_adjoint, method="reversible_heun"), of_paths, along_the_path, 2e-4),
 }
 
 

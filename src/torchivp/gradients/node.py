@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch._C._autograd import _get_current_graph_task_keep_graph
 
 
 @contextmanager
@@ -23,5 +23,5 @@ def kept(ctx: Any) -> Iterator[tuple[Any, Sequence[Tensor]]]:
     """
     saved = ctx.saved_tensors
     yield ctx.solve, saved
-    if not torch._C._autograd._get_current_graph_task_keep_graph():  # pyright: ignore[reportAttributeAccessIssue]
+    if not _get_current_graph_task_keep_graph():
         del ctx.solve
