@@ -23,7 +23,13 @@ from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, list_quantities
 from torchivp.fitting.result import Estimate, FitResult
 from torchivp.fitting.start import find_start
-from torchivp.fitting.trust import SMALLEST_RTOL, check_derivatives, check_solves, quantities_at_zero
+from torchivp.fitting.trust import (
+    SMALLEST_RTOL,
+    check_derivatives,
+    check_solves,
+    compare_with_constant,
+    quantities_at_zero,
+)
 from torchivp.fitting.uncertainty import Uncertainty, fisher_uncertainty
 from torchivp.methods import find_method
 from torchivp.models.model import Model
@@ -144,8 +150,10 @@ def fit(
         search = Search(misfit, sigma, tell, max_iterations)
         likelihood, doubts, rivals = _estimate(search, given=start is not None, automatic=atol is None)
         doubts += check_derivatives(search.misfit, likelihood)
+        explained = compare_with_constant(search.misfit, likelihood)
+        doubts, notes = doubts + explained.worse, explained.not_better + rivals
     return _result(
-        search, likelihood, doubts, rivals, python_call(fit, arguments, dataset), clock.perf_counter() - began
+        search, likelihood, doubts, notes, python_call(fit, arguments, dataset), clock.perf_counter() - began
     )
 
 
@@ -303,7 +311,7 @@ def _data_scale(misfit: Misfit, sigma_mode: SigmaMode) -> NDArray[np.float64]:
 
 
 def _result(
-    search: Search, likelihood: Likelihood, doubts: list[str], rivals: list[str], call: str, seconds: float
+    search: Search, likelihood: Likelihood, doubts: list[str], notes: list[str], call: str, seconds: float
 ) -> FitResult:
     misfit, minimum = search.misfit, likelihood.minimum
     data, quantities = misfit.data, misfit.quantities
@@ -336,7 +344,7 @@ def _result(
         n_free=n_free,
         converged=likelihood.converged and not doubts,
         message=f"{ended} after {search.iterations} iterations and {misfit.solves} solves in {seconds:.1f} s",
-        warnings=doubts + rivals + _warnings(misfit, likelihood, uncertainty),
+        warnings=doubts + notes + _warnings(misfit, likelihood, uncertainty),
         iterations=search.iterations,
         solves=misfit.solves,
         seconds=seconds,

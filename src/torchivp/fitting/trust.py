@@ -19,10 +19,9 @@ _STEPS = 1000  # how many steps the span of a trajectory is divided into, to see
 _STEPS_OF_ALL = 3000  # as many in all trajectories together
 _DIFFERENCE = 1e-3  # the step of the differences with which derivatives are compared, in typical changes
 _SEEN = 1e-3  # how much such a step must change all residuals together, in sigmas, to say something
-
-
 _LITTLE_KNOWN = 2.0  # the standard error of a logarithm that may be on its way to minus infinity
 _NO_WORSE = 0.01  # what a quantity may add to the likelihood that counts as nothing
+_MUCH_LIKELIER = 3.0  # a logarithm of a ratio of likelihoods that hardly comes about by chance
 
 
 @dataclass(frozen=True)
@@ -138,3 +137,42 @@ def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[n
         if without is not None and negative_log_likelihood(without, likelihood.sigma) <= likelihood.nll + _NO_WORSE:
             names.append(quantity.name)
     return names
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a fit explains less than it should, a sentence each.
+
+    Attributes:
+        worse: what a constant explains clearly better, so that the fit is none.
+        not_better: what the model explains no better than a constant, counting what is estimated.
+    """
+
+    worse: list[str]
+    not_better: list[str]
+
+
+def compare_with_constant(misfit: Misfit, likelihood: Likelihood) -> Explained:
+    """Compare the model at an optimum with a constant, the mean of each observable."""
+    residuals = likelihood.minimum.residuals
+    assert residuals is not None, "a finite likelihood has residuals"
+    names = misfit.data.observables
+    estimated = len(misfit.quantities.free) / len(names)
+    worse, not_better = [], []
+    for k, (name, of_model) in enumerate(zip(names, residuals.mean_squares(len(names)), strict=True)):
+        column = misfit.data.column(k)
+        of_constant = (np.log(column) if misfit.noise == "lognormal" else column).var()
+        count = len(column)
+        if of_constant <= 0 or of_model <= 0:
+            continue
+        if 0.5 * count * np.log(of_model / of_constant) > _MUCH_LIKELIER:
+            worse.append(
+                f"the model explains less of {name} than a constant would: this is a wrong optimum, which another "
+                "start={name: value, ...} may avoid, or not the model of these data"
+            )
+        elif of_model * (count - 1) >= of_constant * (count - min(estimated, count - 1)):
+            not_better.append(
+                f"the model explains no more of {name} than a constant would: if {name} is not constant but for noise, "
+                "give start={name: value, ...}"
+            )
+    return Explained(worse, not_better)
