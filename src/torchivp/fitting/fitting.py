@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torchivp.checks import check_positive
 from torchivp.events.event import Scheduled
 from torchivp.fitting.call import python_call
 from torchivp.fitting.data import DataError, Dataset, read_data
@@ -27,8 +28,9 @@ from torchivp.fitting.trust import (
     SMALLEST_RTOL,
     check_derivatives,
     check_solves,
-    compare_with_constant,
+    no_better_than_constant,
     quantities_at_zero,
+    worse_than_constant,
 )
 from torchivp.fitting.uncertainty import Uncertainty, fisher_uncertainty
 from torchivp.methods import find_method
@@ -143,17 +145,16 @@ def fit(
     names = [series.name for series in dataset.trajectories]
     inputs = read_inputs(jump_times, schedule, names)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
-    accuracy = Accuracy(method, rtol, tolerance, max_steps, max_step)
+    accuracy = Accuracy(method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
     misfit = Misfit(copy.deepcopy(model), dataset, quantities, noise, accuracy, inputs)
     misfit.check_gradient()
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
         likelihood, doubts, rivals = _estimate(search, given=start is not None, automatic=atol is None)
         doubts += check_derivatives(search.misfit, likelihood)
-        explained = compare_with_constant(search.misfit, likelihood)
-        doubts, notes = doubts + explained.worse, explained.not_better + rivals
+        doubts += worse_than_constant(search.misfit, likelihood)
     return _result(
-        search, likelihood, doubts, notes, python_call(fit, arguments, dataset), clock.perf_counter() - began
+        search, likelihood, doubts, rivals, python_call(fit, arguments, dataset), clock.perf_counter() - began
     )
 
 
@@ -311,7 +312,7 @@ def _data_scale(misfit: Misfit, sigma_mode: SigmaMode) -> NDArray[np.float64]:
 
 
 def _result(
-    search: Search, likelihood: Likelihood, doubts: list[str], notes: list[str], call: str, seconds: float
+    search: Search, likelihood: Likelihood, doubts: list[str], rivals: list[str], call: str, seconds: float
 ) -> FitResult:
     misfit, minimum = search.misfit, likelihood.minimum
     data, quantities = misfit.data, misfit.quantities
@@ -344,7 +345,7 @@ def _result(
         n_free=n_free,
         converged=likelihood.converged and not doubts,
         message=f"{ended} after {search.iterations} iterations and {misfit.solves} solves in {seconds:.1f} s",
-        warnings=doubts + notes + _warnings(misfit, likelihood, uncertainty),
+        warnings=doubts + rivals + _warnings(misfit, likelihood, uncertainty),
         iterations=search.iterations,
         solves=misfit.solves,
         seconds=seconds,
@@ -442,5 +443,7 @@ def _warnings(misfit: Misfit, likelihood: Likelihood, uncertainty: Uncertainty) 
             f"leave it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log "
             "scale (by default all parameters)"
         )
+    if not at_zero:  # which says as much
+        warnings += no_better_than_constant(misfit, likelihood)
     said = [f"determine {name}" for name in at_zero]
     return warnings + [each for each in uncertainty.warnings if not any(f"{words}:" in f"{each}:" for words in said)]

@@ -18,6 +18,10 @@ _FAILED = 1e6
 # The fraction of the variance of the data that the errors of a rough solve may make up.
 _UNSEEN = 1e-4
 
+# What a step may still gain when the search ends, in units of the tolerance of the cost. A quantity that is 1e-6
+# standard errors away from its optimum costs 1e-12.
+_GAIN = 1e-3
+
 # A direction with a singular value this much smaller than the largest changes nothing.
 _RANK = 1e-10
 
@@ -191,7 +195,7 @@ def negative_log_likelihood(residuals: Residuals, sigma: NDArray[np.float64]) ->
     return float(gaussian) + residuals.log_data
 
 
-class _Settled(Exception):  # noqa: N818 - not an error
+class _Settled(Exception):
     """The search is where it wants to be, at this cost."""
 
     def __init__(self, cost: float):
@@ -205,7 +209,7 @@ class _Target:
     In these variables its first trust region has radius one: quantities on the log scale start with changes of less
     than a factor e.
 
-    The search ends where a linear model would lessen the cost by no more than the tolerance. This is the test of
+    The search ends where a linear model would lessen the cost by far less than the tolerance. This is the test of
     D. M. Bates and D. G. Watts, "A relative offset orthogonality convergence criterion for nonlinear least squares",
     Technometrics 23 (1981). Those of `least_squares` need steps that succeed, and at the optimum none does, since the
     error of the solver and rounding decide about it.
@@ -256,6 +260,6 @@ class _Target:
         slopes, values = np.concatenate([scaled, self.prior]), self.residuals(u)
         directions, singular, _ = np.linalg.svd(slopes, full_matrices=False)
         determined = directions[:, singular > _RANK * singular.max()]
-        if np.sum((determined.T @ values) ** 2) <= self.tolerance * np.sum(values**2):
+        if np.sum((determined.T @ values) ** 2) <= _GAIN * self.tolerance * np.sum(values**2):
             raise _Settled(float(np.sum(values**2)))
         return slopes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -139,40 +140,34 @@ def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[n
     return names
 
 
-@dataclass(frozen=True)
-class Explained:
-    """What a fit explains less than it should, a sentence each.
-
-    Attributes:
-        worse: what a constant explains clearly better, so that the fit is none.
-        not_better: what the model explains no better than a constant, counting what is estimated.
-    """
-
-    worse: list[str]
-    not_better: list[str]
+def worse_than_constant(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+    """Of which observables a constant, their mean, explains clearly more than the model at an optimum, in words."""
+    return [
+        f"the model explains less of {name} than a constant would: this is a wrong optimum, which another "
+        "start={name: value, ...} may avoid, or not the model of these data"
+        for name, count, ratio in _against_constants(misfit, likelihood)
+        if 0.5 * count * np.log(ratio) > _MUCH_LIKELIER
+    ]
 
 
-def compare_with_constant(misfit: Misfit, likelihood: Likelihood) -> Explained:
-    """Compare the model at an optimum with a constant, the mean of each observable."""
+def no_better_than_constant(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+    """Of which other observables the model explains no more, counting what is estimated, in words."""
+    estimated = len(misfit.quantities.free) / len(misfit.data.observables)
+    return [
+        f"the model explains no more of {name} than a constant would: if {name} is not constant but for noise, "
+        "give start={name: value, ...}"
+        for name, count, ratio in _against_constants(misfit, likelihood)
+        if 0.5 * count * np.log(ratio) <= _MUCH_LIKELIER and ratio * (count - 1) >= max(count - estimated, 1)
+    ]
+
+
+def _against_constants(misfit: Misfit, likelihood: Likelihood) -> Iterator[tuple[str, int, float]]:
+    """The name of each observable, how many values it has, and how much more the model leaves than a constant does."""
     residuals = likelihood.minimum.residuals
     assert residuals is not None, "a finite likelihood has residuals"
     names = misfit.data.observables
-    estimated = len(misfit.quantities.free) / len(names)
-    worse, not_better = [], []
-    for k, (name, of_model) in enumerate(zip(names, residuals.mean_squares(len(names)), strict=True)):
+    for k, (name, left) in enumerate(zip(names, residuals.mean_squares(len(names)), strict=True)):
         column = misfit.data.column(k)
-        of_constant = (np.log(column) if misfit.noise == "lognormal" else column).var()
-        count = len(column)
-        if of_constant <= 0 or of_model <= 0:
-            continue
-        if 0.5 * count * np.log(of_model / of_constant) > _MUCH_LIKELIER:
-            worse.append(
-                f"the model explains less of {name} than a constant would: this is a wrong optimum, which another "
-                "start={name: value, ...} may avoid, or not the model of these data"
-            )
-        elif of_model * (count - 1) >= of_constant * (count - min(estimated, count - 1)):
-            not_better.append(
-                f"the model explains no more of {name} than a constant would: if {name} is not constant but for noise, "
-                "give start={name: value, ...}"
-            )
-    return Explained(worse, not_better)
+        variance = (np.log(column) if misfit.noise == "lognormal" else column).var()
+        if variance > 0 and left > 0:
+            yield name, len(column), float(left / variance)
