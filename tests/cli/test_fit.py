@@ -41,6 +41,7 @@ def no_report(monkeypatch):
 def test_options_reach_the_fit(recorder, tmp_path):
     options = ["--sigma", "shared", "--fix", "alpha=0.5,beta=0.03", "--fix", "prey=30", "--start", "gamma=1"]
     options += ["--free", "delta,predator", "--method", "tsit5", "--rtol", "1e-7", "--atol", "1e-9", "--quiet"]
+    options += ["--max-step", "0.25", "--jump-times", "0.5,24"]
     assert main(["fit", str(DATA), *HARES, *options, "--out", str(tmp_path / "report")]) == 0
     assert type(recorder.model).__name__ == "LotkaVolterra"
     assert recorder.data.observables == ["hare", "lynx"]
@@ -54,6 +55,8 @@ def test_options_reach_the_fit(recorder, tmp_path):
         "method": "tsit5",
         "rtol": 1e-7,
         "atol": 1e-9,
+        "max_step": 0.25,
+        "jump_times": [0.5, 24.0],
         "max_iterations": 200,
         "progress": False,
     }

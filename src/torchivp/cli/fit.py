@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from torchivp.cli.arguments import (
     Method,
     RelativeTolerance,
     parse_names,
+    parse_numbers,
     parse_pairs,
     parse_values,
 )
@@ -67,6 +69,13 @@ def fit(
     method: Method = "dopri5",
     rtol: RelativeTolerance = 1e-8,
     atol: AbsoluteTolerance = None,
+    max_step: Annotated[
+        float, typer.Option(help="No step of the solver is longer; at most as long as the shortest input.")
+    ] = math.inf,
+    jump_times: Annotated[
+        str | None,
+        typer.Option(help="Times at which the right-hand side jumps: a,b,...; steps end on them.", show_default=False),
+    ] = None,
     max_iterations: Annotated[int, typer.Option(help="Give up a search after so many iterations.", min=1)] = 200,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> int:
@@ -85,6 +94,8 @@ def fit(
         method=method,
         rtol=rtol,
         atol=atol,
+        max_step=max_step,
+        jump_times=() if jump_times is None else parse_numbers("--jump-times", jump_times),
         max_iterations=max_iterations,
         progress=not quiet,
     )

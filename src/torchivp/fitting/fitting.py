@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torchivp.checks import check_positive
 from torchivp.events.event import Scheduled
 from torchivp.fitting.call import python_call
 from torchivp.fitting.data import DataError, Dataset, read_data
@@ -23,7 +24,14 @@ from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, list_quantities
 from torchivp.fitting.result import Estimate, FitResult
 from torchivp.fitting.start import find_start
-from torchivp.fitting.trust import SMALLEST_RTOL, check_derivatives, check_solves, quantities_at_zero
+from torchivp.fitting.trust import (
+    SMALLEST_RTOL,
+    check_derivatives,
+    check_solves,
+    no_better_than_constant,
+    quantities_at_zero,
+    worse_than_constant,
+)
 from torchivp.fitting.uncertainty import Uncertainty, fisher_uncertainty
 from torchivp.methods import find_method
 from torchivp.models.model import Model
@@ -137,13 +145,14 @@ def fit(
     names = [series.name for series in dataset.trajectories]
     inputs = read_inputs(jump_times, schedule, names)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
-    accuracy = Accuracy(method, rtol, tolerance, max_steps, max_step)
+    accuracy = Accuracy(method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
     misfit = Misfit(copy.deepcopy(model), dataset, quantities, noise, accuracy, inputs)
     misfit.check_gradient()
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
         likelihood, doubts, rivals = _estimate(search, given=start is not None, automatic=atol is None)
         doubts += check_derivatives(search.misfit, likelihood)
+        doubts += worse_than_constant(search.misfit, likelihood)
     return _result(
         search, likelihood, doubts, rivals, python_call(fit, arguments, dataset), clock.perf_counter() - began
     )
@@ -434,5 +443,7 @@ def _warnings(misfit: Misfit, likelihood: Likelihood, uncertainty: Uncertainty) 
             f"leave it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log "
             "scale (by default all parameters)"
         )
+    if not at_zero:  # which says as much
+        warnings += no_better_than_constant(misfit, likelihood)
     said = [f"determine {name}" for name in at_zero]
     return warnings + [each for each in uncertainty.warnings if not any(f"{words}:" in f"{each}:" for words in said)]

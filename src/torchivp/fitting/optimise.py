@@ -18,6 +18,13 @@ _FAILED = 1e6
 # The fraction of the variance of the data that the errors of a rough solve may make up.
 _UNSEEN = 1e-4
 
+# What a step may still gain when the search ends, in units of the tolerance of the cost. A quantity that is 1e-6
+# standard errors away from its optimum costs 1e-12.
+_GAIN = 1e-3
+
+# A direction with a singular value this much smaller than the largest changes nothing.
+_RANK = 1e-10
+
 
 @dataclass
 class Minimum:
@@ -101,20 +108,23 @@ class Search:
         Returns:
             Where the search ended; with infinite cost if the model could not be solved at `theta`.
         """
-        target = _Target(self, theta, sigma, stage, horizon, prior_width, known)
+        target = _Target(self, theta, sigma, stage, horizon, tolerance, prior_width, known)
         if target.accepted is None:
             return Minimum(theta, np.inf, False)
         jacobian: Any = target.jacobian  # SciPy's annotation knows only names
-        found = least_squares(
-            target.residuals,
-            np.zeros(len(theta)),
-            jacobian,
-            method="trf",
-            ftol=tolerance,
-            xtol=tolerance,
-            gtol=1e-14,
-            max_nfev=max_iterations or self.max_iterations,
-        )
+        try:
+            found = least_squares(
+                target.residuals,
+                np.zeros(len(theta)),
+                jacobian,
+                method="trf",
+                ftol=tolerance,
+                xtol=tolerance,
+                gtol=1e-14,
+                max_nfev=max_iterations or self.max_iterations,
+            )
+        except _Settled as settled:
+            return Minimum(target.accepted.theta, settled.cost, True, target.accepted)
         return Minimum(target.accepted.theta, 2 * found.cost, found.status > 0, target.accepted)
 
     def maximise_likelihood(
@@ -185,11 +195,24 @@ def negative_log_likelihood(residuals: Residuals, sigma: NDArray[np.float64]) ->
     return float(gaussian) + residuals.log_data
 
 
+class _Settled(Exception):
+    """The search is where it wants to be, at this cost."""
+
+    def __init__(self, cost: float):
+        super().__init__()
+        self.cost = cost
+
+
 class _Target:
     """Scaled residuals as functions of the typical changes away from the start, for `least_squares`.
 
     In these variables its first trust region has radius one: quantities on the log scale start with changes of less
     than a factor e.
+
+    The search ends where a linear model would lessen the cost by far less than the tolerance. This is the test of
+    D. M. Bates and D. G. Watts, "A relative offset orthogonality convergence criterion for nonlinear least squares",
+    Technometrics 23 (1981). Those of `least_squares` need steps that succeed, and at the optimum none does, since the
+    error of the solver and rounding decide about it.
     """
 
     def __init__(
@@ -199,6 +222,7 @@ class _Target:
         sigma: NDArray[np.float64],
         stage: str,
         horizon: float,
+        tolerance: float,
         prior_width: float,
         known: Residuals | None,
     ):
@@ -207,6 +231,7 @@ class _Target:
         self.sigma = sigma
         self.stage = stage
         self.horizon = horizon
+        self.tolerance = tolerance
         self.magnitudes = search.misfit.quantities.magnitudes
         self.prior = np.eye(len(origin)) / prior_width
         self.latest = known or search.misfit.residuals(origin, horizon)
@@ -223,9 +248,18 @@ class _Target:
         return np.concatenate([self.latest.values / self.sigma[self.latest.observable], prior])
 
     def jacobian(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The Jacobian at the point where the residuals were last computed, which the search has accepted."""
+        """The Jacobian at the point where the residuals were last computed, which the search has accepted.
+
+        Raises:
+            _Settled: the search need not go on from there.
+        """
         assert self.latest is not None, "the search accepts only points where the model can be solved"
         self.accepted = self.latest
         self.search.report(self.stage, self.latest)
         scaled = self.latest.jacobian * self.magnitudes / self.sigma[self.latest.observable][:, None]
-        return np.concatenate([scaled, self.prior])
+        slopes, values = np.concatenate([scaled, self.prior]), self.residuals(u)
+        directions, singular, _ = np.linalg.svd(slopes, full_matrices=False)
+        determined = directions[:, singular > _RANK * singular.max()]
+        if np.sum((determined.T @ values) ** 2) <= _GAIN * self.tolerance * np.sum(values**2):
+            raise _Settled(float(np.sum(values**2)))
+        return slopes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,8 @@ _FOLLOWED = 4  # of those, how many are followed to the end of the data
 _SPREAD = 2.0  # a quantity on the log scale starts within this many powers of ten of its default
 _SCREENING_RTOL = 1e-3  # with which the random starts are looked at
 _EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
+_LITTLE = 0.5  # the fraction of that of an observable that is left where a minimum explains little
+_NOTHING = 0.9  # and where it explains next to nothing, which many wrong minima do alike
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
     otherwise, are the model's defaults and random starts around them that explain the beginning of the data best.
     Candidates are refined on all data at once, and on a horizon that grows from the beginning of the data to their
     end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The
-    search is settled when two ways lead to the same best optimum, or when the model fits exactly. Where states are
-    hidden, other values of theirs may explain the data as well, so that the other candidates are still refined on all
-    data at once. Of optima that are equally good, the one nearest to the model's defaults is the best.
+    search is settled when two ways lead to the same best optimum that explains something, or when the model fits
+    exactly. Where states are hidden, other values of theirs may explain the data as well, so that the other candidates
+    are still refined on all data at once. Where all of this explains little, as it may if the beginning of the data
+    says nothing, the last candidates are random starts that explain all data best. Of optima that are equally good, the
+    one nearest to the model's defaults is the best.
 
     Args:
         search: what is minimised.
@@ -63,7 +67,11 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
     hidden = set(misfit.model.states) != set(misfit.data.states)
     found: list[Minimum] = []
     best, settled = Minimum(misfit.quantities.theta(), np.inf, False), False
-    for candidate in _candidates(search, scale, given):
+
+    def little() -> bool:
+        return not settled and _unexplained(best, scale) > _LITTLE
+
+    for candidate in _candidates(search, scale, given, little):
         if candidate.growing and not settled:
             minimum = _extend_horizon(search, candidate.theta, scale, candidate.name)
         else:
@@ -71,13 +79,21 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
         if minimum.residuals is None:
             continue
         exact = _EXACT * len(minimum.residuals.values)
-        settled |= np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
+        same = np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
+        settled |= same and _unexplained(minimum, scale) < _NOTHING
         found.append(minimum)
         best = min(best, minimum, key=lambda each: each.cost)
         settled |= best.cost <= exact
         if settled and not hidden:
             break
     return _nearest(search, scale, best, found)
+
+
+def _unexplained(minimum: Minimum, scale: NDArray[np.float64]) -> float:
+    """The fraction of the variance of an observable that a minimum leaves, of the one that it explains worst."""
+    if minimum.residuals is None:
+        return np.inf
+    return float((minimum.residuals.mean_squares(len(scale)) / scale**2).max())
 
 
 def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: list[Minimum]) -> Start:
@@ -107,8 +123,10 @@ def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: l
     return Start(nearest, rivals)
 
 
-def _candidates(search: Search, scale: NDArray[np.float64], given: bool) -> Iterator[_Candidate]:
-    """Where to begin."""
+def _candidates(
+    search: Search, scale: NDArray[np.float64], given: bool, little: Callable[[], bool]
+) -> Iterator[_Candidate]:
+    """Where to begin; `little` says whether the candidates so far led to nothing that explains much."""
     misfit = search.misfit
     number = 0
     if given:
@@ -122,8 +140,13 @@ def _candidates(search: Search, scale: NDArray[np.float64], given: bool) -> Iter
     else:
         number = 1
         yield _Candidate(misfit.quantities.theta(), "the defaults of the model")
-    for further, theta in enumerate(_screened(search, scale), number + 1):
-        yield _Candidate(theta, f"start {further}", growing=True)
+    for theta in _screened(search, scale, _first_horizon(misfit)):
+        number += 1
+        yield _Candidate(theta, f"start {number}", growing=True)
+    if little():
+        for theta in _screened(search, scale, 1.0):
+            number += 1
+            yield _Candidate(theta, f"start {number}")
 
 
 def _on_all_data(search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str) -> Minimum:
@@ -166,10 +189,9 @@ def _matched(misfit: Misfit) -> Iterator[NDArray[np.float64]]:
             yield from _distinct(matching.estimates(_random(misfit), _FOLLOWED))[:2]
 
 
-def _screened(search: Search, scale: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Random starts, those that explain the beginning of the data best once they are refined there."""
+def _screened(search: Search, scale: NDArray[np.float64], horizon: float) -> Iterator[NDArray[np.float64]]:
+    """Random starts, those that explain the first part of the data best once they are refined there."""
     starts = _random(search.misfit)
-    horizon = _first_horizon(search.misfit)
     accuracy = search.misfit.accuracy
     coarse = search.misfit.at_accuracy(replace(accuracy, rtol=max(accuracy.rtol, _SCREENING_RTOL)))
     costs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,10 +20,9 @@ _STEPS = 1000  # how many steps the span of a trajectory is divided into, to see
 _STEPS_OF_ALL = 3000  # as many in all trajectories together
 _DIFFERENCE = 1e-3  # the step of the differences with which derivatives are compared, in typical changes
 _SEEN = 1e-3  # how much such a step must change all residuals together, in sigmas, to say something
-
-
 _LITTLE_KNOWN = 2.0  # the standard error of a logarithm that may be on its way to minus infinity
 _NO_WORSE = 0.01  # what a quantity may add to the likelihood that counts as nothing
+_MUCH_LIKELIER = 3.0  # a logarithm of a ratio of likelihoods that hardly comes about by chance
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,36 @@ def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[n
         if without is not None and negative_log_likelihood(without, likelihood.sigma) <= likelihood.nll + _NO_WORSE:
             names.append(quantity.name)
     return names
+
+
+def worse_than_constant(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+    """Of which observables a constant, their mean, explains clearly more than the model at an optimum, in words."""
+    return [
+        f"the model explains less of {name} than a constant would: this is a wrong optimum, which another "
+        "start={name: value, ...} may avoid, or not the model of these data"
+        for name, count, ratio in _against_constants(misfit, likelihood)
+        if 0.5 * count * np.log(ratio) > _MUCH_LIKELIER
+    ]
+
+
+def no_better_than_constant(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+    """Of which other observables the model explains no more, counting what is estimated, in words."""
+    estimated = len(misfit.quantities.free) / len(misfit.data.observables)
+    return [
+        f"the model explains no more of {name} than a constant would: if {name} is not constant but for noise, "
+        "give start={name: value, ...}"
+        for name, count, ratio in _against_constants(misfit, likelihood)
+        if 0.5 * count * np.log(ratio) <= _MUCH_LIKELIER and ratio * (count - 1) >= max(count - estimated, 1)
+    ]
+
+
+def _against_constants(misfit: Misfit, likelihood: Likelihood) -> Iterator[tuple[str, int, float]]:
+    """The name of each observable, how many values it has, and how much more the model leaves than a constant does."""
+    residuals = likelihood.minimum.residuals
+    assert residuals is not None, "a finite likelihood has residuals"
+    names = misfit.data.observables
+    for k, (name, left) in enumerate(zip(names, residuals.mean_squares(len(names)), strict=True)):
+        column = misfit.data.column(k)
+        variance = (np.log(column) if misfit.noise == "lognormal" else column).var()
+        if variance > 0 and left > 0:
+            yield name, len(column), float(left / variance)
