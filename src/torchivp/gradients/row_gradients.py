@@ -261,11 +261,12 @@ class _SolveOfRows:
         self.plan = plan
         self.inputs = inputs
         self.limit = limit
+        self._with_tangents = in_forward_mode()  # which is switched off while the steps are chosen
 
     @property
     def replayable(self) -> bool:
         """Whether the steps may be taken again, for a gradient or with tangents."""
-        return self.inputs.used or in_forward_mode()
+        return self.inputs.used or self._with_tangents
 
     def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
@@ -376,12 +377,10 @@ class _SolveOfRows:
         outputs = replayed.outputs
         if outputs.values:
             index = tuple(torch.from_numpy(i).to(grad.device) for i in outputs.places())
-            with torch.enable_grad():
-                roots.append(torch.cat(outputs.values))
+            roots.append(torch.cat(outputs.values))
             seeds.append(grad[index])
         if replayed.before:
-            with torch.enable_grad():
-                roots.append(torch.cat(replayed.before))
+            roots.append(torch.cat(replayed.before))
             seeds.append(grad_before[torch.from_numpy(replayed.places).to(grad.device)])
         return roots, seeds
 

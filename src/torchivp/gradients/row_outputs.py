@@ -94,7 +94,7 @@ def moved_final(
     """The last states, [rows, size], and their times, [rows], which move with the end or with what happens there."""
     y, device = result.final, problem.y0.device
     t = torch.from_numpy(result.final_times.copy()).to(device, time_dtype(device))
-    if not torch.is_grad_enabled():
+    if not derivatives_enabled():
         return y, t
     if moving.end is not None:
         at_end = torch.from_numpy(result.final_times == problem.times.end).to(device)
@@ -102,7 +102,7 @@ def moved_final(
         y = _moved_to(problem, result.final_times[:, None], y[:, None], t[:, None])[:, 0]
     at_last = result.changes.t == result.final_times[result.changes.rows]
     chosen = np.flatnonzero(at_last & ~result.changes.within)
-    if len(chosen) and (changes.t.requires_grad or changes.after.requires_grad):
+    if len(chosen) and (moves(changes.t) or moves(changes.after)):
         where, rows = problem.select(chosen), problem.select(result.changes.rows[chosen])
         y, t = y.index_copy(0, rows, changes.after[where]), t.index_copy(0, rows, changes.t[where])
     return y, t
