@@ -209,6 +209,28 @@ def test_the_tangent_of_the_time_and_the_state_of_odeint_event(name):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("no_grad", [False, True], ids=["grad", "no_grad"])
+def test_the_tangent_of_the_time_of_an_event_of_odeint(no_grad):
+    def solve(x):
+        t = torch.stack([x["t0"], x["t1"]])
+        return odeint(Captured(x["a"]), x["y0"], t, event_fn=lambda t, y: y - 1.0, **TIGHT)[0]
+
+    with torch.set_grad_enabled(not no_grad):
+        _, found = tangent(solve, "y0", BOUNCED)
+    torch.testing.assert_close(found, number(1.0 / (A * 1.3)), rtol=1e-6, atol=0)
+
+
+def test_tangents_of_times_go_through_func_next_to_its_jumps():
+    def solve(x):
+        t = torch.stack([x["t0"], x["t1"]])
+        y = odeint(lambda t, y: (t > 0.5) * t**2 + 0.0 * y, x["y0"], t, options={"jump_t": number([0.5])}, **TIGHT)
+        return y[-1]
+
+    t0, t1 = (tangent(solve, name, BOUNCED)[1] for name in ("t0", "t1"))
+    torch.testing.assert_close(t0, number([0.0]), rtol=0, atol=1e-8)
+    torch.testing.assert_close(t1, number([1.0]), rtol=1e-8, atol=0)
+
+
 def test_an_event_that_touches_zero_has_no_tangent():
     with forward_ad.dual_level():
         y0 = forward_ad.make_dual(number([1.0]), number([1.0]))
