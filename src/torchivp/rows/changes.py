@@ -12,6 +12,7 @@ from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.record import Firing
 
+
 def groups(firings: Sequence[Firing]) -> dict[Firing, np.ndarray]:
     """The positions at which the same happens."""
     found: dict[Firing, list[int]] = {}
