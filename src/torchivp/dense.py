@@ -302,6 +302,7 @@ class RowDenseSolution:
         self._step = np.repeat(np.arange(len(steps)), [len(step.rows) for step in steps])[order]
         self._place = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(s.rows)) for s in steps)])[order]
 
+    @own_precision
     def __call__(self, t: float | Tensor) -> Any:
         """The solutions at `t`.
 
