@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.boundary import own_precision
 from torchivp.copies import ValuesTravel
 from torchivp.times import joined, snap, time_dtype, time_value
+from torchivp.torch_func import moves
 
 HERMITE = ((0, 3, -2), (1, -2, 1), (0, -1, 1))
 """The cubic through both ends of a step with the slopes there, in terms of the slope of the chord and these two.
@@ -301,6 +302,7 @@ class RowDenseSolution:
         self._step = np.repeat(np.arange(len(steps)), [len(step.rows) for step in steps])[order]
         self._place = np.concatenate([np.zeros(0, dtype=np.int64), *(np.arange(len(s.rows)) for s in steps)])[order]
 
+    @own_precision
     def __call__(self, t: float | Tensor) -> Any:
         """The solutions at `t`.
 
@@ -371,7 +373,7 @@ class RowDenseSolution:
             taken = self.steps[number]
             t0, t1 = taken.t0[place[here]], taken.t1[place[here]]
             theta: np.ndarray | Tensor = (at[here] - t0) / (t1 - t0)
-            if flat.requires_grad:
+            if moves(flat):
                 t = flat[torch.from_numpy(where[here]).to(device)]
                 length = torch.from_numpy(t1 - t0).to(device, flat.dtype)
                 theta = torch.from_numpy(theta).to(device, flat.dtype) + (t - t.detach()) / length

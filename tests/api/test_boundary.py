@@ -161,11 +161,12 @@ def test_autocast_around_the_backward_pass_alone_changes_nothing():
         assert rate.grad is not None and abs(rate.grad.item() + math.exp(-0.7)) < 1e-5
 
 
-def test_dense_output_evaluated_under_autocast():
-    solution = solve_ivp(decay, (0.0, 1.0), torch.ones(1), dense_output=True)
+@pytest.mark.parametrize("options", [{}, {"events": Event(lambda t, y: y[0] - 0.5)}, {"batch_dims": 1}])
+def test_dense_output_evaluated_under_autocast(options):
+    solution = solve_ivp(decay, (0.0, 1.0), torch.ones(1), dense_output=True, **options)
     with autocast():
-        y = solution.sol(0.5)
-    assert y.dtype == torch.float32 and abs(y.item() - math.exp(-0.5)) < 1e-4
+        y = solution.sol(0.3)
+    assert y.dtype == torch.float32 and abs(y.item() - math.exp(-0.3)) < 1e-4
 
 
 def test_a_solve_within_func_has_the_autocast_of_func():

@@ -139,6 +139,48 @@ def exactly_bounced(x):
 BOUNCED = {"y0": [1.3], "a": A, "t0": 0.0, "t1": 1.0, "level": 1.1, "kick": 0.5, "when": 0.6, "dose": 0.3}
 
 
+def last(x, **options):
+    """The last state, its time, and the solution halfway there."""
+    solution = torchivp.solve_ivp(field, (x["t0"], x["t1"]), x["y0"], args=(x["a"],), dense_output=True, **TIGHT,
+                                  **options)  # fmt: skip
+    return torch.cat(
+        [solution.final.flatten()[:1], solution.t_final.reshape(1), solution.sol(x["t_eval"]).flatten()[:1]]
+    )
+
+
+def exact_last(x):
+    t = torch.stack([x["t1"], x["t_eval"]])
+    end, inside = torch.exp(-x["a"] * (t - x["t0"])) * x["y0"][0]
+    return torch.stack([end, x["t1"], inside])
+
+
+def stopped_last(x):
+    t1 = x["t0"] + torch.log(x["y0"][0] / 1.0) / x["a"]
+    return exact_last(x | {"t1": t1, "y0": x["y0"][:1]})
+
+
+STOP = Event(lambda t, y, a: y[0] - 1.0, terminal=True)
+LAST = {
+    "plain": (last, {}, exact_last),
+    "events": (last, {"events": Event(lambda t, y, a: y[0] - 1.0)}, exact_last),
+    "the end is an event": (last, {"events": STOP}, stopped_last),
+    "batch": (last, {"batch_dims": 1}, exact_last),
+}
+
+
+@pytest.mark.parametrize("no_grad", [False, True], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("name", ["y0", "a", "t0", "t1", "t_eval"])
+@pytest.mark.parametrize("kind", LAST)
+def test_tangents_of_the_last_state_and_of_dense_output(kind, name, no_grad):
+    solve, options, right = LAST[kind]
+    inputs = INPUTS | {"y0": [1.3], "t_eval": 0.2}
+    with torch.set_grad_enabled(not no_grad):
+        _, found = tangent(lambda x: solve(x, **options), name, inputs)
+    _, expected = tangent(right, name, inputs)
+    found, expected = (torch.zeros(3, dtype=D) if x is None else x for x in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("name", BOUNCED)
 def test_tangents_of_events_and_schedules(name, gradient):
@@ -195,6 +237,28 @@ def test_the_tangent_of_the_last_states_of_rows_with_the_end(no_grad):
         states, times = (forward_ad.unpack_dual(x).tangent for x in (solution.final, solution.t_final))
     torch.testing.assert_close(states, torch.full((2, 1), -math.exp(-1), dtype=D), rtol=1e-7, atol=0.0)
     torch.testing.assert_close(times, torch.ones(2, dtype=D))
+
+
+@pytest.mark.parametrize("no_grad", [False, True], ids=["grad", "no_grad"])
+def test_the_tangent_of_the_time_of_an_event_of_odeint(no_grad):
+    def solve(x):
+        t = torch.stack([x["t0"], x["t1"]])
+        return odeint(Captured(x["a"]), x["y0"], t, event_fn=lambda t, y: y - 1.0, **TIGHT)[0]
+
+    with torch.set_grad_enabled(not no_grad):
+        _, found = tangent(solve, "y0", BOUNCED)
+    torch.testing.assert_close(found, number(1.0 / (A * 1.3)), rtol=1e-6, atol=0)
+
+
+def test_tangents_of_times_go_through_func_next_to_its_jumps():
+    def solve(x):
+        t = torch.stack([x["t0"], x["t1"]])
+        y = odeint(lambda t, y: (t > 0.5) * t**2 + 0.0 * y, x["y0"], t, options={"jump_t": number([0.5])}, **TIGHT)
+        return y[-1]
+
+    t0, t1 = (tangent(solve, name, BOUNCED)[1] for name in ("t0", "t1"))
+    torch.testing.assert_close(t0, number([0.0]), rtol=0, atol=1e-8)
+    torch.testing.assert_close(t1, number([1.0]), rtol=1e-8, atol=0)
 
 
 def test_an_event_that_touches_zero_has_no_tangent():

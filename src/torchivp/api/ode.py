@@ -506,7 +506,7 @@ class _Door:
     def _event_time(self, t: float, y: Tensor) -> Tensor:
         """The time `t` of the event, at which the state is `y`, [1, size]; with its gradient."""
         time = self._t.new_tensor(t) if isinstance(self._t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        if not torch.is_grad_enabled():
+        if not derivatives_enabled():
             return time
         integration, problem = self._integration, self._integration.problem
         assert integration.event is not None

@@ -375,12 +375,10 @@ class _SolveOfRows:
         outputs = replayed.outputs
         if outputs.values:
             index = tuple(torch.from_numpy(i).to(grad.device) for i in outputs.places())
-            with torch.enable_grad():
-                roots.append(torch.cat(outputs.values))
+            roots.append(torch.cat(outputs.values))
             seeds.append(grad[index])
         if replayed.before:
-            with torch.enable_grad():
-                roots.append(torch.cat(replayed.before))
+            roots.append(torch.cat(replayed.before))
             seeds.append(grad_before[torch.from_numpy(replayed.places).to(grad.device)])
         return roots, seeds
 

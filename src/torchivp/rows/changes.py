@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,9 +11,6 @@ from torch import Tensor
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.record import Firing
-
-Move = Callable[[Tensor, Tensor, Tensor, np.ndarray, Firing], tuple[Tensor, Tensor]]
-"""`move(t, y, rows, positions, firing)`: time and state as functions of what the time of the change depends on."""
 
 
 def groups(firings: Sequence[Firing]) -> dict[Firing, np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.times import Times
+from torchivp.torch_func import moves
 
 
 @dataclass(frozen=True)
@@ -63,4 +64,4 @@ class OneSided:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         inside = torch.clamp(t.detach(), self._low, self._high)
         # A gradient flows through t as if it had not been moved.
-        return self._func(t + (inside - t.detach()) if t.requires_grad else inside, y)
+        return self._func(t + (inside - t.detach()) if moves(t) else inside, y)
