@@ -23,6 +23,7 @@ except ImportError:
 
 SEED = 0
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
+STYLES = ({"ls": "-", "lw": 1.2}, {"ls": (0, (1.5, 2.5)), "lw": 2.8})
 
 
 def arguments(doc, **flags):
@@ -136,11 +137,11 @@ def draw(path, series, names, rows, plane=(0, 1)):
         for k, name in enumerate(names):
             time_axes.plot(series.t, series.y[:, k], "o", ms=3, alpha=0.5, color=COLOURS[k], label=f"{name}, data")
         phase_axes.plot(*(series.y[:, k] for k in plane), "o", ms=3, alpha=0.4, color="#8A8A8A")
-        for (label, model), style in zip(models, ("-", "--"), strict=False):
+        for (label, model), style in zip(models, STYLES, strict=False):
             t, y = trajectory(model, series)
             for k in range(len(names)):
-                time_axes.plot(t, y[:, k], style, lw=1.4, color=COLOURS[k], label=label if k == 0 else None)
-            phase_axes.plot(*(y[:, k] for k in plane), style, lw=1.2, color="#222222")
+                time_axes.plot(t, y[:, k], **style, color=COLOURS[k], label=label if k == 0 else None)
+            phase_axes.plot(*(y[:, k] for k in plane), **style, color="#222222")
         time_axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         time_axes.set(xlabel="t")
         phase_axes.set(xlabel=names[plane[0]], ylabel=names[plane[1]])

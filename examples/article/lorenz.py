@@ -1,6 +1,6 @@
 """The Lorenz system: three parameters from thirty chaotic series.
 
-python examples/article/lorenz.py            # two minutes: 10 of the article's 300 epochs
+python examples/article/lorenz.py            # a minute or two: 5 of the article's 300 epochs
 python examples/article/lorenz.py --full     # all of them: ten minutes or more
 python examples/article/lorenz.py --quick    # seconds, to see that it runs
 """
@@ -32,7 +32,7 @@ def main():
         atol=1e-12,
     )
     single, start = in_single_precision(data), Lorenz(sigma=10.2, rho=28.2, beta=3.0)
-    epochs = 1 if chosen.quick else 300 if chosen.full else 10
+    epochs = 1 if chosen.quick else 300 if chosen.full else 5
     print(f"{epochs} of the article's 300 epochs" + ("" if chosen.full else "; --full trains through all"))
     settings = {"epochs": epochs, "lr": 1e-3, "batch_size": 5, "step_size": 0.05}
     adam, _ = run_loops(start.float(), single, **settings)
