@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit test test-slow lint types docs bench clean
+.PHONY: help fit article test test-slow lint types docs bench clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ help: ## list these targets
 fit: $(VENV)/.installed-cli ## fit a predator-prey model to a century-old record, and report on it
 	@$(BIN)/torchivp fit examples/data/lynx_hare.csv --model lotka-volterra --time year --observe hare,lynx \
 		--noise lognormal --out report/hare-lynx
+
+article: $(VENV)/.installed-article ## run the article's experiments beside torchdiffeq, into report/article
+	@for name in van_der_pol lotka_volterra neural_van_der_pol lorenz; do echo "== $$name"; \
+		OMP_NUM_THREADS=1 $(BIN)/python examples/article/$$name.py --out report/article || exit 1; done
 
 test: $(VENV)/.installed-dev ## run the fast tests (ARGS="-k name" to choose)
 	@$(PYTEST) $(ARGS)

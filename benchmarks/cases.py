@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import torchivp
 from benchmarks.broyden import radau_by_broyden
+from benchmarks.every_step import STEPS, bare_loop
 from benchmarks.harness import Timing, compare, peak_memory
 from benchmarks.problems import Problem, decay, flat, loss, lotka_volterra, perceptron, reference
 
@@ -248,6 +249,24 @@ def _perceptron_cases() -> list[Case]:
     ]
 
 
+def _every_step_cases() -> list[Case]:
+    """Fixed steps with an output at each of them, five trajectories in single precision: an article's training loop."""
+    problem = lotka_volterra(torch.arange(0, 10.05, 0.1), rows=5)
+    cases = []
+    for method in (*STEPS, "explicit_adams"):
+        arguments = {"method": method, "options": {"step_size": 0.1}}
+        sides = [("bare loop", bare_loop)] if method in STEPS else []
+        if method != "rk4_classic":  # which torchdiffeq does not have
+            sides.append(("torchdiffeq", torchdiffeq.odeint))
+        for gradient in (False, True):
+            bar = 1 / 1.4 if method == "euler" else 1 / 1.2
+            for name, theirs in sides:
+                label = f"every step, {method}: {'backprop' if gradient else 'forward'}, {name}"
+                target = bar if theirs is bare_loop else None
+                cases.append(Case(label, problem, arguments, torchivp.odeint, theirs, gradient=gradient, target=target))
+    return cases
+
+
 def all_cases() -> list[Case]:
     return [
         *_lotka_volterra_cases(),
@@ -255,6 +274,7 @@ def all_cases() -> list[Case]:
         *_perceptron_cases(),
         *_implicit_cases(),
         *_event_cases(),
+        *_every_step_cases(),
     ]
 
 

@@ -69,10 +69,10 @@ class Perceptron(nn.Module):
         return self.layers(y)
 
 
-def lotka_volterra(t: Tensor) -> Problem:
-    """Thirty trajectories, solved as one state."""
-    y0 = 1 + torch.rand(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return Problem(LotkaVolterra(), y0, t)
+def lotka_volterra(t: Tensor, rows: int = 30) -> Problem:
+    """Some trajectories, solved as one state, in the precision of the times."""
+    y0 = 1 + torch.rand(rows, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Problem(LotkaVolterra().to(t.dtype), y0.to(t.dtype), t)
 
 
 def decay(shape: Sequence[int], t: Tensor) -> Problem:

@@ -99,7 +99,8 @@ def show(results: Results, console: Console) -> None:
 def _times(rows: Sequence[Row]) -> Table:
     table = Table(
         title="Time of a call, median; ratio: theirs / ours, median over the pairs (smallest .. largest)",
-        caption="checkpointed: against their odeint_adjoint; radauIIA5: against benchmarks/broyden.py",
+        caption="checkpointed: against their odeint_adjoint; radauIIA5: against benchmarks/broyden.py; "
+        "every step: against what is named last",
     )
     table.add_column("case", no_wrap=True)
     for heading in ("torchivp", "torchdiffeq", "ratio", "", "target", "µs per step"):

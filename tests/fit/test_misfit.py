@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -57,6 +58,33 @@ def test_the_jacobian_is_that_of_finite_differences(model, noise, count):
     slopes = [(residuals(theta + d) - residuals(theta - d)) / (2 * step) for d in step * np.eye(len(theta))]
     np.testing.assert_allclose(found.jacobian, np.stack(slopes, axis=1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.values, residuals(theta), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", [LotkaVolterra(), Unbatched(), OneState()], ids=lambda model: type(model).__name__)
+def test_series_with_the_same_times_are_rows_of_one_solve(model):
+    """And give what each gives by itself, also beside a series with times of its own."""
+    times = {"a": np.linspace(0, 3, 8), "b": np.linspace(0, 2, 5), "c": np.linspace(0, 3, 8)}
+    tables = {name: simulate(model, t, noise=0.1, seed=i) for i, (name, t) in enumerate(times.items())}
+    tables["a"].iloc[3, 1] = np.nan
+    together = read_data(
+        pandas.concat([table.assign(series=name) for name, table in tables.items()]),
+        [*model.states],
+        trajectory="series",
+    )
+    free = list(dict(model.named_parameters()))
+
+    def misfit(dataset) -> Misfit:
+        quantities = list_quantities(model, dataset, lognormal=False, free=free, fixed=None, start=None)
+        return Misfit(model, dataset, quantities, "normal", Accuracy("dopri5", 1e-10, 1e-10, 10_000))
+
+    of_all, singles = misfit(together), [misfit(read_data(table, [*model.states])) for table in tables.values()]
+    theta = of_all.quantities.theta() + 0.1
+    for derivatives in (True, False):
+        found = of_all.residuals(theta, derivatives=derivatives)
+        each = [single.residuals(theta, derivatives=derivatives) for single in singles]
+        np.testing.assert_allclose(found.values, np.concatenate([one.values for one in each]), atol=1e-7)
+        np.testing.assert_allclose(found.jacobian, np.concatenate([one.jacobian for one in each]), atol=1e-6)
+    assert of_all.solves == 6
 
 
 def test_both_ways_to_differentiate_agree():

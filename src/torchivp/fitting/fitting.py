@@ -273,9 +273,8 @@ def _search_steps(misfit: Misfit, given: bool) -> int:
     steps += int(2 * span / accuracy.max_step)
     try:
         trial = misfit if given else misfit.at_accuracy(replace(accuracy, max_steps=_MOST_SEARCH_STEPS))
-        theta, trajectories = misfit.quantities.theta(), range(len(misfit.data.trajectories))
         margin = _MARGIN if given else _MARGIN_OF_DEFAULTS
-        steps = max(steps, margin * max(trial.steps(theta, i) for i in trajectories))
+        steps = max(steps, margin * trial.steps(misfit.quantities.theta()))
     except SolveError:
         pass
     return min(steps, accuracy.max_steps)

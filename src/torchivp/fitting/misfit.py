@@ -54,13 +54,19 @@ class Accuracy:
 
     def options(self, grid: list[float] | None = None) -> dict[str, Any]:
         """The options of `solve_ivp`; the steps end on the `grid` if one is given."""
-        steps = {"max_step": self.max_step} if grid is None else {"controller": GridSteps(lambda _: grid)}
+        chosen = {"max_step": self.max_step, "norm": _largest_of_rows}
+        steps = chosen if grid is None else {"controller": GridSteps(lambda _: grid)}
         atol = torch.tensor(self.atol, dtype=torch.float64) if isinstance(self.atol, tuple) else self.atol
         return {"method": self.method, "rtol": self.rtol, "atol": atol, "max_steps": self.max_steps, **steps}
 
 
+def _largest_of_rows(error: Tensor) -> Tensor:
+    """The norm of a scaled error [..., n_states]: rows share their steps, and each is as accurate as it is alone."""
+    return error.square().mean(-1).amax().sqrt()
+
+
 class _Walk(nn.Module):
-    """The solve of a trajectory, as a module: so parameters are substituted once instead of at every evaluation."""
+    """The solve of trajectories, as a module: so parameters are substituted once instead of at every evaluation."""
 
     def __init__(self, model: Model):
         super().__init__()
@@ -77,7 +83,7 @@ class _Walk(nn.Module):
         """Solve one piece after the other.
 
         Args:
-            y0: the initial state, [n_states], or with a `way` [n, n_states].
+            y0: the initial state, [n_states], or with a `way` those of rows, [n, n_states].
             pieces: between inputs.
             accuracy: how to solve.
             way: how to call the model with rows; None if there are none.
@@ -138,7 +144,7 @@ class Residuals:
 class Misfit:
     """Model and data, ready to be compared.
 
-    Each trajectory is solved by itself.
+    Trajectories with the same times and inputs are rows of one solve.
 
     Args:
         model: the model; not changed.
@@ -167,6 +173,11 @@ class Misfit:
         self.observed = [list(model.states).index(state) for state in data.states]
         self._walk = _Walk(model)
         self._shared = _Shared()
+        alike: dict[Any, list[int]] = {}
+        for i, series in enumerate(data.trajectories):
+            schedules = self.inputs.scheduled.get(series.name, ())
+            alike.setdefault((*series.t.tolist(), *map(id, schedules)), []).append(i)
+        self._groups = list(alike.values())
 
     @property
     def solves(self) -> int:
@@ -200,36 +211,35 @@ class Misfit:
         """The states of the model at increasing times not before the first data time.
 
         Args:
-            theta: the free quantities, [..., n_free].
+            theta: the free quantities, [n_free].
             trajectory: the number of the trajectory.
             t: the times, [T].
 
         Returns:
-            The states, [T, ..., n_states].
+            The states, [T, n_states].
 
         Raises:
             SolveError: the solve failed.
         """
-        return self._solution(theta, trajectory, self._pieces(trajectory, t, outputs=True))[0]
+        return self._solution(theta, [trajectory], self._pieces(trajectory, t, outputs=True))[0]
 
-    def steps(self, theta: NDArray[np.float64], trajectory: int) -> int:
-        """The number of steps to the end of the data.
+    def steps(self, theta: NDArray[np.float64]) -> int:
+        """The largest number of steps that a solve takes to the end of the data.
 
         Raises:
-            SolveError: the solve failed.
+            SolveError: a solve failed.
         """
-        t = self.data.trajectories[trajectory].t.tolist()
-        with torch.no_grad():
-            return sum(map(len, self._solution(torch.tensor(theta), trajectory, self._pieces(trajectory, t))[1]))
+        counts = []
+        for group in self._groups:
+            pieces = self._pieces(group[0], self.data.trajectories[group[0]].t.tolist())
+            with torch.no_grad():
+                counts.append(sum(map(len, self._solution(torch.tensor(theta), group, pieces)[1])))
+        return max(counts)
 
     def sensitivities(
         self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], columns: Sequence[int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Some of the states, and their derivatives with respect to theta: those of the numerical solution, exactly.
-
-        One solve finds the steps and a second one takes them again, differentiated forwards along all entries of theta
-        at once, which costs the same however many outputs there are. Where autograd cannot follow the model forwards,
-        each output is differentiated backwards.
 
         Args:
             theta: the free quantities, [n_free].
@@ -243,40 +253,49 @@ class Misfit:
         Raises:
             SolveError: the solve failed.
         """
+        states, slopes = self._sensitivities(theta, [trajectory], t, columns)
+        return states[:, 0], slopes[:, 0]
+
+    def _sensitivities(
+        self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], columns: Sequence[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Those of trajectories that are solved together, [T, n, n_columns] and [T, n, n_columns, n_free].
+
+        One solve finds the steps and a second one takes them again, differentiated forwards along all entries of theta
+        at once, which costs the same however many outputs there are. Where autograd cannot follow the model forwards,
+        each output is differentiated backwards.
+        """
         if self._shared.forwards:
             with torch.no_grad():
-                _, steps = self._solution(torch.tensor(theta), trajectory, self._pieces(trajectory, t))
+                _, steps = self._solution(torch.tensor(theta), group, self._pieces(group[0], t))
             try:
-                return self._forwards(theta, trajectory, t, columns, steps)
+                return self._forwards(theta, group, t, columns, steps)
             except SolveError:
                 raise
             except REFUSALS:
-                # A part of the model that the trial did not come to cannot be called with rows, or differentiated so.
-                if self._shared.way == "singly":
-                    self._shared.forwards = False
-                self._shared.way = "singly"
-                return self.sensitivities(theta, trajectory, t, columns)
-        return self._backwards(theta, trajectory, t, columns)
+                # A part of the model that the trial did not come to cannot be differentiated so.
+                self._shared.forwards = False
+        each = [self._backwards(theta, trajectory, t, columns) for trajectory in group]
+        return np.stack([states for states, _ in each], 1), np.stack([slopes for _, slopes in each], 1)
 
     def _forwards(
         self,
         theta: NDArray[np.float64],
-        trajectory: int,
+        group: Sequence[int],
         t: Sequence[float],
         columns: Sequence[int],
         steps: list[list[float]],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Derivatives by dual numbers, a row for each entry of theta."""
-        if self._shared.way is None:
-            self._shared.way = way_forwards(self.model, t[0])
-        at = torch.tensor(theta)
-        pieces = self._pieces(trajectory, t, outputs=True)
+        """Derivatives by dual numbers, a row for each entry of theta and trajectory."""
+        self._find_way()
+        at, n = torch.tensor(theta), len(group)
+        directions = torch.eye(len(at), dtype=at.dtype).repeat_interleave(n, 0)
         with torch.no_grad(), forward_ad.dual_level():
-            dual = forward_ad.make_dual(at.repeat(len(at), 1), torch.eye(len(at), dtype=at.dtype))
-            again, _ = self._solution(dual, trajectory, pieces, way=self._shared.way, grids=steps)
+            dual = forward_ad.make_dual(at.repeat(len(directions), 1), directions)
+            again, _ = self._solution(dual, group, self._pieces(group[0], t, outputs=True), steps)
             states, tangents = forward_ad.unpack_dual(again[:, :, list(columns)])
             tangents = torch.zeros_like(states) if tangents is None else tangents
-            return states[:, 0].numpy(), tangents.movedim(1, 2).numpy()
+            return states[:, :n].numpy(), tangents.unflatten(1, (-1, n)).movedim(1, 3).numpy()
 
     def _backwards(
         self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], columns: Sequence[int]
@@ -299,15 +318,18 @@ class Misfit:
         Returns:
             The residuals; None if a solve fails, or a residual or a derivative is not finite.
         """
-        values, rows, observable, log_data = [], [], [], 0.0
-        for i, trajectory in enumerate(self.data.trajectories):
-            count = max(2, int(np.ceil(horizon * len(trajectory.t))))
-            data = trajectory.values[:count]
-            known = np.isfinite(data)
+        solved: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        for group in self._groups:
+            t = self.data.trajectories[group[0]].t
             try:
-                model, slopes = self._observables(theta, i, trajectory.t[:count].tolist(), derivatives)
+                states, slopes = self._observables(theta, group, t[: _count(horizon, t)].tolist(), derivatives)
             except SolveError:
                 return None
+            solved |= {i: (states[:, k], slopes[:, k]) for k, i in enumerate(group)}
+        values, rows, observable, log_data = [], [], [], 0.0
+        for i, trajectory in enumerate(self.data.trajectories):
+            data, (model, slopes) = trajectory.values[: _count(horizon, trajectory.t)], solved[i]
+            known = np.isfinite(data)
             data, model, slopes = data[known], model[known], slopes[known]
             if self.noise == "lognormal":
                 if not (model > 0).all():
@@ -325,13 +347,17 @@ class Misfit:
         return None
 
     def _observables(
-        self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], derivatives: bool
+        self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], derivatives: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The observed states [T, n_observed] and their derivatives, [T, n_observed, n_free] or [T, n_observed, 0]."""
+        """The observed states of trajectories that are solved together, and their derivatives.
+
+        Of shapes [T, n, n_observed] and [T, n, n_observed, n_free], or without derivatives [T, n, n_observed, 0].
+        """
         if derivatives:
-            return self.sensitivities(theta, trajectory, t, self.observed)
+            return self._sensitivities(theta, group, t, self.observed)
         with torch.no_grad():
-            states = self.states(torch.tensor(theta), trajectory, t)[:, self.observed].numpy()
+            states, _ = self._solution(torch.tensor(theta), group, self._pieces(group[0], t, outputs=True))
+        states = states.reshape(len(t), len(group), -1)[..., self.observed].numpy()
         return states, np.zeros((*states.shape, 0))
 
     def _pieces(self, trajectory: int, t: Sequence[float], outputs: bool = False) -> list[Piece]:
@@ -339,25 +365,56 @@ class Misfit:
         series = self.data.trajectories[trajectory]
         return self.inputs.pieces(series.name, float(series.t[0]), t[-1], t if outputs else None)
 
+    def _find_way(self) -> Way:
+        """How to call the model with rows."""
+        if self._shared.way is None:
+            self._shared.way = way_forwards(self.model, float(self.data.trajectories[0].t[0]))
+        return self._shared.way
+
     def _solution(
         self,
         theta: Tensor,
-        trajectory: int,
+        group: Sequence[int],
         pieces: Sequence[Piece],
-        way: Way | None = None,
         grids: Sequence[list[float]] | None = None,
     ) -> tuple[Tensor, list[list[float]]]:
-        """What `_Walk` returns at `theta` [..., n_free]."""
+        """What `_Walk` returns for a group of trajectories: a single one has no rows, unless `theta` has.
+
+        Args:
+            theta: the free quantities, [n_free], or [n, n_free] for as many rows, which are in turn those of the
+                trajectories of the group.
+            group: the numbers of the trajectories.
+            pieces: those of each of them.
+            grids: where the steps of each piece end; None to choose them.
+        """
         self._shared.solves += 1
+        if len(group) > 1 and theta.ndim == 1:
+            theta = theta.expand(len(group), -1)
+        way = None if theta.ndim == 1 else self._find_way()
         values = self.quantities.values(theta)
         parameters = self.quantities.parameters(values)
         substitutes = {f"model.{name}": shape_parameter(value, way) for name, value in parameters.items()}
-        y0 = self.quantities.initial_state(values, trajectory)
+        if way is None:
+            y0 = self.quantities.initial_state(values, group[0])
+        else:
+            starts = [self.quantities.initial_state(values[k :: len(group)], i) for k, i in enumerate(group)]
+            y0 = torch.stack(starts, dim=1).flatten(0, 1)
         try:
             return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way, grids))
         except SolveError as error:
             self._shared.failure = error.status.message
             raise
+        except REFUSALS:
+            if way in (None, "singly"):
+                raise
+            # A part of the model that the trial did not come to cannot be called with rows.
+            self._shared.way = "singly"
+            return self._solution(theta, group, pieces, grids)
+
+
+def _count(horizon: float, t: NDArray[np.float64]) -> int:
+    """The number of the first times that are this fraction of all."""
+    return max(2, int(np.ceil(horizon * len(t))))
 
 
 @dataclass
@@ -367,7 +424,7 @@ class _Shared:
     Attributes:
         solves: the number of solves so far.
         failure: why the last solve that failed did so.
-        way: how to call the model with rows of dual numbers; None before a try.
+        way: how to call the model with rows, of dual numbers too; None before a try.
         forwards: whether the model can be differentiated forwards, as far as is known.
     """
 
