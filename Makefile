@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit test test-slow lint types docs bench clean
+.PHONY: help fit odenet test test-slow lint types docs bench clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ help: ## list these targets
 fit: $(VENV)/.installed-cli ## fit a predator-prey model to a century-old record, and report on it
 	@$(BIN)/torchivp fit examples/data/lynx_hare.csv --model lotka-volterra --time year --observe hare,lynx \
 		--noise lognormal --out report/hare-lynx
+
+odenet: $(VENV)/.installed-examples ## train ODE-Net and ResNet on handwritten digits, and compare what they cost
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/odenet.py --seeds 5 --out report/odenet $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the fast tests (ARGS="-k name" to choose)
 	@$(PYTEST) $(ARGS)
