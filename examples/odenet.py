@@ -343,8 +343,6 @@ def draw(path, trainings, found, state_errors):
             backward = np.mean([run.backward for run in runs], axis=0)
             calls.plot(epochs, backward, color=COLOURS[name], ls="--", label=f"{name}, backward")
     learning.set(title="Learning", xlabel="epoch", ylabel="test error (%)")
-    learning.yaxis.set_major_formatter("{x:g}")
-    learning.yaxis.set_minor_formatter("")
     size.set(title="Size", xlabel="parameters (thousands)", ylabel="test error at the end (%)")
     size.set(xlim=(0, 1.2 * size.get_xlim()[1]), ylim=(0, 1.4 * size.get_ylim()[1]))
     calls.set(title="Evaluations in training", xlabel="epoch", ylabel="evaluations for a batch", ylim=(0, None))
@@ -360,6 +358,9 @@ def draw(path, trainings, found, state_errors):
         memory.semilogx(TOLERANCES, [cost.memory for cost in row], style, color=COLOURS[name], label=name)
     duration.set(title="Time of a training step", ylabel="milliseconds")
     memory.set(title="Peak memory of a training step", ylabel="megabytes of tensors", ylim=(0, None))
+    for axes in (learning, duration):
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     for axes in (accuracy, duration, memory):
         axes.set_xlabel("tolerance")
         axes.invert_xaxis()
