@@ -354,13 +354,12 @@ def draw(path, trainings, found, state_errors):
     accuracy.set(title="Accuracy of the solver", ylabel="relative error of the end state")
     for name, row in found.items():
         style = "--" if name == "ResNet" else "o-"
-        duration.loglog(TOLERANCES, [1e3 * cost.seconds for cost in row], style, color=COLOURS[name], label=name)
+        duration.semilogx(TOLERANCES, [1e3 * cost.seconds for cost in row], style, color=COLOURS[name], label=name)
         memory.semilogx(TOLERANCES, [cost.memory for cost in row], style, color=COLOURS[name], label=name)
-    duration.set(title="Time of a training step", ylabel="milliseconds")
+    duration.set(title="Time of a training step", ylabel="milliseconds", ylim=(0, None))
     memory.set(title="Peak memory of a training step", ylabel="megabytes of tensors", ylim=(0, None))
-    for axes in (learning, duration):
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+    learning.yaxis.set_major_formatter("{x:g}")
+    learning.yaxis.set_minor_formatter("")
     for axes in (accuracy, duration, memory):
         axes.set_xlabel("tolerance")
         axes.invert_xaxis()
