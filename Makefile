@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit article test test-slow lint types docs bench clean
+.PHONY: help fit article odenet test test-slow lint types docs bench clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ fit: $(VENV)/.installed-cli ## fit a predator-prey model to a century-old record
 article: $(VENV)/.installed-article ## run the article's experiments beside torchdiffeq, into report/article
 	@for name in van_der_pol lotka_volterra neural_van_der_pol lorenz; do echo "== $$name"; \
 		OMP_NUM_THREADS=1 $(BIN)/python examples/article/$$name.py --out report/article || exit 1; done
+
+odenet: $(VENV)/.installed-examples ## train ODE-Net and ResNet on handwritten digits, and compare what they cost
+	@OMP_NUM_THREADS=1 $(BIN)/python examples/odenet.py --seeds 5 --out report/odenet $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the fast tests (ARGS="-k name" to choose)
 	@$(PYTEST) $(ARGS)

@@ -2,10 +2,13 @@
 
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from programs import run_program
 
@@ -21,6 +24,7 @@ TRAIN = {
     "sde_gan": 0.9,
     "heston": 0.01,
     "score_model": 0.8,
+    "odenet": 0.9,
 }
 """The examples that train or fit, and to what part of the first loss a quick run brings it at most."""
 
@@ -92,3 +96,44 @@ def test_only_the_public_interface_is_used(script):
     assert imports and set(imports) <= {"torchivp", *(f"torchivp.{part}" for part in parts)}
     rivals = r"scipy\.integrate" if script.parent == ARTICLE else r"torchdiffeq|scipy\.integrate"
     assert not re.search(rivals, text)
+
+
+class FakeMNIST:
+    """What `torchvision.datasets.MNIST` is to a program that downloads nothing."""
+
+    def __init__(self, folder, train, download):
+        assert not download
+        if not (folder / "MNIST" / "raw").is_dir():
+            raise RuntimeError("Dataset not found. You can use download=True to download it")
+        self.data = torch.full((6 if train else 2, 28, 28), 255, dtype=torch.uint8)
+        self.targets = torch.zeros(len(self.data), dtype=torch.int64)
+
+
+@pytest.fixture
+def odenet():
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "odenet.py")))
+
+
+def test_mnist_is_refused_with_a_sentence_where_it_is_not(odenet, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(SystemExit, match="--data mnist needs torchvision: install it with `pip install torchvision`"):
+        odenet.mnist(tmp_path)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", SimpleNamespace(MNIST=FakeMNIST))
+    with pytest.raises(SystemExit, match=r"--data mnist finds no MNIST in the folder '.*': name the folder that holds"):
+        odenet.mnist(tmp_path)
+
+
+def test_mnist_is_read_as_torchvision_holds_it(odenet, tmp_path, monkeypatch):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", SimpleNamespace(MNIST=FakeMNIST))
+    digits = odenet.mnist(tmp_path)
+    assert digits.images.shape == (6, 1, 28, 28) and digits.test_images.shape == (2, 1, 28, 28)
+    assert digits.images.min() == digits.images.max() == 1.0
+    assert len(digits.labels) == 6 and len(digits.test_labels) == 2
+
+
+def test_an_ode_in_the_place_of_six_residual_blocks_needs_about_a_third_of_their_parameters(odenet):
+    counts = {name: odenet.count_parameters(odenet.network(name, 64)) for name in odenet.NETWORKS}
+    assert counts["RK-Net"] == counts["ODE-Net"] and 0.3 < counts["ODE-Net"] / counts["ResNet"] < 0.4
