@@ -26,6 +26,7 @@ from torchivp.gradients.inputs import (
     refuse_to_differentiate,
     user_function,
 )
+from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
@@ -292,10 +293,7 @@ class _AdjointSystem:
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         adjoint = y.narrow(1, self._size, self._size)
-        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
-        found = torch.autograd.grad(
-            slope, [leaves[0], *self._others], adjoint.neg(), allow_unused=True, retain_graph=True
-        )
+        found = vjp([slope], [adjoint.neg()], [leaves[0], *self._others])
         rates = [
             y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)

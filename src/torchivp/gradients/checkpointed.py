@@ -24,6 +24,7 @@ from torchivp.gradients.inputs import (
     refuse_to_differentiate,
     refuse_undifferentiable,
 )
+from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
@@ -68,7 +69,7 @@ class Checkpointed:
         inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
-        refuse_undifferentiable(integration.method, inputs)
+        refuse_undifferentiable(type(integration.method), wanted=True)
         refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
@@ -143,11 +144,7 @@ class _CheckpointedSolve:
         first = checkpoint.outputs
         seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
         seeds += at_end or [None] * len(last)
-        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-        # What func uses may have been computed from parameters elsewhere: that graph is not ours to free.
-        return torch.autograd.grad(
-            [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True, retain_graph=True
-        )
+        return vjp(roots, seeds, leaves)
 
     def _take_again(self, checkpoint: Checkpoint, end: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Take a stretch again: the outputs in it, the last state and its carry, and the leaves that it starts from."""
