@@ -130,6 +130,7 @@ def test_the_history_says_what_an_epoch_cost():
         # Four steps of four stages for each of three batches, and one evaluation that looks for parameters.
         assert record.nfe_forward == 3 * 17 and record.nfe_backward >= 3 * 16
     assert "History(2 epochs, loss from" in repr(history)
+    assert history.validation_losses == [record.validation for record in history]
     assert set(history.epochs[0].metrics()) == {
         "loss", "validation", "lr", "nfe_forward", "nfe_backward", "seconds"
     }  # fmt: skip

@@ -153,9 +153,9 @@ def odeint(
       evaluate func just within the ends of each step instead of at them; `max_num_steps`, the largest number of step
       attempts; `norm`, a function of the scaled error, which matters to adaptive methods only; `dtype`, a
       precision of times, which have double precision anyway.
-    - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `ralston`, `adams`): `first_step`;
-      `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest factor by which
-      a step grows; `dfactor`, the smallest by which it shrinks.
+    - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `adaptive_heun`, `ralston`, `adams`):
+      `first_step`; `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest
+      factor by which a step grows; `dfactor`, the smallest by which it shrinks.
     - Methods of fixed step (all others but `scipy_solver`): `step_size`, or `grid_constructor`, a function of
       `(func, y0, t)` that returns the step ends (without either, each step leads from one of the times `t` to the
       next); `interp`, "cubic" for the method's own dense output or "linear".

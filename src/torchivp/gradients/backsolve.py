@@ -15,7 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.callbacks import Callbacks
 from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
-from torchivp.gradients.captured import LateLeaves, gradients_of
+from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.inputs import (
@@ -28,6 +28,7 @@ from torchivp.gradients.inputs import (
     user_function,
 )
 from torchivp.gradients.node import kept
+from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
@@ -295,7 +296,7 @@ class _AdjointSystem:
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         adjoint = y.narrow(1, self._size, self._size)
-        found = gradients_of(slope, [leaves[0], *self._others], adjoint.neg())
+        found = vjp([slope], [adjoint.neg()], [leaves[0], *self._others])
         rates = [
             y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)

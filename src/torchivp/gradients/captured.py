@@ -74,20 +74,6 @@ def module_parameters(module: nn.Module) -> list[Tensor]:
     return [parameter for replica in replicas for parameter in replica._former_parameters.values()]
 
 
-def gradients_of(values: Tensor | Sequence[Tensor], leaves: Sequence[Tensor], seeds: Any) -> tuple[Tensor | None, ...]:
-    """The gradients of functions of the user's, by `leaves`; None where there is none. Their graph is kept.
-
-    What they use may have been computed from parameters elsewhere, and that graph is not ours to free. What
-    `torch.compile` made may give the memory of its graph away, and then refuses to be asked twice: that one is used up.
-    """
-    try:
-        return torch.autograd.grad(values, leaves, seeds, allow_unused=True, retain_graph=True)
-    except RuntimeError as error:
-        if "donated buffers" not in str(error):
-            raise
-        return torch.autograd.grad(values, leaves, seeds, allow_unused=True)
-
-
 class LateLeaves:
     """Looks for leaves that the backward pass of a solve meets, and that were not found at its start.
 

@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 from torchivp.boundary import own_precision
 from torchivp.checks import check_whole_number
 from torchivp.generators import Generators
-from torchivp.gradients.captured import gradients_of
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import Drawn, RecordedDraws, RepeatedDraws, check_repeated
 from torchivp.gradients.inputs import (
@@ -26,6 +25,7 @@ from torchivp.gradients.inputs import (
     refuse_undifferentiable,
 )
 from torchivp.gradients.node import kept
+from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
@@ -70,7 +70,7 @@ class Checkpointed:
         inputs = GradientInputs(integration.problem, found)
         if not inputs.needed:
             return Direct().solve(integration, found, interpolants)
-        refuse_undifferentiable(integration.method, inputs)
+        refuse_undifferentiable(type(integration.method), wanted=True)
         refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
@@ -145,8 +145,7 @@ class _CheckpointedSolve:
         first = checkpoint.outputs
         seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
         seeds += at_end or [None] * len(last)
-        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-        return gradients_of([roots[i] for i in used], leaves, [seeds[i] for i in used])
+        return vjp(roots, seeds, leaves)
 
     def _take_again(self, checkpoint: Checkpoint, end: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Take a stretch again: the outputs in it, the last state and its carry, and the leaves that it starts from."""

@@ -40,7 +40,7 @@ class Direct:
             status, stats = integration.run(recorders)
             return outputs.complete(status), outputs.t, status, stats
         problem, found = integration.problem, find_parameters(integration, parameters)
-        refuse_undifferentiable(integration.method, GradientInputs(problem, found))
+        refuse_undifferentiable(type(integration.method), GradientInputs(problem, found).needed)
         watched = replace(problem, func=_Watched(problem.func, found.late))
         with found.late.watching():
             status, stats = integration.with_problem(watched).run(recorders)

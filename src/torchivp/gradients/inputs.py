@@ -188,18 +188,18 @@ def late_leaves(elsewhere: Sequence[Any], differentiable: bool = True) -> LateLe
     )
 
 
-def refuse_undifferentiable(method: Method, inputs: GradientInputs) -> None:
-    """Refuse a method that autograd cannot follow where its gradient would be lost.
+def refuse_undifferentiable(method: type[Method], wanted: bool) -> None:
+    """Refuse a method that autograd cannot follow where its gradient would be lost, if one is `wanted`.
 
     Raises:
         ValueError: a gradient is wanted, and the method has none.
     """
-    if inputs.needed and not method.differentiable:
+    if wanted and not method.differentiable:
         raise ValueError(
-            f"autograd cannot follow the steps of {type(method).__name__}: use gradient='backsolve' (odeint_adjoint), "
+            f"autograd cannot follow the steps of {method.__name__}: use gradient='backsolve' (odeint_adjoint), "
             "or solve within torch.no_grad()"
         )
-    refuse_method_in_forward_mode(type(method))
+    refuse_method_in_forward_mode(method)
 
 
 def refuse_method_in_forward_mode(method: type[Method]) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
-from torchivp.gradients.captured import LateLeaves, gradients_of
+from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.row_replay import after_change
+from torchivp.gradients.vjp import vjp
 from torchivp.integrate import check_controller
 from torchivp.methods import find_method
 from torchivp.rows.changes import function_on, groups
@@ -233,7 +234,7 @@ class _AdjointFunction:
                 self._late.meet(strangers, partial(evaluate, t.detach().clone(), z[:, :size].clone()))
             if not slope.requires_grad:
                 return torch.cat([slope, torch.zeros_like(slope)], dim=1)
-            (found,) = gradients_of(slope, leaves[:1], -z[:, size:])
+            (found,) = vjp([slope], [-z[:, size:]], leaves[:1])
             return torch.cat([slope.detach(), torch.zeros_like(slope) if found is None else found], dim=1)
 
         return _OnRows(slopes)
@@ -284,7 +285,7 @@ class _Joins:
         if strangers := self._late.among(after, leaves):
             self._late.meet(strangers, partial(self._after, numbers))
         seeds = [z[where[self._problem.select(chosen)], self._size :] for chosen in self._groups(numbers).values()]
-        found = gradients_of(after, leaves, seeds)
+        found = vjp(after, seeds, leaves)
         assert found[0] is not None
         z[where, : self._size] = self._before[entry]
         z[where, self._size :] = found[0] + self._grad_before[entry]
@@ -344,7 +345,7 @@ class _Integral(RowOutputs):
             if not slope.requires_grad:
                 continue
             share = self._problem.time((t0 - t1) * weight).to(z.dtype)
-            found = gradients_of(slope, parameters, z[:, size:] * share)
+            found = vjp([slope], [z[:, size:] * share], parameters)
             _add(self._totals, [None, *found])
 
     def finish(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:

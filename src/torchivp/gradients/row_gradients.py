@@ -15,7 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.dense import RowSteps
 from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
-from torchivp.gradients.captured import LateLeaves, NoLateLeaves, gradients_of, search
+from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
@@ -26,11 +26,13 @@ from torchivp.gradients.inputs import (
     refuse_forward_mode,
     refuse_method_in_forward_mode,
     refuse_to_differentiate,
+    refuse_undifferentiable,
     warn_of_computed,
 )
 from torchivp.gradients.node import kept
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
+from torchivp.gradients.vjp import vjp
 from torchivp.methods.method import Method
 from torchivp.rows.function import RowFunction
 from torchivp.rows.loop import RowIntegration
@@ -176,11 +178,8 @@ def solve_rows(
         if not watch.used:
             return plain.result(states, plain.changes.y)
         inputs.used, gradient = True, Direct()  # which finds what is used later by itself
-    if not (plan.method.differentiable or isinstance(gradient, Backsolve)):
-        raise ValueError(
-            f"autograd cannot follow the steps of {plan.method.__name__}: use gradient='backsolve', or solve within "
-            "torch.no_grad()"
-        )
+    if not isinstance(gradient, Backsolve):
+        refuse_undifferentiable(plan.method, wanted=True)
     if isinstance(gradient, Direct):
         with without_derivatives():
             solve.forward()
@@ -340,10 +339,7 @@ class _SolveOfRows:
                 return [*replayed.outputs.values, *replayed.before, *self._ends(replayed)], leaves
 
             self.inputs.late.meet(strangers, again)
-        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-        if not used:
-            return [None] * len(leaves)
-        return gradients_of([roots[i] for i in used], leaves, [seeds[i] for i in used])
+        return vjp(roots, seeds, leaves)
 
     def _take_again(self, checkpoint: RowCheckpoint, last: int) -> tuple[ReplayedSteps, list[Tensor]]:
         """Take a stretch again; the leaves that it starts from are the inputs' and those of the carry."""

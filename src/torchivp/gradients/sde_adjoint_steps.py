@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchivp.gradients.captured import LateLeaves, gradients_of
+from torchivp.gradients.captured import LateLeaves
+from torchivp.gradients.vjp import vjp
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
 
@@ -57,15 +58,8 @@ class Pull:
     def back(
         self, value: Tensor, y: Tensor, a: Tensor, shared: bool = True
     ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
-        """The `value`, a ∂value/∂y, and, if asked for, the same for the shared tensors.
-
-        The graph is kept, since some of it is needed again.
-        """
-        leaves = [y, *self.shared] if shared else [y]
-        found: Sequence[Tensor | None] = [None] * len(leaves)
-        if value.requires_grad:
-            found = gradients_of(value, leaves, a)
-        dy, *others = found
+        """The `value`, a ∂value/∂y, and, if asked for, the same for the shared tensors."""
+        dy, *others = vjp([value], [a], [y, *self.shared] if shared else [y])
         return value.detach(), torch.zeros_like(a) if dy is None else dy, others
 
 
@@ -109,10 +103,7 @@ def _milstein(pull: Pull, t0: Tensor, t1: Tensor, y: Tensor, a: Tensor, noise: I
     direction, q = p.detach(), firsts[0]
     seconds: Sequence[Tensor | None] = [None] * (len(leaves) + 1)
     if q is not None:
-        roots, seeds = [p], [q.detach()]
-        if q.requires_grad:
-            roots, seeds = [p, q], [q.detach(), -direction]
-        seconds = torch.autograd.grad(roots, [a1, *leaves], seeds, allow_unused=True, retain_graph=True)
+        seconds = vjp([p, q], [q.detach(), -direction], [a1, *leaves])
     drift, da, shared = pull.back(f * noise.dt, y1, a)
     y, a = y - drift - direction, a + da
     slope, bend, *curved = seconds

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from torchivp.checks import check_whole_number
 from torchivp.generators import GeneratorState
-from torchivp.gradients.captured import gradients_of
 from torchivp.gradients.sde_backward import SDEBackward, add_all, holding_noise, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
+from torchivp.gradients.vjp import vjp
 from torchivp.noise.source import Noise
 from torchivp.sde_loop.integrate import SDEIntegration
 
@@ -114,10 +114,7 @@ class _CheckpointedSolve(SDEBackward):
             late.meet(strangers, lambda: self._replay(checkpoint, noise))
         first = bisect_left(self.due, checkpoint.step)
         seeds = [*grad[first : first + len(roots) - len(at_end)], *at_end]
-        used = [i for i, root in enumerate(roots) if root.requires_grad and seeds[i] is not None]
-        if not used:
-            return [None] * len(leaves)
-        return gradients_of([roots[i] for i in used], leaves, [seeds[i] for i in used])
+        return vjp(roots, seeds, leaves)
 
     def _replay(self, checkpoint: _Checkpoint, noise: Noise) -> tuple[list[Tensor], list[Tensor]]:
         """The states at the outputs of the stretch from a checkpoint, the last state and its carry; and the leaves."""

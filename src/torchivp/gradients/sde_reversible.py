@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.gradients.captured import gradients_of
 from torchivp.gradients.sde_backward import SDEBackward, add_all, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
+from torchivp.gradients.vjp import vjp
 from torchivp.methods.sde.reversible_heun import ReversibleHeun
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import Terms
@@ -81,15 +81,7 @@ class _Evaluation:
 
     def pull(self, df: Tensor, dg: Tensor, shared: Sequence[Tensor], totals: list[Tensor | None]) -> Tensor | None:
         """The gradient of the point from those of drift and diffusion; those of the `shared` tensors are added up."""
-        f, g = self._roots
-        roots, seeds = [f, g], [df, dg]
-        if not f.requires_grad:
-            del roots[0], seeds[0]
-        if not g.requires_grad:
-            del roots[-1], seeds[-1]
-        if not roots:
-            return None
-        dz, *found = gradients_of(roots, [self._z, *shared], seeds)
+        dz, *found = vjp(self._roots, [df, dg], [self._z, *shared])
         add_all(totals, found)
         return dz
 
