@@ -10,6 +10,7 @@ import torch
 from problems import DETEST, Counting, scipy_solution
 from torchivp import Outcome, SolveError, solve_ivp
 from torchivp.api.arguments import build_integration
+from torchivp.boundary import UserFunction
 from torchivp.error_norm import ErrorNorm
 from torchivp.events.sign_change import EventFunction
 from torchivp.gradients.direct import Direct
@@ -192,7 +193,7 @@ def test_a_solver_that_stands_elsewhere_is_not_taken_on():
 def test_a_solve_ends_on_an_event(solver, direction):
     integration = build(lambda t, y: direction * damped(t, y), double(1.0, 0.0), Times(0.0, direction * 5, ()), solver)
     layout = integration.problem.func.layout
-    event = EventFunction(lambda t, y: y[0], layout)
+    event = EventFunction(UserFunction(lambda t, y: y[0], "event_fn"), layout)
     states, times, status, _ = Direct().solve(replace(integration, event=event), None, None)
     assert status.outcome is Outcome.EVENT
     assert times[-1] == pytest.approx(direction * math.pi / 6, abs=1e-7)
