@@ -46,10 +46,9 @@ def test_structures_that_mean_the_same_are_matched(name):
         assert (x[-1] - math.cos(1.0)).abs().max() < 1e-5 and (v[-1] + math.sin(1.0)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+# Not a tensor for a tuple: behind batch dimensions there is no saying which dimension numbers the entries.
+@pytest.mark.parametrize("name", [name for name in STRUCTURES if name != "a tensor for a tuple"])
 def test_structures_of_rows_are_matched(name):
-    if name == "a tensor for a tuple":
-        return  # with batch dimensions in front of the entries there is no saying which dimension numbers them
     y0, func = STRUCTURES[name]
     x, v = leaves(solve_ivp(func, (0.0, 1.0), y0, t_eval=[1.0], batch_dims=1).y)
     assert (x[:, -1] - math.cos(1.0)).abs().max() < 1e-5 and (v[:, -1] + math.sin(1.0)).abs().max() < 1e-5
