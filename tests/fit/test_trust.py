@@ -194,11 +194,9 @@ def test_solves_that_step_over_something_short_say_so():
     t = np.linspace(0, 100, 21)
     data = pd.DataFrame({"time": t, "amount": 0.01 * noise(21)})
     result = fit(Sudden(), data, start={"rate": 0.1}, fixed={"amount": 0.0})
-    if not result.converged:
-        assert "solves step over something short: with steps of at most 0.1" in result.warnings[0]
-        assert "give the times at which inputs begin and end in jump_times, or max_step" in result.warnings[0]
-    else:
-        assert abs(result.predict([51.3])[0, 0]) > 0.1, "the pulse was seen"
+    assert not result.converged
+    assert "solves step over something short: with steps of at most 0.1" in result.warnings[0]
+    assert "give the times at which inputs begin and end in jump_times, or max_step" in result.warnings[0]
 
 
 @pytest.mark.parametrize("style", ["batches", "in place"])
