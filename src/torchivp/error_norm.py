@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.state import StateLayout
-from torchivp.torch_func import may_be_tracked, moves, read
+from torchivp.torch_func import may_be_tracked, moves, read, read_rows
 
 Tolerance = float | Tensor
 
@@ -71,12 +71,12 @@ class ErrorNorm:
                 return np.array([self._norm(row.unsqueeze(0)) for row in scaled])
             if self._whole:
                 sizes = torch.linalg.vector_norm(scaled, dim=1)
-                return sizes.to("cpu", torch.float64).numpy() / math.sqrt(scaled.shape[1])
+                return read_rows(sizes) / math.sqrt(scaled.shape[1])
             if not self._parts:
                 return np.zeros(len(error))
             leaves = [scaled.narrow(1, start, size) for start, size in self._parts]
             sizes = torch.stack([torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1]) for x in leaves])
-            return sizes.amax(0).to("cpu", torch.float64).numpy()
+            return read_rows(sizes.amax(0))
 
     def of_equations(self) -> ErrorNorm:
         """The default norm with these tolerances: how well a method must solve the equations of a step.

@@ -67,7 +67,9 @@ class Failures:
 
     def not_converged(self, t: float, step: Step) -> Status:
         """The method could not solve the equations of the step."""
-        sentence = f"{step.failure}, in a step of {abs(time_value(step.t1) - t):.3g} from t = {t:.9g}"
+        assert step.failure is not None
+        (reason,) = step.failure.values()
+        sentence = f"{reason}, in a step of {abs(time_value(step.t1) - t):.3g} from t = {t:.9g}"
         return Status(Outcome.NOT_CONVERGED, sentence, t)
 
     def tolerance_not_met(self, t: float, step: Step, error: float, min_step: float) -> Status:

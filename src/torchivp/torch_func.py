@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,6 +72,15 @@ def read(x: Tensor) -> float:
     if inside_transform():
         x = debug_unwrap(x).amax()
     return x.item()
+
+
+def read_rows(x: Tensor) -> np.ndarray:
+    """The values of a tensor [rows], as float64; under `vmap` the largest in the batch, or NaN."""
+    if inside_transform():
+        return np.array(entries(x).amax(0).tolist(), dtype=np.float64)
+    if in_forward_mode():
+        x = forward_ad.unpack_dual(x).primal
+    return x.detach().to("cpu").double().numpy()
 
 
 def entries(x: Tensor) -> Tensor:

@@ -182,15 +182,15 @@ def test_a_func_that_is_not_row_wise(func):
     y0 = Y0 * torch.tensor([[1.0], [0.2], [0.5]], dtype=D)
     refused(ValueError, sentence, y0, func=func, compact=True)
     refused(
-        ValueError, "GaussLegendre4 solves the rows one by one, but func cannot be called with one of them", y0, func=func,
-        method="gl4", step_size=0.1,
+        ValueError, "ScipySolver solves the rows one by one, but func cannot be called with one of them", y0, func=func,
+        method="scipy_solver",
     )  # fmt: skip
     solve(y0, func=func)  # found out by one try
 
 
 def test_methods_that_take_one_row_need_compact():
-    refused(ValueError, "GaussLegendre4 solves the rows one by one, but", method="gl4", step_size=0.1, compact=False)
-    solve(Y0[:1], method="gl4", step_size=0.1, compact=False)
+    refused(ValueError, "ScipySolver solves the rows one by one, but", method="scipy_solver", compact=False)
+    solve(Y0[:1], method="scipy_solver", compact=False)
 
 
 @pytest.mark.parametrize("compact", ["yes", 2])

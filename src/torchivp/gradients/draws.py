@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchivp.boundary import warn
+from torchivp.error_norm import ErrorNorm
 from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.rows.record import RowTrail
@@ -67,9 +68,9 @@ class RecordedDraws:
         self._note(y0, carry)
         return self._method.step(func, t0, t1, y0, carry)
 
-    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any) -> Step:
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
         self._note(y0, carry)
-        return self._method.step_rows(func, t0, t1, y0, carry)
+        return self._method.step_rows(func, t0, t1, y0, carry, norm)
 
     def _note(self, y0: Tensor, carry: Any) -> None:
         before = self._generators.now()
@@ -110,9 +111,9 @@ class RepeatedDraws:
         carry = self._put_back(func, t0, y0, carry)
         return self._method.step(func, t0, t1, y0, carry)
 
-    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any) -> Step:
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
         carry = self._put_back(func, t0, y0, carry)
-        return self._method.step_rows(func, t0, t1, y0, carry)
+        return self._method.step_rows(func, t0, t1, y0, carry, norm)
 
     def _put_back(self, func: FlatFunc, t0: float | Tensor, y0: Tensor, carry: Any) -> Any:
         origin, before, *_ = next(self._drawn)

@@ -222,7 +222,8 @@ class Replay:
             there, rows = problem.select(places), replayed.rows[places]
             slopes = function_on(problem, rows)(problem.user_time(t[rows]), y[there]).clone()
             carry = self.method.initial_carry(slopes)
-            replayed.carry = replayed.carry.index_copy(0, there, carry) if self.method.takes_rows else carry
+            stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)
+            replayed.carry = stepper.put_carry(replayed.carry, there, carry)
 
 
 def _positions(problem: RowProblem, replayed: ReplayedSteps) -> np.ndarray:

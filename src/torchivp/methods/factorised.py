@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,13 @@ class Factorised:
         # Unchecked, which saves waiting for the device: a singular matrix gives solutions that are not finite.
         self._lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
         self._order = torch.lu_unpack(self._lu, pivots, unpack_data=False)[0].mT
+
+    def map(self, function: Callable[..., Tensor], *others: Factorised) -> Factorised:
+        """What `function` makes of the factors."""
+        made = copy.copy(self)
+        made._lu = function(self._lu, *(other._lu for other in others))
+        made._order = function(self._order, *(other._order for other in others))
+        return made
 
     def solve(self, right: Tensor) -> Tensor:
         """The matrices' inverses times `right`, [..., n, k]; differentiable with the matrices as constants."""

@@ -15,9 +15,9 @@ from torchivp.methods.method import FlatFunc
 from torchivp.torch_func import inside_transform, pull_back
 
 
-def jacobian(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
-    """The matrix d func_i / d y_j at a real `y`, [size, size], without history."""
-    return slopes_and_jacobians(_at(func, t), y)[1].squeeze(0)
+def jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
+    """The matrices d func_i / d y_j at real `y`, [rows, size], of each row: [rows, size, size], without history."""
+    return slopes_and_jacobians(_at(func, t), y)[1]
 
 
 def slopes_and_jacobians(func: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def slopes_and_jacobians(func: Callable[[Tensor], Tensor], y: Tensor) -> tuple[T
 
 
 class Linearisation:
-    """Products of vectors with the Jacobian of `func` at a real `y`, and with its transpose.
+    """Products of vectors with the Jacobians of `func` at real `y`, [rows, size], and with their transposes.
 
     One evaluation of `func`, and its graph, serve all products.
     """
@@ -58,13 +58,13 @@ class Linearisation:
             )
 
     def times(self, v: Tensor) -> Tensor:
-        """The Jacobian times `v`, [1, size]."""
+        """The Jacobians times `v`, [rows, size]."""
         if self._pulled is None or not self._pulled.requires_grad:
             return torch.zeros_like(v)
         return torch.autograd.grad(self._pulled, self._seed, v, retain_graph=True)[0]
 
     def transposed_times(self, v: Tensor) -> Tensor:
-        """The transpose of the Jacobian times `v`, [1, size]."""
+        """The transposes of the Jacobians times `v`, [rows, size]."""
         if self._pulled is None:
             return torch.zeros_like(v)
         return torch.autograd.grad(self._slope, self._y, v, retain_graph=True)[0]

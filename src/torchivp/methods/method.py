@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchivp.dense import RowInterpolant, StepInterpolant
 from torchivp.error_norm import ErrorNorm
@@ -35,8 +37,8 @@ class Step:
         stages: the method's own data, from which it makes the interpolant; valid until the next step.
         order: the order of `error`, by a method that varies it; None for that of the class.
         others: the orders at which such a method could go on instead, each with the error it would have had.
-        failure: why there is no `y1` to speak of, a clause such as "Newton's iteration did not converge"; None if
-            there is one.
+        failure: for each row that has no `y1` to speak of, by its place, why: a clause such as "Newton's iteration did
+            not converge"; None if all have one.
     """
 
     t0: float | Tensor
@@ -49,7 +51,49 @@ class Step:
     stages: Any
     order: int | None = None
     others: Sequence[tuple[int, Tensor]] = ()
-    failure: str | None = None
+    failure: Mapping[int, str] | None = None
+
+
+class Memory(ABC):
+    """What a carry holds only to save time, with an entry for each row.
+
+    It is no tensor to those who look for what a gradient flows through.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def map(self, function: Callable[..., Tensor], *others: Any) -> Any:
+        """What `function` makes of the tensors in it, and of those in the same places of `others`."""
+
+
+def on_arrays(function: Callable[..., Tensor], *arrays: np.ndarray) -> np.ndarray:
+    """What a function of tensors makes of arrays."""
+    return function(*(torch.from_numpy(x) for x in arrays)).numpy()
+
+
+def choice(mask: np.ndarray) -> Callable[[Tensor, Tensor], Tensor]:
+    """What takes the first tensor in the rows of the mask and the second in the others."""
+    chosen = torch.from_numpy(mask)
+
+    def choose(one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(chosen.to(one.device).view(-1, *(1,) * (one.ndim - 1)), one, other)
+
+    return choose
+
+
+def map_rows(function: Callable[..., Tensor], carry: Any, *others: Any) -> Any:
+    """What `function` makes of the tensors of a carry of rows, and of those in the same places of other carries.
+
+    None, in one of them, stands for what must be computed anew; so it does in the result.
+    """
+
+    def of_leaf(*leaves: Any) -> Any:
+        if any(leaf is None for leaf in leaves):
+            return None
+        return leaves[0].map(function, *leaves[1:]) if isinstance(leaves[0], Memory) else function(*leaves)
+
+    return pytree.tree_map(of_leaf, carry, *others)
 
 
 class Method(ABC):
@@ -97,10 +141,11 @@ class Method(ABC):
     def interpolant(self, func: FlatFunc, step: Step) -> StepInterpolant:
         """The solution within `step`. May evaluate `func`, and may put the result into `step.carry`."""
 
-    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any) -> Step:
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
         """Step every row from its own time to its own time: `t0` and `t1` are [rows, 1], `y0` is [rows, size].
 
-        The numbers of a row do not depend on the other rows, to the last bit.
+        The numbers of a row do not depend on the other rows, to the last bit. `norm` is that of these rows, for methods
+        that solve equations.
         """
         raise NotImplementedError(f"{type(self).__name__} takes one row")
 

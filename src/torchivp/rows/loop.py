@@ -289,12 +289,10 @@ class _RowLoop:
 
     def _judge_fixed(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
         active, step = self.active, steps.step
-        if step.failure is not None:
-            failed = ~active.done
-            self._fail(failed, lambda i, failures: failures.not_converged(float(active.t[i]), step))
-        else:
-            failed = ~finite_rows(steps.y1) & ~active.done
-            self._fail(failed, self._not_finite(active, step.y0, taken))
+        failed = (steps.failed | ~finite_rows(steps.y1)) & ~active.done
+        unsolved = steps.failed & failed
+        self._fail(unsolved, lambda i, failures: failures.not_converged(float(active.t[i]), steps.of(i)))
+        self._fail(failed & ~unsolved, self._not_finite(active, step.y0, taken))
         return ~failed
 
     def _stop_the_stuck(
@@ -382,11 +380,12 @@ class _RowLoop:
         steps = land(self.watch, stepper, start, located.take(where))
         if stepper is not self.stepper:
             self.evaluations[index] += stepper.func.evaluations
-        failed = ~finite_rows(steps.y1) | (steps.step.failure is not None)
+        failed = ~finite_rows(steps.y1) | steps.failed
         if failed.any():
             bad = np.zeros(len(active.index), dtype=bool)
             bad[where[failed]] = True
-            self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.step))
+            places = dict(zip(where.tolist(), range(len(where)), strict=True))
+            self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.of(places[i])))
         sound = np.flatnonzero(~failed)
         where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
         t1 = steps.t1[sound]
@@ -617,7 +616,7 @@ def _joined(planned: Sequence[Firing], watch: RowWatch, fired: np.ndarray) -> li
 
 
 def _no_landing(t: float, step: Step) -> Status:
-    why = step.failure or "the state there is not finite"
+    why = step.failure[0] if step.failure else "the state there is not finite"
     return Status(Outcome.NOT_CONVERGED, f"no step leads from t = {t:.9g} to the event after it: {why}", float(t))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.dense import RowSteps
+from torchivp.methods.method import map_rows
 from torchivp.rows.times import RowTimes
 
 Firing = tuple[tuple[int, int], ...]
@@ -201,13 +202,21 @@ class RowCheckpoint:
         step: the number of steps.
         y: the states there, [rows, size]; rows that did not get so far are zero.
         next: how many outputs each row had kept.
-        carry: what the method starts from besides: anything of a single row, else None or [rows, size].
+        carry: what the method starts from besides.
     """
 
     step: int
     y: Tensor
     next: np.ndarray
     carry: Any = None
+
+    def put(self, carry: Any, rows: Tensor, chosen: Tensor) -> None:
+        """Keep the entries `chosen` of a carry as those of the `rows`."""
+        if self.carry is None:
+            self.carry = map_rows(lambda x: x.new_zeros(len(self.y), *x.shape[1:]), carry)
+        self.carry = map_rows(
+            lambda x, y: x.index_copy_(0, rows.to(x.device), y[chosen.to(x.device)]), self.carry, carry
+        )
 
 
 class RowTrail:
@@ -266,9 +275,7 @@ class RowTrail:
             if len(self.steps) == 1:
                 checkpoint.carry = pytree.tree_map_only(Tensor, Tensor.clone, carry)
             elif carry is not None:
-                if checkpoint.carry is None:
-                    checkpoint.carry = torch.zeros_like(checkpoint.y)
-                checkpoint.carry[torch.from_numpy(where).to(y.device)] = carry[torch.from_numpy(chosen).to(y.device)]
+                checkpoint.put(carry, torch.from_numpy(where), torch.from_numpy(chosen))
         if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
             self.checkpoints = self.checkpoints[::2]
             self._stride *= 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.methods.method import FlatFunc, Method, Step, choice, map_rows
 from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import OneRowFunction, RowProblem
@@ -48,7 +48,15 @@ class TakenSteps:
         step = self.step
         error = None if step.error is None else step.error[i : i + 1]
         t0, t1 = float(self.t0[i]), float(self.t1[i])
-        return Step(t0, t1, step.y0[i : i + 1], step.y1[i : i + 1], error, None, None, None, failure=step.failure)
+        failure = {0: step.failure[i]} if self.failed[i] and step.failure else None
+        return Step(t0, t1, step.y0[i : i + 1], step.y1[i : i + 1], error, None, None, None, failure=failure)
+
+    @property
+    def failed(self) -> np.ndarray:
+        """Which rows have no `y1` to speak of."""
+        failed = np.zeros(len(self.t0), dtype=bool)
+        failed[list(self.step.failure or ())] = True
+        return failed
 
 
 class Chosen:
@@ -92,7 +100,7 @@ class Stepper:
 
     def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
         """A step of every row."""
-        step = self.method.step_rows(self.func, self.problem.time(t0), self.problem.time(t1), y, carry)
+        step = self.method.step_rows(self.func, self.problem.time(t0), self.problem.time(t1), y, carry, self.norm)
         return TakenSteps(self, t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
@@ -124,17 +132,15 @@ class Stepper:
             return step.carry
         if not accept.any():
             return step.retry
-        if step.carry is None:
-            return None
-        return torch.where(torch.from_numpy(accept).to(step.y1.device).unsqueeze(1), step.carry, step.retry)
+        return map_rows(choice(accept), step.carry, step.retry)
 
     def take_carry(self, carry: Any, rows: Tensor) -> Any:
         """The carry of a choice of these rows."""
-        return None if carry is None else carry.index_select(0, rows)
+        return map_rows(lambda x: x.index_select(0, rows.to(x.device)), carry)
 
     def put_carry(self, carry: Any, rows: Tensor, other: Any) -> Any:
         """The carry, with `other` for some of these rows."""
-        return None if carry is None or other is None else carry.index_copy(0, rows, other)
+        return map_rows(lambda x, y: x.index_copy(0, rows.to(x.device), y), carry, other)
 
 
 class SingleStepper(Stepper):
@@ -146,7 +152,7 @@ class SingleStepper(Stepper):
 
     def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
         step = self.method.step(self._flat, float(t0[0]), float(t1[0]), y, carry)
-        if self.method.sizes_steps and step.failure is None:
+        if self.method.sizes_steps:
             t1 = np.array([time_value(step.t1)])
         return TakenSteps(self, t0, t1, step)
 
@@ -206,9 +212,7 @@ class _SingleWithin:
 
 def carry_to_keep(method: Method, carry: Any) -> Any:
     """What must be kept of the carry to take steps again: of many rows nothing, if slopes can be computed anew."""
-    if method.takes_rows:
-        return carry if method.rows_keep_carry else None
-    return method.carry_to_keep(carry)
+    return None if method.takes_rows and not method.rows_keep_carry else method.carry_to_keep(carry)
 
 
 def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:

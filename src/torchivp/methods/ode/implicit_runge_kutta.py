@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from torchivp.checks import check_whole_number
-from torchivp.dense import HERMITE, Interpolant, StepPolynomials
+from torchivp.dense import HERMITE, Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
+from torchivp.methods.implicit.equations import StageEquations, combined, on_host
+from torchivp.methods.implicit.linear import LINEAR_SOLVERS, Origin, StageSolver, Systems, mapped
+from torchivp.methods.implicit.newton import Newton, solve, why_not
 from torchivp.methods.limited import differentiable_twice
-from torchivp.methods.method import Check, FlatFunc, Method, Step
-from torchivp.methods.ode.newton import Newton, Solved, solve
+from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, on_arrays
 from torchivp.methods.ode.runge_kutta import ButcherTableau
-from torchivp.methods.ode.stage_equations import StageEquations
-from torchivp.methods.ode.stage_solver import LINEAR_SOLVERS, Origin, StageSolver, linearised
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
-from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read
+from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read_rows
 
 _CORRECTIONS = 2
 """How many times a solve can be differentiated, but for nested transforms of torch.func; see `_recorded`."""
@@ -51,33 +51,59 @@ def _without_overflow(norm: ErrorNorm, dtype: torch.dtype) -> ErrorNorm:
 
 
 class ImplicitCarry(NamedTuple):
-    """What a step starts from besides the state.
+    """What steps start from besides the states.
 
     Attributes:
-        slope: `func` at the start of the step, as real numbers; None if it is not known.
-        last: the last step; None at the start. No tensor to those who look for tensors in a carry: it only helps
-            Newton's iteration, and no gradient flows through it.
+        slope: `func` at the starts of the steps, [rows, size], as real numbers; None if it is not known.
+        last: what Newton's iteration remembers.
     """
 
     slope: Tensor | None
-    last: _LastStep | None
+    last: _LastStep
 
 
 @dataclass(frozen=True, slots=True)
-class _LastStep:
-    """What the iteration of the next step starts from.
+class _LastStep(Memory):
+    """What the iteration of the next step starts from. No gradient flows through it.
 
     Attributes:
-        dt: the size of the step.
-        slopes: the slopes of the stages, [stages, size].
+        dt: the sizes of the steps, [rows]; NaN where there was none.
+        rate: the rates of convergence, likewise; NaN where they are not known.
+        lost: where the slopes are not finite, and so it stays.
+        slopes: the slopes of the stages, [rows, stages, size].
         solver: the linear solver, or what it is made of.
-        rate: the rate of convergence.
     """
 
-    dt: float
+    dt: np.ndarray
+    rate: np.ndarray
+    lost: np.ndarray
     slopes: Tensor
-    solver: StageSolver | Origin | None
-    rate: float | None
+    solver: StageSolver | Origin
+
+    @staticmethod
+    def none(y0: Tensor, stages: int, single: bool) -> _LastStep:
+        """Before the first step from `y0`, [rows, size]; of a `single` row, arrays are NumPy's scalars."""
+        rows, size = y0.shape
+        unknown = np.full(rows, math.nan)
+        unknown = unknown[0] if single else unknown
+        slopes = y0.new_zeros(rows, stages, size)
+        origin = Origin(slopes.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
+        return _LastStep(unknown, unknown, unknown == 0.0, slopes, origin)
+
+    def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
+        steps = (self, *others)
+        dt, rate, lost = (on_arrays(function, *(getattr(x, name) for x in steps)) for name in ("dt", "rate", "lost"))
+        slopes = function(*(x.slopes for x in steps))
+        return _LastStep(dt, rate, lost, slopes, mapped(function, *(x.solver for x in steps)))
+
+
+class _StepSolved(NamedTuple):
+    """The slopes of the stages of a step, [stages, rows, size], what to remember, and why rows have none."""
+
+    slopes: Tensor
+    last: _LastStep
+    tracked: bool
+    failure: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +114,15 @@ class _Block:
         first: the first of them.
         stop: the one after the last.
         before: their coefficients of the stages before them, [stages, first].
-        own: their coefficients of each other; None for an explicit stage.
+        own: the linear systems with their coefficients of each other; None for an explicit stage.
+        precise: the same, solved to rounding.
     """
 
     first: int
     stop: int
     before: Tensor
-    own: Tensor | None
+    own: Systems | None
+    precise: Systems | None
 
 
 def _extents(a: np.ndarray) -> list[tuple[int, int]]:
@@ -128,6 +156,8 @@ class ImplicitRungeKutta(Method):
 
     tableau: ClassVar[ButcherTableau]
     error_order = None
+    takes_rows = True
+    rows_keep_carry = True
     max_iters: ClassVar[int] = 100
     linear_solver: ClassVar[str] = "auto"
     options: ClassVar[Mapping[str, Check]] = {
@@ -143,47 +173,70 @@ class ImplicitRungeKutta(Method):
         tableau, dtype, device = self.tableau, y0.dtype.to_real(), y0.device
         a = tableau.matrix
         self._real_dtype = real_dtype
-        self._norm = _without_overflow(norm, dtype)
+        self._given, self._norm = norm, _without_overflow(norm, dtype)
         self._eps = torch.finfo(dtype).eps
         self._complex = y0.is_complex()
         self._a = torch.tensor(a, dtype=dtype, device=device)
         self._b = torch.tensor([tableau.b], dtype=dtype, device=device)
         self._c = torch.tensor(tableau.c, dtype=time_dtype(device), device=device)
-        self._blocks = [
-            _Block(i, j, self._a[i:j, :i], self._a[i:j, i:j] if a[i:j, i:j].any() else None) for i, j in _extents(a)
-        ]
-        self._next_slopes = self._extrapolation(1.0)
+        self._blocks = [self._block(i, j) for i, j in _extents(a)]
+        # Known from the step before it, or evaluated; for dense output by cubics when that is asked for, if not known.
+        self._needs_slope = self._blocks[0].own is None or (tableau.fsal and tableau.dense is None)
+        self._next_slopes = self._extrapolation(np.ones(1))
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, device)
 
+    def _block(self, first: int, stop: int) -> _Block:
+        a = self._a[first:stop, first:stop]
+        kinds = [Systems(self.linear_solver, a, tolerance) for tolerance in (1e-3, 1e3 * self._eps)]
+        own, precise = kinds if a.any() else (None, None)
+        return _Block(first, stop, self._a[first:stop, :first], own, precise)
+
     def initial_carry(self, f0: Tensor) -> ImplicitCarry:
-        return ImplicitCarry(to_real(f0), None)
+        slope = to_real(f0)
+        last = _LastStep.none(slope, len(self.tableau.c), single=False)
+        return ImplicitCarry(slope if self._needs_slope else None, last)
 
     def carry_to_keep(self, carry: ImplicitCarry | None) -> ImplicitCarry | None:
-        last = None if carry is None else carry.last
-        if carry is None or last is None or last.solver is None or isinstance(last.solver, Origin):
-            return carry
-        return carry._replace(last=replace(last, solver=last.solver.origin))
+        if carry is None:
+            return None
+        slope = carry.slope if self._needs_slope else None
+        return ImplicitCarry(slope, replace(carry.last, solver=carry.last.solver.origin))
 
     def step(
         self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: ImplicitCarry | None
     ) -> Step:
-        start, end = (t.item() if isinstance(t, Tensor) else t for t in (t0, t1))
-        slope, last = carry or (None, None)
+        start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (t0, t1))
+        step = self.step_rows(func, start, end, y0, carry, self._given)
+        step.t0, step.t1 = t0, t1
+        return step
+
+    def step_rows(
+        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: ImplicitCarry | None, norm: ErrorNorm
+    ) -> Step:
+        if norm is not self._given:
+            self._given, self._norm = norm, _without_overflow(norm, self._a.dtype)
         real_func, real_y0 = (on_real_pairs(func), to_real(y0)) if self._complex else (func, y0)
-        solved = self._solve(real_func, start, end, y0.detach(), slope, last)
-        if solved.failure is not None:
-            return Step(t0, t1, y0, y0, None, None, carry, None, failure=solved.failure)
+        slope, last = carry or (None, _LastStep.none(real_y0.detach(), len(self.tableau.c), t0.ndim == 0))
+        if slope is None and self._needs_slope:
+            slope = self._slope(real_func, t0, real_y0)
+        with np.errstate(all="ignore"):
+            solved = self._solve(real_func, t0.detach(), t1.detach(), y0.detach(), slope, last)
         slopes = solved.slopes
         if solved.tracked or self._tracked((t0, t1, y0, slope, slopes)):
             slopes = self._recorded(real_func, t0, t1, real_y0, slope, slopes.detach())
-        y1 = torch.addmm(real_y0, self._b * (t1 - t0), slopes)
-        done = _LastStep(end - start, solved.slopes.detach(), solved.solver, solved.rate)
-        after = ImplicitCarry(slopes[-1:] if self.tableau.fsal else None, done)
-        return Step(t0, t1, y0, to_complex(y1) if self._complex else y1, None, after, carry, (slope, slopes))
+        dt = (t1 - t0).to(slopes.dtype)
+        (y1,) = combined(real_y0, [self._b], slopes * dt)
+        if solved.failure:
+            failed = torch.tensor(list(solved.failure), device=y1.device)
+            y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
+        after = ImplicitCarry(slopes[-1] if self.tableau.fsal and self._needs_slope else None, solved.last)
+        y1 = to_complex(y1) if self._complex else y1
+        stages = (slope, slopes)
+        return Step(t0, t1, y0, y1, None, after, ImplicitCarry(slope, last), stages, failure=solved.failure or None)
 
-    def _tracked(self, sources: Sequence[float | Tensor | None]) -> bool:
+    def _tracked(self, sources: Sequence[Tensor | None]) -> bool:
         """Whether a gradient flows through one of these."""
-        tensors = [x for x in sources if isinstance(x, Tensor)]
+        tensors = [x for x in sources if x is not None]
         return (
             inside_transform()
             or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
@@ -191,34 +244,50 @@ class ImplicitRungeKutta(Method):
         )
 
     def _solve(
-        self, func: FlatFunc, t0: float, t1: float, y0: Tensor, slope: Tensor | None, last: _LastStep | None
-    ) -> Solved:
+        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, slope: Tensor | None, last: _LastStep
+    ) -> _StepSolved:
         """The slopes of all stages, without history."""
-        if last is not None and last.rate is not None and math.isnan(last.rate):  # and so it stays
-            return Solved(last.slopes, None, last.rate, False, None)
-        dt, times, newton = t1 - t0, self._stage_times(t0, t1), self._newton(y0, t1 - t0)
+        dt = on_host(t1 - t0)
+        lost, failure, tracked = last.lost, {}, False
+        if np.count_nonzero(lost) == lost.size:
+            return _StepSolved(last.slopes.transpose(0, 1), last, tracked, failure)
+        newton_of, times = partial(self._newton, y0, dt), self._stage_times(t0, t1)
         y0 = to_real(y0)
-        rate, solver, tracked = None, None, False
-        if last is not None and last.solver is not None:
-            made = last.solver.solver(func) if isinstance(last.solver, Origin) else last.solver
-            rate, solver = last.rate, made.at_size(dt)
-        known = y0[:0]
+        length, rate, solver = (t1 - t0).to(y0.dtype), last.rate, last.solver
+        known, waiting = y0.new_zeros(0, *y0.shape), ~lost
         for block in self._blocks:
-            base = torch.addmm(y0, block.before * dt, known) if block.first else y0
+            base = self._base(block, y0, known, length)
             if block.own is None:
                 slopes = self._explicit(func, times[block.first], base, slope if block.first == 0 else None)
                 tracked, slopes = tracked or slopes.requires_grad, slopes.detach()
             else:
-                equations = StageEquations(func, times[block.first : block.stop], y0, base, block.own, dt)
-                found = solve(newton, equations, self._guess(known, last, dt), solver, rate)
+                equations = StageEquations(func, times[block.first : block.stop], y0, base, block.own.a, length)
+                old = self._old_solver(block.own, equations, solver, dt)
+                found = solve(newton_of(block.own), equations, self._guess(known, last, dt), waiting, old, rate)
                 slopes, solver, rate, tracked = found.slopes, found.solver, found.rate, tracked or found.tracked
-                if found.failure is not None:
-                    return found
+                for row in np.flatnonzero(found.failed).tolist():
+                    size, count = (np.ravel(x)[row].item() for x in (found.size, found.iterations))
+                    failure[row] = why_not(size, count, self.max_iters)
+                lost, waiting = lost | found.lost, waiting & ~found.lost & ~found.failed
             known = torch.cat((known, slopes)) if block.first else slopes
-        return Solved(known, solver, rate, tracked, None)
+            if not np.count_nonzero(waiting):
+                known = y0.new_full((len(self._c), *y0.shape), math.nan)
+                break
+        done = _LastStep(dt, rate, lost, known.detach().transpose(0, 1), solver)
+        return _StepSolved(known, done, tracked, failure)
+
+    def _old_solver(
+        self, systems: Systems, equations: StageEquations, solver: StageSolver | Origin, dt: np.ndarray
+    ) -> StageSolver | None:
+        """A linear solver with the Jacobians of the last step, or of the last stage; None if no row has any."""
+        if isinstance(solver, Origin):
+            if np.isnan(solver.dt).all():
+                return None
+            solver = systems.again(equations, solver)
+        return solver.at_size(dt)
 
     def _recorded(
-        self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, slope: Tensor | None, solved: Tensor
+        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, slope: Tensor | None, solved: Tensor
     ) -> Tensor:
         """The `solved` slopes as functions of all that they depend on: their values stay what they are.
 
@@ -227,91 +296,108 @@ class ImplicitRungeKutta(Method):
         is the error of the slopes k when what they depend on moves by d, and e = O(d^n), then the next error is
         e - M^-1 (F(k) - F(k - e)) = M^-1 (M - F' + O(e)) e, and F' = M + O(d), so it is O(d^(n + 1)).
         """
-        dt, times = t1 - t0, self._stage_times(t0, t1)
-        known = y0[:0]
+        dt, times = (t1 - t0).to(y0.dtype), self._stage_times(t0, t1)
+        known = y0.new_zeros(0, *y0.shape)
         for block in self._blocks:
-            base = torch.addmm(y0, block.before * dt, known) if block.first else y0
-            if block.own is None:
+            base = self._base(block, y0, known, dt)
+            if block.precise is None:
                 slopes = self._explicit(func, times[block.first], base, slope if block.first == 0 else None)
             else:
-                equations = StageEquations(func, times[block.first : block.stop], y0, base, block.own, dt)
+                equations = StageEquations(func, times[block.first : block.stop], y0, base, block.precise.a, dt)
                 slopes = solved[block.first : block.stop]
-                solver = self._linearised(equations, slopes, True, 1e3 * self._eps)
+                solver = block.precise.at(equations, slopes, True)
                 for _ in range(_CORRECTIONS + derivative_depth()):
                     change = solver.solve(equations.residual(slopes))
                     slopes = slopes + (change - change.detach())
             known = torch.cat((known, slopes)) if block.first else slopes
         return differentiable_twice(_THIRD, known)
 
+    def _base(self, block: _Block, y0: Tensor, known: Tensor, dt: Tensor) -> Tensor:
+        """What the states of the stages of a block have in common."""
+        # All rows of the block are alike where there is something before it: it is a single stage.
+        return combined(y0, [block.before], known * dt)[0] if block.first else y0
+
     def _explicit(self, func: FlatFunc, t: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
-        """The slope of an explicit stage, which is `slope` if that is known."""
-        return func(t, y).clone() if slope is None else slope  # func may use its memory again
+        """The slope of an explicit stage, [1, rows, size], which is `slope` if that is known."""
+        return (func(t, y).clone() if slope is None else slope).unsqueeze(0)  # func may use its memory again
 
-    def _newton(self, y0: Tensor, dt: float) -> Newton:
+    def _newton(self, y0: Tensor, dt: np.ndarray, systems: Systems) -> Newton:
         """What Newton's iteration needs in a step."""
+        length = np.abs(dt)
 
-        def size(rows: Tensor) -> float:
-            rows = to_complex(rows) if self._complex else rows
-            if len(rows) > 1:  # the largest of the stages, element by element
-                rows = torch.linalg.vector_norm(rows, torch.inf, dim=0, keepdim=True)
-            return self._norm(rows, y0, y0)
+        def size(stages: Tensor) -> Any:
+            if self._complex:
+                stages = torch.view_as_complex(stages.unflatten(2, (-1, 2)))
+            # The largest of the stages, element by element.
+            largest = stages[0] if len(stages) == 1 else stages.abs().amax(0)
+            return self._norm.rows(largest, y0, y0) if np.ndim(dt) else np.float64(self._norm(largest, y0, y0))
 
-        def is_rounding(change: Tensor, states: Tensor, stalled: bool) -> bool:
-            rounding = 16 * self._eps
+        def is_rounding(change: Tensor, states: Sequence[Tensor], stalled: np.ndarray) -> np.ndarray:
+            rounding, stages = 16 * self._eps, torch.stack(tuple(states))
             # Element by element, as tolerances are; if that does not help, rounding spreads from the largest element.
-            return abs(dt) * size(change) <= rounding * size(states) or (
-                stalled and abs(dt) * read(change.abs().amax()) <= rounding * read(states.abs().amax())
-            )
+            found = length * size(change) <= rounding * size(stages)
+            if np.count_nonzero(stalled & ~found):
+                largest = [read_rows(x.abs().amax((0, 2))).reshape(dt.shape) for x in (change, stages)]
+                found = found | stalled & (length * largest[0] <= rounding * largest[1])
+            return found
 
-        return Newton(self._linearised, lambda change: abs(dt) * size(change), is_rounding, self.max_iters)
+        return Newton(systems, lambda change: length * size(change), is_rounding, self.max_iters)
 
-    def _linearised(
-        self, equations: StageEquations, slopes: Tensor, exact: bool, tolerance: float = 1e-3
-    ) -> StageSolver:
-        """A linear solver with the Jacobian of every stage if `exact`, else with that of a stage in the middle."""
-        stages = len(equations.times)
-        places = range(stages) if exact else [stages // 2]
-        return linearised(self.linear_solver, equations, slopes, places, tolerance)
-
-    def _guess(self, known: Tensor, last: _LastStep | None, dt: float) -> Tensor | None:
+    def _guess(self, known: Tensor, last: _LastStep, dt: np.ndarray) -> Tensor:
         """The slopes that the iteration starts from: those of the last step, extrapolated, or of the last stage."""
-        if len(self._blocks) > 1 and len(known):
-            return known[-1:]
-        if last is None:
-            return None
         if len(self._blocks) > 1:
-            return last.slopes[-1:]
+            return known[-1:] if len(known) else last.slopes[:, -1].unsqueeze(0)
         ratio = dt / last.dt
-        return torch.mm(self._next_slopes if abs(ratio - 1.0) < 0.01 else self._extrapolation(ratio), last.slopes)
+        far = np.abs(ratio - 1.0) >= 0.01
+        weights = self._extrapolation(np.where(far, ratio, 1.0)) if np.count_nonzero(far) else self._next_slopes
+        if not np.ndim(dt):
+            return torch.mm(weights[0], last.slopes[0]).unsqueeze(1)
+        # One after the other: what a matrix product does to a row may depend on how many there are.
+        first, *others = (weights.unsqueeze(3) * last.slopes.unsqueeze(1)).unbind(2)
+        return sum(others, first).transpose(0, 1)
 
-    def _extrapolation(self, ratio: float) -> Tensor:
-        """What extrapolates the slopes of a step to those of the next, longer by `ratio`, by their polynomial."""
+    def _extrapolation(self, ratio: np.ndarray) -> Tensor:
+        """What extrapolates the slopes of a step to those of the next, longer by `ratio`, [rows, stages, stages].
+
+        By their polynomial.
+        """
         nodes = np.array(self.tableau.c, dtype=np.float64)
-        powers = np.vander(1.0 + ratio * nodes, len(nodes), increasing=True)
+        powers = (1.0 + ratio.reshape(-1, 1) * nodes)[:, :, None] ** np.arange(len(nodes))
         return torch.as_tensor(powers @ np.linalg.pinv(np.vander(nodes, increasing=True))).to(self._a)
 
-    def _stage_times(self, t0: float | Tensor, t1: float | Tensor) -> Sequence[Tensor]:
+    def _stage_times(self, t0: Tensor, t1: Tensor) -> Sequence[Tensor]:
         """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
-        start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (t0, t1))
-        return torch.lerp(start, end, self._c).to(self._real_dtype).unbind()
+        c = self._c.view(-1, 1, 1) if t0.ndim else self._c
+        return torch.lerp(t0, t1, c).to(self._real_dtype).unbind()
 
     def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
+        start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (step.t0, step.t1))
+        slopes = self._dense_slopes(func, step, start, end)
+        return Interpolant(step.t0, step.t1, step.y0, slopes.squeeze(1), self._dense_b)
+
+    def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
+        t0, t1, y0 = step.t0, step.t1, step.y0
+        assert isinstance(t0, Tensor) and isinstance(t1, Tensor)
+        increments = self._dense_slopes(func, step, t0, t1) * (t1 - t0).to(self._a.dtype)
+        return RowInterpolant(y0, increments.reshape(len(increments), y0.numel()), self._dense_b)
+
+    def _dense_slopes(self, func: FlatFunc, step: Step, t0: Tensor, t1: Tensor) -> Tensor:
+        """The slopes whose polynomials are the solution within a step, [n, rows, size].
+
+        Without others, the slope of the chord and those at both ends of the step.
+        """
         slope, slopes = step.stages
-        if self.tableau.dense is None:
-            slopes = self._hermite_slopes(func, step, slope)
-        elif self._complex:
-            slopes = to_complex(slopes)
-        return Interpolant(step.t0, step.t1, step.y0, slopes, self._dense_b)
-
-    def _hermite_slopes(self, func: FlatFunc, step: Step, slope: Tensor | None) -> Tensor:
-        """The slope of the chord and those at both ends of the step."""
+        if self.tableau.dense is not None:
+            return self._as_state(slopes)
         if slope is None:
-            slope = self._slope(func, step.t0, step.y0)
+            slope = self._slope(func, t0, step.y0)
         if step.carry.slope is None:
-            step.carry = step.carry._replace(slope=self._slope(func, step.t1, step.y1))
-        ends = torch.cat((slope, step.carry.slope))
-        chord = (step.y1 - step.y0) / (step.t1 - step.t0)
-        return torch.cat((chord, to_complex(ends) if self._complex else ends))
+            step.carry = step.carry._replace(slope=self._slope(func, t1, step.y1))
+        chord = (step.y1 - step.y0) / (t1 - t0).to(self._a.dtype)
+        return torch.stack((chord, *self._as_state(torch.stack((slope, step.carry.slope)))))
 
-    def _slope(self, func: FlatFunc, t: float | Tensor, y: Tensor) -> Tensor:
-        return to_real(func(time_scalar(t, self._real_dtype, y.device), y)).clone()
+    def _as_state(self, slopes: Tensor) -> Tensor:
+        return torch.view_as_complex(slopes.unflatten(2, (-1, 2)).contiguous()) if self._complex else slopes
+
+    def _slope(self, func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
+        return to_real(func(t.to(self._real_dtype), y)).clone()

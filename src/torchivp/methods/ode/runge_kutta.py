@@ -262,7 +262,9 @@ class ExplicitRungeKutta(Method):
         carry = stages.last() if self.tableau.fsal or self.tableau.predicts else None
         return Step(t0, t1, y0, y1, error, carry, stages.first_stage(), stages)
 
-    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None) -> Step:
+    def step_rows(
+        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None, norm: ErrorNorm
+    ) -> Step:
         # The sizes of the steps are part of the stages here, not of the coefficients, which all rows share.
         dt = (t1 - t0).to(y0.dtype)
         inner = torch.lerp(t0, t1, self._inner_c.view(-1, 1, 1))

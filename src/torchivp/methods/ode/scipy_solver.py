@@ -136,7 +136,7 @@ class ScipySolver(Method):
             stepper.advance(func)
         except _SolverError as error:
             sentence = f"SciPy's {self.solver} failed: {error}"
-            return Step(t0, error.t, y0, y0, None, None, None, None, failure=sentence)
+            return Step(t0, error.t, y0, y0, None, None, None, None, failure={0: sentence})
         last = _LastStep(stepper, start)
         return Step(t0, t1 if last.end == bound else last.end, y0, stepper.state, None, stepper, last, last)
 

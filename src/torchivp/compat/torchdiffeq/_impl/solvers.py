@@ -213,7 +213,7 @@ class EngineFixedGridODESolver(FixedGridODESolver):
         f0 = flat_func(t0, flat)
         step = method.step(flat_func, t0, t1, flat, method.initial_carry(f0))
         if step.failure is not None:
-            raise RuntimeError(f"{type(self).__name__}: {step.failure}")
+            raise RuntimeError(f"{type(self).__name__}: {step.failure[0]}")
         return (step.y1 - flat).reshape(y0.shape), f0.reshape(y0.shape)
 
 

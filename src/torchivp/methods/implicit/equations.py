@@ -1,0 +1,78 @@
+"""The equations of implicit stages, `k_i = func(t_i, y + dt sum_j a_ij k_j)`, of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.methods.method import FlatFunc
+from torchivp.torch_func import read_rows
+
+
+@dataclass(slots=True)
+class StageEquations:
+    """The equations of the stages that must be solved for together.
+
+    Attributes:
+        func: the right-hand side, of real states.
+        times: the times of the stages, each [rows, 1], or 0-d if func takes one row so.
+        start: the states at the starts of the steps, [rows, size].
+        base: what the states of all stages have in common, [rows, size]: the start, and what the stages before add.
+        a: the block of the tableau that belongs to the stages.
+        dt: the sizes of the steps, [rows, 1] or 0-d.
+    """
+
+    func: FlatFunc
+    times: Sequence[Tensor]
+    start: Tensor
+    base: Tensor
+    a: Tensor
+    dt: Tensor
+    _scaled: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # All rows have the same coefficients, if there is one row or one coefficient.
+        self._scaled = self.a * self.dt if self.dt.ndim == 0 or len(self.a) == 1 else None
+
+    def lengths(self) -> np.ndarray:
+        """The sizes of the steps on the host, [rows], or a scalar."""
+        return on_host(self.dt)
+
+    def states(self, slopes: Tensor) -> Sequence[Tensor]:
+        """The states of the stages, each [rows, size], of these slopes, [stages, rows, size]."""
+        if self._scaled is None:
+            return combined(self.base, self.a.split(1), slopes * self.dt)
+        if len(self.a) == 1:
+            return (torch.addcmul(self.base, slopes[0], self._scaled),)
+        return torch.addmm(self.base, self._scaled, slopes.squeeze(1)).split(1)
+
+    def at_rest(self) -> Tensor:
+        """The slopes with which the states of the stages are those at the starts of the steps."""
+        if self.base is self.start:
+            return self.start.new_zeros(1, *self.start.shape).expand(len(self.a), -1, -1)
+        assert self._scaled is not None  # as what is solved for after other stages is a single one
+        return ((self.start - self.base) / self._scaled).unsqueeze(0)
+
+    def residual(self, slopes: Tensor) -> Tensor:
+        """By how much `func` differs from these slopes, [stages, rows, size]."""
+        # The difference at once, stage by stage: func may use its memory again.
+        each = zip(self.times, self.states(slopes), slopes.unbind(), strict=True)
+        return torch.stack([self.func(t, y) - k for t, y, k in each])
+
+
+def on_host(dt: Tensor) -> np.ndarray:
+    """The sizes of steps, [rows, 1], as an array [rows]; those of a 0-d tensor as NumPy's scalar."""
+    return read_rows(dt.reshape(-1)).reshape(dt.shape[:1])[()]
+
+
+def combined(base: Tensor, coefficients: Sequence[Tensor], increments: Tensor) -> list[Tensor]:
+    """`base + sum_j a_j increments_j` for each row a of coefficients, [1, n]; the increments are [n, rows, size].
+
+    One after the other: the product of a matrix with many columns may round by their number, that of one row does not.
+    """
+    flat, columns = base.reshape(1, base.numel()), increments.reshape(len(increments), base.numel())
+    return [torch.addmm(flat, a, columns).view_as(base) for a in coefficients]

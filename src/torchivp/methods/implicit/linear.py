@@ -1,0 +1,270 @@
+"""Linear systems with the Jacobians of the stage equations: by LU factorisation, or by products with them alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.methods.factorised import Factorised
+from torchivp.methods.implicit.equations import StageEquations, combined
+from torchivp.methods.implicit.gmres import gmres
+from torchivp.methods.jacobian import Linearisation, jacobians
+from torchivp.methods.method import FlatFunc, Memory, choice, on_arrays
+from torchivp.torch_func import inside_transform
+
+LINEAR_SOLVERS = ("auto", "dense", "krylov")
+
+_LARGEST_DENSE = 2000
+"""The largest system that "auto" factorises: beyond, the matrix has more than 32 MB, and its factorisation takes a
+second of one core, as long as hundreds of products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin(Memory):
+    """What the linear systems of the rows are made of besides func: enough to make them again, in little memory.
+
+    Attributes:
+        t: where the Jacobian that serves all stages is taken: times [rows, 1],
+        y: and states [rows, size].
+        dt: the sizes of the steps that the systems are for, [rows]; infinite where it is of no step, as the Jacobians
+            at all stages were used there; NaN where there is no Jacobian yet.
+    """
+
+    t: Tensor
+    y: Tensor
+    dt: np.ndarray
+
+    def map(self, function: Callable[..., Tensor], *others: Origin) -> Origin:
+        t, y = (function(*(getattr(x, name) for x in (self, *others))) for name in ("t", "y"))
+        return Origin(t, y, on_arrays(function, self.dt, *(other.dt for other in others)))
+
+    @property
+    def origin(self) -> Origin:
+        """That of a linear solver, and its own."""
+        return self
+
+    def at_size(self, dt: np.ndarray) -> Origin:
+        """The same for steps of the sizes `dt`, [rows]; where there is no Jacobian, there is none."""
+        return Origin(self.t, self.y, np.where(np.isnan(self.dt), self.dt, dt)[()])
+
+
+@dataclass(frozen=True, slots=True)
+class Systems:
+    """What all linear systems of a method have in common.
+
+    Attributes:
+        kind: "dense", "krylov" or, by the size of the system, "auto".
+        a: the block of the tableau.
+        tolerance: the residual that a Krylov method leaves, relative to that at the start.
+    """
+
+    kind: str
+    a: Tensor
+    tolerance: float = 1e-3
+
+    def at(self, equations: StageEquations, slopes: Tensor, exact: bool) -> StageSolver:
+        """A solver with the Jacobian of every stage if `exact`, else with that of a stage in the middle.
+
+        Raises:
+            RuntimeError: a Krylov method was asked for, and a function transform is at work.
+        """
+        states, middle = equations.states(slopes), len(equations.times) // 2
+        points = list(zip(equations.times, states, strict=True))
+        if not exact:
+            points = points[middle : middle + 1]
+        dt = equations.lengths() * (math.inf if len(points) > 1 else 1.0)
+        origin = Origin(equations.times[middle].detach(), states[middle].detach(), dt)
+        return self._made(equations.func, points, origin, equations.dt.detach())
+
+    def again(self, equations: StageEquations, origin: Origin) -> StageSolver:
+        """The solver that has this origin; where there is none, anything that can be made."""
+        known = ~np.isnan(origin.dt)
+        if not known.all():
+            choose = choice(known)
+            points = choose(origin.t, equations.times[0].to(origin.t.dtype)), choose(origin.y, equations.start)
+            origin = Origin(*points, origin.dt)
+        dt = torch.as_tensor(np.where(np.isfinite(origin.dt), origin.dt, 1.0)).to(origin.y)
+        dt = dt.unsqueeze(1) if dt.ndim else dt
+        return self._made(equations.func, [(origin.t, origin.y)], origin, dt)
+
+    def _made(self, func: FlatFunc, points: Sequence[tuple[Tensor, Tensor]], origin: Origin, dt: Tensor) -> StageSolver:
+        kind, size = self.kind, len(self.a) * origin.y.shape[1]
+        if kind == "auto":
+            kind = "dense" if size <= _LARGEST_DENSE or inside_transform() else "krylov"
+        if kind == "krylov" and inside_transform():
+            raise RuntimeError(
+                "linear_solver='krylov' does not work within transforms of torch.func such as vmap: use 'dense'"
+            )
+        if kind == "krylov":
+            return KrylovStageSolver(self, origin, [Linearisation(func, t, y) for t, y in points], dt)
+        found = torch.stack([jacobians(func, t, y) for t, y in points], 1)
+        return DenseStageSolver(self, origin, found[:, len(points) // 2], _factorised(self.a, found, dt))
+
+
+class StageSolver(Protocol):
+    """Solves linear systems with the matrices `I - dt (a_ij J_i)` of every row, J_i the Jacobian at the stage i."""
+
+    @property
+    def origin(self) -> Origin:
+        """What it is made of."""
+        ...
+
+    def at_size(self, dt: np.ndarray) -> StageSolver:
+        """The same Jacobians, one for all stages, for steps of the sizes `dt`, [rows]."""
+        ...
+
+    def solve(self, residual: Tensor) -> Tensor:
+        """The changes of the slopes, [stages, rows, size], that make the residuals vanish.
+
+        Differentiable with the matrices as constants.
+        """
+        ...
+
+
+def _factorised(a: Tensor, jacobians: Tensor, dt: Tensor) -> Factorised:
+    """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or 0-d for one row."""
+    rows, _, size, _ = jacobians.shape
+    n = len(a) * size
+    blocks = jacobians.unsqueeze(2) * (-dt.reshape(-1, 1, 1) * a).unsqueeze(-1).unsqueeze(-1)
+    shape = (rows, n, n) if dt.ndim else (n, n)  # a single matrix takes less time than a batch of one
+    matrix = blocks.permute(0, 1, 3, 2, 4).reshape(shape) + torch.eye(n, dtype=a.dtype, device=a.device)
+    # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
+    return Factorised(matrix.nan_to_num(0.0, 0.0, 0.0))
+
+
+class DenseStageSolver(Memory):
+    """By LU factorisation.
+
+    Args:
+        systems: what kind they are.
+        origin: what they are made of.
+        jacobian: the Jacobian that may serve all stages, [rows, size, size].
+        factorised: the matrices.
+    """
+
+    def __init__(self, systems: Systems, origin: Origin, jacobian: Tensor, factorised: Factorised):
+        self.systems = systems
+        self.origin = origin
+        self._jacobian = jacobian
+        self._factorised = factorised
+
+    def map(self, function: Callable[..., Tensor], *others: DenseStageSolver) -> DenseStageSolver:
+        return DenseStageSolver(
+            self.systems,
+            self.origin.map(function, *(other.origin for other in others)),
+            function(self._jacobian, *(other._jacobian for other in others)),
+            self._factorised.map(function, *(other._factorised for other in others)),
+        )
+
+    def at_size(self, dt: np.ndarray) -> DenseStageSolver:
+        # A size that is almost the same only slows the iteration, if it does.
+        near = (np.abs(dt - self.origin.dt) <= 0.01 * np.abs(dt)) | (dt == 0.0)
+        if np.count_nonzero(near) == near.size:
+            return self
+        column = torch.as_tensor(dt).to(self._jacobian)
+        column = column.unsqueeze(1) if column.ndim else column
+        origin = self.origin.at_size(dt)
+        factorised = _factorised(self.systems.a, self._jacobian.unsqueeze(1), column)
+        other = DenseStageSolver(self.systems, origin, self._jacobian, factorised)
+        return other if not near.any() else self.map(choice(near), other)
+
+    def solve(self, residual: Tensor) -> Tensor:
+        stages, rows, size = residual.shape
+        if rows == 1 or stages == 1:
+            single = not np.ndim(self.origin.dt)
+            right = residual.reshape((-1, 1) if single else (rows, stages * size, 1))
+            return self._factorised.solve(right).view_as(residual)
+        right = residual.transpose(0, 1).reshape(rows, stages * size, 1)
+        return self._factorised.solve(right).view(rows, stages, size).transpose(0, 1)
+
+
+class KrylovStageSolver:
+    """By GMRES, which needs products with the Jacobians only.
+
+    Args:
+        systems: what kind they are.
+        origin: what they are made of.
+        linearisations: of func at every stage, or at one that serves all.
+        dt: the sizes of the steps, [rows, 1].
+    """
+
+    def __init__(self, systems: Systems, origin: Origin, linearisations: Sequence[Linearisation], dt: Tensor):
+        self.systems = systems
+        self.origin = origin
+        stages = len(systems.a)
+        self._linearisations = linearisations
+        self._each = linearisations if len(linearisations) == stages else [linearisations[0]] * stages
+        self._dt = dt
+
+    def at_size(self, dt: np.ndarray) -> KrylovStageSolver:
+        middle = self._linearisations[len(self._linearisations) // 2]
+        column = torch.as_tensor(dt).to(self._dt).reshape(-1, 1)
+        return KrylovStageSolver(self.systems, self.origin.at_size(dt), [middle], column)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The matrices times `x`, [rows, stages * size]."""
+        by_stage = self._by_stage(x)
+        inner = combined(torch.zeros_like(by_stage[0]), self.systems.a.split(1), by_stage * self._dt)
+        return x - _by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
+
+    def transposed_product(self, x: Tensor) -> Tensor:
+        """The transposes of the matrices times `x`."""
+        each = zip(self._each, self._by_stage(x).unbind(), strict=True)
+        pulled = torch.stack([j.transposed_times(v) for j, v in each]) * self._dt
+        return x - _by_row(combined(torch.zeros_like(pulled[0]), self.systems.a.T.split(1), pulled))
+
+    def _by_stage(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (len(self.systems.a), -1)).transpose(0, 1)
+
+    def solve(self, residual: Tensor) -> Tensor:
+        right = _by_row(residual.unbind())
+        found: Any = _KrylovSolve.apply(self.product, self.transposed_product, self.systems.tolerance, right)
+        return self._by_stage(found)
+
+
+def _by_row(stages: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(stages), 1)
+
+
+class _KrylovSolve(torch.autograd.Function):
+    """The solution as a function of the right-hand side, whose gradient solves the transposed system."""
+
+    @staticmethod
+    def forward(
+        product: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor], tolerance: float, right: Tensor
+    ) -> Tensor:
+        return gmres(product, right, tolerance)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.product, ctx.transposed, ctx.tolerance, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, None, _KrylovSolve.apply(ctx.transposed, ctx.product, ctx.tolerance, grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _KrylovSolve.apply(ctx.product, ctx.transposed, ctx.tolerance, tangents[-1])
+
+
+def merged(mask: np.ndarray, one: StageSolver, other: StageSolver | Origin | None) -> StageSolver | Origin:
+    """`one` for the rows of the mask, the other for the others."""
+    if other is None or mask.all():
+        return one
+    return mapped(choice(mask), one, other)
+
+
+def mapped(function: Callable[..., Tensor], *solvers: StageSolver | Origin) -> StageSolver | Origin:
+    """What `function` makes of solvers, tensor by tensor: of their factors, if all have such; else of their origins."""
+    dense = [solver for solver in solvers if isinstance(solver, DenseStageSolver)]
+    if len(dense) == len(solvers):
+        return dense[0].map(function, *dense[1:])
+    origins = [solver.origin for solver in solvers]
+    return origins[0].map(function, *origins[1:])
