@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
 
-from torchivp import Backsolve, Checkpointed, Event, SolveError, solve_ivp
+from torchivp import ODE_METHODS, Backsolve, Checkpointed, Event, SolveError, solve_ivp
+from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
 
 D = torch.float64
 NAN = math.nan
@@ -189,6 +190,42 @@ def test_times_of_every_row_against_finite_differences(gradient, method):
     torch.testing.assert_close(leaves[0].grad, at_start, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(leaves[2].grad, at_outputs, rtol=1e-5, atol=1e-6)
     assert leaves[0].grad[2] == 0
+
+
+IMPLICIT = [name for name in ODE_METHODS if issubclass(ODE_METHODS[name], ImplicitRungeKutta)]
+
+
+def bouncing(y0, mu, method, gradient="direct", batch_dims=1, **options):
+    """Rows that are thrown back when their speed falls below -0.4, some of them twice."""
+    event = Event(lambda t, y, mu: y[..., 1] + 0.4, apply=lambda t, y, mu: torch.stack((y[..., 0], -y[..., 1]), -1))
+    return solve_ivp(push, (0.0, 1.0), y0, args=(mu,), t_eval=T_EVAL, method=method, step_size=0.1, events=event,
+                     gradient=gradient, batch_dims=batch_dims, **TIGHT, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", IMPLICIT)
+def test_implicit_methods_with_events_take_rows_to_the_last_bit(method):
+    together = bouncing(Y0, MU, method)
+    assert set(together.events.row.tolist()) - {0} and len(together.events.row) < 20
+    for i in range(len(Y0)):
+        alone = bouncing(Y0[i : i + 1], MU[i : i + 1], method)
+        assert torch.equal(alone.y[0], together.y[i])
+        single = bouncing(Y0[i], MU[i], method, batch_dims=0)
+        torch.testing.assert_close(single.y, together.y[i], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+@pytest.mark.parametrize("method", ["radauIIA5", "gl6"])
+def test_gradients_of_implicit_methods_with_events_against_finite_differences(method, gradient):
+    def loss(y0, mu):
+        y = bouncing(y0, mu, method, gradient).y
+        return (y * weights(y)).sum()
+
+    y0, mu = leaf(Y0[:3]), leaf(MU[:3])
+    found = torch.autograd.grad(loss(y0, mu), (y0, mu))
+    by_state = finite_differences(lambda x: loss(x, MU[:3]), Y0[:3], known_as=(method, "bouncing, y0"))
+    by_mu = finite_differences(lambda x: loss(Y0[:3], x), MU[:3], known_as=(method, "bouncing, mu"))
+    expected = by_state, by_mu
+    assert_all_close(found, expected, rtol=1e-4, atol=1e-5)  # the event moves as that of the exact solution
 
 
 @each_gradient

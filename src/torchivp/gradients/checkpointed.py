@@ -156,7 +156,8 @@ class _CheckpointedSolve:
         assert self.stats.backward is not None
         self.stats.backward.evaluations += problem.func.evaluations
         self.stats.backward.accepted += end - checkpoint.step
-        return kept, [last.y1, *_tensors(last.carry)], [*leaves, *_tensors(carry)]
+        after = self.integration.method.carry_to_keep(last.carry)
+        return kept, [last.y1, *_tensors(after)], [*leaves, *_tensors(carry)]
 
     def second_gradients(self, grad: Tensor, seeds: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of `<seeds, gradients(grad)>` with respect to `grad` and all inputs."""

@@ -206,6 +206,8 @@ class ImplicitRungeKutta(Method):
         self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: ImplicitCarry | None
     ) -> Step:
         start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (t0, t1))
+        if carry is not None and np.ndim(carry.last.dt):  # an initial one, that of rows
+            carry = carry._replace(last=_LastStep.none(carry.last.slopes[:, 0], len(self.tableau.c), single=True))
         step = self.step_rows(func, start, end, y0, carry, self._given)
         step.t0, step.t1 = t0, t1
         return step
