@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchivp.methods.method import FlatFunc
-from torchivp.torch_func import read_rows
+from torchivp.torch_func import read, read_rows
 
 
 @dataclass(slots=True)
@@ -38,14 +39,14 @@ class StageEquations:
         # All rows have the same coefficients, if there is one row or one coefficient.
         self._scaled = self.a * self.dt if self.dt.ndim == 0 or len(self.a) == 1 else None
 
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> Any:
         """The sizes of the steps on the host, [rows], or a scalar."""
         return on_host(self.dt)
 
     def states(self, slopes: Tensor) -> Sequence[Tensor]:
         """The states of the stages, each [rows, size], of these slopes, [stages, rows, size]."""
         if self._scaled is None:
-            return combined(self.base, self.a.split(1), slopes * self.dt)
+            return combined(self.base, self.a, slopes, self.dt)
         if len(self.a) == 1:
             return (torch.addcmul(self.base, slopes[0], self._scaled),)
         return torch.addmm(self.base, self._scaled, slopes.squeeze(1)).split(1)
@@ -59,20 +60,25 @@ class StageEquations:
 
     def residual(self, slopes: Tensor) -> Tensor:
         """By how much `func` differs from these slopes, [stages, rows, size]."""
+        if len(self.times) == 1:
+            (y,) = self.states(slopes)
+            return self.func(self.times[0], y).unsqueeze(0) - slopes
         # The difference at once, stage by stage: func may use its memory again.
         each = zip(self.times, self.states(slopes), slopes.unbind(), strict=True)
         return torch.stack([self.func(t, y) - k for t, y, k in each])
 
 
-def on_host(dt: Tensor) -> np.ndarray:
+def on_host(dt: Tensor) -> Any:
     """The sizes of steps, [rows, 1], as an array [rows]; those of a 0-d tensor as NumPy's scalar."""
-    return read_rows(dt.reshape(-1)).reshape(dt.shape[:1])[()]
+    return read_rows(dt.squeeze(1)) if dt.ndim else np.float64(read(dt))
 
 
-def combined(base: Tensor, coefficients: Sequence[Tensor], increments: Tensor) -> list[Tensor]:
-    """`base + sum_j a_j increments_j` for each row a of coefficients, [1, n]; the increments are [n, rows, size].
+def combined(base: Tensor, coefficients: Tensor, slopes: Tensor, dt: Tensor) -> Sequence[Tensor]:
+    """`base + dt sum_j a_j slopes_j` for each row a of coefficients, [m, n]; the slopes are [n, rows, size].
 
-    One after the other: the product of a matrix with many columns may round by their number, that of one row does not.
+    Row after row: the product of a matrix with many columns may round by their number, that of one row does not.
     """
-    flat, columns = base.reshape(1, base.numel()), increments.reshape(len(increments), base.numel())
-    return [torch.addmm(flat, a, columns).view_as(base) for a in coefficients]
+    if dt.ndim == 0:
+        return torch.addmm(base, coefficients * dt, slopes.squeeze(1)).split(1)
+    flat, columns = base.reshape(1, base.numel()), (slopes * dt).reshape(len(slopes), base.numel())
+    return [torch.addmm(flat, a, columns).view_as(base) for a in coefficients.split(1)]

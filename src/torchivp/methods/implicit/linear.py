@@ -204,20 +204,21 @@ class KrylovStageSolver:
 
     def at_size(self, dt: np.ndarray) -> KrylovStageSolver:
         middle = self._linearisations[len(self._linearisations) // 2]
-        column = torch.as_tensor(dt).to(self._dt).reshape(-1, 1)
+        column = torch.as_tensor(dt).to(self._dt)
+        column = column.unsqueeze(1) if column.ndim else column
         return KrylovStageSolver(self.systems, self.origin.at_size(dt), [middle], column)
 
     def product(self, x: Tensor) -> Tensor:
         """The matrices times `x`, [rows, stages * size]."""
         by_stage = self._by_stage(x)
-        inner = combined(torch.zeros_like(by_stage[0]), self.systems.a.split(1), by_stage * self._dt)
+        inner = combined(torch.zeros_like(by_stage[0]), self.systems.a, by_stage, self._dt)
         return x - _by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
 
     def transposed_product(self, x: Tensor) -> Tensor:
         """The transposes of the matrices times `x`."""
         each = zip(self._each, self._by_stage(x).unbind(), strict=True)
-        pulled = torch.stack([j.transposed_times(v) for j, v in each]) * self._dt
-        return x - _by_row(combined(torch.zeros_like(pulled[0]), self.systems.a.T.split(1), pulled))
+        pulled = torch.stack([j.transposed_times(v) for j, v in each])
+        return x - _by_row(combined(torch.zeros_like(pulled[0]), self.systems.a.T, pulled, self._dt))
 
     def _by_stage(self, x: Tensor) -> Tensor:
         return x.unflatten(1, (len(self.systems.a), -1)).transpose(0, 1)

@@ -227,7 +227,7 @@ class ImplicitRungeKutta(Method):
         if solved.tracked or self._tracked((t0, t1, y0, slope, slopes)):
             slopes = self._recorded(real_func, t0, t1, real_y0, slope, slopes.detach())
         dt = (t1 - t0).to(slopes.dtype)
-        (y1,) = combined(real_y0, [self._b], slopes * dt)
+        (y1,) = combined(real_y0, self._b, slopes, dt)
         if solved.failure:
             failed = torch.tensor(list(solved.failure), device=y1.device)
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
@@ -317,7 +317,7 @@ class ImplicitRungeKutta(Method):
     def _base(self, block: _Block, y0: Tensor, known: Tensor, dt: Tensor) -> Tensor:
         """What the states of the stages of a block have in common."""
         # All rows of the block are alike where there is something before it: it is a single stage.
-        return combined(y0, [block.before], known * dt)[0] if block.first else y0
+        return combined(y0, block.before, known, dt)[0] if block.first else y0
 
     def _explicit(self, func: FlatFunc, t: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
         """The slope of an explicit stage, [1, rows, size], which is `slope` if that is known."""
