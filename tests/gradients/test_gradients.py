@@ -64,30 +64,16 @@ def test_second_derivatives(method, gradient):
     assert torch.autograd.gradgradcheck(run, inputs, rtol=1e-5, atol=1e-7)
 
 
-def test_the_third_derivative_of_checkpointed_is_refused():
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("options", [{}, {"batch_dims": 1, "t_eval": [0.25, 0.5]}, {"events": lambda t, y: y - 9.0}])
+def test_derivatives_of_every_order(gradient, options):
     y0 = double(1.0, grad=True)
-    y = solve_ivp(lambda t, y: y**2, (0.0, 0.5), y0, gradient="checkpointed").y[-1]
-    (first,) = torch.autograd.grad(y, y0, create_graph=True)
-    (second,) = torch.autograd.grad(first, y0, create_graph=True)
-    with pytest.raises(RuntimeError, match="twice, not three times: use gradient='direct'"):
-        torch.autograd.grad(second, y0)
-
-
-def test_derivatives_of_every_order_by_direct():
-    y0 = double(1.0, grad=True)
-    value = solve_ivp(lambda t, y: y**2, (0.0, 0.5), y0, rtol=1e-11, atol=1e-11).y[-1]  # y0 / (1 - y0 t)
+    solution = solve_ivp(lambda t, y: y**2, (0.0, 0.5), y0.reshape(1), rtol=1e-11, atol=1e-11, gradient=gradient,
+                         **options)  # fmt: skip
+    value = solution.y.reshape(-1)[-1]  # y0 / (1 - y0 t)
     for expected in (4.0, 8.0, 24.0):
         (value,) = torch.autograd.grad(value, y0, create_graph=True)
         assert value.item() == pytest.approx(expected, rel=1e-7)
-
-
-@pytest.mark.parametrize("door", [odeint_adjoint, lambda *a: solve_ivp(a[0], (0.0, 1.0), a[1], gradient="backsolve").y])
-def test_backsolve_refuses_a_second_derivative(door):
-    y0 = double(1.0, grad=True)
-    y = door(lambda t, y: y**2 / 2, y0, double(0.0, 1.0))
-    (first,) = torch.autograd.grad(y[-1], y0, create_graph=True)
-    with pytest.raises(RuntimeError, match="only once: for second derivatives use gradient='checkpointed' or 'direct'"):
-        torch.autograd.grad(first, y0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.boundary import own_precision
 from torchivp.checks import check_whole_number
 from torchivp.generators import Generators
 from torchivp.gradients.direct import Direct
@@ -21,10 +20,9 @@ from torchivp.gradients.inputs import (
     refuse_dense_output,
     refuse_forward_mode,
     refuse_inside_transform,
-    refuse_to_differentiate,
     refuse_undifferentiable,
 )
-from torchivp.gradients.node import kept
+from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
@@ -40,8 +38,8 @@ class Checkpointed:
 
     The forward pass keeps the times of the accepted steps and the state at some of them. The backward pass takes
     the steps between two checkpoints again, last stretch first, and lets autograd through them: one more
-    evaluation of each stage, and the memory of the checkpoints and of one stretch. A second derivative replays
-    the whole solve at once, in the memory of `Direct`.
+    evaluation of each stage, and the memory of the checkpoints and of one stretch. A second or higher derivative
+    replays the whole solve at once, in the memory of `Direct`.
 
     Args:
         checkpoints: the largest number of states to hold; None for about the square root of the number of steps,
@@ -74,11 +72,11 @@ class Checkpointed:
         refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
-        states = _Forward.apply(solve, *inputs.tensors)
+        (states,) = as_node(solve, inputs.tensors)
         return states, solve.times, solve.status, solve.stats
 
 
-class _CheckpointedSolve:
+class _CheckpointedSolve(NodeSolve):
     """A solve that can be replayed: what the forward pass leaves for the backward pass."""
 
     status: Status
@@ -89,11 +87,12 @@ class _CheckpointedSolve:
     def __init__(self, integration: Integration, inputs: GradientInputs, limit: int | None):
         self.integration = integration
         self.inputs = inputs
+        self.late = inputs.late
         self.limit = limit
         self.generators = Generators(integration.problem.y0.device)
 
-    def forward(self) -> Tensor:
-        """The states at the outputs, and everything else into the attributes."""
+    def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The states at the outputs; everything else goes into the attributes."""
         plain = self.integration.with_problem(self.inputs.without_gradient())
         outputs = Outputs(plain.problem.times)
         self.trail = Trail(outputs, self.limit)
@@ -107,10 +106,13 @@ class _CheckpointedSolve:
         if self.status.outcome is Outcome.EVENT:
             self.reached = len(outputs.t)
             self.inputs.end_at(self.status.t)
-        return states
+        return [states]
 
-    def gradients(self, grad: Tensor) -> list[Tensor]:
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
         """The gradients of all inputs, given that of the states, stretch by stretch from the last to the first."""
+        (grad,) = grads
         totals: list[Tensor | None] = [None] * len(self.inputs.tensors)
         at_end: list[Tensor | None] = []
         self.stats.backward = Stats()
@@ -122,7 +124,7 @@ class _CheckpointedSolve:
         totals[0] = at_end[0] if at_end else None
         if self.trail.checkpoints[0].outputs:
             totals[0] = _sum(totals[0], grad[:1])
-        return _or_zeros(totals, self.inputs.tensors)
+        return totals
 
     def _pull_back(
         self, checkpoint: Checkpoint, end: int, grad: Tensor, at_end: Sequence[Tensor | None]
@@ -158,25 +160,15 @@ class _CheckpointedSolve:
         self.stats.backward.accepted += end - checkpoint.step
         return kept, [last.y1, *_tensors(last.carry)], [*leaves, *_tensors(carry)]
 
-    def second_gradients(self, grad: Tensor, seeds: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of `<seeds, gradients(grad)>` with respect to `grad` and all inputs."""
-        with torch.enable_grad():
-            grad = grad.detach().requires_grad_()
-            start = self.trail.checkpoints[0]
-            problem, leaves = self.inputs.on_leaves(start.y)
-            states = [leaves[0]] * start.outputs
-            if len(self.trail.times) > 1:
-                outputs, _ = self._replay(problem, start, len(self.trail.times) - 1, None)
-                states += outputs.states()
-            first = _gradients(states, leaves, grad)
-            pairs = [(g, s) for g, s in zip(first, seeds, strict=True) if g is not None and g.requires_grad]
-        inputs = [grad, *leaves]
-        if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
-        second = torch.autograd.grad(
-            [g for g, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True, retain_graph=True
-        )
-        return _or_zeros(second, inputs)
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        start = self.trail.checkpoints[0]
+        problem, leaves = self.inputs.on_leaves(start.y)
+        states = [leaves[0]] * start.outputs
+        if len(self.trail.times) > 1:
+            outputs, _ = self._replay(problem, start, len(self.trail.times) - 1, None)
+            states += outputs.states()
+        missing = leaves[0].new_full((len(self.times) - sum(map(len, states)), leaves[0].shape[1]), torch.nan)
+        return [torch.cat([*states, missing])], leaves
 
     def _replay(self, problem: Problem, start: Checkpoint, end: int, carry: Any) -> tuple[Outputs, Step]:
         outputs = Outputs(problem.times)
@@ -219,64 +211,9 @@ class _DrawnSteps:
         self.end = step.y1
 
 
-class _Forward(torch.autograd.Function):
-    """The solve as one node of the graph."""
-
-    @staticmethod
-    def forward(solve: _CheckpointedSolve, *tensors: Tensor) -> Tensor:
-        return solve.forward()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.solve = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    @own_precision
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        with kept(ctx) as (solve, inputs):
-            return None, *_Backward.apply(solve, grads[0], *inputs)
-
-
-class _Backward(torch.autograd.Function):
-    """The backward pass as a node of its own, so that it can be differentiated once more."""
-
-    @staticmethod
-    def forward(solve: _CheckpointedSolve, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(solve.gradients(grad))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.solve = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    @own_precision
-    def backward(ctx: Any, *seeds: Tensor) -> Any:
-        with kept(ctx) as (solve, saved), torch.no_grad():
-            second = solve.second_gradients(saved[0], seeds)
-        return None, *refuse_to_differentiate(
-            "gradient='checkpointed' can be differentiated twice, not three times: use gradient='direct'",
-            second,
-            [*saved, *seeds],
-        )
-
-
-def _gradients(states: list[Tensor], leaves: list[Tensor], grad: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the leaves, differentiable, given that of the first states."""
-    if not states:
-        return [None] * len(leaves)
-    kept = torch.cat(states)
-    return torch.autograd.grad(kept, leaves, grad[: len(kept)], create_graph=True, allow_unused=True)
-
-
 def _tensors(carry: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor)]
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
-
-
-def _or_zeros(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, like, strict=True)]

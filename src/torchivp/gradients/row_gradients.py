@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.boundary import own_precision
 from torchivp.dense import RowSteps
 from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
@@ -25,11 +25,10 @@ from torchivp.gradients.inputs import (
     refuse_dense_output,
     refuse_forward_mode,
     refuse_method_in_forward_mode,
-    refuse_to_differentiate,
     refuse_undifferentiable,
     warn_of_computed,
 )
-from torchivp.gradients.node import kept
+from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_replay import Replay, ReplayedSteps, join_changes
 from torchivp.gradients.vjp import vjp
@@ -39,7 +38,7 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs
 from torchivp.rows.steps import carry_to_keep
-from torchivp.solution import LeanFailures, Stats, Status
+from torchivp.solution import Stats, Status
 from torchivp.torch_func import in_forward_mode, without_derivatives
 
 _REMEDY = (
@@ -171,10 +170,12 @@ def solve_rows(
         gradient = Direct()  # the steps, taken again, carry tangents
     limit = gradient.checkpoints if isinstance(gradient, Checkpointed) and inputs.used else 0
     solve = _SolveOfRows(plan, inputs, limit)
+    if isinstance(gradient, Backsolve):
+        solve = _BacksolvedRows(plan, inputs, gradient)
     if not solve.replayable:
         watch = _UsedLater(plan.problem)
         plain = _SolveOfRows(replace(plan, problem=watch.problem), inputs, limit)
-        states, _ = plain.forward(dense)
+        states, _ = plain.run(dense)
         if not watch.used:
             return plain.result(states, plain.changes.y)
         inputs.used, gradient = True, Direct()  # which finds what is used later by itself
@@ -182,19 +183,12 @@ def solve_rows(
         refuse_undifferentiable(plan.method, wanted=True)
     if isinstance(gradient, Direct):
         with without_derivatives():
-            solve.forward()
-        start, y0 = _start(plan.problem), plan.problem.y0
-        replayed = solve.replay.run(plan.problem, start, y0, None, solve.replay.most, dense)
-        solve.dense = replayed.outputs.dense
-        states, _ = replayed.outputs.collect(plan.problem.y0, solve.times.shape[1])
-        if solve.expected is not None:
-            check_repeated(states, solve.expected)
-        return solve.result(states, _in_order(replayed.places, replayed.before, solve.changes.y))
+            solve.run()
+        return solve.result(*solve.all_steps_again(plan.problem, dense))
     refuse_dense_output(dense)
     if isinstance(gradient, Backsolve):
         check_adjoint_of_rows(plan, gradient)
-        solve.backsolve = gradient
-    states, before = _Forward.apply(solve, *inputs.tensors)
+    states, before = as_node(solve, inputs.tensors)
     return solve.result(states, before)
 
 
@@ -244,11 +238,9 @@ def _tensors(carry: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(carry) if isinstance(x, Tensor)]
 
 
-class _SolveOfRows:
+class _SolveOfRows(NodeSolve):
     """A solve of rows that can be replayed."""
 
-    backsolve: Backsolve | None = None
-    replay: Replay
     dense: list[RowSteps] | None
     expected: Tensor | None = None
     """The outputs that steps taken again must lead to, if func draws random numbers."""
@@ -260,6 +252,7 @@ class _SolveOfRows:
     def __init__(self, plan: RowIntegration, inputs: RowInputs, limit: int | None):
         self.plan = plan
         self.inputs = inputs
+        self.late = inputs.late
         self.limit = limit
         self._tangents = in_forward_mode()  # asked here: the solve itself runs without
 
@@ -268,7 +261,24 @@ class _SolveOfRows:
         """Whether the steps may be taken again, for a gradient or with tangents."""
         return self.inputs.used or self._tangents
 
-    def forward(self, dense: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        states, before = self.run()
+        return states, before.clone()  # what this node returns holds it, and it the solve, which keeps the other
+
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
+        return self.all_steps_again(problem), leaves
+
+    def all_steps_again(self, problem: RowProblem, dense: bool = False) -> tuple[Tensor, Tensor]:
+        """What `run` returns, by all steps taken again from the start of the `problem`."""
+        replayed = self.replay.run(problem, _start(problem), problem.y0, None, self.replay.most, dense)
+        self.dense = replayed.outputs.dense
+        states, _ = replayed.outputs.collect(problem.y0, self.times.shape[1])
+        if self.expected is not None:
+            check_repeated(states, self.expected)
+        return states, _in_order(replayed.places, replayed.before, self.changes.y)
+
+    def run(self, dense: bool = False) -> tuple[Tensor, Tensor]:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times, dense)
@@ -280,10 +290,19 @@ class _SolveOfRows:
         self.kept = outputs.last + 1
         self.changes = join_changes(trail.changes, problem)
         if self.replayable:
-            drawn = trail.drawn() if self.backsolve is None else None
-            self.replay = Replay(self.plan, trail, self.changes, drawn)
-            self.expected = None if drawn is None else states.clone()  # not what is returned: that would be a cycle
+            self.trail = trail
+            self.note_draws(states)
         return states, self.changes.y
+
+    def note_draws(self, states: Tensor) -> None:
+        """Keep the `states` that the solve led to, if func draws random numbers and must draw them again."""
+        if self.replay.drawn is not None:
+            self.expected = states.clone()  # not what is returned: that would be a cycle
+
+    @cached_property
+    def replay(self) -> Replay:
+        """The steps, to be taken again."""
+        return Replay(self.plan, self.trail, self.changes, self.trail.drawn())
 
     def result(self, states: Tensor, before: Tensor) -> RowResult:
         """What there is, given the outputs with the last state after them, and the states before what happened."""
@@ -298,8 +317,11 @@ class _SolveOfRows:
         changes = replace(self.changes, y=before)
         return RowResult(states, times, final, final_times, self.dense, changes, self.status, self.stats)
 
-    def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor]:
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
         """The gradients of all inputs, stretch by stretch from the last to the first."""
+        grad, grad_before = grads
         totals: list[Tensor] = [torch.zeros_like(x) for x in self.inputs.tensors]
         checkpoints = self.replay.trail.checkpoints
         ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [self.replay.most]
@@ -379,30 +401,22 @@ class _SolveOfRows:
         return roots, seeds
 
 
-class _Forward(torch.autograd.Function):
-    """The solve as one node of the graph."""
+class _BacksolvedRows(_SolveOfRows):
+    """A solve of rows with the continuous adjoint."""
 
-    @staticmethod
-    def forward(solve: _SolveOfRows, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        states, before = solve.forward()
-        return states, before.clone()  # what this node returns holds it, and it the solve, which keeps the other
+    exact = False
+    keeps_results = True
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.solve = inputs[0]
-        ctx.save_for_backward(*output, *inputs[1:])
+    def __init__(self, plan: RowIntegration, inputs: RowInputs, options: Backsolve):
+        super().__init__(plan, inputs, 0)
+        self.options = options
 
-    @staticmethod
-    @own_precision
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        with kept(ctx) as (solve, (states, before, *tensors)), torch.no_grad(), LeanFailures():
-            if solve.backsolve is None:
-                found = solve.gradients(*grads)
-            else:
-                found = adjoint_gradients(solve, solve.backsolve, states, before, *grads)
-        name = "checkpointed" if solve.backsolve is None else "backsolve"
-        return None, *refuse_to_differentiate(
-            f"gradient='{name}' with batch_dims or events can be differentiated only once: use gradient='direct'",
-            found,
-            [*tensors, *grads],
-        )
+    def note_draws(self, states: Tensor) -> None:
+        """The way back draws other numbers, and says so; only a derivative of the gradient needs the same."""
+
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of all inputs, by the adjoint."""
+        states, before = results
+        return adjoint_gradients(self, self.options, states, before, *grads)

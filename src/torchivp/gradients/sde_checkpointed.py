@@ -74,7 +74,7 @@ class _CheckpointedSolve(SDEBackward):
         self.due = [step for step, _ in steps.outputs]
         self.kept: list[_Checkpoint] = []
 
-    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+    def run(self) -> tuple[Tensor, Sequence[Tensor]]:
         integration = holding_noise(self.inputs.integration)
         # The first stretch starts from what the user gave, so that its gradient includes that of the first carry.
         self.kept = [_Checkpoint(0, integration.y0, integration.carry, self.generators.now())]
@@ -86,7 +86,9 @@ class _CheckpointedSolve(SDEBackward):
             y, carry = integration.advance(y, carry, first, self._end(first), outputs)
         return torch.stack(outputs), carry
 
-    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
         inputs, noise = self.inputs, holding_noise(self.inputs.integration).noise
         shared = len(inputs.tensors) - 1 - len(inputs.carried)
         totals: list[Tensor | None] = [None] * shared
