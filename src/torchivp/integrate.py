@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torchivp.stepsize.first_step import first_step
 from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import History, PIDController
-from torchivp.stepsize.stops import OneSided, Stops, merge
+from torchivp.stepsize.stops import Stops, merge
 from torchivp.times import time_value
 from torchivp.torch_func import read
 
@@ -126,47 +125,9 @@ class Integration:
             status = loop.to_the_end()
         return status, Stats(self.problem.func.evaluations, loop.accepted, loop.rejected)
 
-    def replay(
-        self,
-        times: Sequence[float],
-        orders: Sequence[int | None],
-        y: Tensor,
-        carry: Any,
-        recorders: Sequence[Recorder],
-    ) -> Step:
-        """Take the accepted steps that end at `times[1:]` again.
-
-        `y` and `carry` are those of the step that ended at `times[0]`, or of the start.
-        """
-        at = self.problem.times.at
-        step = None
-        for (t0, t1), order in zip(pairwise(times), orders, strict=True):
-            if t0 != self.problem.times.start:
-                y, carry = self.onward(t0, y, carry)
-            if order is not None:
-                carry = self.method.at_order(carry, order)
-            func = self.function_within(t0, t1)
-            step = self.method.step(func, at(t0), at(t1), y, carry)
-            for recorder in recorders:
-                recorder.accept(self.method, func, step, t1)
-            y, carry = step.y1, step.carry
-        assert step is not None, "a stretch to replay has at least one step"
-        return step
-
     def function_within(self, t0: float, t1: float) -> FlatFunc:
         """The right-hand side for a step: where it jumps at an end of the step, its values on the step's side."""
-        func = self.problem.func
-        if not (self.stops.jump_times or self.stops.one_sided):
-            return func
-        avoid_start, avoid_end = self.stops.avoided_ends(t0, t1)
-        if not (avoid_start or avoid_end):
-            return func
-        start, end = self.problem.time(t0), self.problem.time(t1)
-        return OneSided(
-            func,
-            torch.nextafter(start, end) if avoid_start else start,
-            torch.nextafter(end, start) if avoid_end else end,
-        )
+        return self.stops.function(self.problem.func, t0, t1, self.problem.time)
 
     def onward(self, t: float, y: Tensor, carry: Any) -> tuple[Tensor, Any]:
         """The state and the carry with which to go on after a step that ended at `t` with these."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
 
-from torchivp import Backsolve, Checkpointed, Event, SolveError, solve_ivp
+from torchivp import Backsolve, Checkpointed, Event, Scheduled, SolveError, solve_ivp
 
 D = torch.float64
 NAN = math.nan
@@ -511,6 +511,60 @@ def test_second_derivatives(gradient):
         return torch.autograd.grad(sum((g**2).sum() for g in first), [y0, mu, func.push])
 
     assert_all_close(hessian(True), hessian(False), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+@pytest.mark.parametrize(("method", "step_size"), [("rk4", 0.27), ("heun2", 0.33)])
+def test_derivatives_by_times_are_those_of_the_steps(method, step_size, gradient):
+    """Of first and second order: by start, end, outputs at and within steps, and by the times of doses."""
+    start, end = leaf(torch.tensor([0.1, 0.0], dtype=D)), leaf(torch.tensor([1.0, 1.3], dtype=D))
+    asked, doses = (
+        leaf(torch.tensor([[0.2, 0.55, 0.9], [0.3, 0.7, 1.1]], dtype=D)),
+        leaf(torch.tensor([[0.5, 0.8], [0.4, 1.2]], dtype=D)),
+    )
+
+    def run(y0, start, end, asked, doses, a):
+        events = Scheduled(doses, lambda t, y, a: y + 0.3 * a * torch.cos(t))
+        solution = solve_ivp(lambda t, y, a: -a * y**2 + torch.sin(3 * t), (start, end), y0, t_eval=asked, args=(a,),
+                             batch_dims=1, events=events, method=method, step_size=step_size,
+                             gradient=gradient)  # fmt: skip
+        log = solution.events
+        return solution.y, solution.final, solution.t_final, log.t, log.y, log.y_after
+
+    inputs = (
+        leaf(torch.tensor([[1.0, 0.5], [0.8, 0.2]], dtype=D)),
+        start,
+        end,
+        asked,
+        doses,
+        leaf(torch.tensor(0.7, dtype=D)),
+    )
+    assert torch.autograd.gradcheck(run, inputs, atol=1e-6, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, inputs, atol=1e-5, fast_mode=True)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+def test_second_derivatives_by_times_of_adaptive_steps(gradient):
+    """Of y0 exp(-a (t - t0)): with the start among the outputs, and at the ends of all steps."""
+    start, t, y0 = (
+        leaf(torch.tensor(0.2, dtype=D)),
+        leaf(torch.tensor([0.2, 0.7, 1.1], dtype=D)),
+        leaf(torch.tensor([[1.5], [0.7]], dtype=D)),
+    )
+    for asked in (t, None):
+        solution = solve_ivp(lambda t, y: -0.7 * y, (start, t[-1]), y0, t_eval=asked, batch_dims=1,
+                             gradient=gradient, rtol=1e-11, atol=1e-12)  # fmt: skip
+        pairs = [(solution.final, solution.t_final[:, None])]
+        if asked is not None:
+            pairs += [(solution.y[:, i], t[i]) for i in range(3)]
+        for found, when in pairs:
+            expected = y0 * torch.exp(-0.7 * (when - start))
+            for _ in range(2):
+                found, expected = (
+                    sum(g.sum() for g in torch.autograd.grad((x**2).sum(), (start, t, y0), create_graph=True))
+                    for x in (found, expected)
+                )
+                torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torchivp.boundary import warn
 from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.record import Record
 from torchivp.rows.record import RowTrail
 from torchivp.times import time_scalar
 
@@ -139,23 +141,23 @@ class DrawingTrail(RowTrail):
         self._drawn.append((self.steps[rows], self._method.accepted()))
         super().step(rows, t, order)
 
-    def drawn(self) -> list[Drawn] | None:
-        """What the generators were for the first steps of all rows, for the second ones, ...; None if nothing is drawn.
+    def record(self) -> Record:
+        return replace(super().record(), drawn=self._drawn if self._method.any() else None)
 
-        Raises:
-            RuntimeError: rows did not take them together, so they cannot be taken again together.
-        """
-        if not self._method.any():
-            return None
-        together = [drawn for _, drawn in self._drawn]
-        for n, (numbers, drawn) in enumerate(self._drawn):
-            going = np.count_nonzero(self.steps > n)
-            if not (len(numbers) == drawn.rows == going and (numbers == n).all()):
-                raise RuntimeError(NOT_REPEATED)
-        if self._method.takes_rows:  # whose carry is not kept: drawn anew, it would be another
-            afresh = {0, *(n for n, drawn in enumerate(together) if not drawn.carried)}
-            self.checkpoints = [checkpoint for checkpoint in self.checkpoints if checkpoint.step in afresh]
-        return together
+
+def drawn_together(record: Record) -> list[Drawn] | None:
+    """What the generators were for the first steps of all rows, for the second ones, ...; None if nothing is drawn.
+
+    Raises:
+        RuntimeError: rows did not take them together, so they cannot be taken again together.
+    """
+    if record.drawn is None:
+        return None
+    for n, (numbers, drawn) in enumerate(record.drawn):
+        going = np.count_nonzero(record.steps > n)
+        if not (len(numbers) == drawn.rows == going and (numbers == n).all()):
+            raise RuntimeError(NOT_REPEATED)
+    return [drawn for _, drawn in record.drawn]
 
 
 NOT_REPEATED = (

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.gradients.moving_time import Slope, moved
-from torchivp.gradients.row_gradients import RowResult
-from torchivp.gradients.row_replay import at_moving_time
-from torchivp.rows.changes import apply_firing, changes_state, function_on, groups, rounds
+from torchivp.gradients.replayed import RowResult
+from torchivp.gradients.row_replay import at_moving_time, end_of
+from torchivp.rows.changes import apply_firing, changes_state, groups, rounds
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.times import MovingTimes
 from torchivp.solution import EventLog
 from torchivp.state import StateLayout
 from torchivp.times import time_dtype
-from torchivp.torch_func import derivatives_enabled, moves
-
-
-def started(problem: RowProblem, moving: MovingTimes) -> RowProblem:
-    """The same problem; where the start moves, the initial states are those at a fixed time."""
-    if moving.start is None or not derivatives_enabled():
-        return problem
-    everything = np.arange(problem.rows)
-    t = problem.user_time(problem.times.start)
-    slopes = Slope.of(function_on(problem, everything), t, problem.y0)
-    start = moving.start.to(problem.y0.device).unsqueeze(1)
-    return replace(problem, y0=moved(problem.y0, slopes.back, start))
+from torchivp.torch_func import moves
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,10 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
     for firing, same in groups(changes.firings).items():
         for where in (same[i] for i in rounds(changes.rows[same])):  # functions take a row once at a time
             select, rows = problem.select(where), changes.rows[where]
-            when, y = at_moving_time(problem, firing, rows, changes.t[where], changes.y[select])
+            end, is_own = end_of(result.moving, firing, rows, changes.t[where], changes.steps[where])
+            if changes.within[where].any():  # reported on the way, at a time that stays where it is
+                end, is_own = changes.t[where], False
+            when, y = at_moving_time(problem, firing, rows, end, changes.y[select], is_own)
             # Not the values, which are known more precisely, but their gradients.
             if moves(when):
                 t = t.index_copy(0, select, t[select] + (when - when.detach()).squeeze(1).to(t.dtype))
@@ -63,20 +53,22 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
     return MovingChanges(t, before, after)
 
 
-def moved_outputs(
-    problem: RowProblem, result: RowResult, moving: MovingTimes, changes: MovingChanges
-) -> tuple[Tensor, Tensor]:
-    """The outputs as functions of their times, where these move, and the times."""
+def times_of_outputs(problem: RowProblem, result: RowResult, changes: MovingChanges) -> tuple[Tensor, Tensor]:
+    """The outputs, and their times, as functions of what these depend on.
+
+    Where no times were requested they are the ends of the steps, and those at which something happens move with it.
+    """
     y, device = result.states, problem.y0.device
-    t = torch.from_numpy(result.times.copy()).to(device, time_dtype(device))
-    if not derivatives_enabled():
-        return y, t
-    if problem.times.outputs is None:
-        return _moved_ends(problem, result, moving, changes, y, t)
-    if moving.outputs is None:
-        return y, t
-    times = moving.outputs.to(device, time_dtype(device))
-    return _moved_to(problem, result.times, y, times), times
+    asked = problem.moving.outputs
+    if asked is not None:
+        return y, asked.to(device, time_dtype(device))
+    t = torch.from_numpy(result.times.copy())
+    if result.moving is not None and problem.times.outputs is None:
+        t = result.moving.at(result.record.ends, result.times)
+    t = t.to(device, time_dtype(device))
+    if problem.times.outputs is None and any(map(moves, (changes.t, changes.before, changes.after))):
+        y, t = _with_changes(problem, result, changes, y, t)
+    return y, t
 
 
 def final_is_new(problem: RowProblem, result: RowResult) -> np.ndarray:
@@ -87,18 +79,13 @@ def final_is_new(problem: RowProblem, result: RowResult) -> np.ndarray:
     return found
 
 
-def moved_final(
-    problem: RowProblem, result: RowResult, moving: MovingTimes, changes: MovingChanges
-) -> tuple[Tensor, Tensor]:
-    """The last states, [rows, size], and their times, [rows], which move with the end or with what happens there."""
+def final_and_time(problem: RowProblem, result: RowResult, changes: MovingChanges) -> tuple[Tensor, Tensor]:
+    """The last states, [rows, size], and their times, [rows], as functions of what these depend on."""
     y, device = result.final, problem.y0.device
-    t = torch.from_numpy(result.final_times.copy()).to(device, time_dtype(device))
-    if not derivatives_enabled():
-        return y, t
-    if moving.end is not None:
-        at_end = torch.from_numpy(result.final_times == problem.times.end).to(device)
-        t = torch.where(at_end, moving.end.to(device, t.dtype), t)
-        y = _moved_to(problem, result.final_times[:, None], y[:, None], t[:, None])[:, 0]
+    t = torch.from_numpy(result.final_times.copy())
+    if result.moving is not None:
+        t = result.moving.of_steps(np.arange(problem.rows), result.record.steps).squeeze(1)
+    t = t.to(device, time_dtype(device))
     at_last = result.changes.t == result.final_times[result.changes.rows]
     chosen = np.flatnonzero(at_last & ~result.changes.within)
     if len(chosen) and any(map(moves, (changes.t, changes.after))):
@@ -107,37 +94,23 @@ def moved_final(
     return y, t
 
 
-def _moved_to(problem: RowProblem, at: np.ndarray, y: Tensor, times: Tensor) -> Tensor:
-    """The states, which are at the times `at`, as functions of these."""
-    func, columns = function_on(problem, np.arange(problem.rows)), []
-    for j in range(y.shape[1]):
-        slopes = Slope.of(func, problem.user_time(at[:, j].copy()), y[:, j])
-        columns.append(moved(y[:, j], slopes, times[:, j : j + 1]))
-    return torch.stack(columns, dim=1) if columns else y
-
-
-def _moved_ends(
-    problem: RowProblem, result: RowResult, moving: MovingTimes, changes: MovingChanges, y: Tensor, t: Tensor
+def _with_changes(
+    problem: RowProblem, result: RowResult, changes: MovingChanges, y: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The ends of all steps: those at which something happens move with it, the last one with the end of the span."""
-    if moving.end is not None:
-        at_end = torch.from_numpy(result.times == problem.times.end[:, None]).to(t.device)
-        t = torch.where(at_end, moving.end.to(t.device, t.dtype).unsqueeze(1), t)
-        y = _moved_to(problem, result.times, y, t)
-    if any(map(moves, (changes.t, changes.before, changes.after))):
-        first: list[tuple[int, int, int]] = []
-        last: list[tuple[int, int, int]] = []
-        for i in np.flatnonzero(~result.changes.within).tolist():
-            row, when, firing = result.changes.rows[i], result.changes.t[i], result.changes.firings[i]
-            places = np.flatnonzero(result.times[row] == when)
-            first.append((i, row, places[0]))
-            if changes_state(problem, firing):
-                last.append((i, row, places[-1]))
-        for entries, states in ((first, changes.before), (last, changes.after)):
-            if entries:
-                number, row, place = torch.tensor(entries, device=y.device).t()
-                y = y.index_put((row, place), states[number])
-                t = t.index_put((row, place), changes.t[number])
+    """The ends of all steps; those at which something happens move with it."""
+    first: list[tuple[int, int, int]] = []
+    last: list[tuple[int, int, int]] = []
+    for i in np.flatnonzero(~result.changes.within).tolist():
+        row, when, firing = result.changes.rows[i], result.changes.t[i], result.changes.firings[i]
+        places = np.flatnonzero(result.times[row] == when)
+        first.append((i, row, places[0]))
+        if changes_state(problem, firing):
+            last.append((i, row, places[-1]))
+    for entries, states in ((first, changes.before), (last, changes.after)):
+        if entries:
+            number, row, place = torch.tensor(entries, device=y.device).t()
+            y = y.index_put((row, place), states[number])
+            t = t.index_put((row, place), changes.t[number])
     return y, t
 
 

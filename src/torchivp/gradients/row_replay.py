@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -12,19 +11,22 @@ import torch
 from torch import Tensor
 
 from torchivp.generators import Generators
-from torchivp.gradients.draws import Drawn, RepeatedDraws
+from torchivp.gradients.draws import RepeatedDraws, drawn_together
 from torchivp.gradients.moving_time import Slope, event_time, moved
+from torchivp.gradients.step_ends import StepEnds
 from torchivp.methods.method import Method
+from torchivp.record import Checkpoint, Firing, Record
 from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import ChangeRecord, Firing, RowCheckpoint, RowOutputs, RowTrail
-from torchivp.rows.steps import SingleStepper, TakenSteps, make_stepper
+from torchivp.rows.record import Carry, RowOutputs
+from torchivp.rows.steps import SingleStepper, Stepper, TakenSteps, make_stepper
+from torchivp.times import carried
 from torchivp.torch_func import derivatives_enabled, moves
 
 
 def at_moving_time(
-    problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.ndarray, y: Tensor
+    problem: RowProblem, firing: Firing, rows: np.ndarray, end: np.ndarray | Tensor, y: Tensor, is_own: bool = False
 ) -> tuple[Tensor, Tensor]:
     """When something happens, [n, 1], and the states then, as functions of all that they depend on.
 
@@ -32,18 +34,21 @@ def at_moving_time(
         problem: the problem.
         firing: what happens.
         rows: in which rows.
-        t: when.
-        y: the states at these times, as functions of all but the times.
+        end: the ends of the steps that lead there, numbers [n], or a tensor [n, 1] where they move.
+        y: the states at these ends.
+        is_own: whether the ends move just as what is scheduled for them.
     """
-    time = problem.user_time(t)
+    time = problem.user_time(end)
     # An event tells when it is; what is scheduled for the same time does not move it.
     number, column = next((entry for entry in firing if entry[1] < 0), firing[0])
     action = problem.actions[number]
     if action.g is None:
-        if action.moving is None:
+        if is_own or (action.moving is None and not isinstance(end, Tensor)):
             return time, y
-        moving = action.moving[torch.from_numpy(rows), column].to(y.device, time.dtype).unsqueeze(1)
-        return moving, moved(y, _slopes(problem, rows, time, y), moving)
+        assert action.times is not None
+        series = torch.from_numpy(action.times) if action.moving is None else action.moving
+        moving = series[torch.from_numpy(rows), column].to(y.device, time.dtype).unsqueeze(1)
+        return moving, moved(y, _slopes(problem, rows, time, y), time.detach() + (moving - time))
     if not derivatives_enabled():
         return time, y
     function = event_on(problem, action, rows)
@@ -65,20 +70,24 @@ def _slopes(problem: RowProblem, rows: np.ndarray, t: Tensor, y: Tensor) -> Slop
     return Slope.of(function_on(problem, rows), t, y)
 
 
-def after_change(problem: RowProblem, firing: Firing, rows: np.ndarray, t: np.ndarray, y: Tensor) -> Tensor:
-    """The states with which to go on at the times `t` after what happens then, as functions of all they depend on.
+def after_change(
+    problem: RowProblem, firing: Firing, rows: np.ndarray, end: np.ndarray | Tensor, y: Tensor, is_own: bool = False
+) -> Tensor:
+    """The states with which to go on from the ends of steps after what happens, as functions of all they depend on.
 
-    What happens moves in time: the state before it changes with the slope there, the state after it is brought back to
-    the same time with its own slope (the saltation of hybrid systems).
+    What happens moves against the end of the step: the state before it changes with the slope there, the state after it
+    is brought back to the same time with its own slope (the saltation of hybrid systems). The arguments are those of
+    `at_moving_time`.
     """
     if not changes_state(problem, firing):
         return y
-    when, before = at_moving_time(problem, firing, rows, t, y)
+    when, before = at_moving_time(problem, firing, rows, end, y, is_own)
     after = apply_firing(problem, firing, rows, when, before)
-    if not moves(when):
+    if is_own or not moves(when):
         return after
-    slopes = _slopes(problem, rows, problem.user_time(t), after)
-    return moved(after, slopes.back, when)
+    time = problem.user_time(end)
+    slopes = _slopes(problem, rows, time, after)
+    return moved(after, slopes.back, time.detach() + (when - time))
 
 
 @dataclass
@@ -92,6 +101,7 @@ class ReplayedSteps:
         rows: the rows that go on after the last of the steps.
         y: their states, [m, size].
         carry: what the method carries on.
+        evaluations: how often func was called for each of all rows.
     """
 
     outputs: RowOutputs
@@ -100,6 +110,7 @@ class ReplayedSteps:
     rows: np.ndarray
     y: Tensor
     carry: Any
+    evaluations: np.ndarray
 
 
 class Replay:
@@ -107,26 +118,31 @@ class Replay:
 
     Args:
         plan: how it was solved.
-        trail: the steps.
-        changes: all that happened.
+        record: what it has left behind.
+
+    Attributes:
+        checkpoints: from where steps can be taken again.
+        most: the largest number of steps of a row.
         drawn: what the generators were for each step of all rows; None if func draws no numbers.
+
+    Raises:
+        RuntimeError: func draws random numbers, and cannot draw the same again.
     """
 
-    def __init__(
-        self, plan: RowIntegration, trail: RowTrail, changes: ChangeRecord, drawn: Sequence[Drawn] | None = None
-    ):
+    def __init__(self, plan: RowIntegration, record: Record):
         self.plan = plan
         self.method = plan.make_method()
-        self.trail = trail
-        self._ends = trail.ends()
-        self.steps = trail.steps
-        self.most = int(trail.steps.max(initial=0))
-        self.changes = changes
-        self._changes_after = self._by_step(~changes.within)
-        self._reports_in = self._by_step(changes.within)
-        self._orders = trail.orders
+        self.ends, self.steps, self._orders, self.changes = record.ends, record.steps, record.orders, record.changes
+        self.most = int(record.steps.max(initial=0))
+        self.drawn = drawn_together(record)
+        self.checkpoints = record.checkpoints
+        if self.drawn is not None and self.method.takes_rows and plan.problem.batched:
+            # The carry is not kept: drawn anew, it would be another.
+            afresh = {0, *(n for n, drawn in enumerate(self.drawn) if not drawn.carried)}
+            self.checkpoints = [checkpoint for checkpoint in record.checkpoints if checkpoint.step in afresh]
+        self._changes_after = self._by_step(~self.changes.within)
+        self._reports_in = self._by_step(self.changes.within)
         self._generators = Generators(plan.problem.y0.device)
-        self.drawn = drawn
 
     def _by_step(self, which: np.ndarray) -> list[np.ndarray]:
         """The places of a choice of the changes, step by step."""
@@ -136,7 +152,7 @@ class Replay:
         return [order[a:b] for a, b in pairwise(bounds)]
 
     def run(
-        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, dense: bool = False
+        self, problem: RowProblem, start: Checkpoint, y: Tensor, carry: Any, last: int, dense: bool = False
     ) -> ReplayedSteps:
         """Take the steps after `start`, up to number `last`, again from the states `y`, [rows, size].
 
@@ -150,38 +166,48 @@ class Replay:
             return self._run(problem, start, y, carry, last, cast("Method", method), dense)
 
     def _run(
-        self, problem: RowProblem, start: RowCheckpoint, y: Tensor, carry: Any, last: int, method: Method, dense: bool
+        self, problem: RowProblem, start: Checkpoint, y: Tensor, carry: Any, last: int, method: Method, dense: bool
     ) -> ReplayedSteps:
-        outputs = RowOutputs(problem.times, dense)
+        ends = StepEnds.of(self.ends, problem, self.changes)
+        asked = problem.moving.outputs
+        if ends is not None and asked is None and problem.times.outputs is not None:
+            asked = torch.from_numpy(problem.times.outputs)
+        outputs = RowOutputs(problem.times, dense, None if ends is None else asked)
         outputs.resume(start.next)
-        replayed = ReplayedSteps(outputs, np.zeros(0, dtype=np.int64), [], np.arange(problem.rows), y, carry)
+        none, count = np.zeros(0, dtype=np.int64), np.zeros(problem.rows, dtype=np.int64)
+        replayed = ReplayedSteps(outputs, none, [], np.arange(problem.rows), y, carry, count)
         # Events were looked for within every step, and what that draws the step after it goes on from.
         watched = self.drawn is not None and any(action.g is not None for action in problem.actions)
         if start.step == 0:
-            self._change(problem, replayed, 0, problem.times.start)
-            outputs.end(replayed.rows, problem.times.start, replayed.y)
+            self._change(problem, replayed, 0, ends)
+            outputs.end(replayed.rows, problem.times.start, replayed.y, self._carry(problem, ends, 0))
             self._finish(problem, replayed, 0)
         stepper = None
         for n in range(start.step, last):
             going = self.steps[replayed.rows] > n
             if stepper is None or not going.all():
+                _count(replayed, stepper)
                 keep = problem.select(np.flatnonzero(going))
                 replayed.rows, replayed.y = replayed.rows[going], replayed.y[keep]
                 stepper = make_stepper(problem, method, self.plan.norm, replayed.rows)
                 replayed.carry = stepper.take_carry(replayed.carry, keep)
             rows = replayed.rows
-            t0, t1 = self._ends[rows, n], self._ends[rows, n + 1]
+            t0, t1 = self.ends[rows, n], self.ends[rows, n + 1]
+            moving = None if ends is None else (ends.of_steps(rows, n), ends.of_steps(rows, n + 1))
             if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:
                 replayed.carry = stepper.method.at_order(replayed.carry, order)
-            steps = stepper.step(t0, t1, replayed.y, replayed.carry)
+            steps = stepper.step(t0, t1, replayed.y, replayed.carry, moving)
             if watched:
                 steps.within()
-            outputs.step(rows, t0, t1, steps.within)
-            self._report(problem, replayed, n + 1, steps)
+            outputs.step(rows, t0, t1, steps.within, moving)
+            self._report(problem, replayed, n + 1, steps, moving)
             replayed.y, replayed.carry = steps.y1, steps.step.carry
-            self._change(problem, replayed, n + 1, self._ends[:, n + 1])
-            outputs.end(rows, t1, replayed.y)
+            self._change(problem, replayed, n + 1, ends)
+            outputs.end(rows, t1, replayed.y, self._carry(problem, ends, n + 1))
             self._finish(problem, replayed, n + 1)
+            if problem.stops.jump_times and t1[0] in problem.stops.jump_times:
+                replayed.carry = None
+        _count(replayed, stepper)
         return replayed
 
     def _finish(self, problem: RowProblem, replayed: ReplayedSteps, step: int) -> None:
@@ -189,18 +215,49 @@ class Replay:
         through = self.steps[replayed.rows] == step
         if through.any():
             rows = replayed.rows[through]
-            replayed.outputs.finish(rows, self._ends[rows, step], replayed.y[problem.select(through)])
+            replayed.outputs.finish(rows, self.ends[rows, step], replayed.y[problem.select(through)])
 
-    def _report(self, problem: RowProblem, replayed: ReplayedSteps, step: int, steps: TakenSteps) -> None:
-        """The states at the events reported within the step with this number."""
+    def _carry(self, problem: RowProblem, ends: StepEnds | None, step: int) -> Carry | None:
+        """Carries outputs at the end of the step with this number to their times, which move on their own."""
+        asked = problem.moving.outputs
+        if ends is None or asked is None or not ends.loose.any():
+            return None
+
+        def carry(rows: np.ndarray, places: np.ndarray, y: Tensor) -> Tensor:
+            loose = np.flatnonzero(ends.loose[rows, places])
+            if not len(loose):
+                return y
+            where, rows, places = problem.select(loose), rows[loose], places[loose]
+            end = ends.of_steps(rows, step)
+            motion = asked[torch.from_numpy(rows), torch.from_numpy(places)].unsqueeze(1) - end
+            func = function_on(problem, rows)
+            return y.index_copy(0, where, carried(func, y[where], problem.user_time(end), problem.user_time(motion)))
+
+        return carry
+
+    def _report(
+        self,
+        problem: RowProblem,
+        replayed: ReplayedSteps,
+        step: int,
+        steps: TakenSteps,
+        ends: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """The states at the events reported within the step with this number; `ends` are its ends, if they move."""
         places = self._reports_in[step]
-        if len(places):
-            replayed.places = np.concatenate([replayed.places, places])
-            where = problem.select(_positions(problem, replayed)[self.changes.rows[places]])
-            replayed.before.append(steps.within().at(where, self.changes.theta[places]))
+        if not len(places):
+            return
+        replayed.places = np.concatenate([replayed.places, places])
+        where = torch.from_numpy(_positions(problem, replayed)[self.changes.rows[places]])
+        theta: np.ndarray | Tensor = self.changes.theta[places]
+        if ends is not None:
+            start, end = (x.squeeze(1)[where] for x in ends)
+            moving = (torch.from_numpy(self.changes.t[places]) - start) / (end - start)
+            theta = torch.from_numpy(theta) + (moving - moving.detach())
+        replayed.before.append(steps.within().at(where, theta))
 
-    def _change(self, problem: RowProblem, replayed: ReplayedSteps, step: int, t: np.ndarray) -> None:
-        """What happens after the step with this number, at the times `t` of all rows."""
+    def _change(self, problem: RowProblem, replayed: ReplayedSteps, step: int, ends: StepEnds | None) -> None:
+        """What happens after the step with this number."""
         places = self._changes_after[step]
         if not len(places):
             return
@@ -212,17 +269,34 @@ class Replay:
         for firing, chosen in groups(firings).items():
             if changes_state(problem, firing):
                 there, rows = problem.select(where[chosen]), self.changes.rows[places[chosen]]
-                before = y[there]
-                replayed.outputs.before_change(rows, t[rows], before)
-                y = y.index_copy(0, there, after_change(problem, firing, rows, t[rows], before))
+                before, t = y[there], self.ends[rows, step]
+                replayed.outputs.before_change(rows, t, before)
+                end, is_own = end_of(ends, firing, rows, t, step)
+                y = y.index_copy(0, there, after_change(problem, firing, rows, end, before, is_own))
                 anew.append(where[chosen])
         replayed.y = y
         if anew and replayed.carry is not None:  # these rows go on as they did when they were solved
             places = np.concatenate(anew)
             there, rows = problem.select(places), replayed.rows[places]
-            slopes = function_on(problem, rows)(problem.user_time(t[rows]), y[there]).clone()
+            end = self.ends[rows, step] if ends is None else ends.of_steps(rows, step)
+            slopes = function_on(problem, rows)(problem.user_time(end), y[there]).clone()
             carry = self.method.initial_carry(slopes)
             replayed.carry = replayed.carry.index_copy(0, there, carry) if self.method.takes_rows else carry
+
+
+def end_of(
+    ends: StepEnds | None, firing: Firing, rows: np.ndarray, t: np.ndarray, step: np.ndarray | int
+) -> tuple[np.ndarray | Tensor, bool]:
+    """The ends of steps at which something happens, and whether they move just as what is scheduled for them."""
+    if ends is None:
+        return t, False
+    is_own = all(column >= 0 for _, column in firing) and ends.owner[rows, step] == StepEnds.SCHEDULED + firing[0][0]
+    return ends.of_steps(rows, step), bool(np.all(is_own))
+
+
+def _count(replayed: ReplayedSteps, stepper: Stepper | None) -> None:
+    if stepper is not None:
+        replayed.evaluations[stepper.rows] += stepper.func.evaluations
 
 
 def _positions(problem: RowProblem, replayed: ReplayedSteps) -> np.ndarray:
@@ -230,18 +304,3 @@ def _positions(problem: RowProblem, replayed: ReplayedSteps) -> np.ndarray:
     position = np.full(problem.rows, -1)
     position[replayed.rows] = np.arange(len(replayed.rows))
     return position
-
-
-def join_changes(changes: Sequence[ChangeRecord], problem: RowProblem) -> ChangeRecord:
-    """All that happened as one record."""
-    if not changes:
-        empty = np.zeros(0, dtype=np.int64)
-        return ChangeRecord(empty, empty, np.zeros(0), [], problem.y0.detach()[:0], np.zeros(0))
-    return ChangeRecord(
-        np.concatenate([change.rows for change in changes]),
-        np.concatenate([change.steps for change in changes]),
-        np.concatenate([change.t for change in changes]),
-        [firing for change in changes for firing in change.firings],
-        torch.cat([change.y for change in changes]),
-        np.concatenate([change.theta for change in changes]),
-    )

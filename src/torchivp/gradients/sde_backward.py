@@ -83,18 +83,3 @@ def solve_plainly(integration: SDEIntegration, named: Any, owner: Any) -> tuple[
 def holding_noise(integration: SDEIntegration) -> SDEIntegration:
     """The same integration with a noise that remembers the last blocks."""
     return replace(integration, noise=HeldNoise(integration.noise))
-
-
-def add_all(totals: list[Tensor | None], found: Sequence[Tensor | None], weight: float = 1.0) -> None:
-    """Add what was `found`, times `weight`, to the `totals`, in place; None is zero.
-
-    A total is always a tensor of its own.
-    """
-    for i, x in enumerate(found):
-        if x is None:
-            continue
-        total = totals[i]
-        if total is None:
-            totals[i] = x * weight
-        else:
-            total.add_(x, alpha=weight)

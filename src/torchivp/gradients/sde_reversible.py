@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.gradients.sde_backward import SDEBackward, add_all, solve_plainly
+from torchivp.gradients.sde_backward import SDEBackward, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
+from torchivp.gradients.stretches import add_all
 from torchivp.gradients.vjp import vjp
 from torchivp.methods.sde.reversible_heun import ReversibleHeun
 from torchivp.noise.increment import Increment
