@@ -120,9 +120,9 @@ class StateLayout:
     def unflatten(self, flat: Tensor, lead: tuple[int, ...] | None = None) -> Any:
         """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the dimensions `lead`, or its own."""
         if lead is None:
-            lead = self.lead
             if self.template is not None:
                 return flat.view_as(self.template)
+            lead = self.lead
         if self.template is not None:
             shape = lead + self.shapes[0]
             return flat if flat.shape == shape else flat.reshape(shape)
@@ -146,11 +146,11 @@ class StateLayout:
         if (
             self.template is not None
             and isinstance(k, Tensor)
-            and k.shape == self._shape
+            and (shape := k.shape) == self._shape
             and k.dtype is self.dtype
             and k.device == self.device
         ):
-            return k if len(k.shape) == 2 and self.shapes[0] == (self.size,) else k.reshape(self.rows, self.size)
+            return k if shape == (self.rows, self.size) else k.reshape(self.rows, self.size)
         return self.laid_out(self._checked(k, "func", "dy/dt"))
 
     def changed(self, name: str, y: Any) -> Tensor:
