@@ -156,7 +156,7 @@ class Integration:
     def function_within(self, t0: float, t1: float) -> FlatFunc:
         """The right-hand side for a step: where it jumps at an end of the step, its values on the step's side."""
         func = self.problem.func
-        if not (self.stops.jump_times or self.stops.one_sided):
+        if not self.stops.avoid_ends:
             return func
         avoid_start, avoid_end = self.stops.avoided_ends(t0, t1)
         if not (avoid_start or avoid_end):
@@ -202,7 +202,8 @@ class _StepLoop:
         self.overflowed = False
 
     def to_the_end(self) -> Status:
-        plan, times, method, told = self.plan, self.times, self.plan.method, self.plan.callbacks is not None
+        plan, times, method = self.plan, self.times, self.plan.method
+        told, jumps, moving = plan.callbacks is not None, plan.stops.avoid_ends, times.tensor is not None
         for recorder in self.recorders:
             recorder.start(self.t, self.y, None)
         if plan.event is not None:
@@ -227,10 +228,11 @@ class _StepLoop:
                 return self.failures.no_progress(self.t, self.h)
             if self.accepted + self.rejected >= plan.max_steps:
                 return self._out_of_steps(taken)
-            func = plan.function_within(self.t, t1)
+            func = plan.function_within(self.t, t1) if jumps else plan.problem.func
             if told:
                 self._call("step", taken)
-            step = method.step(func, times.at(self.t), times.at(t1), self.y, self.carry)
+            ends = (times.at(self.t), times.at(t1)) if moving else (self.t, t1)
+            step = method.step(func, *ends, self.y, self.carry)
             if method.sizes_steps and step.failure is None:
                 t1 = time_value(step.t1)
                 taken = abs(t1 - self.t)

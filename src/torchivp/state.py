@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ class StateLayout:
         leaves, self._spec = pytree.tree_flatten(y0)
         if not leaves:
             raise ValueError("y0 holds no tensor: pass a tensor, or a tuple, list or dict of tensors")
-        self.skeleton: Any = pytree.tree_unflatten(list(range(len(leaves))), self._spec)
-        self._paths = _paths(self.skeleton)
+        self.is_tensor = isinstance(y0, Tensor)
+        self.skeleton: Any = 0 if self.is_tensor else pytree.tree_unflatten(list(range(len(leaves))), self._spec)
+        self._paths = [""] if self.is_tensor else _paths(self.skeleton)
         for path, leaf in zip(self._paths, leaves, strict=True):
             _check_leaf(f"y0{path}", leaf)
         self.device: torch.device = leaves[0].device
@@ -52,7 +54,6 @@ class StateLayout:
             raise ValueError(
                 f"the tensors of y0 lie on different devices ({devices}): move them to one, y.to('{self.device}')"
             )
-        self.is_tensor = isinstance(y0, Tensor)
         self.lead: tuple[int, ...] = tuple(leaves[0].shape[:batch_dims])
         for path, leaf in zip(self._paths, leaves, strict=True):
             _check_lead(f"y0{path}", leaf, batch_dims, self.lead)
@@ -138,8 +139,7 @@ class StateLayout:
 
     def parts(self) -> list[slice]:
         """Where each leaf lies in the flat tensor."""
-        ends = np.cumsum(self.sizes).tolist()
-        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        return [slice(end - size, end) for end, size in zip(accumulate(self.sizes), self.sizes, strict=True)]
 
     def checked_derivative(self, k: Any) -> Tensor:
         """Check what `func` returned, and lay it out as [rows, size]."""

@@ -34,6 +34,11 @@ class Stops:
         inside = {t for t in (*self.step_times, *self.jump_times) if low < t < high}
         return sorted(inside, reverse=times.direction < 0)
 
+    @property
+    def avoid_ends(self) -> bool:
+        """Whether there is a step that must not evaluate func at one of its ends."""
+        return self.one_sided or bool(self.jump_times)
+
     def avoided_ends(self, t0: float, t1: float) -> tuple[bool, bool]:
         """Whether a step from `t0` to `t1` must not evaluate func at its start, and at its end."""
         return self.one_sided or t0 in self.jump_times, self.one_sided or t1 in self.jump_times
