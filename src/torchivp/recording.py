@@ -54,10 +54,10 @@ class Outputs:
             return
         if self._next == len(self._wanted):
             return
-        ahead = (self._wanted[self._next] - t1) * self._times.direction
-        if ahead > 0:
-            return
-        if ahead < 0:
+        due = self._wanted[self._next]
+        if due != t1:
+            if (due - t1) * self._times.direction > 0:
+                return
             inside = self._inside(t1)
             interpolant = method.interpolant(func, step)
             self._keep(inside, interpolant.evaluate([self._times.at(t) for t in inside]))
