@@ -54,13 +54,18 @@ class Outputs:
         if self._wanted is None:
             self._keep([t1], step.y1)
             return
-        if self._next == len(self._wanted) or (self._wanted[self._next] - t1) * self._times.direction > 0:
+        if self._next == len(self._wanted):
             return
-        if inside := self._inside(t1):
+        due = self._wanted[self._next]
+        if due != t1:
+            if (due - t1) * self._times.direction > 0:
+                return
+            inside = self._inside(t1)
             interpolant = method.interpolant(func, step)
             self._keep(inside, interpolant.evaluate([self._times.at(t) for t in inside]))
-        if self._next < len(self._wanted) and self._wanted[self._next] == t1:
-            self._keep([t1], self._end_of(step, func, t1))
+            if self._next == len(self._wanted) or self._wanted[self._next] != t1:
+                return
+        self._keep([t1], step.y1 if self._times.tensor is None else self._end_of(step, func, t1))
 
     def _end_of(self, step: Step, func: FlatFunc, t1: float) -> Tensor:
         """The state at the end of a step, as a function of the output's time, which may move when the end does not."""

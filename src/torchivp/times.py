@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any
@@ -143,6 +144,8 @@ class Times:
     def anchored(self, anchors: Collection[float]) -> Times:
         """The same times; the solver's own steps may end at `anchors`, which do not move with the start."""
         fixed = frozenset(anchors)
+        if fixed == self._anchors:
+            return self
         return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed, self.spacing)
 
     def with_end(self) -> Times:
@@ -214,7 +217,7 @@ def check_times(
     if t.numel() == 0:
         raise ValueError(f"{name} is empty: pass at least one time")
     values: list[float] = t.detach().to("cpu", torch.float64).tolist()
-    for i, value in enumerate(values):
+    for i, value in enumerate(values) if not all(map(math.isfinite, values)) else ():
         if not math.isfinite(value) and not (endless and i == len(values) - 1 and not math.isnan(value)):
             raise ValueError(f"{name} must be finite, but {name}[{i}] = {value}")
     if not endless and not math.isfinite(values[-1] - values[0]):
@@ -249,6 +252,8 @@ def _foreign(t: Any) -> str:
 
 def _check_monotone(values: list[float], name: str) -> None:
     direction = 1.0 if values[-1] >= values[0] else -1.0
+    if all(map(operator.lt if direction > 0 else operator.gt, values, values[1:])):
+        return
     unique, in_order = f"torch.unique({name})", f"{name}.sort().values"
     if direction < 0:
         unique, in_order = f"{unique}.flip(0)", f"{name}.sort(descending=True).values"

@@ -41,7 +41,7 @@ class Stops:
 
         `time` gives a time as `func` receives it.
         """
-        if not (self.jump_times or self.one_sided):
+        if not self.avoid_ends:
             return func
         avoid_start, avoid_end = self.one_sided or t0 in self.jump_times, self.one_sided or t1 in self.jump_times
         if not (avoid_start or avoid_end):
@@ -52,6 +52,11 @@ class Stops:
             torch.nextafter(start, end) if avoid_start else start,
             torch.nextafter(end, start) if avoid_end else end,
         )
+
+    @property
+    def avoid_ends(self) -> bool:
+        """Whether there is a step that must not evaluate func at one of its ends."""
+        return self.one_sided or bool(self.jump_times)
 
 
 def merge(targets: Iterable[float], others: Sequence[float], direction: float) -> Iterator[float]:
