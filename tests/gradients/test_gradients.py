@@ -76,6 +76,15 @@ def test_derivatives_of_every_order(gradient, options):
         assert value.item() == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize("options", [{}, {"events": lambda t, y: y - 9.0}])
+def test_a_second_derivative_of_steps_that_autograd_cannot_follow_is_refused(options):
+    y0 = double(1.0, grad=True)
+    y = solve_ivp(lambda t, y: y**2, (0.0, 0.5), y0, method="scipy_solver", gradient="backsolve", **options).y[-1]
+    assert torch.autograd.grad(y, y0, retain_graph=True)[0].item() == pytest.approx(4.0, rel=1e-3)
+    with pytest.raises(RuntimeError, match="autograd cannot follow those of ScipySolver: choose another method, such"):
+        torch.autograd.grad(y, y0, create_graph=True)
+
+
 @pytest.mark.parametrize(
     ("method", "gradient"),
     [(m, g) for m in ODE_METHODS for g in GRADIENTS if m in DIFFERENTIABLE or g == "backsolve"],

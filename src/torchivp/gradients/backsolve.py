@@ -24,6 +24,7 @@ from torchivp.gradients.inputs import (
     refuse_dense_output,
     refuse_forward_mode,
     refuse_inside_transform,
+    refuse_steps_again,
     user_function,
 )
 from torchivp.gradients.node import NodeSolve, as_node
@@ -179,6 +180,7 @@ class _AdjointSolve(NodeSolve):
         return {"adjoint_options": self.adjoint_options}
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        refuse_steps_again(type(self.integration.method))
         problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
         outputs = Outputs(problem.times)
         with self.generators.kept():

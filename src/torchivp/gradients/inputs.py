@@ -202,6 +202,20 @@ def refuse_undifferentiable(method: type[Method], wanted: bool) -> None:
     refuse_method_in_forward_mode(method)
 
 
+def refuse_steps_again(method: type[Method]) -> None:
+    """Refuse the derivative of a gradient that was not found by steps, where it would have to be that of the steps.
+
+    Raises:
+        RuntimeError: autograd cannot follow the method.
+    """
+    if not method.differentiable:
+        raise RuntimeError(
+            f"a gradient by gradient='backsolve' that is to be differentiated again (create_graph=True) is that of the "
+            f"steps taken, and autograd cannot follow those of {method.__name__}: choose another method, such as "
+            "method='dopri5', or 'trbdf2' with step_size where the problem is stiff, or take the first derivative alone"
+        )
+
+
 def refuse_method_in_forward_mode(method: type[Method]) -> None:
     """Refuse a method that autograd cannot follow where tangents would be lost.
 

@@ -17,6 +17,7 @@ from torchivp.gradients.inputs import (
     refuse_dense_output,
     refuse_forward_mode,
     refuse_method_in_forward_mode,
+    refuse_steps_again,
     refuse_undifferentiable,
 )
 from torchivp.gradients.node import as_node
@@ -114,6 +115,10 @@ class _BacksolvedRows(ReplayedSolve):
 
     def expect(self, states: Tensor) -> None:
         """The way back draws other numbers, and says so; only a derivative of the gradient needs the same."""
+
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        refuse_steps_again(self.plan.method)
+        return super().again(tensors)
 
     def gradients(
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
