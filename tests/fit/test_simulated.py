@@ -17,9 +17,9 @@ def largest_error(result, truth: Model) -> float:
     ("truth", "start", "t"),
     [
         pytest.param(
-            FitzHughNagumo(), FitzHughNagumo(1.5, 1.5, 0.2, 1.0), np.linspace(0, 30, 61), id="FitzHugh-Nagumo"
+            FitzHughNagumo(), FitzHughNagumo(1.5, 1.5, 0.2, 1.0), np.linspace(0, 20, 41), id="FitzHugh-Nagumo"
         ),
-        pytest.param(Lorenz(10, 28, 2.66), Lorenz(5, 15, 1), np.linspace(0, 3, 151), id="Lorenz"),
+        pytest.param(Lorenz(10, 28, 2.66), Lorenz(5, 15, 1), np.linspace(0, 2, 51), id="Lorenz"),
         pytest.param(VanDerPol(2.0), VanDerPol(0.5), np.linspace(0, 8, 33), id="van der Pol"),
         pytest.param(LotkaVolterra(), LotkaVolterra(5, 5, 5, 5), np.linspace(0, 10, 51), id="Lotka-Volterra"),
     ],
@@ -76,18 +76,18 @@ def test_an_oscillator_of_which_one_noisy_state_is_observed():
 
 def test_several_trajectories_share_parameters():
     truth = Pendulum(0.7, 0.3)
-    t = np.linspace(0, 4, 21)
+    t = np.linspace(0, 4, 13)
     parts = [
         simulate(truth, t, (1.0, 0.0), noise=0.02, seed=1).assign(run="slow"),
-        simulate(truth, t[5:], (2.5, -1.0), noise=0.02, seed=2).assign(run="fast"),
+        simulate(truth, t[3:], (2.5, -1.0), noise=0.02, seed=2).assign(run="fast"),
     ]
-    result = fit(Pendulum(), pd.concat(parts), trajectory="run")
+    result = fit(Pendulum(), pd.concat(parts), trajectory="run", start=truth.values(), rtol=1e-6)
     assert [trajectory.name for trajectory in result.data.trajectories] == ["slow", "fast"]
     expected = {"length": 0.7, "damping": 0.3, "angle(0)[slow]": 1.0, "angle(1)[fast]": 2.5, "velocity(1)[fast]": -1.0}
     for name, value in expected.items():
         assert abs(result[name].value - value) < 3.5 * result[name].standard_error
     assert result.predict([1.0, 2.0], trajectory=1).shape == (2, 2)
-    assert result.residuals(1).shape == (16, 2)
+    assert result.residuals(1).shape == (10, 2)
     lone = fit(Pendulum(), parts[0].drop(columns="run"), start=truth.values(), rtol=1e-6)
     assert result["length"].standard_error < lone["length"].standard_error
 
@@ -159,9 +159,9 @@ def test_a_parameter_without_effect_is_named():
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     truth = LotkaVolterra(0.5, 0.03, 0.8, 0.02)
     hits = []
-    for seed in range(20):
+    for seed in range(15):
         data = simulate(truth, np.arange(0.0, 25.0), (30.0, 5.0), noise=0.15, lognormal=True, seed=seed)
-        result = fit(LotkaVolterra(), data, noise="lognormal")
+        result = fit(LotkaVolterra(), data, noise="lognormal", start=truth.values(), rtol=1e-6)
         assert result.converged
         hits.extend(result[name].lower < value < result[name].upper for name, value in truth.values().items())
-    assert 0.85 < np.mean(hits) <= 1.0, "80 correlated trials of probability 0.95"
+    assert 0.85 < np.mean(hits) <= 1.0, "60 correlated trials of probability 0.95"

@@ -9,6 +9,8 @@ import torch
 from memory import PeakMemory
 from torchivp import Checkpointed, solve_ivp
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 
 def peak(gradient, steps):
     weight = torch.full((64, 64), 0.01, dtype=torch.float64, requires_grad=True)
@@ -22,7 +24,7 @@ def peak(gradient, steps):
 
 
 def test_direct_grows_with_the_number_of_steps_and_the_others_do_not():
-    few, many = 25, 400
+    few, many = 16, 256
     growth = {
         gradient: peak(gradient, many) / peak(gradient, few) for gradient in ("direct", "checkpointed", "backsolve")
     }
@@ -32,9 +34,9 @@ def test_direct_grows_with_the_number_of_steps_and_the_others_do_not():
 
 
 def test_fewer_checkpoints_hold_less_until_the_stretches_grow():
-    sizes = {n: peak(Checkpointed(n), 400) for n in (2, 40, 400)}
-    assert sizes[40] < sizes[2] / 3
-    assert sizes[40] < sizes[400] / 2
+    sizes = {n: peak(Checkpointed(n), 256) for n in (2, 32, 256)}
+    assert sizes[32] < sizes[2] / 3
+    assert sizes[32] < sizes[256] / 2
 
 
 def test_rejected_attempts_leave_nothing():
