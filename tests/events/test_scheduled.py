@@ -51,7 +51,7 @@ def test_a_dosing_table_with_every_method(method):
     """Steps end on the doses exactly, so each method is as accurate as without them."""
     times, doses, k = double(0.5, 1.25, 3.1), double(2.0, 1.0, 4.0), double(0.7)[0]
     t_eval = double(0.0, 0.4, 0.5, 0.6, 1.25, 2.0, 3.0, 3.1, 4.0)
-    rtol = 1e-5 if ODE_METHODS[method].order == 2 else 1e-6
+    rtol = 1e-5 if ODE_METHODS[method].order == 2 and method != "fehlberg2" else 1e-6
     options = {"step_size": 0.02} if method in FIXED else {"rtol": rtol, "atol": rtol / 100}
     solution = solve_ivp(elimination, (0.0, 4.0), double(1.0), t_eval=t_eval, args=(k,), method=method,
                          events=Scheduled(times, dose, doses), **options)  # fmt: skip

@@ -76,18 +76,18 @@ def test_an_oscillator_of_which_one_noisy_state_is_observed():
 
 def test_several_trajectories_share_parameters():
     truth = Pendulum(0.7, 0.3)
-    t = np.linspace(0, 4, 13)
+    t = np.linspace(0, 4, 21)
     parts = [
         simulate(truth, t, (1.0, 0.0), noise=0.02, seed=1).assign(run="slow"),
-        simulate(truth, t[3:], (2.5, -1.0), noise=0.02, seed=2).assign(run="fast"),
+        simulate(truth, t[5:], (2.5, -1.0), noise=0.02, seed=2).assign(run="fast"),
     ]
-    result = fit(Pendulum(), pd.concat(parts), trajectory="run", start=truth.values(), rtol=1e-6)
+    result = fit(Pendulum(), pd.concat(parts), trajectory="run")
     assert [trajectory.name for trajectory in result.data.trajectories] == ["slow", "fast"]
     expected = {"length": 0.7, "damping": 0.3, "angle(0)[slow]": 1.0, "angle(1)[fast]": 2.5, "velocity(1)[fast]": -1.0}
     for name, value in expected.items():
         assert abs(result[name].value - value) < 3.5 * result[name].standard_error
     assert result.predict([1.0, 2.0], trajectory=1).shape == (2, 2)
-    assert result.residuals(1).shape == (10, 2)
+    assert result.residuals(1).shape == (16, 2)
     lone = fit(Pendulum(), parts[0].drop(columns="run"), start=truth.values(), rtol=1e-6)
     assert result["length"].standard_error < lone["length"].standard_error
 

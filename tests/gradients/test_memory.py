@@ -34,9 +34,9 @@ def test_direct_grows_with_the_number_of_steps_and_the_others_do_not():
 
 
 def test_fewer_checkpoints_hold_less_until_the_stretches_grow():
-    sizes = {n: peak(Checkpointed(n), 256) for n in (2, 32, 256)}
-    assert sizes[32] < sizes[2] / 3
-    assert sizes[32] < sizes[256] / 2
+    sizes = {n: peak(Checkpointed(n), 400) for n in (2, 40, 400)}
+    assert sizes[40] < sizes[2] / 3
+    assert sizes[40] < sizes[400] / 2
 
 
 def test_rejected_attempts_leave_nothing():
