@@ -17,7 +17,7 @@ TIGHT = {"rtol": 1e-11, "atol": 1e-12}
 
 def steps(method, size=0.05):
     if method in FIXED:
-        return {"step_size": size / 4 if ODE_METHODS[method].order == 1 else size}
+        return {"step_size": size / 2 if ODE_METHODS[method].order == 1 else size}
     if ODE_METHODS[method].sizes_steps:
         return {}
     rtol = 1e-5 if method == "fehlberg2" else {2: 1e-4, 3: 1e-5}.get(ODE_METHODS[method].order, 1e-9)
@@ -740,7 +740,7 @@ def test_a_reported_event_changes_no_step(method, t_eval):
     rtol = 1e-2 if ODE_METHODS[method].order < 3 else 1e-4
     options = {"method": method, "t_eval": t_eval, "rtol": rtol, "atol": rtol}
     if method in FIXED:
-        options = {"method": method, "t_eval": t_eval, "step_size": 0.17}
+        options = {"method": method, "t_eval": t_eval, "step_size": 0.3}
     events = [lambda t, y: y[..., 0] - 0.3, lambda t, y: y[..., 1]]
     y0 = torch.tensor([[1.0, 0.0], [0.3, -2.0]], dtype=D)
     for start, batch in ((y0[0], {}), (y0, {"batch_dims": 1})):

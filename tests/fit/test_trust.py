@@ -180,7 +180,7 @@ HELD = {"start": {"clearance": 4.0, "volume": 40.0}, "fixed": {"concentration": 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("until", "options"), [(72, {"jump_times": [0.5, 24, 24.5, 48, 48.5]}), (32, {"max_step": 0.4})]
+    ("until", "options"), [(72, {"jump_times": [0.5, 24, 24.5, 48, 48.5]}), (12, {"max_step": 0.4})]
 )
 def test_short_inputs_are_seen(until, options):
     holds(fit(Infusion(), INFUSIONS[INFUSIONS["time"] <= until], **HELD, **options), clearance=5.0, volume=30.0)
