@@ -83,6 +83,7 @@ class Record:
         orders: the order of each, of a method that varies it and takes one row.
         checkpoints: from where to take them again, the first of them the start.
         changes: all that happened on the way; the states in it are those before it.
+        keeps_carry: whether the checkpoints hold what the method carries on; if not, it is computed anew.
         drawn: for each call of the method, the numbers of the steps that it took, one for each row, and what the random
             number generators were before it; None if func draws no numbers.
     """
@@ -92,4 +93,5 @@ class Record:
     orders: Sequence[int | None]
     checkpoints: Sequence[Checkpoint]
     changes: ChangeRecord
+    keeps_carry: bool = True
     drawn: Sequence[tuple[np.ndarray, Any]] | None = None

@@ -33,6 +33,10 @@ class Outputs:
 
     Args:
         times: the times of the problem.
+
+    Attributes:
+        t: the times of those kept.
+        last: the state at the end of the last step.
     """
 
     def __init__(self, times: Times):
@@ -40,17 +44,17 @@ class Outputs:
         self._wanted = times.outputs
         self._next = 0
         self._chunks: list[Tensor] = []
-        self._last: Tensor
+        self.last: Tensor
         self.t: list[float] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
         self._next, self._chunks, self.t = 0, [], []
-        self._last = y
+        self.last = y
         if self._wanted is None or (self._wanted and self._wanted[0] == t):
             self._keep([t], y)
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
-        self._last = step.y1
+        self.last = step.y1
         if self._wanted is None:
             self._keep([t1], step.y1)
             return
@@ -99,11 +103,11 @@ class Outputs:
         missing = 0 if self._wanted is None else len(self._wanted) - self._next
         if status.outcome is Outcome.EVENT:
             if self.t[-1:] != [status.t]:
-                self._keep([status.t], self._last)
+                self._keep([status.t], self.last)
         elif missing:
             self.t.extend((self._wanted or ())[self._next :])
-            self._chunks.append(torch.full_like(self._last, torch.nan).expand(missing, -1))
-        return torch.cat(self._chunks) if self._chunks else self._last[:0]
+            self._chunks.append(torch.full_like(self.last, torch.nan).expand(missing, -1))
+        return torch.cat(self._chunks) if self._chunks else self.last[:0]
 
 
 class Interpolants:

@@ -144,7 +144,7 @@ class Times:
     def anchored(self, anchors: Collection[float]) -> Times:
         """The same times; the solver's own steps may end at `anchors`, which do not move with the start."""
         fixed = frozenset(anchors)
-        if fixed == self._anchors:
+        if fixed == self.anchors:
             return self
         return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed, self.spacing)
 

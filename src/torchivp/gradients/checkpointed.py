@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -73,8 +72,8 @@ class Checkpointed:
         refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
-        states, _ = as_node(solve, inputs.tensors)
-        return states[0, : len(solve.reached)], solve.reached, solve.status[0], solve.stats[0]
+        result = solve.result(*as_node(solve, inputs.tensors))
+        return result.states[0], solve.reached, result.status[0], result.stats[0]
 
 
 class _CheckpointedSolve(ReplayedSolve):
@@ -98,16 +97,18 @@ class _CheckpointedSolve(ReplayedSolve):
         trail, steps = Trail(outputs, self.limit), _DrawnSteps(plain.method, problem.y0.device)
         status, stats = replace(plain, method=cast("Method", steps.method)).run([outputs, trail, steps])
         self.record = replace(trail.record(), drawn=steps.drawn())
+        kept = len(outputs.t)
         states = outputs.complete(status)
         self.status, self.stats, self.reached = [status], [stats], outputs.t
         if status.outcome is Outcome.EVENT:
+            kept = len(outputs.t)
             self._end_at(status.t)
-        count = len(outputs.t) if self.plan.problem.times.outputs is None else len(outputs.t) + 1
-        states = torch.cat([states, states.new_full((count - len(states), states.shape[1]), torch.nan)]).unsqueeze(0)
-        self.times = np.array([[*outputs.t, *[math.nan] * (count - len(outputs.t))]])
-        self.last = np.array([count - 1])
-        self.expect(states)
-        return states, self.record.changes.y
+        self.times, self.last = np.array([outputs.t]), np.array([kept - 1])
+        if self.plan.problem.times.outputs is not None:  # with the last state after them, as a batch has it
+            states = torch.cat([states[:kept], outputs.last, states[kept:]])
+            self.times, self.last = np.array([[*outputs.t, status.t]]), np.array([kept])
+        self.expect(states.unsqueeze(0))
+        return states.unsqueeze(0), self.record.changes.y
 
     def _end_at(self, t: float) -> None:
         """The solve ended on an event at `t`: what is differentiated ends there, at an output."""

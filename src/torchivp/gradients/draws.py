@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.record import Record
 from torchivp.rows.record import RowTrail
+from torchivp.rows.steps import keeps_carry
 from torchivp.times import time_scalar
 
 
@@ -142,7 +143,8 @@ class DrawingTrail(RowTrail):
         super().step(rows, t, order)
 
     def record(self) -> Record:
-        return replace(super().record(), drawn=self._drawn if self._method.any() else None)
+        drawn = self._drawn if self._method.any() else None
+        return replace(super().record(), keeps_carry=keeps_carry(cast("Method", self._method)), drawn=drawn)
 
 
 def drawn_together(record: Record) -> list[Drawn] | None:

@@ -25,7 +25,6 @@ from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import RowOutputs
-from torchivp.rows.steps import carry_to_keep
 from torchivp.solution import Stats, Status
 from torchivp.torch_func import in_forward_mode
 
@@ -170,7 +169,9 @@ class ReplayedSolve(NodeSolve):
             results.append(torch.cat(replayed.before))
             seeds.append(grad_before[problem.select(replayed.places)])
         self._count(replayed, checkpoint.step, last)
-        end = [replayed.y, *_tensors(carry_to_keep(problem, self.replay.method, replayed.carry))]
+        end = [replayed.y]
+        if self.record.keeps_carry:
+            end += _tensors(self.replay.method.carry_to_keep(replayed.carry))
         rows = None if problem.rows == 1 else problem.select(replayed.rows)
         return Stretch(results, seeds, end, rows, [leaves[0], *_tensors(carry)], leaves[1:])
 

@@ -136,8 +136,7 @@ class Replay:
         self.most = int(record.steps.max(initial=0))
         self.drawn = drawn_together(record)
         self.checkpoints = record.checkpoints
-        if self.drawn is not None and self.method.takes_rows and plan.problem.batched:
-            # The carry is not kept: drawn anew, it would be another.
+        if self.drawn is not None and not record.keeps_carry:  # drawn anew, the carry would be another
             afresh = {0, *(n for n, drawn in enumerate(self.drawn) if not drawn.carried)}
             self.checkpoints = [checkpoint for checkpoint in record.checkpoints if checkpoint.step in afresh]
         self._changes_after = self._by_step(~self.changes.within)
@@ -193,6 +192,8 @@ class Replay:
                 replayed.carry = stepper.take_carry(replayed.carry, keep)
             rows = replayed.rows
             t0, t1 = self.ends[rows, n], self.ends[rows, n + 1]
+            if problem.stops.jump_times and t0[0] in problem.stops.jump_times:
+                replayed.carry = None
             moving = None if ends is None else (ends.of_steps(rows, n), ends.of_steps(rows, n + 1))
             if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:
                 replayed.carry = stepper.method.at_order(replayed.carry, order)
@@ -205,8 +206,6 @@ class Replay:
             self._change(problem, replayed, n + 1, ends)
             outputs.end(rows, t1, replayed.y, self._carry(problem, ends, n + 1))
             self._finish(problem, replayed, n + 1)
-            if problem.stops.jump_times and t1[0] in problem.stops.jump_times:
-                replayed.carry = None
         _count(replayed, stepper)
         return replayed
 
@@ -249,11 +248,12 @@ class Replay:
             return
         replayed.places = np.concatenate([replayed.places, places])
         where = torch.from_numpy(_positions(problem, replayed)[self.changes.rows[places]])
-        theta: np.ndarray | Tensor = self.changes.theta[places]
+        t, theta = self.changes.t[places], self.changes.theta[places]
         if ends is not None:
             start, end = (x.squeeze(1)[where] for x in ends)
-            moving = (torch.from_numpy(self.changes.t[places]) - start) / (end - start)
-            theta = torch.from_numpy(theta) + (moving - moving.detach())
+            theta = (torch.from_numpy(t) - start) / (end - start)
+            replayed.before.append(steps.within().at(where, theta, t))
+            return
         replayed.before.append(steps.within().at(where, theta))
 
     def _change(self, problem: RowProblem, replayed: ReplayedSteps, step: int, ends: StepEnds | None) -> None:

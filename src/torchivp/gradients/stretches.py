@@ -63,6 +63,7 @@ def pull_back(
 
                 late.meet(strangers, again)
             seeds = at_end or [None] * len(taken.last)
+            assert len(seeds) == len(taken.last), "what a stretch ends with is what the next one starts from"
             if taken.rows is not None:
                 seeds = [seed if seed is None else seed[taken.rows] for seed in seeds]
             roots = [*taken.results, *taken.last]

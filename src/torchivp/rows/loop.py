@@ -462,7 +462,7 @@ class _RowLoop:
     def _keep(self, where: np.ndarray, t1: np.ndarray) -> None:
         """Rows go on from `t1`: keep what is asked for, and see whether that is the end."""
         index = self.active.index[where]
-        y, carry = self.y, carry_to_keep(self.problem, self.method, self.carry)
+        y, carry = self.y, carry_to_keep(self.method, self.carry)
         if len(where) < len(y):
             select = self.problem.select(where)
             y, carry = y.index_select(0, select), self.stepper.take_carry(carry, select)

@@ -217,9 +217,14 @@ class _SingleWithin:
         return self.at(torch.zeros(1), np.array([theta]))
 
 
-def carry_to_keep(problem: RowProblem, method: Method, carry: Any) -> Any:
-    """What must be kept of the carry to take steps again: of many rows nothing, if slopes can be computed anew."""
-    if method.takes_rows and problem.batched:
+def keeps_carry(method: Method) -> bool:
+    """Whether the carry must be kept to take steps of rows again: not if it is slopes that can be computed anew."""
+    return not method.takes_rows or method.rows_keep_carry
+
+
+def carry_to_keep(method: Method, carry: Any) -> Any:
+    """What is kept of the carry of rows."""
+    if method.takes_rows:
         return carry if method.rows_keep_carry else None
     return method.carry_to_keep(carry)
 
