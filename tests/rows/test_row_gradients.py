@@ -547,7 +547,8 @@ def test_derivatives_by_times_are_those_of_the_steps(method, step_size, gradient
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
-def test_second_derivatives_by_times_of_adaptive_steps(gradient):
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_second_derivatives_by_times_of_adaptive_steps(batch_dims, gradient):
     """Of y0 exp(-a (t - t0)): with the start among the outputs, and at the ends of all steps."""
     start, t, y0 = (
         leaf(torch.tensor(0.2, dtype=D)),
@@ -555,11 +556,11 @@ def test_second_derivatives_by_times_of_adaptive_steps(gradient):
         leaf(torch.tensor([[1.5], [0.7]], dtype=D)),
     )
     for asked in (t, None):
-        solution = solve_ivp(lambda t, y: -0.7 * y, (start, t[-1]), y0, t_eval=asked, batch_dims=1,
+        solution = solve_ivp(lambda t, y: -0.7 * y, (start, t[-1]), y0, t_eval=asked, batch_dims=batch_dims,
                              gradient=gradient, rtol=1e-11, atol=1e-12)  # fmt: skip
-        pairs = [(solution.final, solution.t_final[:, None])]
+        pairs = [(solution.final, solution.t_final.reshape(-1, 1))]
         if asked is not None:
-            pairs += [(solution.y[:, i], t[i]) for i in range(3)]
+            pairs += [(solution.y.select(batch_dims, i), t[i]) for i in range(3)]
         for found, when in pairs:
             expected = y0 * torch.exp(-0.7 * (when - start))
             for _ in range(2):

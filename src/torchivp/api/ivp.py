@@ -277,7 +277,7 @@ def _final(
         count = sum((x - status.t) * times.direction <= 0 for x in reached)
     if count == 0:
         return problem.y0, times.select([times.start])[0].to(t)
-    final, t_final = states[count - 1 : count], t[count - 1]
+    final, t_final = states[count - 1 : count].reshape(1, -1), t[count - 1]
     if times.tensor is not None and reached[count - 1] == times.end:
         # Where the end was asked for, the output is a function of that entry of `t_eval`, and not of the end.
         motion = times.tensor[1] - times.at(times.end)
