@@ -14,14 +14,9 @@ from torchivp.checks import check_whole_number
 from torchivp.generators import Generators
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import Drawn, RecordedDraws
-from torchivp.gradients.inputs import (
-    find_parameters,
-    refuse_dense_output,
-    refuse_forward_mode,
-    refuse_inside_transform,
-    refuse_undifferentiable,
-)
+from torchivp.gradients.inputs import find_parameters, refuse_inside_transform
 from torchivp.gradients.node import as_node
+from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_undifferentiable
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Integration

@@ -16,8 +16,8 @@ from torchivp.dense import RowSteps
 from torchivp.generators import Generators
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
 from torchivp.gradients.node import NodeSolve
+from torchivp.gradients.replay import Replay, ReplayedSteps
 from torchivp.gradients.row_inputs import RowInputs
-from torchivp.gradients.row_replay import Replay, ReplayedSteps
 from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.stretches import Stretch, pull_back
 from torchivp.methods.method import Method

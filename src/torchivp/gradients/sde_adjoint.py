@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchivp.checks import check_number, check_positive, check_whole_number
 from torchivp.gradients.draws import solving_backwards
-from torchivp.gradients.inputs import refuse_to_differentiate
+from torchivp.gradients.refusals import refuse_to_differentiate
 from torchivp.gradients.sde_adjoint_adaptive import AdaptiveWayBack
 from torchivp.gradients.sde_adjoint_way import WayBack
 from torchivp.gradients.sde_backward import SDEBackward, solve_plainly

@@ -52,6 +52,7 @@ class StepEnds:
         series.append((StepEnds.OUTPUT, asked, moving.outputs))
         series += [(StepEnds.SCHEDULED + i, action.times, action.moving) for i, action in scheduled]
         for number, at, tensor in series:
+            assert at is not None
             row, step, column = _matches(ends, at)
             owner[row, step] = number
             values = torch.from_numpy(at)

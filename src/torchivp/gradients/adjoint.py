@@ -16,7 +16,7 @@ from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import solving_backwards
-from torchivp.gradients.row_replay import after_change
+from torchivp.gradients.replay import after_change
 from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.vjp import vjp
 from torchivp.integrate import check_controller
@@ -382,7 +382,14 @@ class _Integral(RowOutputs):
         self._nodes = _gauss(order)
         self.final = problem.y0.new_zeros(len(rows), 2 * problem.y0.shape[1]).detach()
 
-    def step(self, rows: np.ndarray, t0: np.ndarray, t1: np.ndarray, within: Callable[[], WithinSteps]) -> None:
+    def step(
+        self,
+        rows: np.ndarray,
+        t0: np.ndarray,
+        t1: np.ndarray,
+        within: Callable[[], WithinSteps],
+        ends: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         parameters = self._leaves[1:]
         if not parameters:
             return

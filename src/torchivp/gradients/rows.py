@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.gradients.adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.inputs import (
+from torchivp.gradients.node import as_node
+from torchivp.gradients.refusals import (
     refuse_dense_output,
     refuse_forward_mode,
     refuse_method_in_forward_mode,
     refuse_steps_again,
     refuse_undifferentiable,
 )
-from torchivp.gradients.node import as_node
 from torchivp.gradients.replayed import ReplayedSolve, RowResult
-from torchivp.gradients.row_adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.row_inputs import RowInputs, find_row_inputs
 from torchivp.rows.function import RowFunction
 from torchivp.rows.loop import RowIntegration

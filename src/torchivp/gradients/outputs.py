@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.gradients.replay import at_moving_time, end_of
 from torchivp.gradients.replayed import RowResult
-from torchivp.gradients.row_replay import at_moving_time, end_of
 from torchivp.rows.changes import apply_firing, changes_state, groups, rounds
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import EventLog
