@@ -1,5 +1,6 @@
 """Every test starts from the same random state, on one thread, and leaves torch as it found it."""
 
+import gc
 import os
 import random
 
@@ -20,3 +21,12 @@ def same_start():
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+@pytest.fixture(scope="module")
+def few_objects():
+    """Leave all that exists by now out of garbage collections and of counts of objects, which makes them quick."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

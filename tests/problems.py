@@ -1,8 +1,37 @@
-"""Problems with known solutions, and functions that count or fail, for tests of every part."""
+"""Problems with known solutions, functions that count or fail, and which methods to try, for tests of every part."""
+
+import itertools
+from functools import cache
 
 import numpy as np
 import scipy.integrate
 import torch
+
+from torchivp import ODE_METHODS
+
+METHODS = list({method: name for name, method in reversed(ODE_METHODS.items())}.values())[::-1]
+"""A name for each method. `fixed_adams` is another one of `implicit_adams`: a test need not run twice for it."""
+FIXED = [name for name in METHODS if ODE_METHODS[name].error_order is None and not ODE_METHODS[name].sizes_steps]
+ADAPTIVE = [name for name in METHODS if ODE_METHODS[name].error_order is not None]
+DIFFERENTIABLE = [name for name in METHODS if ODE_METHODS[name].differentiable]
+
+
+def covering(every, some, *axes):
+    """Cases that cover much at a small cost: those of `some` with all values of the other parameters, and each of
+    `every` with one combination of them, which take turns, so that each combination comes with several of `every`.
+
+    Use it where a case differs from another by a code path that it shares with many.
+    """
+    combinations = list(itertools.product(*axes))
+    chosen = {(name, i % len(combinations)) for i, name in enumerate(every)}
+    chosen |= {(name, i) for name in some for i in range(len(combinations))}
+    names = [*every, *(name for name in some if name not in every)]
+    return [(name, *values) for name in names for i, values in enumerate(combinations) if (name, i) in chosen]
+
+
+def double(*values, grad=False):
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
+
 
 DETEST = {
     # Hull, Enright, Fellen and Sedgwick, "Comparing numerical methods for ordinary differential equations",
@@ -26,11 +55,16 @@ DETEST = {
 
 def scipy_solution(func, y0, t):
     """The solution of a real problem at the times `t`, the first of them the start, by SciPy's DOP853."""
+    return _scipy_solution(func, tuple(y0), tuple(float(s) for s in t)).clone()
+
+
+@cache
+def _scipy_solution(func, y0, t):
     exact = scipy.integrate.solve_ivp(
         lambda t, y: func(torch.tensor(t, dtype=torch.float64), torch.from_numpy(y)).numpy(),
-        (float(t[0]), float(t[-1])),
+        (t[0], t[-1]),
         np.array(y0),
-        t_eval=[float(s) for s in t],
+        t_eval=t,
         method="DOP853",
         rtol=1e-13,
         atol=1e-14,

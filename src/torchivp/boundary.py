@@ -172,7 +172,7 @@ class UserFunction:
             t = t.clone()
         writes = version if inside_transform() else _VERSION
         try:
-            time_before, state_before, tracked = writes(t), writes(y), t.requires_grad
+            before = writes(t), t.requires_grad, writes(y)
         except RuntimeError:  # inference tensors do not tell
             return self.in_context(t.clone(), shape(y.clone()), *further)
         try:
@@ -181,18 +181,22 @@ class UserFunction:
             if y.requires_grad and "leaf Variable that requires grad is being used in an in-place" in str(error):
                 raise self._changed_state() from error
             raise
-        if writes(y) != state_before and not self._owns_state:
-            raise self._changed_state()
-        if writes(t) != time_before or t.requires_grad != tracked:
-            if self._leaves_time:
-                raise ValueError(
-                    f"{self.name}(t, y) changes t in place, and did not when it was first called: write t = t / 60 in "
-                    "place of t /= 60, or begin with t = t.clone()"
-                )
-            self._leaves_time = False
-        elif self._leaves_time is None:
-            self._leaves_time = True
+        after = writes(t), t.requires_grad, writes(y)
+        if after != before or self._leaves_time is None:
+            self._check_changes(before, after)
         return value
+
+    def _check_changes(self, before: tuple[int, bool, int], after: tuple[int, bool, int]) -> None:
+        """Refuse what a call changed, or remember that it did not: the time, whether that is tracked, and the state."""
+        if after[2] != before[2] and not self._owns_state:
+            raise self._changed_state()
+        leaves_time = after[:2] == before[:2]
+        if self._leaves_time and not leaves_time:
+            raise ValueError(
+                f"{self.name}(t, y) changes t in place, and did not when it was first called: write t = t / 60 in "
+                "place of t /= 60, or begin with t = t.clone()"
+            )
+        self._leaves_time = leaves_time and self._leaves_time is not False
 
     def _changed_state(self) -> ValueError:
         return ValueError(

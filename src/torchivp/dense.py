@@ -148,7 +148,7 @@ class RowInterpolant:
         at_once = torch.tensor([self.b.at(theta)], dtype=self.y0.dtype, device=self.y0.device)
         return torch.addmm(self.y0.reshape(1, self.y0.numel()), at_once, self.increments).view_as(self.y0)
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
 
         Differentiable with respect to `theta`, if that is a tensor; `t`, the times that these are, does not matter.
@@ -236,7 +236,7 @@ class DenseSolution:
 class KeptSteps(Protocol):
     """The solutions of some rows within steps, on data of their own."""
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size]."""
         ...
 

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torchivp.stepsize.first_step import first_step
 from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import History, PIDController
-from torchivp.stepsize.stops import OneSided, Stops, merge
+from torchivp.stepsize.stops import Stops, merge
 from torchivp.times import time_value
 from torchivp.torch_func import read
 
@@ -126,47 +125,9 @@ class Integration:
             status = loop.to_the_end()
         return status, Stats(self.problem.func.evaluations, loop.accepted, loop.rejected)
 
-    def replay(
-        self,
-        times: Sequence[float],
-        orders: Sequence[int | None],
-        y: Tensor,
-        carry: Any,
-        recorders: Sequence[Recorder],
-    ) -> Step:
-        """Take the accepted steps that end at `times[1:]` again.
-
-        `y` and `carry` are those of the step that ended at `times[0]`, or of the start.
-        """
-        at = self.problem.times.at
-        step = None
-        for (t0, t1), order in zip(pairwise(times), orders, strict=True):
-            if t0 != self.problem.times.start:
-                y, carry = self.onward(t0, y, carry)
-            if order is not None:
-                carry = self.method.at_order(carry, order)
-            func = self.function_within(t0, t1)
-            step = self.method.step(func, at(t0), at(t1), y, carry)
-            for recorder in recorders:
-                recorder.accept(self.method, func, step, t1)
-            y, carry = step.y1, step.carry
-        assert step is not None, "a stretch to replay has at least one step"
-        return step
-
     def function_within(self, t0: float, t1: float) -> FlatFunc:
         """The right-hand side for a step: where it jumps at an end of the step, its values on the step's side."""
-        func = self.problem.func
-        if not (self.stops.jump_times or self.stops.one_sided):
-            return func
-        avoid_start, avoid_end = self.stops.avoided_ends(t0, t1)
-        if not (avoid_start or avoid_end):
-            return func
-        start, end = self.problem.time(t0), self.problem.time(t1)
-        return OneSided(
-            func,
-            torch.nextafter(start, end) if avoid_start else start,
-            torch.nextafter(end, start) if avoid_end else end,
-        )
+        return self.stops.function(self.problem.func, t0, t1, self.problem.time)
 
     def onward(self, t: float, y: Tensor, carry: Any) -> tuple[Tensor, Any]:
         """The state and the carry with which to go on after a step that ended at `t` with these."""
@@ -189,7 +150,8 @@ class _StepLoop:
         self.recorders = recorders
         self.look_at_every_step = look_at_every_step
         self.times = plan.problem.times
-        self.failures = Failures(plan.problem, plan.norm, plan.describe, isinstance(plan.controller, PIDController))
+        self.adapts = isinstance(plan.controller, PIDController)
+        self.failures = Failures(plan.problem, plan.norm, plan.describe, self.adapts)
         self.watch: Watch | None = None
         self.t = self.times.start
         self.y = plan.problem.y0
@@ -201,7 +163,8 @@ class _StepLoop:
         self.overflowed = False
 
     def to_the_end(self) -> Status:
-        plan, times = self.plan, self.times
+        plan, times, method = self.plan, self.times, self.plan.method
+        told, jumps, moving = plan.callbacks is not None, plan.stops.avoid_ends, times.tensor is not None
         for recorder in self.recorders:
             recorder.start(self.t, self.y, None)
         if plan.event is not None:
@@ -220,40 +183,45 @@ class _StepLoop:
         while not clip.done:
             t1 = clip.step_end(self.t, self.h, stretch=not self.history.rejected)
             taken = abs(t1 - self.t)
-            if math.isinf(t1) and not plan.method.sizes_steps:
+            if math.isinf(t1) and not method.sizes_steps:
                 return self.failures.out_of_time(self.t)
             if taken == 0.0:
                 return self.failures.no_progress(self.t, self.h)
             if self.accepted + self.rejected >= plan.max_steps:
                 return self._out_of_steps(taken)
-            func = plan.function_within(self.t, t1)
-            self._call("step", taken)
-            step = plan.method.step(func, times.at(self.t), times.at(t1), self.y, self.carry)
-            if plan.method.sizes_steps and step.failure is None:
+            func = plan.function_within(self.t, t1) if jumps else plan.problem.func
+            if told:
+                self._call("step", taken)
+            ends = (times.at(self.t), times.at(t1)) if moving else (self.t, t1)
+            step = method.step(func, *ends, self.y, self.carry)
+            if method.sizes_steps and step.failure is None:
                 t1 = time_value(step.t1)
                 taken = abs(t1 - self.t)
             accept, failure = self._judge(step, taken)
             if failure is not None:
                 return failure
             if not accept:
-                self._call("reject", taken)
+                if told:
+                    self._call("reject", taken)
                 continue
             if self.watch is not None and (landing := self.watch.look(plan, func, step, self.t, t1)) is not None:
                 return self._land(func, landing)
-            self._call("accept", taken)
+            if told:
+                self._call("accept", taken)
             self._accept(func, step, t1)
             clip.reached(t1)
         return self._success()
 
     def _judge(self, step: Step, taken: float) -> tuple[bool, Status | None]:
         """Whether to accept the step, and why the solve cannot go on if it cannot; sizes the next step."""
-        controller = self.plan.controller
-        if not isinstance(controller, PIDController):
+        if not self.adapts:
             if step.failure is not None:
                 return False, self.failures.not_converged(self.t, step)
             if self.look_at_every_step and not is_finite(step.y1):
                 return False, self.failures.non_finite(self.t, self.y, taken)
             return True, None
+        controller = self.plan.controller
+        assert isinstance(controller, PIDController)
         error = math.inf if step.failure is not None else self._error(step)
         accept, next_h, history = size_next_step(
             controller, self.plan.method, self.plan.norm, step, error, taken, self.h, self.history

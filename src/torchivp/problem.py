@@ -27,7 +27,7 @@ class FlatFunction:
     """The user's `func(t, y, *args)` as a function of flat states."""
 
     def __init__(self, func: UserFunction, layout: StateLayout, args: Sequence[Any] = ()):
-        self._call = func
+        self.call = func
         self.layout = layout
         self.args = tuple(args)
         self.evaluations = 0
@@ -35,15 +35,15 @@ class FlatFunction:
     @property
     def func(self) -> Callable[..., Any]:
         """What the user gave."""
-        return self._call.function
+        return self.call.function
 
     def with_args(self, args: Sequence[Any]) -> FlatFunction:
         """The same function with other arguments, its evaluations counted from zero."""
-        return FlatFunction(self._call, self.layout, args)
+        return FlatFunction(self.call, self.layout, args)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
-        return self.layout.checked_derivative(self._call(t, y, self.layout.unflatten, *self.args))
+        return self.layout.checked_derivative(self.call(t, y, self.layout.unflatten, *self.args))
 
 
 @dataclass

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.dense import StepInterpolant
 from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.solution import Outcome, Status
-from torchivp.times import Times, time_scalar
+from torchivp.times import Times, carried, time_scalar
 
 
 class Recorder(Protocol):
@@ -31,6 +33,10 @@ class Outputs:
 
     Args:
         times: the times of the problem.
+
+    Attributes:
+        t: the times of those kept.
+        last: the state at the end of the last step.
     """
 
     def __init__(self, times: Times):
@@ -38,35 +44,39 @@ class Outputs:
         self._wanted = times.outputs
         self._next = 0
         self._chunks: list[Tensor] = []
-        self._last: Tensor
+        self.last: Tensor
         self.t: list[float] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
         self._next, self._chunks, self.t = 0, [], []
-        self._last = y
+        self.last = y
         if self._wanted is None or (self._wanted and self._wanted[0] == t):
             self._keep([t], y)
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
-        self._last = step.y1
+        self.last = step.y1
         if self._wanted is None:
             self._keep([t1], step.y1)
             return
-        if self._next == len(self._wanted) or (self._wanted[self._next] - t1) * self._times.direction > 0:
+        if self._next == len(self._wanted):
             return
-        if inside := self._inside(t1):
+        due = self._wanted[self._next]
+        if due != t1:
+            if (due - t1) * self._times.direction > 0:
+                return
+            inside = self._inside(t1)
             interpolant = method.interpolant(func, step)
             self._keep(inside, interpolant.evaluate([self._times.at(t) for t in inside]))
-        if self._next < len(self._wanted) and self._wanted[self._next] == t1:
-            self._keep([t1], self._end_of(step, func, t1))
+            if self._next == len(self._wanted) or self._wanted[self._next] != t1:
+                return
+        self._keep([t1], step.y1 if self._times.tensor is None else self._end_of(step, func, t1))
 
     def _end_of(self, step: Step, func: FlatFunc, t1: float) -> Tensor:
         """The state at the end of a step, as a function of the output's time, which may move when the end does not."""
         motion = self._times.motion(t1)
         if motion is None:
             return step.y1
-        slope = func(time_scalar(t1, step.y1.dtype.to_real(), step.y1.device), step.y1)
-        return step.y1 + slope * motion.to(step.y1.device)
+        return carried(func, step.y1, time_scalar(t1, step.y1.dtype.to_real(), step.y1.device), motion)
 
     def _inside(self, t1: float) -> list[float]:
         """The requested times that have not been kept and lie before `t1`."""
@@ -81,12 +91,6 @@ class Outputs:
         self.t.extend(times)
         self._chunks.append(states)
 
-    def resume(self, kept: int, reached: int) -> None:
-        """Go on as if `kept` of the outputs had been kept, to replay steps; `reached` were reached in all."""
-        self._next = kept
-        if self._wanted is not None:
-            self._wanted = self._wanted[:reached]
-
     def states(self) -> list[Tensor]:
         """The states kept so far, tensors of shape [n, size]."""
         return self._chunks
@@ -99,11 +103,11 @@ class Outputs:
         missing = 0 if self._wanted is None else len(self._wanted) - self._next
         if status.outcome is Outcome.EVENT:
             if self.t[-1:] != [status.t]:
-                self._keep([status.t], self._last)
+                self._keep([status.t], self.last)
         elif missing:
             self.t.extend((self._wanted or ())[self._next :])
-            self._chunks.append(torch.full_like(self._last, torch.nan).expand(missing, -1))
-        return torch.cat(self._chunks) if self._chunks else self._last[:0]
+            self._chunks.append(torch.full_like(self.last, torch.nan).expand(missing, -1))
+        return torch.cat(self._chunks) if self._chunks else self.last[:0]
 
 
 class Interpolants:
@@ -142,7 +146,7 @@ class Trail:
     def start(self, t: float, y: Tensor, carry: Any) -> None:
         self._stride = 1
         self.times, self.orders = [t], []
-        self.checkpoints = [Checkpoint(0, len(self._outputs.t), y, carry)]
+        self.checkpoints = [Checkpoint(0, y, np.array([0]), carry)]
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
         self.times.append(t1)
@@ -150,26 +154,13 @@ class Trail:
         taken = len(self.times) - 1
         if taken % self._stride == 0:
             carry = pytree.tree_map_only(Tensor, Tensor.clone, method.carry_to_keep(step.carry))
-            self.checkpoints.append(Checkpoint(taken, len(self._outputs.t), step.y1, carry))
+            self.checkpoints.append(Checkpoint(taken, step.y1, np.array([len(self._outputs.t)]), carry))
             if len(self.checkpoints) > (self._limit or 2 * self._stride + 1):
                 self.checkpoints = self.checkpoints[::2]
                 self._stride *= 2
 
-
-class Checkpoint:
-    """A place from which a solve can be taken up again.
-
-    Attributes:
-        step: the number of steps taken before it.
-        outputs: the number of outputs kept before it.
-        y: the state, [1, size].
-        carry: the method's carry, as it keeps it.
-    """
-
-    __slots__ = ("carry", "outputs", "step", "y")
-
-    def __init__(self, step: int, outputs: int, y: Tensor, carry: Any):
-        self.step = step
-        self.outputs = outputs
-        self.y = y
-        self.carry = carry
+    def record(self) -> Record:
+        """What is left when the solve is over."""
+        steps, ends = np.array([len(self.orders)]), np.array([self.times])
+        nothing = ChangeRecord.joined([], self.checkpoints[0].y)
+        return Record(ends, steps, self.orders, self.checkpoints, nothing)

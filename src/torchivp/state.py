@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,9 @@ class StateLayout:
         leaves, self._spec = pytree.tree_flatten(y0)
         if not leaves:
             raise ValueError("y0 holds no tensor: pass a tensor, or a tuple, list or dict of tensors")
-        self.skeleton: Any = pytree.tree_unflatten(list(range(len(leaves))), self._spec)
-        self._paths = _paths(self.skeleton)
+        self.is_tensor = isinstance(y0, Tensor)
+        self.skeleton: Any = 0 if self.is_tensor else pytree.tree_unflatten(list(range(len(leaves))), self._spec)
+        self._paths = [""] if self.is_tensor else _paths(self.skeleton)
         for path, leaf in zip(self._paths, leaves, strict=True):
             _check_leaf(f"y0{path}", leaf)
         self.device: torch.device = leaves[0].device
@@ -52,7 +54,6 @@ class StateLayout:
             raise ValueError(
                 f"the tensors of y0 lie on different devices ({devices}): move them to one, y.to('{self.device}')"
             )
-        self.is_tensor = isinstance(y0, Tensor)
         self.lead: tuple[int, ...] = tuple(leaves[0].shape[:batch_dims])
         for path, leaf in zip(self._paths, leaves, strict=True):
             _check_lead(f"y0{path}", leaf, batch_dims, self.lead)
@@ -120,9 +121,9 @@ class StateLayout:
     def unflatten(self, flat: Tensor, lead: tuple[int, ...] | None = None) -> Any:
         """Give a [prod(lead), size] tensor the shape of `y0`, each leaf with the dimensions `lead`, or its own."""
         if lead is None:
-            lead = self.lead
             if self.template is not None:
                 return flat.view_as(self.template)
+            lead = self.lead
         if self.template is not None:
             shape = lead + self.shapes[0]
             return flat if flat.shape == shape else flat.reshape(shape)
@@ -138,19 +139,18 @@ class StateLayout:
 
     def parts(self) -> list[slice]:
         """Where each leaf lies in the flat tensor."""
-        ends = np.cumsum(self.sizes).tolist()
-        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        return [slice(end - size, end) for end, size in zip(accumulate(self.sizes), self.sizes, strict=True)]
 
     def checked_derivative(self, k: Any) -> Tensor:
         """Check what `func` returned, and lay it out as [rows, size]."""
         if (
             self.template is not None
             and isinstance(k, Tensor)
-            and k.shape == self._shape
+            and (shape := k.shape) == self._shape
             and k.dtype is self.dtype
             and k.device == self.device
         ):
-            return k if len(k.shape) == 2 and self.shapes[0] == (self.size,) else k.reshape(self.rows, self.size)
+            return k if shape == (self.rows, self.size) else k.reshape(self.rows, self.size)
         return self.laid_out(self._checked(k, "func", "dy/dt"))
 
     def changed(self, name: str, y: Any) -> Tensor:

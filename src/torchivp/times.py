@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,27 @@ def time_value(t: float | Tensor) -> float:
     return t.detach().item() if isinstance(t, Tensor) else t
 
 
+def carried(func: Callable[[Tensor, Tensor], Tensor], y: Tensor, t: Tensor, motion: Tensor) -> Tensor:
+    """The states `y` at the times `t`, carried along the solution by a `motion` that is zero, but not its derivatives.
+
+    One step of the classical Runge-Kutta method, whose length is zero: of derivatives by the motion, and of mixed ones,
+    those up to the fourth order are right.
+
+    Args:
+        func: the right-hand side, called as `func(t, y)`.
+        y: [n, size].
+        t: as `func` receives it.
+        motion: of the shape of `t`.
+    """
+    motion = motion.to(t)
+    step, half = motion.to(y.dtype), 0.5 * motion
+    k1 = func(t, y)
+    k2 = func(t + half, y + 0.5 * step * k1)
+    k3 = func(t + half, y + 0.5 * step * k2)
+    k4 = func(t + motion, y + step * k3)
+    return y + step / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+
+
 class Times:
     """The times of a problem: Python floats for the step loop, and the tensor behind them if it needs a gradient.
 
@@ -51,6 +73,7 @@ class Times:
         outputs: the requested times, in the order of integration, or None for every accepted step.
         tensor: all known times as one float64 tensor, the start first, if a gradient with respect to time was asked
             for.
+        anchors: ends of the solver's own steps that do not move with the start.
         spacing: the relative spacing of the numbers in which the times were given.
     """
 
@@ -72,7 +95,7 @@ class Times:
         self.tensor = tensor
         self._known = known
         self._fixed = fixed
-        self._anchors = anchors
+        self.anchors = anchors
         self.spacing = spacing
         # An output is the entry that asked for it, even if it equals an end of the span; the start is the first.
         self._index = {t: i for i, t in enumerate(known)}
@@ -91,7 +114,7 @@ class Times:
         if t in self._fixed:
             return torch.tensor(t, dtype=torch.float64)
         index = self._index.get(t)
-        if t in self._anchors and t not in (self.start, self.end):
+        if t in self.anchors and t not in (self.start, self.end):
             return torch.tensor(t, dtype=torch.float64)
         return self._entries[0] + (t - self.start) if index is None else self._entries[index]
 
@@ -100,7 +123,7 @@ class Times:
 
         None if they move together. They do not where func has a jump or a kink.
         """
-        if self.tensor is None or t not in self._anchors or t not in self._index or t in (self.start, self.end):
+        if self.tensor is None or t not in self.anchors or t not in self._index or t in (self.start, self.end):
             return None
         return self._entries[self._index[t]] - t
 
@@ -116,11 +139,13 @@ class Times:
 
     def with_tensor(self, tensor: Tensor | None) -> Times:
         """The same times, their gradient flowing to `tensor`."""
-        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed, self._anchors, self.spacing)
+        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed, self.anchors, self.spacing)
 
     def anchored(self, anchors: Collection[float]) -> Times:
         """The same times; the solver's own steps may end at `anchors`, which do not move with the start."""
         fixed = frozenset(anchors)
+        if fixed == self.anchors:
+            return self
         return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed, self.spacing)
 
     def with_end(self) -> Times:
@@ -128,13 +153,13 @@ class Times:
         if self.outputs is None or (self.outputs and self.outputs[-1] == self.end):
             return self
         outputs = [*self.outputs, self.end]
-        return Times(self.start, self.end, outputs, self._known, self.tensor, self._fixed, self._anchors)
+        return Times(self.start, self.end, outputs, self._known, self.tensor, self._fixed, self.anchors)
 
     def until(self, t: float) -> Times:
         """The same times, ended at the event at `t`, which is the last output."""
         outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]
         fixed = self._fixed | {t}
-        return Times(self.start, t, [*outputs, t], self._known, self.tensor, fixed, self._anchors, self.spacing)
+        return Times(self.start, t, [*outputs, t], self._known, self.tensor, fixed, self.anchors, self.spacing)
 
 
 _OF_ROWS = {
@@ -192,7 +217,7 @@ def check_times(
     if t.numel() == 0:
         raise ValueError(f"{name} is empty: pass at least one time")
     values: list[float] = t.detach().to("cpu", torch.float64).tolist()
-    for i, value in enumerate(values):
+    for i, value in enumerate(values) if not all(map(math.isfinite, values)) else ():
         if not math.isfinite(value) and not (endless and i == len(values) - 1 and not math.isnan(value)):
             raise ValueError(f"{name} must be finite, but {name}[{i}] = {value}")
     if not endless and not math.isfinite(values[-1] - values[0]):
@@ -227,6 +252,8 @@ def _foreign(t: Any) -> str:
 
 def _check_monotone(values: list[float], name: str) -> None:
     direction = 1.0 if values[-1] >= values[0] else -1.0
+    if all(map(operator.lt if direction > 0 else operator.gt, values, values[1:])):
+        return
     unique, in_order = f"torch.unique({name})", f"{name}.sort().values"
     if direction < 0:
         unique, in_order = f"{unique}.flip(0)", f"{name}.sort(descending=True).values"

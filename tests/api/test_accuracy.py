@@ -5,11 +5,8 @@ import math
 import pytest
 import torch
 
-from problems import DETEST, Counting, scipy_solution
+from problems import ADAPTIVE, DETEST, FIXED, METHODS, Counting, covering, scipy_solution
 from torchivp import ODE_METHODS, PIController, PIDController, odeint, solve_ivp
-
-ADAPTIVE = sorted(name for name, method in ODE_METHODS.items() if method.error_order is not None)
-FIXED = [name for name, method in ODE_METHODS.items() if method.error_order is None and not method.sizes_steps]
 
 
 @pytest.mark.parametrize("problem", DETEST)
@@ -32,19 +29,21 @@ def test_every_controller_meets_the_tolerance(controller):
     assert solution.stats.rejected < 0.2 * solution.stats.accepted
 
 
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_backward_in_time_undoes_forward(method):
     func, y0 = DETEST["E2 van der Pol"]
     y0 = torch.tensor(y0, dtype=torch.float64)
-    options = {"step_size": 0.002} if method in FIXED else {"rtol": 1e-8, "atol": 1e-8}
+    order = ODE_METHODS[method].order
+    rtol = 1e-6 if method == "fehlberg2" else 1e-5 if 0 < order < 4 else 1e-8
+    options = {"step_size": {1: 0.002, 2: 0.005}.get(order, 0.02)} if method in FIXED else {"rtol": rtol, "atol": rtol}
     there = solve_ivp(func, (1.0, 2.0), y0, method=method, **options)
     back = solve_ivp(func, (2.0, 1.0), there.y[-1], method=method, t_eval=[2.0, 1.7, 1.0], **options)
-    tolerance = 1e-2 if ODE_METHODS[method].order == 1 else 1e-4
+    tolerance = 1e-2 if order == 1 else 5e-4 if 0 < order < 4 else 1e-4
     torch.testing.assert_close(back.y[-1], y0, rtol=0, atol=tolerance)
     assert back.t.tolist() == [2.0, 1.7, 1.0]
 
 
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128])
 def test_dtypes(method, dtype):
     rate = -1.0 + 2.0j if dtype.is_complex else -1.0
@@ -119,8 +118,7 @@ def test_a_span_of_no_length_returns_the_initial_state():
     assert solution.success and torch.equal(solution.y, torch.ones(1, 2))
 
 
-@pytest.mark.parametrize("method", ODE_METHODS)
-@pytest.mark.parametrize("start", [0.0, 1e6, -1e6])
+@pytest.mark.parametrize(("method", "start"), covering(METHODS, ["euler", "rk4", "dopri5", "gl4"], [1e6, -1e6, 0.0]))
 def test_single_precision_far_from_the_origin_of_time(method, start):
     """Times are double inside: steps do not stall where float32 has a spacing of 0.06, and the end is met exactly."""
     span = (start, start + 1.0)
@@ -133,7 +131,7 @@ def test_single_precision_far_from_the_origin_of_time(method, start):
 
 
 def test_func_is_never_called_outside_the_span():
-    for method in ODE_METHODS:
+    for method in METHODS:
         func = Counting(lambda t, y: torch.sqrt(2.0 - t) * y)
         step = {"step_size": 0.1} if method in FIXED else {}
         solve_ivp(func, (0.0, 2.0), torch.ones(1, dtype=torch.float64), method=method, **step)

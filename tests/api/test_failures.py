@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
+from problems import ADAPTIVE, FIXED
 from torchivp import ODE_METHODS, Outcome, SolveError, odeint, solve_ivp
 
 ONE = torch.ones(1, dtype=torch.float64)
-FIXED = [name for name, method in ODE_METHODS.items() if method.error_order is None and not method.sizes_steps]
-ADAPTIVE = [name for name, method in ODE_METHODS.items() if method.error_order is not None]
 
 
 def failing(func, y0=ONE, span=(0.0, 2.0), **options):
@@ -23,7 +22,8 @@ def failing(func, y0=ONE, span=(0.0, 2.0), **options):
 
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_a_singularity(method):
-    solution = failing(lambda t, y: y**2, method=method, rtol=1e-6, atol=1e-6)  # y = 1 / (1 - t)
+    rtol = 1e-4 if ODE_METHODS[method].order < 3 and method != "fehlberg2" else 1e-6
+    solution = failing(lambda t, y: y**2, method=method, rtol=rtol, atol=rtol)  # y = 1 / (1 - t)
     assert solution.status.outcome in (Outcome.STEP_UNDERFLOW, Outcome.NON_FINITE)
     assert solution.status.t == pytest.approx(1.0, abs=1e-2)
 

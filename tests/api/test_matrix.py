@@ -352,6 +352,17 @@ def twice(door):
     close(*seconds, 20 * door.rtol)
 
 
+def of_dependent_inputs(door):
+    """The initial state is a function of the rate, which func uses by itself; in a gradient with a graph too."""
+    p, found = Problem(), []
+    for f in (door.solve, door.exact):
+        for create_graph in (False, True):
+            states = f(replace(p, y0=p.y0.detach() * (p.rate / 0.7)))
+            found.append(torch.autograd.grad(total(states), p.rate, create_graph=create_graph)[0].detach())
+    close(found[0], found[2], 10 * door.rtol)
+    close(found[1], found[3], 10 * door.rtol)
+
+
 def spinning(rate):
     return lambda t, y: -spinning.spin * rate * y
 
@@ -454,6 +465,7 @@ FEATURES = {
     "vjp": in_vjp,  # torch.func.vjp
     "map": in_vmap,  # torch.vmap
     "2nd": twice,  # second derivatives
+    "dep": of_dependent_inputs,  # an initial state that is a function of a parameter
     "cpx": of_complex_state,  # complex states
     "dict": of_dict,  # states in a dict
     "rev": in_reversed_time,  # time that decreases
@@ -472,27 +484,27 @@ FEATURES = {
 # a small one where a warning says what is not to be had.
 
 TABLE = """
-                            f64 f32 amp fwd jvp vjp map 2nd cpx dict rev ng inf cmp den cb t rng thr pkl
-odeint                      .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   .  . .   .   .
-odeint_adjoint              .   .   .   .   .   F   .   O   .   .    .   .  .   .   K   .  . r   .   .
-odeint_event                .   .   .   .   E   E   E   T   .   .    .   .  .   .   K   .  . S   .   .
-odeint_dense                .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   .  . .   .   .
-solve_ivp, direct           .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   c  . .   .   .
-solve_ivp, checkpointed     .   .   .   .   .   F   .   .   .   .    .   .  .   .   D   c  . .   .   .
-solve_ivp, backsolve        .   .   .   .   .   F   .   O   .   .    .   .  .   .   D   c  . r   .   .
-rows, direct                .   .   .   .   B   B   B   .   .   .    .   .  .   .   .   c  . .   .   .
-rows, checkpointed          .   .   .   .   B   B   B   O   .   .    .   .  .   .   D   c  . .   .   .
-rows, backsolve             .   .   .   .   B   B   B   O   .   .    .   .  .   .   D   c  . r   .   .
-events, direct              .   .   .   .   B   B   B   T   .   .    .   .  .   .   .   c  . A   .   .
-events, checkpointed        .   .   .   .   B   B   B   O   .   .    .   .  .   .   D   c  . S   .   .
-events, backsolve           .   .   .   .   B   B   B   O   .   .    .   .  .   .   D   c  . S   .   .
-schedule, direct            .   .   .   .   B   B   B   .   .   .    .   .  .   .   .   c  . .   .   .
-schedule, checkpointed      .   .   .   .   B   B   B   O   .   .    .   .  .   .   D   c  . .   .   .
-schedule, backsolve         .   .   .   .   B   B   B   O   .   .    .   .  .   .   D   c  . r   .   .
-sdeint                      .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
-sdeint_adjoint              .   .   .   .   .   F   .   .   .   .    .   .  .   .   K   c  N r   .   .
-sdeint, checkpointed        .   .   .   .   .   F   .   .   .   .    .   .  .   .   K   c  N .   .   .
-sdeint_adjoint, reversible  .   .   .   .   .   F   .   .   .   .    .   .  .   .   K   c  N R   .   .
+                            f64 f32 amp fwd jvp vjp map 2nd dep cpx dict rev ng inf cmp den cb t rng thr pkl
+odeint                      .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   .  . .   .   .
+odeint_adjoint              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   .  . r   .   .
+odeint_event                .   .   .   .   E   E   E   T   .   .   .    .   .  .   .   K   .  . S   .   .
+odeint_dense                .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   .  . .   .   .
+solve_ivp, direct           .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   c  . .   .   .
+solve_ivp, checkpointed     .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
+solve_ivp, backsolve        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . r   .   .
+rows, direct                .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
+rows, checkpointed          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
+rows, backsolve             .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
+events, direct              .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   .   c  . A   .   .
+events, checkpointed        .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
+events, backsolve           .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
+schedule, direct            .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
+schedule, checkpointed      .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
+schedule, backsolve         .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
+sdeint                      .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
+sdeint_adjoint              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N r   .   .
+sdeint, checkpointed        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
+sdeint_adjoint, reversible  .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N R   .   .
 """
 
 SENTENCES = {
@@ -503,7 +515,6 @@ SENTENCES = {
     "F": r"does not work inside torch.func transforms .* use (sdeint with )?gradient='direct'",
     "K": r"has no argument dense_output=: (call odeint_dense|ask for all the times in ts=)",
     "N": r"ts must not require a gradient: .* write ts.detach\(\)",
-    "O": r"can be differentiated only once: .*use gradient=.*'direct'",
     "R": r"the SDE draws random numbers, which gradient='reversible' .* cannot draw again .* gradient='checkpointed'",
     "S": r"func draws random numbers, and others each time: it has no slope .* Draw the numbers beforehand",
     "T": r"the derivative with respect to the time of an event, .* can be taken only once",

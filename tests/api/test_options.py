@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from problems import Counting
+from problems import ADAPTIVE, FIXED, METHODS, Counting, covering
 from torchivp import ODE_METHODS, SolveError, odeint, odeint_adjoint, odeint_dense
 
 D = torch.float64
-FIXED = [name for name, m in ODE_METHODS.items() if m.error_order is None and not m.sizes_steps]
-ADAPTIVE = [name for name, m in ODE_METHODS.items() if m.error_order is not None]
 DOORS = [odeint, odeint_adjoint]
 ONE = torch.ones(1, dtype=D)
 
@@ -386,17 +384,20 @@ def test_an_exception_in_a_callback_comes_through(door):
 # ---- odeint_dense ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ODE_METHODS)
-@pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])
+@pytest.mark.parametrize(
+    ("method", "span"), covering(METHODS, ["rk4", "dopri5", "adams", "gl4"], [(0.0, 2.0), (2.0, 0.0)])
+)
 def test_dense_output_of_every_method(method, span):
     y0 = torch.tensor([1.0, 0.0], dtype=D)
     start = span[0]
-    sol = odeint_dense(lambda t, y: torch.stack((y[1], -y[0])), y0, *span, method=method, rtol=1e-8, atol=1e-8,
-                       options=grid_of(method, 0.002))  # fmt: skip
+    order = ODE_METHODS[method].order
+    rtol = 1e-7 if method == "fehlberg2" else {2: 1e-5, 3: 1e-6}.get(order, 1e-8)
+    sol = odeint_dense(lambda t, y: torch.stack((y[1], -y[0])), y0, *span, method=method, rtol=rtol, atol=rtol,
+                       options=grid_of(method, 0.01 if order < 4 else 0.02))  # fmt: skip
     t = torch.linspace(0, 2, 60, dtype=D).reshape(3, 20)
     exact = torch.stack((torch.cos(t - start), -torch.sin(t - start)), -1)
     assert sol(t).shape == (3, 20, 2)
-    assert (sol(t) - exact).abs().max() < {1: 5e-3, 2: 1e-4}.get(ODE_METHODS[method].order, 1e-5)
+    assert (sol(t) - exact).abs().max() < {1: 2e-2, 2: 1e-4}.get(order, 1e-5)
     assert sol(0.5).shape == (2,)
 
 

@@ -1,20 +1,22 @@
-"""`import torchdiffeq` and `import torchsde` give the stand-ins once installed. Each test is a program of its own."""
+"""`import torchdiffeq` and `import torchsde` give the stand-ins once installed. Tests are programs of their own."""
 
+import json
 import sys
 import textwrap
+
+import pytest
 
 from programs import run_program
 
 
-def run(program, *arguments, warnings="error::UserWarning"):
-    done = run_program([sys.executable, "-W", warnings, "-c", textwrap.dedent(program), *arguments])
+def run(program, *arguments, warnings="error::UserWarning", **options):
+    done = run_program([sys.executable, "-W", warnings, "-c", textwrap.dedent(program), *arguments], **options)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_every_import_gives_the_stand_in_although_torchdiffeq_is_installed():
-    run(
-        """
+INSTALLED = {
+    "every import gives the stand in although torchdiffeq is installed": """
         import torchivp.compat
 
         torchivp.compat.install()
@@ -44,50 +46,8 @@ def test_every_import_gives_the_stand_in_although_torchdiffeq_is_installed():
             pass
         else:
             raise AssertionError("a module that has no stand-in must not come from the real package")
-        """
-    )
-
-
-def test_a_program_that_imported_torchdiffeq_earlier_is_warned():
-    run(
-        """
-        import warnings
-
-        import torchdiffeq
-        import torchdiffeq._impl.rk_common
-
-        import torchivp.compat
-
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            torchivp.compat.install()
-        assert "torchdiffeq was imported before torchivp.compat.install()" in str(caught[0].message)
-        assert caught[0].filename == "<string>"  # where the program installs it
-
-        from torchdiffeq import odeint
-        from torchdiffeq._impl.rk_common import _ButcherTableau
-
-        assert odeint.__module__.startswith("torchivp.") and _ButcherTableau.__module__.startswith("torchivp.")
-        assert torchdiffeq.odeint is not odeint  # what was imported until then stays
-        """
-    )
-
-
-def test_importing_torchivp_installs_nothing():
-    run(
-        """
-        import sys
-
-        import torchivp
-        import torchivp.compat.torchdiffeq
-
-        assert "torchdiffeq" not in sys.modules
-        """
-    )
-
-
-def test_a_training_script_that_offers_the_solvers_as_choices():
-    program = """
+        """,
+    "a training script that offers the solvers as choices": """
         import torchivp.compat
 
         torchivp.compat.install()
@@ -101,7 +61,7 @@ def test_a_training_script_that_offers_the_solvers_as_choices():
         parser = argparse.ArgumentParser()
         parser.add_argument("--ode_method", default="midpoint", choices=list(SOLVERS.keys()))
         parser.add_argument("--ode_options", default=None, type=eval)
-        args = parser.parse_args()
+        args = parser.parse_args(["--ode_method", "heun3", "--ode_options", "{'step_size': 0.01}"])
 
         x = torch.ones(2, 3)
         solution = torchdiffeq.odeint(
@@ -113,15 +73,9 @@ def test_a_training_script_that_offers_the_solvers_as_choices():
             atol=1e-5,
             rtol=1e-5,
         )
-        print(float(solution[-1, 0, 0]))
-        """
-    printed = run(program, "--ode_method", "heun3", "--ode_options", "{'step_size': 0.01}")
-    assert abs(float(printed) - 0.36788) < 1e-4
-
-
-def test_a_program_that_registers_a_solver_of_its_own():
-    run(
-        """
+        assert abs(float(solution[-1, 0, 0]) - 0.36788) < 1e-4
+        """,
+    "a program that registers a solver of its own": """
         import torchivp.compat
 
         torchivp.compat.install()
@@ -155,13 +109,8 @@ def test_a_program_that_registers_a_solver_of_its_own():
                 gradients.append(torch.autograd.grad(solution.square().sum(), net.weight)[0])
         for one, other in zip(gradients, gradients[2:]):
             assert torch.allclose(one, other, rtol=1e-12)
-        """
-    )
-
-
-def test_every_import_of_torchsde_gives_the_stand_in():
-    run(
-        """
+        """,
+    "every import of torchsde gives the stand in": """
         import torchivp.compat
 
         torchivp.compat.install()
@@ -195,88 +144,9 @@ def test_every_import_of_torchsde_gives_the_stand_in():
             pass
         else:
             raise AssertionError("a module that has no stand-in must not come from the real package")
-        """
-    )
-
-
-def test_the_noise_of_a_sampler_of_diffusion_models():
-    """One tree for each row of a batch, with a seed of its own, asked for noise between noise levels."""
-    program = """
-        import sys
-
-        if sys.argv[1] == "stand-in":
-            import torchivp.compat
-
-            torchivp.compat.install()
-
-        import torch
-        import torchsde
-
-
-        class BatchedBrownianTree:
-            def __init__(self, x, t0, t1, seed=None, **kwargs):
-                self.cpu_tree = kwargs.pop("cpu", True)
-                t0, t1, self.sign = self.sort(t0, t1)
-                w0 = kwargs.get("w0", torch.zeros_like(x))
-                self.batched = not isinstance(seed, int)
-                seed = seed if self.batched else [seed]
-                w0 = w0 if self.batched else w0[None]
-                self.trees = [torchsde.BrownianTree(t0, w, t1, entropy=s, **kwargs) for w, s in zip(w0, seed)]
-
-            @staticmethod
-            def sort(a, b):
-                return (a, b, 1) if a < b else (b, a, -1)
-
-            def __call__(self, t0, t1):
-                t0, t1, sign = self.sort(t0, t1)
-                w = torch.stack([tree(t0, t1) for tree in self.trees]) * (self.sign * sign)
-                return w if self.batched else w[0]
-
-
-        x = torch.zeros(2, 1, 4, 4)
-        sigmas = torch.linspace(14.6, 0.03, 10)
-        noise = BatchedBrownianTree(x, sigmas.min(), sigmas.max(), [1, 2])
-        for a, b in zip(sigmas, sigmas[1:]):
-            w = noise(a, b) / (b - a).abs().sqrt()
-            print(w.flatten().tolist())
-        """
-    # torchsde warns whenever t1 is not a number of single precision.
-    assert run(program, "stand-in") == run(program, "torchsde", warnings="ignore")
-
-
-def test_a_program_that_replaces_the_source_of_random_numbers():
-    run(
-        """
-        import torchivp.compat
-
-        torchivp.compat.install()
-
-        import torch
-        from torchsde._brownian import brownian_interval
-        from torchsde._brownian.brownian_interval import _randn
-
-        seen = []
-
-
-        def on_the_cpu(size, dtype, device, seed):
-            seen.append(seed)
-            return _randn(size, dtype, torch.device("cpu"), seed).to(device)
-
-
-        brownian_interval._randn = on_the_cpu
-
-        import torchsde
-
-        plain = torchsde.BrownianTree(0.0, torch.zeros(2), 1.0, entropy=1)
-        assert torch.allclose(plain(0.0, 0.5), torch.tensor([0.3239, 0.4195]), atol=1e-4) and seen
-        """
-    )
-
-
-def test_a_latent_sde():
-    """The model that torchsde's example fits: a posterior and a prior with the same diffusion, under other names."""
-    run(
-        """
+        """,
+    # The model that torchsde's example fits: a posterior and a prior with the same diffusion, under other names.
+    "a latent sde": """
         import torchivp.compat
 
         torchivp.compat.install()
@@ -346,13 +216,8 @@ def test_a_latent_sde():
             model.zero_grad()
             aug[-1].sum().backward(retain_graph=True)
             assert model.qy0_mean.grad is not None and model.net[0].weight.grad.abs().sum() > 0
-        """
-    )
-
-
-def test_the_first_example_of_torchsde():
-    run(
-        """
+        """,
+    "the first example of torchsde": """
         import torchivp.compat
 
         torchivp.compat.install()
@@ -388,5 +253,131 @@ def test_the_first_example_of_torchsde():
         ys = torchsde.sdeint_adjoint(sde, y0, ts, dt=1e-2)
         ys[-1].sum().backward()
         assert sde.sigma.weight.grad is not None
+        """,
+    "a program that replaces the source of random numbers": """
+        import torchivp.compat
+
+        torchivp.compat.install()
+
+        import torch
+        from torchsde._brownian import brownian_interval
+        from torchsde._brownian.brownian_interval import _randn
+
+        seen = []
+
+
+        def on_the_cpu(size, dtype, device, seed):
+            seen.append(seed)
+            return _randn(size, dtype, torch.device("cpu"), seed).to(device)
+
+
+        brownian_interval._randn = on_the_cpu
+
+        import torchsde
+
+        plain = torchsde.BrownianTree(0.0, torch.zeros(2), 1.0, entropy=1)
+        assert torch.allclose(plain(0.0, 0.5), torch.tensor([0.3239, 0.4195]), atol=1e-4) and seen
+        """,
+}
+"""Programs that install the stand-ins first. They run in one process, in this order, each with variables of its own."""
+
+
+@pytest.fixture(scope="module")
+def failures():
+    """What went wrong in which of them."""
+    program = """
+        import json
+        import sys
+        import textwrap
+        import traceback
+
+        failures = {}
+        for name, source in json.load(sys.stdin).items():
+            try:
+                exec(compile(textwrap.dedent(source), name, "exec"), {"__name__": name})
+            except BaseException:
+                failures[name] = traceback.format_exc()
+        print(json.dumps(failures))
+        """
+    return json.loads(run(program, input=json.dumps(INSTALLED)))
+
+
+@pytest.mark.parametrize("program", INSTALLED)
+def test_a_program_with_the_stand_ins(program, failures):
+    assert program not in failures, failures[program]
+
+
+def test_importing_torchivp_installs_nothing_and_a_program_that_imported_torchdiffeq_earlier_is_warned():
+    run(
+        """
+        import sys
+        import warnings
+
+        import torchivp
+        import torchivp.compat.torchdiffeq
+
+        assert "torchdiffeq" not in sys.modules
+
+        import torchdiffeq
+        import torchdiffeq._impl.rk_common
+
+        import torchivp.compat
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torchivp.compat.install()
+        assert "torchdiffeq was imported before torchivp.compat.install()" in str(caught[0].message)
+        assert caught[0].filename == "<string>"  # where the program installs it
+
+        from torchdiffeq import odeint
+        from torchdiffeq._impl.rk_common import _ButcherTableau
+
+        assert odeint.__module__.startswith("torchivp.") and _ButcherTableau.__module__.startswith("torchivp.")
+        assert torchdiffeq.odeint is not odeint  # what was imported until then stays
         """
     )
+
+
+def test_the_noise_of_a_sampler_of_diffusion_models():
+    """One tree for each row of a batch, with a seed of its own, asked for noise between noise levels."""
+    program = """
+        import sys
+
+        if sys.argv[1] == "stand-in":
+            import torchivp.compat
+
+            torchivp.compat.install()
+
+        import torch
+        import torchsde
+
+
+        class BatchedBrownianTree:
+            def __init__(self, x, t0, t1, seed=None, **kwargs):
+                self.cpu_tree = kwargs.pop("cpu", True)
+                t0, t1, self.sign = self.sort(t0, t1)
+                w0 = kwargs.get("w0", torch.zeros_like(x))
+                self.batched = not isinstance(seed, int)
+                seed = seed if self.batched else [seed]
+                w0 = w0 if self.batched else w0[None]
+                self.trees = [torchsde.BrownianTree(t0, w, t1, entropy=s, **kwargs) for w, s in zip(w0, seed)]
+
+            @staticmethod
+            def sort(a, b):
+                return (a, b, 1) if a < b else (b, a, -1)
+
+            def __call__(self, t0, t1):
+                t0, t1, sign = self.sort(t0, t1)
+                w = torch.stack([tree(t0, t1) for tree in self.trees]) * (self.sign * sign)
+                return w if self.batched else w[0]
+
+
+        x = torch.zeros(2, 1, 4, 4)
+        sigmas = torch.linspace(14.6, 0.03, 10)
+        noise = BatchedBrownianTree(x, sigmas.min(), sigmas.max(), [1, 2])
+        for a, b in zip(sigmas, sigmas[1:]):
+            w = noise(a, b) / (b - a).abs().sqrt()
+            print(w.flatten().tolist())
+        """
+    # torchsde warns whenever t1 is not a number of single precision.
+    assert run(program, "stand-in") == run(program, "torchsde", warnings="ignore")

@@ -115,7 +115,7 @@ def test_dt_hint(order, dt):
 @pytest.mark.parametrize("halfway", [True, False])
 @pytest.mark.parametrize("levy", ["none", "foster"])
 def test_rounded_times(tol, halfway, levy):
-    asked = [(a, b) for order in ORDERS for a, b in queries(order, 20, 0.03, 14.6) if b - a > 2 * tol or a == b]
+    asked = [(a, b) for order in ORDERS for a, b in queries(order, 10, 0.03, 14.6) if b - a > 2 * tol or a == b]
     options = {"size": (2, 2), "entropy": 9, "tol": tol, "halfway_tree": halfway, "levy_area_approximation": levy}
     compare(0.03, 14.6, asked, **options)
 
@@ -418,7 +418,7 @@ def test_copies_go_on_alike(duplicate):
     motions = [interval, ours.BrownianPath(0.0, torch.zeros(2)), ours.BrownianTree(0.0, torch.zeros(2))]
     motions.append(ours.ReverseBrownian(ours.BrownianInterval(-1.0, 0.0, size=())))
     for bm in motions:
-        for ta, tb in queries("walk", 150):
+        for ta, tb in queries("walk", 60):
             bm(ta, tb)
         other = duplicate(bm)
         for ta, tb in queries("random", 20):
@@ -431,10 +431,10 @@ def test_no_recursion():
     bm = ours.BrownianInterval(size=(), entropy=1, cache_size=3)
     try:
         sys.setrecursionlimit(120)
-        for i in range(3000):
-            bm(i / 3000, (i + 1) / 3000)
+        for i in range(1000):
+            bm(i / 1000, (i + 1) / 1000)
             bm(0.0, 1.0)
-        W = sum(bm(i / 3000, (i + 1) / 3000) for i in range(0, 3000, 500))
+        W = sum(bm(i / 1000, (i + 1) / 1000) for i in range(0, 1000, 200))
         copy.deepcopy(bm)
     finally:
         sys.setrecursionlimit(limit)
@@ -443,7 +443,7 @@ def test_no_recursion():
 
 @pytest.mark.parametrize("step", [1, -1])
 def test_many_queries_in_a_row(step):
-    n, asked = 20000, range(20000)[::step]
+    n, asked = 5000, range(5000)[::step]
     bm = ours.BrownianInterval(size=(), entropy=1, dtype=D)
     W = sum(bm(i / n, (i + 1) / n) for i in asked)
     assert torch.allclose(W, bm(0.0, 1.0), atol=1e-9)
@@ -451,7 +451,7 @@ def test_many_queries_in_a_row(step):
 
 def test_thousands_of_queries():
     for order in ("forward", "walk"):
-        compare(0.0, 1.0, queries(order, 3000), size=(), entropy=1)
+        compare(0.0, 1.0, queries(order, 1500), size=(), entropy=1)
 
 
 @pytest.mark.parametrize("options", [{"cache_size": 0}, {"cache_size": 0, "dt": 1e-4}, {"dt": 1e-12}, {"dt": 1e-300}])

@@ -6,16 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from problems import double
 from torchivp import Backsolve, Checkpointed, Event, solve_ivp
 
 D = torch.float64
 SLOW_ONE = pytest.param("radauIIA5", marks=pytest.mark.slow)
 GRADIENTS = ["direct", "checkpointed", "backsolve"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-11}
-
-
-def double(*values):
-    return torch.tensor(values, dtype=D)
 
 
 def leaf(value):
@@ -37,23 +34,23 @@ def assert_same_gradients(values, expected, inputs, atol=1e-7, rtol=1e-6):
 
 
 def assert_matches_differences(function, inputs, h=1e-5):
-    """The gradients of two combinations of the values against central differences."""
+    """The gradients of two combinations of the values against central differences, along two directions."""
     values = function(*inputs).flatten()
     assert not values.isnan().any()
     steps = torch.arange(len(values), dtype=D)
     weights = torch.stack((torch.cos(steps) + 1.5, torch.sin(3 * steps)))
     found = [torch.autograd.grad((w * values).sum(), inputs, retain_graph=True) for w in weights]
-    with torch.no_grad():
-        for i, x in enumerate(inputs):
-            for k in range(x.numel()):
-                ends = []
-                for sign in (1, -1):
-                    moved = [y.detach().clone() for y in inputs]
-                    moved[i].view(-1)[k] += sign * h
-                    ends.append(function(*moved).flatten())
-                expected = weights @ (ends[0] - ends[1]) / (2 * h)
-                got = torch.stack([gradients[i].flatten()[k] for gradients in found])
-                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(2):
+        direction = [torch.randn(x.shape, generator=generator, dtype=D) for x in inputs]
+        with torch.no_grad():
+            above, below = (
+                function(*[x + sign * h * v for x, v in zip(inputs, direction, strict=True)]).flatten()
+                for sign in (1, -1)
+            )
+        got = [sum((g * v).sum() for g, v in zip(gradients, direction, strict=True)) for gradients in found]
+        expected = weights @ (above - below) / (2 * h)
+        torch.testing.assert_close(torch.stack(got), expected, rtol=1e-5, atol=1e-5)
 
 
 # A ball that bounces: everything in closed form
@@ -145,12 +142,14 @@ def test_every_step_kept(gradient):
     again = torch.nonzero(solution.t.detach().diff() == 0).flatten()
     assert len(again) == 4
     assert_same_gradients(solution.y[-1], bounces(y0, t0, g, floor, e, 4, 2.2)[2], inputs)
-    # Outputs of which nobody gave the time are at fixed times: as if t_eval had held these numbers.
+    # The ends of steps that the solver chose move with the start: as if t_eval had held such times.
     fixed = solution.t.detach()[1:].unique()[::3]
     kept = torch.isin(solution.t.detach(), fixed) & ~torch.isin(solution.t.detach(), solution.events.t.detach())
-    asked = solve_ivp(ball, span(t0, 2.2), y0, t_eval=solution.t.detach()[kept], args=(g, floor, e), events=BOUNCE,
-                      gradient=gradient, **TIGHT)  # fmt: skip
+    when = t0 + (solution.t - t0).detach()[kept]
+    asked = solve_ivp(ball, span(t0, 2.2), y0, t_eval=when, args=(g, floor, e), events=BOUNCE, gradient=gradient,
+                      **TIGHT)  # fmt: skip
     assert_same_gradients(solution.y[kept], asked.y, inputs)
+    assert_same_gradients(solution.t[kept], when, inputs)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -274,13 +273,14 @@ def test_rows_of_a_batch_have_the_gradients_of_their_single_solves(gradient):
     events = [Event(lambda t, y, k: y[..., 0], apply=kick), Event(lambda t, y, k: y[..., 1] - k / 2)]
     y0 = torch.tensor([[1.0, 0.0], [0.5, 0.5], [-1.0, 0.2]], dtype=D, requires_grad=True)
     k = double(3.0, 4.0, 2.0).requires_grad_()
-    options = {"events": events, "gradient": gradient, "t_eval": [2.0, 6.0], "rtol": 1e-8, "atol": 1e-9}
-    batch = solve_ivp(func, (0.0, 6.0), y0, args=(k,), batch_dims=1, **options)
+    options = {"events": events, "gradient": gradient, "t_eval": [2.0, 4.0], "atol": 1e-9}
+    options["rtol"] = 1e-8 if gradient == "backsolve" else 1e-6  # the others are those of the same steps
+    batch = solve_ivp(func, (0.0, 4.0), y0, args=(k,), batch_dims=1, **options)
     for row in range(3):
         y0_row, k_row = y0[row].detach().requires_grad_(), k[row].detach().requires_grad_()
-        single = solve_ivp(func, (0.0, 6.0), y0_row, args=(k_row,), **options)
+        single = solve_ivp(func, (0.0, 4.0), y0_row, args=(k_row,), **options)
         here = batch.events.row == row
-        assert here.sum() == len(single.events) >= 4
+        assert here.sum() == len(single.events) >= 3
         got = grads(torch.cat((batch.events.t[here], batch.events.y_after[here].flatten(), batch.y[row].flatten())),
                     [y0, k])  # fmt: skip
         wanted = grads(torch.cat((single.events.t, single.events.y_after.flatten(), single.y.flatten())),

@@ -6,25 +6,22 @@ import re
 import pytest
 import torch
 
+from problems import FIXED, METHODS, covering, double
 from torchivp import ODE_METHODS, Event, Outcome, Scheduled, SolveError, solve_ivp
 
 D = torch.float64
 SLOW_ONE = pytest.param("radauIIA5", marks=pytest.mark.slow)
-FIXED = [name for name, m in ODE_METHODS.items() if m.error_order is None and not m.sizes_steps]
-STEPPED = [name for name, m in ODE_METHODS.items() if not m.sizes_steps]
+STEPPED = [name for name in METHODS if not ODE_METHODS[name].sizes_steps]
 TIGHT = {"rtol": 1e-11, "atol": 1e-12}
-
-
-def double(*values):
-    return torch.tensor(values, dtype=D)
 
 
 def steps(method, size=0.05):
     if method in FIXED:
-        return {"step_size": size / 10 if ODE_METHODS[method].order == 1 else size}
+        return {"step_size": size / 2 if ODE_METHODS[method].order == 1 else size}
     if ODE_METHODS[method].sizes_steps:
         return {}
-    return {"rtol": 1e-5, "atol": 1e-7} if ODE_METHODS[method].order < 4 else {"rtol": 1e-9, "atol": 1e-10}
+    rtol = 1e-5 if method == "fehlberg2" else {2: 1e-4, 3: 1e-5}.get(ODE_METHODS[method].order, 1e-9)
+    return {"rtol": rtol, "atol": rtol / 10}
 
 
 def tolerance(method):
@@ -70,8 +67,7 @@ def same_log(batch, row, single):
 # Where events are
 
 
-@pytest.mark.parametrize("method", ODE_METHODS)
-@pytest.mark.parametrize("end", [5.0, -5.0])
+@pytest.mark.parametrize(("method", "end"), covering(METHODS, ["rk4", "dopri5", "adams", "gl4"], [5.0, -5.0]))
 def test_every_method_finds_the_zeros_of_the_oscillator(method, end):
     solution = solve_ivp(rotation, (0.0, end), double(1.0, 0.0), events=first, method=method, **steps(method))
     log = solution.events
@@ -92,9 +88,10 @@ def test_long_steps_end_on_the_event_all_the_same(method):
     assert len(log) == 1 and log.y[:, 0].abs().max() < (1e-11 if ODE_METHODS[method].order == 1 else 1e-12)
 
 
-@pytest.mark.parametrize("method", ["rk4", "dopri5", "radauIIA5", "adams", "fixed_adams"])
-@pytest.mark.parametrize("end", [7.0, -7.0])
-@pytest.mark.parametrize("direction", [-1, 0, 1])
+@pytest.mark.parametrize(
+    ("method", "end", "direction"),
+    covering(["radauIIA3", "adams", "explicit_adams"], ["rk4", "dopri5"], [7.0, -7.0], [-1, 0, 1]),
+)
 def test_directions(method, end, direction):
     """Rising and falling are meant in the direction of integration."""
     event = Event(first, direction=direction)
@@ -408,15 +405,16 @@ def test_a_span_without_length():
 @pytest.mark.parametrize(
     ("method", "compact"),
     [*((method, None) for method in ("dopri5", "rk4", "dopri8", "radauIIA3", "adams")),
-     *((method, False) for method in ("dopri5", "rk4", "dopri8"))],
+     ("dopri5", False)],
 )  # fmt: skip
 def test_each_row_of_a_batch_equals_its_single_solve(method, compact):
     y0 = torch.tensor([[1.0, 0.0], [0.3, 0.2], [0.0, 1.0], [-2.0, 1.0]], dtype=D)
-    end = torch.tensor([8.0, 3.0, -6.0, 0.1], dtype=D)
+    end = torch.tensor([4.0, 3.0, -3.0, 0.1], dtype=D)
     events = [Event(first, direction=-1), Event(lambda t, y: y[..., 1] - 0.1, apply=lambda t, y: 0.9 * y)]
-    options = {"method": method, "events": events, "rtol": 1e-6, "atol": 1e-8}
+    rtol = 1e-4 if method == "adams" else 1e-6
+    options = {"method": method, "events": events, "rtol": rtol, "atol": rtol / 100}
     if method in FIXED:
-        options["step_size"] = 0.2
+        options["step_size"] = 0.4 if method == "radauIIA3" else 0.2
     batch = solve_ivp(rotation, (0.0, end), y0, batch_dims=1, compact=compact, **options)
     assert batch.events.row.tolist() == sorted(batch.events.row.tolist())
     assert len(batch.events) > 6
@@ -736,13 +734,13 @@ def test_a_function_of_huge_size_warns_of_nothing(recwarn):
 # Events that are merely reported
 
 
-@pytest.mark.parametrize("method", [name for name in ODE_METHODS if name not in ("heun", "adaptive_heun", "ralston")])
-@pytest.mark.parametrize("t_eval", [None, [0.3, 1.1, 4.0]])
+@pytest.mark.parametrize(("method", "t_eval"), covering(METHODS, ["rk4", "dopri5"], [None, [0.3, 1.1, 4.0]]))
 def test_a_reported_event_changes_no_step(method, t_eval):
     """Steps, states and outputs are those without it, to the last bit, alone and in a batch."""
-    options = {"method": method, "t_eval": t_eval, "rtol": 1e-4, "atol": 1e-4}
+    rtol = 1e-2 if ODE_METHODS[method].order < 3 else 1e-4
+    options = {"method": method, "t_eval": t_eval, "rtol": rtol, "atol": rtol}
     if method in FIXED:
-        options = {"method": method, "t_eval": t_eval, "step_size": 0.17}
+        options = {"method": method, "t_eval": t_eval, "step_size": 0.3}
     events = [lambda t, y: y[..., 0] - 0.3, lambda t, y: y[..., 1]]
     y0 = torch.tensor([[1.0, 0.0], [0.3, -2.0]], dtype=D)
     for start, batch in ((y0[0], {}), (y0, {"batch_dims": 1})):
@@ -762,7 +760,7 @@ def test_a_reported_event_changes_no_step(method, t_eval):
 def test_steps_of_low_order_make_no_event_and_do_not_fail(phase):
     """The events are those of the numbers that are returned: as many as their changes of sign, if not between them."""
     w = 2 * math.pi
-    for level in (-0.97, -0.4, 0.05, 0.37, 0.8, 0.999):
+    for level in (-0.97, 0.37, 0.999):
         solution = solve_ivp(
             lambda t, y: w * torch.cos(w * t + phase) + 0 * y,
             (0.0, 2.0),
@@ -796,7 +794,8 @@ def test_reported_events_come_before_the_event_that_ends_the_step():
 def test_gradients_of_reported_events(gradient, method):
     """y = a cos(w t) is at c at the times arccos(c / a) / w, and again a period later."""
     a, w, c = (double(x).squeeze().requires_grad_() for x in (1.5, 1.2, 0.4))
-    options = {"step_size": 0.02} if method in FIXED else {"rtol": 1e-10, "atol": 1e-10}
+    sizes = {"rk4": 0.02, "radauIIA5": 0.1}
+    options = {"step_size": sizes[method]} if method in sizes else {"rtol": 1e-10, "atol": 1e-10}
     log = solve_ivp(
         lambda t, y, w, c: torch.stack((y[1], -(w**2) * y[0])),
         (0.0, 5.0),

@@ -7,17 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from problems import FIXED, METHODS, double
 from torchivp import ODE_METHODS, Event, Outcome, Scheduled, solve_ivp
 
 D = torch.float64
 SLOW_ONE = pytest.param("radauIIA5", marks=pytest.mark.slow)
 GRADIENTS = ["direct", "checkpointed", "backsolve"]
-FIXED = [name for name, m in ODE_METHODS.items() if m.error_order is None and not m.sizes_steps]
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
-
-
-def double(*values):
-    return torch.tensor(values, dtype=D)
 
 
 def elimination(t, y, k):
@@ -50,12 +46,13 @@ def assert_same_gradients(values, expected, inputs, rtol=1e-6, atol=1e-7):
 # Values
 
 
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_dosing_table_with_every_method(method):
     """Steps end on the doses exactly, so each method is as accurate as without them."""
     times, doses, k = double(0.5, 1.25, 3.1), double(2.0, 1.0, 4.0), double(0.7)[0]
     t_eval = double(0.0, 0.4, 0.5, 0.6, 1.25, 2.0, 3.0, 3.1, 4.0)
-    options = {"step_size": 0.02} if method in FIXED else {"rtol": 1e-6, "atol": 1e-8}
+    rtol = 1e-5 if ODE_METHODS[method].order == 2 and method != "fehlberg2" else 1e-6
+    options = {"step_size": 0.02} if method in FIXED else {"rtol": rtol, "atol": rtol / 100}
     solution = solve_ivp(elimination, (0.0, 4.0), double(1.0), t_eval=t_eval, args=(k,), method=method,
                          events=Scheduled(times, dose, doses), **options)  # fmt: skip
     expected = amounts(t_eval, 1.0, k, times, doses)

@@ -4,9 +4,11 @@ import os
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -33,29 +35,35 @@ def test_the_examples_that_train_are_there():
     assert TRAIN.keys() <= {path.stem for path in EXAMPLES.glob("*.py")}
 
 
-def quick_run(script, tmp_path, *arguments):
-    """Run an example in its short form, and check what it draws and learns."""
-    run = run_program(
-        [sys.executable, "-W", "error::UserWarning", script, "--quick", "--out", tmp_path, *arguments],
-        env=os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-    )
-    assert run.returncode == 0, run.stderr
-    picture = (tmp_path / f"{script.stem}.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
-    if script.stem in TRAIN:
-        first, last = map(float, re.search(r"loss from (\S+) to (\S+);", run.stdout).groups())
-        assert last < TRAIN[script.stem] * first
+@pytest.fixture
+def quick_run(tmp_path, monkeypatch, capsys):
+    """Runs an example in its short form, as a program of this process, and checks what it draws and learns."""
+
+    def run(script, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(script), "--quick", "--out", str(tmp_path), *arguments])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            runpy.run_path(str(script), run_name="__main__")
+        plt.close("all")
+        picture = (tmp_path / f"{script.stem}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+        printed = capsys.readouterr().out
+        if script.stem in TRAIN:
+            first, last = map(float, re.search(r"loss from (\S+) to (\S+);", printed).groups())
+            assert last < TRAIN[script.stem] * first
+
+    return run
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_a_quick_run(script, tmp_path):
-    quick_run(script, tmp_path)
+def test_a_quick_run(script, quick_run):
+    quick_run(script)
 
 
 @pytest.mark.parametrize("noise", ["diagonal", "scalar", "additive", "general"])
-def test_a_latent_sde_with_noise_of_any_kind(noise, tmp_path):
-    quick_run(EXAMPLES / "latent_sde.py", tmp_path, "--data", "lorenz", "--noise", noise)
+def test_a_latent_sde_with_noise_of_any_kind(noise, quick_run):
+    quick_run(EXAMPLES / "latent_sde.py", "--data", "lorenz", "--noise", noise)
 
 
 def test_the_articles_experiments_end_at_the_truth_and_lose_as_torchdiffeq_does(tmp_path):

@@ -41,9 +41,17 @@ class OneState(Model):
         return -self.rate * y + self.inflow
 
 
-@pytest.mark.parametrize("count", [12, 101], ids=["few", "many"])
-@pytest.mark.parametrize("noise", ["normal", "lognormal"])
-@pytest.mark.parametrize("model", [LotkaVolterra(), Unbatched(), OneState()], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize(
+    ("model", "noise", "count"),
+    [
+        (LotkaVolterra(), "normal", 12),
+        (LotkaVolterra(), "lognormal", 101),
+        (Unbatched(), "lognormal", 12),
+        (Unbatched(), "normal", 101),
+        *((OneState(), noise, count) for noise in ("normal", "lognormal") for count in (12, 101)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Model) else str(value),
+)
 def test_the_jacobian_is_that_of_finite_differences(model, noise, count):
     data = simulate(model, np.linspace(0, 5, count), noise=0.1, lognormal=True)
     data.iloc[3, 1] = np.nan

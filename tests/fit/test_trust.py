@@ -179,9 +179,11 @@ HELD = {"start": {"clearance": 4.0, "volume": 40.0}, "fixed": {"concentration": 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"jump_times": [0.5, 24, 24.5, 48, 48.5]}, {"max_step": 0.25}])
-def test_short_inputs_are_seen(options):
-    holds(fit(Infusion(), INFUSIONS, **HELD, **options), clearance=5.0, volume=30.0)
+@pytest.mark.parametrize(
+    ("until", "options"), [(72, {"jump_times": [0.5, 24, 24.5, 48, 48.5]}), (12, {"max_step": 0.4})]
+)
+def test_short_inputs_are_seen(until, options):
+    holds(fit(Infusion(), INFUSIONS[INFUSIONS["time"] <= until], **HELD, **options), clearance=5.0, volume=30.0)
 
 
 def test_solves_that_step_over_something_short_say_so():
@@ -256,13 +258,13 @@ class WritesInPlaceLater(Chain):
 def chain():
     """A chain with noise, and its fit by a model that takes batches."""
     data = simulate(Chain(), np.linspace(0, 5, 9), noise=0.01)
-    return data, fit(Chain(1.3, 0.4), data, rtol=1e-6, start={"k": 1.3})
+    return data, fit(Chain(1.3, 0.4), data, rtol=1e-6, start={"k": 1.05, "m": 0.48})
 
 
 @pytest.mark.parametrize("style", [LooksAtTime, WritesInPlace, LooksAtTheState, WritesInPlaceLater])
 def test_models_that_vmap_cannot_follow_are_fitted(style, chain):
     data, expected = chain
-    result = fit(style(1.3, 0.4), data, rtol=1e-6, start={"k": 1.3})
+    result = fit(style(1.3, 0.4), data, rtol=1e-6, start={"k": 1.05, "m": 0.48})
     assert result.converged
     for name in ("k", "m"):
         assert result[name].value == pytest.approx(expected[name].value, rel=1e-5)

@@ -11,6 +11,7 @@ import torchivp
 from torchivp import SolveError, odeint, odeint_adjoint, odeint_dense, odeint_event, sdeint, sdeint_adjoint, solve_ivp
 
 D = torch.float64
+pytestmark = pytest.mark.usefixtures("few_objects")
 GRADIENTS = ["direct", "checkpointed", "backsolve"]
 
 

@@ -8,10 +8,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import torchivp
+from memory import PeakMemory
+from problems import covering
 from torchivp.gradients.sde_adjoint import SDEAdjoint, find_adjoint
 from torchivp.gradients.sde_checkpointed import SDECheckpointed
 from torchivp.gradients.sde_direct import SDEDirect
@@ -154,23 +155,28 @@ def test_every_method(method, sde_type, noise_type):
 EXACT = (SDECheckpointed(), SDECheckpointed(1), SDECheckpointed(100), SDEReversible())
 
 
-@pytest.mark.parametrize("gradient", EXACT, ids=str)
-@pytest.mark.parametrize("noise_type", NOISES)
+STRETCHES = {
+    "many steps": {"ts": (0.0, 1.0), "dt": 4e-3},
+    "landing": {"ts": (0.0, 0.13, 0.13001, 0.7), "dt": 0.03},
+    "interpolated": {"ts": (0.0, 0.13, 0.131, 0.14, 0.7), "dt": 0.03, "landing": False},
+    "backwards": {"ts": (0.9, 0.13, 0.0), "dt": 0.04},
+    "no step": {"ts": (0.3,), "dt": 0.1},
+    "logqp": {"ts": (0.0, 0.5), "dt": 0.05, "logqp": True},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"ts": (0.0, 1.0), "dt": 1e-3},
-        {"ts": (0.0, 0.13, 0.13001, 0.7), "dt": 0.03},
-        {"ts": (0.0, 0.13, 0.131, 0.14, 0.7), "dt": 0.03, "landing": False},
-        {"ts": (0.9, 0.13, 0.0), "dt": 0.04},
-        {"ts": (0.3,), "dt": 0.1},
-        {"ts": (0.0, 0.5), "dt": 0.05, "logqp": True},
-    ],
-    ids=["many steps", "landing", "interpolated", "backwards", "no step", "logqp"],
+    ("case", "gradient"),
+    covering(
+        [(name, noise_type) for noise_type in NOISES for name in STRETCHES],
+        [(name, "diagonal") for name in STRETCHES],
+        EXACT,
+    ),
+    ids=str,
 )
-def test_exact_gradients_are_those_of_autograd(gradient, noise_type, options):
-    if options["dt"] == 1e-3 and gradient != SDEReversible() and noise_type != "diagonal":
-        pytest.skip("one of many is enough")
+def test_exact_gradients_are_those_of_autograd(case, gradient):
+    name, noise_type = case
+    options = STRETCHES[name]
     sde, y0, scale = problem_of("stratonovich", noise_type)
     options = {"method": "reversible_heun", **options}
     expected = gradients_of(sde, y0, scale, SDEDirect(), **options)
@@ -348,9 +354,15 @@ def test_complex_states(gradient, noise_type):
     assert_same(found(gradient), found(SDEDirect()), rtol)
 
 
-@pytest.mark.parametrize("sde_type", CALCULI)
-@pytest.mark.parametrize("noise_type", NOISES)
-@pytest.mark.parametrize("adjoint", [*ADJOINTS, "euler"])
+@pytest.mark.parametrize(
+    ("adjoint", "noise_type", "sde_type"),
+    [
+        *covering([*ADJOINTS, "euler"], ["midpoint"], NOISES, CALCULI),
+        *((adjoint, "diagonal", "ito") for adjoint in ("heun", "euler_heun", "milstein", "euler")),
+        ("milstein", "general", "stratonovich"),
+        ("euler", "additive", "stratonovich"),
+    ],
+)
 def test_the_adjoint_approaches_the_exact_gradient(sde_type, noise_type, adjoint):
     """With steps that land, that do not, and backwards; and with the divergence from a prior."""
     sde, y0, scale = problem_of(sde_type, noise_type)
@@ -367,7 +379,7 @@ def test_the_adjoint_approaches_the_exact_gradient(sde_type, noise_type, adjoint
             {"ts": (0.0, 0.2), "logqp": True},
         ]
     for case in cases:
-        options = {"method": method, "dt": 2e-3 if noise_type == "diagonal" else 5e-3, **case}
+        options = {"method": method, "dt": 5e-3, **case}
         expected = gradients_of(sde, y0, scale, SDECheckpointed(), **options)
         found = gradients_of(sde, y0, scale, SDEAdjoint(adjoint), **options)
         for a, b in zip(found, expected, strict=True):
@@ -441,11 +453,11 @@ def exact_errors(sde, gradient, steps, rows=32, method="milstein"):
 @pytest.mark.parametrize("problem", [Geometric, Arctangent, TimeDependent])
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 def test_the_adjoint_converges_to_exact_gradients(sde_type, problem, adjoint):
-    counts = (8, 16, 32, 64, 128)
+    counts = (8, 16, 32, 64)
     errors = np.array([exact_errors(problem(sde_type), SDEAdjoint(adjoint), n) for n in counts])
     slopes = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert slopes.min() > 0.75, (slopes, errors)
-    assert errors[-1].max() < 0.2, errors
+    assert errors[-1].max() < 0.4, errors
 
 
 @pytest.mark.parametrize("sde_type", CALCULI)
@@ -563,30 +575,6 @@ def test_changing_a_parameter_in_between_is_noticed(gradient):
         y.sum().backward()
 
 
-class PeakMemory(TorchDispatchMode):
-    """The largest number of bytes of storages made inside it that lived at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in self._seen:
-                storage = leaf.untyped_storage()
-                self._seen.add(storage)
-                size = storage.nbytes()
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._free, size)
-        return result
-
-    def _free(self, size):
-        self.now -= size
-
-
 class Wide(SDEIto):
     """More work within a step than noise for it."""
 
@@ -626,6 +614,7 @@ def test_direct_grows_with_the_number_of_steps_and_the_others_do_not():
 GRADIENTS = [SDEDirect(), SDECheckpointed(), SDEReversible(), *map(SDEAdjoint, ADJOINTS), SDEAdjoint(adaptive=True)]
 
 
+@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
 @pytest.mark.parametrize("backward", [False, True])
 def test_everything_is_freed_by_counting_references(gradient, backward):

@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 import torch
 
-from problems import DETEST, Counting, scipy_solution
+from problems import DETEST, Counting, double, scipy_solution
 from torchivp import Outcome, SolveError, solve_ivp
 from torchivp.api.arguments import build_integration
 from torchivp.boundary import UserFunction
@@ -20,10 +20,6 @@ from torchivp.times import Times
 
 SOLVERS = ["RK23", "RK45", "DOP853", "Radau", "BDF", "LSODA"]
 IMPLICIT = ["Radau", "BDF", "LSODA"]
-
-
-def double(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def by(solver, **options):

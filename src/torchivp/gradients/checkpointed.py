@@ -6,30 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchivp.boundary import own_precision
 from torchivp.checks import check_whole_number
 from torchivp.generators import Generators
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.draws import Drawn, RecordedDraws, RepeatedDraws, check_repeated
-from torchivp.gradients.inputs import (
-    GradientInputs,
-    find_parameters,
-    refuse_dense_output,
-    refuse_forward_mode,
-    refuse_inside_transform,
-    refuse_to_differentiate,
-    refuse_undifferentiable,
-)
-from torchivp.gradients.node import kept
-from torchivp.gradients.vjp import vjp
+from torchivp.gradients.draws import Drawn, RecordedDraws
+from torchivp.gradients.inputs import find_parameters, refuse_inside_transform
+from torchivp.gradients.node import as_node
+from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_undifferentiable
+from torchivp.gradients.replayed import ReplayedSolve
+from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
-from torchivp.problem import Problem
-from torchivp.recording import Checkpoint, Interpolants, Outputs, Trail
+from torchivp.recording import Interpolants, Outputs, Trail
+from torchivp.rows.single import as_rows, rows_plan, times_of_row
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.torch_func import inside_transform
 
@@ -40,8 +33,8 @@ class Checkpointed:
 
     The forward pass keeps the times of the accepted steps and the state at some of them. The backward pass takes
     the steps between two checkpoints again, last stretch first, and lets autograd through them: one more
-    evaluation of each stage, and the memory of the checkpoints and of one stretch. A second derivative replays
-    the whole solve at once, in the memory of `Direct`.
+    evaluation of each stage, and the memory of the checkpoints and of one stretch. A second or higher derivative
+    replays the whole solve at once, in the memory of `Direct`.
 
     Args:
         checkpoints: the largest number of states to hold; None for about the square root of the number of steps,
@@ -67,217 +60,78 @@ class Checkpointed:
             refuse_inside_transform("gradient='checkpointed'", integration.problem, parameters)
             return Direct().solve(integration, None, interpolants)
         found = find_parameters(integration, parameters)
-        inputs = GradientInputs(integration.problem, found)
-        if not inputs.needed:
+        inputs = RowInputs(as_rows(integration), found)
+        if not inputs.used:
             return Direct().solve(integration, found, interpolants)
         refuse_undifferentiable(type(integration.method), wanted=True)
         refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
         refuse_dense_output(interpolants is not None)
         solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
-        states = _Forward.apply(solve, *inputs.tensors)
-        return states, solve.times, solve.status, solve.stats
+        result = solve.result(*as_node(solve, inputs.tensors))
+        return result.states[0], solve.reached, result.status[0], result.stats[0]
 
 
-class _CheckpointedSolve:
-    """A solve that can be replayed: what the forward pass leaves for the backward pass."""
+class _CheckpointedSolve(ReplayedSolve):
+    """A solve of one row, by the loop for one row.
 
-    status: Status
-    stats: Stats
-    times: list[float]
-    reached: int
+    Attributes:
+        reached: the times of the outputs.
+    """
 
-    def __init__(self, integration: Integration, inputs: GradientInputs, limit: int | None):
+    reached: list[float]
+
+    def __init__(self, integration: Integration, inputs: RowInputs, limit: int | None):
+        super().__init__(rows_plan(integration, inputs.problem), inputs, limit)
         self.integration = integration
-        self.inputs = inputs
-        self.limit = limit
-        self.generators = Generators(integration.problem.y0.device)
 
-    def forward(self) -> Tensor:
-        """The states at the outputs, and everything else into the attributes."""
-        plain = self.integration.with_problem(self.inputs.without_gradient())
-        outputs = Outputs(plain.problem.times)
-        self.trail = Trail(outputs, self.limit)
-        method = RecordedDraws(plain.method, self.generators)
-        steps = _DrawnSteps(method)
-        self.status, self.stats = replace(plain, method=cast("Method", method)).run([outputs, self.trail, steps])
-        self.drawn = steps if method.any() else None
-        self.reached = len(outputs.t)
-        states = outputs.complete(self.status)
-        self.times = outputs.t
-        if self.status.outcome is Outcome.EVENT:
-            self.reached = len(outputs.t)
-            self.inputs.end_at(self.status.t)
-        return states
+    def run(self, dense: bool = False) -> tuple[Tensor, Tensor]:
+        problem = self.integration.problem
+        times = problem.times.with_tensor(None)
+        plain = self.integration.with_problem(replace(problem, y0=problem.y0.detach(), times=times))
+        outputs = Outputs(times)
+        trail, steps = Trail(outputs, self.limit), _DrawnSteps(plain.method, problem.y0.device)
+        status, stats = replace(plain, method=cast("Method", steps.method)).run([outputs, trail, steps])
+        self.record = replace(trail.record(), drawn=steps.drawn())
+        kept = len(outputs.t)
+        states = outputs.complete(status)
+        self.status, self.stats, self.reached = [status], [stats], outputs.t
+        if status.outcome is Outcome.EVENT:
+            kept = len(outputs.t)
+            self._end_at(status.t)
+        self.times, self.last = np.array([outputs.t]), np.array([kept - 1])
+        if self.plan.problem.times.outputs is not None:  # with the last state after them, as a batch has it
+            states = torch.cat([states[:kept], outputs.last, states[kept:]])
+            self.times, self.last = np.array([[*outputs.t, status.t]]), np.array([kept])
+        self.expect(states.unsqueeze(0))
+        return states.unsqueeze(0), self.record.changes.y
 
-    def gradients(self, grad: Tensor) -> list[Tensor]:
-        """The gradients of all inputs, given that of the states, stretch by stretch from the last to the first."""
-        totals: list[Tensor | None] = [None] * len(self.inputs.tensors)
-        at_end: list[Tensor | None] = []
-        self.stats.backward = Stats()
-        with self.inputs.late.watching():
-            for checkpoint, end in reversed(self._stretches()):
-                found = self._pull_back(checkpoint, end, grad, at_end)
-                at_end = [found[0], *found[len(totals) :]]
-                totals[1:] = [_sum(a, b) for a, b in zip(totals[1:], found[1 : len(totals)], strict=True)]
-        totals[0] = at_end[0] if at_end else None
-        if self.trail.checkpoints[0].outputs:
-            totals[0] = _sum(totals[0], grad[:1])
-        return _or_zeros(totals, self.inputs.tensors)
-
-    def _pull_back(
-        self, checkpoint: Checkpoint, end: int, grad: Tensor, at_end: Sequence[Tensor | None]
-    ) -> Sequence[Tensor | None]:
-        """The gradients of what a stretch starts from: of all inputs, its first state among them, and its carry.
-
-        They come from `grad`, that of the outputs, and from `at_end`, those of the last state and its carry.
-        """
-        with torch.enable_grad():
-            kept, last, leaves = self._take_again(checkpoint, end)
-        late = self.inputs.late
-        if strangers := late.among([*kept, *last], leaves):
-
-            def again() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-                kept, last, leaves = self._take_again(checkpoint, end)
-                return [*kept, *last], leaves
-
-            late.meet(strangers, again)
-        roots = [*kept, *last]
-        first = checkpoint.outputs
-        seeds: list[Any] = [grad[first : first + len(kept[0])]] if kept else []
-        seeds += at_end or [None] * len(last)
-        return vjp(roots, seeds, leaves)
-
-    def _take_again(self, checkpoint: Checkpoint, end: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Take a stretch again: the outputs in it, the last state and its carry, and the leaves that it starts from."""
-        problem, leaves = self.inputs.on_leaves(checkpoint.y)
-        carry = pytree.tree_map_only(Tensor, lambda x: x.detach().requires_grad_(), checkpoint.carry)
-        outputs, last = self._replay(problem, checkpoint, end, carry)
-        kept = [torch.cat(outputs.states())] if outputs.states() else []
-        assert self.stats.backward is not None
-        self.stats.backward.evaluations += problem.func.evaluations
-        self.stats.backward.accepted += end - checkpoint.step
-        after = self.integration.method.carry_to_keep(last.carry)
-        return kept, [last.y1, *_tensors(after)], [*leaves, *_tensors(carry)]
-
-    def second_gradients(self, grad: Tensor, seeds: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of `<seeds, gradients(grad)>` with respect to `grad` and all inputs."""
-        with torch.enable_grad():
-            grad = grad.detach().requires_grad_()
-            start = self.trail.checkpoints[0]
-            problem, leaves = self.inputs.on_leaves(start.y)
-            states = [leaves[0]] * start.outputs
-            if len(self.trail.times) > 1:
-                outputs, _ = self._replay(problem, start, len(self.trail.times) - 1, None)
-                states += outputs.states()
-            first = _gradients(states, leaves, grad)
-            pairs = [(g, s) for g, s in zip(first, seeds, strict=True) if g is not None and g.requires_grad]
-        inputs = [grad, *leaves]
-        if not pairs:
-            return [torch.zeros_like(x) for x in inputs]
-        second = torch.autograd.grad(
-            [g for g, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True, retain_graph=True
-        )
-        return _or_zeros(second, inputs)
-
-    def _replay(self, problem: Problem, start: Checkpoint, end: int, carry: Any) -> tuple[Outputs, Step]:
-        outputs = Outputs(problem.times)
-        outputs.resume(start.outputs, self.reached)
-        times, orders = self.trail.times[start.step : end + 1], self.trail.orders[start.step : end]
-        integration = self.integration.with_problem(problem)
-        if self.drawn is None:
-            return outputs, integration.replay(times, orders, problem.y0, carry, [outputs])
-        with self.generators.kept():
-            drawn = self.drawn.steps[start.step : end]
-            method = RepeatedDraws(integration.method, self.generators, drawn, problem.real_dtype)
-            integration = replace(integration, method=cast("Method", method))
-            last = integration.replay(times, orders, problem.y0, carry, [outputs])
-        there = [c.y for c in self.trail.checkpoints if c.step == end] or [self.drawn.end]
-        check_repeated(last.y1, there[0])
-        return outputs, last
-
-    def _stretches(self) -> list[tuple[Checkpoint, int]]:
-        """The checkpoints, each with the number of the step at which the stretch after it ends."""
-        checkpoints = self.trail.checkpoints
-        ends = [checkpoint.step for checkpoint in checkpoints[1:]] + [len(self.trail.times) - 1]
-        return [(c, end) for c, end in zip(checkpoints, ends, strict=True) if end > c.step]
+    def _end_at(self, t: float) -> None:
+        """The solve ended on an event at `t`: what is differentiated ends there, at an output."""
+        times = self.integration.problem.times.until(t)
+        problem = replace(self.inputs.problem, times=times_of_row(times))
+        self.inputs.problem, self.plan = problem, replace(self.plan, problem=problem)
 
 
 class _DrawnSteps:
-    """What the generators were for every accepted step, and the state after the last."""
+    """What the generators were for every accepted step.
 
-    end: Tensor
+    Attributes:
+        method: the method, which notes it.
+    """
 
-    def __init__(self, method: RecordedDraws) -> None:
-        self._method = method
-        self.steps: list[Drawn] = []
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.method = RecordedDraws(method, Generators(device))
+        self._steps: list[Drawn] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
-        self._method.begin()
-        self.steps, self.end = [], y
+        self.method.begin()
+        self._steps = []
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
-        self.steps.append(self._method.accepted())
-        self.end = step.y1
+        self._steps.append(self.method.accepted())
 
-
-class _Forward(torch.autograd.Function):
-    """The solve as one node of the graph."""
-
-    @staticmethod
-    def forward(solve: _CheckpointedSolve, *tensors: Tensor) -> Tensor:
-        return solve.forward()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.solve = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    @own_precision
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        with kept(ctx) as (solve, inputs):
-            return None, *_Backward.apply(solve, grads[0], *inputs)
-
-
-class _Backward(torch.autograd.Function):
-    """The backward pass as a node of its own, so that it can be differentiated once more."""
-
-    @staticmethod
-    def forward(solve: _CheckpointedSolve, grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(solve.gradients(grad))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.solve = inputs[0]
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    @own_precision
-    def backward(ctx: Any, *seeds: Tensor) -> Any:
-        with kept(ctx) as (solve, saved), torch.no_grad():
-            second = solve.second_gradients(saved[0], seeds)
-        return None, *refuse_to_differentiate(
-            "gradient='checkpointed' can be differentiated twice, not three times: use gradient='direct'",
-            second,
-            [*saved, *seeds],
-        )
-
-
-def _gradients(states: list[Tensor], leaves: list[Tensor], grad: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the leaves, differentiable, given that of the first states."""
-    if not states:
-        return [None] * len(leaves)
-    kept = torch.cat(states)
-    return torch.autograd.grad(kept, leaves, grad[: len(kept)], create_graph=True, allow_unused=True)
-
-
-def _tensors(carry: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(carry) if isinstance(leaf, Tensor)]
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-def _or_zeros(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, like, strict=True)]
+    def drawn(self) -> list[tuple[np.ndarray, Drawn]] | None:
+        """In the order of the steps; None if nothing was drawn."""
+        if not self.method.any():
+            return None
+        return [(np.array([number]), drawn) for number, drawn in enumerate(self._steps)]

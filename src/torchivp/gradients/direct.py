@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torchivp.gradients.captured import LateLeaves
-from torchivp.gradients.inputs import GradientInputs, Parameters, find_parameters, refuse_undifferentiable
+from torchivp.gradients.inputs import GradientInputs, Parameters, find_parameters
+from torchivp.gradients.refusals import refuse_undifferentiable
 from torchivp.integrate import Integration
 from torchivp.problem import CountedFunction
 from torchivp.recording import Interpolants, Outputs, Recorder

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from torchivp.boundary import warn
 from torchivp.error_norm import ErrorNorm
 from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.record import Record
 from torchivp.rows.record import RowTrail
+from torchivp.rows.steps import keeps_carry
 from torchivp.times import time_scalar
 
 
@@ -140,23 +143,24 @@ class DrawingTrail(RowTrail):
         self._drawn.append((self.steps[rows], self._method.accepted()))
         super().step(rows, t, order)
 
-    def drawn(self) -> list[Drawn] | None:
-        """What the generators were for the first steps of all rows, for the second ones, ...; None if nothing is drawn.
+    def record(self) -> Record:
+        drawn = self._drawn if self._method.any() else None
+        return replace(super().record(), keeps_carry=keeps_carry(cast("Method", self._method)), drawn=drawn)
 
-        Raises:
-            RuntimeError: rows did not take them together, so they cannot be taken again together.
-        """
-        if not self._method.any():
-            return None
-        together = [drawn for _, drawn in self._drawn]
-        for n, (numbers, drawn) in enumerate(self._drawn):
-            going = np.count_nonzero(self.steps > n)
-            if not (len(numbers) == drawn.rows == going and (numbers == n).all()):
-                raise RuntimeError(NOT_REPEATED)
-        if self._method.takes_rows:  # whose carry is not kept: drawn anew, it would be another
-            afresh = {0, *(n for n, drawn in enumerate(together) if not drawn.carried)}
-            self.checkpoints = [checkpoint for checkpoint in self.checkpoints if checkpoint.step in afresh]
-        return together
+
+def drawn_together(record: Record) -> list[Drawn] | None:
+    """What the generators were for the first steps of all rows, for the second ones, ...; None if nothing is drawn.
+
+    Raises:
+        RuntimeError: rows did not take them together, so they cannot be taken again together.
+    """
+    if record.drawn is None:
+        return None
+    for n, (numbers, drawn) in enumerate(record.drawn):
+        going = np.count_nonzero(record.steps > n)
+        if not (len(numbers) == drawn.rows == going and (numbers == n).all()):
+            raise RuntimeError(NOT_REPEATED)
+    return [drawn for _, drawn in record.drawn]
 
 
 NOT_REPEATED = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchivp.generators import Generators
-from torchivp.gradients.inputs import refuse_to_differentiate
+from torchivp.gradients.refusals import refuse_to_differentiate
 from torchivp.torch_func import moves
 
 _ONCE = "the derivative with respect to the time of an event, a schedule or an output can be taken only once"

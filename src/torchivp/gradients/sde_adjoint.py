@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchivp.checks import check_number, check_positive, check_whole_number
 from torchivp.gradients.draws import solving_backwards
-from torchivp.gradients.inputs import refuse_to_differentiate
+from torchivp.gradients.refusals import refuse_to_differentiate
 from torchivp.gradients.sde_adjoint_adaptive import AdaptiveWayBack
 from torchivp.gradients.sde_adjoint_way import WayBack
 from torchivp.gradients.sde_backward import SDEBackward, solve_plainly
@@ -175,19 +175,22 @@ def check_adjoint_method(name: str | None, terms: Terms, forward: SDEMethod) -> 
 class _AdjointSolve(SDEBackward):
     """One solve: its end, and the way back from there."""
 
-    keeps_states = True
+    exact = False
+    keeps_results = True
 
     def __init__(self, inputs: SDEInputs, plan: SDEAdjoint, method: str) -> None:
         super().__init__(inputs)
         self.plan = plan
         self.method = method
 
-    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+    def run(self) -> tuple[Tensor, Sequence[Tensor]]:
         outputs, self.end, carry = self.inputs.integration.run()
         return torch.stack(outputs), carry
 
-    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        assert states is not None
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        states = results[0]
         plan, known = self.plan, (self.inputs, self.method, self.end, states, grads[0])
         if plan.adaptive:
             pace = plan.pace(self.method, self.inputs.integration.terms.noise_type)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from torchivp.gradients.sde_adjoint_steps import STEPS, Pull, Shared, State
-from torchivp.gradients.sde_backward import add_all
 from torchivp.gradients.sde_inputs import SDEInputs
+from torchivp.gradients.stretches import add_all
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import StratonovichTerms
 

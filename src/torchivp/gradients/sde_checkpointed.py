@@ -13,9 +13,9 @@ from torch import Tensor
 
 from torchivp.checks import check_whole_number
 from torchivp.generators import GeneratorState
-from torchivp.gradients.sde_backward import SDEBackward, add_all, holding_noise, solve_plainly
+from torchivp.gradients.sde_backward import SDEBackward, holding_noise, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
-from torchivp.gradients.vjp import vjp
+from torchivp.gradients.stretches import Stretch, pull_back
 from torchivp.noise.source import Noise
 from torchivp.sde_loop.integrate import SDEIntegration
 
@@ -74,7 +74,7 @@ class _CheckpointedSolve(SDEBackward):
         self.due = [step for step, _ in steps.outputs]
         self.kept: list[_Checkpoint] = []
 
-    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+    def run(self) -> tuple[Tensor, Sequence[Tensor]]:
         integration = holding_noise(self.inputs.integration)
         # The first stretch starts from what the user gave, so that its gradient includes that of the first carry.
         self.kept = [_Checkpoint(0, integration.y0, integration.carry, self.generators.now())]
@@ -86,46 +86,27 @@ class _CheckpointedSolve(SDEBackward):
             y, carry = integration.advance(y, carry, first, self._end(first), outputs)
         return torch.stack(outputs), carry
 
-    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        inputs, noise = self.inputs, holding_noise(self.inputs.integration).noise
-        shared = len(inputs.tensors) - 1 - len(inputs.carried)
-        totals: list[Tensor | None] = [None] * shared
-        grad, *at_end = grads
-        start: Sequence[Tensor | None] = [None, *at_end]
-        with inputs.late.watching():
-            for checkpoint in reversed(self.kept):
-                found = self._pull_back(checkpoint, noise, grad, start)
-                start = found[: len(found) - shared]
-                add_all(totals, found[len(found) - shared :])
-        y, *carried = start
-        return [grad[0] if y is None else y + grad[0], *carried, *totals]
-
-    def _pull_back(
-        self, checkpoint: _Checkpoint, noise: Noise, grad: Tensor, at_end: Sequence[Tensor | None]
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
-        """The gradients of what a stretch starts from, and of what all steps share.
+        noise = holding_noise(self.inputs.integration).noise
+        grad, *at_end = grads
+        (y, *carried), shared = pull_back(
+            reversed(self.kept), lambda stretch: self._take(stretch, noise, grad), self.late, [None, *at_end]
+        )
+        return [grad[0] if y is None else y + grad[0], *carried, *shared]
 
-        They come from `grad`, that of the outputs, and from `at_end`, those of its last state and carry.
-        """
-        with torch.enable_grad():
-            roots, leaves = self._replay(checkpoint, noise)
-        late = self.inputs.late
-        if strangers := late.among(roots, leaves):
-            late.meet(strangers, lambda: self._replay(checkpoint, noise))
-        first = bisect_left(self.due, checkpoint.step)
-        seeds = [*grad[first : first + len(roots) - len(at_end)], *at_end]
-        return vjp(roots, seeds, leaves)
-
-    def _replay(self, checkpoint: _Checkpoint, noise: Noise) -> tuple[list[Tensor], list[Tensor]]:
-        """The states at the outputs of the stretch from a checkpoint, the last state and its carry; and the leaves."""
+    def _take(self, checkpoint: _Checkpoint, noise: Noise, grad: Tensor) -> Stretch:
+        """Take the steps from a checkpoint to the next again, given the gradient of the outputs."""
         integration, leaves = self.inputs.on_leaves(checkpoint.y, checkpoint.carry)
         integration = replace(integration, noise=noise)
         first, last = checkpoint.step, self._end(checkpoint.step)
-        outputs: list[Any] = [None] * bisect_left(self.due, first)
-        begin = len(outputs)
+        begin = bisect_left(self.due, first)
+        outputs: list[Any] = [None] * begin
         with self.repeated(checkpoint.drawn):
             y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
-        return [*outputs[begin:], y, *carry], leaves
+        start, seeds = 1 + len(checkpoint.carry or ()), grad[begin : len(outputs)].unbind()
+        return Stretch(outputs[begin:], seeds, [y, *carry], None, leaves[:start], leaves[start:])
 
     def _end(self, first: int) -> int:
         """Where the stretch ends that starts with the step `first`."""

@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from torchivp.generators import Generators
 from torchivp.gradients.captured import LateLeaves, module_parameters, search
-from torchivp.gradients.inputs import (
-    Inputs,
-    Parameters,
-    check_parameters,
-    refuse_forward_mode,
-    refuse_tracked,
-    warn_of_computed,
-)
+from torchivp.gradients.inputs import Inputs, Parameters, check_parameters, warn_of_computed
+from torchivp.gradients.refusals import refuse_forward_mode, refuse_tracked
 from torchivp.noise.along import PathNoise
 from torchivp.sde_loop.integrate import SDEIntegration
 from torchivp.torch_func import inside_transform, needs_gradient

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.gradients.sde_backward import SDEBackward, add_all, solve_plainly
+from torchivp.gradients.sde_backward import SDEBackward, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
+from torchivp.gradients.stretches import add_all
 from torchivp.gradients.vjp import vjp
 from torchivp.methods.sde.reversible_heun import ReversibleHeun
 from torchivp.noise.increment import Increment
@@ -51,12 +52,14 @@ class SDEReversible:
 class _ReversibleSolve(SDEBackward):
     """One solve: the end of its forward pass, and the way back from there."""
 
-    def forward(self) -> tuple[Tensor, Sequence[Tensor]]:
+    def run(self) -> tuple[Tensor, Sequence[Tensor]]:
         outputs, y, carry = self.inputs.integration.run()
         self.end = (y, carry[2])
         return torch.stack(outputs), carry
 
-    def gradients(self, states: Tensor | None, grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
         before = self.generators.now()
         with self.inputs.late.watching():
             found = _WayBack(self.inputs, *self.end, *grads).run()

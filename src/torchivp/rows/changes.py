@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.record import Firing
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.rows.record import Firing
 
 
 def groups(firings: Sequence[Firing]) -> dict[Firing, np.ndarray]:

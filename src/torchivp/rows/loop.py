@@ -15,6 +15,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.failures import Failures, is_finite
 from torchivp.integrate import Controller
 from torchivp.methods.method import Method, Step
+from torchivp.record import ChangeRecord, Firing
 from torchivp.rows.changes import (
     all_scheduled,
     apply_firing,
@@ -26,7 +27,7 @@ from torchivp.rows.changes import (
 )
 from torchivp.rows.landing import Start, land
 from torchivp.rows.problem import RowProblem, single_problem
-from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail
+from torchivp.rows.record import RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, Stepper, TakenSteps, carry_to_keep, make_stepper
 from torchivp.rows.targets import RowTargets
 from torchivp.rows.watch import Crossings, Located, Moments, RowWatch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchivp.problem import Problem
 from torchivp.rows.function import FunctionOnRows, RowArguments, RowFunction
-from torchivp.rows.times import RowTimes
+from torchivp.rows.times import MovingTimes, RowTimes
+from torchivp.stepsize.stops import Stops
 from torchivp.times import Times, time_dtype
 
 
@@ -50,6 +51,8 @@ class RowProblem:
         times: where they start and end, and the times asked for.
         actions: the events and schedules, in the user's order.
         real_dtype: the dtype of the `t` that the functions receive.
+        stops: where func jumps, of one row.
+        moving: those of the times that a derivative is wanted by.
         batched: whether there are batch dimensions; without them the one row takes the steps of a solve without events,
             to the last bit.
     """
@@ -59,6 +62,8 @@ class RowProblem:
     times: RowTimes
     actions: Sequence[Action]
     real_dtype: torch.dtype
+    stops: Stops = field(default_factory=Stops)
+    moving: MovingTimes = field(default_factory=MovingTimes)
     batched: bool = True
 
     @property
@@ -71,9 +76,14 @@ class RowProblem:
         device = self.y0.device
         return times if device.type == "cpu" else times.to(device, time_dtype(device))
 
-    def user_time(self, t: np.ndarray) -> Tensor:
+    def moved(self, t: Tensor) -> Tensor:
+        """Times that move, [rows, 1], in the dtype of time."""
+        device = self.y0.device
+        return t if device.type == "cpu" else t.to(device, time_dtype(device))
+
+    def user_time(self, t: np.ndarray | Tensor) -> Tensor:
         """The same as the functions of the user receive it."""
-        return self.time(t).to(self.real_dtype)
+        return (self.moved(t) if isinstance(t, Tensor) else self.time(t)).to(self.real_dtype)
 
     def select(self, rows: np.ndarray) -> Tensor:
         """The numbers of rows as a tensor that selects them."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,17 +12,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.dense import RowSteps
-from torchivp.methods.method import map_rows
+from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.times import RowTimes
 
-Firing = tuple[tuple[int, int], ...]
-"""What happens in a row at one time, in order: the number of each action, with the column of its schedule or -1."""
+Carry = Callable[[np.ndarray, np.ndarray, Tensor], Tensor]
+"""Called with rows, the numbers of their outputs and their states; returns the states as functions of these times."""
 
 
 class WithinSteps(Protocol):
     """The solutions of rows within their steps."""
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
 
         `t` are the times that these fractions are, where the user gave them, lest they be rounded.
@@ -48,9 +47,11 @@ class RowOutputs:
     Args:
         times: the times of the rows.
         dense: whether to keep the solutions within all steps too.
+        moving: the requested times as a tensor, [rows, T], if a derivative by times is wanted.
     """
 
-    def __init__(self, times: RowTimes, dense: bool = False):
+    def __init__(self, times: RowTimes, dense: bool = False, moving: Tensor | None = None):
+        self._moving = moving
         self._direction = times.direction
         self.dense: list[RowSteps] | None = [] if dense else None
         self._wanted: np.ndarray | None = None
@@ -68,14 +69,22 @@ class RowOutputs:
         self.last = np.zeros(len(times.start), dtype=np.int64)
         """The place at which the last state of each row was kept."""
 
-    def step(self, rows: np.ndarray, t0: np.ndarray, t1: np.ndarray, within: Callable[[], WithinSteps]) -> None:
-        """Keep the outputs strictly within steps of the `rows` from `t0` to `t1`."""
+    def step(
+        self,
+        rows: np.ndarray,
+        t0: np.ndarray,
+        t1: np.ndarray,
+        within: Callable[[], WithinSteps],
+        ends: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Keep the outputs strictly within steps of the `rows` from `t0` to `t1`; `ends` are these, if they move."""
         if self.dense is not None:
             self.dense.append(RowSteps(rows, t0, t1, within().kept()))
         if self._wanted is None:
             return
         inside: list[np.ndarray] = []
         times: list[np.ndarray] = []
+        places: list[np.ndarray] = []
         wanted = self._ahead[rows]
         before = (t1 - wanted) * (t1 - t0) > 0
         if not before.any():
@@ -83,6 +92,7 @@ class RowOutputs:
         position = np.flatnonzero(before)
         while len(position):
             row, wanted = rows[position], wanted[position] if not inside else wanted
+            places.append(self.next[row])
             self._place(row, wanted)
             inside.append(position)
             times.append(wanted)
@@ -91,11 +101,21 @@ class RowOutputs:
             position, wanted = position[before], wanted[before]
         where, t = np.concatenate(inside), np.concatenate(times)
         interpolant = within()
+        select = torch.from_numpy(where)
+        if ends is not None and self._moving is not None:
+            entry = torch.from_numpy(rows[where]), torch.from_numpy(np.concatenate(places))
+            start, end = (x.squeeze(1)[select] for x in ends)
+            moving = self._moving[entry]
+            self.values.append(interpolant.at(select, (moving - start) / (end - start), moving))
+            return
         theta = (t - t0[where]) / (t1[where] - t0[where])
-        self.values.append(interpolant.at(torch.from_numpy(where), theta, t))
+        self.values.append(interpolant.at(select, theta, t))
 
-    def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
-        """Keep the states at which the `rows` are at `t`, where they were asked for."""
+    def end(self, rows: np.ndarray, t: np.ndarray, y: Tensor, carry: Carry | None = None) -> None:
+        """Keep the states at which the `rows` are at `t`, where they were asked for.
+
+        `carry` carries them to times that move on their own.
+        """
         if self._wanted is None:
             self._place(rows, t)
             self.values.append(y)
@@ -103,8 +123,10 @@ class RowOutputs:
         there = self._ahead[rows] == t
         if there.any():
             asked = np.flatnonzero(there)
-            self._place(rows[asked], t[asked])
-            self.values.append(y if len(asked) == len(rows) else y[torch.from_numpy(asked).to(y.device)])
+            if len(asked) < len(rows):
+                rows, t, y = rows[asked], t[asked], y[torch.from_numpy(asked).to(y.device)]
+            self.values.append(y if carry is None else carry(rows, self.next[rows], y))
+            self._place(rows, t)
 
     def finish(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> None:
         """Keep the last states of the `rows`, which go no further than `t`, after their last output."""
@@ -167,58 +189,6 @@ class RowOutputs:
         return np.concatenate(self._rows), np.concatenate(self._places)
 
 
-@dataclass
-class ChangeRecord:
-    """What happened to rows at the ends of steps, and what was merely reported within them.
-
-    Attributes:
-        rows: the rows.
-        steps: how many steps each had taken, that in which it happened included.
-        t: when.
-        firings: what happened in each.
-        y: the states before it, [n, size].
-        theta: at which fraction of the step an event was reported; NaN for what happened at its end, where it may have
-            changed the state.
-    """
-
-    rows: np.ndarray
-    steps: np.ndarray
-    t: np.ndarray
-    firings: Sequence[Firing]
-    y: Tensor
-    theta: np.ndarray
-
-    @property
-    def within(self) -> np.ndarray:
-        """Which were reported within a step."""
-        return ~np.isnan(self.theta)
-
-
-@dataclass
-class RowCheckpoint:
-    """A place from which a solve can be taken up again: so many steps into each row.
-
-    Attributes:
-        step: the number of steps.
-        y: the states there, [rows, size]; rows that did not get so far are zero.
-        next: how many outputs each row had kept.
-        carry: what the method starts from besides.
-    """
-
-    step: int
-    y: Tensor
-    next: np.ndarray
-    carry: Any = None
-
-    def put(self, carry: Any, rows: Tensor, chosen: Tensor) -> None:
-        """Keep the entries `chosen` of a carry as those of the `rows`."""
-        if self.carry is None:
-            self.carry = map_rows(lambda x: x.new_zeros(len(self.y), *x.shape[1:]), carry)
-        self.carry = map_rows(
-            lambda x, y: x.index_copy_(0, rows.to(x.device), y[chosen.to(x.device)]), self.carry, carry
-        )
-
-
 class RowTrail:
     """The ends of the accepted steps of each row, what happened there, and the states at some of them.
 
@@ -233,6 +203,7 @@ class RowTrail:
     """
 
     def __init__(self, y0: Tensor, start: np.ndarray, limit: int | None, replayable: bool = True):
+        self._y0 = y0
         self._start = start
         self._limit = limit
         self._replayable = replayable
@@ -241,7 +212,7 @@ class RowTrail:
         self.orders: list[int | None] = []
         self.changes: list[ChangeRecord] = []
         self.steps = np.zeros(len(y0), dtype=np.int64)
-        self.checkpoints: list[RowCheckpoint] = []
+        self.checkpoints: list[Checkpoint] = []
 
     def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
         """Steps of the `rows` ended at `t`."""
@@ -252,7 +223,7 @@ class RowTrail:
 
     def begin(self, y: Tensor, kept: np.ndarray) -> None:
         """The rows start from the states `y`; `kept` outputs were kept of each."""
-        self.checkpoints = [RowCheckpoint(0, y.clone(), kept.copy())]
+        self.checkpoints = [Checkpoint(0, y.clone(), kept.copy())]
 
     def lay(self, rows: np.ndarray, y: Tensor, kept: np.ndarray, carry: Any) -> None:
         """The `rows` go on from the states `y` and the `carry`; `kept` outputs were kept of each of all rows."""
@@ -266,7 +237,7 @@ class RowTrail:
             while k >= len(self.checkpoints):
                 last = self.checkpoints[0]
                 self.checkpoints.append(
-                    RowCheckpoint(len(self.checkpoints) * self._stride, torch.zeros_like(last.y), last.next * 0)
+                    Checkpoint(len(self.checkpoints) * self._stride, torch.zeros_like(last.y), last.next * 0)
                 )
             checkpoint, chosen = self.checkpoints[k], here[number == k]
             where = rows[chosen]
@@ -280,8 +251,12 @@ class RowTrail:
             self.checkpoints = self.checkpoints[::2]
             self._stride *= 2
 
-    def ends(self) -> np.ndarray:
-        """The start and the ends of the steps of each row, [rows, most steps + 1], NaN after the last."""
+    def record(self) -> Record:
+        """What is left when the solve is over."""
+        changes = ChangeRecord.joined(self.changes, self._y0)
+        return Record(self._table(), self.steps, self.orders, self.checkpoints, changes)
+
+    def _table(self) -> np.ndarray:
         table = np.full((len(self.steps), int(self.steps.max(initial=0)) + 1), math.nan)
         table[:, 0] = self._start
         for rows, number, t in self._ends:

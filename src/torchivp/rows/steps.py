@@ -19,7 +19,7 @@ from torchivp.rows.problem import OneRowFunction, RowProblem
 from torchivp.rows.record import WithinSteps
 from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.pid import History, PIDController, RowHistory
-from torchivp.times import time_value
+from torchivp.times import time_scalar, time_value
 
 
 class TakenSteps:
@@ -66,7 +66,7 @@ class Chosen:
         self._within = within
         self._rows = rows
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         return self._within.at(rows if self._rows is None else self._rows[rows], theta, t)
 
     def at_fraction(self, theta: float) -> Tensor:
@@ -98,10 +98,12 @@ class Stepper:
         """The right-hand side."""
         return self.func(self.problem.user_time(t), y)
 
-    def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
-        """A step of every row."""
-        step = self.method.step_rows(self.func, self.problem.time(t0), self.problem.time(t1), y, carry, self.norm)
-        return TakenSteps(self, t0, t1, step)
+    def step(
+        self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None
+    ) -> TakenSteps:
+        """A step of every row; `ends` are `t0` and `t1` as tensors, if they move."""
+        start, end = (self.problem.time(t0), self.problem.time(t1)) if ends is None else map(self.problem.moved, ends)
+        return TakenSteps(self, t0, t1, self.method.step_rows(self.func, start, end, y, carry, self.norm))
 
     def within(self, taken: TakenSteps) -> WithinSteps:
         """The solutions within the steps."""
@@ -149,15 +151,26 @@ class SingleStepper(Stepper):
     def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
         super().__init__(problem, method, norm, rows)
         self._flat: FlatFunc = OneRowFunction(self.func)
+        self._within = self._flat
 
-    def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
-        step = self.method.step(self._flat, float(t0[0]), float(t1[0]), y, carry)
+    def step(
+        self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None
+    ) -> TakenSteps:
+        start, end = float(t0[0]), float(t1[0])
+        self._within = self.problem.stops.function(self._flat, start, end, self._time)
+        if ends is None:
+            step = self.method.step(self._within, start, end, y, carry)
+        else:
+            step = self.method.step(self._within, ends[0].reshape(()), ends[1].reshape(()), y, carry)
         if self.method.sizes_steps:
             t1 = np.array([time_value(step.t1)])
         return TakenSteps(self, t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
-        return _SingleWithin(self.method.interpolant(self._flat, taken.step))
+        return _SingleWithin(self.method.interpolant(self._within, taken.step))
+
+    def _time(self, t: float) -> Tensor:
+        return time_scalar(t, self.problem.real_dtype, self.problem.y0.device)
 
     def errors(self, taken: TakenSteps) -> np.ndarray:
         step = taken.step
@@ -197,9 +210,9 @@ class _SingleWithin:
     def __init__(self, interpolant: StepInterpolant):
         self._interpolant = interpolant
 
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | None = None) -> Tensor:
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         if t is not None:
-            return self._interpolant.evaluate(t.tolist())
+            return self._interpolant.evaluate(_unbound(t))
         t0, t1 = time_value(self._interpolant.t0), time_value(self._interpolant.t1)
         return self._interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
 
@@ -210,9 +223,14 @@ class _SingleWithin:
         return self.at(torch.zeros(1), np.array([theta]))
 
 
+def keeps_carry(method: Method) -> bool:
+    """Whether the carry must be kept to take steps of rows again: not if it is slopes that can be computed anew."""
+    return not method.takes_rows or method.rows_keep_carry
+
+
 def carry_to_keep(method: Method, carry: Any) -> Any:
-    """What must be kept of the carry to take steps again: of many rows nothing, if slopes can be computed anew."""
-    return None if method.takes_rows and not method.rows_keep_carry else method.carry_to_keep(carry)
+    """What is kept of the carry of rows: of many nothing, if it is slopes that can be computed anew."""
+    return method.carry_to_keep(carry) if keeps_carry(method) else None
 
 
 def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -36,9 +36,28 @@ class MovingTimes:
     Attributes:
         start: [rows].
         end: [rows].
-        outputs: [rows, T].
+        outputs: [rows, T]; later outputs, if there are more, stay where they are.
+        anchors: ends of steps that the solver chose and that do not move with the start.
+        tied: whether an output at the start is the start itself.
     """
 
-    start: Tensor | None
-    end: Tensor | None
-    outputs: Tensor | None
+    start: Tensor | None = None
+    end: Tensor | None = None
+    outputs: Tensor | None = None
+    anchors: frozenset[float] = frozenset()
+    tied: bool = False
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that move, by name."""
+        named = {"start": self.start, "end": self.end, "outputs": self.outputs}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @property
+    def any(self) -> bool:
+        """Whether one of them moves."""
+        return bool(self.tensors)
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> MovingTimes:
+        """The same times, their derivatives flowing to these."""
+        return replace(self, **tensors)

@@ -29,8 +29,10 @@ class Clip:
         """Where a step from `t` of the proposed size `h`, or a little longer if it may `stretch`, ends."""
         target = self._target
         assert target is not None, "there is no step to take after the last required time"
+        if h == math.inf:  # any step will do, even the longest
+            return target
         ratio = abs(target - t) / (STRETCH * h if stretch else h)
-        if ratio <= 1.0 or math.isnan(ratio):  # two infinities: any step will do, even the longest
+        if ratio <= 1.0:
             return target
         if ratio < IN_SIGHT:
             return t + (target - t) / math.ceil(ratio)

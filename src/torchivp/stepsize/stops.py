@@ -34,9 +34,29 @@ class Stops:
         inside = {t for t in (*self.step_times, *self.jump_times) if low < t < high}
         return sorted(inside, reverse=times.direction < 0)
 
-    def avoided_ends(self, t0: float, t1: float) -> tuple[bool, bool]:
-        """Whether a step from `t0` to `t1` must not evaluate func at its start, and at its end."""
-        return self.one_sided or t0 in self.jump_times, self.one_sided or t1 in self.jump_times
+    def function(
+        self, func: Callable[[Tensor, Tensor], Tensor], t0: float, t1: float, time: Callable[[float], Tensor]
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """`func` for a step from `t0` to `t1`: where it jumps at an end of the step, its values on the step's side.
+
+        `time` gives a time as `func` receives it.
+        """
+        if not self.avoid_ends:
+            return func
+        avoid_start, avoid_end = self.one_sided or t0 in self.jump_times, self.one_sided or t1 in self.jump_times
+        if not (avoid_start or avoid_end):
+            return func
+        start, end = time(t0), time(t1)
+        return OneSided(
+            func,
+            torch.nextafter(start, end) if avoid_start else start,
+            torch.nextafter(end, start) if avoid_end else end,
+        )
+
+    @property
+    def avoid_ends(self) -> bool:
+        """Whether there is a step that must not evaluate func at one of its ends."""
+        return self.one_sided or bool(self.jump_times)
 
 
 def merge(targets: Iterable[float], others: Sequence[float], direction: float) -> Iterator[float]:

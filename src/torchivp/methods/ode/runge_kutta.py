@@ -232,14 +232,14 @@ class ExplicitRungeKutta(Method):
         Methods without one have few stages, and a handful of additions is less work than laying the stages out for a
         matrix product, in the backward pass too.
         """
-        dt, first = t1 - t0, y0
-        states = [y0] * (len(self._terms) + 1)  # of the stages, then of the end of the step
-        for i, (t, terms) in enumerate(zip(self.stage_times(t0, t1), self._terms, strict=True)):
-            k = func(t, states[i]) if i > 0 or known is None else known
+        dt, first, all_terms, times = t1 - t0, y0, self._terms, self.stage_times(t0, t1)
+        states = [y0] * (len(all_terms) + 1)  # of the stages, then of the end of the step
+        for i, terms in enumerate(all_terms):
+            k = func(times[i], states[i]) if i > 0 or known is None else known
             for j, a in terms:  # at once, since func may use its memory again
-                states[j] = torch.add(states[j], k, alpha=a * dt)
+                states[j] = states[j].add(k, alpha=a * dt)
             if i == 0:
-                first = k if k.requires_grad or len(self._terms) == 1 else k.clone()
+                first = k if len(all_terms) == 1 or k.requires_grad else k.clone()
         return Step(t0, t1, y0, states[-1], None, None, known, _FirstStage(first))
 
     def _recorded_step(

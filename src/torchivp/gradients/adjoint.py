@@ -16,14 +16,16 @@ from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import solving_backwards
-from torchivp.gradients.row_replay import after_change
+from torchivp.gradients.replay import after_change
+from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.vjp import vjp
 from torchivp.integrate import check_controller
 from torchivp.methods import find_method
-from torchivp.rows.changes import function_on, groups
+from torchivp.record import Firing, Record
+from torchivp.rows.changes import function_on, groups, rounds
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail, WithinSteps
+from torchivp.rows.record import RowOutputs, RowTrail, WithinSteps
 from torchivp.rows.times import RowTimes
 from torchivp.solution import SolveError, Stats
 
@@ -38,8 +40,8 @@ class _Inputs(Protocol):
 class _Solved(Protocol):
     plan: RowIntegration
     times: np.ndarray
-    kept: np.ndarray
-    changes: ChangeRecord
+    last: np.ndarray
+    record: Record
     stats: list[Stats]
 
     @property
@@ -119,7 +121,55 @@ def adjoint_gradients(
                 )
             )
     totals[0][problem.select(rows)] = integral.final[:, size:]
+    for i, gradient in enumerate(_of_times(solve, problem, leaves, states, grad, before, grad_before, totals[0])):
+        if gradient is not None:
+            totals[i] = totals[i] + gradient
     return totals
+
+
+def _of_times(
+    solve: _Solved,
+    problem: RowProblem,
+    leaves: Sequence[Tensor],
+    states: Tensor,
+    grad: Tensor,
+    before: Tensor,
+    grad_before: Tensor,
+    adjoint: Tensor,
+) -> Sequence[Tensor | None]:
+    """The gradients that come of times that move: <dL/dy, f> at an output and before a change, -<a, f> at the start."""
+    ends, changes, rows = solve.record.ends, solve.record.changes, np.arange(problem.rows)
+    with torch.enable_grad():
+        moving = StepEnds.of(ends, problem, changes)
+        if moving is None:
+            return []
+        asked, count = problem.moving.outputs, 0 if problem.times.outputs is None else problem.times.outputs.shape[1]
+        times = [moving.at(ends, solve.times[:, count:]), moving.table[:, :1], moving.table]
+        if count:
+            times.append(torch.from_numpy(problem.times.outputs) if asked is None else asked)
+    with torch.no_grad():
+        func = function_on(problem, rows)
+        along = [
+            _along(grad[:, j], func(problem.user_time(solve.times[:, j].copy()), states[:, j]))
+            for j in range(grad.shape[1])
+        ]
+        at_outputs = torch.cat([x.cpu() for x in along], dim=1) if along else torch.zeros(problem.rows, 0)
+        at_start = -_along(adjoint, func(problem.user_time(problem.times.start), problem.y0.detach()))
+        at_changes = torch.zeros(ends.shape, dtype=torch.float64)
+        for where in rounds(changes.rows):
+            select, chosen = problem.select(where), changes.rows[where]
+            slopes = function_on(problem, chosen)(problem.user_time(changes.t[where]), before[select].detach())
+            share = _along(grad_before[select], slopes).cpu().squeeze(1)
+            share = torch.where(torch.from_numpy(changes.within[where]), 0.0, share)
+            at_changes[chosen, changes.steps[where]] += share
+    seeds = [at_outputs[:, count:], at_start.cpu(), at_changes, at_outputs[:, :count]]
+    return vjp(times, [seed.to(t.dtype) for seed, t in zip(seeds, times, strict=False)], leaves)
+
+
+def _along(grad: Tensor, slope: Tensor) -> Tensor:
+    """How what the gradient belongs to changes with the time of each row, [rows, 1]."""
+    # A row that nobody asks about contributes nothing, whatever its slope.
+    return torch.where(grad != 0, grad.conj() * slope, 0.0).real.sum(1, keepdim=True).to(torch.float64)
 
 
 def _norm(plan: RowIntegration, options: Backsolve, problem: RowProblem, rows: np.ndarray) -> ErrorNorm:
@@ -149,8 +199,8 @@ class _WayBack:
     """
 
     def __init__(self, solve: _Solved, grad: Tensor, grad_before: Tensor):
-        self.changes = solve.changes
-        changes, rows = solve.changes, solve.plan.problem.rows
+        self.changes = solve.record.changes
+        changes, rows = solve.record.changes, solve.plan.problem.rows
         asked = (grad != 0).any(2).cpu().numpy() if grad.numel() else np.zeros(grad.shape[:2], dtype=bool)
         asked_before = (grad_before != 0).any(1).cpu().numpy() if len(grad_before) else np.zeros(0, dtype=bool)
         of_row: list[list[int]] = [[] for _ in range(rows)]
@@ -171,7 +221,7 @@ class _WayBack:
         solve: _Solved, row: int, numbers: Sequence[int], asked: np.ndarray, asked_before: np.ndarray
     ) -> list[tuple[float, int, int]]:
         """From the last entry with a gradient on, in the order of the way back."""
-        changes, kept = solve.changes, int(solve.kept[row])
+        changes, kept = solve.record.changes, int(solve.last[row]) + 1
         times = solve.times[row, :kept]
         order = times * solve.plan.problem.times.direction[row]
         twice = solve.plan.problem.times.outputs is None
@@ -332,7 +382,14 @@ class _Integral(RowOutputs):
         self._nodes = _gauss(order)
         self.final = problem.y0.new_zeros(len(rows), 2 * problem.y0.shape[1]).detach()
 
-    def step(self, rows: np.ndarray, t0: np.ndarray, t1: np.ndarray, within: Callable[[], WithinSteps]) -> None:
+    def step(
+        self,
+        rows: np.ndarray,
+        t0: np.ndarray,
+        t1: np.ndarray,
+        within: Callable[[], WithinSteps],
+        ends: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         parameters = self._leaves[1:]
         if not parameters:
             return

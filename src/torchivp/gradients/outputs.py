@@ -1,0 +1,133 @@
+"""What a solve of rows gives, as a function of the times that the user gave and of those of events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.gradients.replay import at_moving_time, end_of
+from torchivp.gradients.replayed import RowResult
+from torchivp.rows.changes import apply_firing, changes_state, groups, rounds
+from torchivp.rows.problem import RowProblem
+from torchivp.solution import EventLog
+from torchivp.state import StateLayout
+from torchivp.times import time_dtype
+from torchivp.torch_func import moves
+
+
+@dataclass(frozen=True)
+class MovingChanges:
+    """What happened, as functions of all that it depends on, in the order of `RowResult.changes`.
+
+    Attributes:
+        t: when, [n].
+        before: the states before it, [n, size].
+        after: the states after it, [n, size].
+    """
+
+    t: Tensor
+    before: Tensor
+    after: Tensor
+
+
+def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
+    """What happened, moving with its time."""
+    changes, device = result.changes, problem.y0.device
+    t = torch.from_numpy(changes.t).to(device, time_dtype(device))
+    before, after = changes.y, changes.y
+    for firing, same in groups(changes.firings).items():
+        for where in (same[i] for i in rounds(changes.rows[same])):  # functions take a row once at a time
+            select, rows = problem.select(where), changes.rows[where]
+            end, is_own = end_of(result.moving, firing, rows, changes.t[where], changes.steps[where])
+            if changes.within[where].any():  # reported on the way, at a time that stays where it is
+                end, is_own = changes.t[where], False
+            when, y = at_moving_time(problem, firing, rows, end, changes.y[select], is_own)
+            # Not the values, which are known more precisely, but their gradients.
+            if moves(when):
+                t = t.index_copy(0, select, t[select] + (when - when.detach()).squeeze(1).to(t.dtype))
+            before = before.index_copy(0, select, y)
+            after = after.index_copy(0, select, apply_firing(problem, firing, rows, when, y))
+    return MovingChanges(t, before, after)
+
+
+def times_of_outputs(problem: RowProblem, result: RowResult, changes: MovingChanges) -> tuple[Tensor, Tensor]:
+    """The outputs, and their times, as functions of what these depend on.
+
+    Where no times were requested they are the ends of the steps, and those at which something happens move with it.
+    """
+    y, device = result.states, problem.y0.device
+    asked = problem.moving.outputs
+    if asked is not None:
+        return y, asked.to(device, time_dtype(device))
+    t = torch.from_numpy(result.times.copy())
+    if result.moving is not None and problem.times.outputs is None:
+        t = result.moving.at(result.record.ends, result.times)
+    t = t.to(device, time_dtype(device))
+    if problem.times.outputs is None and any(map(moves, (changes.t, changes.before, changes.after))):
+        y, t = _with_changes(problem, result, changes, y, t)
+    return y, t
+
+
+def final_is_new(problem: RowProblem, result: RowResult) -> np.ndarray:
+    """In which rows the last state is one after a change, not that at the end of the last step, [rows]."""
+    found, changes = np.zeros(problem.rows, dtype=bool), result.changes
+    for i in np.flatnonzero(changes.t == result.final_times[changes.rows]).tolist():
+        found[changes.rows[i]] |= changes_state(problem, changes.firings[i])
+    return found
+
+
+def final_and_time(problem: RowProblem, result: RowResult, changes: MovingChanges) -> tuple[Tensor, Tensor]:
+    """The last states, [rows, size], and their times, [rows], as functions of what these depend on."""
+    y, device = result.final, problem.y0.device
+    t = torch.from_numpy(result.final_times.copy())
+    if result.moving is not None:
+        t = result.moving.of_steps(np.arange(problem.rows), result.record.steps).squeeze(1)
+    t = t.to(device, time_dtype(device))
+    at_last = result.changes.t == result.final_times[result.changes.rows]
+    chosen = np.flatnonzero(at_last & ~result.changes.within)
+    if len(chosen) and any(map(moves, (changes.t, changes.after))):
+        where, rows = problem.select(chosen), problem.select(result.changes.rows[chosen])
+        y, t = y.index_copy(0, rows, changes.after[where]), t.index_copy(0, rows, changes.t[where])
+    return y, t
+
+
+def _with_changes(
+    problem: RowProblem, result: RowResult, changes: MovingChanges, y: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The ends of all steps; those at which something happens move with it."""
+    first: list[tuple[int, int, int]] = []
+    last: list[tuple[int, int, int]] = []
+    for i in np.flatnonzero(~result.changes.within).tolist():
+        row, when, firing = result.changes.rows[i], result.changes.t[i], result.changes.firings[i]
+        places = np.flatnonzero(result.times[row] == when)
+        first.append((i, row, places[0]))
+        if changes_state(problem, firing):
+            last.append((i, row, places[-1]))
+    for entries, states in ((first, changes.before), (last, changes.after)):
+        if entries:
+            number, row, place = torch.tensor(entries, device=y.device).t()
+            y = y.index_put((row, place), states[number])
+            t = t.index_put((row, place), changes.t[number])
+    return y, t
+
+
+def event_log(layout: StateLayout, direction: np.ndarray, result: RowResult, moving: MovingChanges) -> EventLog:
+    """What happened, in the order of the rows and, in a row, of the time."""
+    changes, device = result.changes, moving.t.device
+    ahead = changes.t * direction[changes.rows]
+    order = np.lexsort((ahead, changes.steps, changes.rows)).tolist()
+    entries = [(i, number) for i in order for number, _ in changes.firings[i]]
+    place = torch.tensor([i for i, _ in entries], dtype=torch.int64, device=device)
+    index = torch.tensor([number for _, number in entries], dtype=torch.int64, device=device)
+    row = torch.from_numpy(changes.rows).to(device)[place]
+    count = (len(entries),)
+    return EventLog(
+        moving.t[place],
+        layout.unflatten(moving.before[place], count),
+        layout.unflatten(moving.after[place], count),
+        index,
+        row,
+    )

@@ -1,0 +1,101 @@
+"""What a solve is differentiated with respect to, and its problem restated on leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torchivp.generators import Generators
+from torchivp.gradients.captured import search
+from torchivp.gradients.inputs import Inputs, Parameters, check_parameters, late_leaves, warn_of_computed
+from torchivp.rows.problem import RowProblem
+
+_REMEDY = (
+    "Pass it to func through args=(tensor,), or name it in params=(tensor,) with all others that need a gradient, or "
+    "use gradient='direct'"
+)
+
+
+class RowInputs(Inputs):
+    """The tensors that a gradient flows to, and the problem restated on leaves in their places.
+
+    What the solve starts from are the initial states, and the tensors of the schedules and of the times that need a
+    gradient.
+
+    Args:
+        problem: the problem.
+        parameters: what its functions use besides.
+        used: whether they use tensors that need a gradient and that nobody can name.
+
+    Attributes:
+        used: whether anything that needs a gradient is used at all.
+    """
+
+    def __init__(self, problem: RowProblem, parameters: Parameters, used: bool = False) -> None:
+        self.problem = problem
+        self._schedules = [
+            (number, name, value)
+            for number, action in enumerate(problem.actions)
+            for name, value in (("moving", action.moving), ("values", action.values))
+            if value is not None and value.requires_grad
+        ]
+        self._times = problem.moving.tensors
+        start = [problem.y0, *(value for *_, value in self._schedules), *self._times.values()]
+        super().__init__(start, problem.func.args.leaves, parameters)
+        self.used = torch.is_grad_enabled() and (used or self.needed)
+
+    def on_leaves(self, y: Tensor) -> tuple[RowProblem, list[Tensor]]:
+        """The problem started from `y`, and the leaves that stand where `tensors` stood.
+
+        The history of the originals hangs on none of them, except on the parameters, which the functions hold.
+        """
+        y, problem = y.detach().requires_grad_(), self.problem
+        args, others = self.args_on_leaves()
+        restated = replace(problem, y0=y).with_args(problem.func.args.with_leaves(args))
+        actions, scheduled = list(restated.actions), []
+        for number, name, value in self._schedules:
+            leaf = value.detach().requires_grad_()
+            actions[number] = replace(actions[number], **{name: leaf})
+            scheduled.append(leaf)
+        times = {name: tensor.detach().requires_grad_() for name, tensor in self._times.items()}
+        restated = replace(restated, actions=actions, moving=problem.moving.with_tensors(times))
+        return restated, [y, *scheduled, *times.values(), *others]
+
+
+def find_row_inputs(problem: RowProblem, named: Sequence[Tensor] | None, look: bool) -> RowInputs:
+    """What a gradient flows to, with the parameters `named` by the caller or else found at the start.
+
+    `look` says whether they must be known one by one.
+
+    Raises:
+        TypeError: `named` is not a sequence of tensors.
+    """
+    if named is not None:
+        return RowInputs(problem, Parameters(check_parameters("params", named)))
+    if not torch.is_grad_enabled():
+        return RowInputs(problem, Parameters())
+    generators = Generators(problem.y0.device)
+    if not look:
+        with torch.enable_grad(), generators.kept():
+            values, _ = _evaluate(problem)
+        return RowInputs(problem, Parameters(), used=any(value.requires_grad for value in values))
+    functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
+    tensors, computed = search([f.function for f in functions], lambda: _evaluate(problem), generators)
+    warn_of_computed(computed, _REMEDY)
+    return RowInputs(problem, Parameters(tensors, late_leaves(computed)), used=bool(computed))
+
+
+def _evaluate(problem: RowProblem) -> tuple[list[Tensor], list[Tensor]]:
+    """What every function gives at the start, and the leaves that stand for its arguments."""
+    isolated, leaves = RowInputs(problem, Parameters()).on_leaves(problem.y0)
+    values = [isolated.func.at_filler()]
+    for action in isolated.actions:
+        if action.g is not None:
+            values.append(action.g.at_filler())
+        if action.apply is not None and (action.values is None or action.values.shape[1]):
+            extra = () if action.values is None else (action.values[:, 0],)
+            values.append(action.apply.at_filler(*extra))
+    return values, leaves

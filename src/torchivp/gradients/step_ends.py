@@ -1,0 +1,98 @@
+"""The ends of steps that were taken, as functions of the times that the user gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.record import ChangeRecord
+from torchivp.rows.problem import RowProblem
+
+
+@dataclass(frozen=True)
+class StepEnds:
+    """The start and the ends of the steps of each row.
+
+    A time that the user gave is that entry of the user's tensor: the start before all others, then what is scheduled
+    there, an output, the end. A time that the solver chose moves with the start. That of an event stays where it is.
+
+    Attributes:
+        table: [rows, most steps + 1], float64 on the CPU, NaN after a row's last.
+        owner: to which of the user's series each belongs, [rows, most steps + 1].
+        loose: which of the outputs at an end of a step are times that move on their own, [rows, T].
+    """
+
+    CHOSEN: ClassVar = -1
+    END: ClassVar = 0
+    OUTPUT: ClassVar = 1
+    START: ClassVar = 2
+    SCHEDULED: ClassVar = 3
+    """With the number of the action added."""
+
+    table: Tensor
+    owner: np.ndarray
+    loose: np.ndarray
+
+    @staticmethod
+    def of(ends: np.ndarray, problem: RowProblem, changes: ChangeRecord) -> StepEnds | None:
+        """Those of the steps with these `ends`, as numbers; None if no time moves."""
+        moving, times = problem.moving, problem.times
+        scheduled = [(i, action) for i, action in enumerate(problem.actions) if action.times is not None]
+        if not (moving.any or any(action.moving is not None for _, action in scheduled)):
+            return None
+        table, owner = torch.from_numpy(ends), np.full(ends.shape, StepEnds.CHOSEN)
+        if moving.start is not None:
+            table = table + (moving.start.cpu() - torch.from_numpy(times.start)).unsqueeze(1)
+        series = [(StepEnds.END, times.end[:, None], None if moving.end is None else moving.end.unsqueeze(1))]
+        asked = np.zeros((len(ends), 0)) if times.outputs is None else times.outputs
+        series.append((StepEnds.OUTPUT, asked, moving.outputs))
+        series += [(StepEnds.SCHEDULED + i, action.times, action.moving) for i, action in scheduled]
+        for number, at, tensor in series:
+            assert at is not None
+            row, step, column = _matches(ends, at)
+            owner[row, step] = number
+            values = torch.from_numpy(at)
+            if tensor is not None:
+                values = torch.cat([tensor.cpu(), values[:, tensor.shape[1] :]], dim=1)
+            table = table.index_put(_index(row, step), values[_index(row, column)])
+        events = np.array([any(column < 0 for _, column in firing) for firing in changes.firings], dtype=bool)
+        landed = events & ~changes.within
+        row, step = changes.rows[landed], changes.steps[landed]
+        owner[row, step], owner[:, 0] = StepEnds.CHOSEN, StepEnds.START
+        table = table.index_put(_index(row, step), torch.from_numpy(changes.t[landed]))
+        if moving.anchors:
+            still = np.isin(ends, list(moving.anchors)) & (ends != times.end[:, None])
+            still[:, 0] = False
+            row, step = np.nonzero(still)
+            owner[row, step] = StepEnds.CHOSEN
+            table = table.index_put(_index(row, step), torch.from_numpy(ends[row, step]))
+        row, step, column = _matches(ends, asked, first=0)
+        loose = np.zeros(asked.shape, dtype=bool)
+        loose[row, column] = (owner[row, step] != StepEnds.OUTPUT) & ~((step == 0) & moving.tied)
+        return StepEnds(table, owner, loose)
+
+    def of_steps(self, rows: np.ndarray, steps: np.ndarray | int) -> Tensor:
+        """The ends of the steps with these numbers, [len(rows), 1]; the start with number 0."""
+        return self.table[_index(rows, np.broadcast_to(steps, rows.shape))].unsqueeze(1)
+
+    def at(self, ends: np.ndarray, times: np.ndarray) -> Tensor:
+        """The `times`, [rows, T], that are among the `ends`, as functions of what they depend on; NaN stays NaN."""
+        row, step, column = _matches(ends, times, first=0)
+        return torch.from_numpy(times.copy()).index_put(_index(row, column), self.table[_index(row, step)])
+
+
+def _matches(ends: np.ndarray, times: np.ndarray, first: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where one of the `times`, [rows, n], is an end of a step: the row, the number of the end and that of the time."""
+    found = [np.nonzero(ends[:, first:] == times[:, [column]]) for column in range(times.shape[1])]
+    count = [len(row) for row, _ in found]
+    empty = np.zeros(0, dtype=np.int64)
+    row, step = (np.concatenate([empty, *(pair[i] for pair in found)]) for i in (0, 1))
+    return row, step + first, np.repeat(np.arange(times.shape[1]), count)
+
+
+def _index(*positions: np.ndarray) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(np.array(position)) for position in positions)

@@ -1,0 +1,61 @@
+"""A problem of one row, stated as a batch of one is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from torchivp.integrate import Integration
+from torchivp.problem import FlatFunction
+from torchivp.rows.function import RowArguments, RowFunction, derivative
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import RowProblem
+from torchivp.rows.times import MovingTimes, RowTimes
+from torchivp.times import Times
+
+
+def as_rows(integration: Integration) -> RowProblem:
+    """The problem of an integration that the user stated."""
+    problem = integration.problem
+    func = problem.func
+    assert isinstance(func, FlatFunction)
+    filler = problem.time(problem.times.start).reshape(1, 1), problem.y0.detach()
+    function = RowFunction(func.call, func.layout, RowArguments(func.args, func.layout), derivative, filler)
+    return RowProblem(
+        function,
+        problem.y0,
+        times_of_row(problem.times),
+        [],
+        problem.real_dtype,
+        stops=integration.stops,
+        moving=moving_times(problem.times),
+        batched=False,
+    )
+
+
+def times_of_row(times: Times) -> RowTimes:
+    """The times of one row."""
+    outputs = None if times.outputs is None else np.array([times.outputs], dtype=np.float64).reshape(1, -1)
+    return RowTimes(np.array([times.start]), np.array([times.end]), outputs)
+
+
+def moving_times(times: Times) -> MovingTimes:
+    """Those of the times of one row that a derivative is wanted by, each an entry of the user's tensor."""
+    if times.tensor is None:
+        return MovingTimes()
+    known = (times.start, times.end, *(times.outputs or ()))
+    start, end, *outputs = torch.stack([torch.as_tensor(times.at(t)) for t in known]).unsqueeze(1)
+    asked = torch.cat(outputs).unsqueeze(0) if outputs else None
+    return MovingTimes(start, end, asked, times.anchors, tied=True)
+
+
+def rows_plan(integration: Integration, problem: RowProblem) -> RowIntegration:
+    """The same integration, of its `problem` stated as a batch of one is."""
+    return RowIntegration(
+        problem,
+        type(integration.method),
+        integration.controller,
+        integration.norm,
+        integration.max_steps,
+        integration.describe,
+    )
