@@ -60,23 +60,12 @@ class ErrorNorm:
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
         """The scaled size of the `error` of a step from `y0` to `y1`."""
         with torch.no_grad():
-            scaled = self.scaled(error, y0, y1)
-            return self._root_mean_square(scaled) if self._norm is None else self._norm(scaled)
+            return self.size(self.scaled(error, y0, y1))
 
     def rows(self, error: Tensor, y0: Tensor, y1: Tensor) -> np.ndarray:
         """The scaled size of the error of each row's step, [rows]; a row does not depend on the others."""
         with torch.no_grad():
-            scaled = self.scaled(error, y0, y1)
-            if self._norm is not None:
-                return np.array([self._norm(row.unsqueeze(0)) for row in scaled])
-            if self._whole:
-                sizes = torch.linalg.vector_norm(scaled, dim=1)
-                return read_rows(sizes) / math.sqrt(scaled.shape[1])
-            if not self._parts:
-                return np.zeros(len(error))
-            leaves = [scaled.narrow(1, start, size) for start, size in self._parts]
-            sizes = torch.stack([torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1]) for x in leaves])
-            return read_rows(sizes.amax(0))
+            return self.sizes(self.scaled(error, y0, y1))
 
     def of_equations(self) -> ErrorNorm:
         """The default norm with these tolerances: how well a method must solve the equations of a step.
@@ -106,6 +95,26 @@ class ErrorNorm:
         size1 = end.abs()
         self._last = (weakref.ref(y1), size1)
         return error / torch.maximum(size0, size1).mul_(self.rtol).add_(self.atol)
+
+    def tolerated(self, y: Tensor) -> Tensor:
+        """The tolerance at a state, element by element; `y` has no derivatives."""
+        return y.abs().mul_(self.rtol).add_(self.atol)
+
+    def size(self, scaled: Tensor) -> float:
+        """The size of an error in units of the tolerance, [1, size]."""
+        return self._root_mean_square(scaled) if self._norm is None else self._norm(scaled)
+
+    def sizes(self, scaled: Tensor) -> np.ndarray:
+        """The sizes of errors in units of the tolerance, [rows, size]; a row does not depend on the others."""
+        if self._norm is not None:
+            return np.array([self._norm(row.unsqueeze(0)) for row in scaled])
+        if self._whole:
+            return read_rows(torch.linalg.vector_norm(scaled, dim=1)) / math.sqrt(scaled.shape[1])
+        if not self._parts:
+            return np.zeros(len(scaled))
+        leaves = [scaled.narrow(1, start, size) for start, size in self._parts]
+        sizes = torch.stack([torch.linalg.vector_norm(x, dim=1) / math.sqrt(x.shape[1]) for x in leaves])
+        return read_rows(sizes.amax(0))
 
     def untolerated(self, y: Tensor) -> Tensor:
         """Where no error is tolerated in the state `y`: it is zero there, and so is the absolute tolerance."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.methods.implicit.per_row import Numbers, is_single
 from torchivp.methods.method import FlatFunc
-from torchivp.torch_func import read, read_rows
 
 
 @dataclass(slots=True)
@@ -24,7 +22,8 @@ class StageEquations:
         start: the states at the starts of the steps, [rows, size].
         base: what the states of all stages have in common, [rows, size]: the start, and what the stages before add.
         a: the block of the tableau that belongs to the stages.
-        dt: the sizes of the steps, [rows, 1] or 0-d.
+        dt: the sizes of the steps, [rows, 1]; of a single row a float, or 0-d.
+        sizes: the same on the host.
     """
 
     func: FlatFunc
@@ -32,22 +31,19 @@ class StageEquations:
     start: Tensor
     base: Tensor
     a: Tensor
-    dt: Tensor
+    dt: float | Tensor
+    sizes: Numbers
     _scaled: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
         # All rows have the same coefficients, if there is one row or one coefficient.
-        self._scaled = self.a * self.dt if self.dt.ndim == 0 or len(self.a) == 1 else None
-
-    def lengths(self) -> Any:
-        """The sizes of the steps on the host, [rows], or a scalar."""
-        return on_host(self.dt)
+        self._scaled = self.a * self.dt if len(self.times) == 1 or is_single(self.dt) else None
 
     def states(self, slopes: Tensor) -> Sequence[Tensor]:
         """The states of the stages, each [rows, size], of these slopes, [stages, rows, size]."""
         if self._scaled is None:
             return combined(self.base, self.a, slopes, self.dt)
-        if len(self.a) == 1:
+        if len(self.times) == 1:
             return (torch.addcmul(self.base, slopes[0], self._scaled),)
         return torch.addmm(self.base, self._scaled, slopes.squeeze(1)).split(1)
 
@@ -62,23 +58,19 @@ class StageEquations:
         """By how much `func` differs from these slopes, [stages, rows, size]."""
         if len(self.times) == 1:
             (y,) = self.states(slopes)
-            return self.func(self.times[0], y).unsqueeze(0) - slopes
+            return self.func(self.times[0], y) - slopes
         # The difference at once, stage by stage: func may use its memory again.
         each = zip(self.times, self.states(slopes), slopes.unbind(), strict=True)
         return torch.stack([self.func(t, y) - k for t, y, k in each])
 
 
-def on_host(dt: Tensor) -> Any:
-    """The sizes of steps, [rows, 1], as an array [rows]; those of a 0-d tensor as NumPy's scalar."""
-    return read_rows(dt.squeeze(1)) if dt.ndim else np.float64(read(dt))
-
-
-def combined(base: Tensor, coefficients: Tensor, slopes: Tensor, dt: Tensor) -> Sequence[Tensor]:
+def combined(base: Tensor, coefficients: Tensor, slopes: Tensor, dt: float | Tensor) -> Sequence[Tensor]:
     """`base + dt sum_j a_j slopes_j` for each row a of coefficients, [m, n]; the slopes are [n, rows, size].
 
     Row after row: the product of a matrix with many columns may round by their number, that of one row does not.
     """
-    if dt.ndim == 0:
-        return torch.addmm(base, coefficients * dt, slopes.squeeze(1)).split(1)
+    if is_single(dt):
+        states = torch.addmm(base, coefficients * dt, slopes.squeeze(1))
+        return (states,) if len(coefficients) == 1 else states.split(1)
     flat, columns = base.reshape(1, base.numel()), (slopes * dt).reshape(len(slopes), base.numel())
     return [torch.addmm(flat, a, columns).view_as(base) for a in coefficients.split(1)]

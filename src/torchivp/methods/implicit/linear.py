@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.gmres import gmres
+from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, column, is_single, pick
 from torchivp.methods.jacobian import Linearisation, jacobians
 from torchivp.methods.method import FlatFunc, Memory, choice, on_arrays
 from torchivp.torch_func import inside_transform
@@ -32,13 +32,13 @@ class Origin(Memory):
     Attributes:
         t: where the Jacobian that serves all stages is taken: times [rows, 1],
         y: and states [rows, size].
-        dt: the sizes of the steps that the systems are for, [rows]; infinite where it is of no step, as the Jacobians
-            at all stages were used there; NaN where there is no Jacobian yet.
+        dt: the sizes of the steps that the systems are for; infinite where it is of no step, as the Jacobians at all
+            stages were used there; NaN where there is no Jacobian yet.
     """
 
     t: Tensor
     y: Tensor
-    dt: np.ndarray
+    dt: Numbers
 
     def map(self, function: Callable[..., Tensor], *others: Origin) -> Origin:
         t, y = (function(*(getattr(x, name) for x in (self, *others))) for name in ("t", "y"))
@@ -49,9 +49,14 @@ class Origin(Memory):
         """That of a linear solver, and its own."""
         return self
 
-    def at_size(self, dt: np.ndarray) -> Origin:
-        """The same for steps of the sizes `dt`, [rows]; where there is no Jacobian, there is none."""
-        return Origin(self.t, self.y, np.where(np.isnan(self.dt), self.dt, dt)[()])
+    @property
+    def known(self) -> Flags:
+        """Where there is a Jacobian."""
+        return self.dt == self.dt
+
+    def at_size(self, dt: Numbers) -> Origin:
+        """The same for steps of the sizes `dt`; where there is no Jacobian, there is none."""
+        return Origin(self.t, self.y, pick(self.known, dt, self.dt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +83,23 @@ class Systems:
         points = list(zip(equations.times, states, strict=True))
         if not exact:
             points = points[middle : middle + 1]
-        dt = equations.lengths() * (math.inf if len(points) > 1 else 1.0)
-        origin = Origin(equations.times[middle].detach(), states[middle].detach(), dt)
-        return self._made(equations.func, points, origin, equations.dt.detach())
+        sizes = equations.sizes * (math.inf if len(points) > 1 else 1.0)
+        origin = Origin(equations.times[middle].detach(), states[middle].detach(), sizes)
+        dt = equations.dt.detach() if isinstance(equations.dt, Tensor) else equations.dt
+        return self._made(equations.func, points, origin, dt)
 
     def again(self, equations: StageEquations, origin: Origin) -> StageSolver:
         """The solver that has this origin; where there is none, anything that can be made."""
-        known = ~np.isnan(origin.dt)
-        if not known.all():
-            choose = choice(known)
+        if not all_of(origin.known):
+            choose = choice(origin.known)
             points = choose(origin.t, equations.times[0].to(origin.t.dtype)), choose(origin.y, equations.start)
             origin = Origin(*points, origin.dt)
-        dt = torch.as_tensor(np.where(np.isfinite(origin.dt), origin.dt, 1.0)).to(origin.y)
-        dt = dt.unsqueeze(1) if dt.ndim else dt
+        dt = column(pick(abs(origin.dt) < math.inf, origin.dt, 1.0), origin.y)
         return self._made(equations.func, [(origin.t, origin.y)], origin, dt)
 
-    def _made(self, func: FlatFunc, points: Sequence[tuple[Tensor, Tensor]], origin: Origin, dt: Tensor) -> StageSolver:
+    def _made(
+        self, func: FlatFunc, points: Sequence[tuple[Tensor, Tensor]], origin: Origin, dt: float | Tensor
+    ) -> StageSolver:
         kind, size = self.kind, len(self.a) * origin.y.shape[1]
         if kind == "auto":
             kind = "dense" if size <= _LARGEST_DENSE or inside_transform() else "krylov"
@@ -115,8 +121,8 @@ class StageSolver(Protocol):
         """What it is made of."""
         ...
 
-    def at_size(self, dt: np.ndarray) -> StageSolver:
-        """The same Jacobians, one for all stages, for steps of the sizes `dt`, [rows]."""
+    def at_size(self, dt: Numbers) -> StageSolver:
+        """The same Jacobians, one for all stages, for steps of the sizes `dt`."""
         ...
 
     def solve(self, residual: Tensor) -> Tensor:
@@ -127,12 +133,14 @@ class StageSolver(Protocol):
         ...
 
 
-def _factorised(a: Tensor, jacobians: Tensor, dt: Tensor) -> Factorised:
-    """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or 0-d for one row."""
+def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor) -> Factorised:
+    """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or of a single row."""
     rows, _, size, _ = jacobians.shape
     n = len(a) * size
-    blocks = jacobians.unsqueeze(2) * (-dt.reshape(-1, 1, 1) * a).unsqueeze(-1).unsqueeze(-1)
-    shape = (rows, n, n) if dt.ndim else (n, n)  # a single matrix takes less time than a batch of one
+    single = is_single(dt)
+    scaled = a * -(dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
+    blocks = jacobians.unsqueeze(2) * scaled.unsqueeze(-1).unsqueeze(-1)
+    shape = (n, n) if single else (rows, n, n)  # a single matrix takes less time than a batch of one
     matrix = blocks.permute(0, 1, 3, 2, 4).reshape(shape) + torch.eye(n, dtype=a.dtype, device=a.device)
     # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
     return Factorised(matrix.nan_to_num(0.0, 0.0, 0.0))
@@ -162,24 +170,19 @@ class DenseStageSolver(Memory):
             self._factorised.map(function, *(other._factorised for other in others)),
         )
 
-    def at_size(self, dt: np.ndarray) -> DenseStageSolver:
+    def at_size(self, dt: Numbers) -> DenseStageSolver:
         # A size that is almost the same only slows the iteration, if it does.
-        near = (np.abs(dt - self.origin.dt) <= 0.01 * np.abs(dt)) | (dt == 0.0)
-        if np.count_nonzero(near) == near.size:
+        near = (abs(dt - self.origin.dt) <= 0.01 * abs(dt)) | (dt == 0.0)
+        if all_of(near):
             return self
-        column = torch.as_tensor(dt).to(self._jacobian)
-        column = column.unsqueeze(1) if column.ndim else column
-        origin = self.origin.at_size(dt)
-        factorised = _factorised(self.systems.a, self._jacobian.unsqueeze(1), column)
-        other = DenseStageSolver(self.systems, origin, self._jacobian, factorised)
-        return other if not near.any() else self.map(choice(near), other)
+        factorised = _factorised(self.systems.a, self._jacobian.unsqueeze(1), column(dt, self._jacobian))
+        other = DenseStageSolver(self.systems, self.origin.at_size(dt), self._jacobian, factorised)
+        return self.map(choice(near), other) if any_of(near) else other
 
     def solve(self, residual: Tensor) -> Tensor:
         stages, rows, size = residual.shape
-        if rows == 1 or stages == 1:
-            single = not np.ndim(self.origin.dt)
-            right = residual.reshape((-1, 1) if single else (rows, stages * size, 1))
-            return self._factorised.solve(right).view_as(residual)
+        if isinstance(self.origin.dt, float):
+            return self._factorised.solve(residual.reshape(-1, 1)).view_as(residual)
         right = residual.transpose(0, 1).reshape(rows, stages * size, 1)
         return self._factorised.solve(right).view(rows, stages, size).transpose(0, 1)
 
@@ -191,10 +194,10 @@ class KrylovStageSolver:
         systems: what kind they are.
         origin: what they are made of.
         linearisations: of func at every stage, or at one that serves all.
-        dt: the sizes of the steps, [rows, 1].
+        dt: the sizes of the steps, [rows, 1], or of a single row.
     """
 
-    def __init__(self, systems: Systems, origin: Origin, linearisations: Sequence[Linearisation], dt: Tensor):
+    def __init__(self, systems: Systems, origin: Origin, linearisations: Sequence[Linearisation], dt: float | Tensor):
         self.systems = systems
         self.origin = origin
         stages = len(systems.a)
@@ -202,11 +205,9 @@ class KrylovStageSolver:
         self._each = linearisations if len(linearisations) == stages else [linearisations[0]] * stages
         self._dt = dt
 
-    def at_size(self, dt: np.ndarray) -> KrylovStageSolver:
+    def at_size(self, dt: Numbers) -> KrylovStageSolver:
         middle = self._linearisations[len(self._linearisations) // 2]
-        column = torch.as_tensor(dt).to(self._dt)
-        column = column.unsqueeze(1) if column.ndim else column
-        return KrylovStageSolver(self.systems, self.origin.at_size(dt), [middle], column)
+        return KrylovStageSolver(self.systems, self.origin.at_size(dt), [middle], column(dt, self.origin.y))
 
     def product(self, x: Tensor) -> Tensor:
         """The matrices times `x`, [rows, stages * size]."""
@@ -255,9 +256,9 @@ class _KrylovSolve(torch.autograd.Function):
         return _KrylovSolve.apply(ctx.product, ctx.transposed, ctx.tolerance, tangents[-1])
 
 
-def merged(mask: np.ndarray, one: StageSolver, other: StageSolver | Origin | None) -> StageSolver | Origin:
+def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) -> StageSolver | Origin:
     """`one` for the rows of the mask, the other for the others."""
-    if other is None or mask.all():
+    if other is None or all_of(mask):
         return one
     return mapped(choice(mask), one, other)
 

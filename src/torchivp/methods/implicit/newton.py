@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,16 @@ from torch import Tensor
 
 from torchivp.methods.implicit.equations import StageEquations
 from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, merged
+from torchivp.methods.implicit.per_row import (
+    Flags,
+    Numbers,
+    all_of,
+    any_of,
+    clipped,
+    pick,
+    pick_slopes,
+    without,
+)
 from torchivp.torch_func import read_rows
 
 _ENOUGH = 1e-3
@@ -39,17 +50,14 @@ class Newton(NamedTuple):
     """What an iteration needs besides the equations.
 
     Attributes:
-        systems: makes the linear solvers.
-        size: the sizes of changes of slopes, [stages, rows, size], as those of the states in units of the tolerance,
-            [rows].
+        size: the sizes of changes of slopes, [stages, rows, size], as those of the states in units of the tolerance.
         is_rounding: called with a change of the slopes, the states of the stages and in which rows the iteration has
             stalled; in which rows the change is mere rounding.
         max_iters: the largest number of iterations.
     """
 
-    systems: Systems
-    size: Callable[[Tensor], np.ndarray]
-    is_rounding: Callable[[Tensor, Sequence[Tensor], np.ndarray], np.ndarray]
+    size: Callable[[Tensor], Numbers]
+    is_rounding: Callable[[Tensor, Sequence[Tensor], Flags], Flags]
     max_iters: int
 
 
@@ -59,62 +67,69 @@ class Solved(NamedTuple):
     Attributes:
         slopes: the slopes of the stages, [stages, rows, size]; NaN where func is not finite.
         solver: the linear solver in use at the end, or what it is made of.
-        rate: by which factor a correction was smaller than the one before, with Jacobians made earlier, [rows]; NaN
-            where that was not seen.
+        rate: by which factor a correction was smaller than the one before, with Jacobians made earlier; NaN where that
+            was not seen.
         tracked: whether a gradient flows through func.
-        lost: where func is not finite, so that there is no solution, [rows].
-        failed: where the slopes do not solve the equations, [rows].
-        size: the sizes of the last corrections, [rows],
+        lost: where func is not finite, so that there is no solution.
+        failed: where the slopes do not solve the equations.
+        size: the sizes of the last corrections,
         iterations: and how many there were.
     """
 
     slopes: Tensor
     solver: StageSolver | Origin
-    rate: np.ndarray
+    rate: Numbers
     tracked: bool
-    lost: np.ndarray
-    failed: np.ndarray
-    size: np.ndarray
-    iterations: np.ndarray
+    lost: Flags
+    failed: Flags
+    size: Numbers
+    iterations: Numbers
 
 
 def solve(
     newton: Newton,
+    systems: Systems,
     equations: StageEquations,
     guess: Tensor,
-    waiting: np.ndarray,
+    waiting: Flags,
     solver: StageSolver | None,
-    rate: np.ndarray,
+    rate: Numbers,
 ) -> Solved:
     """Solve the equations of the rows that are `waiting`, from a guess of the slopes.
 
     In turn, in those rows in which the corrections shrink too slowly: with the linear solver of an earlier step, if
     there is one, and the rate of convergence seen with it; with a new one, from one Jacobian; with Jacobians at every
     stage, new ones in every iteration. Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.8. What
-    happens to a row does not depend on the others, which wait for it. NumPy must not warn of what is not finite.
+    happens to a row does not depend on the others, which wait for it.
     """
-    iteration = _NewtonIteration(newton, equations, guess)
+    iteration = _NewtonIteration(newton, systems, equations, guess)
     seen: StageSolver | Origin | None = solver
     left = waiting
     if solver is not None:
-        none = np.isnan(solver.origin.dt)
-        left = iteration.with_old(waiting & ~none, solver, rate) | (waiting & none)
+        known = solver.origin.known
+        left = iteration.with_old(waiting & known, solver, rate) | without(waiting, known)
     rate = iteration.rate
-    if np.count_nonzero(left):
-        new = newton.systems.at(equations, iteration.slopes, False)
+    if any_of(left):
+        new = systems.at(equations, iteration.slopes, False)
         seen = merged(left, new, solver)
         # How fast it converges with these Jacobians when they are older is not known.
-        rate = np.where(left, np.nan, rate)[()]
+        rate = pick(left, math.nan, rate)
         left = iteration.with_one(left, new)
-        if np.count_nonzero(left):
+        if any_of(left):
             left, seen = iteration.with_exact(left, seen)
-    lost, slopes = left & ~np.isfinite(iteration.size), iteration.slopes
-    if np.count_nonzero(lost):
-        residual = equations.residual(equations.at_rest())
-        lost = lost & (read_rows((~torch.isfinite(residual)).any(2).any(0)) > 0.0)
-        slopes = slopes.masked_fill(_mask(lost, slopes), torch.nan)
+    slopes, lost = iteration.slopes, without(left, iteration.size < math.inf)
+    if any_of(lost):
+        lost = lost & _undefined_at_rest(equations)
+        slopes = pick_slopes(without(True, lost), slopes, math.nan)
     assert seen is not None
-    return Solved(slopes, seen, rate, iteration.tracked, lost, left & ~lost, iteration.size, iteration.count)
+    return Solved(slopes, seen, rate, iteration.tracked, lost, without(left, lost), iteration.size, iteration.count)
+
+
+def _undefined_at_rest(equations: StageEquations) -> Flags:
+    """Where func is not finite at the start of the step either."""
+    residual = equations.residual(equations.at_rest())
+    undefined = read_rows((~torch.isfinite(residual)).any(2).any(0)) > 0.0
+    return bool(undefined[0]) if isinstance(equations.sizes, float) else undefined
 
 
 def why_not(size: float, count: int, max_iters: int) -> str:
@@ -131,89 +146,86 @@ def why_not(size: float, count: int, max_iters: int) -> str:
 
 
 class _NewtonIteration:
-    """An iteration under way; arrays have an entry for each row, or are NumPy's scalars, which are fast, for one."""
+    """An iteration under way."""
 
-    count: Any
-    size: Any
-    rate: Any
+    count: Numbers
+    size: Numbers
+    rate: Numbers
 
-    def __init__(self, newton: Newton, equations: StageEquations, guess: Tensor):
+    def __init__(self, newton: Newton, systems: Systems, equations: StageEquations, guess: Tensor):
         self.newton = newton
+        self.systems = systems
         self.equations = equations
         self.slopes = guess
-        self.count, self.size, self.rate = 0, np.inf, np.nan
+        self.count, self.size, self.rate = 0, math.inf, math.nan
         self.tracked = False
 
-    def with_old(self, waiting: np.ndarray, solver: StageSolver, rate: np.ndarray) -> np.ndarray:
+    def with_old(self, waiting: Flags, solver: StageSolver, rate: Numbers) -> Flags:
         """Iterate with the linear solver of an earlier step, and the rate seen there; returns where it is in vain."""
         # Nothing is known of this step yet, but probably it converges about as fast as the last one.
-        self.rate = np.maximum(rate, _FASTEST) ** 0.8
-        left = self._until(waiting, solver, self._takes_too_long)
+        self.rate = clipped(rate, _FASTEST, 1.0) ** 0.8
+        left = self._until(waiting, solver, self._soon_enough)
         # Where the equations have several solutions, a guess that is not good may lead to a wrong one.
         self._restart(left)
         return left
 
-    def with_one(self, waiting: np.ndarray, solver: StageSolver) -> np.ndarray:
+    def with_one(self, waiting: Flags, solver: StageSolver) -> Flags:
         """Iterate with a new linear solver; returns where it is in vain."""
-        self.rate = np.where(waiting, np.nan, self.rate)
-        left = self._until(waiting, solver, lambda: ~(self.rate <= _SLOW))
-        self._restart(left & ~(np.isfinite(self.size) & (self.rate < 1.0)))
+        self.rate = pick(waiting, math.nan, self.rate)
+        left = self._until(waiting, solver, lambda: self.rate <= _SLOW)
+        self._restart(without(left, (self.size < math.inf) & (self.rate < 1.0)))
         return left
 
-    def with_exact(self, waiting: np.ndarray, seen: StageSolver | Origin) -> tuple[np.ndarray, StageSolver | Origin]:
+    def with_exact(self, waiting: Flags, seen: StageSolver | Origin) -> tuple[Flags, StageSolver | Origin]:
         """Iterate with new Jacobians at all stages in every iteration, and damping; returns where it is in vain.
 
         And the last linear solver of these rows, that `seen` of the others.
         """
-        self.rate = np.where(waiting, np.nan, self.rate)
-        going, last = waiting & (self.count < self.newton.max_iters), None
-        left = waiting
-        while np.count_nonzero(going):
-            solver = self.newton.systems.at(self.equations, self.slopes, True)
+        self.rate = pick(waiting, math.nan, self.rate)
+        left, last, going = waiting, None, waiting & (self.count < self.newton.max_iters)
+        while any_of(going):
+            solver = self.systems.at(self.equations, self.slopes, True)
             seen = merged(going, solver, seen)
             change = self._correct(going, solver, last, damped=True)
-            left = left & ~(going & self._converged(change, going, exact=True))
+            left = without(left, going & self._converged(change, going, exact=True))
             last = self.size
-            going = left & np.isfinite(self.size) & (self.count < self.newton.max_iters)
+            going = left & (self.size < math.inf) & (self.count < self.newton.max_iters)
         return left, seen
 
-    def _until(self, waiting: np.ndarray, solver: StageSolver, in_vain: Callable[[], np.ndarray]) -> np.ndarray:
-        """Iterate until every row has converged, or it is in vain; returns where it is."""
-        left, last = waiting, None
-        going = waiting & (self.count < self.newton.max_iters)
-        while np.count_nonzero(going):  # which is faster than any() where there is one row
+    def _until(self, waiting: Flags, solver: StageSolver, on_its_way: Callable[[], Flags]) -> Flags:
+        """Iterate until every row has converged, or is not `on_its_way` to that; returns where it has not."""
+        left, last, going = waiting, None, waiting & (self.count < self.newton.max_iters)
+        while any_of(going):
             change = self._correct(going, solver, last)
-            converged = self._converged(change, going)
-            left = left & ~(going & converged)
-            going = going & ~converged & (self.count < self.newton.max_iters)
-            going = going & (np.isfinite(self.size) if last is None else ~in_vain())
+            converged = going & self._converged(change, going)
+            left, going = without(left, converged), without(going, converged)
+            going = going & (self.count < self.newton.max_iters)
+            going = going & (self.size < math.inf if last is None else on_its_way())
             last = self.size
         return left
 
-    def _restart(self, rows: np.ndarray) -> None:
-        if np.count_nonzero(rows):
-            self.slopes = torch.where(_mask(rows, self.slopes), self.equations.at_rest(), self.slopes)
+    def _restart(self, rows: Flags) -> None:
+        if any_of(rows):
+            self.slopes = pick_slopes(rows, self.equations.at_rest(), self.slopes)
 
-    def _correct(self, going: np.ndarray, solver: StageSolver, last: np.ndarray | None, damped: bool = False) -> Tensor:
+    def _correct(self, going: Flags, solver: StageSolver, last: Numbers | None, damped: bool = False) -> Tensor:
         """Make the corrections, and compare their sizes with the `last` ones."""
         change = self._correction(self.slopes, solver)
         size = self.newton.size(change)
-        step = change * self._damping(going, change, size, solver) if damped else change
-        if np.count_nonzero(going) == going.size:
-            self.slopes, self.size = self.slopes + step, size
-            self.count = self.count + 1
+        step = self._damped(going, change, size, solver) if damped else change
+        self.slopes = pick_slopes(going, self.slopes + step, self.slopes)
+        if all_of(going):
+            self.size = size
             self.rate = self.rate if last is None else size / last
         else:
-            self.slopes = torch.where(_mask(going, step), self.slopes + step, self.slopes)
-            self.size = np.where(going, size, self.size)
-            self.count = self.count + np.where(going, 1, 0)
-            self.rate = self.rate if last is None else np.where(going, size / last, self.rate)
+            self.size = pick(going, size, self.size)
+            self.rate = self.rate if last is None else pick(going, size / last, self.rate)
+        self.count = self.count + going
         return change
 
-    def _takes_too_long(self) -> np.ndarray:
-        """Whether that many more iterations are not enough, if they go on as they did."""
-        shrunk = np.maximum(self.rate, _FASTEST) ** _PATIENCE
-        return ~(shrunk * self.size <= _ENOUGH * (1.0 - self.rate))
+    def _soon_enough(self) -> Flags:
+        """Whether a few more iterations are enough, if they go on as they did."""
+        return clipped(self.rate, _FASTEST, 1.0) ** _PATIENCE * self.size <= _ENOUGH * (1.0 - self.rate)
 
     def _correction(self, slopes: Tensor, solver: StageSolver) -> Tensor:
         residual = self.equations.residual(slopes)
@@ -221,33 +233,27 @@ class _NewtonIteration:
             self.tracked, residual = True, residual.detach()
         return solver.solve(residual)
 
-    def _damping(self, going: np.ndarray, change: Tensor, size: np.ndarray, solver: StageSolver) -> Tensor:
-        """The fractions of the corrections after which the same solver finds smaller ones; 1 if there is none.
+    def _damped(self, going: Flags, change: Tensor, size: Numbers, solver: StageSolver) -> Tensor:
+        """The parts of the corrections after which the same solver finds smaller ones; all of it if there is none.
 
         Deuflhard's natural monotonicity test: "Newton Methods for Nonlinear Problems" (2004), 3.3.
         """
-        damping, found = np.ones(size.shape), ~going
+        damping, found = pick(going, 1.0, 1.0), without(True, going)
         for fraction in _DAMPING:
             after = self.newton.size(self._correction(self.slopes + fraction * change, solver))
-            better = ~found & (after <= (1.0 - 0.5 * fraction) * size)
-            damping[better] = fraction
-            found = found | better
-            if found.all():
+            better = without(after <= (1.0 - 0.5 * fraction) * size, found)
+            damping, found = pick(better, fraction, damping), found | better
+            if all_of(found):
                 break
-        return torch.from_numpy(damping).to(change).view(1, -1, 1)
+        return change * (damping if isinstance(damping, float) else torch.from_numpy(damping).to(change).view(1, -1, 1))
 
-    def _converged(self, change: Tensor, going: np.ndarray, exact: bool = False) -> np.ndarray:
+    def _converged(self, change: Tensor, going: Flags, exact: bool = False) -> Flags:
         size, rate = self.size, self.rate
-        converged = (size == 0.0) | ((rate < 1.0) & (rate / (1.0 - rate) * size <= _ENOUGH))
-        doubtful = going & ~converged & (rate > _DOUBTFUL)
-        if np.count_nonzero(doubtful):
+        converged = (size == 0.0) | (rate * size <= _ENOUGH * (1.0 - rate))
+        doubtful = without(going & (rate > _DOUBTFUL), converged)
+        if any_of(doubtful):
             # Corrections that do not shrink although they should: it may be rounding.
             stalled = (rate > _SLOW) & exact
             rounding = self.newton.is_rounding(change, self.equations.states(self.slopes), stalled)
             converged = converged | (doubtful & ((stalled & (size <= _STALLED)) | rounding))
         return converged
-
-
-def _mask(rows: np.ndarray, like: Tensor) -> Tensor:
-    """Of stages, [stages, rows, size]."""
-    return torch.as_tensor(rows).to(like.device).view(1, -1, 1)

@@ -15,15 +15,16 @@ from torch import Tensor
 from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.implicit.equations import StageEquations, combined, on_host
+from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.linear import LINEAR_SOLVERS, Origin, StageSolver, Systems, mapped
-from torchivp.methods.implicit.newton import Newton, solve, why_not
+from torchivp.methods.implicit.newton import Newton, Solved, solve, why_not
+from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, is_single, pick, without
 from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, on_arrays
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
-from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read_rows
+from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read, read_rows
 
 _CORRECTIONS = 2
 """How many times a solve can be differentiated, but for nested transforms of torch.func; see `_recorded`."""
@@ -67,34 +68,51 @@ class _LastStep(Memory):
     """What the iteration of the next step starts from. No gradient flows through it.
 
     Attributes:
-        dt: the sizes of the steps, [rows]; NaN where there was none.
-        rate: the rates of convergence, likewise; NaN where they are not known.
+        dt: the sizes of the steps; NaN where there was none.
+        rate: the rates of convergence; NaN where they are not known.
         lost: where the slopes are not finite, and so it stays.
-        slopes: the slopes of the stages, [rows, stages, size].
+        slopes: the slopes of the stages, [stages, rows, size].
         solver: the linear solver, or what it is made of.
     """
 
-    dt: np.ndarray
-    rate: np.ndarray
-    lost: np.ndarray
+    dt: Numbers
+    rate: Numbers
+    lost: Flags
     slopes: Tensor
     solver: StageSolver | Origin
 
     @staticmethod
     def none(y0: Tensor, stages: int, single: bool) -> _LastStep:
-        """Before the first step from `y0`, [rows, size]; of a `single` row, arrays are NumPy's scalars."""
+        """Before the first step from `y0`, [rows, size]; of a `single` row, in Python's numbers."""
         rows, size = y0.shape
-        unknown = np.full(rows, math.nan)
-        unknown = unknown[0] if single else unknown
-        slopes = y0.new_zeros(rows, stages, size)
-        origin = Origin(slopes.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
-        return _LastStep(unknown, unknown, unknown == 0.0, slopes, origin)
+        unknown = math.nan if single else np.full(rows, math.nan)
+        origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
+        return _LastStep(unknown, unknown, unknown == 0.0, y0.new_zeros(stages, rows, size), origin)
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
         steps = (self, *others)
         dt, rate, lost = (on_arrays(function, *(getattr(x, name) for x in steps)) for name in ("dt", "rate", "lost"))
-        slopes = function(*(x.slopes for x in steps))
+        slopes = function(*(x.slopes.transpose(0, 1) for x in steps)).transpose(0, 1)
         return _LastStep(dt, rate, lost, slopes, mapped(function, *(x.solver for x in steps)))
+
+
+class _Span(NamedTuple):
+    """What steps lead over.
+
+    Attributes:
+        times: the times of the stages, [stages, rows, 1]; of a single row [stages].
+        dt: the sizes of the steps, [rows, 1]; of a single row a float, or 0-d.
+        sizes: the same on the host.
+    """
+
+    times: Tensor
+    dt: float | Tensor
+    sizes: Numbers
+
+    def detached(self) -> _Span:
+        """The same without history."""
+        dt = self.dt.detach() if isinstance(self.dt, Tensor) else self.dt
+        return _Span(self.times.detach(), dt, self.sizes)
 
 
 class _StepSolved(NamedTuple):
@@ -182,7 +200,8 @@ class ImplicitRungeKutta(Method):
         self._blocks = [self._block(i, j) for i, j in _extents(a)]
         # Known from the step before it, or evaluated; for dense output by cubics when that is asked for, if not known.
         self._needs_slope = self._blocks[0].own is None or (tableau.fsal and tableau.dense is None)
-        self._next_slopes = self._extrapolation(np.ones(1))
+        self._hands_on_slope = tableau.fsal and self._needs_slope
+        self._next_slopes = self._extrapolation(1.0)
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, device)
 
     def _block(self, first: int, stop: int) -> _Block:
@@ -199,16 +218,16 @@ class ImplicitRungeKutta(Method):
     def carry_to_keep(self, carry: ImplicitCarry | None) -> ImplicitCarry | None:
         if carry is None:
             return None
-        slope = carry.slope if self._needs_slope else None
+        slope = carry.slope if self._hands_on_slope else None
         return ImplicitCarry(slope, replace(carry.last, solver=carry.last.solver.origin))
 
     def step(
         self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: ImplicitCarry | None
     ) -> Step:
+        if carry is not None and not isinstance(carry.last.dt, float):  # an initial one, that of rows
+            carry = carry._replace(last=_LastStep.none(carry.last.slopes[-1], len(self.tableau.c), single=True))
         start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (t0, t1))
-        if carry is not None and np.ndim(carry.last.dt):  # an initial one, that of rows
-            carry = carry._replace(last=_LastStep.none(carry.last.slopes[:, 0], len(self.tableau.c), single=True))
-        step = self.step_rows(func, start, end, y0, carry, self._given)
+        step = self._step(func, (start, end), t1 - t0, y0, carry)
         step.t0, step.t1 = t0, t1
         return step
 
@@ -217,24 +236,34 @@ class ImplicitRungeKutta(Method):
     ) -> Step:
         if norm is not self._given:
             self._given, self._norm = norm, _without_overflow(norm, self._a.dtype)
+        return self._step(func, (t0, t1), t1 - t0, y0, carry)
+
+    def _step(
+        self, func: FlatFunc, ends: tuple[Tensor, Tensor], dt: float | Tensor, y0: Tensor, carry: ImplicitCarry | None
+    ) -> Step:
+        """A step of every row, or of a single one, whose size `dt` is a float or 0-d."""
         real_func, real_y0 = (on_real_pairs(func), to_real(y0)) if self._complex else (func, y0)
-        slope, last = carry or (None, _LastStep.none(real_y0.detach(), len(self.tableau.c), t0.ndim == 0))
+        slope, last = carry or (None, _LastStep.none(real_y0.detach(), len(self.tableau.c), is_single(dt)))
         if slope is None and self._needs_slope:
-            slope = self._slope(real_func, t0, real_y0)
+            slope = self._slope(real_func, ends[0], real_y0)
+        if isinstance(dt, Tensor):
+            sizes = read_rows(dt.squeeze(1)) if dt.ndim else read(dt)
+            span = _Span(self._stage_times(*ends), dt.to(real_y0.dtype), sizes)
+        else:
+            span = _Span(self._stage_times(*ends), dt, dt)
         with np.errstate(all="ignore"):
-            solved = self._solve(real_func, t0.detach(), t1.detach(), y0.detach(), slope, last)
+            solved = self._solve(real_func, span.detached(), y0.detach(), slope, last)
         slopes = solved.slopes
-        if solved.tracked or self._tracked((t0, t1, y0, slope, slopes)):
-            slopes = self._recorded(real_func, t0, t1, real_y0, slope, slopes.detach())
-        dt = (t1 - t0).to(slopes.dtype)
-        (y1,) = combined(real_y0, self._b, slopes, dt)
+        if solved.tracked or self._tracked((span.times, y0, slope, slopes)):
+            slopes = self._recorded(real_func, span, real_y0, slope, slopes.detach())
+        (y1,) = combined(real_y0, self._b, slopes, span.dt)
         if solved.failure:
             failed = torch.tensor(list(solved.failure), device=y1.device)
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
-        after = ImplicitCarry(slopes[-1] if self.tableau.fsal and self._needs_slope else None, solved.last)
+        after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, solved.last)
         y1 = to_complex(y1) if self._complex else y1
-        stages = (slope, slopes)
-        return Step(t0, t1, y0, y1, None, after, ImplicitCarry(slope, last), stages, failure=solved.failure or None)
+        before = ImplicitCarry(slope, last)
+        return Step(*ends, y0, y1, None, after, before, (slope, slopes), failure=solved.failure or None)
 
     def _tracked(self, sources: Sequence[Tensor | None]) -> bool:
         """Whether a gradient flows through one of these."""
@@ -245,52 +274,50 @@ class ImplicitRungeKutta(Method):
             or any_dual(tensors)
         )
 
-    def _solve(
-        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, slope: Tensor | None, last: _LastStep
-    ) -> _StepSolved:
+    def _solve(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, last: _LastStep) -> _StepSolved:
         """The slopes of all stages, without history."""
-        dt = on_host(t1 - t0)
         lost, failure, tracked = last.lost, {}, False
-        if np.count_nonzero(lost) == lost.size:
-            return _StepSolved(last.slopes.transpose(0, 1), last, tracked, failure)
-        newton_of, times = partial(self._newton, y0, dt), self._stage_times(t0, t1)
-        y0 = to_real(y0)
-        length, rate, solver = (t1 - t0).to(y0.dtype), last.rate, last.solver
-        known, waiting = y0.new_zeros(0, *y0.shape), ~lost
+        if all_of(lost):
+            return _StepSolved(last.slopes, last, tracked, failure)
+        newton, rate, solver, waiting = self._newton(y0, span.sizes), last.rate, last.solver, without(True, lost)
+        y0, times, known = to_real(y0), span.times.unbind(), None
         for block in self._blocks:
-            base = self._base(block, y0, known, length)
+            base = self._base(block, y0, known, span.dt)
             if block.own is None:
-                slopes = self._explicit(func, times[block.first], base, slope if block.first == 0 else None)
+                slopes = self._explicit(func, times[block.first], base, slope if known is None else None)
                 tracked, slopes = tracked or slopes.requires_grad, slopes.detach()
             else:
-                equations = StageEquations(func, times[block.first : block.stop], y0, base, block.own.a, length)
-                old = self._old_solver(block.own, equations, solver, dt)
-                found = solve(newton_of(block.own), equations, self._guess(known, last, dt), waiting, old, rate)
+                here = times[block.first : block.stop]
+                equations = StageEquations(func, here, y0, base, block.own.a, span.dt, span.sizes)
+                old = self._old_solver(block.own, equations, solver)
+                found = solve(newton, block.own, equations, self._guess(known, last, span.sizes), waiting, old, rate)
                 slopes, solver, rate, tracked = found.slopes, found.solver, found.rate, tracked or found.tracked
-                for row in np.flatnonzero(found.failed).tolist():
-                    size, count = (np.ravel(x)[row].item() for x in (found.size, found.iterations))
-                    failure[row] = why_not(size, count, self.max_iters)
-                lost, waiting = lost | found.lost, waiting & ~found.lost & ~found.failed
-            known = torch.cat((known, slopes)) if block.first else slopes
-            if not np.count_nonzero(waiting):
+                if any_of(found.failed):
+                    failure.update(self._failures(found))
+                lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
+            known = slopes if known is None else torch.cat((known, slopes))
+            if not any_of(waiting):
                 known = y0.new_full((len(self._c), *y0.shape), math.nan)
                 break
-        done = _LastStep(dt, rate, lost, known.detach().transpose(0, 1), solver)
-        return _StepSolved(known, done, tracked, failure)
+        assert known is not None
+        return _StepSolved(known, _LastStep(span.sizes, rate, lost, known.detach(), solver), tracked, failure)
+
+    def _failures(self, found: Solved) -> dict[int, str]:
+        """Why rows have no solution, by their places."""
+        failed, sizes, counts = (np.atleast_1d(x) for x in (found.failed, found.size, found.iterations))
+        return {i: why_not(float(sizes[i]), int(counts[i]), self.max_iters) for i in np.flatnonzero(failed).tolist()}
 
     def _old_solver(
-        self, systems: Systems, equations: StageEquations, solver: StageSolver | Origin, dt: np.ndarray
+        self, systems: Systems, equations: StageEquations, solver: StageSolver | Origin
     ) -> StageSolver | None:
         """A linear solver with the Jacobians of the last step, or of the last stage; None if no row has any."""
         if isinstance(solver, Origin):
-            if np.isnan(solver.dt).all():
+            if not any_of(solver.known):
                 return None
             solver = systems.again(equations, solver)
-        return solver.at_size(dt)
+        return solver.at_size(equations.sizes)
 
-    def _recorded(
-        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, slope: Tensor | None, solved: Tensor
-    ) -> Tensor:
+    def _recorded(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, solved: Tensor) -> Tensor:
         """The `solved` slopes as functions of all that they depend on: their values stay what they are.
 
         That is, constants, and recorded Newton corrections with their values taken away. Their matrix M is constant
@@ -298,79 +325,85 @@ class ImplicitRungeKutta(Method):
         is the error of the slopes k when what they depend on moves by d, and e = O(d^n), then the next error is
         e - M^-1 (F(k) - F(k - e)) = M^-1 (M - F' + O(e)) e, and F' = M + O(d), so it is O(d^(n + 1)).
         """
-        dt, times = (t1 - t0).to(y0.dtype), self._stage_times(t0, t1)
-        known = y0.new_zeros(0, *y0.shape)
+        times, known = span.times.unbind(), None
         for block in self._blocks:
-            base = self._base(block, y0, known, dt)
+            base = self._base(block, y0, known, span.dt)
             if block.precise is None:
-                slopes = self._explicit(func, times[block.first], base, slope if block.first == 0 else None)
+                slopes = self._explicit(func, times[block.first], base, slope if known is None else None)
             else:
-                equations = StageEquations(func, times[block.first : block.stop], y0, base, block.precise.a, dt)
+                here = times[block.first : block.stop]
+                equations = StageEquations(func, here, y0, base, block.precise.a, span.dt, span.sizes)
                 slopes = solved[block.first : block.stop]
                 solver = block.precise.at(equations, slopes, True)
                 for _ in range(_CORRECTIONS + derivative_depth()):
                     change = solver.solve(equations.residual(slopes))
                     slopes = slopes + (change - change.detach())
-            known = torch.cat((known, slopes)) if block.first else slopes
+            known = slopes if known is None else torch.cat((known, slopes))
+        assert known is not None
         return differentiable_twice(_THIRD, known)
 
-    def _base(self, block: _Block, y0: Tensor, known: Tensor, dt: Tensor) -> Tensor:
+    def _base(self, block: _Block, y0: Tensor, known: Tensor | None, dt: float | Tensor) -> Tensor:
         """What the states of the stages of a block have in common."""
         # All rows of the block are alike where there is something before it: it is a single stage.
-        return combined(y0, block.before, known, dt)[0] if block.first else y0
+        return y0 if known is None else combined(y0, block.before, known, dt)[0]
 
     def _explicit(self, func: FlatFunc, t: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
         """The slope of an explicit stage, [1, rows, size], which is `slope` if that is known."""
         return (func(t, y).clone() if slope is None else slope).unsqueeze(0)  # func may use its memory again
 
-    def _newton(self, y0: Tensor, dt: np.ndarray, systems: Systems) -> Newton:
-        """What Newton's iteration needs in a step."""
-        length = np.abs(dt)
+    def _newton(self, y0: Tensor, dt: Numbers) -> Newton:
+        """What Newton's iteration needs in steps of these sizes."""
+        length, tolerated = abs(dt), self._norm.tolerated(y0)
+        measure = self._norm.size if isinstance(dt, float) else self._norm.sizes
 
-        def size(stages: Tensor) -> Any:
+        def size(stages: Tensor) -> Numbers:
             if self._complex:
                 stages = torch.view_as_complex(stages.unflatten(2, (-1, 2)))
             # The largest of the stages, element by element.
-            largest = stages[0] if len(stages) == 1 else stages.abs().amax(0)
-            return self._norm.rows(largest, y0, y0) if np.ndim(dt) else np.float64(self._norm(largest, y0, y0))
+            largest = stages[0] if stages.shape[0] == 1 else torch.linalg.vector_norm(stages, torch.inf, 0)
+            return measure(largest.detach() / tolerated)
 
-        def is_rounding(change: Tensor, states: Sequence[Tensor], stalled: np.ndarray) -> np.ndarray:
+        def is_rounding(change: Tensor, states: Sequence[Tensor], stalled: Flags) -> Flags:
             rounding, stages = 16 * self._eps, torch.stack(tuple(states))
             # Element by element, as tolerances are; if that does not help, rounding spreads from the largest element.
             found = length * size(change) <= rounding * size(stages)
-            if np.count_nonzero(stalled & ~found):
-                largest = [read_rows(x.abs().amax((0, 2))).reshape(dt.shape) for x in (change, stages)]
-                found = found | stalled & (length * largest[0] <= rounding * largest[1])
+            if any_of(without(stalled, found)):
+                largest = [read_rows(x.abs().amax((0, 2))) for x in (change, stages)]
+                spread = length * largest[0] <= rounding * largest[1]
+                found = found | stalled & (bool(spread[0]) if isinstance(dt, float) else spread)
             return found
 
-        return Newton(systems, lambda change: length * size(change), is_rounding, self.max_iters)
+        return Newton(lambda change: length * size(change), is_rounding, self.max_iters)
 
-    def _guess(self, known: Tensor, last: _LastStep, dt: np.ndarray) -> Tensor:
+    def _guess(self, known: Tensor | None, last: _LastStep, dt: Numbers) -> Tensor:
         """The slopes that the iteration starts from: those of the last step, extrapolated, or of the last stage."""
         if len(self._blocks) > 1:
-            return known[-1:] if len(known) else last.slopes[:, -1].unsqueeze(0)
-        ratio = dt / last.dt
-        far = np.abs(ratio - 1.0) >= 0.01
-        weights = self._extrapolation(np.where(far, ratio, 1.0)) if np.count_nonzero(far) else self._next_slopes
-        if not np.ndim(dt):
-            return torch.mm(weights[0], last.slopes[0]).unsqueeze(1)
+            return (last.slopes if known is None else known)[-1:]
+        ratio = dt / pick(last.dt == 0.0, math.nan, last.dt)
+        far = abs(ratio - 1.0) >= 0.01
+        weights = self._extrapolation(pick(far, ratio, 1.0)) if any_of(far) else self._next_slopes
+        if isinstance(dt, float):
+            return torch.mm(weights[0], last.slopes.squeeze(1)).unsqueeze(1)
         # One after the other: what a matrix product does to a row may depend on how many there are.
-        first, *others = (weights.unsqueeze(3) * last.slopes.unsqueeze(1)).unbind(2)
-        return sum(others, first).transpose(0, 1)
+        first, *others = (weights.permute(2, 1, 0).unsqueeze(3) * last.slopes.unsqueeze(1)).unbind()
+        return sum(others, first)
 
-    def _extrapolation(self, ratio: np.ndarray) -> Tensor:
+    def _extrapolation(self, ratio: Numbers) -> Tensor:
         """What extrapolates the slopes of a step to those of the next, longer by `ratio`, [rows, stages, stages].
 
         By their polynomial.
         """
         nodes = np.array(self.tableau.c, dtype=np.float64)
-        powers = (1.0 + ratio.reshape(-1, 1) * nodes)[:, :, None] ** np.arange(len(nodes))
+        powers = (1.0 + np.reshape(ratio, (-1, 1)) * nodes)[:, :, None] ** np.arange(len(nodes))
         return torch.as_tensor(powers @ np.linalg.pinv(np.vander(nodes, increasing=True))).to(self._a)
 
-    def _stage_times(self, t0: Tensor, t1: Tensor) -> Sequence[Tensor]:
-        """The times of the stages, in the dtype that `func` receives. A node c = 1 gives `t1` exactly."""
+    def _stage_times(self, t0: Tensor, t1: Tensor) -> Tensor:
+        """The times of the stages, [stages] or [stages, rows, 1], in the dtype that `func` receives.
+
+        A node c = 1 gives `t1` exactly.
+        """
         c = self._c.view(-1, 1, 1) if t0.ndim else self._c
-        return torch.lerp(t0, t1, c).to(self._real_dtype).unbind()
+        return torch.lerp(t0, t1, c).to(self._real_dtype)
 
     def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
         start, end = (time_scalar(t, self._c.dtype, self._c.device) for t in (step.t0, step.t1))
