@@ -44,7 +44,7 @@ class StageEquations:
         if self._scaled is None:
             return combined(self.base, self.a, slopes, self.dt)
         if len(self.times) == 1:
-            return (torch.addcmul(self.base, slopes[0], self._scaled),)
+            return (torch.addcmul(self.base, slopes.squeeze(0), self._scaled),)
         return torch.addmm(self.base, self._scaled, slopes.squeeze(1)).split(1)
 
     def at_rest(self) -> Tensor:

@@ -360,8 +360,8 @@ class ImplicitRungeKutta(Method):
             if self._complex:
                 stages = torch.view_as_complex(stages.unflatten(2, (-1, 2)))
             # The largest of the stages, element by element.
-            largest = stages[0] if stages.shape[0] == 1 else torch.linalg.vector_norm(stages, torch.inf, 0)
-            return measure(largest.detach() / tolerated)
+            largest = stages.squeeze(0) if stages.shape[0] == 1 else torch.linalg.vector_norm(stages, torch.inf, 0)
+            return measure(largest / tolerated)
 
         def is_rounding(change: Tensor, states: Sequence[Tensor], stalled: Flags) -> Flags:
             rounding, stages = 16 * self._eps, torch.stack(tuple(states))
