@@ -140,28 +140,32 @@ class Stepper:
 
 
 class SingleStepper(Stepper):
-    """Takes steps of one row with any method."""
+    """Takes steps of one row with any method.
+
+    Attributes:
+        one_sided: the right-hand side as the last step has evaluated it.
+    """
 
     def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
         super().__init__(problem, method, norm, rows)
         self._flat: FlatFunc = OneRowFunction(self.func)
-        self._within = self._flat
+        self.one_sided = self._flat
 
     def step(
         self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None
     ) -> TakenSteps:
         start, end = float(t0[0]), float(t1[0])
-        self._within = self.problem.stops.function(self._flat, start, end, self._time)
+        self.one_sided = self.problem.stops.function(self._flat, start, end, self._time)
         if ends is None:
-            step = self.method.step(self._within, start, end, y, carry)
+            step = self.method.step(self.one_sided, start, end, y, carry)
         else:
-            step = self.method.step(self._within, ends[0].reshape(()), ends[1].reshape(()), y, carry)
+            step = self.method.step(self.one_sided, ends[0].reshape(()), ends[1].reshape(()), y, carry)
         if self.method.sizes_steps and step.failure is None:
             t1 = np.array([time_value(step.t1)])
         return TakenSteps(self, t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
-        return _SingleWithin(self.method.interpolant(self._within, taken.step))
+        return _SingleWithin(self.method.interpolant(self.one_sided, taken.step))
 
     def _time(self, t: float) -> Tensor:
         return time_scalar(t, self.problem.real_dtype, self.problem.y0.device)
