@@ -85,6 +85,22 @@ def test_series_with_the_same_times_are_rows_of_one_solve(model):
         np.testing.assert_allclose(found.values, np.concatenate([one.values for one in each]), atol=1e-7)
         np.testing.assert_allclose(found.jacobian, np.concatenate([one.jacobian for one in each]), atol=1e-6)
     assert of_all.solves == 6
+    thetas = np.stack([theta, theta - 0.2])
+    for found, at in zip(of_all.residuals_at(thetas), thetas, strict=True):
+        np.testing.assert_allclose(found.values, of_all.residuals(at, derivatives=False).values, atol=1e-7)
+
+
+def test_where_the_model_cannot_be_solved_the_residuals_elsewhere_are_as_good():
+    class Explosion(LotkaVolterra):
+        def forward(self, t, y):
+            return self.alpha * y**2
+
+    misfit = misfit_of(Explosion(), simulate(LotkaVolterra(), np.linspace(0, 2, 9)))
+    small, large = np.full(6, -3.0), np.full(6, 3.0)
+    found, none, again = misfit.residuals_at(np.stack([small, large, small]))
+    assert none is None
+    for each in (found, again):
+        np.testing.assert_array_equal(each.values, misfit.residuals(small, derivatives=False).values)
 
 
 def test_both_ways_to_differentiate_agree():

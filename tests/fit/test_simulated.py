@@ -87,7 +87,8 @@ def test_several_trajectories_share_parameters():
     for name, value in expected.items():
         assert abs(result[name].value - value) < 3.5 * result[name].standard_error
     assert result.predict([1.0, 2.0], trajectory=1).shape == (2, 2)
-    assert result.residuals(1).shape == (16, 2)
+    expected = (parts[1][["angle", "velocity"]] - result.predict(t[5:], 1)) / result.sigma
+    np.testing.assert_allclose(result.residuals(1), expected, atol=1e-4)
     lone = fit(Pendulum(), parts[0].drop(columns="run"), start=truth.values(), rtol=1e-6)
     assert result["length"].standard_error < lone["length"].standard_error
 
@@ -101,6 +102,8 @@ def test_missing_values_are_left_out():
     assert result.converged
     assert result.n_data == 13 + 16
     assert np.isnan(result.residuals()[::3, 0]).all()
+    expected = (np.log(data[["prey", "predator"]]) - np.log(result.predict(data["time"]))) / result.sigma
+    np.testing.assert_allclose(result.residuals(), expected, atol=1e-5)
     assert largest_error(result, truth) < 0.25
 
 

@@ -239,7 +239,9 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str]]:
         if factor == 1.0 or search.agrees(begin, misfit, scale):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
-    roughly = search.maximise_likelihood(begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6)
+    roughly = search.maximise_likelihood(
+        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.residuals
+    )
     search.misfit = misfit
     likelihood = search.maximise_likelihood(
         roughly.minimum.theta, exact.rtol * floor, "maximum likelihood", tolerance=1e-9
@@ -353,6 +355,7 @@ def _result(
         free_names=[quantity.name for quantity in quantities.free],
         sigma=likelihood.sigma,
         theta=minimum.theta,
+        unscaled_residuals=residuals.by_trajectory(data),
         misfit=misfit,
         uncertainty=uncertainty,
         call=call,

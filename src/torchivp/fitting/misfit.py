@@ -60,6 +60,10 @@ class Accuracy:
         return {"method": self.method, "rtol": self.rtol, "atol": atol, "max_steps": self.max_steps, **steps}
 
 
+_Solved = dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""The observed states [T, n_observed] by the number of the trajectory, and their derivatives [T, n_observed, n_free]."""
+
+
 def _largest_of_rows(error: Tensor) -> Tensor:
     """The norm of a scaled error [..., n_states]: rows share their steps, and each is as accurate as it is alone."""
     return error.square().mean(-1).amax().sqrt()
@@ -139,6 +143,17 @@ class Residuals:
         """The mean squared residual of each observable, [n_observables]; zero where it has no data."""
         squares = np.bincount(self.observable, self.values**2, n_observables)
         return squares / np.maximum(np.bincount(self.observable, minlength=n_observables), 1)
+
+    def by_trajectory(self, data: Dataset) -> list[NDArray[np.float64]]:
+        """The residuals of all data as tables, [T, n_observables] for each trajectory; NaN where data are missing."""
+        tables, first = [], 0
+        for trajectory in data.trajectories:
+            known = np.isfinite(trajectory.values)
+            table = np.full(known.shape, np.nan)
+            table[known] = self.values[first : first + known.sum()]
+            first += known.sum()
+            tables.append(table)
+        return tables
 
 
 class Misfit:
@@ -318,14 +333,33 @@ class Misfit:
         Returns:
             The residuals; None if a solve fails, or a residual or a derivative is not finite.
         """
-        solved: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        solved: _Solved = {}
         for group in self._groups:
-            t = self.data.trajectories[group[0]].t
+            t = self._times(group, horizon)
             try:
-                states, slopes = self._observables(theta, group, t[: _count(horizon, t)].tolist(), derivatives)
+                if derivatives:
+                    states, slopes = self._sensitivities(theta, group, t, self.observed)
+                else:
+                    states, slopes = self._observables(theta[None], group, t)[0]
             except SolveError:
                 return None
             solved |= {i: (states[:, k], slopes[:, k]) for k, i in enumerate(group)}
+        return self._compare(theta, solved, horizon)
+
+    def residuals_at(self, thetas: NDArray[np.float64]) -> list[Residuals | None]:
+        """The residuals without Jacobian at each of the `thetas` [n, n_free]: those of `residuals`, by one solve."""
+        solved: list[_Solved] = [{} for _ in thetas]
+        try:
+            for group in self._groups:
+                at_each = self._observables(thetas, group, self._times(group))
+                for of_one, (states, slopes) in zip(solved, at_each, strict=True):
+                    of_one |= {i: (states[:, k], slopes[:, k]) for k, i in enumerate(group)}
+        except SolveError:  # of one of them perhaps, which must not spoil the others
+            return [self.residuals(theta, derivatives=False) for theta in thetas]
+        return [self._compare(theta, of_one) for theta, of_one in zip(thetas, solved, strict=True)]
+
+    def _compare(self, theta: NDArray[np.float64], solved: _Solved, horizon: float = 1.0) -> Residuals | None:
+        """The residuals from what has been solved at `theta`."""
         values, rows, observable, log_data = [], [], [], 0.0
         for i, trajectory in enumerate(self.data.trajectories):
             data, (model, slopes) = trajectory.values[: _count(horizon, trajectory.t)], solved[i]
@@ -347,18 +381,22 @@ class Misfit:
         return None
 
     def _observables(
-        self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], derivatives: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The observed states of trajectories that are solved together, and their derivatives.
+        self, thetas: NDArray[np.float64], group: Sequence[int], t: Sequence[float]
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """The observed states of trajectories that are solved together, [T, n, n_observed], at each of the `thetas`.
 
-        Of shapes [T, n, n_observed] and [T, n, n_observed, n_free], or without derivatives [T, n, n_observed, 0].
+        With derivatives [T, n, n_observed, 0], which are those with respect to nothing.
         """
-        if derivatives:
-            return self._sensitivities(theta, group, t, self.observed)
+        at = torch.tensor(thetas[0] if len(thetas) == 1 else thetas.repeat(len(group), 0))
         with torch.no_grad():
-            states, _ = self._solution(torch.tensor(theta), group, self._pieces(group[0], t, outputs=True))
-        states = states.reshape(len(t), len(group), -1)[..., self.observed].numpy()
-        return states, np.zeros((*states.shape, 0))
+            states, _ = self._solution(at, group, self._pieces(group[0], t, outputs=True))
+        states = states.reshape(len(t), len(thetas), len(group), -1)[..., self.observed].numpy()
+        return [(states[:, k], np.zeros((*states[:, k].shape, 0))) for k in range(len(thetas))]
+
+    def _times(self, group: Sequence[int], horizon: float = 1.0) -> list[float]:
+        """The times of the first part of the trajectories of a group."""
+        t = self.data.trajectories[group[0]].t
+        return t[: _count(horizon, t)].tolist()
 
     def _pieces(self, trajectory: int, t: Sequence[float], outputs: bool = False) -> list[Piece]:
         """The pieces from the first data time to the last of `t`."""

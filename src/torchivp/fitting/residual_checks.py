@@ -16,6 +16,8 @@ FEWEST = 8
 LEVEL = 0.01
 """The chance that a test of size and shape objects to residuals that are noise."""
 
+_MOST_OF_SHAPIRO = 5000  # with more values than this its p-value is not known
+
 
 class Verdict(NamedTuple):
     """What to think of a fit.
@@ -35,8 +37,8 @@ def judge(result: FitResult) -> Verdict:
     """Did the fit converge, and do its residuals look like noise?
 
     For each observable with enough data: is a residual like the one before (lag-1 autocorrelation above 1.96/√n), is
-    the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test)? Residuals
-    that alternate are no finding: to follow the data makes them so.
+    the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test, or for many
+    values the one of D'Agostino and Pearson)? Residuals that alternate are no finding: to follow the data makes them so.
     """
     if not result.converged:
         return Verdict("The fit did not converge, so its estimates are not to be relied on.", False, [])
@@ -96,6 +98,7 @@ def _shape(name: str, residuals: np.ndarray) -> list[str]:
     """Is the distribution normal?"""
     from scipy import stats  # which takes a third of a second
 
-    if np.ptp(residuals) == 0 or stats.shapiro(residuals).pvalue >= LEVEL:
+    test = stats.shapiro if len(residuals) <= _MOST_OF_SHAPIRO else stats.normaltest
+    if np.ptp(residuals) == 0 or test(residuals).pvalue >= LEVEL:
         return []
     return [f"the residuals of {name} are not normally distributed (largest: {np.abs(residuals).max():.1f} sigma)"]

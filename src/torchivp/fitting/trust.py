@@ -97,15 +97,15 @@ def check_derivatives(misfit: Misfit, likelihood: Likelihood) -> list[str]:
     residuals = likelihood.minimum.residuals
     assert residuals is not None, "a finite likelihood has residuals"
     sigma = likelihood.sigma[residuals.observable]
+    steps = _DIFFERENCE * np.diag(misfit.quantities.magnitudes)
+    ends = misfit.residuals_at(residuals.theta + np.concatenate([steps, -steps]))
     wrong = []
     for j, quantity in enumerate(misfit.quantities.free):
-        step = np.zeros(len(residuals.theta))
-        step[j] = _DIFFERENCE * quantity.magnitude
-        ends = [misfit.residuals(residuals.theta + sign * step, derivatives=False) for sign in (1, -1)]
-        if any(end is None for end in ends):
+        both = ends[j], ends[j + len(steps)]
+        if any(end is None for end in both):
             continue
-        up, down = ((end.values - residuals.values) / sigma for end in ends if end is not None)
-        slope = residuals.jacobian[:, j] * step[j] / sigma
+        up, down = ((end.values - residuals.values) / sigma for end in both if end is not None)
+        slope = residuals.jacobian[:, j] * steps[j, j] / sigma
         size = np.linalg.norm(up)
         smooth = np.linalg.norm(up + down) < 0.2 * size
         if size > _SEEN and smooth and np.linalg.norm(up - slope) > 0.5 * size:
