@@ -71,18 +71,30 @@ def _check_observable(name: str, series: list[np.ndarray]) -> list[str]:
 
 def _pattern_in_time(name: str, series: list[np.ndarray]) -> list[str]:
     """Is a residual like its predecessor in the same trajectory?"""
+    found, pairs = autocorrelation(series)
+    if pairs < FEWEST or found <= 1.96 / np.sqrt(pairs):
+        return []
+    return [
+        f"the residuals of {name} resemble the ones before them (lag-1 autocorrelation {found:.2f}), so that "
+        "the standard errors are too small"
+    ]
+
+
+def autocorrelation(series: list[np.ndarray]) -> tuple[float, int]:
+    """How much a residual is like its predecessor in the same trajectory, and how many have one.
+
+    Args:
+        series: the residuals of an observable, an array for each trajectory, NaN where data are missing.
+
+    Returns:
+        The lag-1 autocorrelation, for residuals whose mean is zero, and the number of pairs.
+    """
     products = np.concatenate([values[1:] * values[:-1] for values in series])
     products = products[np.isfinite(products)]
     squares = np.concatenate([values[np.isfinite(values)] ** 2 for values in series])
-    if len(products) < FEWEST:
-        return []
-    autocorrelation = products.mean() / squares.mean()
-    if autocorrelation <= 1.96 / np.sqrt(len(products)):
-        return []
-    return [
-        f"the residuals of {name} resemble the ones before them (lag-1 autocorrelation {autocorrelation:.2f}), so that "
-        "the standard errors are too small"
-    ]
+    if not products.size or not squares.any():
+        return 0.0, len(products)
+    return float(products.mean() / squares.mean()), len(products)
 
 
 def _size(name: str, residuals: np.ndarray) -> list[str]:
