@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,11 +20,18 @@ from torchivp.api.ivp import solve_ivp
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.inputs import Inputs, Piece
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.right_hand_side import REFUSALS, Way, call_rows, check_gradient, shape_parameter, way_forwards
+from torchivp.fitting.right_hand_side import (
+    REFUSALS,
+    DualArithmetic,
+    Way,
+    call_rows,
+    check_gradient,
+    shape_parameter,
+    way_forwards,
+)
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
-from torchivp.stepsize.constant import GridSteps
-from torchivp.torch_func import pull_back
+from torchivp.torch_func import in_forward_mode, pull_back
 
 Noise = Literal["normal", "lognormal"]
 SigmaMode = Literal["separate", "shared"]
@@ -52,16 +60,20 @@ class Accuracy:
         atol = np.array(self.atol) * (factor * further)
         return replace(self, rtol=self.rtol * factor, atol=tuple(atol) if atol.ndim else float(atol))
 
-    def options(self, grid: list[float] | None = None) -> dict[str, Any]:
-        """The options of `solve_ivp`; the steps end on the `grid` if one is given."""
-        chosen = {"max_step": self.max_step, "norm": _largest_of_rows}
-        steps = chosen if grid is None else {"controller": GridSteps(lambda _: grid)}
-        atol = torch.tensor(self.atol, dtype=torch.float64) if isinstance(self.atol, tuple) else self.atol
-        return {"method": self.method, "rtol": self.rtol, "atol": atol, "max_steps": self.max_steps, **steps}
+    def options(self) -> dict[str, Any]:
+        """The options of `solve_ivp`."""
+        return {
+            "method": self.method,
+            "rtol": self.rtol,
+            "atol": torch.tensor(self.atol, dtype=torch.float64) if isinstance(self.atol, tuple) else self.atol,
+            "max_steps": self.max_steps,
+            "max_step": self.max_step,
+            "norm": _largest_of_rows,
+        }
 
 
 _Solved = dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""The observed states [T, n_observed] by the number of the trajectory, and their derivatives [T, n_observed, n_free]."""
+"""By the number of the trajectory the observed states, [T, n_observed], and their derivatives, [T, n_observed, n_free]."""
 
 
 def _largest_of_rows(error: Tensor) -> Tensor:
@@ -82,8 +94,7 @@ class _Walk(nn.Module):
         pieces: Sequence[Piece],
         accuracy: Accuracy,
         way: Way | None = None,
-        grids: Sequence[list[float]] | None = None,
-    ) -> tuple[Tensor, list[list[float]]]:
+    ) -> tuple[Tensor, int]:
         """Solve one piece after the other.
 
         Args:
@@ -91,30 +102,28 @@ class _Walk(nn.Module):
             pieces: between inputs.
             accuracy: how to solve.
             way: how to call the model with rows; None if there are none.
-            grids: where the steps of each piece end; None to choose them.
 
         Returns:
             The states at the outputs of the pieces, [T, ...], or without outputs at the beginnings of all steps; and
-            where the steps of each piece end, which only a walk without outputs tells.
+            the number of steps.
         """
         parameters = dict(self.model.named_parameters())
+        arithmetic = DualArithmetic() if in_forward_mode() else nullcontext()
 
         def derivative(t: Tensor, y: Tensor) -> Tensor:
-            return call_rows(self.model, parameters, t, y, way) if way in ("mapped", "singly") else self.model(t, y)
+            with arithmetic:
+                return call_rows(self.model, parameters, t, y, way) if way in ("mapped", "singly") else self.model(t, y)
 
-        y, states, steps = y0, [], []
-        for number, piece in enumerate(pieces):
+        y, states, steps = y0, [], 0
+        for piece in pieces:
             y = piece.begin(y)
             if piece.start < piece.end:
                 wanted = None if piece.outputs is None else sorted({*piece.outputs, piece.end})
-                options = accuracy.options(None if grids is None else grids[number])
                 func = derivative if len(pieces) == 1 else piece.within(derivative)
-                solution = solve_ivp(func, (piece.start, piece.end), y, t_eval=wanted, **options)
+                solution = solve_ivp(func, (piece.start, piece.end), y, t_eval=wanted, **accuracy.options())
                 y = piece.finish(solution.y[-1])
                 states.append(solution.y[:-1])
-                steps.append(solution.t[1:].tolist())
-            else:
-                steps.append([])
+                steps += solution.stats.accepted
             if piece.outputs and piece.outputs[-1] == piece.end:
                 states.append(y[None])
         return torch.cat(states), steps
@@ -248,7 +257,7 @@ class Misfit:
         for group in self._groups:
             pieces = self._pieces(group[0], self.data.trajectories[group[0]].t.tolist())
             with torch.no_grad():
-                counts.append(sum(map(len, self._solution(torch.tensor(theta), group, pieces)[1])))
+                counts.append(self._solution(torch.tensor(theta), group, pieces)[1])
         return max(counts)
 
     def sensitivities(
@@ -276,15 +285,13 @@ class Misfit:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Those of trajectories that are solved together, [T, n, n_columns] and [T, n, n_columns, n_free].
 
-        One solve finds the steps and a second one takes them again, differentiated forwards along all entries of theta
-        at once, which costs the same however many outputs there are. Where autograd cannot follow the model forwards,
-        each output is differentiated backwards.
+        One solve is differentiated forwards along all entries of theta at once, which costs the same however many
+        outputs there are; the sizes of its steps are those without derivatives. Where autograd cannot follow the model
+        forwards, each output is differentiated backwards.
         """
         if self._shared.forwards:
-            with torch.no_grad():
-                _, steps = self._solution(torch.tensor(theta), group, self._pieces(group[0], t))
             try:
-                return self._forwards(theta, group, t, columns, steps)
+                return self._forwards(theta, group, t, columns)
             except SolveError:
                 raise
             except REFUSALS:
@@ -294,12 +301,7 @@ class Misfit:
         return np.stack([states for states, _ in each], 1), np.stack([slopes for _, slopes in each], 1)
 
     def _forwards(
-        self,
-        theta: NDArray[np.float64],
-        group: Sequence[int],
-        t: Sequence[float],
-        columns: Sequence[int],
-        steps: list[list[float]],
+        self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], columns: Sequence[int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Derivatives by dual numbers, a row for each entry of theta and trajectory."""
         self._find_way()
@@ -307,8 +309,8 @@ class Misfit:
         directions = torch.eye(len(at), dtype=at.dtype).repeat_interleave(n, 0)
         with torch.no_grad(), forward_ad.dual_level():
             dual = forward_ad.make_dual(at.repeat(len(directions), 1), directions)
-            again, _ = self._solution(dual, group, self._pieces(group[0], t, outputs=True), steps)
-            states, tangents = forward_ad.unpack_dual(again[:, :, list(columns)])
+            solved, _ = self._solution(dual, group, self._pieces(group[0], t, outputs=True))
+            states, tangents = forward_ad.unpack_dual(solved[:, :, list(columns)])
             tangents = torch.zeros_like(states) if tangents is None else tangents
             return states[:, :n].numpy(), tangents.unflatten(1, (-1, n)).movedim(1, 3).numpy()
 
@@ -409,13 +411,7 @@ class Misfit:
             self._shared.way = way_forwards(self.model, float(self.data.trajectories[0].t[0]))
         return self._shared.way
 
-    def _solution(
-        self,
-        theta: Tensor,
-        group: Sequence[int],
-        pieces: Sequence[Piece],
-        grids: Sequence[list[float]] | None = None,
-    ) -> tuple[Tensor, list[list[float]]]:
+    def _solution(self, theta: Tensor, group: Sequence[int], pieces: Sequence[Piece]) -> tuple[Tensor, int]:
         """What `_Walk` returns for a group of trajectories: a single one has no rows, unless `theta` has.
 
         Args:
@@ -423,7 +419,6 @@ class Misfit:
                 trajectories of the group.
             group: the numbers of the trajectories.
             pieces: those of each of them.
-            grids: where the steps of each piece end; None to choose them.
         """
         self._shared.solves += 1
         if len(group) > 1 and theta.ndim == 1:
@@ -438,7 +433,7 @@ class Misfit:
             starts = [self.quantities.initial_state(values[k :: len(group)], i) for k, i in enumerate(group)]
             y0 = torch.stack(starts, dim=1).flatten(0, 1)
         try:
-            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way, grids))
+            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way))
         except SolveError as error:
             self._shared.failure = error.status.message
             raise
@@ -447,7 +442,7 @@ class Misfit:
                 raise
             # A part of the model that the trial did not come to cannot be called with rows.
             self._shared.way = "singly"
-            return self._solution(theta, group, pieces, grids)
+            return self._solution(theta, group, pieces)
 
 
 def _count(horizon: float, t: NDArray[np.float64]) -> int:

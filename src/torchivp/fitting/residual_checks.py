@@ -38,7 +38,8 @@ def judge(result: FitResult) -> Verdict:
 
     For each observable with enough data: is a residual like the one before (lag-1 autocorrelation above 1.96/√n), is
     the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test, or for many
-    values the one of D'Agostino and Pearson)? Residuals that alternate are no finding: to follow the data makes them so.
+    values the one of D'Agostino and Pearson)? Residuals that alternate are no finding: to follow the data makes them
+    so.
     """
     if not result.converged:
         return Verdict("The fit did not converge, so its estimates are not to be relied on.", False, [])

@@ -55,10 +55,11 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
     Candidates are refined on all data at once, and on a horizon that grows from the beginning of the data to their
     end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The
     search is settled when an optimum leaves little and what it leaves looks like noise, when two ways lead to the same
-    best optimum that explains half or leaves noise, or when the model fits exactly. Where states are hidden, other values of theirs may explain the data as well, so that the other candidates
-    are still refined on all data at once. Where all of this explains little, as it may if the beginning of the data
-    says nothing, the last candidates are random starts that explain all data best. Of optima that are equally good, the
-    one nearest to the model's defaults is the best.
+    best optimum that explains half or leaves noise, or when the model fits exactly. Where states are hidden, other
+    values of theirs may explain the data as well, so that the other candidates are still refined on all data at once.
+    Where all of this explains little, as it may if the beginning of the data says nothing, the last candidates are
+    random starts that explain all data best. Of optima that are equally good, the one nearest to the model's defaults
+    is the best.
 
     Args:
         search: what is minimised.
