@@ -173,9 +173,7 @@ def test_verdict_on_an_outlier():
 def test_verdict_on_more_data_than_shapiro_and_wilk_allow(shape, recwarn):
     class Many(NoisyFit):
         def residuals(self, trajectory=0):
-            return getattr(np.random.default_rng(0), shape)(
-                scale=1.0 if shape == "normal" else 0.5**0.5, size=(6000, 2)
-            )
+            return getattr(np.random.default_rng(0), shape)(size=(6000, 2)) / (1.0 if shape == "normal" else 2**0.5)
 
     verdict = judge(Many())
     assert [finding.partition(" (")[0] for finding in verdict.findings] == (

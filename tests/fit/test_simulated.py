@@ -1,8 +1,11 @@
 """Fits of data simulated from known parameters."""
 
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from simulated import simulate
 from torchivp.fitting import fit
@@ -126,6 +129,36 @@ def test_start_values_are_used():
     assert result.converged
     assert largest_error(result, LotkaVolterra()) < 0.1
     assert {stage.split(",")[0] for stage in stages} == {"start 1", "maximum likelihood"}
+
+
+@pytest.mark.parametrize("frequency, growing", [(1.1, False), (3.0, True)])
+def test_a_second_way_is_tried_where_the_first_leaves_more_than_noise(frequency, growing):
+    """A cosine of the wrong frequency is a local optimum, from which only the beginning of the data leads away."""
+
+    class Swing(Model):
+        states: ClassVar = {"angle": "", "velocity": ""}
+        default_state = (1.0, 0.0)
+
+        def __init__(self, frequency=1.0):
+            super().__init__(frequency=frequency)
+
+        def forward(self, t, y):
+            angle, velocity = y.unbind(-1)
+            return torch.stack([velocity, -(self.frequency**2) * angle], -1)
+
+    data = simulate(Swing(1.0), np.linspace(0, 20, 61), noise=0.05)
+    stages, fixed = [], {"angle": 1.0, "velocity": 0.0}
+    result = fit(
+        Swing(),
+        data,
+        fixed=fixed,
+        start={"frequency": frequency},
+        rtol=1e-6,
+        progress=lambda stage, *_: stages.append(stage),
+    )
+    assert result.converged
+    assert abs(result["frequency"].value - 1.0) < 4 * result["frequency"].standard_error
+    assert any("first" in stage for stage in stages) == growing
 
 
 def test_what_the_data_do_not_determine_is_named():

@@ -73,7 +73,7 @@ class Accuracy:
 
 
 _Solved = dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""By the number of the trajectory the observed states, [T, n_observed], and their derivatives, [T, n_observed, n_free]."""
+"""By number of trajectory, the observed states [T, n_observed] and their derivatives [T, n_observed, n_free]."""
 
 
 def _largest_of_rows(error: Tensor) -> Tensor:
