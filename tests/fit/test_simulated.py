@@ -131,9 +131,7 @@ def test_start_values_are_used():
     assert {stage.split(",")[0] for stage in stages} == {"start 1", "maximum likelihood"}
 
 
-@pytest.mark.parametrize("frequency, growing", [(1.1, False), (3.0, True)])
-def test_a_second_way_is_tried_where_the_first_leaves_more_than_noise(frequency, growing):
-    """A cosine of the wrong frequency is a local optimum, from which only the beginning of the data leads away."""
+def test_no_second_way_is_tried_where_the_first_leaves_nothing_but_noise():
 
     class Swing(Model):
         states: ClassVar = {"angle": "", "velocity": ""}
@@ -152,13 +150,13 @@ def test_a_second_way_is_tried_where_the_first_leaves_more_than_noise(frequency,
         Swing(),
         data,
         fixed=fixed,
-        start={"frequency": frequency},
+        start={"frequency": 1.1},
         rtol=1e-6,
         progress=lambda stage, *_: stages.append(stage),
     )
     assert result.converged
     assert abs(result["frequency"].value - 1.0) < 4 * result["frequency"].standard_error
-    assert any("first" in stage for stage in stages) == growing
+    assert not any("first" in stage for stage in stages)
 
 
 def test_what_the_data_do_not_determine_is_named():
