@@ -7,6 +7,7 @@ import pandas
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode
 
 from simulated import simulate
 from torchivp.fitting import read_data
@@ -136,6 +137,22 @@ def test_arithmetic_with_numbers_is_that_of_torch(rows):
             assert one.dtype == other.dtype
             for a, b in zip(forward_ad.unpack_dual(one), forward_ad.unpack_dual(other), strict=True):
                 assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_every_call_with_dual_numbers_has_the_fast_arithmetic():
+    """The first without it makes PyTorch import its compiler, for seconds."""
+    seen = []
+
+    class Watched(LotkaVolterra):
+        def forward(self, t, y):
+            if forward_ad.unpack_dual(y).tangent is not None:
+                seen.append(isinstance(_get_current_function_mode(), DualArithmetic))
+            return super().forward(t, y)
+
+    misfit = misfit_of(Watched(), simulate(LotkaVolterra(), np.linspace(0, 1, 3)))
+    misfit.residuals(misfit.quantities.theta())
+    assert len(seen) > 10
+    assert all(seen)
 
 
 def test_both_ways_to_differentiate_agree():

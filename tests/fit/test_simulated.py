@@ -159,6 +159,29 @@ def test_no_second_way_is_tried_where_the_first_leaves_nothing_but_noise():
     assert not any("first" in stage for stage in stages)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_model_in_another_precision_is_fitted_in_double_precision(dtype):
+    class Chain(Model):
+        states: ClassVar = {"a": "", "b": ""}
+        default_state = (1.0, 0.0)
+
+        def __init__(self):
+            super().__init__(rate=1.0)
+            self.register_buffer("flows", torch.tensor([[-1.0, 1.0], [0.0, -0.5]]))
+
+        def forward(self, t, y):
+            return self.rate * (y @ self.flows)
+
+    data = simulate(Chain().double(), np.linspace(0, 3, 10), noise=0.01)
+    options = {"start": {"rate": 0.8}, "fixed": {"a": 1.0, "b": 0.0}, "rtol": 1e-6}
+    model = Chain().to(dtype)
+    result, expected = fit(model, data, **options), fit(Chain().double(), data, **options)
+    assert result["rate"].value == expected["rate"].value
+    assert result["rate"].standard_error == expected["rate"].standard_error
+    assert result.model.values()["rate"] == pytest.approx(expected["rate"].value, rel=1e-15)
+    assert model.rate.dtype == dtype, "the model that was given is not changed"
+
+
 def test_what_the_data_do_not_determine_is_named():
     data = simulate(LotkaVolterra(), np.linspace(0, 6, 31), noise=0.01)[["time", "prey"]]
     result = fit(LotkaVolterra(), data, start=LotkaVolterra().values(), free="all", rtol=1e-6)

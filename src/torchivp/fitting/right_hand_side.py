@@ -58,7 +58,8 @@ class DualArithmetic(TorchFunctionMode):
     """Arithmetic of dual numbers and Python's numbers, thirty times as fast as PyTorch's.
 
     PyTorch takes `x / 3` for a quotient of two tensors, and finds out in Python code of its own what becomes of the
-    tangent that the 3 does not have. It has the same operations for a tensor and a number, which need no second one.
+    tangent that the 3 does not have; the first time it imports its compiler for that, which takes a second. It has the
+    same operations for a tensor and a number, which need no second one.
     """
 
     def __torch_function__(
@@ -95,7 +96,7 @@ def way_forwards(model: Model, t: float) -> Way:
     count = len(model.states) + 1
     time = torch.tensor(t, dtype=torch.float64)
     spread = torch.linspace(1.0, 1.5, count, dtype=torch.float64)
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), forward_ad.dual_level(), DualArithmetic():
         states = model.initial_state() + spread[:, None]
         states = forward_ad.make_dual(states, states)
         parameters = {name: forward_ad.make_dual(value * spread, spread) for name, value in model.named_parameters()}
@@ -127,7 +128,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, times: list[float]) -> None:
-    """Refuse a right-hand side that depends on its state or parameters, but not in the eyes of autograd.
+    """Refuse a right-hand side that takes no float64, or whose dependence on state or parameters autograd loses.
 
     Args:
         model: the model.
@@ -136,7 +137,7 @@ def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, t
         times: some times.
 
     Raises:
-        ValueError: the derivative of something is missing; the message says of what.
+        ValueError: the message says which, and how to write the model.
     """
     names = [*model.states, *parameters]
     at = torch.cat([y0, torch.stack(list(parameters.values()))]).detach()
@@ -144,9 +145,10 @@ def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, t
 
     def derivative(inputs: Tensor, time: float) -> Tensor:
         named = dict(zip(parameters, inputs[len(y0) :].unbind(), strict=True))
-        t = torch.tensor(time, dtype=torch.float64)
+        t = torch.tensor(time, dtype=inputs.dtype)
         return functional_call(model, named, (t, inputs[: len(y0)]))
 
+    _check_precision(model, lambda dtype: derivative(at.to(dtype), times[0]))
     for time in times:
         with torch.no_grad():
             moved = set(_moved_by(lambda inputs, time=time: derivative(inputs, time).double(), at))
@@ -168,6 +170,22 @@ def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, t
                 f"respect to that is lost{reason}: compute it with torch operations on t, y and the parameters alone, "
                 "return torch.stack([...]) instead of torch.tensor([...]), and convert nothing to numbers or NumPy"
             )
+
+
+def _check_precision(model: Model, derivative: Callable[[torch.dtype], Tensor]) -> None:
+    """Refuse a model that can be called in float32 alone."""
+    with torch.no_grad():
+        try:
+            derivative(torch.float64)
+        except REFUSALS as error:
+            try:
+                derivative(torch.float32)
+            except REFUSALS:
+                raise error from None
+            raise ValueError(
+                f"a fit solves in float64, and the right-hand side of {type(model).__name__} takes only float32 "
+                f"({error}): register its tensors, self.register_buffer(name, tensor), or make them float64"
+            ) from error
 
 
 def _moved_by(function, at: Tensor) -> Iterator[int]:
