@@ -107,8 +107,9 @@ def test_where_the_model_cannot_be_solved_the_residuals_elsewhere_are_as_good():
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["alone", "vmap"])
-def test_arithmetic_with_numbers_is_that_of_torch(rows):
+def test_arithmetic_with_constants_is_that_of_torch(rows):
     """To the last bit, tangents too, for whole numbers and for tensors of other dtypes."""
+    c, whole = torch.tensor(1.25, dtype=torch.float64), torch.tensor(3)
 
     def function(x):
         return (
@@ -124,6 +125,11 @@ def test_arithmetic_with_numbers_is_that_of_torch(rows):
             x.mul(2),
             x.long() * 0.5,
             x * True,
+            torch.mul(x, 0.3),
+            torch.div(x, 7),
+            torch.add(x, 2, alpha=3),
+            *(x * c, c * x, x / c, c / x, x + c, c - x, torch.sub(x, c), x * c.float(), x * whole, whole / x, x / x),
+            *(torch.minimum(x, c), x.maximum(c), c * c, c.float() + x.float()),
         )
 
     x, slope = torch.linspace(0.5, 2.0, 7, dtype=torch.float64), torch.linspace(-1.0, 3.0, 7, dtype=torch.float64)

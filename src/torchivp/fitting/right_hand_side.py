@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from torchivp.models.model import Model
+from torchivp.torch_func import inside_transform, is_dual
 
 Way = Literal["together", "columns", "mapped", "singly"]
 """How to call a model with many rows: once, if it takes batches, with parameters of shape [n] or [n, 1]; by torch.vmap;
@@ -55,11 +56,12 @@ def shape_parameter(value: Tensor, way: Way | None) -> Tensor:
 
 
 class DualArithmetic(TorchFunctionMode):
-    """Arithmetic of dual numbers and Python's numbers, thirty times as fast as PyTorch's.
+    """Arithmetic of dual numbers with Python's numbers and with constant tensors, thirty times as fast as PyTorch's.
 
     PyTorch takes `x / 3` for a quotient of two tensors, and finds out in Python code of its own what becomes of the
     tangent that the 3 does not have; the first time it imports its compiler for that, which takes a second. It has the
-    same operations for a tensor and a number, which need no second one.
+    same operations for a tensor and a number, which need no second one. A constant tensor, such as the time, is given
+    the tangent zero.
     """
 
     def __torch_function__(
@@ -69,16 +71,33 @@ class DualArithmetic(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if not kwargs and len(args) == 2 and type(args[1]) in (int, float) and isinstance(args[0], Tensor):
-            func = _WITH_NUMBER.get(func, func)
+        if not kwargs and len(args) == 2 and isinstance(args[0], Tensor):
+            if type(args[1]) in (int, float):
+                func = _WITH_NUMBER.get(func, func)
+            elif func in _OF_TWO and isinstance(args[1], Tensor) and not inside_transform():
+                args = _with_tangents(*args)
         return func(*args, **(kwargs or {}))
 
 
+def _with_tangents(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, and if one of them is a dual number, so is the other."""
+    moving, other = is_dual(a), is_dual(b)
+    if moving and not other and b.is_floating_point():
+        b = forward_ad.make_dual(b, torch.zeros_like(b))
+    elif other and not moving and a.is_floating_point():
+        a = forward_ad.make_dual(a, torch.zeros_like(a))
+    return a, b
+
+
+_OF_TWO = {
+    *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, torch.add, torch.sub, torch.mul, torch.div),
+    *(Tensor.minimum, Tensor.maximum, torch.minimum, torch.maximum),
+}
 _WITH_NUMBER: dict[Callable[..., Any], Callable[..., Any]] = {
-    Tensor.add: torch.ops.aten.add.Scalar,
-    Tensor.sub: torch.ops.aten.sub.Scalar,
-    Tensor.mul: torch.ops.aten.mul.Scalar,
-    Tensor.div: torch.ops.aten.div.Scalar,
+    **dict.fromkeys((Tensor.add, torch.add), torch.ops.aten.add.Scalar),
+    **dict.fromkeys((Tensor.sub, torch.sub), torch.ops.aten.sub.Scalar),
+    **dict.fromkeys((Tensor.mul, torch.mul), torch.ops.aten.mul.Scalar),
+    **dict.fromkeys((Tensor.div, torch.div), torch.ops.aten.div.Scalar),
     Tensor.__rtruediv__: lambda x, number: torch.ops.aten.mul.Scalar(x.reciprocal(), number),
 }
 
