@@ -129,7 +129,7 @@ def test_arithmetic_with_constants_is_that_of_torch(rows):
             torch.div(x, 7),
             torch.add(x, 2, alpha=3),
             *(x * c, c * x, x / c, c / x, x + c, c - x, torch.sub(x, c), x * c.float(), x * whole, whole / x, x / x),
-            *(torch.minimum(x, c), x.maximum(c), c * c, c.float() + x.float()),
+            *(torch.minimum(x, c), x.maximum(c), c * c, c.float() + x.float(), x.sum() * c, x * c.expand(x.shape)),
         )
 
     x, slope = torch.linspace(0.5, 2.0, 7, dtype=torch.float64), torch.linspace(-1.0, 3.0, 7, dtype=torch.float64)

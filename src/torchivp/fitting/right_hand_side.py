@@ -61,7 +61,8 @@ class DualArithmetic(TorchFunctionMode):
     PyTorch takes `x / 3` for a quotient of two tensors, and finds out in Python code of its own what becomes of the
     tangent that the 3 does not have; the first time it imports its compiler for that, which takes a second. It has the
     same operations for a tensor and a number, which need no second one. A constant tensor, such as the time, is given
-    the tangent zero.
+    the tangent zero. To find out whether a tensor is a dual number takes as long as to multiply it, so that two
+    tensors are looked at only if one may be the time, or another constant, and the other rows: not of equal dimensions.
     """
 
     def __torch_function__(
@@ -74,13 +75,15 @@ class DualArithmetic(TorchFunctionMode):
         if not kwargs and len(args) == 2 and isinstance(args[0], Tensor):
             if type(args[1]) in (int, float):
                 func = _WITH_NUMBER.get(func, func)
-            elif func in _OF_TWO and isinstance(args[1], Tensor) and not inside_transform():
+            elif func in _OF_TWO and isinstance(args[1], Tensor) and not args[0].ndim == args[1].ndim > 0:
                 args = _with_tangents(*args)
         return func(*args, **(kwargs or {}))
 
 
 def _with_tangents(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both, and if one of them is a dual number, so is the other."""
+    if inside_transform():
+        return a, b
     moving, other = is_dual(a), is_dual(b)
     if moving and not other and b.is_floating_point():
         b = forward_ad.make_dual(b, torch.zeros_like(b))
