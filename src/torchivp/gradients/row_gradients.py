@@ -37,7 +37,7 @@ from torchivp.methods.method import Method
 from torchivp.rows.function import RowFunction
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs
+from torchivp.rows.record import ChangeRecord, RowCheckpoint, RowOutputs, RowTrail
 from torchivp.rows.steps import carry_to_keep
 from torchivp.solution import LeanFailures, Stats, Status
 from torchivp.torch_func import in_forward_mode, without_derivatives
@@ -272,14 +272,17 @@ class _SolveOfRows:
         """The outputs and the states before what happened; everything else into the attributes."""
         problem = self.plan.problem
         outputs = RowOutputs(problem.times, dense)
-        method = RecordedDraws(self.plan.make_method(), Generators(problem.y0.device))
-        trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.replayable)
-        self.status, self.stats = self.plan.run(outputs, trail, cast("Method", method))
+        method, trail = self.plan.make_method(), RowTrail(problem.y0, problem.times.start, self.limit, replayable=False)
+        if self.replayable:
+            recorded = RecordedDraws(method, Generators(problem.y0.device))
+            trail = DrawingTrail(recorded, problem.y0, problem.times.start, self.limit)
+            method = cast("Method", recorded)
+        self.status, self.stats = self.plan.run(outputs, trail, method)
         states, self.times = outputs.collect(problem.y0)
         self.last, self.dense = outputs.last, outputs.dense
         self.kept = outputs.last + 1
         self.changes = join_changes(trail.changes, problem)
-        if self.replayable:
+        if isinstance(trail, DrawingTrail):
             drawn = trail.drawn() if self.backsolve is None else None
             self.replay = Replay(self.plan, trail, self.changes, drawn)
             self.expected = None if drawn is None else states.clone()  # not what is returned: that would be a cycle

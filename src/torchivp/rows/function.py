@@ -91,6 +91,11 @@ class RowFunction:
         """What the user gave."""
         return self.call.function
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether it may be called with the same row several times, at different times and states."""
+        return self.row_wise and self.layout.rows > 1  # of a single row nobody has tried what it does with several
+
     def with_args(self, args: RowArguments) -> RowFunction:
         """The same function with other arguments."""
         other = copy.copy(self)
@@ -230,8 +235,9 @@ class FunctionAmongAll(FunctionOnRows):
         self._filler = filler
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
+        places = (t.reshape(len(y), 1), y)
         all_t, all_y = (
-            base.index_copy(0, self._rows, x.to(base.dtype)) for base, x in zip(self._filler, (t, y), strict=True)
+            base.index_copy(0, self._rows, x.to(base.dtype)) for base, x in zip(self._filler, places, strict=True)
         )
         count = len(all_y)
         all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, self._rows, x) for x in extra]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.methods.method import Method, Step
 from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
-from torchivp.rows.problem import OneRowFunction, RowProblem
+from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import WithinSteps
 from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.pid import History, PIDController, RowHistory
@@ -140,18 +140,14 @@ class Stepper:
 class SingleStepper(Stepper):
     """Takes steps of one row with any method."""
 
-    def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
-        super().__init__(problem, method, norm, rows)
-        self._flat: FlatFunc = OneRowFunction(self.func)
-
     def step(self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any) -> TakenSteps:
-        step = self.method.step(self._flat, float(t0[0]), float(t1[0]), y, carry)
+        step = self.method.step(self.func, float(t0[0]), float(t1[0]), y, carry)
         if self.method.sizes_steps and step.failure is None:
             t1 = np.array([time_value(step.t1)])
         return TakenSteps(self, t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
-        return _SingleWithin(self.method.interpolant(self._flat, taken.step))
+        return _SingleWithin(self.method.interpolant(self.func, taken.step))
 
     def errors(self, taken: TakenSteps) -> np.ndarray:
         step = taken.step
