@@ -133,7 +133,8 @@ def solve_ivp(
         func: the right-hand side. `t` is a 0-d tensor in the real dtype of the state (in a batch, see below), `y` has
             the shape (or structure) of `y0`; returns the same structure, cast to the state's dtype. Functions and
             `nn.Module`s will do.
-        t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`.
+        t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`, which may
+            be infinite if one of the `events` ends the solve.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict, nested
             at will, of such tensors. All elements share a step, or with `batch_dims` those of a row.
         t_eval: the times at which to return the solution, strictly monotone in the direction of integration and

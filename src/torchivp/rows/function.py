@@ -196,7 +196,9 @@ class FunctionOnRows:
         layout, time_shape = self._layout, self._time_shape
         if t.shape != time_shape:
             t = t.reshape(time_shape)
-        values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
+        values = ()
+        if extra:
+            values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
         try:
             value = self._function(t, y, self._shape, *values, *self._args)
         except ValueError as error:
@@ -264,6 +266,8 @@ def event_value(layout: StateLayout, value: Any) -> Tensor:
         TypeError: it is not a real tensor.
         ValueError: it is not of the shape of the batch.
     """
+    if isinstance(value, Tensor) and value.shape == layout.lead and value.is_floating_point():  # as it should be
+        return value.reshape(layout.rows, 1)
     if not isinstance(value, Tensor) or value.is_complex():
         kind = f"a {value.dtype} tensor" if isinstance(value, Tensor) else repr(value)
         raise TypeError(

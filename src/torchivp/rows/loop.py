@@ -24,7 +24,7 @@ from torchivp.rows.changes import (
     groups,
     scheduled,
 )
-from torchivp.rows.landing import Start, land
+from torchivp.rows.landing import Start, take_to_events
 from torchivp.rows.problem import RowProblem, single_problem
 from torchivp.rows.record import ChangeRecord, Firing, RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, Stepper, TakenSteps, carry_to_keep, make_stepper
@@ -76,8 +76,15 @@ class RowIntegration:
 
         `method` stands in for `make_method()`.
         """
-        with without_derivatives():
-            return _RowLoop(self, outputs, trail, method or self.make_method()).to_the_end()
+        method = method or self.make_method()
+        with without_derivatives(), np.errstate(over="ignore"):  # on the way to an infinite end
+            loop = _RowLoop(self, outputs, trail, method)
+            ended = loop.to_the_end()
+            if not loop.looks_at_every_step and not loop.is_finite():
+                # A state that is not finite stays so. Fixed steps therefore look at the last states only, so that no
+                # step waits for the device, and look for the first bad step of each row if there is one.
+                ended = _RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
+            return ended
 
 
 @dataclass
@@ -137,18 +144,37 @@ Reason = Callable[[int, Failures], Status]
 
 
 class _RowLoop:
-    """One pass of the loop."""
+    """One pass of the loop.
 
-    def __init__(self, plan: RowIntegration, outputs: RowOutputs, trail: RowTrail, method: Method):
+    Attributes:
+        looks_at_every_step: whether fixed steps ask the device whether the states are finite.
+    """
+
+    def __init__(
+        self,
+        plan: RowIntegration,
+        outputs: RowOutputs,
+        trail: RowTrail,
+        method: Method,
+        looks_at_every_step: bool = False,
+    ):
         self.plan = plan
         self.problem = plan.problem
         self.outputs = outputs
         self.trail = trail
         rows, times, actions = self.problem.rows, self.problem.times, self.problem.actions
         self.direction = times.direction
+        self.endless = bool(np.isinf(times.end).any())
+        span = np.abs(times.end - times.start)
+        # Steps get nowhere below the spacing of numbers at t, or for the span to go.
+        of_span = np.where(np.isinf(span), 0.0, sys.float_info.epsilon**2 * span)
+        self.smallest = np.maximum(of_span, sys.float_info.min)
         self.targets = RowTargets(plan.controller, times, all_scheduled(self.problem))
         self.watch = RowWatch(self.problem) if any(action.g is not None for action in actions) else None
         self.has_schedule = any(action.times is not None for action in actions)
+        adaptive = isinstance(plan.controller, PIDController)
+        self.looks_at_every_step = looks_at_every_step or adaptive or bool(actions)
+        self.unseen: list[Tensor] = []
         self.status: list[Status | None] = [None] * rows
         self.rejected = np.zeros(rows, dtype=np.int64)
         self.evaluations = np.zeros(rows, dtype=np.int64)
@@ -165,6 +191,7 @@ class _RowLoop:
         self.stepper = make_stepper(self.problem, self.method, plan.norm, self.active.index)
 
     def to_the_end(self) -> tuple[list[Status], list[Stats]]:
+        self.outputs.begin()
         self.trail.begin(self.y, self.outputs.next)
         if self.problem.rows:
             self._begin()
@@ -173,6 +200,10 @@ class _RowLoop:
         counts = zip(self.evaluations.tolist(), self.trail.steps.tolist(), self.rejected.tolist(), strict=True)
         assert None not in self.status
         return [status for status in self.status if status], [Stats(*count) for count in counts]
+
+    def is_finite(self) -> bool:
+        """Whether the last states are that nobody has looked at."""
+        return not self.unseen or bool(torch.stack(self.unseen).all())
 
     def _begin(self) -> None:
         active = self.active
@@ -243,7 +274,7 @@ class _RowLoop:
         else:
             self.carry = retry
         if located is not None and (landing := accept & ~plain).any():
-            self._land(located, np.flatnonzero(landing), y0, retry)
+            self._land(steps, located, np.flatnonzero(landing), y0, retry)
         self._drop()
 
     def _stop_those_that_cannot_step(self, taken: np.ndarray) -> None:
@@ -251,6 +282,8 @@ class _RowLoop:
         if np.count_nonzero(taken) < len(taken):
             still = (taken == 0.0) & ~active.done
             self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
+        if self.endless and not self.method.sizes_steps:
+            self._fail(np.isinf(taken), lambda i, failures: failures.out_of_time(float(active.t[i])))
         if self.iterations < self.plan.max_steps:
             return
         attempts = self.trail.steps[active.index] + self.rejected[active.index]
@@ -258,7 +291,8 @@ class _RowLoop:
 
         def out_of_steps(i: int, failures: Failures) -> Status:
             counts = f"{self.trail.steps[active.index[i]]} accepted, {self.rejected[active.index[i]]} rejected"
-            return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, awaits_event=False)
+            endless = bool(np.isinf(self.problem.times.end[active.index[i]]))
+            return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, endless)
 
         self._fail(tired, out_of_steps)
 
@@ -311,6 +345,8 @@ class _RowLoop:
         if step.failure is not None:
             failed = ~active.done
             self._fail(failed, lambda i, failures: failures.not_converged(float(active.t[i]), step))
+        elif not self.looks_at_every_step:
+            failed = np.zeros(len(active.index), dtype=bool)
         else:
             failed = ~finite_rows(steps.y1) & ~active.done
             self._fail(failed, self._not_finite(active, step.y0, taken))
@@ -342,10 +378,8 @@ class _RowLoop:
         self._fail(rejected & (small | (active.h <= controller.min_step)), reason)
 
     def _smallest_steps(self) -> np.ndarray:
-        """The sizes below which steps do not get anywhere: for the spacing of numbers at t, or for the span to go."""
-        times, index = self.problem.times, self.active.index
-        of_span = sys.float_info.epsilon**2 * np.abs(times.end - times.start)[index]
-        return np.maximum(np.maximum(16 * np.spacing(np.abs(self.active.t)), of_span), sys.float_info.min)
+        """The sizes below which steps do not get anywhere."""
+        return np.maximum(16 * np.spacing(np.abs(self.active.t)), self.smallest[self.active.index])
 
     def _stop_those_standing_still(self, steps: TakenSteps, suspects: np.ndarray, taken: np.ndarray) -> None:
         """Stop the rows whose step did not change the state although its slope is not zero."""
@@ -399,15 +433,16 @@ class _RowLoop:
         if len(where):
             self._keep(where, index, t1)
 
-    def _land(self, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
-        """Take the steps at the positions `where` again, each up to its first event, and let it happen."""
+    def _land(self, first: TakenSteps, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
+        """Take the first steps at the positions `where` again, each up to its first event, and let it happen."""
         assert self.watch is not None
         active, problem, stepper = self.active, self.problem, self.stepper
         index, select = active.index[where], problem.select(where)
         if len(where) < len(active.index):
             stepper = make_stepper(problem, self.method, self.plan.norm, index)
-        start = Start(active.t[where], y0[select], self.stepper.take_carry(retry, select))
-        steps = land(self.watch, stepper, start, located.take(where))
+        carry, within = self.stepper.take_carry(retry, select), Chosen(first.within(), select)
+        start = Start(active.t[where], first.t1[where], y0[select], carry, within)
+        steps = take_to_events(self.watch, stepper, start, located.take(where))
         if stepper is not self.stepper:
             self.evaluations[index] += stepper.func.evaluations
         failed = ~finite_rows(steps.y1) | (steps.step.failure is not None)
@@ -624,7 +659,10 @@ class _RowLoop:
                 sentence = f"reached t = {t:g} in {self.trail.steps[row]} steps, {self.rejected[row]} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
-            self.outputs.finish(active.index[through], active.t[through], self.y[self.problem.select(through)])
+            last = self.y[self.problem.select(through)]
+            self.outputs.finish(active.index[through], active.t[through], last)
+            if not self.looks_at_every_step:
+                self.unseen.append(torch.isfinite(last).all())
             keep = np.flatnonzero(~through)
             self.active, self.places, self.some_through = active.take(keep), np.arange(len(keep)), False
             select = self.problem.select(keep)

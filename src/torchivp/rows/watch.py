@@ -94,6 +94,7 @@ class Located:
     Attributes:
         t: when the first event of each row is at which its step must end; NaN for none, [m].
         event: which it is, [m].
+        sign: the sign of its function before it, [m].
         crossings: all events.
         signs: the signs of the event functions at the end of the step, [events, m].
         levels: below which size they say nothing about the sign, [events, m].
@@ -103,6 +104,7 @@ class Located:
 
     t: np.ndarray
     event: np.ndarray
+    sign: np.ndarray
     crossings: Crossings
     signs: np.ndarray
     levels: np.ndarray
@@ -202,7 +204,7 @@ class RowWatch:
                 inside = _inside(action.checks)
                 t = np.concatenate([steps.t0 + inside[:, None] * length, steps.t1[None]])
                 time = self._problem.user_time(t.reshape(-1)).view(*t.shape, 1).unbind()
-                places[action.checks] = time, [*_states(within, len(rows), inside), steps.y1]
+                places[action.checks] = time, [*self._states(within, inside), steps.y1]
             time, states = places[action.checks]
             if (function := self._on_stacked(event, rows)) is None:
                 values = [functions[event](*place) for place in zip(time, states, strict=True)]
@@ -210,6 +212,12 @@ class RowWatch:
                 values = [function(torch.cat(time), torch.cat(states))]
             samples.append(_on_host(*values).reshape(len(states), len(rows)))
         return samples
+
+    def _states(self, within: WithinSteps, theta: np.ndarray) -> Sequence[Tensor]:
+        """The states at the same fractions of all steps."""
+        if self._problem.batched or not len(theta):
+            return [within.at_fraction(x) for x in theta.tolist()]
+        return within.at(torch.zeros(len(theta), dtype=torch.int64), theta).unsqueeze(1).unbind()
 
     def _on_stacked(self, event: int, rows: np.ndarray) -> FunctionOnRows | None:
         """The event function of the `rows` repeated for each of its samples, if it can be asked for all at once."""
@@ -235,13 +243,15 @@ class RowWatch:
             found.append(self._locate(event, rows, steps, within, search.brackets()))
             searches.append(search)
         crossings = self._in_order(rows, found)
-        t, which = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64)
+        t, which, sign = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
         stops = np.flatnonzero(crossings.stops)[::-1]  # so that the first of a row is written last
-        t[crossings.position[stops]], which[crossings.position[stops]] = crossings.t[stops], crossings.event[stops]
+        place = crossings.position[stops]
+        t[place], which[place], sign[place] = crossings.t[stops], crossings.event[stops], crossings.sign[stops]
         ends = np.array([search.values[-1] for search in searches])
         return Located(
             t,
             which,
+            sign,
             crossings,
             np.array([search.sign for search in searches]),
             np.array([search.level for search in searches]),
@@ -538,13 +548,6 @@ class _Search:
 def _inside(checks: int) -> np.ndarray:
     """The fractions of a step at which an event function is looked at between its ends."""
     return np.arange(1, checks + 1) / (checks + 1)
-
-
-def _states(within: WithinSteps, rows: int, theta: np.ndarray) -> Sequence[Tensor]:
-    """The states at the same fractions of the steps of so many rows."""
-    if rows == 1 and len(theta):
-        return within.at(torch.zeros(len(theta), dtype=torch.int64), theta).unsqueeze(1).unbind()
-    return [within.at_fraction(x) for x in theta.tolist()]
 
 
 def _keeps_its_sign(sign: np.ndarray, values: np.ndarray) -> bool:
