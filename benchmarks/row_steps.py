@@ -71,7 +71,9 @@ def steps(solution: Solution | BatchSolution) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.row_steps", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.row_steps", description="Time steps of rows, and of events."
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="only the pairs whose name contains this")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="pairs of samples for each line (7)")
     options = parser.parse_args()

@@ -1,6 +1,7 @@
 """Spans without an end, in which an event ends the solve."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torchivp import Event, Outcome, solve_ivp
 
 D = torch.float64
 THOUSANDTH = Event(lambda t, y: y[..., 0] - 1e-3, terminal=True)
-TIGHT = {"rtol": 1e-10, "atol": 1e-12}
+TIGHT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def decay(t, y):
@@ -19,7 +20,7 @@ def decay(t, y):
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "rk4", "gl4", "adams"])
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_a_solve_goes_on_until_the_event(method, batch_dims):
-    options = {"step_size": 0.05} if method in ("rk4", "gl4") else {"rtol": 1e-8, "atol": 1e-11}
+    options: dict[str, Any] = {"step_size": 0.05} if method in ("rk4", "gl4") else {"rtol": 1e-8, "atol": 1e-11}
     y0 = torch.tensor([[1.0], [2.0]], dtype=D) if batch_dims else torch.ones(1, dtype=D)
     solution = solve_ivp(
         decay, (0.0, math.inf), y0, batch_dims=batch_dims, method=method, events=THOUSANDTH, **options
@@ -50,7 +51,7 @@ def test_gradients_of_the_time_of_the_event(gradient):
 def test_a_search_for_an_event_that_does_not_happen_ends(batch_dims, recwarn):
     y0 = torch.ones(2, 1, dtype=D) if batch_dims else torch.ones(1, dtype=D)
     never = Event(lambda t, y: y[..., 0] + 1.0, terminal=True)
-    options = {"batch_dims": batch_dims, "events": never, "throw": False}
+    options: dict[str, Any] = {"batch_dims": batch_dims, "events": never, "throw": False}
     solution = solve_ivp(lambda t, y: 0 * y, (0.0, math.inf), y0, **options)
     status = solution.status[0] if batch_dims else solution.status
     assert status.outcome is Outcome.NO_EVENT and "no event has happened by t = " in status.message

@@ -654,9 +654,11 @@ class _RowLoop:
         through = active.done | active.gone
         count = np.count_nonzero(through)
         if active.gone.any() or count * _DROP >= len(through) or count == len(through):
-            for i in np.flatnonzero(active.done & ~active.gone):
-                row, t = active.index[i], float(active.t[i])
-                sentence = f"reached t = {t:g} in {self.trail.steps[row]} steps, {self.rejected[row]} attempts rejected"
+            arrived = active.done & ~active.gone
+            rows = active.index[arrived]
+            lists = (x.tolist() for x in (rows, active.t[arrived], self.trail.steps[rows], self.rejected[rows]))
+            for row, t, accepted, rejected in zip(*lists, strict=True):
+                sentence = f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
             last = self.y[self.problem.select(through)]
