@@ -175,11 +175,11 @@ def solve_ivp(
 
     In a batch, `t` reaches `func` in the shape of the batch with a dimension of size 1 for each dimension of the state,
     so that it broadcasts against `y`; without `compact`, in the batch that `y0` has, else with some of its rows in one
-    batch dimension, where the functions of events may find a row several times, at several moments of a step. Tensors in
-    `args` that begin with the batch dimensions have an entry for each row, and come with the rows. `t_span` may hold
-    tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time, or a list with a series
-    for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to the last
-    bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
+    batch dimension, where the functions of events may find a row several times, at several moments of a step. Tensors
+    in `args` that begin with the batch dimensions have an entry for each row, and come with the rows. `t_span` may
+    hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time, or a list with a
+    series for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to
+    the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
     with the others the rows are solved one after the other. Derivatives with respect to times are, in a batch or with
     events, those of the exact solution, not of the steps taken.
 
