@@ -27,6 +27,7 @@ class RowTargets:
         self, controller: PIDController | ConstantSteps | GridSteps | OwnSteps, times: RowTimes, scheduled: np.ndarray
     ):
         self._direction = times.direction
+        self._longest = controller.max_step if isinstance(controller, PIDController) else math.inf
         self._end = times.end
         listed = [scheduled, times.end[:, None]]
         if isinstance(controller, GridSteps):
@@ -51,7 +52,9 @@ class RowTargets:
         """
         target = self._of(rows)
         distance = target - t
-        longest = STRETCH * h if rejected is None else np.where(rejected, h, STRETCH * h)
+        longest = np.minimum(STRETCH * h, self._longest)
+        if rejected is not None:
+            longest = np.where(rejected, h, longest)
         end = t + np.copysign(h, distance)
         near = np.abs(distance) < IN_SIGHT * longest
         if np.count_nonzero(near):
