@@ -39,6 +39,7 @@ class StepPolynomials:
         self._by_polynomial = [tuple(reversed(row)) for row in coefficients]
         self._columns = torch.tensor(coefficients, dtype=dtype, device=device).t().contiguous()
         self._exponents = torch.arange(1, len(self._columns) + 1, dtype=dtype, device=device)
+        self._known: dict[float, Tensor] = {}
 
     def __call__(self, theta: Sequence[float | Tensor]) -> Tensor:
         """The values at each `theta`, [len(theta), number of polynomials]."""
@@ -50,6 +51,12 @@ class StepPolynomials:
     def at(self, theta: float) -> list[float]:
         """The values at one `theta`, in fewer operations than tensors need."""
         return [float(value or 0.0) for value in self.values(theta)]
+
+    def known(self, theta: float) -> Tensor:
+        """The values at one `theta` that is the same in many steps, [1, number of polynomials]."""
+        if theta not in self._known:
+            self._known[theta] = self([theta])
+        return self._known[theta]
 
     def values(self, theta: Any) -> list[Any]:
         """The values of each polynomial at `theta`, a number, array or tensor, in kind; None for one that is zero.
@@ -145,8 +152,8 @@ class RowInterpolant:
 
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
-        at_once = torch.tensor([self.b.at(theta)], dtype=self.y0.dtype, device=self.y0.device)
-        return torch.addmm(self.y0.reshape(1, self.y0.numel()), at_once, self.increments).view_as(self.y0)
+        weights = self.b.known(theta).to(self.y0.dtype)
+        return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
 
     def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].

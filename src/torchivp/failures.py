@@ -53,7 +53,7 @@ class Failures:
         """The next step would end beyond the largest number, in the search for an event."""
         sentence = (
             f"no event has happened by t = {t:.3g}, and the next step leads beyond the largest number that a time can "
-            "be: does one happen at all? event_fn has the same sign at the end of every step as at the start"
+            "be: does one happen at all? The event function has the same sign at the end of every step as at the start"
         )
         return Status(Outcome.NO_EVENT, sentence, t)
 

@@ -176,7 +176,8 @@ class _StepLoop:
                 return self._event_at(self.t)
         if times.start == times.end:
             return self._success()
-        clip = Clip(plan.targets(), times.direction)
+        longest = plan.controller.max_step if isinstance(plan.controller, PIDController) else math.inf
+        clip = Clip(plan.targets(), times.direction, longest)
         self.h = self._first_size()
         if math.isnan(self.h):
             return self.failures.non_finite(self.t, self.y, 0.0)

@@ -118,6 +118,10 @@ class Times:
             return torch.tensor(t, dtype=torch.float64)
         return self._entries[0] + (t - self.start) if index is None else self._entries[index]
 
+    def given(self, t: float) -> Tensor:
+        """The entry of the user's tensor for a time that the user gave."""
+        return self._entries[self._index[t]]
+
     def motion(self, t: float) -> Tensor | None:
         """By how much an output at `t` moves against the end of the step there: zero, but not its gradient.
 
@@ -125,7 +129,7 @@ class Times:
         """
         if self.tensor is None or t not in self.anchors or t not in self._index or t in (self.start, self.end):
             return None
-        return self._entries[self._index[t]] - t
+        return self.given(t) - t
 
     def select(self, times: Sequence[float]) -> Tensor:
         """The series `times` as a float64 tensor; with its gradient if there is one."""

@@ -6,11 +6,14 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode
 
 from simulated import simulate
 from torchivp.fitting import read_data
 from torchivp.fitting.misfit import Accuracy, Misfit, Noise
 from torchivp.fitting.quantities import list_quantities
+from torchivp.fitting.right_hand_side import DualArithmetic
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 
 
@@ -92,7 +95,78 @@ def test_series_with_the_same_times_are_rows_of_one_solve(model):
         each = [single.residuals(theta, derivatives=derivatives) for single in singles]
         np.testing.assert_allclose(found.values, np.concatenate([one.values for one in each]), atol=1e-7)
         np.testing.assert_allclose(found.jacobian, np.concatenate([one.jacobian for one in each]), atol=1e-6)
-    assert of_all.solves == 6
+    assert of_all.solves == 4
+    thetas = np.stack([theta, theta - 0.2])
+    for found, at in zip(of_all.residuals_at(thetas), thetas, strict=True):
+        np.testing.assert_allclose(found.values, of_all.residuals(at, derivatives=False).values, atol=1e-7)
+
+
+def test_where_the_model_cannot_be_solved_the_residuals_elsewhere_are_as_good():
+    class Explosion(LotkaVolterra):
+        def forward(self, t, y):
+            return self.alpha * y**2
+
+    misfit = misfit_of(Explosion(), simulate(LotkaVolterra(), np.linspace(0, 2, 9)))
+    small, large = np.full(6, -3.0), np.full(6, 3.0)
+    found, none, again = misfit.residuals_at(np.stack([small, large, small]))
+    assert none is None
+    for each in (found, again):
+        np.testing.assert_array_equal(each.values, misfit.residuals(small, derivatives=False).values)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["alone", "vmap"])
+def test_arithmetic_with_constants_is_that_of_torch(rows):
+    """To the last bit, tangents too, for whole numbers and for tensors of other dtypes."""
+    c, whole = torch.tensor(1.25, dtype=torch.float64), torch.tensor(3)
+
+    def function(x):
+        return (
+            x * 3,
+            0.1 * x,
+            x / 3,
+            7 / x,
+            x + 1,
+            2.5 + x,
+            x - 0.3,
+            1 - x,
+            x**3 / 3,
+            x.mul(2),
+            x.long() * 0.5,
+            x * True,
+            torch.mul(x, 0.3),
+            torch.div(x, 7),
+            torch.add(x, 2, alpha=3),
+            *(x * c, c * x, x / c, c / x, x + c, c - x, torch.sub(x, c), x * c.float(), x * whole, whole / x, x / x),
+            *(torch.minimum(x, c), x.maximum(c), c * c, c.float() + x.float(), x.sum() * c, x * c.expand(x.shape)),
+        )
+
+    x, slope = torch.linspace(0.5, 2.0, 7, dtype=torch.float64), torch.linspace(-1.0, 3.0, 7, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, slope)
+        call = torch.func.vmap(function) if rows else function
+        expected = call(dual)
+        with DualArithmetic():
+            found = call(dual)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            for a, b in zip(forward_ad.unpack_dual(one), forward_ad.unpack_dual(other), strict=True):
+                assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_every_call_with_dual_numbers_has_the_fast_arithmetic():
+    """The first without it makes PyTorch import its compiler, for seconds."""
+    seen = []
+
+    class Watched(LotkaVolterra):
+        def forward(self, t, y):
+            if forward_ad.unpack_dual(y).tangent is not None:
+                seen.append(isinstance(_get_current_function_mode(), DualArithmetic))
+            return super().forward(t, y)
+
+    misfit = misfit_of(Watched(), simulate(LotkaVolterra(), np.linspace(0, 1, 3)))
+    misfit.residuals(misfit.quantities.theta())
+    assert len(seen) > 10
+    assert all(seen)
 
 
 def test_both_ways_to_differentiate_agree():

@@ -306,3 +306,30 @@ def test_without_pandas_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with refused(ImportError, "pip install 'torchivp[fit]'"):
         fit(LotkaVolterra(), "data.csv")
+
+
+def test_a_right_hand_side_that_takes_only_single_precision_is_refused():
+    class Mixed(Model):
+        states: ClassVar = {"a": ""}
+        default_state = (1.0,)
+
+        def __init__(self):
+            super().__init__(rate=1.0)
+            self.matrix = torch.tensor([[-1.0]], dtype=torch.float32)
+
+        def forward(self, t, y):
+            return self.rate * (y @ self.matrix)
+
+    data = pd.DataFrame({"time": [0.0, 1.0, 2.0, 3.0], "a": [1.0, 0.5, 0.2, 0.1]})
+    with refused(ValueError, "a fit solves in float64, and the right-hand side of Mixed takes only float32 (") as told:
+        fit(Mixed(), data)
+    assert "register its tensors, self.register_buffer(name, tensor), or make them float64" in str(told.value)
+
+
+def test_a_right_hand_side_that_fails_in_any_precision_says_what_torch_says():
+    class Wrong(LotkaVolterra):
+        def forward(self, t, y):
+            return y @ torch.ones(3, 3)
+
+    with refused(RuntimeError, "shapes cannot be multiplied"):
+        fit(Wrong(), simulate(LotkaVolterra(), np.linspace(0, 2, 9)))

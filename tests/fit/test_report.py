@@ -169,6 +169,21 @@ def test_verdict_on_an_outlier():
     assert "the residuals of hare are not normally distributed (largest: 5.0 sigma)" in judge(Outlier()).findings
 
 
+@pytest.mark.parametrize("shape", ["normal", "laplace"])
+def test_verdict_on_more_data_than_shapiro_and_wilk_allow(shape, recwarn):
+    class Many(NoisyFit):
+        def residuals(self, trajectory=0):
+            return getattr(np.random.default_rng(0), shape)(size=(6000, 2)) / (1.0 if shape == "normal" else 2**0.5)
+
+    verdict = judge(Many())
+    assert [finding.partition(" (")[0] for finding in verdict.findings] == (
+        [f"the residuals of {name} are not normally distributed" for name in ("hare", "lynx")]
+        if shape == "laplace"
+        else []
+    )
+    assert not recwarn
+
+
 def test_verdict_does_not_judge_a_handful_of_data():
     class Few(NoisyFit):
         def residuals(self, trajectory=0):

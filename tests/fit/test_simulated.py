@@ -1,8 +1,11 @@
 """Fits of data simulated from known parameters."""
 
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from simulated import simulate
 from torchivp.fitting import fit
@@ -87,7 +90,8 @@ def test_several_trajectories_share_parameters():
     for name, value in expected.items():
         assert abs(result[name].value - value) < 3.5 * result[name].standard_error
     assert result.predict([1.0, 2.0], trajectory=1).shape == (2, 2)
-    assert result.residuals(1).shape == (16, 2)
+    expected = (parts[1][["angle", "velocity"]] - result.predict(t[5:], 1)) / result.sigma
+    np.testing.assert_allclose(result.residuals(1), expected, atol=1e-4)
     lone = fit(Pendulum(), parts[0].drop(columns="run"), start=truth.values(), rtol=1e-6)
     assert result["length"].standard_error < lone["length"].standard_error
 
@@ -101,6 +105,8 @@ def test_missing_values_are_left_out():
     assert result.converged
     assert result.n_data == 13 + 16
     assert np.isnan(result.residuals()[::3, 0]).all()
+    expected = (np.log(data[["prey", "predator"]]) - np.log(result.predict(data["time"]))) / result.sigma
+    np.testing.assert_allclose(result.residuals(), expected, atol=1e-5)
     assert largest_error(result, truth) < 0.25
 
 
@@ -123,6 +129,57 @@ def test_start_values_are_used():
     assert result.converged
     assert largest_error(result, LotkaVolterra()) < 0.1
     assert {stage.split(",")[0] for stage in stages} == {"start 1", "maximum likelihood"}
+
+
+def test_no_second_way_is_tried_where_the_first_leaves_nothing_but_noise():
+
+    class Swing(Model):
+        states: ClassVar = {"angle": "", "velocity": ""}
+        default_state = (1.0, 0.0)
+
+        def __init__(self, frequency=1.0):
+            super().__init__(frequency=frequency)
+
+        def forward(self, t, y):
+            angle, velocity = y.unbind(-1)
+            return torch.stack([velocity, -(self.frequency**2) * angle], -1)
+
+    data = simulate(Swing(1.0), np.linspace(0, 20, 61), noise=0.05)
+    stages, fixed = [], {"angle": 1.0, "velocity": 0.0}
+    result = fit(
+        Swing(),
+        data,
+        fixed=fixed,
+        start={"frequency": 1.1},
+        rtol=1e-6,
+        progress=lambda stage, *_: stages.append(stage),
+    )
+    assert result.converged
+    assert abs(result["frequency"].value - 1.0) < 4 * result["frequency"].standard_error
+    assert not any("first" in stage for stage in stages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_model_in_another_precision_is_fitted_in_double_precision(dtype):
+    class Chain(Model):
+        states: ClassVar = {"a": "", "b": ""}
+        default_state = (1.0, 0.0)
+
+        def __init__(self):
+            super().__init__(rate=1.0)
+            self.register_buffer("flows", torch.tensor([[-1.0, 1.0], [0.0, -0.5]]))
+
+        def forward(self, t, y):
+            return self.rate * (y @ self.flows)
+
+    data = simulate(Chain().double(), np.linspace(0, 3, 10), noise=0.01)
+    options = {"start": {"rate": 0.8}, "fixed": {"a": 1.0, "b": 0.0}, "rtol": 1e-6}
+    model = Chain().to(dtype)
+    result, expected = fit(model, data, **options), fit(Chain().double(), data, **options)
+    assert result["rate"].value == expected["rate"].value
+    assert result["rate"].standard_error == expected["rate"].standard_error
+    assert result.model.values()["rate"] == pytest.approx(expected["rate"].value, rel=1e-15)
+    assert model.rate.dtype == dtype, "the model that was given is not changed"
 
 
 def test_what_the_data_do_not_determine_is_named():

@@ -10,7 +10,10 @@ import torch
 
 from simulated import simulate
 from torchivp import Scheduled
-from torchivp.fitting import fit
+from torchivp.fitting import fit, read_data, trust
+from torchivp.fitting.misfit import Accuracy, Misfit
+from torchivp.fitting.optimise import Likelihood, Minimum
+from torchivp.fitting.quantities import list_quantities
 from torchivp.fitting.uncertainty import fisher_uncertainty
 from torchivp.models import Model
 
@@ -186,7 +189,8 @@ def test_short_inputs_are_seen(until, options):
     holds(fit(Infusion(), INFUSIONS[INFUSIONS["time"] <= until], **HELD, **options), clearance=5.0, volume=30.0)
 
 
-def test_solves_that_step_over_something_short_say_so():
+@pytest.mark.parametrize(("method", "longest"), [("dopri5", "0.1 "), ("dopri8", "0.182 ")])
+def test_solves_that_step_over_something_short_say_so(method, longest):
     class Sudden(Decay):
         """A pulse of a hundredth of the span that starts from nothing."""
 
@@ -195,10 +199,34 @@ def test_solves_that_step_over_something_short_say_so():
 
     t = np.linspace(0, 100, 21)
     data = pd.DataFrame({"time": t, "amount": 0.01 * noise(21)})
-    result = fit(Sudden(), data, start={"rate": 0.1}, fixed={"amount": 0.0})
+    result = fit(Sudden(), data, start={"rate": 0.1}, fixed={"amount": 0.0}, method=method)
     assert not result.converged
-    assert "solves step over something short: with steps of at most 0.1" in result.warnings[0]
+    assert f"solves step over something short: with steps of at most {longest}" in result.warnings[0]
     assert "give the times at which inputs begin and end in jump_times, or max_step" in result.warnings[0]
+
+
+@pytest.mark.parametrize("method", ["bosh3", "dopri5", "dopri8"])
+def test_the_check_of_the_solves_looks_at_the_right_hand_side_often_enough(method, monkeypatch):
+    """And no more often: its steps are as long as the gaps between the nodes of the method allow."""
+
+    class Watched(Decay):
+        seen: ClassVar[list[float]] = []
+
+        def forward(self, t, y):
+            if t < 90:  # the last steps before the end are stretched a little
+                self.seen.append(float(t))
+            return super().forward(t, y)
+
+    data = pd.DataFrame({"time": np.linspace(0, 100, 21), "amount": 1.0})
+    dataset = read_data(data, ["amount"])
+    quantities = list_quantities(Decay(), dataset, free=None, fixed=None, start=None, lognormal=False)
+    misfit = Misfit(Watched(1e-4), dataset, quantities, "normal", Accuracy(method, 1e-6, 1e-6, 10_000))
+    residuals = misfit.residuals(np.array([np.log(1e-4), 1.0]))
+    monkeypatch.setattr(trust, "_LOOKS", 200)
+    Watched.seen.clear()
+    likelihood = Likelihood(Minimum(residuals.theta, 1.0, True, residuals), np.ones(1), 1.0, True, False)
+    assert trust.check_solves(misfit, likelihood).sentences == []
+    assert np.diff(np.sort(Watched.seen)).max() == pytest.approx(100 / 200, rel=0.01)
 
 
 @pytest.mark.parametrize("style", ["batches", "in place"])

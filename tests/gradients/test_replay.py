@@ -55,6 +55,22 @@ def test_checkpointed_equals_direct_across_jumps(method, controller, checkpoints
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(("method", "controller"), [("dopri5", PIDController()), ("rk4", ConstantSteps(0.05))])
+def test_checkpointed_differentiates_times_as_direct_does(method, controller):
+    """Of first and second order: of an output at a jump of func, at the ends of other steps and within steps."""
+    y0, given = torch.tensor([1.0, 0.5], dtype=D), torch.tensor([0.0, 0.2, 0.5, 1.0], dtype=D, requires_grad=True)
+    times = Times(0.0, 1.0, (0.0, 0.2, 0.5, 1.0), given.tolist(), given).anchored({0.5})
+    results = []
+    for gradient in (Direct(), Checkpointed(3)):
+        plan = integration(lambda t, y: torch.where(t < 0.5, 0.7, -1.3) * torch.sin(y + t), y0, method, controller,
+                           stops=Stops(jump_times=frozenset({0.5})))  # fmt: skip
+        states, *_ = gradient.solve(plan.with_problem(replace(plan.problem, times=times)), (), None)
+        (first,) = torch.autograd.grad(states.pow(3).sum(), given, create_graph=True)
+        results.append((first, *torch.autograd.grad(first.pow(2).sum(), given)))
+    assert (results[0][0] != 0).all()
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+
 def tensors_within(value):
     """All tensors that an object holds, at any depth."""
     found, seen, stack = [], set(), [value]

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from problems import METHODS, covering
@@ -776,3 +777,41 @@ def test_a_func_that_is_not_defined_elsewhere_is_called_with_some_rows():
     y0 = torch.ones(3, 1, dtype=D)
     ends = torch.tensor([0.1, 0.15, 0.2], dtype=D)
     assert solve_ivp(func, (0.0, ends), y0, batch_dims=1, compact=True, rtol=1e-3).success.all()
+
+
+class ReadsFiniteness(TorchFunctionMode):
+    """Counts how often the program asks whether states are finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.isfinite
+        return func(*args, **(kwargs or {}))
+
+
+def test_fixed_steps_look_at_the_last_states_only():
+    counts = []
+    for step_size in (0.1, 0.01):
+        with ReadsFiniteness() as reads:
+            solve_ivp(lambda t, y: -y, (0.0, 1.0), torch.ones(3, 2, dtype=D), batch_dims=1, step_size=step_size)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] < 5
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+def test_fixed_steps_tell_the_first_bad_step_of_each_row(gradient):
+    y0 = torch.tensor([[1.0], [0.1], [2.0]], dtype=D, requires_grad=True)
+    solution = solve_ivp(
+        lambda t, y: torch.where(t < 1 / y0.detach(), y**2, torch.inf), (0.0, 3.0), y0, t_eval=[0.25, 0.75, 3.0],
+        batch_dims=1, method="rk4", step_size=0.25, gradient=gradient, throw=False,
+    )  # fmt: skip
+    assert [status.ok for status in solution.status] == [False, True, False]
+    assert [status.t for status in solution.status] == [0.75, 3.0, 0.25]
+    assert solution.stats[0].accepted == 3 and solution.stats[1].accepted == 12
+    assert torch.isnan(solution.y[0, 2:]).all() and torch.isnan(solution.y[2, 1:]).all()
+    exact = 0.1 / (1 - 0.1 * torch.tensor([0.25, 0.75, 3.0], dtype=D))
+    assert torch.allclose(solution.y[1, :, 0], exact, rtol=1e-6)
+    (slope,) = torch.autograd.grad(solution.y[1, 2, 0], y0)
+    assert torch.allclose(slope[:, 0], torch.tensor([0.0, 1 / 0.49, 0.0], dtype=D), rtol=1e-4)

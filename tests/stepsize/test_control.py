@@ -84,6 +84,17 @@ def test_steps_land_on_every_required_time(h, direction, stretch):
     assert longest <= (1.1 if stretch else 1.0) * h * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_no_step_is_longer_than_the_longest(batch_dims):
+    """Nor the last ones, which are else a little longer than proposed rather than one more."""
+    y0, spans = torch.ones(3, 1, dtype=torch.float64), torch.tensor([9.9, 10.0, 10.05], dtype=torch.float64)
+    options = {"max_step": 1.0, "first_step": 0.7, "batch_dims": batch_dims}
+    end = spans if batch_dims else 10.05
+    t = solve_ivp(lambda t, y: -1e-4 * y, (0.0, end), y0, **options).t
+    steps = t.diff(dim=-1)
+    assert (steps[~steps.isnan()] <= 1.0 + 1e-12).all() and (steps[~steps.isnan()] > 0.6).all()
+
+
 @pytest.mark.parametrize(
     ("span", "size", "count"),
     [((0.0, 1.0), 0.1, 10), ((0.0, 1.0), 0.3, 4), ((1.0, 0.0), 0.1, 10), ((0.0, 0.3), 0.1, 3), ((0.0, 0.05), 0.1, 1),

@@ -133,7 +133,8 @@ def solve_ivp(
         func: the right-hand side. `t` is a 0-d tensor in the real dtype of the state (in a batch, see below), `y` has
             the shape (or structure) of `y0`; returns the same structure, cast to the state's dtype. Functions and
             `nn.Module`s will do.
-        t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`.
+        t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`, which may
+            be infinite if one of the `events` ends the solve.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict, nested
             at will, of such tensors. All elements share a step, or with `batch_dims` those of a row.
         t_eval: the times at which to return the solution, strictly monotone in the direction of integration and
@@ -174,10 +175,11 @@ def solve_ivp(
 
     In a batch, `t` reaches `func` in the shape of the batch with a dimension of size 1 for each dimension of the state,
     so that it broadcasts against `y`; without `compact`, in the batch that `y0` has, else with some of its rows in one
-    batch dimension. Tensors in `args` that begin with the batch dimensions have an entry for each row, and come with
-    the rows. `t_span` may hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no
-    time, or a list with a series for each row; rows may go in different directions. The numbers of a row do not depend
-    on the other rows, to the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
+    batch dimension, where the functions of events may find a row several times, at several moments of a step. Tensors
+    in `args` that begin with the batch dimensions have an entry for each row, and come with the rows. `t_span` may
+    hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time, or a list with a
+    series for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to
+    the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
     with the others the rows are solved one after the other.
 
     Returns:

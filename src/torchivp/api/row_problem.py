@@ -111,7 +111,9 @@ def _elsewhere(times: RowTimes, filler: tuple[Tensor, Tensor]) -> tuple[Tensor, 
     A tensor that all rows share may look like one with an entry for each row where it is multiplied by zero.
     """
     t, y = filler
-    later = torch.from_numpy(0.37 * (times.end - times.start)).to(t.device, t.dtype).unsqueeze(1)
+    span = times.end - times.start
+    later = torch.from_numpy(0.37 * np.where(np.isfinite(span), span, times.direction))
+    later = later.to(t.device, t.dtype).unsqueeze(1)
     part = 0.1 + 0.2 * torch.frac(0.618034 * torch.arange(1, y.numel() + 1, device=y.device)).reshape(y.shape)
     size = torch.where(y == 0, torch.nan_to_num(y.abs(), posinf=0.0).amax() if y.numel() else 1.0, y.abs())
     size = torch.where(size == 0, 1.0, size)

@@ -59,11 +59,12 @@ def solve_batch(
             "need no vmap, pass them with batch_dims=1"
         )
     layout = StateLayout(y0, batch_dims)
-    if batch_dims:
-        times, moving = times_of_rows(t_span, t_eval, layout.lead)
-    else:
-        times, moving = times_of_one(times_of_span(t_span, t_eval))
     actions = check_events(events)
+    ends = any(isinstance(event, Event) and (event.terminal or event.max_count) for event in actions)
+    if batch_dims:
+        times, moving = times_of_rows(t_span, t_eval, layout.lead, endless=ends)
+    else:
+        times, moving = times_of_one(times_of_span(t_span, t_eval, endless=ends))
     problem = build_problem(func, y0, layout, times, moving, args, actions, compact)
     if not method.takes_rows and layout.rows > 1:
         _check_row_by_row(method, problem)

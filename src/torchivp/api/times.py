@@ -14,14 +14,14 @@ from torchivp.times import COARSE, Times, check_times, joined, snap, spacing_of
 from torchivp.torch_func import moves
 
 
-def times_of_span(t_span: Any, t_eval: Any) -> Times:
-    """The times of a problem without batch dimensions.
+def times_of_span(t_span: Any, t_eval: Any, endless: bool = False) -> Times:
+    """The times of a problem without batch dimensions; `endless` says whether the end may be infinite.
 
     Raises:
         TypeError: a time is not a real number or tensor.
         ValueError: a time is not finite, not in order or outside the span.
     """
-    ends, ends_tensor = check_times(t_span, "t_span", monotone=False, example="t_span=(t0, t1)")
+    ends, ends_tensor = check_times(t_span, "t_span", monotone=False, endless=endless, example="t_span=(t0, t1)")
     if len(ends) != 2:
         raise ValueError(f"t_span must be (t0, t1), got {len(ends)} times: write t_span=(t[0], t[-1]), t_eval=t")
     start, end = ends
@@ -50,8 +50,10 @@ def times_of_span(t_span: Any, t_eval: Any) -> Times:
     return Times(start, end, wanted, [*ends, *wanted], tensor, spacing=spacing_of(t_span, t_eval))
 
 
-def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowTimes, MovingTimes]:
-    """The times of the rows of a batch, checked.
+def times_of_rows(
+    t_span: Any, t_eval: Any, lead: tuple[int, ...], endless: bool = False
+) -> tuple[RowTimes, MovingTimes]:
+    """The times of the rows of a batch, checked; `endless` says whether ends may be infinite.
 
     Raises:
         TypeError: a time is not a real number or tensor.
@@ -62,17 +64,20 @@ def times_of_rows(t_span: Any, t_eval: Any, lead: tuple[int, ...]) -> tuple[RowT
         raise ValueError(f"t_span must be (t0, t1), each a number or a tensor of shape {lead}, got {t_span!r}{hint}")
     start, moving_start = _times_of_shape("t_span[0]", t_span[0], lead)
     end, moving_end = _times_of_shape("t_span[1]", t_span[1], lead)
-    for name, ends in (("t_span[0]", start), ("t_span[1]", end)):
-        if not np.isfinite(ends).all():
-            raise ValueError(
-                f"{name} must be finite, but is {ends[~np.isfinite(ends)][0]} in {_row(~np.isfinite(ends))}"
-            )
+    for name, ends, bad in (
+        ("t_span[0]", start, ~np.isfinite(start)),
+        ("t_span[1]", end, np.isnan(end) if endless else ~np.isfinite(end)),
+    ):
+        if bad.any():
+            hint = ": only where an event ends the solve, Event(g, terminal=True), may a span be endless"
+            found = f"{ends[bad][0]} in {_row(bad)}"
+            raise ValueError(f"{name} must be finite, but is {found}{hint if name == 't_span[1]' else ''}")
     with np.errstate(over="ignore"):
-        endless = ~np.isfinite(end - start)
-    if endless.any():
+        too_long = np.isfinite(end) & ~np.isfinite(end - start)
+    if too_long.any():
         raise ValueError(
-            f"t_span spans more than a float can hold in {_row(endless)}, from {start[endless][0]:g} to "
-            f"{end[endless][0]:g}: rescale time"
+            f"t_span spans more than a float can hold in {_row(too_long)}, from {start[too_long][0]:g} to "
+            f"{end[too_long][0]:g}: rescale time"
         )
     if t_eval is None:
         return RowTimes(start, end, None), MovingTimes(moving_start, moving_end, None)

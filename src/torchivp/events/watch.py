@@ -7,19 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.events.landing import land, slopes_before
 from torchivp.events.root import find_root
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.problem import Problem
-
-_CORRECTIONS = 8
-"""How often a landing is corrected, each time with a new step. The first correction leaves next to nothing."""
-
-_FAR = 0.1
-"""A correction by this part of a step or more shows that the interpolant is no guide."""
 
 _ROUNDING = 64
 """By this multiple of the spacing of numbers, an event at the end of the span may seem to lie beyond."""
@@ -87,42 +83,31 @@ class Watch:
 
         width = 4 * math.ulp(max(abs(t0), abs(t1)))
         if self.value > 0.0:
-            near = _is_near(bracket, _slope(remaining, t0, t1, self.value, width) or 0.0)
+            near = _is_near(bracket, _slope(remaining, t0, t1, width))
             return self._checked(t1, *self._take(bracket, t1)) if near else None
         t = find_root(remaining, t0, t1, before, self.value, width)
         if t == t1 and not isinstance(step.t1, Tensor):
             return self._checked(t, step, self.value)
-        value = self.value if t == t1 else remaining(t)
-        slope = _slope(remaining, t0, t, value, width)
-        return self._land(bracket, t, value, slope)
+        wanted = self.value if t == t1 else remaining(t)
+        return self._land(bracket, t, wanted, _slope(remaining, t0, t, width))
 
-    def _land(self, bracket: _Bracket, t: float, wanted: float, slope: float | None) -> Landing:
+    def _land(self, bracket: _Bracket, t: float, wanted: float, slope: float) -> Landing:
         """Take the step again, to where the event is: where the function has the value that it has there."""
         near, far = sorted((bracket.t0, bracket.t1))
         rounding = 8 * torch.finfo(bracket.step.y1.dtype).eps * max(abs(near), abs(far), far - near)
-        if slope is None:
-            return self._bisect(bracket, rounding)
-        landed, value = self._take(bracket, t)
-        for _ in range(_CORRECTIONS):
-            correction = (wanted - value) / slope if slope else 0.0
-            if abs(correction) <= rounding:
-                break
-            if not (abs(correction) < _FAR * (far - near) and near < t + correction < far):
-                return self._bisect(bracket, rounding)
-            last_t, last_value = t, value
-            t += correction
-            landed, value = self._take(bracket, t)
-            slope = (value - last_value) / (t - last_t) if t != last_t else 0.0
-        return self._checked(t, landed, value)
+        taken: dict[float, tuple[Step, float]] = {}
 
-    def _bisect(self, bracket: _Bracket, width: float) -> Landing:
-        """Look for the event not on the interpolant, but at the ends of steps."""
+        def at_end(times: np.ndarray) -> np.ndarray:
+            time = float(times[0])
+            if time not in taken:
+                taken.clear()
+                taken[time] = self._take(bracket, time)
+            return np.array([taken[time][1]])
 
-        def remaining(t: float) -> float:
-            return self._take(bracket, t)[1]
-
-        t = find_root(remaining, bracket.t0, bracket.t1, bracket.before, bracket.after, width)
-        return self._checked(t, *self._take(bracket, t))
+        arguments = (np.array([x]) for x in (t, bracket.t0, bracket.t1, slope, wanted, rounding))
+        end = land(at_end, *arguments)
+        at_end(end)
+        return self._checked(float(end[0]), *taken[float(end[0])])
 
     def _take(self, bracket: _Bracket, t: float) -> tuple[Step, float]:
         """The step taken again, up to `t`, and what the event function is there."""
@@ -157,11 +142,8 @@ def _is_near(bracket: _Bracket, slope: float) -> bool:
     return slope * (bracket.t1 - bracket.t0) < 0.0 and bracket.after <= abs(slope) * rounding
 
 
-def _slope(function: Callable[[float], float], t0: float, t: float, value: float, width: float) -> float | None:
-    """The derivative of the function just before `t`, where it is `value`; None if it jumps there; 0 if of no use."""
-    before = t - 1e-3 * (t - t0)
-    value_before, just_before = function(before), function(t - math.copysign(width, t - t0))
-    if not max(abs(value), abs(just_before)) <= 0.1 * abs(value_before):
-        return None
-    slope = (value - value_before) / (t - before) if before != t else 0.0
-    return slope if math.isfinite(slope) else 0.0
+def _slope(function: Callable[[float], float], t0: float, t: float, width: float) -> float:
+    """The derivative of the function just before `t`; NaN if it jumps there; 0 if of no use."""
+    return float(
+        slopes_before(lambda x: np.array([function(float(x[0]))]), *(np.array([x]) for x in (t0, t, width)))[0]
+    )

@@ -77,7 +77,7 @@ def fit(
     `torchivp.fitting.start.find_start` for how they are found.
 
     Args:
-        model: an instance of `torchivp.models.Model`; it is not changed.
+        model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64.
         data: the path of a CSV file with a header, a pandas DataFrame, or a `Dataset`.
         time: the name of the time column.
         observe: the observed columns: a dict from column to state; or a list, of columns that are called like
@@ -146,7 +146,7 @@ def fit(
     inputs = read_inputs(jump_times, schedule, names)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
-    misfit = Misfit(copy.deepcopy(model), dataset, quantities, noise, accuracy, inputs)
+    misfit = Misfit(copy.deepcopy(model).double(), dataset, quantities, noise, accuracy, inputs)
     misfit.check_gradient()
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
@@ -239,7 +239,9 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str]]:
         if factor == 1.0 or search.agrees(begin, misfit, scale):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
-    roughly = search.maximise_likelihood(begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6)
+    roughly = search.maximise_likelihood(
+        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.residuals
+    )
     search.misfit = misfit
     likelihood = search.maximise_likelihood(
         roughly.minimum.theta, exact.rtol * floor, "maximum likelihood", tolerance=1e-9
@@ -353,6 +355,7 @@ def _result(
         free_names=[quantity.name for quantity in quantities.free],
         sigma=likelihood.sigma,
         theta=minimum.theta,
+        unscaled_residuals=residuals.by_trajectory(data),
         misfit=misfit,
         uncertainty=uncertainty,
         call=call,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,11 +20,18 @@ from torchivp.api.ivp import solve_ivp
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.inputs import Inputs, Piece
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.right_hand_side import REFUSALS, Way, call_rows, check_gradient, shape_parameter, way_forwards
+from torchivp.fitting.right_hand_side import (
+    REFUSALS,
+    DualArithmetic,
+    Way,
+    call_rows,
+    check_gradient,
+    shape_parameter,
+    way_forwards,
+)
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
-from torchivp.stepsize.constant import GridSteps
-from torchivp.torch_func import pull_back
+from torchivp.torch_func import in_forward_mode, pull_back
 
 Noise = Literal["normal", "lognormal"]
 SigmaMode = Literal["separate", "shared"]
@@ -52,12 +60,20 @@ class Accuracy:
         atol = np.array(self.atol) * (factor * further)
         return replace(self, rtol=self.rtol * factor, atol=tuple(atol) if atol.ndim else float(atol))
 
-    def options(self, grid: list[float] | None = None) -> dict[str, Any]:
-        """The options of `solve_ivp`; the steps end on the `grid` if one is given."""
-        chosen = {"max_step": self.max_step, "norm": _largest_of_rows}
-        steps = chosen if grid is None else {"controller": GridSteps(lambda _: grid)}
-        atol = torch.tensor(self.atol, dtype=torch.float64) if isinstance(self.atol, tuple) else self.atol
-        return {"method": self.method, "rtol": self.rtol, "atol": atol, "max_steps": self.max_steps, **steps}
+    def options(self) -> dict[str, Any]:
+        """The options of `solve_ivp`."""
+        return {
+            "method": self.method,
+            "rtol": self.rtol,
+            "atol": torch.tensor(self.atol, dtype=torch.float64) if isinstance(self.atol, tuple) else self.atol,
+            "max_steps": self.max_steps,
+            "max_step": self.max_step,
+            "norm": _largest_of_rows,
+        }
+
+
+_Solved = dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""By number of trajectory, the observed states [T, n_observed] and their derivatives [T, n_observed, n_free]."""
 
 
 def _largest_of_rows(error: Tensor) -> Tensor:
@@ -78,8 +94,7 @@ class _Walk(nn.Module):
         pieces: Sequence[Piece],
         accuracy: Accuracy,
         way: Way | None = None,
-        grids: Sequence[list[float]] | None = None,
-    ) -> tuple[Tensor, list[list[float]]]:
+    ) -> tuple[Tensor, int]:
         """Solve one piece after the other.
 
         Args:
@@ -87,30 +102,28 @@ class _Walk(nn.Module):
             pieces: between inputs.
             accuracy: how to solve.
             way: how to call the model with rows; None if there are none.
-            grids: where the steps of each piece end; None to choose them.
 
         Returns:
             The states at the outputs of the pieces, [T, ...], or without outputs at the beginnings of all steps; and
-            where the steps of each piece end, which only a walk without outputs tells.
+            the number of steps.
         """
         parameters = dict(self.model.named_parameters())
+        arithmetic = DualArithmetic() if in_forward_mode() else nullcontext()
 
         def derivative(t: Tensor, y: Tensor) -> Tensor:
-            return call_rows(self.model, parameters, t, y, way) if way in ("mapped", "singly") else self.model(t, y)
+            with arithmetic:
+                return call_rows(self.model, parameters, t, y, way) if way in ("mapped", "singly") else self.model(t, y)
 
-        y, states, steps = y0, [], []
-        for number, piece in enumerate(pieces):
+        y, states, steps = y0, [], 0
+        for piece in pieces:
             y = piece.begin(y)
             if piece.start < piece.end:
                 wanted = None if piece.outputs is None else sorted({*piece.outputs, piece.end})
-                options = accuracy.options(None if grids is None else grids[number])
                 func = derivative if len(pieces) == 1 else piece.within(derivative)
-                solution = solve_ivp(func, (piece.start, piece.end), y, t_eval=wanted, **options)
+                solution = solve_ivp(func, (piece.start, piece.end), y, t_eval=wanted, **accuracy.options())
                 y = piece.finish(solution.y[-1])
                 states.append(solution.y[:-1])
-                steps.append(solution.t[1:].tolist())
-            else:
-                steps.append([])
+                steps += solution.stats.accepted
             if piece.outputs and piece.outputs[-1] == piece.end:
                 states.append(y[None])
         return torch.cat(states), steps
@@ -139,6 +152,17 @@ class Residuals:
         """The mean squared residual of each observable, [n_observables]; zero where it has no data."""
         squares = np.bincount(self.observable, self.values**2, n_observables)
         return squares / np.maximum(np.bincount(self.observable, minlength=n_observables), 1)
+
+    def by_trajectory(self, data: Dataset) -> list[NDArray[np.float64]]:
+        """The residuals of all data as tables, [T, n_observables] for each trajectory; NaN where data are missing."""
+        tables, first = [], 0
+        for trajectory in data.trajectories:
+            known = np.isfinite(trajectory.values)
+            table = np.full(known.shape, np.nan)
+            table[known] = self.values[first : first + known.sum()]
+            first += known.sum()
+            tables.append(table)
+        return tables
 
 
 class Misfit:
@@ -233,7 +257,7 @@ class Misfit:
         for group in self._groups:
             pieces = self._pieces(group[0], self.data.trajectories[group[0]].t.tolist())
             with torch.no_grad():
-                counts.append(sum(map(len, self._solution(torch.tensor(theta), group, pieces)[1])))
+                counts.append(self._solution(torch.tensor(theta), group, pieces)[1])
         return max(counts)
 
     def sensitivities(
@@ -261,15 +285,13 @@ class Misfit:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Those of trajectories that are solved together, [T, n, n_columns] and [T, n, n_columns, n_free].
 
-        One solve finds the steps and a second one takes them again, differentiated forwards along all entries of theta
-        at once, which costs the same however many outputs there are. Where autograd cannot follow the model forwards,
-        each output is differentiated backwards.
+        One solve is differentiated forwards along all entries of theta at once, which costs the same however many
+        outputs there are; the sizes of its steps are those without derivatives. Where autograd cannot follow the model
+        forwards, each output is differentiated backwards.
         """
         if self._shared.forwards:
-            with torch.no_grad():
-                _, steps = self._solution(torch.tensor(theta), group, self._pieces(group[0], t))
             try:
-                return self._forwards(theta, group, t, columns, steps)
+                return self._forwards(theta, group, t, columns)
             except SolveError:
                 raise
             except REFUSALS:
@@ -279,12 +301,7 @@ class Misfit:
         return np.stack([states for states, _ in each], 1), np.stack([slopes for _, slopes in each], 1)
 
     def _forwards(
-        self,
-        theta: NDArray[np.float64],
-        group: Sequence[int],
-        t: Sequence[float],
-        columns: Sequence[int],
-        steps: list[list[float]],
+        self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], columns: Sequence[int]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Derivatives by dual numbers, a row for each entry of theta and trajectory."""
         self._find_way()
@@ -292,8 +309,8 @@ class Misfit:
         directions = torch.eye(len(at), dtype=at.dtype).repeat_interleave(n, 0)
         with torch.no_grad(), forward_ad.dual_level():
             dual = forward_ad.make_dual(at.repeat(len(directions), 1), directions)
-            again, _ = self._solution(dual, group, self._pieces(group[0], t, outputs=True), steps)
-            states, tangents = forward_ad.unpack_dual(again[:, :, list(columns)])
+            solved, _ = self._solution(dual, group, self._pieces(group[0], t, outputs=True))
+            states, tangents = forward_ad.unpack_dual(solved[:, :, list(columns)])
             tangents = torch.zeros_like(states) if tangents is None else tangents
             return states[:, :n].numpy(), tangents.unflatten(1, (-1, n)).movedim(1, 3).numpy()
 
@@ -318,14 +335,33 @@ class Misfit:
         Returns:
             The residuals; None if a solve fails, or a residual or a derivative is not finite.
         """
-        solved: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        solved: _Solved = {}
         for group in self._groups:
-            t = self.data.trajectories[group[0]].t
+            t = self._times(group, horizon)
             try:
-                states, slopes = self._observables(theta, group, t[: _count(horizon, t)].tolist(), derivatives)
+                if derivatives:
+                    states, slopes = self._sensitivities(theta, group, t, self.observed)
+                else:
+                    states, slopes = self._observables(theta[None], group, t)[0]
             except SolveError:
                 return None
             solved |= {i: (states[:, k], slopes[:, k]) for k, i in enumerate(group)}
+        return self._compare(theta, solved, horizon)
+
+    def residuals_at(self, thetas: NDArray[np.float64]) -> list[Residuals | None]:
+        """The residuals without Jacobian at each of the `thetas` [n, n_free]: those of `residuals`, by one solve."""
+        solved: list[_Solved] = [{} for _ in thetas]
+        try:
+            for group in self._groups:
+                at_each = self._observables(thetas, group, self._times(group))
+                for of_one, (states, slopes) in zip(solved, at_each, strict=True):
+                    of_one |= {i: (states[:, k], slopes[:, k]) for k, i in enumerate(group)}
+        except SolveError:  # of one of them perhaps, which must not spoil the others
+            return [self.residuals(theta, derivatives=False) for theta in thetas]
+        return [self._compare(theta, of_one) for theta, of_one in zip(thetas, solved, strict=True)]
+
+    def _compare(self, theta: NDArray[np.float64], solved: _Solved, horizon: float = 1.0) -> Residuals | None:
+        """The residuals from what has been solved at `theta`."""
         values, rows, observable, log_data = [], [], [], 0.0
         for i, trajectory in enumerate(self.data.trajectories):
             data, (model, slopes) = trajectory.values[: _count(horizon, trajectory.t)], solved[i]
@@ -347,18 +383,22 @@ class Misfit:
         return None
 
     def _observables(
-        self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], derivatives: bool
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The observed states of trajectories that are solved together, and their derivatives.
+        self, thetas: NDArray[np.float64], group: Sequence[int], t: Sequence[float]
+    ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """The observed states of trajectories that are solved together, [T, n, n_observed], at each of the `thetas`.
 
-        Of shapes [T, n, n_observed] and [T, n, n_observed, n_free], or without derivatives [T, n, n_observed, 0].
+        With derivatives [T, n, n_observed, 0], which are those with respect to nothing.
         """
-        if derivatives:
-            return self._sensitivities(theta, group, t, self.observed)
+        at = torch.tensor(thetas[0] if len(thetas) == 1 else thetas.repeat(len(group), 0))
         with torch.no_grad():
-            states, _ = self._solution(torch.tensor(theta), group, self._pieces(group[0], t, outputs=True))
-        states = states.reshape(len(t), len(group), -1)[..., self.observed].numpy()
-        return states, np.zeros((*states.shape, 0))
+            states, _ = self._solution(at, group, self._pieces(group[0], t, outputs=True))
+        states = states.reshape(len(t), len(thetas), len(group), -1)[..., self.observed].numpy()
+        return [(states[:, k], np.zeros((*states[:, k].shape, 0))) for k in range(len(thetas))]
+
+    def _times(self, group: Sequence[int], horizon: float = 1.0) -> list[float]:
+        """The times of the first part of the trajectories of a group."""
+        t = self.data.trajectories[group[0]].t
+        return t[: _count(horizon, t)].tolist()
 
     def _pieces(self, trajectory: int, t: Sequence[float], outputs: bool = False) -> list[Piece]:
         """The pieces from the first data time to the last of `t`."""
@@ -371,13 +411,7 @@ class Misfit:
             self._shared.way = way_forwards(self.model, float(self.data.trajectories[0].t[0]))
         return self._shared.way
 
-    def _solution(
-        self,
-        theta: Tensor,
-        group: Sequence[int],
-        pieces: Sequence[Piece],
-        grids: Sequence[list[float]] | None = None,
-    ) -> tuple[Tensor, list[list[float]]]:
+    def _solution(self, theta: Tensor, group: Sequence[int], pieces: Sequence[Piece]) -> tuple[Tensor, int]:
         """What `_Walk` returns for a group of trajectories: a single one has no rows, unless `theta` has.
 
         Args:
@@ -385,7 +419,6 @@ class Misfit:
                 trajectories of the group.
             group: the numbers of the trajectories.
             pieces: those of each of them.
-            grids: where the steps of each piece end; None to choose them.
         """
         self._shared.solves += 1
         if len(group) > 1 and theta.ndim == 1:
@@ -400,7 +433,7 @@ class Misfit:
             starts = [self.quantities.initial_state(values[k :: len(group)], i) for k, i in enumerate(group)]
             y0 = torch.stack(starts, dim=1).flatten(0, 1)
         try:
-            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way, grids))
+            return functional_call(self._walk, substitutes, (y0, pieces, self.accuracy, way))
         except SolveError as error:
             self._shared.failure = error.status.message
             raise
@@ -409,7 +442,7 @@ class Misfit:
                 raise
             # A part of the model that the trial did not come to cannot be called with rows.
             self._shared.way = "singly"
-            return self._solution(theta, group, pieces, grids)
+            return self._solution(theta, group, pieces)
 
 
 def _count(horizon: float, t: NDArray[np.float64]) -> int:

@@ -128,7 +128,13 @@ class Search:
         return Minimum(target.accepted.theta, 2 * found.cost, found.status > 0, target.accepted)
 
     def maximise_likelihood(
-        self, theta: NDArray[np.float64], floor: NDArray[np.float64], stage: str, *, tolerance: float
+        self,
+        theta: NDArray[np.float64],
+        floor: NDArray[np.float64],
+        stage: str,
+        *,
+        tolerance: float,
+        known: Residuals | None = None,
     ) -> Likelihood:
         """Maximise the likelihood by iteratively reweighted least squares.
 
@@ -141,8 +147,9 @@ class Search:
             stage: what the user is told that this is.
             tolerance: of the relative change of the cost and of the step, at which to stop each of the searches; the
                 sigmas count as settled when they change by less than a thousand times as much.
+            known: the residuals at `theta`, which saves solving there again.
         """
-        residuals = self.misfit.residuals(theta)
+        residuals = known or self.misfit.residuals(theta)
         if residuals is None:
             return Likelihood(Minimum(theta, np.inf, False), floor, np.inf, False, False)
         sigma = np.maximum(self.sigma(residuals), floor)

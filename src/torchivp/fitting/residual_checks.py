@@ -16,6 +16,8 @@ FEWEST = 8
 LEVEL = 0.01
 """The chance that a test of size and shape objects to residuals that are noise."""
 
+_MOST_OF_SHAPIRO = 5000  # with more values than this its p-value is not known
+
 
 class Verdict(NamedTuple):
     """What to think of a fit.
@@ -35,8 +37,9 @@ def judge(result: FitResult) -> Verdict:
     """Did the fit converge, and do its residuals look like noise?
 
     For each observable with enough data: is a residual like the one before (lag-1 autocorrelation above 1.96/√n), is
-    the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test)? Residuals
-    that alternate are no finding: to follow the data makes them so.
+    the size the one that sigma says (chi-squared test), is the distribution normal (Shapiro-Wilk test, or for many
+    values the one of D'Agostino and Pearson)? Residuals that alternate are no finding: to follow the data makes them
+    so.
     """
     if not result.converged:
         return Verdict("The fit did not converge, so its estimates are not to be relied on.", False, [])
@@ -69,18 +72,30 @@ def _check_observable(name: str, series: list[np.ndarray]) -> list[str]:
 
 def _pattern_in_time(name: str, series: list[np.ndarray]) -> list[str]:
     """Is a residual like its predecessor in the same trajectory?"""
+    found, pairs = autocorrelation(series)
+    if pairs < FEWEST or found <= 1.96 / np.sqrt(pairs):
+        return []
+    return [
+        f"the residuals of {name} resemble the ones before them (lag-1 autocorrelation {found:.2f}), so that "
+        "the standard errors are too small"
+    ]
+
+
+def autocorrelation(series: list[np.ndarray]) -> tuple[float, int]:
+    """How much a residual is like its predecessor in the same trajectory, and how many have one.
+
+    Args:
+        series: the residuals of an observable, an array for each trajectory, NaN where data are missing.
+
+    Returns:
+        The lag-1 autocorrelation, for residuals whose mean is zero, and the number of pairs.
+    """
     products = np.concatenate([values[1:] * values[:-1] for values in series])
     products = products[np.isfinite(products)]
     squares = np.concatenate([values[np.isfinite(values)] ** 2 for values in series])
-    if len(products) < FEWEST:
-        return []
-    autocorrelation = products.mean() / squares.mean()
-    if autocorrelation <= 1.96 / np.sqrt(len(products)):
-        return []
-    return [
-        f"the residuals of {name} resemble the ones before them (lag-1 autocorrelation {autocorrelation:.2f}), so that "
-        "the standard errors are too small"
-    ]
+    if not products.size or not squares.any():
+        return 0.0, len(products)
+    return float(products.mean() / squares.mean()), len(products)
 
 
 def _size(name: str, residuals: np.ndarray) -> list[str]:
@@ -96,6 +111,7 @@ def _shape(name: str, residuals: np.ndarray) -> list[str]:
     """Is the distribution normal?"""
     from scipy import stats  # which takes a third of a second
 
-    if np.ptp(residuals) == 0 or stats.shapiro(residuals).pvalue >= LEVEL:
+    test = stats.shapiro if len(residuals) <= _MOST_OF_SHAPIRO else stats.normaltest
+    if np.ptp(residuals) == 0 or test(residuals).pvalue >= LEVEL:
         return []
     return [f"the residuals of {name} are not normally distributed (largest: {np.abs(residuals).max():.1f} sigma)"]

@@ -117,6 +117,7 @@ class FitResult:
         free_names: their names, in the order of the rows.
         sigma: the standard deviation of the noise of each observable, [n_observed].
         theta: the free parameters and initial states on the scale of estimation, [n].
+        unscaled_residuals: on the scale of the noise, [T, n_observed] for each trajectory; NaN where data are missing.
         call: the call of `fit` that gave it, as Python.
     """
 
@@ -144,6 +145,7 @@ class FitResult:
     free_names: list[str]
     sigma: NDArray[np.float64]
     theta: NDArray[np.float64]
+    unscaled_residuals: list[NDArray[np.float64]] = field(repr=False)
     misfit: Misfit = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
     call: str
@@ -219,11 +221,7 @@ class FitResult:
         Raises:
             ValueError: there is no such trajectory.
         """
-        series = self.data.trajectories[self._trajectory(trajectory)]
-        model = self.predict(series.t, trajectory)[:, self.misfit.observed]
-        if self.noise == "lognormal":
-            return (np.log(series.values) - np.log(model)) / self.sigma
-        return (series.values - model) / self.sigma
+        return self.unscaled_residuals[self._trajectory(trajectory)] / self.sigma
 
     def dictionary(self) -> dict[str, Any]:
         """The result as plain numbers, strings, lists and dicts; what is not finite is None."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.matching import Matching, smooth
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Minimum, Search
+from torchivp.fitting.residual_checks import autocorrelation
 
 _STARTS = 128  # random starts that are looked at
 _REFINED = 12  # of them, how many are refined on the beginning of the data
@@ -20,7 +21,8 @@ _SPREAD = 2.0  # a quantity on the log scale starts within this many powers of t
 _SCREENING_RTOL = 1e-3  # with which the random starts are looked at
 _EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
 _LITTLE = 0.5  # the fraction of that of an observable that is left where a minimum explains little
-_NOTHING = 0.9  # and where it explains next to nothing, which many wrong minima do alike
+_ALMOST_ALL = 0.1  # and where it explains so much that one way to it is enough, if the rest looks like noise
+_PAIRS = 30  # residuals with a predecessor that it takes to see in them that they are noise
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
     otherwise, are the model's defaults and random starts around them that explain the beginning of the data best.
     Candidates are refined on all data at once, and on a horizon that grows from the beginning of the data to their
     end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The
-    search is settled when two ways lead to the same best optimum that explains something, or when the model fits
-    exactly. Where states are hidden, other values of theirs may explain the data as well, so that the other candidates
-    are still refined on all data at once. Where all of this explains little, as it may if the beginning of the data
-    says nothing, the last candidates are random starts that explain all data best. Of optima that are equally good, the
-    one nearest to the model's defaults is the best.
+    search is settled when an optimum leaves little and what it leaves looks like noise, when two ways lead to the same
+    best optimum that explains half or leaves noise, or when the model fits exactly. Where states are hidden, other
+    values of theirs may explain the data as well, so that the other candidates are still refined on all data at once.
+    Where all of this explains little, as it may if the beginning of the data says nothing, the last candidates are
+    random starts that explain all data best. Of optima that are equally good, the one nearest to the model's defaults
+    is the best.
 
     Args:
         search: what is minimised.
@@ -80,7 +83,8 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
             continue
         exact = _EXACT * len(minimum.residuals.values)
         same = np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
-        settled |= same and _unexplained(minimum, scale) < _NOTHING
+        left, noise = _unexplained(minimum, scale), _looks_like_noise(minimum, misfit)
+        settled |= (same and (left < _LITTLE or noise)) or (noise and left < _ALMOST_ALL)
         found.append(minimum)
         best = min(best, minimum, key=lambda each: each.cost)
         settled |= best.cost <= exact
@@ -94,6 +98,17 @@ def _unexplained(minimum: Minimum, scale: NDArray[np.float64]) -> float:
     if minimum.residuals is None:
         return np.inf
     return float((minimum.residuals.mean_squares(len(scale)) / scale**2).max())
+
+
+def _looks_like_noise(minimum: Minimum, misfit: Misfit) -> bool:
+    """Whether the residuals of all observables at a minimum for all data know nothing of the ones before them.
+
+    Those of a wrong minimum do: there the model runs out of step with the data, and in again.
+    """
+    assert minimum.residuals is not None, "a minimum that was found has residuals"
+    tables = minimum.residuals.by_trajectory(misfit.data)
+    found = [autocorrelation([table[:, k] for table in tables]) for k in range(tables[0].shape[1])]
+    return minimum.converged and all(pairs >= _PAIRS and abs(r) <= 1.96 / np.sqrt(pairs) for r, pairs in found)
 
 
 def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: list[Minimum]) -> Start:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.misfit import Accuracy, Misfit
 from torchivp.fitting.optimise import Likelihood, negative_log_likelihood
+from torchivp.methods import find_method
 
 SMALLEST_RTOL = 1e-13
 """Below this, rounding makes up the error of a solve."""
 
 _FINE = 1e-7  # with this rtol or a smaller one, residuals as small as the error of the solver are none
 _TOLERATED = 0.1  # how large the error of the solver may be, in sigmas
-_STEPS = 1000  # how many steps the span of a trajectory is divided into, to see what solves step over
-_STEPS_OF_ALL = 3000  # as many in all trajectories together
+_LOOKS = 2000  # how often to look at the right-hand side in the span of a trajectory, to see what solves step over
+_LOOKS_AT_ALL = 6000  # as often in all trajectories together
 _DIFFERENCE = 1e-3  # the step of the differences with which derivatives are compared, in typical changes
 _SEEN = 1e-3  # how much such a step must change all residuals together, in sigmas, to say something
 _LITTLE_KNOWN = 2.0  # the standard error of a logarithm that may be on its way to minus infinity
@@ -46,9 +47,7 @@ def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
     accuracy = misfit.accuracy
     if likelihood.at_floor and accuracy.rtol <= _FINE:
         return Verdict([])
-    series = misfit.data.trajectories
-    steps = min(_STEPS, max(_STEPS // 10, _STEPS_OF_ALL // len(series)))
-    short = min(accuracy.max_step, max(each.t[-1] - each.t[0] for each in series) / steps)
+    short = min(accuracy.max_step, _short_step(misfit))
     tight = replace(accuracy.scaled(max(1e-2, SMALLEST_RTOL / accuracy.rtol), 1e-2), max_steps=10 * accuracy.max_steps)
     found = _difference(misfit, replace(tight, max_step=short), likelihood)
     if found is None:  # where the right-hand side jumps, the smaller tolerance may be out of reach
@@ -71,6 +70,17 @@ def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
         "the shortest of them"
     )
     return Verdict([sentence])
+
+
+def _short_step(misfit: Misfit) -> float:
+    """The longest step that sees whatever lasts as long as a small part of the span of the data.
+
+    A step sees what lasts longer than the widest gap between its evaluations.
+    """
+    series = misfit.data.trajectories
+    looks = min(_LOOKS, max(_LOOKS // 10, _LOOKS_AT_ALL // len(series)))
+    longest = max(each.t[-1] - each.t[0] for each in series)
+    return float(longest / looks / find_method(misfit.accuracy.method).widest_gap)
 
 
 def _difference(misfit: Misfit, accuracy: Accuracy, likelihood: Likelihood) -> tuple[float, str] | None:
@@ -97,15 +107,15 @@ def check_derivatives(misfit: Misfit, likelihood: Likelihood) -> list[str]:
     residuals = likelihood.minimum.residuals
     assert residuals is not None, "a finite likelihood has residuals"
     sigma = likelihood.sigma[residuals.observable]
+    steps = _DIFFERENCE * np.diag(misfit.quantities.magnitudes)
+    ends = misfit.residuals_at(residuals.theta + np.concatenate([steps, -steps]))
     wrong = []
     for j, quantity in enumerate(misfit.quantities.free):
-        step = np.zeros(len(residuals.theta))
-        step[j] = _DIFFERENCE * quantity.magnitude
-        ends = [misfit.residuals(residuals.theta + sign * step, derivatives=False) for sign in (1, -1)]
-        if any(end is None for end in ends):
+        both = ends[j], ends[j + len(steps)]
+        if any(end is None for end in both):
             continue
-        up, down = ((end.values - residuals.values) / sigma for end in ends if end is not None)
-        slope = residuals.jacobian[:, j] * step[j] / sigma
+        up, down = ((end.values - residuals.values) / sigma for end in both if end is not None)
+        slope = residuals.jacobian[:, j] * steps[j, j] / sigma
         size = np.linalg.norm(up)
         smooth = np.linalg.norm(up + down) < 0.2 * size
         if size > _SEEN and smooth and np.linalg.norm(up - slope) > 0.5 * size:

@@ -22,8 +22,8 @@ from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.recording import Interpolants, Outputs, Trail
-from torchivp.rows.single import as_rows, rows_plan, times_of_row
-from torchivp.solution import Outcome, Stats, Status
+from torchivp.rows.single import as_rows, rows_plan
+from torchivp.solution import Stats, Status
 from torchivp.torch_func import inside_transform
 
 
@@ -95,21 +95,12 @@ class _CheckpointedSolve(ReplayedSolve):
         kept = len(outputs.t)
         states = outputs.complete(status)
         self.status, self.stats, self.reached = [status], [stats], outputs.t
-        if status.outcome is Outcome.EVENT:
-            kept = len(outputs.t)
-            self._end_at(status.t)
         self.times, self.last = np.array([outputs.t]), np.array([kept - 1])
         if self.plan.problem.times.outputs is not None:  # with the last state after them, as a batch has it
             states = torch.cat([states[:kept], outputs.last, states[kept:]])
             self.times, self.last = np.array([[*outputs.t, status.t]]), np.array([kept])
         self.expect(states.unsqueeze(0))
         return states.unsqueeze(0), self.record.changes.y
-
-    def _end_at(self, t: float) -> None:
-        """The solve ended on an event at `t`: what is differentiated ends there, at an output."""
-        times = self.integration.problem.times.until(t)
-        problem = replace(self.inputs.problem, times=times_of_row(times))
-        self.inputs.problem, self.plan = problem, replace(self.plan, problem=problem)
 
 
 class _DrawnSteps:

@@ -135,8 +135,12 @@ class DrawingTrail(RowTrail):
     """The trail of rows, and what the generators were for each of their steps."""
 
     def __init__(self, method: RecordedDraws, *args: Any) -> None:
-        super().__init__(*args)
         self._method = method
+        super().__init__(*args)
+
+    def begin(self, y: Tensor, kept: np.ndarray) -> None:
+        super().begin(y, kept)
+        self._method.begin()
         self._drawn: list[tuple[np.ndarray, Drawn]] = []
 
     def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:

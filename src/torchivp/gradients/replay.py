@@ -204,7 +204,7 @@ class Replay:
             self._report(problem, replayed, n + 1, steps, moving)
             replayed.y, replayed.carry = steps.y1, steps.step.carry
             self._change(problem, replayed, n + 1, ends)
-            outputs.end(rows, t1, replayed.y, self._carry(problem, ends, n + 1))
+            outputs.end(rows, t1, replayed.y, self._carry(problem, ends, n + 1, stepper))
             self._finish(problem, replayed, n + 1)
         _count(replayed, stepper)
         return replayed
@@ -216,8 +216,13 @@ class Replay:
             rows = replayed.rows[through]
             replayed.outputs.finish(rows, self.ends[rows, step], replayed.y[problem.select(through)])
 
-    def _carry(self, problem: RowProblem, ends: StepEnds | None, step: int) -> Carry | None:
-        """Carries outputs at the end of the step with this number to their times, which move on their own."""
+    def _carry(
+        self, problem: RowProblem, ends: StepEnds | None, step: int, stepper: Stepper | None = None
+    ) -> Carry | None:
+        """Carries outputs at the end of the step with this number to their times, which move on their own.
+
+        `stepper` has taken the step.
+        """
         asked = problem.moving.outputs
         if ends is None or asked is None or not ends.loose.any():
             return None
@@ -229,7 +234,7 @@ class Replay:
             where, rows, places = problem.select(loose), rows[loose], places[loose]
             end = ends.of_steps(rows, step)
             motion = asked[torch.from_numpy(rows), torch.from_numpy(places)].unsqueeze(1) - end
-            func = function_on(problem, rows)
+            func = stepper.one_sided if isinstance(stepper, SingleStepper) else function_on(problem, rows)
             return y.index_copy(0, where, carried(func, y[where], problem.user_time(end), problem.user_time(motion)))
 
         return carry

@@ -24,7 +24,7 @@ from torchivp.methods.method import Method
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import RowOutputs
+from torchivp.rows.record import RowOutputs, RowTrail
 from torchivp.solution import Stats, Status
 from torchivp.torch_func import in_forward_mode
 
@@ -112,9 +112,12 @@ class ReplayedSolve(NodeSolve):
         """
         problem = self.plan.problem
         outputs = RowOutputs(problem.times, dense)
-        method = RecordedDraws(self.plan.make_method(), Generators(problem.y0.device))
-        trail = DrawingTrail(method, problem.y0, problem.times.start, self.limit, self.replayable)
-        self.status, self.stats = self.plan.run(outputs, trail, cast("Method", method))
+        method, trail = self.plan.make_method(), RowTrail(problem.y0, problem.times.start, self.limit, replayable=False)
+        if self.replayable:
+            recorded = RecordedDraws(method, Generators(problem.y0.device))
+            trail = DrawingTrail(recorded, problem.y0, problem.times.start, self.limit)
+            method = cast("Method", recorded)
+        self.status, self.stats = self.plan.run(outputs, trail, method)
         states, self.times = outputs.collect(problem.y0)
         self.last, self.dense, self.record = outputs.last, outputs.dense, trail.record()
         self.expect(states)

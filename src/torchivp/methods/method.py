@@ -112,6 +112,7 @@ class Method(ABC):
         sizes_steps: whether the method sizes its steps itself: `step` may then return one that ends before `t1`.
         takes_rows: whether it has `step_rows` and `interpolant_rows`, for rows that step on their own.
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
+        widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         differentiable: whether autograd can follow `step`.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
@@ -127,6 +128,7 @@ class Method(ABC):
     sizes_steps: ClassVar[bool] = False
     takes_rows: ClassVar[bool] = False
     rows_keep_carry: ClassVar[bool] = False
+    widest_gap: ClassVar[float] = 1.0
     differentiable: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Check]] = {}
 

@@ -91,6 +91,11 @@ class RowFunction:
         """What the user gave."""
         return self.call.function
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether it may be called with the same row several times, at different times and states."""
+        return self.row_wise and self.layout.rows > 1  # of a single row nobody has tried what it does with several
+
     def with_args(self, args: RowArguments) -> RowFunction:
         """The same function with other arguments."""
         other = copy.copy(self)
@@ -191,7 +196,9 @@ class FunctionOnRows:
         layout, time_shape = self._layout, self._time_shape
         if t.shape != time_shape:
             t = t.reshape(time_shape)
-        values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
+        values = ()
+        if extra:
+            values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
         try:
             value = self._function(t, y, self._shape, *values, *self._args)
         except ValueError as error:
@@ -230,8 +237,9 @@ class FunctionAmongAll(FunctionOnRows):
         self._filler = filler
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
+        places = (t.reshape(len(y), 1), y)
         all_t, all_y = (
-            base.index_copy(0, self._rows, x.to(base.dtype)) for base, x in zip(self._filler, (t, y), strict=True)
+            base.index_copy(0, self._rows, x.to(base.dtype)) for base, x in zip(self._filler, places, strict=True)
         )
         count = len(all_y)
         all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, self._rows, x) for x in extra]
@@ -258,6 +266,8 @@ def event_value(layout: StateLayout, value: Any) -> Tensor:
         TypeError: it is not a real tensor.
         ValueError: it is not of the shape of the batch.
     """
+    if isinstance(value, Tensor) and value.shape == layout.lead and value.is_floating_point():  # as it should be
+        return value.reshape(layout.rows, 1)
     if not isinstance(value, Tensor) or value.is_complex():
         kind = f"a {value.dtype} tensor" if isinstance(value, Tensor) else repr(value)
         raise TypeError(

@@ -9,72 +9,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.events.landing import land, slopes_before
+from torchivp.rows.record import WithinSteps
 from torchivp.rows.steps import Stepper, TakenSteps
 from torchivp.rows.watch import Located, RowWatch
-
-_CORRECTIONS = 3
-"""How often the end is corrected, each time with a new step. The first correction leaves next to nothing."""
-
-_FAR = 0.1
-"""A correction by this part of a step shows that the interpolant is no guide, or the function not continuous."""
-
-
-_BEFORE = 0.01
-"""The slope of the event function is taken over this part of a step."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the steps begin: times [m], states [m, size], and what the method carries."""
+    """Steps of some rows in which events were located, to be taken again up to these.
+
+    Attributes:
+        t: where they begin, [m].
+        end: where they ended, [m].
+        y: the states at their starts, [m, size].
+        carry: what the method starts from.
+        within: the solutions within the steps.
+    """
 
     t: np.ndarray
+    end: np.ndarray
     y: Tensor
     carry: Any
+    within: WithinSteps
 
 
-def land(watch: RowWatch, stepper: Stepper, start: Start, located: Located) -> TakenSteps:
-    """Take steps up to the events, which were located on the interpolant, and correct their ends.
-
-    An end is corrected by the slope of the event function along the step, until the function vanishes at the state that
-    the step leads to.
-    """
-    t = located.t.copy()
+def take_to_events(watch: RowWatch, stepper: Stepper, start: Start, located: Located) -> TakenSteps:
+    """Take steps of the stepper's rows again, each up to the event that it must end on, so that it vanishes there."""
     rows = stepper.rows
-    pick = (located.event, np.arange(len(rows)))
-    steps = stepper.step(start.t, t, start.y, start.carry)
-    value = watch.values(rows, t, steps.y1)[pick]
-    rounding = (
-        8 * torch.finfo(steps.y1.dtype).eps * np.maximum(np.maximum(np.abs(start.t), np.abs(t)), np.abs(t - start.t))
-    )
-    last_t, last_value = None, None
-    for _ in range(_CORRECTIONS):
-        if last_t is None:
-            length = t - start.t
-            slope = _slope(watch, steps, rows, pick, value, length)
-        else:
-            moved = t != last_t
-            slope = np.where(moved, (value - last_value) / np.where(moved, t - last_t, 1.0), 0.0)
-        with np.errstate(all="ignore"):
-            correction = np.where(slope != 0.0, -value / slope, 0.0)
-        length = np.abs(t - start.t)
-        sensible = np.isfinite(correction) & (np.abs(correction) > rounding) & (np.abs(correction) < _FAR * length)
-        if not sensible.any():
-            break
-        last_t, last_value = t, value
-        t = np.where(sensible, t + correction, t)
-        steps = stepper.step(start.t, t, start.y, start.carry)
-        value = watch.values(rows, t, steps.y1)[pick]
-    return steps
+    there = (located.event, np.arange(len(rows)))
+    taken: list[TakenSteps] = []
 
+    def along(t: np.ndarray) -> np.ndarray:
+        theta = (t - start.t) / (start.end - start.t)
+        y = start.within.at(torch.arange(len(rows), device=start.y.device), theta)
+        return located.sign * watch.values(rows, t, y)[there]
 
-def _slope(
-    watch: RowWatch, steps: TakenSteps, rows: np.ndarray, pick: Any, value: np.ndarray, length: np.ndarray
-) -> np.ndarray:
-    """The derivative of the event function along the step, at its end; NaN where it jumps there."""
-    before, within = _BEFORE * length, steps.within()
-    last, one_before = (
-        watch.values(rows, steps.t1 - i * before, within.at_fraction(1.0 - i * _BEFORE))[pick] for i in (1, 2)
-    )
-    change = value - last
-    with np.errstate(all="ignore"):
-        return np.where(np.abs(change - (last - one_before)) < 0.5 * np.abs(change), change / before, np.nan)
+    def at_end(t: np.ndarray) -> np.ndarray:
+        taken[:] = [stepper.step(start.t, t, start.y, start.carry)]
+        value = located.sign * watch.values(rows, t, taken[0].y1)[there]
+        return np.full(len(t), np.nan) if taken[0].step.failure is not None else value
+
+    size = np.maximum(np.maximum(np.abs(start.t), np.abs(start.end)), np.abs(start.end - start.t))
+    slopes = slopes_before(along, start.t, located.t, 4 * np.spacing(size))
+    rounding = 8 * torch.finfo(start.y.dtype).eps * size
+    t = land(at_end, located.t, start.t, start.end, slopes, np.zeros(len(rows)), rounding)
+    if (taken[0].t1 != t).any():
+        at_end(t)
+    return taken[0]

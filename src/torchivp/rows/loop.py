@@ -25,7 +25,7 @@ from torchivp.rows.changes import (
     groups,
     scheduled,
 )
-from torchivp.rows.landing import Start, land
+from torchivp.rows.landing import Start, take_to_events
 from torchivp.rows.problem import RowProblem, single_problem
 from torchivp.rows.record import RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, Stepper, TakenSteps, carry_to_keep, make_stepper
@@ -77,8 +77,15 @@ class RowIntegration:
 
         `method` stands in for `make_method()`.
         """
-        with without_derivatives():
-            return _RowLoop(self, outputs, trail, method or self.make_method()).to_the_end()
+        method = method or self.make_method()
+        with without_derivatives(), np.errstate(over="ignore"):  # on the way to an infinite end
+            loop = _RowLoop(self, outputs, trail, method)
+            ended = loop.to_the_end()
+            if not loop.looks_at_every_step and not loop.is_finite():
+                # A state that is not finite stays so. Fixed steps therefore look at the last states only, so that no
+                # step waits for the device, and look for the first bad step of each row if there is one.
+                ended = _RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
+            return ended
 
 
 @dataclass
@@ -138,29 +145,54 @@ Reason = Callable[[int, Failures], Status]
 
 
 class _RowLoop:
-    """One pass of the loop."""
+    """One pass of the loop.
 
-    def __init__(self, plan: RowIntegration, outputs: RowOutputs, trail: RowTrail, method: Method):
+    Attributes:
+        looks_at_every_step: whether fixed steps ask the device whether the states are finite.
+    """
+
+    def __init__(
+        self,
+        plan: RowIntegration,
+        outputs: RowOutputs,
+        trail: RowTrail,
+        method: Method,
+        looks_at_every_step: bool = False,
+    ):
         self.plan = plan
         self.problem = plan.problem
         self.outputs = outputs
         self.trail = trail
         rows, times, actions = self.problem.rows, self.problem.times, self.problem.actions
         self.direction = times.direction
+        self.endless = bool(np.isinf(times.end).any())
+        span = np.abs(times.end - times.start)
+        # Steps get nowhere below the spacing of numbers at t, or for the span to go.
+        of_span = np.where(np.isinf(span), 0.0, sys.float_info.epsilon**2 * span)
+        self.smallest = np.maximum(of_span, sys.float_info.min)
         self.targets = RowTargets(plan.controller, times, all_scheduled(self.problem))
         self.watch = RowWatch(self.problem) if any(action.g is not None for action in actions) else None
         self.has_schedule = any(action.times is not None for action in actions)
+        adaptive = isinstance(plan.controller, PIDController)
+        self.looks_at_every_step = looks_at_every_step or adaptive or bool(actions)
+        self.unseen: list[Tensor] = []
         self.status: list[Status | None] = [None] * rows
         self.rejected = np.zeros(rows, dtype=np.int64)
         self.evaluations = np.zeros(rows, dtype=np.int64)
         self.iterations = 0
         self.active = _Active.begin(times.start)
+        self.places = np.arange(rows)
+        # Most steps are accepted in all rows, and then arrays need not be asked.
+        self.some_through = False
+        self.some_rejected = False
+        self.some_overflowed = False
         self.y = self.problem.y0.detach()
         self.carry: Any = None
         self.method = method
         self.stepper = make_stepper(self.problem, self.method, plan.norm, self.active.index)
 
     def to_the_end(self) -> tuple[list[Status], list[Stats]]:
+        self.outputs.begin()
         self.trail.begin(self.y, self.outputs.next)
         if self.problem.rows:
             self._begin()
@@ -170,6 +202,10 @@ class _RowLoop:
         assert None not in self.status
         return [status for status in self.status if status], [Stats(*count) for count in counts]
 
+    def is_finite(self) -> bool:
+        """Whether the last states are that nobody has looked at."""
+        return not self.unseen or bool(torch.stack(self.unseen).all())
+
     def _begin(self) -> None:
         active = self.active
         if self.has_schedule and any(firings := scheduled(self.problem, active.index, active.t)):
@@ -178,6 +214,7 @@ class _RowLoop:
         self.outputs.end(active.index, active.t.copy(), self.y)
         self._fail(~finite_rows(self.y), self._not_finite(active, self.y, np.zeros(len(active.t))))
         active.done |= active.t == self.problem.times.end[active.index]
+        self.some_through |= bool(active.done.any())
         if self._drop():
             self._first_sizes()
         if self.watch is not None and len(self.active.index):
@@ -210,35 +247,44 @@ class _RowLoop:
 
     def _iterate(self) -> None:
         active, stepper, y0 = self.active, self.stepper, self.y
-        t1 = self.targets.step_end(active.index, active.t, active.h, ~active.rejected)
-        if active.done.any():
+        t1 = self.targets.step_end(active.index, active.t, active.h, active.rejected if self.some_rejected else None)
+        if self.some_through:
             t1 = np.where(active.done, active.t, t1)
-        self._stop_those_that_cannot_step(np.abs(t1 - active.t))
-        if active.gone.any():
+        taken = np.abs(t1 - active.t)
+        self._stop_those_that_cannot_step(taken)
+        if self.some_through and active.gone.any():
             self._drop()
             return
         self.iterations += 1
-        steps = stepper.step(active.t.copy(), t1, y0, self.carry)
-        accept = self._judge(steps, np.abs(steps.t1 - active.t)) & ~active.done & ~active.gone
-        located = None
-        plain = accept
-        if self.watch is not None and accept.any():
-            located = self.watch.look(active.index, steps)
+        steps = stepper.step(active.t, t1, y0, self.carry)
+        if self.method.sizes_steps:
+            taken = np.abs(steps.t1 - active.t)
+        accept = self._judge(steps, taken)
+        if self.some_through:
+            accept &= ~(active.done | active.gone)
+        located, plain = None, accept
+        if self.watch is not None and np.count_nonzero(accept):
+            located = self.watch.look(active.index, steps, None if _all(accept) else accept)
+        if located is not None:
             self._fail(accept & located.undefined, lambda i, _: self._undefined_event(i))
-            plain = accept & ~active.gone & np.isnan(located.t)
+            accept &= ~active.gone
+            plain = accept & np.isnan(located.t)
         retry = steps.step.retry
-        if plain.any():
+        if np.count_nonzero(plain):
             self._accept(steps, plain, located)
         else:
-            self.carry = stepper.choose_carry(steps.step, plain)
-        if located is not None and (landing := accept & ~active.gone & ~np.isnan(located.t)).any():
-            self._land(located, np.flatnonzero(landing), y0, retry)
+            self.carry = retry
+        if located is not None and (landing := accept & ~plain).any():
+            self._land(steps, located, np.flatnonzero(landing), y0, retry)
         self._drop()
 
     def _stop_those_that_cannot_step(self, taken: np.ndarray) -> None:
         active = self.active
-        still = (taken == 0.0) & ~active.done
-        self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
+        if np.count_nonzero(taken) < len(taken):
+            still = (taken == 0.0) & ~active.done
+            self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
+        if self.endless and not self.method.sizes_steps:
+            self._fail(np.isinf(taken), lambda i, failures: failures.out_of_time(float(active.t[i])))
         if self.iterations < self.plan.max_steps:
             return
         attempts = self.trail.steps[active.index] + self.rejected[active.index]
@@ -246,7 +292,8 @@ class _RowLoop:
 
         def out_of_steps(i: int, failures: Failures) -> Status:
             counts = f"{self.trail.steps[active.index[i]]} accepted, {self.rejected[active.index[i]]} rejected"
-            return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, awaits_event=False)
+            endless = bool(np.isinf(self.problem.times.end[active.index[i]]))
+            return failures.out_of_steps(float(active.t[i]), taken[i], self.plan.max_steps, counts, endless)
 
         self._fail(tired, out_of_steps)
 
@@ -258,22 +305,27 @@ class _RowLoop:
         errors = self.stepper.errors(steps)
         history = RowHistory(active.last, active.before_last, active.rejected)
         accept, next_h, remembered = self.stepper.judge(controller, steps, errors, active.h, history)
-        if not accept.all():
+        everything = _all(accept)
+        if not everything:
             self._reject(steps, errors, taken, next_h, ~accept & ~active.done)
-        elif active.overflowed.any():
+        elif self.some_overflowed:
             self._stop_those_standing_still(steps, accept & active.overflowed, taken)
             active.overflowed &= ~accept
+            self.some_overflowed = False
         # A step cut very short to land on a required time says nothing about the size of the next one.
-        update = ~accept | (taken > 0.1 * active.h) | (next_h > active.h)
-        learn = update & accept
-        if learn.all():
+        update = (taken > 0.1 * active.h) | (next_h > active.h)
+        if everything and _all(update):
             active.before_last, active.last, active.h = active.last, remembered, next_h
-            active.rejected = ~accept
+            if self.some_rejected:
+                active.rejected, self.some_rejected = ~accept, False
         else:
-            np.copyto(active.before_last, active.last, where=learn)
-            np.copyto(active.last, remembered, where=learn)
-            np.copyto(active.rejected, ~accept, where=update)
-            np.copyto(active.h, next_h, where=update)
+            update |= ~accept
+            learn = update & accept
+            active.before_last = np.where(learn, active.last, active.before_last)
+            active.last = np.where(learn, remembered, active.last)
+            active.rejected = np.where(update, ~accept, active.rejected)
+            active.h = np.where(update, next_h, active.h)
+            self.some_rejected = bool(active.rejected.any())
         return accept
 
     def _reject(
@@ -287,13 +339,18 @@ class _RowLoop:
         if suspects.any():
             self._stop_those_standing_still(steps, suspects, taken)
         active.overflowed = rejected & ~np.isfinite(errors)
+        self.some_overflowed = bool(active.overflowed.any())
 
     def _judge_fixed(self, steps: TakenSteps, taken: np.ndarray) -> np.ndarray:
         active, step = self.active, steps.step
-        failed = (steps.failed | ~finite_rows(steps.y1)) & ~active.done
-        unsolved = steps.failed & failed
-        self._fail(unsolved, lambda i, failures: failures.not_converged(float(active.t[i]), steps.of(i)))
-        self._fail(failed & ~unsolved, self._not_finite(active, step.y0, taken))
+        failed, finite = steps.failed & ~active.done, None
+        if self.looks_at_every_step:
+            finite = finite_rows(steps.y1) | active.done | failed
+        if step.failure is not None:
+            self._fail(failed, lambda i, failures: failures.not_converged(float(active.t[i]), steps.of(i)))
+        if finite is not None:
+            self._fail(~finite, self._not_finite(active, step.y0, taken))
+            failed |= ~finite
         return ~failed
 
     def _stop_the_stuck(
@@ -322,10 +379,8 @@ class _RowLoop:
         self._fail(rejected & (small | (active.h <= controller.min_step)), reason)
 
     def _smallest_steps(self) -> np.ndarray:
-        """The sizes below which steps do not get anywhere: for the spacing of numbers at t, or for the span to go."""
-        times, index = self.problem.times, self.active.index
-        of_span = sys.float_info.epsilon**2 * np.abs(times.end - times.start)[index]
-        return np.maximum(np.maximum(16 * np.spacing(np.abs(self.active.t)), of_span), sys.float_info.min)
+        """The sizes below which steps do not get anywhere."""
+        return np.maximum(16 * np.spacing(np.abs(self.active.t)), self.smallest[self.active.index])
 
     def _stop_those_standing_still(self, steps: TakenSteps, suspects: np.ndarray, taken: np.ndarray) -> None:
         """Stop the rows whose step did not change the state although its slope is not zero."""
@@ -336,19 +391,28 @@ class _RowLoop:
             self._fail(still, self._not_finite(self.active, steps.step.y0, taken))
 
     def _accept(self, steps: TakenSteps, plain: np.ndarray, located: Located | None) -> None:
-        """Go on from the ends of those steps in which there was no event."""
-        active, everything = self.active, bool(plain.all())
-        where = np.flatnonzero(plain)
-        if everything:
-            index, t1 = active.index, steps.t1
-            self.outputs.step(index, steps.t0, t1, steps.within)
-            self.y = steps.y1
+        """Go on from the ends of those steps in which there was no event that changes anything."""
+        active = self.active
+        if everything := _all(plain):
+            where, index, t0, t1, within = self.places, active.index, steps.t0, steps.t1, steps.within
+            y, carry = steps.y1, lambda: steps.step.carry
         else:
-            index, t1, select = active.index[where], steps.t1[where], self.problem.select(where)
-            self.outputs.step(index, steps.t0[where], t1, lambda: Chosen(steps.within(), select))
-            self.y = self.y.index_copy(0, select, steps.y1.index_select(0, select))
-        self.carry = self.stepper.choose_carry(steps.step, plain)  # to which an output may have added
-        self._note(where, t1, steps.step.order)
+            where = np.flatnonzero(plain)
+            index, t0, t1, select = active.index[where], steps.t0[where], steps.t1[where], self.problem.select(where)
+            y = torch.where(self.problem.select(plain).unsqueeze(1), steps.y1, self.y)
+            within, carry = lambda: Chosen(steps.within(), select), lambda: self.stepper.choose_carry(steps.step, plain)
+        self.outputs.step(index, t0, t1, within)
+        self.y, self.carry = y, carry()  # to which an output may have added
+        self.trail.step(index, t1, steps.step.order)
+        active.t = t1 if everything else np.where(plain, steps.t1, active.t)
+        if located is None and not self.has_schedule:
+            self._keep(where, index, t1)
+        else:
+            self._accept_what_happened(steps, where, located)
+
+    def _accept_what_happened(self, steps: TakenSteps, where: np.ndarray, located: Located | None) -> None:
+        """The steps at the positions `where` were taken: report events in them, let happen what is scheduled."""
+        index, t1 = self.active.index[where], steps.t1[where]
         happened = None
         if located is not None and self.watch is not None:
             located = located.take(where)
@@ -366,19 +430,20 @@ class _RowLoop:
             there = where[happens]
             events = None if happened is None else (happened[0][:, happens], happened[1][:, happens])
             self._let_happen(there, t1[happens], [firing for firing in firings if firing], events)
-            where, t1 = where[~happens], t1[~happens]
+            where, index, t1 = where[~happens], index[~happens], t1[~happens]
         if len(where):
-            self._keep(where, t1)
+            self._keep(where, index, t1)
 
-    def _land(self, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
-        """Take the steps at the positions `where` again, each up to its first event, and let it happen."""
+    def _land(self, first: TakenSteps, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
+        """Take the first steps at the positions `where` again, each up to its first event, and let it happen."""
         assert self.watch is not None
         active, problem, stepper = self.active, self.problem, self.stepper
         index, select = active.index[where], problem.select(where)
         if len(where) < len(active.index):
             stepper = make_stepper(problem, self.method, self.plan.norm, index)
-        start = Start(active.t[where], y0[select], self.stepper.take_carry(retry, select))
-        steps = land(self.watch, stepper, start, located.take(where))
+        carry, within = self.stepper.take_carry(retry, select), Chosen(first.within(), select)
+        start = Start(active.t[where], first.t1[where], y0[select], carry, within)
+        steps = take_to_events(self.watch, stepper, start, located.take(where))
         if stepper is not self.stepper:
             self.evaluations[index] += stepper.func.evaluations
         failed = ~finite_rows(steps.y1) | steps.failed
@@ -391,7 +456,9 @@ class _RowLoop:
         where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
         t1 = steps.t1[sound]
         self.outputs.step(index, steps.t0[sound], t1, lambda: Chosen(steps.within(), chosen))
-        self._note(where, t1, steps.step.order)
+        self.trail.step(index, t1, steps.step.order)
+        active.t = active.t.copy()
+        active.t[where] = t1
         self.y = self.y.index_copy(0, select, steps.y1[chosen])
         self.carry = self.stepper.put_carry(self.carry, select, stepper.take_carry(steps.step.carry, chosen))
         here = located.take(where)
@@ -432,7 +499,7 @@ class _RowLoop:
         """
         assert self.watch is not None
         first = located.crossings
-        found = self.watch.look(stepper.rows, steps).take(sound).crossings
+        found = self.watch.search(stepper.rows, steps).take(sound).crossings
         # The event at the end of a step is not one on the way to it, on whichever side of the end it is found.
         most = np.full(located.ends.shape, np.inf)
         most[first.event[there], first.position[there]] = 0
@@ -452,15 +519,8 @@ class _RowLoop:
         firings: list[Firing] = [((self.watch.numbers[event], -1),) for event in crossings.event]
         self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], crossings.t, firings, y, crossings.theta))
 
-    def _note(self, where: np.ndarray, t1: np.ndarray, order: int | None) -> None:
-        """Rows have taken a step to `t1`."""
-        index = self.active.index[where]
-        self.trail.step(index, t1, order)
-        self.active.t[where] = t1
-
-    def _keep(self, where: np.ndarray, t1: np.ndarray) -> None:
-        """Rows go on from `t1`: keep what is asked for, and see whether that is the end."""
-        index = self.active.index[where]
+    def _keep(self, where: np.ndarray, index: np.ndarray, t1: np.ndarray) -> None:
+        """The rows `index`, at the positions `where`, go on from `t1`: keep what is asked for; is that the end?"""
         y, carry = self.y, carry_to_keep(self.method, self.carry)
         if len(where) < len(y):
             select = self.problem.select(where)
@@ -469,6 +529,7 @@ class _RowLoop:
         self.trail.lay(index, y, self.outputs.next, carry)
         if (ended := self.targets.reached(index, t1)) is not None:
             self.active.done[where] |= ended
+            self.some_through |= bool(ended.any())
 
     def _let_happen(
         self,
@@ -526,7 +587,7 @@ class _RowLoop:
                 index, t1, y, size, new_slopes, self._moments(where, since), (fired, crossing, changed)
             )
             self._fail(undefined, lambda i, _: self._undefined_event(i))
-        self._keep(where, t1)
+        self._keep(where, index, t1)
         return hidden
 
     def _moments(self, where: np.ndarray, since: np.ndarray | None) -> Moments:
@@ -570,7 +631,7 @@ class _RowLoop:
             norm = self.plan.norm.take(self.problem.select(np.array([row])))
             adaptive = isinstance(self.plan.controller, PIDController)
             self.status[row] = reason(int(i), Failures(problem, norm, self.plan.describe, adaptive))
-            self.active.gone[i] = True
+            self.active.gone[i] = self.some_through = True
 
     def _not_finite(self, active: _Active, y: Tensor, taken: np.ndarray) -> Reason:
         return lambda i, failures: failures.non_finite(float(active.t[i]), y[i : i + 1], float(taken[i]))
@@ -590,24 +651,34 @@ class _RowLoop:
     def _drop(self) -> bool:
         """Drop the rows that are through, when it pays; returns whether there are any under way."""
         active = self.active
-        if not (active.done.any() or active.gone.any()):
+        if not self.some_through:
             return bool(len(active.index))
         through = active.done | active.gone
         count = np.count_nonzero(through)
         if active.gone.any() or count * _DROP >= len(through) or count == len(through):
-            for i in np.flatnonzero(active.done & ~active.gone):
-                row, t = active.index[i], float(active.t[i])
-                sentence = f"reached t = {t:g} in {self.trail.steps[row]} steps, {self.rejected[row]} attempts rejected"
+            arrived = active.done & ~active.gone
+            rows = active.index[arrived]
+            lists = (x.tolist() for x in (rows, active.t[arrived], self.trail.steps[rows], self.rejected[rows]))
+            for row, t, accepted, rejected in zip(*lists, strict=True):
+                sentence = f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
-            self.outputs.finish(active.index[through], active.t[through], self.y[self.problem.select(through)])
+            last = self.y[self.problem.select(through)]
+            self.outputs.finish(active.index[through], active.t[through], last)
+            if not self.looks_at_every_step:
+                self.unseen.append(torch.isfinite(last).all())
             keep = np.flatnonzero(~through)
-            self.active = active.take(keep)
+            self.active, self.places, self.some_through = active.take(keep), np.arange(len(keep)), False
             select = self.problem.select(keep)
             self.y, self.carry = self.y.index_select(0, select), self.stepper.take_carry(self.carry, select)
             if len(keep):
                 self.stepper = make_stepper(self.problem, self.method, self.plan.norm, self.active.index)
         return bool(len(self.active.index))
+
+
+def _all(which: np.ndarray) -> bool:
+    """Whether all are true: for small arrays much faster than `which.all()`."""
+    return np.count_nonzero(which) == len(which)
 
 
 def _joined(planned: Sequence[Firing], watch: RowWatch, fired: np.ndarray) -> list[Firing]:

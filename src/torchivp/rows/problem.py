@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.problem import Problem
-from torchivp.rows.function import FunctionOnRows, RowArguments, RowFunction
+from torchivp.rows.function import RowArguments, RowFunction
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times, time_dtype
@@ -102,20 +102,8 @@ class RowProblem:
         return replace(self, func=self.func.with_args(args), actions=actions)
 
 
-class OneRowFunction:
-    """`func` of one row, as the methods that take one row call it: with a 0-d time and a state [1, size]."""
-
-    def __init__(self, func: FunctionOnRows):
-        self._func = func
-        self.evaluations = 0
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        self.evaluations += 1
-        return self._func(t.reshape(1, 1), y)
-
-
 def single_problem(problem: RowProblem, row: int, y: Tensor) -> Problem:
     """The problem of one row, as the engine of one row states it, started from `y`, [1, size]."""
-    func = OneRowFunction(problem.func.on(None if problem.rows == 1 else problem.select(np.array([row]))))
+    func = problem.func.on(None if problem.rows == 1 else problem.select(np.array([row])))
     times = Times(float(problem.times.start[row]), float(problem.times.end[row]), None)
     return Problem(func, y, times, problem.real_dtype)

@@ -58,15 +58,21 @@ class RowOutputs:
         if times.outputs is not None:
             column = np.full((len(times.start), 1), math.nan)
             self._wanted = np.concatenate([times.outputs, column], axis=1)
-        self.next = np.zeros(len(times.start), dtype=np.int64)
+        self.begin()
+
+    def begin(self) -> None:
+        """A solve begins: nothing has been kept."""
+        rows = len(self._direction)
+        self.dense = None if self.dense is None else []
+        self.next = np.zeros(rows, dtype=np.int64)
         """How many outputs of each row have been kept."""
-        self._ahead = np.full(len(times.start), math.nan) if self._wanted is None else self._wanted[:, 0].copy()
+        self._ahead = np.full(rows, math.nan) if self._wanted is None else self._wanted[:, 0].copy()
         self._rows: list[np.ndarray] = []
         self._places: list[np.ndarray] = []
         self._times: list[np.ndarray] = []
         self.values: list[Tensor] = []
         """The states, chunk by chunk, [n, size]."""
-        self.last = np.zeros(len(times.start), dtype=np.int64)
+        self.last = np.zeros(rows, dtype=np.int64)
         """The place at which the last state of each row was kept."""
 
     def step(
@@ -207,12 +213,7 @@ class RowTrail:
         self._start = start
         self._limit = limit
         self._replayable = replayable
-        self._stride = 1
-        self._ends: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.orders: list[int | None] = []
-        self.changes: list[ChangeRecord] = []
-        self.steps = np.zeros(len(y0), dtype=np.int64)
-        self.checkpoints: list[Checkpoint] = []
+        self.begin(y0, np.zeros(len(y0), dtype=np.int64))
 
     def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
         """Steps of the `rows` ended at `t`."""
@@ -222,7 +223,12 @@ class RowTrail:
         self.steps[rows] += 1
 
     def begin(self, y: Tensor, kept: np.ndarray) -> None:
-        """The rows start from the states `y`; `kept` outputs were kept of each."""
+        """A solve begins: the rows start from the states `y`; `kept` outputs were kept of each."""
+        self._stride = 1
+        self._ends: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.orders: list[int | None] = []
+        self.changes: list[ChangeRecord] = []
+        self.steps = np.zeros(len(y), dtype=np.int64)
         self.checkpoints = [Checkpoint(0, y.clone(), kept.copy())]
 
     def lay(self, rows: np.ndarray, y: Tensor, kept: np.ndarray, carry: Any) -> None:

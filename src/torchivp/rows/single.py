@@ -19,33 +19,28 @@ def as_rows(integration: Integration) -> RowProblem:
     problem = integration.problem
     func = problem.func
     assert isinstance(func, FlatFunction)
-    filler = problem.time(problem.times.start).reshape(1, 1), problem.y0.detach()
+    times = problem.times
+    outputs = None if times.outputs is None else np.array([times.outputs], dtype=np.float64).reshape(1, -1)
+    filler = problem.time(times.start).reshape(1, 1), problem.y0.detach()
     function = RowFunction(func.call, func.layout, RowArguments(func.args, func.layout), derivative, filler)
     return RowProblem(
         function,
         problem.y0,
-        times_of_row(problem.times),
+        RowTimes(np.array([times.start]), np.array([times.end]), outputs),
         [],
         problem.real_dtype,
         stops=integration.stops,
-        moving=moving_times(problem.times),
+        moving=moving_times(times),
         batched=False,
     )
-
-
-def times_of_row(times: Times) -> RowTimes:
-    """The times of one row."""
-    outputs = None if times.outputs is None else np.array([times.outputs], dtype=np.float64).reshape(1, -1)
-    return RowTimes(np.array([times.start]), np.array([times.end]), outputs)
 
 
 def moving_times(times: Times) -> MovingTimes:
     """Those of the times of one row that a derivative is wanted by, each an entry of the user's tensor."""
     if times.tensor is None:
         return MovingTimes()
-    known = (times.start, times.end, *(times.outputs or ()))
-    start, end, *outputs = torch.stack([torch.as_tensor(times.at(t)) for t in known]).unsqueeze(1)
-    asked = torch.cat(outputs).unsqueeze(0) if outputs else None
+    start, end = (torch.as_tensor(times.at(t)).reshape(1) for t in (times.start, times.end))
+    asked = torch.stack([times.given(t) for t in times.outputs]).unsqueeze(0) if times.outputs else None
     return MovingTimes(start, end, asked, times.anchors, tied=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.method import FlatFunc, Method, Step, choice, map_rows
+from torchivp.methods.method import Method, Step, choice, map_rows
 from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
-from torchivp.rows.problem import OneRowFunction, RowProblem
+from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import WithinSteps
 from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.pid import History, PIDController, RowHistory
@@ -146,28 +146,31 @@ class Stepper:
 
 
 class SingleStepper(Stepper):
-    """Takes steps of one row with any method."""
+    """Takes steps of one row with any method.
+
+    Attributes:
+        one_sided: the right-hand side as the last step has evaluated it.
+    """
 
     def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
         super().__init__(problem, method, norm, rows)
-        self._flat: FlatFunc = OneRowFunction(self.func)
-        self._within = self._flat
+        self.one_sided: Callable[[Tensor, Tensor], Tensor] = self.func
 
     def step(
         self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None
     ) -> TakenSteps:
         start, end = float(t0[0]), float(t1[0])
-        self._within = self.problem.stops.function(self._flat, start, end, self._time)
+        self.one_sided = self.problem.stops.function(self.func, start, end, self._time)
         if ends is None:
-            step = self.method.step(self._within, start, end, y, carry)
+            step = self.method.step(self.one_sided, start, end, y, carry)
         else:
-            step = self.method.step(self._within, ends[0].reshape(()), ends[1].reshape(()), y, carry)
+            step = self.method.step(self.one_sided, ends[0].reshape(()), ends[1].reshape(()), y, carry)
         if self.method.sizes_steps:
             t1 = np.array([time_value(step.t1)])
         return TakenSteps(self, t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
-        return _SingleWithin(self.method.interpolant(self._within, taken.step))
+        return _SingleWithin(self.method.interpolant(self.one_sided, taken.step))
 
     def _time(self, t: float) -> Tensor:
         return time_scalar(t, self.problem.real_dtype, self.problem.y0.device)

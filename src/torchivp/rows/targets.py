@@ -27,6 +27,7 @@ class RowTargets:
         self, controller: PIDController | ConstantSteps | GridSteps | OwnSteps, times: RowTimes, scheduled: np.ndarray
     ):
         self._direction = times.direction
+        self._longest = controller.max_step if isinstance(controller, PIDController) else math.inf
         self._end = times.end
         listed = [scheduled, times.end[:, None]]
         if isinstance(controller, GridSteps):
@@ -40,16 +41,23 @@ class RowTargets:
         self._next = np.zeros(len(filled), dtype=np.int64)
         self._grid = _ConstantGrid(controller, times) if isinstance(controller, ConstantSteps) else None
         self._current = np.full(len(filled), math.nan)
+        self._rows: np.ndarray | None = None
+        self._of_rows = self._current
         self._look_ahead(np.arange(len(filled)))
 
-    def step_end(self, rows: np.ndarray, t: np.ndarray, h: np.ndarray, stretch: np.ndarray) -> np.ndarray:
-        """Where steps of the `rows` from `t`, of the proposed sizes `h` or a little longer, end."""
-        target = self._current[rows]
+    def step_end(self, rows: np.ndarray, t: np.ndarray, h: np.ndarray, rejected: np.ndarray | None) -> np.ndarray:
+        """Where steps of the `rows` from `t`, of the proposed sizes `h` or a little longer, end.
+
+        `rejected` says in which of them the last try was rejected, so that this one must not be longer; None for none.
+        """
+        target = self._of(rows)
         distance = target - t
-        longest = STRETCH * h if stretch.all() else np.where(stretch, STRETCH * h, h)
+        longest = np.minimum(STRETCH * h, self._longest)
+        if rejected is not None:
+            longest = np.where(rejected, h, longest)
         end = t + np.copysign(h, distance)
         near = np.abs(distance) < IN_SIGHT * longest
-        if near.any():
+        if np.count_nonzero(near):
             ratio = np.abs(distance[near]) / longest[near]
             there, t, target = distance[near], t[near], target[near]
             end[near] = np.where(ratio <= 1.0, target, t + there / np.ceil(np.maximum(ratio, 1.0)))
@@ -61,11 +69,17 @@ class RowTargets:
         Returns:
             Which of them have reached their end; None if none has.
         """
-        there = self._current[rows] == t
-        if not there.any():
+        there = self._of(rows) == t
+        if not np.count_nonzero(there):
             return None
         self._look_ahead(rows[there])
         return there & (t == self._end[rows])
+
+    def _of(self, rows: np.ndarray) -> np.ndarray:
+        """The next required time of each of the `rows`, which are mostly the same for many steps."""
+        if rows is not self._rows:
+            self._rows, self._of_rows = rows, self._current[rows]
+        return self._of_rows
 
     def _look_ahead(self, rows: np.ndarray) -> None:
         """Go to the next required time of each of the rows, which have reached the one before."""
@@ -83,6 +97,7 @@ class RowTargets:
             grid, direction = self._grid.next(rows), self._direction[rows]
             ahead = np.fmin(ahead * direction, grid * direction) * direction
         self._current[rows] = ahead
+        self._rows = None
 
 
 class _ConstantGrid:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +14,18 @@ from torch import Tensor
 
 from torchivp.events.root import find_roots
 from torchivp.rows.changes import event_on, rounds
+from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.record import WithinSteps
 
 _ROUNDING = 4
 """Event functions are known to this multiple of their rounding error, as an error of their arguments shows it."""
+
+_AT_ONCE = 4096
+"""So many states at most are put to an event function at once: beyond, a call is no longer what costs time."""
+
+_HUGE = 1e150
+"""Larger values are cut off, so that the square of none overflows."""
 
 
 class EventSteps(Protocol):
@@ -86,6 +94,7 @@ class Located:
     Attributes:
         t: when the first event of each row is at which its step must end; NaN for none, [m].
         event: which it is, [m].
+        sign: the sign of its function before it, [m].
         crossings: all events.
         signs: the signs of the event functions at the end of the step, [events, m].
         levels: below which size they say nothing about the sign, [events, m].
@@ -95,6 +104,7 @@ class Located:
 
     t: np.ndarray
     event: np.ndarray
+    sign: np.ndarray
     crossings: Crossings
     signs: np.ndarray
     levels: np.ndarray
@@ -150,38 +160,98 @@ class RowWatch:
         """The number of each event at which a row ends."""
         self.counts = np.zeros(shape, dtype=np.int64)
         """How often each event has happened in each row."""
+        self._rows: np.ndarray | None = None
+        self._on_rows: list[FunctionOnRows] = []
+        self._stacked: dict[int, FunctionOnRows] = {}
 
     def values(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
         """The event functions of `rows`, [events, len(rows)]."""
-        with torch.no_grad():
-            return np.stack([self._value(i, rows, t, y) for i in range(len(self.actions))])
+        time = self._problem.user_time(t)
+        return np.stack([_on_host(function(time, y)) for function in self._functions(rows)])
 
-    def _value(self, event: int, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
-        return _on_host(event_on(self._problem, self.actions[event], rows)(self._problem.user_time(t), y))
+    def _functions(self, rows: np.ndarray) -> list[FunctionOnRows]:
+        """The event functions of `rows`, which are the same for many steps."""
+        if rows is not self._rows:
+            self._rows, self._stacked = rows, {}
+            self._on_rows = [event_on(self._problem, action, rows) for action in self.actions]
+        return self._on_rows
 
-    def look(self, rows: np.ndarray, steps: EventSteps) -> Located:
-        """The events in `steps` of the `rows`."""
+    def look(self, rows: np.ndarray, steps: EventSteps, counts: np.ndarray | None = None) -> Located | None:
+        """The events in `steps` of the `rows`, or None if nothing happens in them; then their ends are noted.
+
+        `counts` says which of the steps matter; None for all.
+        """
+        samples = self._samples(rows, steps)
+        everything = counts is None and len(rows) == self._problem.rows
+        these: Any = slice(None) if everything else rows if counts is None else rows[counts]
+        matter = samples if counts is None else [values[:, counts] for values in samples]
+        quiet = not np.count_nonzero(self._levels[:, these])
+        for signs, before, values in zip(self._signs[:, these], self._values[:, these], matter, strict=True):
+            quiet = quiet and _keeps_its_sign(signs, np.concatenate([before[None], values]))
+        if not quiet:
+            return self.search(rows, steps, samples)
+        for event, values in enumerate(matter):
+            self._values[event, these] = values[-1]
+        return None
+
+    def _samples(self, rows: np.ndarray, steps: EventSteps) -> list[np.ndarray]:
+        """Each event function at its checks within the steps, and at their ends, [checks + 1, rows]."""
+        functions, within, length = self._functions(rows), steps.within(), steps.t1 - steps.t0
+        places: dict[int, tuple[tuple[Tensor, ...], list[Tensor]]] = {}
+        samples = []
+        for event, action in enumerate(self.actions):
+            if action.checks not in places:
+                inside = _inside(action.checks)
+                t = np.concatenate([steps.t0 + inside[:, None] * length, steps.t1[None]])
+                time = self._problem.user_time(t.reshape(-1)).view(*t.shape, 1).unbind()
+                places[action.checks] = time, [*self._states(within, inside), steps.y1]
+            time, states = places[action.checks]
+            if (function := self._on_stacked(event, rows)) is None:
+                values = [functions[event](*place) for place in zip(time, states, strict=True)]
+            else:
+                values = [function(torch.cat(time), torch.cat(states))]
+            samples.append(_on_host(*values).reshape(len(states), len(rows)))
+        return samples
+
+    def _states(self, within: WithinSteps, theta: np.ndarray) -> Sequence[Tensor]:
+        """The states at the same fractions of all steps."""
+        if self._problem.batched or not len(theta):
+            return [within.at_fraction(x) for x in theta.tolist()]
+        return within.at(torch.zeros(len(theta), dtype=torch.int64), theta).unsqueeze(1).unbind()
+
+    def _on_stacked(self, event: int, rows: np.ndarray) -> FunctionOnRows | None:
+        """The event function of the `rows` repeated for each of its samples, if it can be asked for all at once."""
+        action, count = self.actions[event], self.actions[event].checks + 1
+        if action.g is None or not action.g.may_repeat or count == 1 or count * len(rows) > _AT_ONCE:
+            return None
+        if event not in self._stacked:
+            self._stacked[event] = action.g.on(self._problem.select(np.tile(rows, count)))
+        return self._stacked[event]
+
+    def search(self, rows: np.ndarray, steps: EventSteps, samples: Sequence[np.ndarray] | None = None) -> Located:
+        """The events in `steps` of the `rows`; `samples` are what the event functions are there, if that is known."""
         searches, found = [], []
         within = steps.within()
-        for event, action in enumerate(self.actions):
+        for event, values in enumerate(self._samples(rows, steps) if samples is None else samples):
+            action = self.actions[event]
             known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
             search = _Search(*known, action.direction)
-            count = action.checks + 1
-            for i in range(1, count):
-                search.sample(i / count, self._at_fraction(event, rows, steps, within, i / count))
-            search.sample(1.0, self._value(event, rows, steps.t1, steps.y1))
+            for theta, value in zip((*_inside(action.checks).tolist(), 1.0), values, strict=True):
+                search.sample(theta, value)
             for theta, where in search.dips():
                 search.insert(theta, where, self._at(event, rows, steps, within, theta))
             found.append(self._locate(event, rows, steps, within, search.brackets()))
             searches.append(search)
         crossings = self._in_order(rows, found)
-        t, which = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64)
+        t, which, sign = np.full(len(rows), np.nan), np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows))
         stops = np.flatnonzero(crossings.stops)[::-1]  # so that the first of a row is written last
-        t[crossings.position[stops]], which[crossings.position[stops]] = crossings.t[stops], crossings.event[stops]
+        place = crossings.position[stops]
+        t[place], which[place], sign[place] = crossings.t[stops], crossings.event[stops], crossings.sign[stops]
         ends = np.array([search.values[-1] for search in searches])
         return Located(
             t,
             which,
+            sign,
             crossings,
             np.array([search.sign for search in searches]),
             np.array([search.level for search in searches]),
@@ -332,18 +402,13 @@ class RowWatch:
         largest = np.max([np.where(change < 0.5, change, 0.0) for change in changes], axis=0)
         return np.maximum(_ROUNDING * largest, sys.float_info.min)
 
-    def _at_fraction(
-        self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: float
-    ) -> np.ndarray:
-        """The event function at the same fraction of all steps."""
-        return self._value(event, rows, steps.t0 + theta * (steps.t1 - steps.t0), within.at_fraction(theta))
-
     def _at(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: np.ndarray
     ) -> np.ndarray:
         """The event function at a fraction of each step."""
         y = within.at(torch.arange(len(rows), device=steps.y1.device), theta)
-        return self._value(event, rows, steps.t0 + theta * (steps.t1 - steps.t0), y)
+        time = self._problem.user_time(steps.t0 + theta * (steps.t1 - steps.t0))
+        return _on_host(self._functions(rows)[event](time, y))
 
     def _locate(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, brackets: _Brackets
@@ -357,9 +422,7 @@ class RowWatch:
             select = self._problem.select(position)
 
             def signed(theta: np.ndarray, function=function, select=select, t0=t0, length=length, sign=sign):
-                with torch.no_grad():
-                    value = function(self._problem.user_time(t0 + theta * length), within.at(select, theta))
-                return sign * _on_host(value)
+                return sign * _on_host(function(self._problem.user_time(t0 + theta * length), within.at(select, theta)))
 
             spacing = 4 * np.spacing(np.maximum(np.abs(t0), np.abs(t0 + length)))
             low, high = brackets.thetas[:, places]
@@ -453,7 +516,7 @@ class _Search:
         spacing = self.thetas[1] - self.thetas[0]
         for i in range(1, len(self.values) - 1):
             sign = self._signs[i]
-            left, middle, right = (np.clip(sign * self.values[j], -1e150, 1e150) for j in (i - 1, i, i + 1))
+            left, middle, right = (np.clip(sign * self.values[j], -_HUGE, _HUGE) for j in (i - 1, i, i + 1))
             curvature = left - 2 * middle + right
             convex = curvature > 0.0
             offset = np.where(convex, 0.5 * (left - right) / np.where(convex, curvature, 1.0), 2.0)
@@ -481,8 +544,33 @@ class _Search:
         self._found(beyond & self._counts(-sign), theta, end, value, value_end, -sign)
 
 
-def _on_host(value: Tensor) -> np.ndarray:
-    """The values of an event function, [rows, 1], as an array [rows]."""
+@cache
+def _inside(checks: int) -> np.ndarray:
+    """The fractions of a step at which an event function is looked at between its ends."""
+    return np.arange(1, checks + 1) / (checks + 1)
+
+
+def _keeps_its_sign(sign: np.ndarray, values: np.ndarray) -> bool:
+    """Whether an event function clearly has its sign throughout the steps of all rows.
+
+    Args:
+        sign: the sign before them, [rows].
+        values: the function at their starts, at the checks within and at the ends, [checks + 2, rows].
+    """
+    signed = sign * values
+    low, high = np.minimum.reduce(signed), np.maximum.reduce(signed)
+    if np.count_nonzero(high < 3.0 * low) == len(low):  # then no parabola through three of them comes near zero
+        return True
+    if np.count_nonzero((low > 0.0) & (high < _HUGE)) < len(low):
+        return False
+    # Where it curves away from zero, it may have dipped through it between the samples: see `_Search.dips`.
+    left, middle, right = signed[:-2], signed[1:-1], signed[2:]
+    return not np.count_nonzero(np.abs(left - right) < 2.0 * (left - 2.0 * middle + right))
+
+
+def _on_host(*values: Tensor) -> np.ndarray:
+    """Values of an event function, each [rows, 1], as one array."""
+    value = values[0] if len(values) == 1 else torch.cat(values)
     return value.detach().reshape(-1).to("cpu", torch.float64).numpy()
 
 

@@ -18,9 +18,11 @@ class Clip:
     Args:
         targets: the required times in the order of integration, the last one the end of the span.
         direction: 1.0 forward in time, -1.0 backward.
+        longest: no step is longer.
     """
 
-    def __init__(self, targets: Iterable[float], direction: float):
+    def __init__(self, targets: Iterable[float], direction: float, longest: float = math.inf):
+        self._longest = longest
         self._targets = iter(targets)
         self._direction = direction
         self._target = next(self._targets, None)
@@ -31,7 +33,7 @@ class Clip:
         assert target is not None, "there is no step to take after the last required time"
         if h == math.inf:  # any step will do, even the longest
             return target
-        ratio = abs(target - t) / (STRETCH * h if stretch else h)
+        ratio = abs(target - t) / (min(STRETCH * h, self._longest) if stretch else h)
         if ratio <= 1.0:
             return target
         if ratio < IN_SIGHT:

@@ -141,6 +141,7 @@ class ExplicitRungeKutta(Method):
             return
         cls.order = cls.tableau.order
         cls.rows_keep_carry = cls.tableau.predicts
+        cls.widest_gap = float(np.diff(sorted({0, *cls.tableau.c, 1})).max())
         cls.error_order = None
         if cls.tableau.embedded_order is not None:
             cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)

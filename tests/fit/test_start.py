@@ -1,0 +1,60 @@
+"""When the search for the start of a fit has seen enough."""
+
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from torchivp.fitting import read_data, start
+from torchivp.fitting.misfit import Accuracy, Misfit, Residuals
+from torchivp.fitting.optimise import Minimum, Search
+from torchivp.fitting.quantities import list_quantities
+from torchivp.models import Model
+
+
+class Level(Model):
+    states: ClassVar = {"level": ""}
+    default_state = (0.0,)
+
+    def __init__(self):
+        super().__init__(rate=1.0)
+
+    def forward(self, t, y):
+        return self.rate - y
+
+
+WAYS, COUNT = 5, 60
+NOISE = np.random.default_rng(1).standard_normal(COUNT)
+WAVE = np.sin(np.linspace(0, 12, COUNT))  # what a model leaves that runs out of step with its data
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left", "ways"),
+    [(NOISE, 0.05, 1), (NOISE, 0.3, 2), (NOISE, 0.8, 2), (WAVE, 0.05, 2), (WAVE, 0.3, 2), (WAVE, 0.8, WAYS)],
+    ids=lambda value: {id(NOISE): "noise", id(WAVE): "wave"}.get(id(value), str(value)),
+)
+def test_the_search_ends_at_an_optimum_that_explains_enough_or_leaves_noise(pattern, left, ways, monkeypatch):
+    """One way to it is enough if it explains nine tenths and leaves noise; two if it explains half or leaves noise.
+
+    All ways lead to the same optimum here, which leaves this fraction of the variance of the data.
+    """
+    data = read_data(pd.DataFrame({"time": np.arange(COUNT), "level": NOISE}), ["level"])
+    quantities = list_quantities(Level(), data, free=None, fixed=None, start=None, lognormal=False)
+    misfit = Misfit(Level(), data, quantities, "normal", Accuracy("dopri5", 1e-3, 1e-3, 100))
+    values = pattern * np.sqrt(left / np.mean(pattern**2))
+    residuals = Residuals(
+        quantities.theta(), values, np.zeros(COUNT, dtype=np.intp), np.zeros((COUNT, len(quantities.free))), 0.0
+    )
+    tried = []
+
+    def minimise(search, theta, scale, name):
+        tried.append(name)
+        return Minimum(theta, float(np.sum(values**2)), True, residuals)
+
+    candidates = [start._Candidate(quantities.theta(), f"start {i}") for i in range(WAYS)]
+    monkeypatch.setattr(start, "_candidates", lambda *_: iter(candidates))
+    monkeypatch.setattr(start, "_on_all_data", minimise)
+    found = start.find_start(Search(misfit, "separate", lambda *_: None, 100), np.ones(1), given=False)
+    assert found.best.residuals is residuals
+    assert len(tried) == ways
