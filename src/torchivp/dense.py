@@ -137,7 +137,7 @@ class Interpolant(ValuesTravel):
 
 
 @dataclass(slots=True)
-class RowInterpolant:
+class RowInterpolant(ValuesTravel):
     """The solutions of many rows, each within its step, `y(t0 + theta dt) = y0 + sum_j b_j(theta) increments_j`.
 
     Attributes:
@@ -249,7 +249,7 @@ class KeptSteps(Protocol):
 
 
 @dataclass(frozen=True)
-class RowSteps:
+class RowSteps(ValuesTravel):
     """Steps that some rows took at once.
 
     Attributes:
@@ -257,15 +257,17 @@ class RowSteps:
         t0: where their steps begin, [m].
         t1: where they end, [m].
         within: the solutions within the steps.
+        ends: where they begin and end as tensors, [m, 1] each, if they move.
     """
 
     rows: np.ndarray
     t0: np.ndarray
     t1: np.ndarray
     within: KeptSteps
+    ends: tuple[Tensor, Tensor] | None = None
 
 
-class RowDenseSolution:
+class RowDenseSolution(ValuesTravel):
     """The solutions of rows, or of a problem with events, at any time of their spans, `sol(t)`.
 
     In a batch, `t` holds times for all rows, a number or [n], or times for each, [*batch, n]; the result is
@@ -379,12 +381,16 @@ class RowDenseSolution:
                 continue
             taken = self.steps[number]
             t0, t1 = taken.t0[place[here]], taken.t1[place[here]]
-            theta: np.ndarray | Tensor = (at[here] - t0) / (t1 - t0)
-            if moves(flat):
-                t = flat[torch.from_numpy(where[here]).to(device)]
-                length = torch.from_numpy(t1 - t0).to(device, flat.dtype)
-                theta = torch.from_numpy(theta).to(device, flat.dtype) + (t - t.detach()) / length
-            pieces.append(taken.within.at(rows, theta))
+            if taken.ends is None and not moves(flat):
+                pieces.append(taken.within.at(rows, (at[here] - t0) / (t1 - t0)))
+                continue
+            asked = flat[torch.from_numpy(where[here]).to(device)]
+            t = torch.from_numpy(at[here]).to(device, flat.dtype) + (asked - asked.detach())
+            ends = (torch.from_numpy(x) for x in (t0, t1))
+            if taken.ends is not None:
+                ends = (x.squeeze(1)[torch.from_numpy(place[here])] for x in taken.ends)
+            start, end = (x.to(device, flat.dtype) for x in ends)
+            pieces.append(taken.within.at(rows, (t - start) / (end - start), t))
         states = self.final.new_full((flat.numel(), self.final.shape[1]), torch.nan)
         if not pieces:
             return states

@@ -1,5 +1,6 @@
 """The solutions of rows, and of problems with events, at any time; and their last states."""
 
+import copy
 import math
 import pickle
 import re
@@ -177,3 +178,20 @@ def test_after_a_failure_without_events():
     assert asked.final.item() == pytest.approx(2.0, abs=1e-4) and asked.t_final == 0.5 and asked.y[1].isnan()
     none = solve_ivp(blow_up, (0.0, 2.0), torch.ones(1, dtype=D), throw=False, t_eval=[1.5])
     assert none.final == 1.0 and none.t_final == 0.0
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_the_solution_as_a_function_of_time_moves_with_start_and_end(batch_dims):
+    """Of y0 exp(-0.7 (t - t0)), also as a copy, which is one of values."""
+    start, end, t, y0 = (
+        torch.tensor(x, dtype=D, requires_grad=True)
+        for x in (0.2, 1.5, [0.4, 0.9, 1.4], [[1.5], [0.7]] if batch_dims else [1.5])
+    )
+    solution = solve_ivp(lambda t, y: -0.7 * y, (start, end), y0, batch_dims=batch_dims, dense_output=True,
+                         events=Event(lambda t, y: y[..., 0] - 5.0), rtol=1e-11, atol=1e-12)  # fmt: skip
+    expected = y0.unsqueeze(-2) * torch.exp(-0.7 * (t - start)).unsqueeze(-1)
+    torch.testing.assert_close(solution.sol(t), expected, rtol=1e-9, atol=0)
+    found, wanted = (torch.autograd.grad(x.sum(), (start, t, y0)) for x in (solution.sol(t), expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=0)
+    for copied in (copy.deepcopy(solution.sol), pickle.loads(pickle.dumps(solution.sol))):
+        torch.testing.assert_close(copied(t.detach()), expected.detach(), rtol=1e-9, atol=0)

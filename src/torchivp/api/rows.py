@@ -20,8 +20,8 @@ from torchivp.checks import check_whole_number
 from torchivp.dense import NoDenseOutput, RowDenseSolution
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
-from torchivp.gradients.outputs import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
-from torchivp.gradients.rows import solve_rows
+from torchivp.gradients.batches import solve_rows
+from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
 from torchivp.integrate import Controller, check_controller, check_norm
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration

@@ -25,7 +25,7 @@ from torchivp.record import Firing, Record
 from torchivp.rows.changes import function_on, groups, rounds
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.rows.record import RowOutputs, RowTrail, WithinSteps
+from torchivp.rows.recorders import RowOutputs, RowTrail, WithinSteps
 from torchivp.rows.times import RowTimes
 from torchivp.solution import SolveError, Stats
 

@@ -20,7 +20,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.record import Record
-from torchivp.rows.record import RowTrail
+from torchivp.rows.recorders import RowTrail
 from torchivp.rows.steps import keeps_carry
 from torchivp.times import time_scalar
 

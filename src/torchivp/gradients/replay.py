@@ -19,7 +19,7 @@ from torchivp.record import Checkpoint, Firing, Record
 from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import Carry, RowOutputs
+from torchivp.rows.recorders import Carry, RowOutputs
 from torchivp.rows.steps import SingleStepper, Stepper, TakenSteps, make_stepper
 from torchivp.times import carried
 from torchivp.torch_func import derivatives_enabled, moves

@@ -24,7 +24,7 @@ from torchivp.methods.method import Method
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import RowOutputs, RowTrail
+from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.solution import Stats, Status
 from torchivp.torch_func import in_forward_mode
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.events.landing import land, slopes_before
-from torchivp.rows.record import WithinSteps
+from torchivp.rows.recorders import WithinSteps
 from torchivp.rows.steps import Stepper, TakenSteps
 from torchivp.rows.watch import Located, RowWatch
 

@@ -27,7 +27,7 @@ from torchivp.rows.changes import (
 )
 from torchivp.rows.landing import Start, take_to_events
 from torchivp.rows.problem import RowProblem, single_problem
-from torchivp.rows.record import RowOutputs, RowTrail
+from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, Stepper, TakenSteps, carry_to_keep, make_stepper
 from torchivp.rows.targets import RowTargets
 from torchivp.rows.watch import Crossings, Located, Moments, RowWatch

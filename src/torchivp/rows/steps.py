@@ -16,7 +16,7 @@ from torchivp.methods.method import Method, Step, choice, map_rows
 from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import WithinSteps
+from torchivp.rows.recorders import WithinSteps
 from torchivp.stepsize.order import size_next_step
 from torchivp.stepsize.pid import History, PIDController, RowHistory
 from torchivp.times import time_scalar, time_value

@@ -16,7 +16,7 @@ from torchivp.events.root import find_roots
 from torchivp.rows.changes import event_on, rounds
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
-from torchivp.rows.record import WithinSteps
+from torchivp.rows.recorders import WithinSteps
 
 _ROUNDING = 4
 """Event functions are known to this multiple of their rounding error, as an error of their arguments shows it."""

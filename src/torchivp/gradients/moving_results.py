@@ -10,11 +10,12 @@ from torch import Tensor
 
 from torchivp.gradients.replay import at_moving_time, end_of
 from torchivp.gradients.replayed import RowResult
-from torchivp.rows.changes import apply_firing, changes_state, groups, rounds
+from torchivp.gradients.step_ends import StepEnds
+from torchivp.rows.changes import apply_firing, changes_state, function_on, groups, rounds
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import EventLog
 from torchivp.state import StateLayout
-from torchivp.times import time_dtype
+from torchivp.times import carried, time_dtype
 from torchivp.torch_func import moves
 
 
@@ -84,7 +85,17 @@ def final_and_time(problem: RowProblem, result: RowResult, changes: MovingChange
     y, device = result.final, problem.y0.device
     t = torch.from_numpy(result.final_times.copy())
     if result.moving is not None:
-        t = result.moving.of_steps(np.arange(problem.rows), result.record.steps).squeeze(1)
+        rows, steps, moving = np.arange(problem.rows), result.record.steps, result.moving
+        last = moving.of_steps(rows, steps)
+        # Where an output at the end, or what happens there, is a time that moves on its own.
+        loose = np.flatnonzero((result.final_times == problem.times.end) & (moving.owner[rows, steps] != StepEnds.END))
+        if problem.moving.end is not None and len(loose):
+            select = torch.from_numpy(loose)
+            motion = problem.moving.end.cpu()[select].unsqueeze(1) - last[select]
+            func, at = function_on(problem, loose), problem.select(loose)
+            y = y.index_copy(0, at, carried(func, y[at], *map(problem.user_time, (last[select], motion))))
+            last = last.index_copy(0, select, last[select] + motion)
+        t = last.squeeze(1)
     t = t.to(device, time_dtype(device))
     at_last = result.changes.t == result.final_times[result.changes.rows]
     chosen = np.flatnonzero(at_last & ~result.changes.within)

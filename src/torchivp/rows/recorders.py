@@ -85,7 +85,7 @@ class RowOutputs:
     ) -> None:
         """Keep the outputs strictly within steps of the `rows` from `t0` to `t1`; `ends` are these, if they move."""
         if self.dense is not None:
-            self.dense.append(RowSteps(rows, t0, t1, within().kept()))
+            self.dense.append(RowSteps(rows, t0, t1, within().kept(), ends))
         if self._wanted is None:
             return
         inside: list[np.ndarray] = []
