@@ -9,6 +9,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from problems import covering
 from torchivp import ODE_METHODS, Backsolve, Checkpointed, Event, Scheduled, SolveError, solve_ivp
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ButcherTableau
 
 D = torch.float64
 NAN = math.nan
@@ -207,6 +208,24 @@ def test_implicit_methods_with_events_take_rows_to_the_last_bit(method):
         assert torch.equal(alone.y[0], together.y[i])
         single = bouncing(Y0[i], MU[i], method, batch_dims=0)
         torch.testing.assert_close(single.y, together.y[i], rtol=1e-9, atol=1e-10)
+
+
+class HalfwaySlope(ImplicitRungeKutta):
+    """The implicit midpoint rule beside an explicit stage: the slope at the start, which no step hands on."""
+
+    tableau = ButcherTableau(order=2, c=(0, 1 / 2), a=((), (0, 1 / 2)), b=(0, 1))
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_slope_that_only_dense_output_has_found_is_no_part_of_a_checkpoint(batch_dims):
+    """Events look within every step of the solve, but a replay within those with an output only."""
+
+    def gradients(gradient):
+        y0, mu = (leaf(x[:2] if batch_dims else x[0]) for x in (Y0, MU))
+        y = bouncing(y0, mu, HalfwaySlope, gradient, batch_dims).y
+        return torch.autograd.grad((y * weights(y)).sum(), (y0, mu))
+
+    torch.testing.assert_close(gradients("checkpointed"), gradients("direct"), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpointed"])

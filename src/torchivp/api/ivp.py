@@ -179,8 +179,8 @@ def solve_ivp(
     in `args` that begin with the batch dimensions have an entry for each row, and come with the rows. `t_span` may
     hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time, or a list with a
     series for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to
-    the last bit if those of `func` do not. Explicit Runge-Kutta methods step all rows at once;
-    with the others the rows are solved one after the other.
+    the last bit if those of `func` do not. Runge-Kutta methods step all rows at once; with the others the rows are
+    solved one after the other.
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),
