@@ -347,7 +347,10 @@ def test_gmres():
         x = gmres(lambda v: v @ matrix.T, right, tolerance)
         residual = right - x @ matrix.T
         assert (residual.norm(dim=1) <= 1.01 * tolerance * right.norm(dim=1)).all()
+        single = gmres(lambda v: torch.mv(matrix, v), right[1], tolerance)
+        assert (right[1] - matrix @ single).norm() <= 1.01 * tolerance * right[1].norm()
     assert torch.equal(gmres(lambda v: v, torch.zeros(1, 5), 1e-3), torch.zeros(1, 5))
+    assert torch.equal(gmres(lambda v: v, torch.zeros(5), 1e-3), torch.zeros(5))
     singular = torch.diag(torch.arange(4.0))
     assert gmres(lambda v: v @ singular, torch.ones(1, 4), 1e-3).isfinite().all()
     assert gmres(lambda v: v * torch.nan, right, 1e-3).isfinite().all()

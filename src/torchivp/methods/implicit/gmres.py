@@ -18,14 +18,15 @@ _CYCLES = 10
 def gmres(product: Callable[[Tensor], Tensor], right: Tensor, tolerance: float) -> Tensor:
     """The `x`, [rows, n], with `product(x) = right`: a system for each row, which `product` does not mix.
 
-    The residual of a row is within `tolerance` relative to its `right`. If that is not reached, the best found. Saad
-    and Schultz, "GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems", SIAM J. Sci.
-    Stat. Comput. 7 (1986).
+    Of a single row `x` and `right` may be [n], which is faster, as there are matrix products. The residual of a row is
+    within `tolerance` relative to its `right`. If that is not reached, the best found. Saad and Schultz, "GMRES: a
+    generalized minimal residual algorithm for solving nonsymmetric linear systems", SIAM J. Sci. Stat. Comput. 7
+    (1986).
     """
     x = torch.zeros_like(right)
     residual = right
     first = size = _sizes(right)
-    going = np.full(len(right), True)
+    going = np.full(len(size), True)
     for _ in range(_CYCLES):
         going &= (size > tolerance * first) & np.isfinite(size)
         if not going.any():
@@ -42,7 +43,7 @@ def _cycle(product: Callable[[Tensor], Tensor], residual: Tensor, size: np.ndarr
 
     Rows whose residual has the size 0 get none.
     """
-    rows, steps = len(residual), min(_RESTART, residual.shape[1])
+    rows, steps = len(size), min(_RESTART, residual.shape[-1])
     basis = residual.new_zeros(steps + 1, *residual.shape)
     going = size > 0.0
     basis[0] = _divided(residual, size)
@@ -66,29 +67,44 @@ def _cycle(product: Callable[[Tensor], Tensor], residual: Tensor, size: np.ndarr
         going &= ~((np.abs(rotations[:, k, 0]) * size <= enough) | (below == 0.0))
         if not going.any():
             break
-    weights = np.zeros((steps, rows, 1))
+    most = int(found.max())
+    weights = np.zeros((most, rows))
     for row, n in enumerate(found):
-        weights[:n, row, 0] = np.linalg.solve(triangle[row, :n, :n], rotations[row, :n, 0] * size[row])
-    return (basis[:steps] * torch.from_numpy(weights).to(basis)).sum(0)
+        weights[:n, row] = np.linalg.solve(triangle[row, :n, :n], rotations[row, :n, 0] * size[row])
+    return _combination(basis[:most], torch.from_numpy(weights).to(basis).view(most, *residual.shape[:-1]))
 
 
 def _next_vectors(basis: Tensor, k: int, vector: Tensor) -> np.ndarray:
     """Make the vectors orthogonal to the first `k` of each basis, and the next ones of it; returns the coefficients."""
     done = basis[:k]
-    total = (done * vector).sum(2)
-    vector = vector - (total.unsqueeze(2) * done).sum(0)
-    again = (done * vector).sum(2)  # what rounding left: "twice is enough"
-    vector = vector - (again.unsqueeze(2) * done).sum(0)
+    total = _products(done, vector)
+    vector = vector - _combination(done, total)
+    again = _products(done, vector)  # what rounding left: "twice is enough"
+    vector = vector - _combination(done, again)
     length = _sizes(vector)
     basis[k] = _divided(vector, np.where(np.isfinite(length), length, 0.0))
-    return np.concatenate(((total + again).T.to("cpu", torch.float64).numpy(), length[:, None]), 1)
+    coefficients = (total + again).view(k, -1).T.to("cpu", torch.float64).numpy()
+    return np.concatenate((coefficients, length[:, None]), 1)
+
+
+def _products(basis: Tensor, vector: Tensor) -> Tensor:
+    """The scalar products of a vector with those of a basis, [k, n] with [n], or row by row."""
+    # A matrix product may round by the number of rows.
+    return torch.mv(basis, vector) if vector.ndim == 1 else (basis * vector).sum(2)
+
+
+def _combination(basis: Tensor, weights: Tensor) -> Tensor:
+    """The sum of the vectors of a basis times these weights, likewise."""
+    return torch.mv(basis.T, weights) if weights.ndim == 1 else (weights.unsqueeze(2) * basis).sum(0)
 
 
 def _divided(vectors: Tensor, size: np.ndarray) -> Tensor:
     """The vectors divided by these sizes; zero where the size is."""
+    if vectors.ndim == 1:
+        return vectors / size.item() if size > 0.0 else torch.zeros_like(vectors)
     column = torch.from_numpy(size).to(vectors).unsqueeze(1)
     return torch.where(column > 0.0, vectors / column, 0.0)
 
 
 def _sizes(vectors: Tensor) -> np.ndarray:
-    return torch.linalg.vector_norm(vectors, dim=1).to("cpu", torch.float64).numpy()
+    return torch.linalg.vector_norm(vectors, dim=-1).to("cpu", torch.float64).reshape(-1).numpy()

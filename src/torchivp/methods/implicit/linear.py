@@ -210,28 +210,30 @@ class KrylovStageSolver:
         return KrylovStageSolver(self.systems, self.origin.at_size(dt), [middle], column(dt, self.origin.y))
 
     def product(self, x: Tensor) -> Tensor:
-        """The matrices times `x`, [rows, stages * size]."""
+        """The matrices times `x`, [rows, stages * size], or [stages * size] of a single row."""
         by_stage = self._by_stage(x)
         inner = combined(torch.zeros_like(by_stage[0]), self.systems.a, by_stage, self._dt)
-        return x - _by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
+        return x - self._by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
 
     def transposed_product(self, x: Tensor) -> Tensor:
         """The transposes of the matrices times `x`."""
         each = zip(self._each, self._by_stage(x).unbind(), strict=True)
         pulled = torch.stack([j.transposed_times(v) for j, v in each])
-        return x - _by_row(combined(torch.zeros_like(pulled[0]), self.systems.a.T, pulled, self._dt))
+        return x - self._by_row(combined(torch.zeros_like(pulled[0]), self.systems.a.T, pulled, self._dt))
 
     def _by_stage(self, x: Tensor) -> Tensor:
+        if x.ndim == 1:
+            return x.view(len(self.systems.a), 1, -1)
         return x.unflatten(1, (len(self.systems.a), -1)).transpose(0, 1)
 
+    def _by_row(self, stages: Sequence[Tensor]) -> Tensor:
+        rows = torch.cat(tuple(stages), 1)
+        return rows.squeeze(0) if is_single(self._dt) else rows
+
     def solve(self, residual: Tensor) -> Tensor:
-        right = _by_row(residual.unbind())
+        right = self._by_row(residual.unbind())
         found: Any = _KrylovSolve.apply(self.product, self.transposed_product, self.systems.tolerance, right)
         return self._by_stage(found)
-
-
-def _by_row(stages: Sequence[Tensor]) -> Tensor:
-    return torch.cat(tuple(stages), 1)
 
 
 class _KrylovSolve(torch.autograd.Function):
