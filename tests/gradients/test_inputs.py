@@ -225,3 +225,19 @@ def test_lists_of_scheduled_times_and_doses_with_tensors_have_gradients(gradient
     solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, events=doses, gradient=gradient, **TIGHT).final.sum().backward()
     assert t.grad.item() == pytest.approx(3 * math.exp(-0.6), rel=1e-7)
     assert dose.grad.item() == pytest.approx(math.exp(-0.6), rel=1e-7)
+
+
+@pytest.mark.parametrize("named", ["bp", "bc", "bcp", "cb", "pq", "c", "bcpq"])
+@pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])
+def test_a_named_tensor_that_was_computed_from_another_counts_once(named, gradient):
+    """y' = -(b + c) y with b = p q + p and c = b^2; what is not named of them reaches the rest by itself."""
+    p, q = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.6, 0.3))
+    b = p * q + p
+    tensors = {"p": p, "q": q, "b": b, "c": b**2}
+    func = lambda t, y: -(tensors["b"] + tensors["c"]) * y
+    params = [tensors[name] for name in (named if named != "c" else "bc")]
+    y = solve_ivp(func, (0.0, 0.8), torch.ones(1, dtype=torch.float64), params=params, gradient=gradient, **TIGHT).y[-1]
+    expected = torch.exp(-0.8 * (b + b**2))
+    for create_graph in (False, True):
+        found = torch.autograd.grad(y.sum(), (p, q), create_graph=create_graph, retain_graph=True)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, (p, q), retain_graph=True), rtol=1e-6, atol=0)

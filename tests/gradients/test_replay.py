@@ -118,3 +118,16 @@ def test_a_replay_of_implicit_steps_makes_the_matrices_again(linear_solver):
         for gradient in ("direct", "checkpointed")
     ]  # fmt: skip
     torch.testing.assert_close(found[1], found[0], rtol=1e-13, atol=0)
+
+
+def test_what_the_search_for_events_hands_on_is_there_when_steps_are_taken_again():
+    gradients = []
+    for gradient in (Direct(), Checkpointed(2), Checkpointed()):
+        y0 = torch.tensor([0.3, 0.5], dtype=D, requires_grad=True)
+        options = {"method": "implicit_midpoint", "step_size": 0.07, "events": lambda t, y: y[0] - 0.4}
+        solution = solve_ivp(
+            lambda t, y: y**2 * t.cos(), (0.0, 1.0), y0, t_eval=[0.5, 1.0], gradient=gradient, **options
+        )
+        gradients.append(torch.autograd.grad(solution.y.sin().sum() + solution.events.t.sum(), y0)[0])
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-12, atol=1e-12)

@@ -195,3 +195,33 @@ def test_the_solution_as_a_function_of_time_moves_with_start_and_end(batch_dims)
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=0)
     for copied in (copy.deepcopy(solution.sol), pickle.loads(pickle.dumps(solution.sol))):
         torch.testing.assert_close(copied(t.detach()), expected.detach(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+@pytest.mark.parametrize("moving", ["t_span", "t_eval"])
+def test_an_end_of_the_span_and_an_output_at_the_same_time_move_on_their_own(moving, batch_dims, gradient):
+    t_span = torch.tensor([0.0, 1.5], dtype=D, requires_grad=moving == "t_span")
+    t_eval = torch.tensor([0.0, 0.5, 1.5], dtype=D, requires_grad=moving == "t_eval")
+    solution = solve_ivp(
+        lambda t, y: -y,
+        (t_span[0], t_span[1]),
+        torch.ones((1,) * (1 + batch_dims), dtype=D),
+        t_eval=t_eval,
+        events=lambda t, y: y[..., 0] - 10,
+        batch_dims=batch_dims,
+        gradient=gradient,
+        rtol=1e-9,
+    )
+    end = torch.tensor(-1.5, dtype=D).exp()
+    if moving == "t_span":
+        expected = {"t_final": [0.0, 1.0], "final": [end, -end], "y": [end, 0.0]}
+    else:
+        expected = {"t_final": [0.0] * 3, "final": [0.0] * 3, "y": [0.0, 0.0, -end]}
+    leaf = {"t_span": t_span, "t_eval": t_eval}[moving]
+    for name, value in expected.items():
+        last = getattr(solution, name).reshape(-1)[-1]
+        grad = torch.zeros_like(leaf)
+        if last.requires_grad:
+            (grad,) = torch.autograd.grad(last, leaf, retain_graph=True)
+        torch.testing.assert_close(grad, torch.tensor(value, dtype=D), rtol=0.0, atol=1e-7)

@@ -66,6 +66,23 @@ def search(owners: Sequence[Any], evaluate: Evaluate, generators: Generators) ->
     return known, computed
 
 
+def independent(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The `tensors`; any that was computed from others among them gives way to the leaves that it was computed from.
+
+    The gradient of a leaf includes what reaches it by way of what was computed from it. If that had its own as well,
+    autograd would add it once more.
+    """
+    for x in tensors:
+        if x.grad_fn is None:
+            continue
+        nodes, leaves = _walk(x, [])
+        met = {id(leaf) for leaf in leaves}
+        if any(id(y) in met or (y.grad_fn in nodes and y.grad_fn is not x.grad_fn) for y in tensors):
+            others = {id(y): y for y in (*tensors, *leaves) if y is not x}
+            return independent(list(others.values()))
+    return list(tensors)
+
+
 def module_parameters(module: nn.Module) -> list[Tensor]:
     """The parameters of a module, or of a replica that `nn.DataParallel` made, which itself no longer lists them."""
     if not getattr(module, "_is_replica", False):

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.boundary import warn
 from torchivp.generators import Generators
-from torchivp.gradients.captured import LateLeaves, NoLateLeaves, search
+from torchivp.gradients.captured import LateLeaves, NoLateLeaves, independent, search
 from torchivp.gradients.refusals import refuse_tracked
 from torchivp.integrate import Integration
 from torchivp.problem import FlatFunction, Problem
@@ -158,7 +158,7 @@ def check_parameters(name: str, parameters: Iterable[Tensor]) -> list[Tensor]:
                 f"write {name}=tuple(model.parameters())"
             )
     unique = {id(p): p for p in parameters if p.requires_grad}
-    return list(unique.values())
+    return independent(list(unique.values()))
 
 
 def warn_of_computed(nodes: Sequence[Any], remedy: str, subject: str = "func") -> None:

@@ -135,6 +135,7 @@ class Replay:
         self.ends, self.steps, self._orders, self.changes = record.ends, record.steps, record.orders, record.changes
         self.most = int(record.steps.max(initial=0))
         self.drawn = drawn_together(record)
+        self._keeps_carry = record.keeps_carry
         self.checkpoints = record.checkpoints
         if self.drawn is not None and not record.keeps_carry:  # drawn anew, the carry would be another
             afresh = {0, *(n for n, drawn in enumerate(self.drawn) if not drawn.carried)}
@@ -168,15 +169,13 @@ class Replay:
         self, problem: RowProblem, start: Checkpoint, y: Tensor, carry: Any, last: int, method: Method, dense: bool
     ) -> ReplayedSteps:
         ends = StepEnds.of(self.ends, problem, self.changes)
-        asked = problem.moving.outputs
-        if ends is not None and asked is None and problem.times.outputs is not None:
-            asked = torch.from_numpy(problem.times.outputs)
-        outputs = RowOutputs(problem.times, dense, None if ends is None else asked)
+        outputs = RowOutputs(problem.times, dense, None if ends is None else _asked(problem))
         outputs.resume(start.next)
         none, count = np.zeros(0, dtype=np.int64), np.zeros(problem.rows, dtype=np.int64)
         replayed = ReplayedSteps(outputs, none, [], np.arange(problem.rows), y, carry, count)
-        # Events were looked for within every step, and what that draws the step after it goes on from.
-        watched = self.drawn is not None and any(action.g is not None for action in problem.actions)
+        # Events were looked for within every step, and the step after it goes on from what that draws and hands on.
+        goes_on = self.drawn is not None or self._keeps_carry
+        watched = goes_on and any(action.g is not None for action in problem.actions)
         if start.step == 0:
             self._change(problem, replayed, 0, ends)
             outputs.end(replayed.rows, problem.times.start, replayed.y, self._carry(problem, ends, 0))
@@ -223,7 +222,7 @@ class Replay:
 
         `stepper` has taken the step.
         """
-        asked = problem.moving.outputs
+        asked = _asked(problem)
         if ends is None or asked is None or not ends.loose.any():
             return None
 
@@ -298,6 +297,12 @@ def end_of(
         return t, False
     is_own = all(column >= 0 for _, column in firing) and ends.owner[rows, step] == StepEnds.SCHEDULED + firing[0][0]
     return ends.of_steps(rows, step), bool(np.all(is_own))
+
+
+def _asked(problem: RowProblem) -> Tensor | None:
+    """The requested times, [rows, T], of which those that move are functions of the user's; None if there are none."""
+    moving, outputs = problem.moving.outputs, problem.times.outputs
+    return torch.from_numpy(outputs) if moving is None and outputs is not None else moving
 
 
 def _count(replayed: ReplayedSteps, stepper: Stepper | None) -> None:

@@ -18,7 +18,7 @@ class StepEnds:
     """The start and the ends of the steps of each row.
 
     A time that the user gave is that entry of the user's tensor: the start before all others, then what is scheduled
-    there, an output, the end. A time that the solver chose moves with the start. That of an event stays where it is.
+    there, the end, an output. A time that the solver chose moves with the start. That of an event stays where it is.
 
     Attributes:
         table: [rows, most steps + 1], float64 on the CPU, NaN after a row's last.
@@ -47,9 +47,9 @@ class StepEnds:
         table, owner = torch.from_numpy(ends), np.full(ends.shape, StepEnds.CHOSEN)
         if moving.start is not None:
             table = table + (moving.start.cpu() - torch.from_numpy(times.start)).unsqueeze(1)
-        series = [(StepEnds.END, times.end[:, None], None if moving.end is None else moving.end.unsqueeze(1))]
         asked = np.zeros((len(ends), 0)) if times.outputs is None else times.outputs
-        series.append((StepEnds.OUTPUT, asked, moving.outputs))
+        series = [(StepEnds.OUTPUT, asked, moving.outputs)]
+        series.append((StepEnds.END, times.end[:, None], None if moving.end is None else moving.end.unsqueeze(1)))
         series += [(StepEnds.SCHEDULED + i, action.times, action.moving) for i, action in scheduled]
         for number, at, tensor in series:
             assert at is not None
@@ -72,7 +72,8 @@ class StepEnds:
             table = table.index_put(_index(row, step), torch.from_numpy(ends[row, step]))
         row, step, column = _matches(ends, asked, first=0)
         loose = np.zeros(asked.shape, dtype=bool)
-        loose[row, column] = (owner[row, step] != StepEnds.OUTPUT) & ~((step == 0) & moving.tied)
+        tied = moving.tied & ((step == 0) | (owner[row, step] == StepEnds.END))
+        loose[row, column] = (owner[row, step] != StepEnds.OUTPUT) & ~tied
         return StepEnds(table, owner, loose)
 
     def of_steps(self, rows: np.ndarray, steps: np.ndarray | int) -> Tensor:

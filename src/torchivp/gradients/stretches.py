@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -53,25 +54,35 @@ def pull_back(
     totals: list[Tensor | None] = []
     with late.watching():
         for stretch in stretches:
-            with torch.enable_grad():
-                taken = take(stretch)
-            if strangers := late.among([*taken.results, *taken.last], [*taken.first, *taken.shared]):
-
-                def again(stretch: S = stretch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-                    taken = take(stretch)
-                    return [*taken.results, *taken.last], [*taken.first, *taken.shared]
-
-                late.meet(strangers, again)
-            seeds = at_end or [None] * len(taken.last)
-            assert len(seeds) == len(taken.last), "what a stretch ends with is what the next one starts from"
-            if taken.rows is not None:
-                seeds = [seed if seed is None else seed[taken.rows] for seed in seeds]
-            roots = [*taken.results, *taken.last]
-            found = vjp(roots, [*taken.seeds, *seeds], [*taken.first, *taken.shared])
-            at_end = found[: len(taken.first)]
-            totals = totals or [None] * len(taken.shared)
-            add_all(totals, found[len(taken.first) :])
+            at_end, found = _through(partial(take, stretch), late, at_end)
+            totals = totals or [None] * len(found)
+            add_all(totals, found)
     return at_end, totals
+
+
+def _through(
+    take: Callable[[], Stretch], late: LateLeaves, at_end: Sequence[Tensor | None]
+) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
+    """The gradients of what one stretch goes on from, and of what it shares with the others.
+
+    Its graph is gone when this returns: two of them would take twice the memory.
+    """
+    with torch.enable_grad():
+        taken = take()
+    if strangers := late.among([*taken.results, *taken.last], [*taken.first, *taken.shared]):
+
+        def again() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+            taken = take()
+            return [*taken.results, *taken.last], [*taken.first, *taken.shared]
+
+        late.meet(strangers, again)
+    seeds = at_end or [None] * len(taken.last)
+    assert len(seeds) == len(taken.last), "what a stretch ends with is what the next one starts from"
+    if taken.rows is not None:
+        seeds = [seed if seed is None else seed[taken.rows] for seed in seeds]
+    roots = [*taken.results, *taken.last]
+    found = vjp(roots, [*taken.seeds, *seeds], [*taken.first, *taken.shared])
+    return found[: len(taken.first)], found[len(taken.first) :]
 
 
 def add_all(totals: list[Tensor | None], found: Sequence[Tensor | None], weight: float = 1.0) -> None:

@@ -38,7 +38,7 @@ class MovingTimes:
         end: [rows].
         outputs: [rows, T]; later outputs, if there are more, stay where they are.
         anchors: ends of steps that the solver chose and that do not move with the start.
-        tied: whether an output at the start is the start itself.
+        tied: whether an output at the start or the end is that time itself.
     """
 
     start: Tensor | None = None
