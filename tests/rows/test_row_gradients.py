@@ -218,7 +218,7 @@ class HalfwaySlope(ImplicitRungeKutta):
 
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_a_slope_that_only_dense_output_has_found_is_no_part_of_a_checkpoint(batch_dims):
-    """Events look within every step of the solve, but a replay within those with an output only."""
+    """A search for events evaluates it in a step, and no later step needs it."""
 
     def gradients(gradient):
         y0, mu = (leaf(x[:2] if batch_dims else x[0]) for x in (Y0, MU))
