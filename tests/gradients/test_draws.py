@@ -186,3 +186,15 @@ def test_looking_for_leaves_draws_nothing():
         if gradient == "direct":
             expected = y.detach(), following
         assert torch.equal(y.detach(), expected[0]) and torch.equal(following, expected[1])
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+def test_an_output_that_moves_against_its_step_has_no_slope_to_move_with(gradient):
+    """Within the last step the numbers are those of the step; beyond its end others would be drawn."""
+    t = torch.tensor([0.33, 1.0], dtype=D, requires_grad=True)
+    y = solve_ivp(Dropout(), (0.0, 1.0), ONES.expand(4, 3), t_eval=t, batch_dims=1, method="euler", step_size=0.1,
+                  gradient=gradient).y  # fmt: skip
+    (found,) = torch.autograd.grad(y[:, 0].sum(), t, retain_graph=True)
+    assert found[0] != 0 and found[1] == 0
+    with pytest.raises(RuntimeError, match="it has no slope with which the state would move"):
+        torch.autograd.grad(y[:, 1].sum(), t)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.gradients.moving_time import carried_on
 from torchivp.gradients.replay import at_moving_time, end_of
 from torchivp.gradients.replayed import RowResult
 from torchivp.gradients.step_ends import StepEnds
@@ -15,7 +16,7 @@ from torchivp.rows.changes import apply_firing, changes_state, function_on, grou
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import EventLog
 from torchivp.state import StateLayout
-from torchivp.times import carried, time_dtype
+from torchivp.times import time_dtype
 from torchivp.torch_func import moves
 
 
@@ -93,7 +94,7 @@ def final_and_time(problem: RowProblem, result: RowResult, changes: MovingChange
             select = torch.from_numpy(loose)
             motion = problem.moving.end.cpu()[select].unsqueeze(1) - last[select]
             func, at = function_on(problem, loose), problem.select(loose)
-            y = y.index_copy(0, at, carried(func, y[at], *map(problem.user_time, (last[select], motion))))
+            y = y.index_copy(0, at, carried_on(func, y[at], *map(problem.user_time, (last[select], motion))))
             last = last.index_copy(0, select, last[select] + motion)
         t = last.squeeze(1)
     t = t.to(device, time_dtype(device))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchivp.generators import Generators
 from torchivp.gradients.refusals import refuse_to_differentiate
+from torchivp.times import carried
 from torchivp.torch_func import moves
 
 _ONCE = "the derivative with respect to the time of an event, a schedule or an output can be taken only once"
@@ -61,6 +62,17 @@ def moved(y: Tensor, slope: Slope, t: Tensor) -> Tensor:
     Differentiable once, in either mode.
     """
     return _Moved.apply(y, *slope, t) if moves(t) else y
+
+
+def carried_on(func: Callable[[Tensor, Tensor], Tensor], y: Tensor, t: Tensor, motion: Tensor) -> Tensor:
+    """`carried`; the derivative by the motion is refused where func draws random numbers, and has no slope."""
+    generators = Generators(y.device)
+    before = generators.now()
+    with generators.kept():
+        moving = carried(func, y, t, motion)
+        if generators.now() == before:
+            return moving
+    return moved(y, Slope(torch.zeros_like(y), drawn=True), t + motion.to(t))
 
 
 class _EventTime(torch.autograd.Function):

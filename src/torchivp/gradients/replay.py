@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchivp.generators import Generators
 from torchivp.gradients.draws import RepeatedDraws, drawn_together
-from torchivp.gradients.moving_time import Slope, event_time, moved
+from torchivp.gradients.moving_time import Slope, carried_on, event_time, moved
 from torchivp.gradients.step_ends import StepEnds
 from torchivp.methods.method import Method
 from torchivp.record import Checkpoint, Firing, Record
@@ -21,7 +21,6 @@ from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import Carry, RowOutputs
 from torchivp.rows.steps import SingleStepper, Stepper, TakenSteps, make_stepper
-from torchivp.times import carried
 from torchivp.torch_func import derivatives_enabled, moves
 
 
@@ -234,7 +233,7 @@ class Replay:
             end = ends.of_steps(rows, step)
             motion = asked[torch.from_numpy(rows), torch.from_numpy(places)].unsqueeze(1) - end
             func = stepper.one_sided if isinstance(stepper, SingleStepper) else function_on(problem, rows)
-            return y.index_copy(0, where, carried(func, y[where], problem.user_time(end), problem.user_time(motion)))
+            return y.index_copy(0, where, carried_on(func, y[where], problem.user_time(end), problem.user_time(motion)))
 
         return carry
 
