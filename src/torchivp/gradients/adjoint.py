@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
+from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import solving_backwards
@@ -147,7 +148,7 @@ def _of_times(
         times = [moving.at(ends, solve.times[:, count:]), moving.table[:, :1], moving.table]
         if count:
             times.append(torch.from_numpy(problem.times.outputs) if asked is None else asked)
-    with torch.no_grad():
+    with torch.no_grad(), Generators(problem.y0.device).kept():
         func = function_on(problem, rows)
         along = [
             _along(grad[:, j], func(problem.user_time(solve.times[:, j].copy()), states[:, j]))
