@@ -16,7 +16,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.events.sign_change import EventFunction
 from torchivp.events.watch import Landing, Watch
 from torchivp.failures import Failures, is_finite
-from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.methods.method import FlatFunc, Method, Step, Work
 from torchivp.problem import Problem
 from torchivp.recording import Recorder
 from torchivp.solution import Outcome, SolveError, Stats, Status, failure_class
@@ -123,7 +123,8 @@ class Integration:
             # step waits for the device, and look for the first bad step if there is one.
             loop = _StepLoop(replace(self, callbacks=None), recorders, look_at_every_step=True)
             status = loop.to_the_end()
-        return status, Stats(self.problem.func.evaluations, loop.accepted, loop.rejected)
+        counts = self.problem.func.evaluations, loop.accepted, loop.rejected
+        return status, Stats(*counts, **loop.work._asdict())
 
     def function_within(self, t0: float, t1: float) -> FlatFunc:
         """The right-hand side for a step: where it jumps at an end of the step, its values on the step's side."""
@@ -160,6 +161,7 @@ class _StepLoop:
         self.history = History()
         self.accepted = 0
         self.rejected = 0
+        self.work = Work()
         self.overflowed = False
 
     def to_the_end(self) -> Status:
@@ -195,6 +197,8 @@ class _StepLoop:
                 self._call("step", taken)
             ends = (times.at(self.t), times.at(t1)) if moving else (self.t, t1)
             step = method.step(func, *ends, self.y, self.carry)
+            if step.work is not None:
+                self.work = Work(*(count + more for count, more in zip(self.work, step.work, strict=True)))
             if method.sizes_steps and step.failure is None:
                 t1 = time_value(step.t1)
                 taken = abs(t1 - self.t)

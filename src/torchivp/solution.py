@@ -116,12 +116,20 @@ class Stats:
         rejected: step attempts that were thrown away.
         backward: the same for the last backward pass; None before there was one, and for `direct`, whose
             backward pass is autograd's. In a batch, or with events, `checkpointed` counts its steps alone.
+        jacobians: matrices of derivatives that implicit methods made.
+        factorisations: matrices of linear systems that they factorised.
+        solves: linear systems that they solved.
+        iterations: iterations of Newton's method.
     """
 
     evaluations: int = 0
     accepted: int = 0
     rejected: int = 0
     backward: Stats | None = None
+    jacobians: int = 0
+    factorisations: int = 0
+    solves: int = 0
+    iterations: int = 0
 
 
 @dataclass(repr=False)

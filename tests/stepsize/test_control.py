@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from torchivp import ConstantSteps, PIController, PIDController, solve_ivp
 from torchivp.stepsize.clip import Clip
-from torchivp.stepsize.pid import History
+from torchivp.stepsize.pid import History, RowHistory
 from torchivp.times import Times
 
 
@@ -47,6 +48,21 @@ def test_sizes_are_limited():
     controller = PIDController(min_step=0.5, max_step=2.0)
     assert controller.adapt(1e9, 1.0, 1.0, History(), 4).h == 0.5
     assert controller.adapt(0.0, 1.0, 1.0, History(), 4).h == 2.0
+
+
+def test_a_step_that_could_grow_by_little_is_kept():
+    """For one row and for rows alike; one that must shrink, or may grow by much, is not."""
+    controller = PIDController(dead_band=1.2)
+    errors = np.array([0.4, 0.1, 0.9])  # factors of the step: 1.08, 1.43, 0.92
+    history = RowHistory(np.ones(3), np.ones(3), np.zeros(3, dtype=bool))
+    _, rows = controller.adapt_rows(errors, np.full(3, 0.5), np.full(3, 0.5), history, 4)
+    single = [controller.adapt(error, 0.5, 0.5, History(), 4).h for error in errors]
+    assert rows.tolist() == single
+    assert single[0] == 0.5 and single[1] > 0.6 and single[2] < 0.5
+    with pytest.raises(
+        ValueError, match=r"dead_band must be at least 1 and less than factor_max, got 0.9; 1.2 is usual"
+    ):
+        PIDController(dead_band=0.9)
 
 
 def test_presets_take_the_other_options():

@@ -206,7 +206,7 @@ def solve_ivp(
         method = method.with_options(**{name: given for name, (given, default) in limits.items() if given != default})
         controller = OwnSteps()
     elif controller is None:
-        controller = _controller(step_size, first_step, min_step, max_step)
+        controller = _controller(method, step_size, first_step, min_step, max_step)
     elif (step_size, first_step, min_step, max_step) != (None, None, 0.0, math.inf):
         raise ValueError(
             "give either controller or step_size, first_step, min_step and max_step: "
@@ -303,7 +303,7 @@ def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
     return torch.cat([first, states[1:]])
 
 
-def _controller(step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:
+def _controller(method: type[Method], step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:
     adaptive_only = {"first_step": first_step is not None, "min_step": min_step != 0, "max_step": max_step != math.inf}
     if step_size is not None:
         given = [name for name, is_given in adaptive_only.items() if is_given]
@@ -311,6 +311,7 @@ def _controller(step_size: Any, first_step: Any, min_step: Any, max_step: Any) -
             raise ValueError(f"step_size fixes the steps, so {', '.join(given)} cannot be given with it: drop one")
         return ConstantSteps(check_number("step_size", step_size))
     return PIDController(
+        **method.controller_options,  # pyright: ignore[reportArgumentType]
         first_step=None if first_step is None else check_number("first_step", first_step),
         min_step=check_number("min_step", min_step),
         max_step=check_number("max_step", max_step),

@@ -127,7 +127,7 @@ def settings(
     if method_class.sizes_steps:
         controller: Controller = OwnSteps()
     elif method_class.error_order is not None:
-        controller = _adaptive(remaining)
+        controller = _adaptive(method_class, remaining)
     else:
         controller = _fixed(remaining, grid)
     if remaining:
@@ -199,10 +199,10 @@ def _read_times(name: str, times: Any) -> list[float]:
     return values
 
 
-def _adaptive(remaining: dict[str, Any]) -> PIDController:
+def _adaptive(method: type[Method], remaining: dict[str, Any]) -> PIDController:
     given = {theirs: remaining.pop(theirs) for theirs in _CONTROLLER if theirs in remaining}
     sizes = {_CONTROLLER[k]: check_number(f"option {k!r}", v) for k, v in given.items() if v is not None}
-    return PIDController(accept_at_min_step=True, **sizes)  # pyright: ignore[reportArgumentType]
+    return PIDController(accept_at_min_step=True, **{**method.controller_options, **sizes})  # pyright: ignore[reportArgumentType]
 
 
 def _fixed(remaining: dict[str, Any], grid: Callable[[Any, Times], Any]) -> ConstantSteps | GridSteps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,26 @@ FlatFunc = Callable[[Tensor, Tensor], Tensor]
 
 Check = Callable[[str, Any], Any]
 """Called with the name and the value of an option; returns the value to use, or raises TypeError or ValueError."""
+
+
+class Work(NamedTuple):
+    """What steps have cost besides evaluations of func: numbers, or arrays with an entry for each row.
+
+    Attributes:
+        jacobians: matrices of derivatives that were made.
+        factorisations: matrices of linear systems that were factorised.
+        solves: linear systems that were solved.
+        iterations: iterations of Newton's method.
+    """
+
+    jacobians: Any = 0
+    factorisations: Any = 0
+    solves: Any = 0
+    iterations: Any = 0
+
+    def by_row(self, rows: int) -> np.ndarray:
+        """The numbers of all rows, [rows, 4]."""
+        return np.stack([np.broadcast_to(count, rows) for count in self], 1)
 
 
 @dataclass(slots=True)
@@ -39,6 +59,7 @@ class Step:
         others: the orders at which such a method could go on instead, each with the error it would have had.
         failure: for each row that has no `y1` to speak of, by its place, why: a clause such as "Newton's iteration did
             not converge"; None if all have one.
+        work: what it has cost besides evaluations of func; None for nothing.
     """
 
     t0: float | Tensor
@@ -52,6 +73,7 @@ class Step:
     order: int | None = None
     others: Sequence[tuple[int, Tensor]] = ()
     failure: Mapping[int, str] | None = None
+    work: Work | None = None
 
 
 class Memory(ABC):
@@ -114,6 +136,7 @@ class Method(ABC):
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         differentiable: whether autograd can follow `step`.
+        controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
     Args:
@@ -130,6 +153,7 @@ class Method(ABC):
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
     differentiable: ClassVar[bool] = True
+    controller_options: ClassVar[Mapping[str, float]] = {}
     options: ClassVar[Mapping[str, Check]] = {}
 
     @abstractmethod

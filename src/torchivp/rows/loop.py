@@ -14,7 +14,7 @@ from torch import Tensor
 from torchivp.error_norm import ErrorNorm
 from torchivp.failures import Failures, is_finite
 from torchivp.integrate import Controller
-from torchivp.methods.method import Method, Step
+from torchivp.methods.method import Method, Step, Work
 from torchivp.record import ChangeRecord, Firing
 from torchivp.rows.changes import (
     all_scheduled,
@@ -179,6 +179,7 @@ class _RowLoop:
         self.status: list[Status | None] = [None] * rows
         self.rejected = np.zeros(rows, dtype=np.int64)
         self.evaluations = np.zeros(rows, dtype=np.int64)
+        self.work = np.zeros((rows, 4), dtype=np.int64)
         self.iterations = 0
         self.active = _Active.begin(times.start)
         self.places = np.arange(rows)
@@ -199,8 +200,10 @@ class _RowLoop:
         while len(self.active.index):
             self._iterate()
         counts = zip(self.evaluations.tolist(), self.trail.steps.tolist(), self.rejected.tolist(), strict=True)
+        work = [Work(*of_row)._asdict() for of_row in self.work.tolist()]
         assert None not in self.status
-        return [status for status in self.status if status], [Stats(*count) for count in counts]
+        stats = [Stats(*count, **of_row) for count, of_row in zip(counts, work, strict=True)]
+        return [status for status in self.status if status], stats
 
     def is_finite(self) -> bool:
         """Whether the last states are that nobody has looked at."""
@@ -446,6 +449,7 @@ class _RowLoop:
         steps = take_to_events(self.watch, stepper, start, located.take(where))
         if stepper is not self.stepper:
             self.evaluations[index] += stepper.func.evaluations
+            self.work[index] += stepper.work
         failed = ~finite_rows(steps.y1) | steps.failed
         if failed.any():
             bad = np.zeros(len(active.index), dtype=bool)
@@ -663,6 +667,7 @@ class _RowLoop:
                 sentence = f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected"
                 self.status[row] = Status(Outcome.SUCCESS, sentence, t)
             self.evaluations[active.index] += self.stepper.func.evaluations
+            self.work[active.index] += self.stepper.work
             last = self.y[self.problem.select(through)]
             self.outputs.finish(active.index[through], active.t[through], last)
             if not self.looks_at_every_step:

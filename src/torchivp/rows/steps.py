@@ -85,10 +85,14 @@ class Stepper:
         method: the method.
         norm: measures the errors of all rows.
         rows: the numbers of the rows.
+
+    Attributes:
+        work: what the steps of each row have cost besides evaluations of func, [rows, 4], in the order of `Work`.
     """
 
     def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
         self.problem = problem
+        self.work = np.zeros((len(rows), 4), dtype=np.int64)
         self.method = method
         self.rows = rows
         self.norm = norm.take(problem.select(rows))
@@ -103,7 +107,12 @@ class Stepper:
     ) -> TakenSteps:
         """A step of every row; `ends` are `t0` and `t1` as tensors, if they move."""
         start, end = (self.problem.time(t0), self.problem.time(t1)) if ends is None else map(self.problem.moved, ends)
-        return TakenSteps(self, t0, t1, self.method.step_rows(self.func, start, end, y, carry, self.norm))
+        return self._taken(t0, t1, self.method.step_rows(self.func, start, end, y, carry, self.norm))
+
+    def _taken(self, t0: np.ndarray, t1: np.ndarray, step: Step) -> TakenSteps:
+        if step.work is not None:
+            self.work += step.work.by_row(len(self.work))
+        return TakenSteps(self, t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
         """The solutions within the steps."""
@@ -113,7 +122,8 @@ class Stepper:
         """The scaled errors of the steps."""
         step = taken.step
         assert step.error is not None
-        return self.norm.rows(step.error, step.y0, step.y1)
+        errors = self.norm.rows(step.error, step.y0, step.y1)
+        return errors if step.failure is None else np.where(taken.failed, np.inf, errors)
 
     def judge(
         self,
@@ -167,7 +177,7 @@ class SingleStepper(Stepper):
             step = self.method.step(self.one_sided, ends[0].reshape(()), ends[1].reshape(()), y, carry)
         if self.method.sizes_steps:
             t1 = np.array([time_value(step.t1)])
-        return TakenSteps(self, t0, t1, step)
+        return self._taken(t0, t1, step)
 
     def within(self, taken: TakenSteps) -> WithinSteps:
         return _SingleWithin(self.method.interpolant(self.one_sided, taken.step))

@@ -60,6 +60,8 @@ class PIDController:
         first_step: size of the first step; None to estimate it (Hairer, Norsett and Wanner, II.4).
         min_step: no step is smaller, except to land on a required time.
         max_step: no step is larger.
+        dead_band: a step that could grow by less than this factor stays as it is, for methods that factorise matrices
+            for a step size (Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.8).
         accept_at_min_step: take a step of the size `min_step` whatever its error, instead of failing.
 
     Raises:
@@ -75,6 +77,7 @@ class PIDController:
     first_step: float | None = None
     min_step: float = 0.0
     max_step: float = math.inf
+    dead_band: float = 1.0
     accept_at_min_step: bool = False
 
     def __post_init__(self) -> None:
@@ -87,6 +90,11 @@ class PIDController:
             raise ValueError(
                 "the factors must satisfy 0 < factor_min < 1 < factor_max, "
                 f"got {self.factor_min} and {self.factor_max}; 0.2 and 10 are usual"
+            )
+        if not 1 <= self.dead_band < self.factor_max:
+            raise ValueError(
+                f"dead_band must be at least 1 and less than factor_max, got {self.dead_band}; 1.2 is usual for "
+                "methods that factorise matrices"
             )
         if not (0 <= self.min_step <= self.max_step and self.max_step > 0):
             raise ValueError(f"need 0 <= min_step <= max_step, max_step > 0, got {self.min_step} and {self.max_step}")
@@ -110,6 +118,8 @@ class PIDController:
         # A rejected step must shrink, whatever the history says, and must not grow at once after that.
         largest = self.safety if not accept else 1.0 if history.rejected else self.factor_max
         factor = min(max(factor, self.factor_min), largest)
+        if 1.0 < factor < self.dead_band:
+            factor = 1.0
         next_h = min(max(h * factor, self.min_step), self.max_step)
         if not accept:
             return Decision(False, next_h, history._replace(rejected=True))
@@ -132,7 +142,10 @@ class PIDController:
         if not (accept.all() and not history.rejected.any()):
             largest = np.where(accept, np.where(history.rejected, 1.0, self.factor_max), self.safety)
         # fmax: an error that is not a number is as bad as can be
-        next_h = h * np.minimum(np.fmax(factor, self.factor_min), largest)
+        factor = np.minimum(np.fmax(factor, self.factor_min), largest)
+        if self.dead_band > 1.0:
+            factor = np.where((factor > 1.0) & (factor < self.dead_band), 1.0, factor)
+        next_h = h * factor
         if self.min_step > 0.0 or self.max_step < math.inf:
             next_h = np.minimum(np.maximum(next_h, self.min_step), self.max_step)
         return accept, next_h

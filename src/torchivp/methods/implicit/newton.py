@@ -25,7 +25,7 @@ from torchivp.methods.implicit.per_row import (
 from torchivp.torch_func import read_rows
 
 _ENOUGH = 1e-3
-"""The error that may remain, in units of the tolerance: the errors of many steps add up."""
+"""The error that may remain in fixed steps, in units of the tolerance: the errors of many steps add up."""
 
 _PATIENCE = 5
 """How many more iterations with the Jacobians of an earlier step take as long as making new ones."""
@@ -54,11 +54,16 @@ class Newton(NamedTuple):
         is_rounding: called with a change of the slopes, the states of the stages and in which rows the iteration has
             stalled; in which rows the change is mere rounding.
         max_iters: the largest number of iterations.
+        enough: the error that may remain, in units of the tolerance.
+        patient: whether to try Jacobians at every stage and in every iteration before giving up; steps of adaptive
+            methods are rather tried again shorter.
     """
 
     size: Callable[[Tensor], Numbers]
     is_rounding: Callable[[Tensor, Sequence[Tensor], Flags], Flags]
     max_iters: int
+    enough: float = _ENOUGH
+    patient: bool = True
 
 
 class Solved(NamedTuple):
@@ -115,7 +120,7 @@ def solve(
         # How fast it converges with these Jacobians when they are older is not known.
         rate = pick(left, math.nan, rate)
         left = iteration.with_one(left, new)
-        if any_of(left):
+        if newton.patient and any_of(left):
             left, seen = iteration.with_exact(left, seen)
     slopes, lost = iteration.slopes, without(left, iteration.size < math.inf)
     if any_of(lost):
@@ -225,7 +230,7 @@ class _NewtonIteration:
 
     def _soon_enough(self) -> Flags:
         """Whether a few more iterations are enough, if they go on as they did."""
-        return clipped(self.rate, _FASTEST, 1.0) ** _PATIENCE * self.size <= _ENOUGH * (1.0 - self.rate)
+        return clipped(self.rate, _FASTEST, 1.0) ** _PATIENCE * self.size <= self.newton.enough * (1.0 - self.rate)
 
     def _correction(self, slopes: Tensor, solver: StageSolver) -> Tensor:
         residual = self.equations.residual(slopes)
@@ -249,7 +254,7 @@ class _NewtonIteration:
 
     def _converged(self, change: Tensor, going: Flags, exact: bool = False) -> Flags:
         size, rate = self.size, self.rate
-        converged = (size == 0.0) | (rate * size <= _ENOUGH * (1.0 - rate))
+        converged = (size == 0.0) | (rate * size <= self.newton.enough * (1.0 - rate))
         doubtful = without(going & (rate > _DOUBTFUL), converged)
         if any_of(doubtful):
             # Corrections that do not shrink although they should: it may be rounding.
