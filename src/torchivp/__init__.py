@@ -6,6 +6,7 @@ from torchivp import training as training
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint
+from torchivp.api.steady import SteadyState, steady_state
 from torchivp.events.event import Event, Scheduled
 from torchivp.fitting.data import DataError
 from torchivp.fitting.fitting import fit
@@ -58,6 +59,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Status",
+    "SteadyState",
     "brownian_interval_like",
     "fit",
     "odeint",
@@ -68,5 +70,6 @@ __all__ = [
     "sdeint",
     "sdeint_adjoint",
     "solve_ivp",
+    "steady_state",
     "train",
 ]
