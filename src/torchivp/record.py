@@ -90,7 +90,7 @@ class Record:
     Attributes:
         ends: the start and the ends of the accepted steps of each row, [rows, most + 1], NaN after a row's last.
         steps: how many each row has taken, [rows].
-        orders: the order of each, of a method that varies it and takes one row.
+        orders: the orders of the steps of each row, [rows, most]; None if the method does not vary it.
         checkpoints: from where to take them again, the first of them the start.
         changes: all that happened on the way; the states in it are those before it.
         keeps_carry: whether the checkpoints hold what the method carries on; if not, it is computed anew.
@@ -100,7 +100,7 @@ class Record:
 
     ends: np.ndarray
     steps: np.ndarray
-    orders: Sequence[int | None]
+    orders: np.ndarray | None
     checkpoints: Sequence[Checkpoint]
     changes: ChangeRecord
     keeps_carry: bool = True

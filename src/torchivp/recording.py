@@ -140,7 +140,7 @@ class Trail:
         self._limit = limit
         self._stride = 1
         self.times: list[float] = []
-        self.orders: list[int | None] = []
+        self.orders: list[Any] = []
         self.checkpoints: list[Checkpoint] = []
 
     def start(self, t: float, y: Tensor, carry: Any) -> None:
@@ -162,5 +162,6 @@ class Trail:
     def record(self) -> Record:
         """What is left when the solve is over."""
         steps, ends = np.array([len(self.orders)]), np.array([self.times])
+        orders = None if None in self.orders else np.array([self.orders], dtype=np.int64)
         nothing = ChangeRecord.joined([], self.checkpoints[0].y)
-        return Record(ends, steps, self.orders, self.checkpoints, nothing)
+        return Record(ends, steps, orders, self.checkpoints, nothing)

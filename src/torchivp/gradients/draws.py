@@ -143,9 +143,9 @@ class DrawingTrail(RowTrail):
         self._method.begin()
         self._drawn: list[tuple[np.ndarray, Drawn]] = []
 
-    def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
+    def step(self, rows: np.ndarray, t: np.ndarray, orders: np.ndarray | None) -> None:
         self._drawn.append((self.steps[rows], self._method.accepted()))
-        super().step(rows, t, order)
+        super().step(rows, t, orders)
 
     def record(self) -> Record:
         drawn = self._drawn if self._method.any() else None

@@ -193,8 +193,8 @@ class Replay:
             if problem.stops.jump_times and t0[0] in problem.stops.jump_times:
                 replayed.carry = None
             moving = None if ends is None else (ends.of_steps(rows, n), ends.of_steps(rows, n + 1))
-            if isinstance(stepper, SingleStepper) and (order := self._orders[n]) is not None:
-                replayed.carry = stepper.method.at_order(replayed.carry, order)
+            if self._orders is not None:
+                replayed.carry = stepper.at_orders(replayed.carry, self._orders[rows, n])
             steps = stepper.step(t0, t1, replayed.y, replayed.carry, moving)
             if watched:
                 steps.within()

@@ -6,6 +6,7 @@ from typing import Literal
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
 from torchivp.methods.ode.adaptive_heun import AdaptiveHeun
+from torchivp.methods.ode.bdf import BDF
 from torchivp.methods.ode.bosh3 import Bosh3
 from torchivp.methods.ode.dopri5 import Dopri5
 from torchivp.methods.ode.dopri8 import Dopri8
@@ -56,6 +57,7 @@ ODE_METHODS: dict[str, type[Method]] = {
     "radauIIA5": RadauIIA5,
     "gl4": GaussLegendre4,
     "gl6": GaussLegendre6,
+    "bdf": BDF,
     "adams": Adams,
     "explicit_adams": ExplicitAdams,
     "implicit_adams": ImplicitAdams,
@@ -102,6 +104,7 @@ MethodName = Literal[
     "radauIIA5",
     "gl4",
     "gl6",
+    "bdf",
     "adams",
     "explicit_adams",
     "implicit_adams",

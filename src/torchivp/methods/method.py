@@ -55,8 +55,10 @@ class Step:
         carry: what the next step starts from besides `y1`: a pytree of tensors and plain values, or None.
         retry: what the same step starts from if it is tried again with another size.
         stages: the method's own data, from which it makes the interpolant; valid until the next step.
-        order: the order of `error`, by a method that varies it; None for that of the class.
-        others: the orders at which such a method could go on instead, each with the error it would have had.
+        order: the order of `error`, by a method that varies it; None for that of the class. Of rows an array [rows].
+        others: the orders at which such a method could go on instead, each with the error it would have had. Of rows
+            arrays [rows], 0 in the rows that cannot.
+        hold: whether the next step must be as long as this one, if this one is accepted; of rows an array [rows].
         failure: for each row that has no `y1` to speak of, by its place, why: a clause such as "Newton's iteration did
             not converge"; None if all have one.
         work: what it has cost besides evaluations of func; None for nothing.
@@ -70,8 +72,9 @@ class Step:
     carry: Any
     retry: Any
     stages: Any
-    order: int | None = None
-    others: Sequence[tuple[int, Tensor]] = ()
+    order: int | np.ndarray | None = None
+    others: Sequence[tuple[int | np.ndarray, Tensor]] = ()
+    hold: bool | np.ndarray = False
     failure: Mapping[int, str] | None = None
     work: Work | None = None
 
@@ -183,8 +186,8 @@ class Method(ABC):
         """The first step's `carry`, given that `func(t0, y0) = f0` is known already."""
         return None
 
-    def at_order(self, carry: Any, order: int) -> Any:
-        """The `carry` (or `retry`) with which a method of varying order goes on at this order."""
+    def at_order(self, carry: Any, order: int | np.ndarray) -> Any:
+        """The `carry` (or `retry`) with which a method of varying order goes on at this order; of rows [rows]."""
         return carry
 
     def carry_to_keep(self, carry: Any) -> Any:

@@ -398,15 +398,17 @@ class _RowLoop:
         active = self.active
         if everything := _all(plain):
             where, index, t0, t1, within = self.places, active.index, steps.t0, steps.t1, steps.within
+            orders = steps.orders
             y, carry = steps.y1, lambda: steps.step.carry
         else:
             where = np.flatnonzero(plain)
             index, t0, t1, select = active.index[where], steps.t0[where], steps.t1[where], self.problem.select(where)
+            orders = None if steps.orders is None else steps.orders[where]
             y = torch.where(self.problem.select(plain).unsqueeze(1), steps.y1, self.y)
             within, carry = lambda: Chosen(steps.within(), select), lambda: self.stepper.choose_carry(steps.step, plain)
         self.outputs.step(index, t0, t1, within)
         self.y, self.carry = y, carry()  # to which an output may have added
-        self.trail.step(index, t1, steps.step.order)
+        self.trail.step(index, t1, orders)
         active.t = t1 if everything else np.where(plain, steps.t1, active.t)
         if located is None and not self.has_schedule:
             self._keep(where, index, t1)
@@ -460,7 +462,7 @@ class _RowLoop:
         where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
         t1 = steps.t1[sound]
         self.outputs.step(index, steps.t0[sound], t1, lambda: Chosen(steps.within(), chosen))
-        self.trail.step(index, t1, steps.step.order)
+        self.trail.step(index, t1, None if steps.orders is None else steps.orders[sound])
         active.t = active.t.copy()
         active.t[where] = t1
         self.y = self.y.index_copy(0, select, steps.y1[chosen])

@@ -215,18 +215,19 @@ class RowTrail:
         self._replayable = replayable
         self.begin(y0, np.zeros(len(y0), dtype=np.int64))
 
-    def step(self, rows: np.ndarray, t: np.ndarray, order: int | None) -> None:
-        """Steps of the `rows` ended at `t`."""
+    def step(self, rows: np.ndarray, t: np.ndarray, orders: np.ndarray | None) -> None:
+        """Steps of the `rows` ended at `t`; `orders` are theirs, if the method varies them."""
         if self._replayable:
             self._ends.append((rows, self.steps[rows], t))
-            self.orders.append(order)
+            if orders is not None:
+                self._orders.append(orders)
         self.steps[rows] += 1
 
     def begin(self, y: Tensor, kept: np.ndarray) -> None:
         """A solve begins: the rows start from the states `y`; `kept` outputs were kept of each."""
         self._stride = 1
         self._ends: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.orders: list[int | None] = []
+        self._orders: list[np.ndarray] = []
         self.changes: list[ChangeRecord] = []
         self.steps = np.zeros(len(y), dtype=np.int64)
         self.checkpoints = [Checkpoint(0, y.clone(), kept.copy())]
@@ -260,11 +261,11 @@ class RowTrail:
     def record(self) -> Record:
         """What is left when the solve is over."""
         changes = ChangeRecord.joined(self.changes, self._y0)
-        return Record(self._table(), self.steps, self.orders, self.checkpoints, changes)
-
-    def _table(self) -> np.ndarray:
-        table = np.full((len(self.steps), int(self.steps.max(initial=0)) + 1), math.nan)
-        table[:, 0] = self._start
+        shape = (len(self.steps), int(self.steps.max(initial=0)))
+        ends, orders = np.full((shape[0], shape[1] + 1), math.nan), np.zeros(shape, dtype=np.int64)
+        ends[:, 0] = self._start
         for rows, number, t in self._ends:
-            table[rows, number + 1] = t
-        return table
+            ends[rows, number + 1] = t
+        for (rows, number, _), of_steps in zip(self._ends, self._orders, strict=False):
+            orders[rows, number] = of_steps
+        return Record(ends, self.steps, orders if self._orders else None, self.checkpoints, changes)

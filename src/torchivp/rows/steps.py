@@ -17,7 +17,7 @@ from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import WithinSteps
-from torchivp.stepsize.order import size_next_step
+from torchivp.stepsize.order import size_next_step, size_next_steps
 from torchivp.stepsize.pid import History, PIDController, RowHistory
 from torchivp.times import time_scalar, time_value
 
@@ -50,6 +50,11 @@ class TakenSteps:
         t0, t1 = float(self.t0[i]), float(self.t1[i])
         failure = {0: step.failure[i]} if self.failed[i] and step.failure else None
         return Step(t0, t1, step.y0[i : i + 1], step.y1[i : i + 1], error, None, None, None, failure=failure)
+
+    @property
+    def orders(self) -> np.ndarray | None:
+        """Their orders, if the method varies them."""
+        return None if self.step.order is None else np.broadcast_to(self.step.order, len(self.t0))
 
     @property
     def failed(self) -> np.ndarray:
@@ -134,9 +139,12 @@ class Stepper:
         history: RowHistory,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Which steps to accept, the sizes of the next, and the errors to remember of the accepted ones."""
-        assert self.method.error_order is not None
         length = np.abs(taken.t1 - taken.t0)
-        return *controller.adapt_rows(errors, length, proposed, history, self.method.error_order), errors
+        return size_next_steps(controller, self.method, self.norm, taken.step, errors, length, proposed, history)
+
+    def at_orders(self, carry: Any, orders: np.ndarray) -> Any:
+        """The carry with which the rows go on at these orders."""
+        return self.method.at_order(carry, orders)
 
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         """The carry of the next step: that of an accepted step, or that of a step to be taken again."""
@@ -206,6 +214,9 @@ class SingleStepper(Stepper):
             controller, self.method, self.norm, taken.step, float(errors[0]), length, float(proposed[0]), before
         )
         return np.array([decision.accept]), np.array([decision.h]), np.array([decision.history.last])
+
+    def at_orders(self, carry: Any, orders: np.ndarray) -> Any:
+        return self.method.at_order(carry, int(orders[0]))
 
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         return step.carry if accept[0] else step.retry

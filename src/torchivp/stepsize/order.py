@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Method, Step
-from torchivp.stepsize.pid import Decision, History, PIDController
+from torchivp.stepsize.pid import Decision, History, PIDController, RowHistory
 
 
 def size_next_step(
@@ -25,12 +27,15 @@ def size_next_step(
     changes, so do the step's `carry` and `retry`.
     """
     order = method.error_order if step.order is None else step.order
-    assert order is not None
+    assert isinstance(order, int)
     decision = controller.adapt(error, taken, proposed, history, order)
+    if step.hold and decision.accept:
+        return decision._replace(h=taken)
     if not step.others:
         return decision
     best, best_order = decision, order
     for other, estimate in step.others:
+        assert isinstance(other, int)
         size = norm(estimate, step.y0, step.y1)
         candidate = controller.adapt(size, taken, proposed, history, other)
         if candidate.h > best.h:
@@ -41,3 +46,35 @@ def size_next_step(
     # Whatever another order promises, a step that is tried again must be shorter.
     longest = math.inf if decision.accept else controller.safety * taken
     return Decision(decision.accept, min(best.h, longest), best.history._replace(rejected=not decision.accept))
+
+
+def size_next_steps(
+    controller: PIDController,
+    method: Method,
+    norm: ErrorNorm,
+    step: Step,
+    errors: np.ndarray,
+    taken: np.ndarray,
+    proposed: np.ndarray,
+    history: RowHistory,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`size_next_step` for many rows: which steps to accept, the sizes of the next, and the errors to remember."""
+    order = method.error_order if step.order is None else step.order
+    assert order is not None
+    accept, h = controller.adapt_rows(errors, taken, proposed, history, order)
+    best, best_order, remembered = h, order, errors
+    held = accept & step.hold
+    for other, estimate in step.others:
+        offered = (np.asarray(other) > 0) & ~held
+        if not offered.any():
+            continue
+        sizes = norm.rows(estimate, step.y0, step.y1)
+        _, candidate = controller.adapt_rows(sizes, taken, proposed, history, np.maximum(other, 1))
+        better = offered & (candidate > best)
+        best, best_order = np.where(better, candidate, best), np.where(better, other, best_order)
+        remembered = np.where(better, sizes, remembered)
+    if step.others:
+        best = np.where(accept, best, np.minimum(best, controller.safety * taken))
+        if np.any(best_order != order):
+            step.carry, step.retry = (method.at_order(carry, best_order) for carry in (step.carry, step.retry))
+    return accept, np.where(held, taken, best) if np.any(held) else best, remembered

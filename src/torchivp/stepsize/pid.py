@@ -126,7 +126,12 @@ class PIDController:
         return Decision(True, next_h, History(error, history.last))
 
     def adapt_rows(
-        self, error: np.ndarray, h: np.ndarray, proposed: np.ndarray, history: RowHistory, error_order: int
+        self,
+        error: np.ndarray,
+        h: np.ndarray,
+        proposed: np.ndarray,
+        history: RowHistory,
+        error_order: int | np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`adapt` for many rows at once: which steps to accept, and the sizes of the next; `history` is not changed."""
         accept = error <= 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,12 @@ class StageEquations:
     def __post_init__(self) -> None:
         # All rows have the same coefficients, if there is one row or one coefficient.
         self._scaled = self.a * self.dt if len(self.times) == 1 or is_single(self.dt) else None
+
+    def detached(self) -> StageEquations:
+        """The same without history."""
+        dt = self.dt.detach() if isinstance(self.dt, Tensor) else self.dt
+        times = [t.detach() for t in self.times]
+        return replace(self, times=times, start=self.start.detach(), base=self.base.detach(), dt=dt)
 
     def states(self, slopes: Tensor) -> Sequence[Tensor]:
         """The states of the stages, each [rows, size], of these slopes, [stages, rows, size]."""

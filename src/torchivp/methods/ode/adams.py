@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,9 +112,10 @@ class Adams(Method):
         by_order = dict(zip(orders, errors, strict=True))
         return by_order.pop(k), tuple(by_order.items())
 
-    def at_order(self, carry: Any, order: int) -> Any:
+    def at_order(self, carry: Any, order: int | np.ndarray) -> Any:
         if not isinstance(carry, AdamsCarry) or order == carry.order:
             return carry
+        assert isinstance(order, int)
         return AdamsCarry(carry.past, order, False)
 
     def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,39 +16,29 @@ from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.implicit.equations import StageEquations, combined
-from torchivp.methods.implicit.linear import LINEAR_SOLVERS, Origin, StageSolver, Systems, mapped
-from torchivp.methods.implicit.newton import Newton, Solved, solve, why_not
+from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, mapped
+from torchivp.methods.implicit.newton import solve
 from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, is_single, pick, without
+from torchivp.methods.implicit.steps import (
+    check_linear_solver,
+    failures,
+    newton_of,
+    old_solver,
+    recorded,
+    tracked,
+    without_overflow,
+)
 from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, on_arrays
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
-from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read, read_rows
-
-_CORRECTIONS = 2
-"""How many times a solve can be differentiated, but for nested transforms of torch.func; see `_recorded`."""
+from torchivp.torch_func import read, read_rows
 
 _THIRD = (
     "implicit Runge-Kutta methods can be differentiated twice, not three times: use nested transforms such as "
     "torch.func.grad, which can, or an explicit method such as method='dopri5'"
 )
-
-
-def _check_linear_solver(name: str, value: Any) -> str:
-    if value not in LINEAR_SOLVERS:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, LINEAR_SOLVERS))}, got {value!r}")
-    return value
-
-
-def _without_overflow(norm: ErrorNorm, dtype: torch.dtype) -> ErrorNorm:
-    """The norm of stage equations: with tolerances not so small that the squares of scaled corrections overflow.
-
-    Without an absolute tolerance there is none where the state is zero; but corrections may be large there.
-    """
-    norm, least = norm.of_equations(), torch.finfo(dtype).tiny ** 0.4
-    norm.atol = norm.atol.clamp(min=least) if isinstance(norm.atol, Tensor) else max(norm.atol, least)
-    return norm
 
 
 class ImplicitCarry(NamedTuple):
@@ -180,7 +170,7 @@ class ImplicitRungeKutta(Method):
     linear_solver: ClassVar[str] = "auto"
     options: ClassVar[Mapping[str, Check]] = {
         "max_iters": partial(check_whole_number, smallest=1),
-        "linear_solver": _check_linear_solver,
+        "linear_solver": check_linear_solver,
     }
 
     def __init_subclass__(cls) -> None:
@@ -191,7 +181,7 @@ class ImplicitRungeKutta(Method):
         tableau, dtype, device = self.tableau, y0.dtype.to_real(), y0.device
         a = tableau.matrix
         self._real_dtype = real_dtype
-        self._given, self._norm = norm, _without_overflow(norm, dtype)
+        self._given, self._norm = norm, without_overflow(norm, dtype)
         self._eps = torch.finfo(dtype).eps
         self._complex = y0.is_complex()
         self._a = torch.tensor(a, dtype=dtype, device=device)
@@ -235,7 +225,7 @@ class ImplicitRungeKutta(Method):
         self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: ImplicitCarry | None, norm: ErrorNorm
     ) -> Step:
         if norm is not self._given:
-            self._given, self._norm = norm, _without_overflow(norm, self._a.dtype)
+            self._given, self._norm = norm, without_overflow(norm, self._a.dtype)
         return self._step(func, (t0, t1), t1 - t0, y0, carry)
 
     def _step(
@@ -254,7 +244,7 @@ class ImplicitRungeKutta(Method):
         with np.errstate(all="ignore"):
             solved = self._solve(real_func, span.detached(), y0.detach(), slope, last)
         slopes = solved.slopes
-        if solved.tracked or self._tracked((span.times, y0, slope, slopes)):
+        if solved.tracked or tracked((span.times, y0, slope, slopes)):
             slopes = self._recorded(real_func, span, real_y0, slope, slopes.detach())
         (y1,) = combined(real_y0, self._b, slopes, span.dt)
         if solved.failure:
@@ -265,66 +255,37 @@ class ImplicitRungeKutta(Method):
         before = ImplicitCarry(slope, last)
         return Step(*ends, y0, y1, None, after, before, (slope, slopes), failure=solved.failure or None)
 
-    def _tracked(self, sources: Sequence[Tensor | None]) -> bool:
-        """Whether a gradient flows through one of these."""
-        tensors = [x for x in sources if x is not None]
-        return (
-            inside_transform()
-            or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-            or any_dual(tensors)
-        )
-
     def _solve(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, last: _LastStep) -> _StepSolved:
         """The slopes of all stages, without history."""
-        lost, failure, tracked = last.lost, {}, False
+        lost, failure, flows = last.lost, {}, False
         if all_of(lost):
-            return _StepSolved(last.slopes, last, tracked, failure)
-        newton, rate, solver, waiting = self._newton(y0, span.sizes), last.rate, last.solver, without(True, lost)
+            return _StepSolved(last.slopes, last, flows, failure)
+        newton = newton_of(self._norm, y0, span.sizes, max_iters=self.max_iters)
+        rate, solver, waiting = last.rate, last.solver, without(True, lost)
         y0, times, known = to_real(y0), span.times.unbind(), None
         for block in self._blocks:
             base = self._base(block, y0, known, span.dt)
             if block.own is None:
                 slopes = self._explicit(func, times[block.first], base, slope if known is None else None)
-                tracked, slopes = tracked or slopes.requires_grad, slopes.detach()
+                flows, slopes = flows or slopes.requires_grad, slopes.detach()
             else:
                 here = times[block.first : block.stop]
                 equations = StageEquations(func, here, y0, base, block.own.a, span.dt, span.sizes)
-                old = self._old_solver(block.own, equations, solver)
+                old = old_solver(block.own, equations, solver)
                 found = solve(newton, block.own, equations, self._guess(known, last, span.sizes), waiting, old, rate)
-                slopes, solver, rate, tracked = found.slopes, found.solver, found.rate, tracked or found.tracked
+                slopes, solver, rate, flows = found.slopes, found.solver, found.rate, flows or found.tracked
                 if any_of(found.failed):
-                    failure.update(self._failures(found))
+                    failure.update(failures(found, self.max_iters))
                 lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
             known = slopes if known is None else torch.cat((known, slopes))
             if not any_of(waiting):
                 known = y0.new_full((len(self._c), *y0.shape), math.nan)
                 break
         assert known is not None
-        return _StepSolved(known, _LastStep(span.sizes, rate, lost, known.detach(), solver), tracked, failure)
-
-    def _failures(self, found: Solved) -> dict[int, str]:
-        """Why rows have no solution, by their places."""
-        failed, sizes, counts = (np.atleast_1d(x) for x in (found.failed, found.size, found.iterations))
-        return {i: why_not(float(sizes[i]), int(counts[i]), self.max_iters) for i in np.flatnonzero(failed).tolist()}
-
-    def _old_solver(
-        self, systems: Systems, equations: StageEquations, solver: StageSolver | Origin
-    ) -> StageSolver | None:
-        """A linear solver with the Jacobians of the last step, or of the last stage; None if no row has any."""
-        if isinstance(solver, Origin):
-            if not any_of(solver.known):
-                return None
-            solver = systems.again(equations, solver)
-        return solver.at_size(equations.sizes)
+        return _StepSolved(known, _LastStep(span.sizes, rate, lost, known.detach(), solver), flows, failure)
 
     def _recorded(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, solved: Tensor) -> Tensor:
-        """The `solved` slopes as functions of all that they depend on: their values stay what they are.
-
-        That is, constants, and recorded Newton corrections with their values taken away. Their matrix M is constant
-        too, the exact Jacobian of the residual F at these slopes. Each correction makes one more derivative right: if e
-        is the error of the slopes k when what they depend on moves by d, and e = O(d^n), then the next error is
-        e - M^-1 (F(k) - F(k - e)) = M^-1 (M - F' + O(e)) e, and F' = M + O(d), so it is O(d^(n + 1)).
-        """
+        """The `solved` slopes as functions of all that they depend on: their values stay what they are."""
         times, known = span.times.unbind(), None
         for block in self._blocks:
             base = self._base(block, y0, known, span.dt)
@@ -333,11 +294,7 @@ class ImplicitRungeKutta(Method):
             else:
                 here = times[block.first : block.stop]
                 equations = StageEquations(func, here, y0, base, block.precise.a, span.dt, span.sizes)
-                slopes = solved[block.first : block.stop]
-                solver = block.precise.at(equations, slopes, True)
-                for _ in range(_CORRECTIONS + derivative_depth()):
-                    change = solver.solve(equations.residual(slopes))
-                    slopes = slopes + (change - change.detach())
+                slopes = recorded(block.precise, equations, solved[block.first : block.stop])
             known = slopes if known is None else torch.cat((known, slopes))
         assert known is not None
         return differentiable_twice(_THIRD, known)
@@ -350,30 +307,6 @@ class ImplicitRungeKutta(Method):
     def _explicit(self, func: FlatFunc, t: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
         """The slope of an explicit stage, [1, rows, size], which is `slope` if that is known."""
         return (func(t, y).clone() if slope is None else slope).unsqueeze(0)  # func may use its memory again
-
-    def _newton(self, y0: Tensor, dt: Numbers) -> Newton:
-        """What Newton's iteration needs in steps of these sizes."""
-        length, tolerated = abs(dt), self._norm.tolerated(y0)
-        measure = self._norm.size if isinstance(dt, float) else self._norm.sizes
-
-        def size(stages: Tensor) -> Numbers:
-            if self._complex:
-                stages = torch.view_as_complex(stages.unflatten(2, (-1, 2)))
-            # The largest of the stages, element by element.
-            largest = stages.squeeze(0) if stages.shape[0] == 1 else torch.linalg.vector_norm(stages, torch.inf, 0)
-            return measure(largest / tolerated)
-
-        def is_rounding(change: Tensor, states: Sequence[Tensor], stalled: Flags) -> Flags:
-            rounding, stages = 16 * self._eps, torch.stack(tuple(states))
-            # Element by element, as tolerances are; if that does not help, rounding spreads from the largest element.
-            found = length * size(change) <= rounding * size(stages)
-            if any_of(without(stalled, found)):
-                largest = [read_rows(x.abs().amax((0, 2))) for x in (change, stages)]
-                spread = length * largest[0] <= rounding * largest[1]
-                found = found | stalled & (bool(spread[0]) if isinstance(dt, float) else spread)
-            return found
-
-        return Newton(lambda change: length * size(change), is_rounding, self.max_iters)
 
     def _guess(self, known: Tensor | None, last: _LastStep, dt: Numbers) -> Tensor:
         """The slopes that the iteration starts from: those of the last step, extrapolated, or of the last stage."""
