@@ -16,7 +16,7 @@ from torchivp.failures import is_finite
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
-from torchivp.integrate import Controller, Integration, check_controller, check_norm
+from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
@@ -66,7 +66,7 @@ def build_integration(
     problem = Problem.build(func, y0, times, args)
     assert isinstance(problem.func, FlatFunction)
     layout = problem.func.layout
-    method_class = find_method(method)
+    method_class = at_steps(find_method(method), controller)
     error_norm = ErrorNorm(
         check_tolerance("rtol", rtol, layout),
         check_tolerance("atol", atol, layout),

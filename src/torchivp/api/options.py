@@ -142,6 +142,7 @@ def _method(method: str | type[Method] | None, remaining: dict[str, Any]) -> typ
         found = _adams(found, remaining.pop("implicit"))
     own = {name: remaining.pop(name) for name in found.options if name in remaining}
     found = found.with_options(**own) if own else found
+    found = found.at_steps(fixed=True) if found.fixed_in_odeint else found
     if not _takes_fixed_steps(found):
         return found
     interp = remaining.pop("interp", "cubic")

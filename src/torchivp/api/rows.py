@@ -22,7 +22,7 @@ from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.batches import solve_rows
 from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
-from torchivp.integrate import Controller, check_controller, check_norm
+from torchivp.integrate import Controller, at_steps, check_controller, check_norm
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
@@ -94,7 +94,7 @@ def solve_batch(
     )
     plan = RowIntegration(
         problem=problem,
-        method=method,
+        method=at_steps(method, controller),
         controller=check_controller(controller, method),
         norm=check_norm(error_norm, controller),
         max_steps=check_whole_number("max_steps", max_steps, 1),

@@ -20,8 +20,9 @@ from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.replay import after_change
 from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.vjp import vjp
-from torchivp.integrate import check_controller
+from torchivp.integrate import Controller, at_steps, check_controller
 from torchivp.methods import find_method
+from torchivp.methods.method import Method
 from torchivp.record import Firing, Record
 from torchivp.rows.changes import function_on, groups, rounds
 from torchivp.rows.loop import RowIntegration
@@ -55,12 +56,18 @@ def check_adjoint_of_rows(plan: RowIntegration, options: Backsolve) -> None:
     Raises:
         ValueError: they cannot.
     """
-    method = plan.method if options.method is None else find_method(options.method)
+    method, controller = _method_and_controller(plan, options)
     if not method.takes_rows and plan.problem.rows > 1:
         raise ValueError(f"{method.__name__} takes one row at a time: choose another method for Backsolve(method=...)")
     if options.norm is not None:
         raise ValueError("Backsolve(norm=...) does not go with batch_dims or events: leave it out")
-    check_controller(options.controller or plan.controller, method)
+    check_controller(controller, method)
+
+
+def _method_and_controller(plan: RowIntegration, options: Backsolve) -> tuple[type[Method], Controller]:
+    """What the backward solve is taken with."""
+    controller = options.controller or plan.controller
+    return at_steps(plan.method if options.method is None else find_method(options.method), controller), controller
 
 
 def adjoint_gradients(
@@ -98,8 +105,7 @@ def adjoint_gradients(
         [action],
         problem.real_dtype,
     )
-    method = plan.method if options.method is None else find_method(options.method)
-    controller = check_controller(options.controller or plan.controller, method)
+    method, controller = _method_and_controller(plan, options)
     integral = _Integral(backward.times, problem, rows, leaves, totals, method.order)
     integration = RowIntegration(
         backward,

@@ -22,7 +22,7 @@ from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_in
 from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_steps_again
 from torchivp.gradients.vjp import vjp
-from torchivp.integrate import Controller, Integration, check_controller, check_norm
+from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
@@ -106,8 +106,10 @@ class Backsolve:
             return Direct().solve(integration, found, interpolants)
         refuse_forward_mode("gradient='backsolve' (odeint_adjoint)", "gradient='direct' (odeint)")
         refuse_dense_output(interpolants is not None)
+        controller = self.controller or integration.controller
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
-        controller = check_controller(self.controller or integration.controller, backward_method)
+        backward_method = at_steps(backward_method, controller)
+        check_controller(controller, backward_method)
         layout = user_function(integration.problem).layout
         forward = integration.norm
         rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)

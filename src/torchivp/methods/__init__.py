@@ -21,7 +21,10 @@ from torchivp.methods.ode.heun3 import Heun3
 from torchivp.methods.ode.implicit_adams import ImplicitAdams
 from torchivp.methods.ode.implicit_euler import ImplicitEuler
 from torchivp.methods.ode.implicit_midpoint import ImplicitMidpoint
+from torchivp.methods.ode.kvaerno3 import Kvaerno3
+from torchivp.methods.ode.kvaerno5 import Kvaerno5
 from torchivp.methods.ode.midpoint import Midpoint
+from torchivp.methods.ode.radau5 import Radau5
 from torchivp.methods.ode.radau_iia3 import RadauIIA3
 from torchivp.methods.ode.radau_iia5 import RadauIIA5
 from torchivp.methods.ode.ralston import Ralston
@@ -53,6 +56,9 @@ ODE_METHODS: dict[str, type[Method]] = {
     "trapezoid": Trapezoid,
     "sdirk2": SDIRK2,
     "trbdf2": TRBDF2,
+    "kvaerno3": Kvaerno3,
+    "kvaerno5": Kvaerno5,
+    "radau5": Radau5,
     "radauIIA3": RadauIIA3,
     "radauIIA5": RadauIIA5,
     "gl4": GaussLegendre4,
@@ -100,6 +106,9 @@ MethodName = Literal[
     "trapezoid",
     "sdirk2",
     "trbdf2",
+    "kvaerno3",
+    "kvaerno5",
+    "radau5",
     "radauIIA3",
     "radauIIA5",
     "gl4",

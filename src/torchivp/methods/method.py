@@ -139,6 +139,7 @@ class Method(ABC):
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         differentiable: whether autograd can follow `step`.
+        fixed_in_odeint: whether `odeint` takes fixed steps with it nevertheless, as torchdiffeq does.
         controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
@@ -156,6 +157,7 @@ class Method(ABC):
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
     differentiable: ClassVar[bool] = True
+    fixed_in_odeint: ClassVar[bool] = False
     controller_options: ClassVar[Mapping[str, float]] = {}
     options: ClassVar[Mapping[str, Check]] = {}
 
@@ -193,6 +195,11 @@ class Method(ABC):
     def carry_to_keep(self, carry: Any) -> Any:
         """The `carry` without what only saves time, for those who keep many: no more than a few states."""
         return carry
+
+    @classmethod
+    def at_steps(cls, fixed: bool) -> type[Self]:
+        """The same method for `fixed` steps, where none is tried again and nobody asks for its error, or for others."""
+        return cls
 
     @classmethod
     def with_options(cls, **options: Any) -> type[Self]:

@@ -267,8 +267,8 @@ def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) ->
 
 def mapped(function: Callable[..., Tensor], *solvers: StageSolver | Origin) -> StageSolver | Origin:
     """What `function` makes of solvers, tensor by tensor: of their factors, if all have such; else of their origins."""
-    dense = [solver for solver in solvers if isinstance(solver, DenseStageSolver)]
-    if len(dense) == len(solvers):
-        return dense[0].map(function, *dense[1:])
+    first = solvers[0]
+    if isinstance(first, Memory) and all(type(solver) is type(first) for solver in solvers):
+        return first.map(function, *solvers[1:])
     origins = [solver.origin for solver in solvers]
     return origins[0].map(function, *origins[1:])

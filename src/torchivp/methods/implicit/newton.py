@@ -22,6 +22,7 @@ from torchivp.methods.implicit.per_row import (
     pick_slopes,
     without,
 )
+from torchivp.methods.method import Work
 from torchivp.torch_func import read_rows
 
 _ENOUGH = 1e-3
@@ -29,6 +30,9 @@ _ENOUGH = 1e-3
 
 _PATIENCE = 5
 """How many more iterations with the Jacobians of an earlier step take as long as making new ones."""
+
+_BEFORE_SHORTER = 8
+"""How many more iterations with new Jacobians take as long as a shorter step."""
 
 _DOUBTFUL = 0.2
 """Corrections shrink more slowly than this: it is worth looking whether they are rounding."""
@@ -56,7 +60,8 @@ class Newton(NamedTuple):
         max_iters: the largest number of iterations.
         enough: the error that may remain, in units of the tolerance.
         patient: whether to try Jacobians at every stage and in every iteration before giving up; steps of adaptive
-            methods are rather tried again shorter.
+            methods are rather tried again shorter. What is not patient goes on from the guess where Jacobians are new,
+            which are those at the state where the step starts, so that the shorter step can use them too.
     """
 
     size: Callable[[Tensor], Numbers]
@@ -77,8 +82,9 @@ class Solved(NamedTuple):
         tracked: whether a gradient flows through func.
         lost: where func is not finite, so that there is no solution.
         failed: where the slopes do not solve the equations.
-        size: the sizes of the last corrections,
-        iterations: and how many there were.
+        size: the sizes of the last corrections.
+        renewed: where there is a new Jacobian for all stages.
+        work: what it has cost.
     """
 
     slopes: Tensor
@@ -88,7 +94,8 @@ class Solved(NamedTuple):
     lost: Flags
     failed: Flags
     size: Numbers
-    iterations: Numbers
+    renewed: Flags
+    work: Work
 
 
 def solve(
@@ -99,8 +106,13 @@ def solve(
     waiting: Flags,
     solver: StageSolver | None,
     rate: Numbers,
+    fresh: Flags,
+    stale: Flags,
 ) -> Solved:
     """Solve the equations of the rows that are `waiting`, from a guess of the slopes.
+
+    Where the Jacobian of the old solver is `fresh`, of this very step, an impatient iteration makes no other; where it
+    is `stale`, it is not tried.
 
     In turn, in those rows in which the corrections shrink too slowly: with the linear solver of an earlier step, if
     there is one, and the rate of convergence seen with it; with a new one, from one Jacobian; with Jacobians at every
@@ -109,25 +121,29 @@ def solve(
     """
     iteration = _NewtonIteration(newton, systems, equations, guess)
     seen: StageSolver | Origin | None = solver
-    left = waiting
+    left, renewed = waiting, without(False, waiting)
     if solver is not None:
-        known = solver.origin.known
+        known = without(solver.origin.known, stale)
         left = iteration.with_old(waiting & known, solver, rate) | without(waiting, known)
     rate = iteration.rate
-    if any_of(left):
-        new = systems.at(equations, iteration.slopes, False)
-        seen = merged(left, new, solver)
+    renewed = left if newton.patient else without(left, fresh)
+    if any_of(renewed):
+        new = systems.at(equations, iteration.slopes if newton.patient else equations.at_rest(), False)
+        seen = merged(renewed, new, solver)
         # How fast it converges with these Jacobians when they are older is not known.
-        rate = pick(left, math.nan, rate)
-        left = iteration.with_one(left, new)
+        rate = pick(renewed, math.nan, rate)
+        left = without(left, renewed) | iteration.with_one(renewed, new)
         if newton.patient and any_of(left):
             left, seen = iteration.with_exact(left, seen)
+        elif not newton.patient:
+            rate = pick(renewed, iteration.rate, rate)
     slopes, lost = iteration.slopes, without(left, iteration.size < math.inf)
     if any_of(lost):
         lost = lost & _undefined_at_rest(equations)
         slopes = pick_slopes(without(True, lost), slopes, math.nan)
     assert seen is not None
-    return Solved(slopes, seen, rate, iteration.tracked, lost, without(left, lost), iteration.size, iteration.count)
+    failed = without(left, lost)
+    return Solved(slopes, seen, rate, iteration.tracked, lost, failed, iteration.size, renewed, iteration.work())
 
 
 def _undefined_at_rest(equations: StageEquations) -> Flags:
@@ -161,22 +177,30 @@ class _NewtonIteration:
         self.newton = newton
         self.systems = systems
         self.equations = equations
-        self.slopes = guess
+        self.slopes = self.guess = guess
         self.count, self.size, self.rate = 0, math.inf, math.nan
+        self.jacobians = self.factorisations = self.solves = 0
         self.tracked = False
+
+    def work(self) -> Work:
+        """What it has cost so far."""
+        return Work(self.jacobians, self.factorisations, self.solves, self.count)
 
     def with_old(self, waiting: Flags, solver: StageSolver, rate: Numbers) -> Flags:
         """Iterate with the linear solver of an earlier step, and the rate seen there; returns where it is in vain."""
         # Nothing is known of this step yet, but probably it converges about as fast as the last one.
         self.rate = clipped(rate, _FASTEST, 1.0) ** 0.8
-        left = self._until(waiting, solver, self._soon_enough)
+        left = self._until(waiting, solver, lambda: self._soon_enough(_PATIENCE))
         # Where the equations have several solutions, a guess that is not good may lead to a wrong one.
         self._restart(left)
         return left
 
     def with_one(self, waiting: Flags, solver: StageSolver) -> Flags:
         """Iterate with a new linear solver; returns where it is in vain."""
+        self._made(waiting, 1)
         self.rate = pick(waiting, math.nan, self.rate)
+        if not self.newton.patient:
+            return self._until(waiting, solver, lambda: self._soon_enough(_BEFORE_SHORTER))
         left = self._until(waiting, solver, lambda: self.rate <= _SLOW)
         self._restart(without(left, (self.size < math.inf) & (self.rate < 1.0)))
         return left
@@ -190,6 +214,7 @@ class _NewtonIteration:
         left, last, going = waiting, None, waiting & (self.count < self.newton.max_iters)
         while any_of(going):
             solver = self.systems.at(self.equations, self.slopes, True)
+            self._made(going, len(self.equations.times))
             seen = merged(going, solver, seen)
             change = self._correct(going, solver, last, damped=True)
             left = without(left, going & self._converged(change, going, exact=True))
@@ -211,7 +236,13 @@ class _NewtonIteration:
 
     def _restart(self, rows: Flags) -> None:
         if any_of(rows):
-            self.slopes = pick_slopes(rows, self.equations.at_rest(), self.slopes)
+            start = self.equations.at_rest() if self.newton.patient else self.guess
+            self.slopes = pick_slopes(rows, start, self.slopes)
+
+    def _made(self, rows: Flags, jacobians: int) -> None:
+        """Count a new matrix in some rows, made of so many Jacobians."""
+        self.jacobians = self.jacobians + jacobians * pick(rows, 1, 0)
+        self.factorisations = self.factorisations + pick(rows, 1, 0)
 
     def _correct(self, going: Flags, solver: StageSolver, last: Numbers | None, damped: bool = False) -> Tensor:
         """Make the corrections, and compare their sizes with the `last` ones."""
@@ -225,12 +256,13 @@ class _NewtonIteration:
         else:
             self.size = pick(going, size, self.size)
             self.rate = self.rate if last is None else pick(going, size / last, self.rate)
-        self.count = self.count + going
+        self.count = self.count + pick(going, 1, 0)
+        self.solves = self.solves + pick(going, 1, 0)
         return change
 
-    def _soon_enough(self) -> Flags:
-        """Whether a few more iterations are enough, if they go on as they did."""
-        return clipped(self.rate, _FASTEST, 1.0) ** _PATIENCE * self.size <= self.newton.enough * (1.0 - self.rate)
+    def _soon_enough(self, more: int) -> Flags:
+        """Whether so many more iterations are enough, if they go on as they did."""
+        return clipped(self.rate, _FASTEST, 1.0) ** more * self.size <= self.newton.enough * (1.0 - self.rate)
 
     def _correction(self, slopes: Tensor, solver: StageSolver) -> Tensor:
         residual = self.equations.residual(slopes)
@@ -246,6 +278,7 @@ class _NewtonIteration:
         damping, found = pick(going, 1.0, 1.0), without(True, going)
         for fraction in _DAMPING:
             after = self.newton.size(self._correction(self.slopes + fraction * change, solver))
+            self.solves = self.solves + pick(without(going, found), 1, 0)
             better = without(after <= (1.0 - 0.5 * fraction) * size, found)
             damping, found = pick(better, fraction, damping), found | better
             if all_of(found):

@@ -13,7 +13,8 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.implicit.equations import StageEquations
 from torchivp.methods.implicit.linear import LINEAR_SOLVERS, Origin, StageSolver, Systems
 from torchivp.methods.implicit.newton import Newton, Solved, why_not
-from torchivp.methods.implicit.per_row import Flags, Numbers, any_of, without
+from torchivp.methods.implicit.per_row import Flags, Numbers, any_of, pick, without
+from torchivp.methods.method import Work
 from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read_rows
 
 _CORRECTIONS = 2
@@ -70,18 +71,31 @@ def newton_of(norm: ErrorNorm, y0: Tensor, dt: Numbers, **options: Any) -> Newto
     return Newton(lambda change: length * size(change), is_rounding, **options)
 
 
-def old_solver(systems: Systems, equations: StageEquations, solver: StageSolver | Origin) -> StageSolver | None:
-    """A linear solver with the Jacobians of the last step, or of the last stage; None if no row has any."""
+def old_solver(
+    systems: Systems, equations: StageEquations, solver: StageSolver | Origin
+) -> tuple[StageSolver | None, Work]:
+    """A linear solver with the Jacobians of the last step, or of the last stage; None if no row has any.
+
+    And what it has cost.
+    """
+    known, made = solver.origin.known, 0
+    if not any_of(known):
+        return None, Work()
     if isinstance(solver, Origin):
-        if not any_of(solver.known):
-            return None
-        solver = systems.again(equations, solver)
-    return solver.at_size(equations.sizes)
+        solver, made = systems.again(equations, solver), pick(known, 1, 0)
+    other = solver.at_size(equations.sizes)
+    changed = known & (other.origin.dt != solver.origin.dt)
+    return other, Work(jacobians=made, factorisations=made + pick(changed, 1, 0))
+
+
+def added(*works: Work) -> Work:
+    """What all of these have cost."""
+    return Work(*(sum(counts) for counts in zip(*works, strict=True)))
 
 
 def failures(found: Solved, max_iters: int) -> dict[int, str]:
     """Why rows have no solution, by their places."""
-    failed, sizes, counts = (np.atleast_1d(x) for x in (found.failed, found.size, found.iterations))
+    failed, sizes, counts = (np.atleast_1d(x) for x in (found.failed, found.size, found.work.iterations))
     return {i: why_not(float(sizes[i]), int(counts[i]), max_iters) for i in np.flatnonzero(failed).tolist()}
 
 

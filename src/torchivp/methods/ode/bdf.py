@@ -20,6 +20,7 @@ from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, mappe
 from torchivp.methods.implicit.newton import Solved, solve
 from torchivp.methods.implicit.per_row import Flags, Numbers, is_single, without
 from torchivp.methods.implicit.steps import (
+    added,
     check_linear_solver,
     failures,
     newton_of,
@@ -29,7 +30,7 @@ from torchivp.methods.implicit.steps import (
     without_overflow,
 )
 from torchivp.methods.limited import differentiable_twice
-from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, on_arrays
+from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, Work, on_arrays
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import moves, read_rows
@@ -139,6 +140,7 @@ class _LastStep(Memory):
         equal: how many steps of the same size and order there were, [rows].
         spacing: the sizes of steps that the differences are for, [rows].
         rate: the rates of convergence of Newton's iteration; NaN where they are not known.
+        fresh: where the Jacobian is one of this very step, that is to be tried again.
         solver: the linear solver, or what it is made of.
     """
 
@@ -146,6 +148,7 @@ class _LastStep(Memory):
     equal: np.ndarray
     spacing: np.ndarray
     rate: Numbers
+    fresh: Flags
     solver: StageSolver | Origin
 
     @staticmethod
@@ -154,14 +157,13 @@ class _LastStep(Memory):
         rows, one = len(y), np.ones(len(y), dtype=np.int64)
         unknown = math.nan if single else np.full(rows, math.nan)
         origin = Origin(y.new_zeros(rows, 1, dtype=time_dtype(y.device)), y, unknown)
-        return _LastStep(one, 0 * one, np.ones(rows), unknown, origin)
+        return _LastStep(one, 0 * one, np.ones(rows), unknown, unknown == 0.0, origin)
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
         steps = (self, *others)
-        order, equal, spacing, rate = (
-            on_arrays(function, *(getattr(x, name) for x in steps)) for name in ("order", "equal", "spacing", "rate")
-        )
-        return _LastStep(order, equal, spacing, rate, mapped(function, *(x.solver for x in steps)))
+        names = ("order", "equal", "spacing", "rate", "fresh")
+        order, equal, spacing, rate, fresh = (on_arrays(function, *(getattr(x, n) for x in steps)) for n in names)
+        return _LastStep(order, equal, spacing, rate, fresh, mapped(function, *(x.solver for x in steps)))
 
 
 class BDF(Method):
@@ -268,7 +270,7 @@ class BDF(Method):
         else:
             factor, numbers = dt / float(_ALPHA[order[0]]), float(numbers[0])
         equations = StageEquations(real_func, times, real_y0, predicted - known, self._a, factor, numbers)
-        found = self._solve(equations, y0, known, past)
+        found, work = self._solve(equations, y0, known, past)
         slopes = found.slopes
         if found.tracked or tracked((real_y0, predicted, known, *times, slopes)):
             slopes = differentiable_twice(_THIRD, recorded(self._precise, equations, slopes.detach()))
@@ -279,9 +281,9 @@ class BDF(Method):
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
         after = after + self._added[torch.from_numpy(order)] * beyond.unsqueeze(1)
         equal = past.equal + 1
-        following = _LastStep(order, equal, sizes, found.rate, found.solver)
+        following = _LastStep(order, equal, sizes, found.rate, without(False, found.failed), found.solver)
         again = replace(carry.last, order=order, equal=np.minimum(carry.last.equal, past.equal), rate=found.rate)
-        again = replace(again, solver=found.solver)
+        again = replace(again, fresh=past.fresh | found.renewed, solver=found.solver)
         spacing = dt.reshape(-1, 1) if isinstance(dt, Tensor) else carry.spacing.new_full((1, 1), dt)
         return Step(
             *ends,
@@ -295,10 +297,11 @@ class BDF(Method):
             self._others(after.detach(), order, equal > order, found.failed),
             equal <= order,
             failure or None,
+            work,
         )
 
-    def _solve(self, equations: StageEquations, y0: Tensor, known: Tensor, past: _LastStep) -> Solved:
-        """The slopes at the ends of the steps, [1, rows, size], without history."""
+    def _solve(self, equations: StageEquations, y0: Tensor, known: Tensor, past: _LastStep) -> tuple[Solved, Work]:
+        """The slopes at the ends of the steps, [1, rows, size], without history, and what they have cost."""
         equations = equations.detached()
         numbers, factor = equations.sizes, equations.dt
         newton = newton_of(self._norm, y0.detach(), numbers, max_iters=self.max_iters, enough=_ENOUGH, patient=False)
@@ -306,8 +309,10 @@ class BDF(Method):
             factor = torch.where(factor == 0.0, 1.0, factor)
         guess = known.detach() / factor
         with np.errstate(all="ignore"):
-            old = old_solver(self._systems, equations, past.solver)
-            return solve(newton, self._systems, equations, guess.unsqueeze(0), numbers != 0.0, old, past.rate)
+            old, refactorised = old_solver(self._systems, equations, past.solver)
+            waiting, no = numbers != 0.0, without(False, past.fresh)
+            found = solve(newton, self._systems, equations, guess.unsqueeze(0), waiting, old, past.rate, past.fresh, no)
+            return found, added(found.work, refactorised)
 
     def _combined(
         self, order: np.ndarray, ratio: np.ndarray, dt: float | Tensor, known: Tensor, spacing: Tensor

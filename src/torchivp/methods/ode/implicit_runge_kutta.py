@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,18 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, mapped
 from torchivp.methods.implicit.newton import solve
-from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, is_single, pick, without
+from torchivp.methods.implicit.per_row import (
+    Flags,
+    Numbers,
+    all_of,
+    any_of,
+    is_single,
+    pick,
+    pick_slopes,
+    without,
+)
 from torchivp.methods.implicit.steps import (
+    added,
     check_linear_solver,
     failures,
     newton_of,
@@ -29,11 +39,17 @@ from torchivp.methods.implicit.steps import (
     without_overflow,
 )
 from torchivp.methods.limited import differentiable_twice
-from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, on_arrays
+from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, Work, derive, on_arrays
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import read, read_rows
+
+_MOST = 10
+"""The largest number of iterations in a step that can be tried again shorter."""
+
+_AGED = 1e-3
+"""A Jacobian with which corrections shrink more slowly than this, in more than two iterations, is made anew."""
 
 _THIRD = (
     "implicit Runge-Kutta methods can be differentiated twice, not three times: use nested transforms such as "
@@ -61,6 +77,9 @@ class _LastStep(Memory):
         dt: the sizes of the steps; NaN where there was none.
         rate: the rates of convergence; NaN where they are not known.
         lost: where the slopes are not finite, and so it stays.
+        stale: where the Jacobian is so old that there shall be a new one.
+        again: where a step from the same state was tried, and rejected.
+        fresh: where it has made a Jacobian.
         slopes: the slopes of the stages, [stages, rows, size].
         solver: the linear solver, or what it is made of.
     """
@@ -68,6 +87,9 @@ class _LastStep(Memory):
     dt: Numbers
     rate: Numbers
     lost: Flags
+    stale: Flags
+    again: Flags
+    fresh: Flags
     slopes: Tensor
     solver: StageSolver | Origin
 
@@ -77,13 +99,37 @@ class _LastStep(Memory):
         rows, size = y0.shape
         unknown = math.nan if single else np.full(rows, math.nan)
         origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
-        return _LastStep(unknown, unknown, unknown == 0.0, y0.new_zeros(stages, rows, size), origin)
+        no = unknown == 0.0
+        return _LastStep(unknown, unknown, no, no, no, no, y0.new_zeros(stages, rows, size), origin)
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
-        steps = (self, *others)
-        dt, rate, lost = (on_arrays(function, *(getattr(x, name) for x in steps)) for name in ("dt", "rate", "lost"))
+        steps, names = (self, *others), ("dt", "rate", "lost", "stale", "again", "fresh")
+        numbers = [on_arrays(function, *(getattr(x, name) for x in steps)) for name in names]
         slopes = function(*(x.slopes.transpose(0, 1) for x in steps)).transpose(0, 1)
-        return _LastStep(dt, rate, lost, slopes, mapped(function, *(x.solver for x in steps)))
+        return _LastStep(*numbers, slopes, mapped(function, *(x.solver for x in steps)))
+
+
+class _Filter(NamedTuple):
+    """The inverse of `I - dt g J` by the solver of a block of stages, with a real eigenvalue g of its coefficients.
+
+    Attributes:
+        vector: the eigenvector, [stages, 1, 1].
+        place: which of its elements is one.
+    """
+
+    vector: Tensor
+    place: int
+
+    @staticmethod
+    def of(a: np.ndarray, like: Tensor) -> _Filter:
+        """Of the coefficients `a`, [stages, stages]."""
+        values, vectors = np.linalg.eig(a)
+        vector = vectors[:, np.argmin(abs(values.imag))].real
+        place = int(np.argmax(abs(vector)))
+        return _Filter(torch.as_tensor(vector / vector[place]).to(like).view(-1, 1, 1), place)
+
+    def __call__(self, solver: StageSolver, x: Tensor) -> Tensor:
+        return solver.solve(self.vector * x)[self.place]
 
 
 class _Span(NamedTuple):
@@ -106,12 +152,23 @@ class _Span(NamedTuple):
 
 
 class _StepSolved(NamedTuple):
-    """The slopes of the stages of a step, [stages, rows, size], what to remember, and why rows have none."""
+    """How the stages of a step were solved.
+
+    Attributes:
+        slopes: the slopes of the stages, [stages, rows, size].
+        last: what the next step remembers.
+        retry: what the same step remembers if it is tried again.
+        tracked: whether a gradient flows through func.
+        failure: why rows have no slopes.
+        work: what it has cost.
+    """
 
     slopes: Tensor
     last: _LastStep
+    retry: _LastStep
     tracked: bool
     failure: dict[int, str]
+    work: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +178,14 @@ class _Block:
     Attributes:
         first: the first of them.
         stop: the one after the last.
-        before: their coefficients of the stages before them, [stages, first].
+        before: their coefficients of the stages before them, [stages, first]; None if there are none.
         own: the linear systems with their coefficients of each other; None for an explicit stage.
         precise: the same, solved to rounding.
     """
 
     first: int
     stop: int
-    before: Tensor
+    before: Tensor | None
     own: Systems | None
     precise: Systems | None
 
@@ -136,12 +193,13 @@ class _Block:
 def _extents(a: np.ndarray) -> list[tuple[int, int]]:
     """The first stage of each block and the one after the last.
 
-    Stage by stage if that is possible and one matrix serves all of them; otherwise all stages are one block.
+    Stage by stage if that is possible and one matrix serves all of them; otherwise all stages are one block, but for
+    a first one that is the slope at the start.
     """
     stages = len(a)
     on_diagonal = np.unique(np.diag(a))
     if np.any(np.triu(a, 1)) or len(on_diagonal[on_diagonal != 0]) > 1:
-        return [(0, stages)]
+        return [(0, stages)] if a[0].any() or a[:, 0].any() else [(0, 1), (1, stages)]
     return [(i, i + 1) for i in range(stages)]
 
 
@@ -149,9 +207,10 @@ class ImplicitRungeKutta(Method):
     """The engine of the implicit Runge-Kutta methods. A method is a subclass with a `tableau`.
 
     Newton's iteration finds the slopes of the stages, those of diagonally implicit methods stage by stage, to a
-    thousandth of the tolerances `rtol` and `atol`. Jacobians, by autograd, and their factorisations serve as many
-    iterations and steps as they can. Where autograd sees nothing, as in NumPy's functions, Jacobians are zero, and only
-    short steps converge.
+    thousandth of the tolerances `rtol` and `atol`, or in adaptive steps to `newton_tolerance`. Jacobians, by autograd,
+    and their factorisations serve as many iterations and steps as they can. Where autograd sees nothing, as in NumPy's
+    functions, Jacobians are zero, and only short steps converge. An adaptive step whose iteration converges slowly is
+    tried again shorter; one of fixed size has Jacobians at all stages and in every iteration then.
 
     Gradients are those of the exact slopes, by the implicit function theorem, and can be differentiated once more, not
     twice; by nested transforms of torch.func, any number of times.
@@ -160,10 +219,16 @@ class ImplicitRungeKutta(Method):
         max_iters: the largest number of Newton iterations for the stages that are solved for together.
         linear_solver: "dense" factorises the matrix of the linear systems, "krylov" (GMRES) needs products of vectors
             with the Jacobian only; "auto" chooses by the size of the system.
+        filters_error: whether the matrix of the linear systems filters the estimate of the error, for embedded methods
+            that are not stable where the solution decays fast.
+        newton_tolerance: the error that Newton's iteration may leave in an adaptive step, in units of the tolerance.
     """
 
     tableau: ClassVar[ButcherTableau]
     error_order = None
+    filters_error: ClassVar[bool] = False
+    newton_tolerance: ClassVar[float] = 0.03
+    controller_options: ClassVar[Mapping[str, float]] = {"dead_band": 1.2}
     takes_rows = True
     rows_keep_carry = True
     max_iters: ClassVar[int] = 100
@@ -175,14 +240,18 @@ class ImplicitRungeKutta(Method):
 
     def __init_subclass__(cls) -> None:
         if "tableau" in cls.__dict__:
-            cls.order = cls.tableau.order
+            cls.order, cls.error_order = cls.tableau.order, cls.tableau.error_order
+
+    @classmethod
+    def at_steps(cls, fixed: bool) -> type[Self]:
+        order = None if fixed else cls.tableau.error_order
+        return cls if cls.error_order == order else derive(cls, error_order=order)
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         tableau, dtype, device = self.tableau, y0.dtype.to_real(), y0.device
         a = tableau.matrix
         self._real_dtype = real_dtype
         self._given, self._norm = norm, without_overflow(norm, dtype)
-        self._eps = torch.finfo(dtype).eps
         self._complex = y0.is_complex()
         self._a = torch.tensor(a, dtype=dtype, device=device)
         self._b = torch.tensor([tableau.b], dtype=dtype, device=device)
@@ -191,14 +260,20 @@ class ImplicitRungeKutta(Method):
         # Known from the step before it, or evaluated; for dense output by cubics when that is asked for, if not known.
         self._needs_slope = self._blocks[0].own is None or (tableau.fsal and tableau.dense is None)
         self._hands_on_slope = tableau.fsal and self._needs_slope
+        self._collocated = slice(self._blocks[-1].first, len(tableau.c))
         self._next_slopes = self._extrapolation(1.0)
+        if self.error_order is not None:
+            self._error_b = torch.tensor([tableau.b_embedded], dtype=dtype, device=device) - self._b
+            self._error_of_start = float(self._error_b[0, 0]) if self._blocks[0].own is None else 0.0
+            self._filter = _Filter.of(a[self._collocated, self._collocated], self._a) if self.filters_error else None
         self._dense_b = StepPolynomials(tableau.dense.b if tableau.dense else HERMITE, device)
 
     def _block(self, first: int, stop: int) -> _Block:
         a = self._a[first:stop, first:stop]
-        kinds = [Systems(self.linear_solver, a, tolerance) for tolerance in (1e-3, 1e3 * self._eps)]
+        kinds = [Systems(self.linear_solver, a, tolerance) for tolerance in (1e-3, 1e3 * torch.finfo(a.dtype).eps)]
         own, precise = kinds if a.any() else (None, None)
-        return _Block(first, stop, self._a[first:stop, :first], own, precise)
+        before = self._a[first:stop, :first]
+        return _Block(first, stop, before if before.any() else None, own, precise)
 
     def initial_carry(self, f0: Tensor) -> ImplicitCarry:
         slope = to_real(f0)
@@ -252,17 +327,25 @@ class ImplicitRungeKutta(Method):
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
         after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, solved.last)
         y1 = to_complex(y1) if self._complex else y1
-        before = ImplicitCarry(slope, last)
-        return Step(*ends, y0, y1, None, after, before, (slope, slopes), failure=solved.failure or None)
+        error = None
+        if self.error_order is not None:
+            with torch.no_grad(), np.errstate(all="ignore"):
+                error = self._error(real_func, ends[0], span.detached(), (y0.detach(), y1.detach()), solved, last)
+        before = ImplicitCarry(slope, solved.retry)
+        failure = solved.failure or None
+        return Step(*ends, y0, y1, error, after, before, (slope, slopes), failure=failure, work=solved.work)
 
     def _solve(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, last: _LastStep) -> _StepSolved:
         """The slopes of all stages, without history."""
-        lost, failure, flows = last.lost, {}, False
+        lost, failure, flows, work = last.lost, {}, False, Work()
         if all_of(lost):
-            return _StepSolved(last.slopes, last, flows, failure)
-        newton = newton_of(self._norm, y0, span.sizes, max_iters=self.max_iters)
+            return _StepSolved(last.slopes, last, last, flows, failure, work)
+        adaptive = {"max_iters": min(self.max_iters, _MOST), "enough": self.newton_tolerance, "patient": False}
+        options = {"max_iters": self.max_iters} if self.error_order is None else adaptive
+        newton = newton_of(self._norm, y0, span.sizes, **options)
         rate, solver, waiting = last.rate, last.solver, without(True, lost)
         y0, times, known = to_real(y0), span.times.unbind(), None
+        fresh, stale, slow = last.fresh, last.stale, without(False, lost)
         for block in self._blocks:
             base = self._base(block, y0, known, span.dt)
             if block.own is None:
@@ -271,9 +354,13 @@ class ImplicitRungeKutta(Method):
             else:
                 here = times[block.first : block.stop]
                 equations = StageEquations(func, here, y0, base, block.own.a, span.dt, span.sizes)
-                old = old_solver(block.own, equations, solver)
-                found = solve(newton, block.own, equations, self._guess(known, last, span.sizes), waiting, old, rate)
+                old, refactorised = old_solver(block.own, equations, solver)
+                guess = self._guess(block, known, last, span.sizes)
+                found = solve(newton, block.own, equations, guess, waiting, old, rate, fresh, stale)
                 slopes, solver, rate, flows = found.slopes, found.solver, found.rate, flows or found.tracked
+                work = added(work, found.work, refactorised)
+                fresh, stale = fresh | found.renewed, without(stale, found.renewed)
+                slow = slow | ((found.work.iterations > 2) & (rate > _AGED))
                 if any_of(found.failed):
                     failure.update(failures(found, self.max_iters))
                 lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
@@ -282,7 +369,42 @@ class ImplicitRungeKutta(Method):
                 known = y0.new_full((len(self._c), *y0.shape), math.nan)
                 break
         assert known is not None
-        return _StepSolved(known, _LastStep(span.sizes, rate, lost, known.detach(), solver), flows, failure)
+        no, yes = without(False, lost), lost | True
+        after = _LastStep(span.sizes, rate, lost, slow, no, no, known.detach(), solver)
+        retry = replace(last, stale=stale, again=yes, fresh=fresh, solver=solver)
+        return _StepSolved(known, after, retry, flows, failure, work)
+
+    def _error(
+        self,
+        func: FlatFunc,
+        t0: Tensor,
+        span: _Span,
+        ends: tuple[Tensor, Tensor],
+        solved: _StepSolved,
+        last: _LastStep,
+    ) -> Tensor:
+        """The estimate of the error of a step between these states, [rows, size], without history.
+
+        It is the difference to the embedded method, which a filter may damp where the problem is stiff. Where it is too
+        large nevertheless in a step that is tried again, it is damped twice: in fast transients the slope at the start
+        spoils it (Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.8).
+        """
+        slopes, solver = solved.slopes.detach(), solved.last.solver
+        (raw,) = combined(torch.zeros_like(slopes[0]), self._error_b, slopes, span.dt)
+        if self._filter is None or isinstance(solver, Origin):
+            return self._as_state(raw)
+        error = self._filter(solver, raw)
+        if self._error_of_start and any_of(last.again):
+            large = last.again & (self._size_of(self._as_state(error), ends, span) > 1.0)
+            if any_of(large):
+                moved = self._slope(func, t0, to_real(ends[0]) + error)
+                second = self._filter(solver, raw + (moved - slopes[0]) * (self._error_of_start * span.dt))
+                error = pick_slopes(large, second.unsqueeze(0), error.unsqueeze(0)).squeeze(0)
+        return self._as_state(error)
+
+    def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], span: _Span) -> Numbers:
+        """The sizes of errors in units of the tolerance."""
+        return self._given(error, *ends) if isinstance(span.sizes, float) else self._given.rows(error, *ends)
 
     def _recorded(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, solved: Tensor) -> Tensor:
         """The `solved` slopes as functions of all that they depend on: their values stay what they are."""
@@ -302,23 +424,24 @@ class ImplicitRungeKutta(Method):
     def _base(self, block: _Block, y0: Tensor, known: Tensor | None, dt: float | Tensor) -> Tensor:
         """What the states of the stages of a block have in common."""
         # All rows of the block are alike where there is something before it: it is a single stage.
-        return y0 if known is None else combined(y0, block.before, known, dt)[0]
+        return y0 if known is None or block.before is None else combined(y0, block.before, known, dt)[0]
 
     def _explicit(self, func: FlatFunc, t: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
         """The slope of an explicit stage, [1, rows, size], which is `slope` if that is known."""
         return (func(t, y).clone() if slope is None else slope).unsqueeze(0)  # func may use its memory again
 
-    def _guess(self, known: Tensor | None, last: _LastStep, dt: Numbers) -> Tensor:
+    def _guess(self, block: _Block, known: Tensor | None, last: _LastStep, dt: Numbers) -> Tensor:
         """The slopes that the iteration starts from: those of the last step, extrapolated, or of the last stage."""
-        if len(self._blocks) > 1:
+        if block.stop - block.first == 1 < len(self.tableau.c):
             return (last.slopes if known is None else known)[-1:]
         ratio = dt / pick(last.dt == 0.0, math.nan, last.dt)
         far = abs(ratio - 1.0) >= 0.01
         weights = self._extrapolation(pick(far, ratio, 1.0)) if any_of(far) else self._next_slopes
+        slopes = last.slopes[self._collocated]
         if isinstance(dt, float):
-            return torch.mm(weights[0], last.slopes.squeeze(1)).unsqueeze(1)
+            return torch.mm(weights[0], slopes.squeeze(1)).unsqueeze(1)
         # One after the other: what a matrix product does to a row may depend on how many there are.
-        first, *others = (weights.permute(2, 1, 0).unsqueeze(3) * last.slopes.unsqueeze(1)).unbind()
+        first, *others = (weights.permute(2, 1, 0).unsqueeze(3) * slopes.unsqueeze(1)).unbind()
         return sum(others, first)
 
     def _extrapolation(self, ratio: Numbers) -> Tensor:
@@ -326,7 +449,7 @@ class ImplicitRungeKutta(Method):
 
         By their polynomial.
         """
-        nodes = np.array(self.tableau.c, dtype=np.float64)
+        nodes = np.array(self.tableau.c[self._collocated], dtype=np.float64)
         powers = (1.0 + np.reshape(ratio, (-1, 1)) * nodes)[:, :, None] ** np.arange(len(nodes))
         return torch.as_tensor(powers @ np.linalg.pinv(np.vander(nodes, increasing=True))).to(self._a)
 
@@ -365,7 +488,7 @@ class ImplicitRungeKutta(Method):
         return torch.stack((chord, *self._as_state(torch.stack((slope, step.carry.slope)))))
 
     def _as_state(self, slopes: Tensor) -> Tensor:
-        return torch.view_as_complex(slopes.unflatten(2, (-1, 2)).contiguous()) if self._complex else slopes
+        return torch.view_as_complex(slopes.unflatten(-1, (-1, 2)).contiguous()) if self._complex else slopes
 
     def _slope(self, func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
         return to_real(func(t.to(self._real_dtype), y)).clone()

@@ -85,6 +85,11 @@ class ButcherTableau:
         self._check()
 
     @property
+    def error_order(self) -> int | None:
+        """The order of the error estimate; None if there is none."""
+        return None if self.embedded_order is None else min(self.order, self.embedded_order)
+
+    @property
     def matrix(self) -> np.ndarray:
         """The rows of `a` as a square matrix."""
         return _square(self.a)
@@ -142,9 +147,7 @@ class ExplicitRungeKutta(Method):
         cls.order = cls.tableau.order
         cls.rows_keep_carry = cls.tableau.predicts
         cls.widest_gap = float(np.diff(sorted({0, *cls.tableau.c, 1})).max())
-        cls.error_order = None
-        if cls.tableau.embedded_order is not None:
-            cls.error_order = min(cls.tableau.order, cls.tableau.embedded_order)
+        cls.error_order = cls.tableau.error_order
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         self._real_dtype = real_dtype
