@@ -139,11 +139,11 @@ def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor) -> Factorised:
     n = len(a) * size
     single = is_single(dt)
     scaled = a * -(dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
-    blocks = jacobians.unsqueeze(2) * scaled.unsqueeze(-1).unsqueeze(-1)
+    # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
+    blocks = (jacobians.unsqueeze(2) * scaled.unsqueeze(-1).unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
     shape = (n, n) if single else (rows, n, n)  # a single matrix takes less time than a batch of one
     matrix = blocks.permute(0, 1, 3, 2, 4).reshape(shape) + torch.eye(n, dtype=a.dtype, device=a.device)
-    # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
-    return Factorised(matrix.nan_to_num(0.0, 0.0, 0.0))
+    return Factorised(matrix)
 
 
 class DenseStageSolver(Memory):

@@ -58,7 +58,7 @@ _SAME = 1e-8
 _LARGEST_WEIGHT = 1e6
 """Differences times powers of the ratio of step sizes up to this; beyond, rounding is magnified too much."""
 
-_ENOUGH = 0.03
+_ENOUGH = 0.05
 """The error that Newton's iteration may leave, in units of the tolerance."""
 
 _THIRD = (
@@ -187,7 +187,7 @@ class BDF(Method):
     varies_order = True
     takes_rows = True
     rows_keep_carry = True
-    controller_options: ClassVar[Mapping[str, float]] = {"dead_band": 1.2}
+    controller_options: ClassVar[Mapping[str, float]] = {"safety": 0.75, "factor_max": 4.0, "dead_band": 1.2}
     max_order: ClassVar[int] = _HIGHEST
     max_iters: ClassVar[int] = 10
     linear_solver: ClassVar[str] = "auto"
