@@ -136,7 +136,9 @@ class Stepper:
         """Which steps to accept, the sizes of the next, and the errors to remember of the accepted ones."""
         assert self.method.error_order is not None
         length = np.abs(taken.t1 - taken.t0)
-        return *controller.adapt_rows(errors, length, proposed, history, self.method.error_order), errors
+        accept, h = controller.adapt_rows(errors, length, proposed, history, self.method.error_order)
+        limited = np.maximum(taken.step.growth * length, controller.min_step)
+        return accept, np.where(taken.failed, limited, np.minimum(h, limited)), errors
 
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         """The carry of the next step: that of an accepted step, or that of a step to be taken again."""

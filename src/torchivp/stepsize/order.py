@@ -27,6 +27,8 @@ def size_next_step(
     order = method.error_order if step.order is None else step.order
     assert order is not None
     decision = controller.adapt(error, taken, proposed, history, order)
+    if decision.h > step.growth * taken or step.failure is not None:
+        decision = decision._replace(h=max(step.growth * taken, controller.min_step))
     if not step.others:
         return decision
     best, best_order = decision, order

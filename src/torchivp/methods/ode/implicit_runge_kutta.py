@@ -41,7 +41,14 @@ _CORRECTIONS = 2
 _MOST = 10
 """The largest number of iterations in a step that can be tried again shorter."""
 
-_AGED = 1e-3
+_TRUST = 25
+"""A Jacobian serves for so many steps of the size for which it was made: an iteration with one that is far off may seem
+to converge."""
+
+_GOOD = 0.3
+"""A rate"""
+
+_AGED = 0.05
 """A Jacobian with which corrections shrink more slowly than this, in more than two iterations, is made anew."""
 
 _THIRD = (
@@ -78,13 +85,15 @@ class ImplicitCarry(NamedTuple):
     last: _LastStep
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _LastStep(Memory):
     """What the iteration of the next step starts from. No gradient flows through it.
 
     Attributes:
         dt: the sizes of the steps; NaN where there was none.
+        size: the sizes of their errors, in units of the tolerance.
         rate: the rates of convergence; NaN where they are not known.
+        trusted: how far on the Jacobian may serve.
         lost: where the slopes are not finite, and so it stays.
         stale: where the Jacobian is so old that there shall be a new one.
         again: where a step from the same state was tried, and rejected.
@@ -94,7 +103,9 @@ class _LastStep(Memory):
     """
 
     dt: Numbers
+    size: Numbers
     rate: Numbers
+    trusted: Numbers
     lost: Flags
     stale: Flags
     again: Flags
@@ -109,10 +120,10 @@ class _LastStep(Memory):
         unknown = math.nan if single else np.full(rows, math.nan)
         origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
         no = unknown == 0.0
-        return _LastStep(unknown, unknown, no, no, no, no, y0.new_zeros(stages, rows, size), origin)
+        return _LastStep(unknown, unknown, unknown, unknown, no, no, no, no, y0.new_zeros(stages, rows, size), origin)
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
-        steps, names = (self, *others), ("dt", "rate", "lost", "stale", "again", "fresh")
+        steps, names = (self, *others), ("dt", "size", "rate", "trusted", "lost", "stale", "again", "fresh")
         numbers = [on_arrays(function, *(getattr(x, name) for x in steps)) for name in names]
         slopes = function(*(x.slopes.transpose(0, 1) for x in steps)).transpose(0, 1)
         return _LastStep(*numbers, slopes, mapped(function, *(x.solver for x in steps)))
@@ -178,6 +189,7 @@ class _StepSolved(NamedTuple):
     tracked: bool
     failure: dict[int, str]
     work: Work
+    slowest: Numbers = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +252,7 @@ class ImplicitRungeKutta(Method):
     tableau: ClassVar[ButcherTableau]
     error_order = None
     filters_error: ClassVar[bool] = False
-    newton_tolerance: ClassVar[float] = 0.03
+    newton_tolerance: ClassVar[float] = 0.1
     controller_options: ClassVar[Mapping[str, float]] = {"dead_band": 1.2}
     takes_rows = True
     rows_keep_carry = True
@@ -341,13 +353,15 @@ class ImplicitRungeKutta(Method):
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
         after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, solved.last)
         y1 = to_complex(y1) if self._complex else y1
-        error = None
+        error, growth = None, math.inf
         if self.error_order is not None:
             with torch.no_grad(), np.errstate(all="ignore"):
-                error = self._error(real_func, ends[0], span.detached(), (y0.detach(), y1.detach()), solved, last)
+                states = y0.detach(), y1.detach()
+                error = self._error(real_func, ends[0], span.detached(), states, solved, last)
+                growth = self._growth(error, states, span.sizes, solved, last)
         before = ImplicitCarry(slope, solved.retry)
         failure = solved.failure or None
-        return Step(*ends, y0, y1, error, after, before, (slope, slopes), failure=failure, work=solved.work)
+        return Step(*ends, y0, y1, error, after, before, (slope, slopes), failure=failure, work=solved.work, growth=growth)
 
     def _tracked(self, sources: Sequence[Tensor | None]) -> bool:
         """Whether a gradient flows through one of these."""
@@ -365,7 +379,9 @@ class ImplicitRungeKutta(Method):
             return _StepSolved(last.slopes, last, last, tracked, failure, work)
         newton, rate, solver, waiting = self._newton(y0, span.sizes), last.rate, last.solver, without(True, lost)
         y0, times, known = to_real(y0), span.times.unbind(), None
-        fresh, stale, slow = last.fresh, last.stale, without(False, lost)
+        length, trusted = abs(span.sizes), last.trusted
+        fresh, stale, slow = last.fresh, last.stale | (length > trusted), without(False, lost)
+        slowest = 0.0
         for block in self._blocks:
             base = self._base(block, y0, known, span.dt)
             if block.own is None:
@@ -380,6 +396,8 @@ class ImplicitRungeKutta(Method):
                 slopes, solver, rate, tracked = found.slopes, found.solver, found.rate, tracked or found.tracked
                 work = _added(work, found.work, refactorised)
                 fresh, stale = fresh | found.renewed, without(stale, found.renewed)
+                trusted = pick(found.renewed, _TRUST * length, trusted)
+                slowest = np.fmax(slowest, pick(found.work.iterations > 1, found.rate, 0.0))
                 slow = slow | ((found.work.iterations > 2) & (rate > _AGED))
                 if any_of(found.failed):
                     failure.update(self._failures(found))
@@ -390,9 +408,9 @@ class ImplicitRungeKutta(Method):
                 break
         assert known is not None
         no, yes = without(False, lost), lost | True
-        after = _LastStep(span.sizes, rate, lost, slow, no, no, known.detach(), solver)
-        retry = replace(last, stale=stale, again=yes, fresh=fresh, solver=solver)
-        return _StepSolved(known, after, retry, tracked, failure, work)
+        after = _LastStep(span.sizes, last.size, rate, trusted - length, lost, slow, no, no, known.detach(), solver)
+        retry = replace(last, trusted=trusted, stale=stale, again=yes, fresh=fresh, solver=solver)
+        return _StepSolved(known, after, retry, tracked, failure, work, slowest)
 
     def _failures(self, found: Solved) -> dict[int, str]:
         """Why rows have no solution, by their places."""
@@ -436,16 +454,37 @@ class ImplicitRungeKutta(Method):
             return self._as_state(raw)
         error = self._filter(solver, raw)
         if self._error_of_start and any_of(last.again):
-            large = last.again & (self._size_of(self._as_state(error), ends, span) > 1.0)
+            large = last.again & (self._size_of(self._as_state(error), ends, span.sizes) > 1.0)
             if any_of(large):
                 moved = self._slope(func, t0, to_real(ends[0]) + error)
                 second = self._filter(solver, raw + (moved - slopes[0]) * (self._error_of_start * span.dt))
                 error = pick_slopes(large, second.unsqueeze(0), error.unsqueeze(0)).squeeze(0)
         return self._as_state(error)
 
-    def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], span: _Span) -> Numbers:
+    def _growth(
+        self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers, solved: _StepSolved, last: _LastStep
+    ) -> Numbers:
+        """By which factor the next step may be longer, if the error goes on to change as it did: Gustafsson's predictive
+        control ("Control-theoretic techniques for stepsize selection in implicit Runge-Kutta methods", ACM TOMS 20
+        (1994))."""
+        assert self.error_order is not None
+        size = np.maximum(self._size_of(error, ends, sizes), 1e-4)
+        solved.last.size = size
+        slow = _GOOD / np.maximum(solved.slowest, 1e-10)
+        factor = abs(sizes / last.dt) * (last.size / size**2) ** (1.0 / (self.error_order + 1)) * 0.9
+        factor = np.fmin(np.maximum(factor, 0.2), np.maximum(slow, 1.0))
+        factor = np.where(size <= 1.0, np.where(np.isnan(factor), math.inf, factor), math.inf)
+        failed = np.zeros(np.shape(size), dtype=bool)
+        if solved.failure:
+            if failed.ndim:
+                failed[list(solved.failure)] = True
+            else: failed = True
+        factor = np.where(failed, np.fmax(np.fmin(slow, 0.5),0.1), factor)
+        return factor if np.ndim(factor) else float(factor)
+
+    def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers) -> Numbers:
         """The sizes of errors in units of the tolerance."""
-        return self._given(error, *ends) if isinstance(span.sizes, float) else self._given.rows(error, *ends)
+        return self._given(error, *ends) if isinstance(sizes, float) else self._given.rows(error, *ends)
 
     def _recorded(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, solved: Tensor) -> Tensor:
         """The `solved` slopes as functions of all that they depend on: their values stay what they are.
