@@ -140,7 +140,7 @@ class Method(ABC):
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         differentiable: whether autograd can follow `step`.
-        fixed_in_odeint: whether `odeint` takes fixed steps with it although it has an error estimate, as torchdiffeq does.
+        fixed_in_odeint: whether `odeint` takes fixed steps with it, as torchdiffeq does, although it has an estimate.
         controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 

@@ -46,7 +46,10 @@ _TRUST = 25
 to converge."""
 
 _GOOD = 0.3
-"""A rate"""
+"""A step grows, or shrinks after a failure, to where corrections shrink at this rate."""
+
+_LEAST = 1e-4
+"""Errors and rates are taken to be at least this where they are compared with those of other steps."""
 
 _AGED = 0.05
 """A Jacobian with which corrections shrink more slowly than this, in more than two iterations, is made anew."""
@@ -85,7 +88,7 @@ class ImplicitCarry(NamedTuple):
     last: _LastStep
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _LastStep(Memory):
     """What the iteration of the next step starts from. No gradient flows through it.
 
@@ -120,13 +123,24 @@ class _LastStep(Memory):
         unknown = math.nan if single else np.full(rows, math.nan)
         origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
         no = unknown == 0.0
-        return _LastStep(unknown, unknown, unknown, unknown, no, no, no, no, y0.new_zeros(stages, rows, size), origin)
+        return _LastStep(
+            dt=unknown,
+            size=unknown,
+            rate=unknown,
+            trusted=unknown,
+            lost=no,
+            stale=no,
+            again=no,
+            fresh=no,
+            slopes=y0.new_zeros(stages, rows, size),
+            solver=origin,
+        )
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
         steps, names = (self, *others), ("dt", "size", "rate", "trusted", "lost", "stale", "again", "fresh")
-        numbers = [on_arrays(function, *(getattr(x, name) for x in steps)) for name in names]
+        numbers = {name: on_arrays(function, *(getattr(x, name) for x in steps)) for name in names}
         slopes = function(*(x.slopes.transpose(0, 1) for x in steps)).transpose(0, 1)
-        return _LastStep(*numbers, slopes, mapped(function, *(x.solver for x in steps)))
+        return _LastStep(**numbers, slopes=slopes, solver=mapped(function, *(x.solver for x in steps)))
 
 
 class _Filter(NamedTuple):
@@ -144,7 +158,7 @@ class _Filter(NamedTuple):
     def of(a: np.ndarray, like: Tensor) -> _Filter:
         """Of the coefficients `a`, [stages, stages]."""
         values, vectors = np.linalg.eig(a)
-        vector = vectors[:, np.argmin(abs(values.imag))].real
+        vector = np.real(vectors[:, np.argmin(abs(np.imag(values)))])
         place = int(np.argmax(abs(vector)))
         return _Filter(torch.as_tensor(vector / vector[place]).to(like).view(-1, 1, 1), place)
 
@@ -181,6 +195,7 @@ class _StepSolved(NamedTuple):
         tracked: whether a gradient flows through func.
         failure: why rows have no slopes.
         work: what it has cost.
+        rate: the slowest rate of convergence that was seen.
     """
 
     slopes: Tensor
@@ -189,7 +204,7 @@ class _StepSolved(NamedTuple):
     tracked: bool
     failure: dict[int, str]
     work: Work
-    slowest: Numbers = 0.0
+    rate: Numbers = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +215,7 @@ class _Block:
         first: the first of them.
         stop: the one after the last.
         before: their coefficients of the stages before them, [stages, first]; None if there are none.
+        guess: what combines the slopes of the stages before it to a guess of that of a single stage, in adaptive steps.
         own: the linear systems with their coefficients of each other; None for an explicit stage.
         precise: the same, solved to rounding.
     """
@@ -207,6 +223,7 @@ class _Block:
     first: int
     stop: int
     before: Tensor | None
+    guess: Sequence[float] | None
     own: Systems | None
     precise: Systems | None
 
@@ -226,6 +243,13 @@ def _extents(a: np.ndarray) -> list[tuple[int, int]]:
 
 def _added(*works: Work) -> Work:
     return Work(*(sum(counts) for counts in zip(*works, strict=True)))
+
+
+def _extrapolating(nodes: Sequence[float]) -> Sequence[float]:
+    """The least weights that find the value at the last node from the others, for polynomials of degree 2, or less."""
+    degree = min(2, len(set(nodes[:-1])) - 1)
+    powers = np.vander(np.array(nodes, dtype=np.float64), degree + 1)
+    return (powers[-1] @ np.linalg.pinv(powers[:-1])).tolist()
 
 
 class ImplicitRungeKutta(Method):
@@ -299,7 +323,8 @@ class ImplicitRungeKutta(Method):
         kinds = [Systems(self.linear_solver, a, tolerance) for tolerance in (1e-3, 1e3 * self._eps)]
         own, precise = kinds if a.any() else (None, None)
         before = self._a[first:stop, :first]
-        return _Block(first, stop, before if before.any() else None, own, precise)
+        guess = _extrapolating(self.tableau.c[:stop]) if 0 < first == stop - 1 else None
+        return _Block(first, stop, before if before.any() else None, guess, own, precise)
 
     def initial_carry(self, f0: Tensor) -> ImplicitCarry:
         slope = to_real(f0)
@@ -351,17 +376,18 @@ class ImplicitRungeKutta(Method):
         if solved.failure:
             failed = torch.tensor(list(solved.failure), device=y1.device)
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
-        after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, solved.last)
         y1 = to_complex(y1) if self._complex else y1
-        error, growth = None, math.inf
+        last_step, error, growth = solved.last, None, math.inf
         if self.error_order is not None:
             with torch.no_grad(), np.errstate(all="ignore"):
                 states = y0.detach(), y1.detach()
                 error = self._error(real_func, ends[0], span.detached(), states, solved, last)
-                growth = self._growth(error, states, span.sizes, solved, last)
-        before = ImplicitCarry(slope, solved.retry)
-        failure = solved.failure or None
-        return Step(*ends, y0, y1, error, after, before, (slope, slopes), failure=failure, work=solved.work, growth=growth)
+                size, growth = self._growth(error, states, span.sizes, solved, last)
+                last_step = replace(last_step, size=size)
+        after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, last_step)
+        retry = ImplicitCarry(slope, solved.retry)
+        failure, stages = solved.failure or None, (slope, slopes)
+        return Step(*ends, y0, y1, error, after, retry, stages, failure=failure, work=solved.work, growth=growth)
 
     def _tracked(self, sources: Sequence[Tensor | None]) -> bool:
         """Whether a gradient flows through one of these."""
@@ -408,7 +434,8 @@ class ImplicitRungeKutta(Method):
                 break
         assert known is not None
         no, yes = without(False, lost), lost | True
-        after = _LastStep(span.sizes, last.size, rate, trusted - length, lost, slow, no, no, known.detach(), solver)
+        after = replace(last, dt=span.sizes, rate=rate, trusted=trusted - length, lost=lost, stale=slow, again=no)
+        after = replace(after, fresh=no, slopes=known.detach(), solver=solver)
         retry = replace(last, trusted=trusted, stale=stale, again=yes, fresh=fresh, solver=solver)
         return _StepSolved(known, after, retry, tracked, failure, work, slowest)
 
@@ -463,24 +490,22 @@ class ImplicitRungeKutta(Method):
 
     def _growth(
         self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers, solved: _StepSolved, last: _LastStep
-    ) -> Numbers:
-        """By which factor the next step may be longer, if the error goes on to change as it did: Gustafsson's predictive
-        control ("Control-theoretic techniques for stepsize selection in implicit Runge-Kutta methods", ACM TOMS 20
-        (1994))."""
+    ) -> tuple[Numbers, Numbers]:
+        """The sizes of the errors, and by which factor the next step may be longer.
+
+        So that its error is not too large if it goes on to change as it did (Gustafsson, "Control-theoretic techniques
+        for stepsize selection in implicit Runge-Kutta methods", ACM TOMS 20 (1994)), and Newton's iteration, whose rate
+        of convergence grows with the step, does not fail.
+        """
         assert self.error_order is not None
-        size = np.maximum(self._size_of(error, ends, sizes), 1e-4)
-        solved.last.size = size
-        slow = _GOOD / np.maximum(solved.slowest, 1e-10)
-        factor = abs(sizes / last.dt) * (last.size / size**2) ** (1.0 / (self.error_order + 1)) * 0.9
-        factor = np.fmin(np.maximum(factor, 0.2), np.maximum(slow, 1.0))
-        factor = np.where(size <= 1.0, np.where(np.isnan(factor), math.inf, factor), math.inf)
-        failed = np.zeros(np.shape(size), dtype=bool)
-        if solved.failure:
-            if failed.ndim:
-                failed[list(solved.failure)] = True
-            else: failed = True
-        factor = np.where(failed, np.fmax(np.fmin(slow, 0.5),0.1), factor)
-        return factor if np.ndim(factor) else float(factor)
+        size = np.maximum(self._size_of(error, ends, sizes), _LEAST)
+        by_error = 0.9 * abs(sizes / last.dt) * (last.size / size**2) ** (1.0 / (self.error_order + 1))
+        by_rate = _GOOD / np.maximum(solved.rate, _LEAST)
+        factor = np.fmin(np.maximum(by_error, 0.2), np.maximum(by_rate, 1.0))
+        factor = np.where(size <= 1.0, factor, math.inf)
+        failed = np.zeros(size.shape, dtype=bool)
+        failed[... if not size.ndim else list(solved.failure)] = bool(solved.failure)
+        return size, np.where(failed, np.clip(by_rate, 0.1, 0.5), factor)[()]
 
     def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers) -> Numbers:
         """The sizes of errors in units of the tolerance."""
@@ -550,7 +575,11 @@ class ImplicitRungeKutta(Method):
     def _guess(self, block: _Block, known: Tensor | None, last: _LastStep, dt: Numbers) -> Tensor:
         """The slopes that the iteration starts from: those of the last step, extrapolated, or of the last stage."""
         if block.stop - block.first == 1 < len(self.tableau.c):
-            return (last.slopes if known is None else known)[-1:]
+            known = last.slopes if known is None else known
+            if block.guess is None or self.error_order is None:
+                return known[-1:]
+            first, *others = (weight * slopes for weight, slopes in zip(block.guess, known.split(1), strict=True))
+            return sum(others, first)
         ratio = dt / pick(last.dt == 0.0, math.nan, last.dt)
         far = abs(ratio - 1.0) >= 0.01
         weights = self._extrapolation(pick(far, ratio, 1.0)) if any_of(far) else self._next_slopes
