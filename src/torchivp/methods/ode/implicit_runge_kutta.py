@@ -406,6 +406,8 @@ class ImplicitRungeKutta(Method):
         newton, rate, solver, waiting = self._newton(y0, span.sizes), last.rate, last.solver, without(True, lost)
         y0, times, known = to_real(y0), span.times.unbind(), None
         length, trusted = abs(span.sizes), last.trusted
+        # Fixed steps take their time to find out by themselves whether a Jacobian is too old.
+        trust, aged = (math.inf, math.inf) if self.error_order is None else (_TRUST, _AGED)
         fresh, stale, slow = last.fresh, last.stale | (length > trusted), without(False, lost)
         slowest = 0.0
         for block in self._blocks:
@@ -422,9 +424,9 @@ class ImplicitRungeKutta(Method):
                 slopes, solver, rate, tracked = found.slopes, found.solver, found.rate, tracked or found.tracked
                 work = _added(work, found.work, refactorised)
                 fresh, stale = fresh | found.renewed, without(stale, found.renewed)
-                trusted = pick(found.renewed, _TRUST * length, trusted)
+                trusted = pick(found.renewed, trust * length, trusted)
                 slowest = np.fmax(slowest, pick(found.work.iterations > 1, found.rate, 0.0))
-                slow = slow | ((found.work.iterations > 2) & (rate > _AGED))
+                slow = slow | ((found.work.iterations > 2) & (rate > aged))
                 if any_of(found.failed):
                     failure.update(self._failures(found))
                 lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
