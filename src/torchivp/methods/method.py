@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Step:
         failure: for each row that has no `y1` to speak of, by its place, why: a clause such as "Newton's iteration did
             not converge"; None if all have one.
         work: what it has cost besides evaluations of func; None for nothing.
+        growth: by which factor the next step may be longer at most, whatever the error says, and by which factor it
+            shall be shorter after a `failure`: a number, of rows an array.
     """
 
     t0: float | Tensor
@@ -77,6 +80,7 @@ class Step:
     hold: bool | np.ndarray = False
     failure: Mapping[int, str] | None = None
     work: Work | None = None
+    growth: Any = math.inf
 
 
 class Memory(ABC):

@@ -29,6 +29,8 @@ def size_next_step(
     order = method.error_order if step.order is None else step.order
     assert isinstance(order, int)
     decision = controller.adapt(error, taken, proposed, history, order)
+    if step.growth < math.inf and (decision.h > step.growth * taken or step.failure is not None):
+        decision = decision._replace(h=max(step.growth * taken, controller.min_step))
     if step.hold and decision.accept:
         return decision._replace(h=taken)
     if not step.others:
@@ -62,6 +64,12 @@ def size_next_steps(
     order = method.error_order if step.order is None else step.order
     assert order is not None
     accept, h = controller.adapt_rows(errors, taken, proposed, history, order)
+    if np.any(step.growth < math.inf):
+        limited = np.maximum(step.growth * taken, controller.min_step)
+        h = np.minimum(h, limited)
+        if step.failure is not None:
+            failed = list(step.failure)
+            h[failed] = limited[failed]
     best, best_order, remembered = h, order, errors
     held = accept & step.hold
     for other, estimate in step.others:

@@ -267,8 +267,8 @@ def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) ->
 
 def mapped(function: Callable[..., Tensor], *solvers: StageSolver | Origin) -> StageSolver | Origin:
     """What `function` makes of solvers, tensor by tensor: of their factors, if all have such; else of their origins."""
-    first = solvers[0]
-    if isinstance(first, Memory) and all(type(solver) is type(first) for solver in solvers):
-        return first.map(function, *solvers[1:])
+    factors = [solver for solver in solvers if isinstance(solver, DenseStageSolver)]
+    if len(factors) == len(solvers):
+        return factors[0].map(function, *factors[1:])
     origins = [solver.origin for solver in solvers]
     return origins[0].map(function, *origins[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, NamedTuple, Self
@@ -48,7 +48,17 @@ from torchivp.torch_func import read, read_rows
 _MOST = 10
 """The largest number of iterations in a step that can be tried again shorter."""
 
-_AGED = 1e-3
+_TRUST = 25
+"""A Jacobian serves for so many steps of the size for which it was made: an iteration with one that is far off may seem
+to converge."""
+
+_GOOD = 0.3
+"""A step grows, or shrinks after a failure, to where corrections shrink at this rate."""
+
+_LEAST = 1e-4
+"""Errors and rates are taken to be at least this where they are compared with those of other steps."""
+
+_AGED = 0.05
 """A Jacobian with which corrections shrink more slowly than this, in more than two iterations, is made anew."""
 
 _THIRD = (
@@ -75,7 +85,9 @@ class _LastStep(Memory):
 
     Attributes:
         dt: the sizes of the steps; NaN where there was none.
+        size: the sizes of their errors, in units of the tolerance.
         rate: the rates of convergence; NaN where they are not known.
+        trusted: how far on the Jacobian may serve.
         lost: where the slopes are not finite, and so it stays.
         stale: where the Jacobian is so old that there shall be a new one.
         again: where a step from the same state was tried, and rejected.
@@ -85,7 +97,9 @@ class _LastStep(Memory):
     """
 
     dt: Numbers
+    size: Numbers
     rate: Numbers
+    trusted: Numbers
     lost: Flags
     stale: Flags
     again: Flags
@@ -100,13 +114,24 @@ class _LastStep(Memory):
         unknown = math.nan if single else np.full(rows, math.nan)
         origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
         no = unknown == 0.0
-        return _LastStep(unknown, unknown, no, no, no, no, y0.new_zeros(stages, rows, size), origin)
+        return _LastStep(
+            dt=unknown,
+            size=unknown,
+            rate=unknown,
+            trusted=unknown,
+            lost=no,
+            stale=no,
+            again=no,
+            fresh=no,
+            slopes=y0.new_zeros(stages, rows, size),
+            solver=origin,
+        )
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
-        steps, names = (self, *others), ("dt", "rate", "lost", "stale", "again", "fresh")
-        numbers = [on_arrays(function, *(getattr(x, name) for x in steps)) for name in names]
+        steps, names = (self, *others), ("dt", "size", "rate", "trusted", "lost", "stale", "again", "fresh")
+        numbers = {name: on_arrays(function, *(getattr(x, name) for x in steps)) for name in names}
         slopes = function(*(x.slopes.transpose(0, 1) for x in steps)).transpose(0, 1)
-        return _LastStep(*numbers, slopes, mapped(function, *(x.solver for x in steps)))
+        return _LastStep(**numbers, slopes=slopes, solver=mapped(function, *(x.solver for x in steps)))
 
 
 class _Filter(NamedTuple):
@@ -124,7 +149,7 @@ class _Filter(NamedTuple):
     def of(a: np.ndarray, like: Tensor) -> _Filter:
         """Of the coefficients `a`, [stages, stages]."""
         values, vectors = np.linalg.eig(a)
-        vector = vectors[:, np.argmin(abs(values.imag))].real
+        vector = np.real(vectors[:, np.argmin(abs(np.imag(values)))])
         place = int(np.argmax(abs(vector)))
         return _Filter(torch.as_tensor(vector / vector[place]).to(like).view(-1, 1, 1), place)
 
@@ -161,6 +186,7 @@ class _StepSolved(NamedTuple):
         tracked: whether a gradient flows through func.
         failure: why rows have no slopes.
         work: what it has cost.
+        rate: the slowest rate of convergence that was seen.
     """
 
     slopes: Tensor
@@ -169,6 +195,7 @@ class _StepSolved(NamedTuple):
     tracked: bool
     failure: dict[int, str]
     work: Work
+    rate: Numbers = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +206,7 @@ class _Block:
         first: the first of them.
         stop: the one after the last.
         before: their coefficients of the stages before them, [stages, first]; None if there are none.
+        guess: what combines the slopes of the stages before it to a guess of that of a single stage, in adaptive steps.
         own: the linear systems with their coefficients of each other; None for an explicit stage.
         precise: the same, solved to rounding.
     """
@@ -186,6 +214,7 @@ class _Block:
     first: int
     stop: int
     before: Tensor | None
+    guess: Sequence[float] | None
     own: Systems | None
     precise: Systems | None
 
@@ -201,6 +230,13 @@ def _extents(a: np.ndarray) -> list[tuple[int, int]]:
     if np.any(np.triu(a, 1)) or len(on_diagonal[on_diagonal != 0]) > 1:
         return [(0, stages)] if a[0].any() or a[:, 0].any() else [(0, 1), (1, stages)]
     return [(i, i + 1) for i in range(stages)]
+
+
+def _extrapolating(nodes: Sequence[float]) -> Sequence[float]:
+    """The least weights that find the value at the last node from the others, for polynomials of degree 2, or less."""
+    degree = min(2, len(set(nodes[:-1])) - 1)
+    powers = np.vander(np.array(nodes, dtype=np.float64), degree + 1)
+    return (powers[-1] @ np.linalg.pinv(powers[:-1])).tolist()
 
 
 class ImplicitRungeKutta(Method):
@@ -227,7 +263,7 @@ class ImplicitRungeKutta(Method):
     tableau: ClassVar[ButcherTableau]
     error_order = None
     filters_error: ClassVar[bool] = False
-    newton_tolerance: ClassVar[float] = 0.03
+    newton_tolerance: ClassVar[float] = 0.1
     controller_options: ClassVar[Mapping[str, float]] = {"dead_band": 1.2}
     takes_rows = True
     rows_keep_carry = True
@@ -273,7 +309,8 @@ class ImplicitRungeKutta(Method):
         kinds = [Systems(self.linear_solver, a, tolerance) for tolerance in (1e-3, 1e3 * torch.finfo(a.dtype).eps)]
         own, precise = kinds if a.any() else (None, None)
         before = self._a[first:stop, :first]
-        return _Block(first, stop, before if before.any() else None, own, precise)
+        guess = _extrapolating(self.tableau.c[:stop]) if 0 < first == stop - 1 else None
+        return _Block(first, stop, before if before.any() else None, guess, own, precise)
 
     def initial_carry(self, f0: Tensor) -> ImplicitCarry:
         slope = to_real(f0)
@@ -325,15 +362,18 @@ class ImplicitRungeKutta(Method):
         if solved.failure:
             failed = torch.tensor(list(solved.failure), device=y1.device)
             y1 = y1.index_copy(0, failed, real_y0.index_select(0, failed))
-        after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, solved.last)
         y1 = to_complex(y1) if self._complex else y1
-        error = None
+        last_step, error, growth = solved.last, None, math.inf
         if self.error_order is not None:
             with torch.no_grad(), np.errstate(all="ignore"):
-                error = self._error(real_func, ends[0], span.detached(), (y0.detach(), y1.detach()), solved, last)
-        before = ImplicitCarry(slope, solved.retry)
-        failure = solved.failure or None
-        return Step(*ends, y0, y1, error, after, before, (slope, slopes), failure=failure, work=solved.work)
+                states = y0.detach(), y1.detach()
+                error = self._error(real_func, ends[0], span.detached(), states, solved, last)
+                size, growth = self._growth(error, states, span.sizes, solved, last)
+                last_step = replace(last_step, size=size)
+        after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, last_step)
+        retry = ImplicitCarry(slope, solved.retry)
+        failure, stages = solved.failure or None, (slope, slopes)
+        return Step(*ends, y0, y1, error, after, retry, stages, failure=failure, work=solved.work, growth=growth)
 
     def _solve(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, last: _LastStep) -> _StepSolved:
         """The slopes of all stages, without history."""
@@ -345,7 +385,11 @@ class ImplicitRungeKutta(Method):
         newton = newton_of(self._norm, y0, span.sizes, **options)
         rate, solver, waiting = last.rate, last.solver, without(True, lost)
         y0, times, known = to_real(y0), span.times.unbind(), None
-        fresh, stale, slow = last.fresh, last.stale, without(False, lost)
+        length, trusted = abs(span.sizes), last.trusted
+        # Fixed steps take their time to find out by themselves whether a Jacobian is too old.
+        trust, aged = (math.inf, math.inf) if self.error_order is None else (_TRUST, _AGED)
+        fresh, stale, slow = last.fresh, last.stale | (length > trusted), without(False, lost)
+        slowest = 0.0
         for block in self._blocks:
             base = self._base(block, y0, known, span.dt)
             if block.own is None:
@@ -360,7 +404,9 @@ class ImplicitRungeKutta(Method):
                 slopes, solver, rate, flows = found.slopes, found.solver, found.rate, flows or found.tracked
                 work = added(work, found.work, refactorised)
                 fresh, stale = fresh | found.renewed, without(stale, found.renewed)
-                slow = slow | ((found.work.iterations > 2) & (rate > _AGED))
+                trusted = pick(found.renewed, trust * length, trusted)
+                slowest = np.fmax(slowest, pick(found.work.iterations > 1, found.rate, 0.0))
+                slow = slow | ((found.work.iterations > 2) & (rate > aged))
                 if any_of(found.failed):
                     failure.update(failures(found, self.max_iters))
                 lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
@@ -370,9 +416,10 @@ class ImplicitRungeKutta(Method):
                 break
         assert known is not None
         no, yes = without(False, lost), lost | True
-        after = _LastStep(span.sizes, rate, lost, slow, no, no, known.detach(), solver)
-        retry = replace(last, stale=stale, again=yes, fresh=fresh, solver=solver)
-        return _StepSolved(known, after, retry, flows, failure, work)
+        after = replace(last, dt=span.sizes, rate=rate, trusted=trusted - length, lost=lost, stale=slow, again=no)
+        after = replace(after, fresh=no, slopes=known.detach(), solver=solver)
+        retry = replace(last, trusted=trusted, stale=stale, again=yes, fresh=fresh, solver=solver)
+        return _StepSolved(known, after, retry, flows, failure, work, slowest)
 
     def _error(
         self,
@@ -395,16 +442,35 @@ class ImplicitRungeKutta(Method):
             return self._as_state(raw)
         error = self._filter(solver, raw)
         if self._error_of_start and any_of(last.again):
-            large = last.again & (self._size_of(self._as_state(error), ends, span) > 1.0)
+            large = last.again & (self._size_of(self._as_state(error), ends, span.sizes) > 1.0)
             if any_of(large):
                 moved = self._slope(func, t0, to_real(ends[0]) + error)
                 second = self._filter(solver, raw + (moved - slopes[0]) * (self._error_of_start * span.dt))
                 error = pick_slopes(large, second.unsqueeze(0), error.unsqueeze(0)).squeeze(0)
         return self._as_state(error)
 
-    def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], span: _Span) -> Numbers:
+    def _growth(
+        self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers, solved: _StepSolved, last: _LastStep
+    ) -> tuple[Numbers, Numbers]:
+        """The sizes of the errors, and by which factor the next step may be longer.
+
+        So that its error is not too large if it goes on to change as it did (Gustafsson, "Control-theoretic techniques
+        for stepsize selection in implicit Runge-Kutta methods", ACM TOMS 20 (1994)), and Newton's iteration, whose rate
+        of convergence grows with the step, does not fail.
+        """
+        assert self.error_order is not None
+        size = np.maximum(self._size_of(error, ends, sizes), _LEAST)
+        by_error = 0.9 * abs(sizes / last.dt) * (last.size / size**2) ** (1.0 / (self.error_order + 1))
+        by_rate = _GOOD / np.maximum(solved.rate, _LEAST)
+        factor = np.fmin(np.maximum(by_error, 0.2), np.maximum(by_rate, 1.0))
+        factor = np.where(size <= 1.0, factor, math.inf)
+        failed = np.zeros(size.shape, dtype=bool)
+        failed[... if not size.ndim else list(solved.failure)] = bool(solved.failure)
+        return size, np.where(failed, np.clip(by_rate, 0.1, 0.5), factor)[()]
+
+    def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers) -> Numbers:
         """The sizes of errors in units of the tolerance."""
-        return self._given(error, *ends) if isinstance(span.sizes, float) else self._given.rows(error, *ends)
+        return self._given(error, *ends) if isinstance(sizes, float) else self._given.rows(error, *ends)
 
     def _recorded(self, func: FlatFunc, span: _Span, y0: Tensor, slope: Tensor | None, solved: Tensor) -> Tensor:
         """The `solved` slopes as functions of all that they depend on: their values stay what they are."""
@@ -433,7 +499,11 @@ class ImplicitRungeKutta(Method):
     def _guess(self, block: _Block, known: Tensor | None, last: _LastStep, dt: Numbers) -> Tensor:
         """The slopes that the iteration starts from: those of the last step, extrapolated, or of the last stage."""
         if block.stop - block.first == 1 < len(self.tableau.c):
-            return (last.slopes if known is None else known)[-1:]
+            known = last.slopes if known is None else known
+            if block.guess is None or self.error_order is None:
+                return known[-1:]
+            first, *others = (weight * slopes for weight, slopes in zip(block.guess, known.split(1), strict=True))
+            return sum(others, first)
         ratio = dt / pick(last.dt == 0.0, math.nan, last.dt)
         far = abs(ratio - 1.0) >= 0.01
         weights = self._extrapolation(pick(far, ratio, 1.0)) if any_of(far) else self._next_slopes
