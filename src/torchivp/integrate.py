@@ -59,8 +59,8 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     if method.varies_order and not isinstance(controller, PIDController):
         raise ValueError(
             f"{method.__name__} chooses its step sizes together with its order, so they cannot be fixed: leave "
-            "step_size out, or choose a method of fixed order such as method='implicit_adams', or 'radauIIA5' where the "
-            "problem is stiff"
+            "step_size out, or choose a method of fixed order such as method='implicit_adams', for stiff problems "
+            "'radauIIA5'"
         )
     return controller
 
