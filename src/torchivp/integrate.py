@@ -59,15 +59,10 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     if method.varies_order and not isinstance(controller, PIDController):
         raise ValueError(
             f"{method.__name__} chooses its step sizes together with its order, so they cannot be fixed: leave "
-            "step_size out, or choose a method of fixed order such as method='implicit_adams', or 'radauIIA5' where "
-            "the problem is stiff"
+            "step_size out, or choose a method of fixed order such as method='implicit_adams', for stiff problems "
+            "'radauIIA5'"
         )
     return controller
-
-
-def at_steps(method: type[Method], controller: Controller) -> type[Method]:
-    """The method as it takes the steps of a controller."""
-    return method.at_steps(fixed=not isinstance(controller, PIDController))
 
 
 def check_norm(norm: ErrorNorm, controller: Controller, whose: str = "") -> ErrorNorm:

@@ -68,7 +68,7 @@ _THIRD = (
 
 
 def _rescaled() -> np.ndarray:
-    """What differences for steps longer by `ratio` are of those before, by powers of it: [6 powers, 6, 6].
+    """What differences for steps longer by a ratio are of those before, by powers of it: [6 powers, 5, 5].
 
     The polynomial of degree j through equidistant points, sampled at others. Its value at s steps back is the sum of
     the differences times binomial coefficients, polynomials of s; differences of these at the new points.
@@ -81,29 +81,22 @@ def _rescaled() -> np.ndarray:
         binomials[i] = -(shifted - (i - 1) * binomials[i - 1]) / i
     points = np.arange(n)[:, None] ** np.arange(n)  # m^p: the new points are s = m ratio
     signs = np.array([[(-1) ** m * math.comb(j, m) for m in range(n)] for j in range(n)])
-    return np.einsum("jm,mp,ip->pji", signs, points, binomials)
+    return np.einsum("jm,mp,ip->pji", signs, points, binomials)[:, 1:, 1:]
 
 
-def _weights() -> np.ndarray:
-    """By the order and powers of the ratio of step sizes, what a step makes of the state and its differences.
+def _onward() -> np.ndarray:
+    """By the order, what a step makes of the state and its differences, which are of its size: [6 orders, 9, 8].
 
-    [6 orders, 6 powers, 9, 8]: the rows are the prediction, the differences after the step if it ends there, and what
-    the equation of the step adds to the prediction.
+    The rows are the prediction, the differences after the step if it ends there, and what the equation of the step adds
+    to the prediction.
     """
-    table = np.zeros((_HIGHEST + 1, _HIGHEST + 1, _KEPT + 2, _KEPT + 1))
-    rescaled = _rescaled()
-    for k in range(_HIGHEST + 1):
-        to_size = np.zeros((_HIGHEST + 1, _KEPT + 1, _KEPT + 1))
-        to_size[:, : k + 1, : k + 1] = rescaled[:, : k + 1, : k + 1]
-        to_size[0] += np.diag(np.arange(_KEPT + 1) > k)
-        onward = np.eye(_KEPT + 2, _KEPT + 1)
-        onward[: k + 1, : k + 1] = np.triu(np.ones((k + 1, k + 1)))
-        onward[k + 1 : k + 3] = 0.0
-        if k + 2 <= _KEPT:
-            onward[k + 2, k + 1] = -1.0
-        onward[-1] = 0.0
-        onward[-1, 1 : k + 1] = _GAMMA[1 : k + 1] / _ALPHA[max(k, 1)]
-        table[k] = onward @ to_size
+    table = np.zeros((_HIGHEST + 1, _KEPT + 2, _KEPT + 1))
+    for k in range(1, _HIGHEST + 1):
+        table[k] = np.eye(_KEPT + 2, _KEPT + 1)
+        table[k, : k + 1, : k + 1] = np.triu(np.ones((k + 1, k + 1)))
+        table[k, k + 1 : k + 3] = 0.0
+        table[k, k + 2, k + 1] = -1.0
+        table[k, -1, 1 : k + 1] = _GAMMA[1 : k + 1] / _ALPHA[k]
     return table
 
 
@@ -205,8 +198,8 @@ class BDF(Method):
         self._a = torch.ones(1, 1, dtype=dtype, device=device)
         self._systems = Systems(self.linear_solver, self._a)
         self._precise = Systems(self.linear_solver, self._a, 1e3 * torch.finfo(dtype).eps)
-        self._table = torch.tensor(_weights(), dtype=time_dtype(device), device=device)
-        self._of_equal = self._table.sum(1).to(dtype)
+        self._rescaled = torch.tensor(_rescaled(), dtype=time_dtype(device), device=device)
+        self._onward = torch.tensor(_onward(), dtype=dtype, device=device)
         places = torch.arange(1, _KEPT + 1)
         added = places <= torch.arange(_HIGHEST + 1).unsqueeze(1) + 2
         # By the order, to which differences the one beyond the order is added.
@@ -235,7 +228,7 @@ class BDF(Method):
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: BDFCarry | None) -> Step:
         if carry is not None and not isinstance(carry.last.rate, float):  # an initial one, that of rows
             carry = carry._replace(last=_LastStep.none(carry.differences[:, 0].detach(), single=True))
-        start, end = (time_scalar(t, self._table.dtype, self._a.device) for t in (t0, t1))
+        start, end = (time_scalar(t, self._rescaled.dtype, self._a.device) for t in (t0, t1))
         step = self._step(func, (start, end), t1 - t0, y0, carry)
         orders = (step.order, *(other for other, _ in step.others))
         order, *others = (int(x[0]) for x in orders if isinstance(x, np.ndarray))
@@ -262,7 +255,9 @@ class BDF(Method):
         with np.errstate(all="ignore"):
             past, ratio = _at_size(carry.last, sizes)
         order = past.order
-        parts = self._combined(order, ratio, dt, torch.cat((real_y0.unsqueeze(1), carry.differences), 1), carry.spacing)
+        differences = self._at_ratio(carry, order, ratio, dt)
+        known = torch.cat((real_y0.unsqueeze(1), differences), 1)
+        parts = _combined(self._onward[torch.from_numpy(order)], known, is_single(dt))
         predicted, after, known = parts[:, 0], parts[:, 1:-1], parts[:, -1]
         numbers, times = sizes / _ALPHA[order], [ends[1].to(self._real_dtype)]
         if isinstance(dt, Tensor) and dt.ndim:
@@ -314,31 +309,25 @@ class BDF(Method):
             found = solve(newton, self._systems, equations, guess.unsqueeze(0), waiting, old, past.rate, past.fresh, no)
             return found, added(found.work, refactorised)
 
-    def _combined(
-        self, order: np.ndarray, ratio: np.ndarray, dt: float | Tensor, known: Tensor, spacing: Tensor
-    ) -> Tensor:
-        """What the rows of the table make of the states and their differences `known`: [rows, 9, size]."""
-        orders, moving = torch.from_numpy(order), dt if isinstance(dt, Tensor) and moves(dt) else None
-        weights = self._of_equal[orders]
+    def _at_ratio(self, carry: BDFCarry, order: np.ndarray, ratio: np.ndarray, dt: float | Tensor) -> Tensor:
+        """The differences for steps of these sizes, longer than those before by the `ratio`: [rows, 7, size]."""
+        moving = dt if isinstance(dt, Tensor) and moves(dt) else None
         changed = np.flatnonzero((ratio != 1.0) | (moving is not None))
-        if len(changed):
-            where = torch.from_numpy(changed)
-            by_power = torch.from_numpy(ratio[changed]).to(self._table).view(-1, 1, 1)
-            if moving is not None:
-                moved = (moving.reshape(-1, 1) / spacing).unsqueeze(2)[where]
-                by_power = by_power + (moved - moved.detach())
-            table = self._table[orders[where]]
-            total = table[:, -1]
-            for power in range(_HIGHEST - 1, -1, -1):
-                total = total * by_power + table[:, power]
-            weights = weights.index_copy(0, where.to(weights.device), total.to(weights.dtype))
-        if is_single(dt):
-            return torch.mm(weights[0], known[0]).unsqueeze(0)
-        # One after the other: what a product of matrices does to a row may depend on how many there are.
-        total = weights[:, :, :1] * known[:, :1]
-        for j in range(1, _KEPT + 1):
-            total = torch.addcmul(total, weights[:, :, j : j + 1], known[:, j : j + 1])
-        return total
+        if not len(changed):
+            return carry.differences
+        where = torch.from_numpy(changed)
+        longer = torch.from_numpy(ratio[changed]).to(self._rescaled).view(-1, 1, 1)
+        if moving is not None:
+            moved = (moving.reshape(-1, 1) / carry.spacing).unsqueeze(2)[where]
+            longer = longer + (moved - moved.detach())
+        weights = self._rescaled[-1]
+        for of_power in self._rescaled.flip(0)[1:]:
+            weights = weights * longer + of_power
+        before = carry.differences[where, :_HIGHEST]
+        used = _up_to(order[changed], before)
+        after = _combined(weights.to(before.dtype), torch.where(used, before, 0.0), is_single(dt))
+        after = torch.cat((torch.where(used, after, before), carry.differences[where, _HIGHEST:]), 1)
+        return after if len(changed) == len(ratio) else carry.differences.index_put((where,), after)
 
     def _others(
         self, after: Tensor, order: np.ndarray, settled: np.ndarray, failed: Flags
@@ -373,8 +362,7 @@ class BDF(Method):
     def _increments(self, step: Step) -> Tensor:
         """The differences up to the orders of the steps, [5, rows, size]."""
         after, order = step.stages
-        places = np.arange(1, _HIGHEST + 1) <= order[:, None]
-        used = torch.where(torch.from_numpy(places).to(after.device).unsqueeze(2), after[:, :_HIGHEST], 0.0)
+        used = torch.where(_up_to(order, after), after[:, :_HIGHEST], 0.0)
         return torch.stack([self._as_state(difference) for difference in used.unbind(1)])
 
 
@@ -382,6 +370,8 @@ def _at_size(last: _LastStep, sizes: np.ndarray) -> tuple[_LastStep, np.ndarray]
     """What is remembered, for steps of these sizes, and by how much longer they are than those before."""
     ratio = np.where(sizes == 0.0, 0.0, sizes / last.spacing)
     same = np.abs(ratio - 1.0) <= _SAME
+    if same.all():
+        return last, np.ones_like(ratio)
     ratio = np.where(same, 1.0, ratio)
     highest = np.log(_LARGEST_WEIGHT) / np.log(np.maximum(ratio, 2.0))
     order = np.minimum(last.order, np.maximum(highest, 1.0).astype(np.int64))
@@ -390,3 +380,19 @@ def _at_size(last: _LastStep, sizes: np.ndarray) -> tuple[_LastStep, np.ndarray]
 
 def _column(numbers: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(numbers).to(like.device, like.dtype.to_real()).unsqueeze(1)
+
+
+def _up_to(order: np.ndarray, like: Tensor) -> Tensor:
+    """Which of the first five differences are of the orders of the steps or lower, [rows, 5, 1]."""
+    return torch.from_numpy(np.arange(1, _HIGHEST + 1) <= order[:, None]).to(like.device).unsqueeze(2)
+
+
+def _combined(weights: Tensor, vectors: Tensor, single: bool) -> Tensor:
+    """The products of the matrices of the rows, [rows, m, n], with [rows, n, size]."""
+    if single:
+        return torch.mm(weights[0], vectors[0]).unsqueeze(0)
+    # One after the other: what a product of matrices does to a row may depend on how many there are.
+    total = weights[:, :, :1] * vectors[:, :1]
+    for j in range(1, vectors.shape[1]):
+        total = torch.addcmul(total, weights[:, :, j : j + 1], vectors[:, j : j + 1])
+    return total
