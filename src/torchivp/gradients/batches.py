@@ -93,20 +93,18 @@ class _UsedLater:
         function = watched.function
 
         def look(*args: Any) -> Any:
-            if _tracked(args):  # by a method, which differentiates it by its state
+            if (
+                torch.is_grad_enabled()
+            ):  # a method differentiates it, by the state: that it depends on this says nothing
                 return function(*args)
             with torch.enable_grad():
                 value = function(*args)
-            if not _tracked(value):
+            if not any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):
                 return value
             self.used = True
             return pytree.tree_map_only(Tensor, Tensor.detach, value)
 
         return watched.calling(look)
-
-
-def _tracked(values: Any) -> bool:
-    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(values))
 
 
 class _BacksolvedRows(ReplayedSolve):

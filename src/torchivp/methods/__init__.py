@@ -6,6 +6,7 @@ from typing import Literal
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
 from torchivp.methods.ode.adaptive_heun import AdaptiveHeun
+from torchivp.methods.ode.auto import Auto
 from torchivp.methods.ode.bosh3 import Bosh3
 from torchivp.methods.ode.dopri5 import Dopri5
 from torchivp.methods.ode.dopri8 import Dopri8
@@ -62,6 +63,7 @@ ODE_METHODS: dict[str, type[Method]] = {
     "rosenbrock23": Rosenbrock23,
     "rodas4": Rodas4,
     "rodas5p": Rodas5P,
+    "auto": Auto,
     "adams": Adams,
     "explicit_adams": ExplicitAdams,
     "implicit_adams": ImplicitAdams,
@@ -111,6 +113,7 @@ MethodName = Literal[
     "rosenbrock23",
     "rodas4",
     "rodas5p",
+    "auto",
     "adams",
     "explicit_adams",
     "implicit_adams",

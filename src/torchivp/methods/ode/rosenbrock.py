@@ -151,6 +151,10 @@ class _Start(Memory):
         return _Start(found, self.recorded)
 
 
+class UnseenDerivatives(ValueError):
+    """func depends on the state, and autograd does not see how."""
+
+
 class Rosenbrock(Method):
     """The engine of the Rosenbrock methods. A method is a subclass with a `tableau`.
 
@@ -227,7 +231,7 @@ class Rosenbrock(Method):
             with torch.no_grad():  # it may not depend on the state
                 other = func(times[0], y0 + 1e-3 * (1.0 + y0.abs()))
             if not torch.equal(other, found.slope):
-                raise ValueError(
+                raise UnseenDerivatives(
                     f"{type(self).__name__} needs the derivatives of func, and autograd does not see how func(t, y) "
                     "depends on y: compute in torch, without .item(), .detach() or NumPy, or use a method that needs "
                     "none, such as method='scipy_solver' for stiff problems"
@@ -284,6 +288,11 @@ class Rosenbrock(Method):
         """The times of the stages, each 0-d or [rows, 1], as `func` receives them. A node c = 1 gives `t1`."""
         c = self._c.view(-1, 1, 1) if t0.ndim else self._c
         return torch.lerp(t0, t1, c).to(self._real_dtype).unbind()
+
+    def radius(self, step: Step) -> Tensor:
+        """Bounds of the spectral radii of the Jacobians that a step was made with, [rows]: their smaller norms."""
+        sizes = step.retry.found.jacobian.detach().abs()
+        return torch.minimum(sizes.sum(1).amax(1), sizes.sum(2).amax(1))
 
     def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
         slopes = self._as_state(step.stages) / (step.t1 - step.t0)
