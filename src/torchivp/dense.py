@@ -240,6 +240,25 @@ class DenseSolution:
         return f"DenseSolution(t in [{self.t_min:g}, {self.t_max:g}], {len(self._steps)} steps)"
 
 
+class WithinSteps(Protocol):
+    """The solutions of rows within their steps."""
+
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
+        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
+
+        `t` are the times that these fractions are, where the user gave them, lest they be rounded.
+        """
+        ...
+
+    def at_fraction(self, theta: float) -> Tensor:
+        """The state of every row at the same fraction of its step, [rows, size]."""
+        ...
+
+    def kept(self) -> WithinSteps:
+        """The same, on data of their own, so that they are valid after the next step too."""
+        ...
+
+
 class KeptSteps(Protocol):
     """The solutions of some rows within steps, on data of their own."""
 

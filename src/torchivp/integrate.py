@@ -65,6 +65,11 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     return controller
 
 
+def at_steps(method: type[Method], controller: Controller) -> type[Method]:
+    """The method as it takes the steps of a controller."""
+    return method.at_steps(fixed=not isinstance(controller, PIDController))
+
+
 def check_norm(norm: ErrorNorm, controller: Controller, whose: str = "") -> ErrorNorm:
     """Check that steps sized by their error may have one; `whose` tolerances they are, for the message.
 

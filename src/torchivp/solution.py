@@ -120,6 +120,8 @@ class Stats:
         factorisations: matrices of linear systems that they factorised.
         solves: linear systems that they solved.
         iterations: iterations of Newton's method.
+        stiff: of the accepted steps and rejected attempts, those that method "auto" took with its stiff method.
+        switches: how often it has switched between its two methods.
     """
 
     evaluations: int = 0
@@ -130,6 +132,8 @@ class Stats:
     factorisations: int = 0
     solves: int = 0
     iterations: int = 0
+    stiff: int = 0
+    switches: int = 0
 
 
 @dataclass(repr=False)

@@ -42,6 +42,21 @@ def any_dual(values: Iterable[Any]) -> bool:
     return in_forward_mode() and any(map(is_dual, values))
 
 
+def as_leaf(x: Tensor) -> Tensor:
+    """A copy that requires a gradient and has no history but the tangent of `x`, if it has one."""
+    leaf = x.detach().clone().requires_grad_()
+    return forward_ad.make_dual(leaf, forward_ad.unpack_dual(x).tangent) if is_dual(x) else leaf
+
+
+def without_graph(x: Tensor) -> Tensor:
+    """The same values, with the tangent of `x`, if it has one, and no graph."""
+    if inside_transform() or not is_dual(x):
+        return x.detach()
+    primal, tangent = forward_ad.unpack_dual(x)
+    assert tangent is not None
+    return forward_ad.make_dual(primal.detach(), tangent.detach())
+
+
 def moves(x: Tensor) -> bool:
     """Whether a derivative of any kind is wanted of `x`: a gradient, of autograd or a transform, or a tangent."""
     return x.requires_grad or (may_be_tracked() and (needs_gradient(x) or is_dual(x)))

@@ -595,3 +595,21 @@ def test_autograd_over_a_transform_has_the_right_third_derivative(method):
     y, h = at(0.8), 1e-4
     (third,) = torch.autograd.grad(second(y), y)
     assert abs(third - (second(at(0.8 + h)) - second(at(0.8 - h))) / (2 * h)) < 1e-6
+
+
+def test_a_batch_that_needs_no_gradient_is_solved_once_with_its_jacobians():
+    """Where gradients are enabled, what func uses is watched for; the state of an implicit method is no such thing."""
+    y0 = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]], dtype=torch.float64)
+    calls = []
+
+    def rows(t, y):
+        calls.append(t)
+        return torch.stack(robertson(t, y.unbind(-1)).unbind(), -1)
+
+    counts = []
+    for enabled in (False, True):
+        calls.clear()
+        with torch.set_grad_enabled(enabled):
+            solve_ivp(rows, (0.0, 1.0), y0, method="radauIIA5", step_size=0.1, batch_dims=1)
+        counts.append(len(calls))
+    assert counts[1] == counts[0] + 1  # func is looked at once before the solve

@@ -282,17 +282,19 @@ class _AdjointFunction:
 
         def evaluate(t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
             with torch.enable_grad():
-                y = y.detach().requires_grad_()
+                y = y if y.requires_grad else y.detach().requires_grad_()
                 return func(t, y), [y, *self._leaves]
 
         def slopes(t: Tensor, z: Tensor) -> Tensor:
+            differentiated = z.requires_grad  # by an implicit method
             slope, leaves = evaluate(t, z[:, :size])
             if strangers := self._late.among(slope, [*leaves, t]):
-                self._late.meet(strangers, partial(evaluate, t.detach().clone(), z[:, :size].clone()))
+                self._late.meet(strangers, partial(evaluate, t.detach().clone(), z[:, :size].detach().clone()))
             if not slope.requires_grad:
                 return torch.cat([slope, torch.zeros_like(slope)], dim=1)
-            (found,) = vjp([slope], [-z[:, size:]], leaves[:1])
-            return torch.cat([slope.detach(), torch.zeros_like(slope) if found is None else found], dim=1)
+            (found,) = vjp([slope], [-z[:, size:]], leaves[:1], create_graph=differentiated)
+            slope = slope if differentiated else slope.detach()
+            return torch.cat([slope, torch.zeros_like(slope) if found is None else found], dim=1)
 
         return _OnRows(slopes)
 

@@ -313,24 +313,25 @@ class _AdjointSystem:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
-        state = y.narrow(1, 0, self._size).detach()
+        differentiated = y.requires_grad  # by an implicit method
+        state = y.narrow(1, 0, self._size)
         slope, leaves = self._evaluate(t, state)
         if strangers := self._late.among(slope, [*leaves, t]):
-            self._late.meet(strangers, partial(self._evaluate, t.detach().clone(), state.clone()))
+            self._late.meet(strangers, partial(self._evaluate, t.detach().clone(), state.detach().clone()))
         if not slope.requires_grad:
             return torch.cat([slope, *(y.new_zeros(1, size) for size in self._sizes[1:])], dim=1)
         adjoint = y.narrow(1, self._size, self._size)
-        found = vjp([slope], [adjoint.neg()], [leaves[0], *self._others])
+        found = vjp([slope], [adjoint.neg()], [leaves[0], *self._others], create_graph=differentiated)
         rates = [
             y.new_zeros(1, size) if g is None else self._real_or_same(g).reshape(1, size)
             for g, size in zip(found, self._sizes[1:], strict=True)
         ]
-        return torch.cat([slope.detach(), *rates], dim=1).to(y.dtype)
+        return torch.cat([slope if differentiated else slope.detach(), *rates], dim=1).to(y.dtype)
 
     def _evaluate(self, t: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The slope at a leaf in the place of `y`, with its graph; that leaf, and the others that stand for inputs."""
+        """The slope with its graph at `y`, or at a leaf in its place; that, and the others that stand for inputs."""
         with torch.enable_grad():
-            state = y.detach().requires_grad_()
+            state = y if y.requires_grad else y.detach().requires_grad_()
             return self._problem.func(t, state), [state, *self._leaves]
 
     def initial(self, y: Tensor, adjoint: Tensor | None) -> Tensor:

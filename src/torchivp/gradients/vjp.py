@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 
-def vjp(roots: Sequence[Tensor], seeds: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def vjp(
+    roots: Sequence[Tensor], seeds: Sequence[Tensor | None], leaves: Sequence[Tensor], create_graph: bool = False
+) -> Sequence[Tensor | None]:
     """The gradients of the leaves, given those of the roots, the seeds; None is zero.
 
     The graph is kept. What the user's functions use may have been computed from parameters elsewhere, and that part of
@@ -20,6 +22,8 @@ def vjp(roots: Sequence[Tensor], seeds: Sequence[Tensor | None], leaves: Sequenc
     if not used:
         return [None] * len(leaves)
     back = partial(torch.autograd.grad, [roots[i] for i in used], leaves, [seeds[i] for i in used], allow_unused=True)
+    if create_graph:
+        return back(create_graph=True)
     try:
         return back(retain_graph=True)
     except RuntimeError as error:

@@ -6,6 +6,7 @@ from typing import Literal
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
 from torchivp.methods.ode.adaptive_heun import AdaptiveHeun
+from torchivp.methods.ode.auto import Auto
 from torchivp.methods.ode.bdf import BDF
 from torchivp.methods.ode.bosh3 import Bosh3
 from torchivp.methods.ode.dopri5 import Dopri5
@@ -30,6 +31,9 @@ from torchivp.methods.ode.radau_iia5 import RadauIIA5
 from torchivp.methods.ode.ralston import Ralston
 from torchivp.methods.ode.rk4 import RK4
 from torchivp.methods.ode.rk4_classic import RK4Classic
+from torchivp.methods.ode.rodas4 import Rodas4
+from torchivp.methods.ode.rodas5p import Rodas5P
+from torchivp.methods.ode.rosenbrock23 import Rosenbrock23
 from torchivp.methods.ode.scipy_solver import ScipySolver
 from torchivp.methods.ode.sdirk2 import SDIRK2
 from torchivp.methods.ode.trapezoid import Trapezoid
@@ -63,7 +67,11 @@ ODE_METHODS: dict[str, type[Method]] = {
     "radauIIA5": RadauIIA5,
     "gl4": GaussLegendre4,
     "gl6": GaussLegendre6,
+    "rosenbrock23": Rosenbrock23,
+    "rodas4": Rodas4,
+    "rodas5p": Rodas5P,
     "bdf": BDF,
+    "auto": Auto,
     "adams": Adams,
     "explicit_adams": ExplicitAdams,
     "implicit_adams": ImplicitAdams,
@@ -112,7 +120,11 @@ MethodName = Literal[
     "radauIIA5",
     "gl4",
     "gl6",
+    "rosenbrock23",
+    "rodas4",
+    "rodas5p",
     "bdf",
+    "auto",
     "adams",
     "explicit_adams",
     "implicit_adams",

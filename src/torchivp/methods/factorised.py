@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,5 +32,49 @@ class Factorised:
 
     def solve(self, right: Tensor) -> Tensor:
         """The matrices' inverses times `right`, [..., n, k]; differentiable with the matrices as constants."""
-        half = torch.linalg.solve_triangular(self._lu, self._order @ right, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(self._lu, half, upper=True)
+        return _solution(self._lu, self._order, right, False)
+
+    def solve_for(self, matrix: Tensor, right: Tensor) -> Tensor:
+        """The same as a function of the matrices too: `matrix` has the values that were factorised, and a history."""
+        found: Any = _Solve.apply(self._lu, self._order, matrix, right, False)
+        return found
+
+
+def _solution(lu: Tensor, order: Tensor, right: Tensor, transposed: bool) -> Tensor:
+    if transposed:
+        half = torch.linalg.solve_triangular(lu.mT, right, upper=False)
+        return order.mT @ torch.linalg.solve_triangular(lu.mT, half, upper=True, unitriangular=True)
+    half = torch.linalg.solve_triangular(lu, order @ right, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(lu, half, upper=True)
+
+
+class _Solve(torch.autograd.Function):
+    """The solution of linear systems, whose derivatives of every order are solutions with the same factors."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(lu: Tensor, order: Tensor, matrix: Tensor, right: Tensor, transposed: bool) -> Tensor:
+        return _solution(lu, order, right, transposed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        lu, order, matrix, _, ctx.transposed = inputs
+        ctx.save_for_backward(lu, order, matrix, output)
+        ctx.save_for_forward(lu, order, matrix, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        lu, order, matrix, solution = ctx.saved_tensors
+        right: Any = _Solve.apply(lu, order, matrix, grads[0], not ctx.transposed)
+        outer = solution @ right.mT if ctx.transposed else right @ solution.mT
+        return None, None, -outer, right, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        lu, order, matrix, solution = ctx.saved_tensors
+        _, _, of_matrix, right, _ = tangents
+        if of_matrix is not None:
+            change = (of_matrix.mT if ctx.transposed else of_matrix) @ solution
+            right = -change if right is None else right - change
+        return _Solve.apply(lu, order, matrix, right, ctx.transposed)

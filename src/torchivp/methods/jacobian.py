@@ -6,13 +6,36 @@ Outside of function transforms plain autograd finds them, and not `torch.func`: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchivp.methods.method import FlatFunc
-from torchivp.torch_func import inside_transform, pull_back
+from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_graph
+
+
+class Derivatives(NamedTuple):
+    """Slopes and their derivatives at some times and states.
+
+    Attributes:
+        slope: [rows, size].
+        jacobian: the matrices d slope_i / d y_j, [rows, size, size].
+        by_time: the derivatives by time, [rows, size]; None if the slopes were not computed from it.
+        seen: whether the slopes were computed from the state or the time where autograd sees it.
+    """
+
+    slope: Tensor
+    jacobian: Tensor
+    by_time: Tensor | None
+    seen: bool = True
+
+    def detached(self) -> Derivatives:
+        """The same without history."""
+        by_time = None if self.by_time is None else self.by_time.detach()
+        return Derivatives(self.slope.detach(), self.jacobian.detach(), by_time, self.seen)
 
 
 def jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
@@ -23,22 +46,48 @@ def jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
 def slopes_and_jacobians(func: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
     """The slopes at real `y`, [rows, size], and the matrix of each row's derivatives, [rows, size, size].
 
-    Both without history. A row of slopes depends on its own state alone, so that the gradient of an element summed over
-    the rows has the derivatives of all of them.
+    Both without history.
     """
-    rows, size = y.shape
-    unit = torch.eye(size, dtype=y.dtype, device=y.device).unsqueeze(1).expand(size, rows, size)
+    found = _differentiated(func, (y.detach(),), recorded=False).detached()
+    return found.slope, found.jacobian
+
+
+def derivatives(func: FlatFunc, t: Tensor, y: Tensor, recorded: bool) -> Derivatives:
+    """The slopes at real `y`, [rows, size], with all their derivatives, from one evaluation of `func`.
+
+    `t` is [rows, 1], or 0-d for a single row. They are without history, unless they are to be `recorded` as functions
+    of all that they depend on.
+    """
+    inputs = (y, t) if recorded else (y.detach(), t.detach())
+    found = _differentiated(lambda y, t: func(t, y), inputs, recorded)
+    return found if recorded else found.detached()
+
+
+def _differentiated(func: Callable[..., Tensor], inputs: Sequence[Tensor], recorded: bool) -> Derivatives:
+    """The slopes at the inputs, the state and perhaps the time, and their derivatives.
+
+    A row of slopes depends on its own state and time alone, so that the gradient of an element summed over the rows has
+    the derivatives of all of them.
+    """
+    rows, size = inputs[0].shape
+    unit = torch.eye(size, dtype=inputs[0].dtype, device=inputs[0].device).unsqueeze(1).expand(size, rows, size)
     if inside_transform():
-        slopes, pull = torch.func.vjp(func, y)[:2]
-        found = pull_back(lambda v: pull(v)[0], unit)
+        slopes, pull, *_ = torch.func.vjp(func, *inputs)
     else:
-        leaf, slopes = _on_a_leaf(func, y)
-        found = torch.zeros_like(unit)
-        if slopes.requires_grad:
-            found = pull_back(
-                lambda v: torch.autograd.grad(slopes, leaf, v, retain_graph=True, materialize_grads=True)[0], unit
-            )
-    return slopes.detach(), found.detach().transpose(0, 1)
+        recorded = recorded and torch.is_grad_enabled()
+        leaves, slopes = _on_leaves(func, inputs)
+        if not slopes.requires_grad:
+            return Derivatives(slopes, torch.zeros_like(unit).transpose(0, 1), None, seen=False)
+        pull = partial(torch.autograd.grad, slopes, leaves, retain_graph=True, create_graph=recorded, allow_unused=True)
+
+    def joined(v: Tensor) -> Tensor:
+        by_state, *by_time = pull(v)
+        by_state = torch.zeros_like(v) if by_state is None else by_state
+        return torch.cat((by_state, *(x.reshape(-1, 1) for x in by_time if x is not None)), 1)
+
+    found = pull_back(joined, unit).transpose(0, 1)
+    by_time = found[:, :, size] if found.shape[2] > size else None
+    return Derivatives(slopes if recorded else without_graph(slopes), found[:, :, :size], by_time)
 
 
 class Linearisation:
@@ -48,7 +97,7 @@ class Linearisation:
     """
 
     def __init__(self, func: FlatFunc, t: Tensor, y: Tensor):
-        self._y, self._slope = _on_a_leaf(_at(func, t), y)
+        (self._y,), self._slope = _on_leaves(_at(func, t), (y.detach(),))
         self._seed = torch.zeros_like(self._slope, requires_grad=True)
         self._pulled: Tensor | None = None
         if self._slope.requires_grad:
@@ -75,8 +124,11 @@ def _at(func: FlatFunc, t: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda y: func(t.detach().clone(), y)
 
 
-def _on_a_leaf(func: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
-    """A leaf that equals `y`, and the slope there with its graph, also where the caller records none."""
+def _on_leaves(func: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Tensors that equal the inputs and require a gradient, and the slopes there with their graph.
+
+    Also where the caller records none. An input that requires a gradient stands for itself.
+    """
     with torch.inference_mode(False), torch.enable_grad():
-        y = y.detach().clone().requires_grad_()
-        return y, func(y)
+        leaves = [x if x.requires_grad else as_leaf(x) for x in inputs]
+        return leaves, func(*leaves)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.dense import RowInterpolant, StepInterpolant
+from torchivp.dense import StepInterpolant, WithinSteps
 from torchivp.error_norm import ErrorNorm
 
 FlatFunc = Callable[[Tensor, Tensor], Tensor]
@@ -31,15 +31,19 @@ class Work(NamedTuple):
         factorisations: matrices of linear systems that were factorised.
         solves: linear systems that were solved.
         iterations: iterations of Newton's method.
+        stiff: tries of a step with the stiff one of two methods between which another one switches.
+        switches: how often it has done that.
     """
 
     jacobians: Any = 0
     factorisations: Any = 0
     solves: Any = 0
     iterations: Any = 0
+    stiff: Any = 0
+    switches: Any = 0
 
     def by_row(self, rows: int) -> np.ndarray:
-        """The numbers of all rows, [rows, 4]."""
+        """The numbers of all rows, [rows, kinds]."""
         return np.stack([np.broadcast_to(count, rows) for count in self], 1)
 
 
@@ -184,7 +188,7 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} takes one row")
 
-    def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
+    def interpolant_rows(self, func: FlatFunc, step: Step) -> WithinSteps:
         """The solution within a step of rows. May evaluate `func`, and may put the result into `step.carry`."""
         raise NotImplementedError(f"{type(self).__name__} takes one row")
 

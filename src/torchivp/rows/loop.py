@@ -179,7 +179,7 @@ class _RowLoop:
         self.status: list[Status | None] = [None] * rows
         self.rejected = np.zeros(rows, dtype=np.int64)
         self.evaluations = np.zeros(rows, dtype=np.int64)
-        self.work = np.zeros((rows, 4), dtype=np.int64)
+        self.work = np.zeros((rows, len(Work._fields)), dtype=np.int64)
         self.iterations = 0
         self.active = _Active.begin(times.start)
         self.places = np.arange(rows)

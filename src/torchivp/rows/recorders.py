@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.dense import RowSteps
+from torchivp.dense import RowSteps, WithinSteps
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.times import RowTimes
 
 Carry = Callable[[np.ndarray, np.ndarray, Tensor], Tensor]
 """Called with rows, the numbers of their outputs and their states; returns the states as functions of these times."""
-
-
-class WithinSteps(Protocol):
-    """The solutions of rows within their steps."""
-
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
-        """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
-
-        `t` are the times that these fractions are, where the user gave them, lest they be rounded.
-        """
-        ...
-
-    def at_fraction(self, theta: float) -> Tensor:
-        """The state of every row at the same fraction of its step, [rows, size]."""
-        ...
-
-    def kept(self) -> WithinSteps:
-        """The same, on data of their own, so that they are valid after the next step too."""
-        ...
 
 
 class RowOutputs:

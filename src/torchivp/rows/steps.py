@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.method import Method, Step, choice, map_rows
+from torchivp.methods.method import Method, Step, Work, choice, map_rows
 from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
@@ -92,12 +92,12 @@ class Stepper:
         rows: the numbers of the rows.
 
     Attributes:
-        work: what the steps of each row have cost besides evaluations of func, [rows, 4], in the order of `Work`.
+        work: what the steps of each row have cost besides evaluations of func, [rows, kinds], in the order of `Work`.
     """
 
     def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
         self.problem = problem
-        self.work = np.zeros((len(rows), 4), dtype=np.int64)
+        self.work = np.zeros((len(rows), len(Work._fields)), dtype=np.int64)
         self.method = method
         self.rows = rows
         self.norm = norm.take(problem.select(rows))

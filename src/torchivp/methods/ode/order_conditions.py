@@ -49,15 +49,20 @@ def density(tree: Tree) -> int:
     return gamma
 
 
-def residual(a: np.ndarray, b: np.ndarray, order: int, theta: float = 1.0) -> float:
-    """The largest violation of the conditions up to `order` of the weights `b` at the fraction `theta` of a step."""
+def residual(a: np.ndarray, b: np.ndarray, order: int, theta: float = 1.0, single: np.ndarray | None = None) -> float:
+    """The largest violation of the conditions up to `order` of the weights `b` at the fraction `theta` of a step.
+
+    A Rosenbrock method has another matrix, `alpha + Gamma`, where a `single` subtree hangs on a vertex (Hairer and
+    Wanner, "Solving Ordinary Differential Equations II", IV.7).
+    """
     weights: dict[Tree, np.ndarray] = {}
 
     def phi(tree: Tree) -> np.ndarray:
         if tree not in weights:
+            matrix = single if single is not None and len(tree) == 1 else a
             product = np.ones(len(b))
             for subtree in tree:
-                product = product * (a @ phi(subtree))
+                product = product * (matrix @ phi(subtree))
             weights[tree] = product
         return weights[tree]
 

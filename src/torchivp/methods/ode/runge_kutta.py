@@ -92,7 +92,7 @@ class ButcherTableau:
     @property
     def matrix(self) -> np.ndarray:
         """The rows of `a` as a square matrix."""
-        return _square(self.a)
+        return square(self.a)
 
     def _check(self) -> None:
         a = self.matrix
@@ -110,7 +110,7 @@ class ButcherTableau:
             self._check_dense(self.dense)
 
     def _check_dense(self, dense: StagePolynomials) -> None:
-        a = _square([*self.a, *dense.a])
+        a = square([*self.a, *dense.a])
         nodes = np.array([*self.c, *dense.c])
         _require(max(abs(a.sum(1) - nodes)) < 1e-12, "the rows of dense.a must sum to the nodes dense.c")
         polynomials = np.array(dense.b)
@@ -122,7 +122,8 @@ class ButcherTableau:
         _require(max(abs(polynomials.sum(1) - b)) < 1e-11, "dense.b must equal b at the end of the step")
 
 
-def _square(rows: Sequence[Coefficients]) -> np.ndarray:
+def square(rows: Sequence[Coefficients]) -> np.ndarray:
+    """The rows of a tableau as a matrix, with the zeros at their ends."""
     return np.array([[*row, *[0.0] * (len(rows) - len(row))] for row in rows], dtype=np.float64)
 
 
@@ -156,7 +157,7 @@ class ExplicitRungeKutta(Method):
         self._on_host = y0.device.type == "cpu"
         self._is_short = self.error_order is None and self.tableau.dense is None
         self._end = (math.nan, y0, y0)
-        self._row_buffer: _RowBuffer | None = None
+        self._row_buffer: RowBuffer | None = None
 
     # Most solves need some of what follows, none needs all of it.
 
@@ -275,7 +276,7 @@ class ExplicitRungeKutta(Method):
         times = (t0, t1, *inner.unbind())
         if t0.dtype != self._real_dtype:
             times = [t.to(self._real_dtype) for t in times]
-        stages = _RecordedRows() if derivatives_enabled() else self._stages_of_rows(y0)
+        stages = RecordedRows() if derivatives_enabled() else self._stages_of_rows(y0)
         flat = y0.reshape(1, y0.numel())
         first, y, k = carry, y0, y0
         for i, place in enumerate(self._time_of_stage):
@@ -295,9 +296,9 @@ class ExplicitRungeKutta(Method):
         after = k.clone() if fsal or self.tableau.predicts else None
         return Step(t0, t1, y0, y1, error, after, first, stages.first(count))
 
-    def _stages_of_rows(self, y0: Tensor) -> _RowBuffer:
+    def _stages_of_rows(self, y0: Tensor) -> RowBuffer:
         if self._row_buffer is None or self._row_buffer.shape != y0.shape:
-            self._row_buffer = _RowBuffer(len(self.tableau.c), y0)
+            self._row_buffer = RowBuffer(len(self.tableau.c), y0)
         return self._row_buffer
 
     def interpolant_rows(self, func: FlatFunc, step: Step) -> RowInterpolant:
@@ -371,8 +372,8 @@ class _FirstStage:
         return self._slope
 
 
-class _RowBuffer:
-    """The stages of many rows, times the sizes of their steps, in the one buffer.
+class RowBuffer:
+    """The stages of many rows in the one buffer.
 
     Args:
         stages: how many.
@@ -385,22 +386,26 @@ class _RowBuffer:
         self._slots = [row.view_as(like) for row in k]
         self._first = [k[:i] for i in range(len(k) + 1)]
 
-    def put(self, i: int, k: Tensor, dt: Tensor) -> None:
-        torch.mul(k, dt, out=self._slots[i])
+    def put(self, i: int, k: Tensor, dt: Tensor | None = None) -> None:
+        """Keep a stage, times the sizes of the steps if these are given."""
+        if dt is None:
+            self._slots[i].copy_(k)
+        else:
+            torch.mul(k, dt, out=self._slots[i])
 
     def first(self, count: int) -> Tensor:
         """The first stages, [count, rows * size]; valid until the next step."""
         return self._first[count]
 
 
-class _RecordedRows:
+class RecordedRows:
     """The same as a matrix that autograd can follow."""
 
     def __init__(self) -> None:
         self._k: Tensor | None = None
 
-    def put(self, i: int, k: Tensor, dt: Tensor) -> None:
-        row = (k * dt).reshape(1, k.numel())
+    def put(self, i: int, k: Tensor, dt: Tensor | None = None) -> None:
+        row = (k if dt is None else k * dt).reshape(1, k.numel())
         self._k = row if self._k is None else torch.cat((self._k, row))
 
     def first(self, count: int) -> Tensor:

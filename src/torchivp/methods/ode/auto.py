@@ -1,0 +1,298 @@
+"""Two methods in one: an explicit one where that is enough, and one for stiff problems where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.dense import StepInterpolant, WithinSteps
+from torchivp.error_norm import ErrorNorm
+from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work, map_rows, on_arrays
+from torchivp.methods.ode.rodas5p import Rodas5P
+from torchivp.methods.ode.rosenbrock import UnseenDerivatives
+from torchivp.methods.ode.tsit5 import Tsit5
+from torchivp.torch_func import read_rows
+
+_STABLE = 2.2
+"""Steps are limited by stability where the step times the spectral radius is larger: for tsit5 it varies about 3."""
+
+_CALM = 1.5
+"""Below this, stability would not limit the steps of tsit5."""
+
+_PATIENCE = 10
+"""After so many more steps that stability has limited than others, the stiff method takes over."""
+
+_RELIEF = 5
+"""After so many steps in turn that would be stable, the explicit one does."""
+
+_NEVER = -(2**62)
+"""The count in rows that must not switch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Modes(Memory):
+    """Which method each row is at, and what speaks against it.
+
+    Attributes:
+        stiff: whether it is the stiff one, [rows].
+        count: how many steps speak for the other one, [rows].
+        switched: whether the last step did, for good, [rows].
+    """
+
+    stiff: np.ndarray
+    count: np.ndarray
+    switched: np.ndarray
+
+    @staticmethod
+    def begin(rows: int) -> _Modes:
+        no = np.zeros(rows, dtype=bool)
+        return _Modes(no, np.zeros(rows, dtype=np.int64), no)
+
+    def map(self, function: Callable[..., Tensor], *others: _Modes) -> _Modes:
+        each = zip(*((x.stiff, x.count, x.switched) for x in (self, *others)), strict=True)
+        return _Modes(*(on_arrays(function, *arrays) for arrays in each))
+
+    def after(self, stiffness: np.ndarray) -> _Modes:
+        """Those after a step in which the step times the spectral radius was this; NaN if nothing is known."""
+        limited = stiffness > _STABLE
+        if not (limited.any() or self.stiff.any() or self.count.any() or self.switched.any()):
+            return self
+        against = np.where(self.stiff, stiffness < _CALM, limited)
+        rest = np.where(self.stiff, 0, np.where(self.count > 0, self.count - 1, self.count))
+        count = np.where(against, self.count + 1, rest)
+        switched = count >= np.where(self.stiff, _RELIEF, _PATIENCE)
+        return _Modes(self.stiff ^ switched, np.where(switched, 0, count), switched)
+
+    def settled(self) -> _Modes:
+        """The same, for when the step is tried again."""
+        return replace(self, switched=np.zeros_like(self.switched)) if self.switched.any() else self
+
+    def never_stiff(self, rows: np.ndarray) -> _Modes:
+        """The same, but that these rows stay at the explicit method."""
+        return _Modes(self.stiff & ~rows, np.where(rows, _NEVER, self.count), self.switched & ~rows)
+
+
+class AutoCarry(NamedTuple):
+    """What steps start from besides the states.
+
+    Attributes:
+        modes: which method each row is at.
+        slope: `func` at the starts of the steps, [rows, size], for the explicit method; None if it is not known.
+        own: what the stiff method starts from.
+    """
+
+    modes: _Modes
+    slope: Tensor | None
+    own: Any
+
+
+class _Parts(NamedTuple):
+    """The steps of those rows that are at each method, None where there are none, and which rows are at the stiff."""
+
+    explicit: Step | None
+    implicit: Step | None
+    stiff: np.ndarray
+
+
+class Auto(Method):
+    """tsit5 where the problem is not stiff, and rodas5p where it is.
+
+    Each row starts with tsit5. The difference of its last two stages, which lie at the same time, shows how fast func
+    changes there: where stability and not accuracy limits the steps, the stiff method takes over, until its steps are
+    so short that tsit5 would be stable. Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.2. Where
+    autograd does not see how func depends on the state, so that there is no Jacobian, tsit5 goes on. `stats.stiff` and
+    `stats.switches` say what was done. Dense output: that of both methods, of order 4.
+    """
+
+    order = Tsit5.order
+    error_order = Tsit5.error_order
+    takes_rows = True
+    rows_keep_carry = True
+    widest_gap = max(method.widest_gap for method in (Tsit5, Rodas5P))
+
+    def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
+        self._real_dtype = real_dtype
+        self._explicit = Tsit5(y0, real_dtype, norm)
+        self._implicit = Rodas5P(y0, real_dtype, norm)
+        weights = np.array(Tsit5.tableau.b) - Tsit5.tableau.matrix[-2]
+        self._last = torch.tensor(weights[None], dtype=y0.dtype, device=y0.device)
+
+    def initial_carry(self, f0: Tensor) -> AutoCarry:
+        return AutoCarry(_Modes.begin(len(f0)), self._explicit.initial_carry(f0), None)
+
+    def carry_to_keep(self, carry: AutoCarry | None) -> AutoCarry | None:
+        return carry and carry._replace(own=None)
+
+    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: AutoCarry | None) -> Step:
+        modes, slope, own = carry or AutoCarry(_Modes.begin(1), None, None)
+        size = abs(float(t1 - t0))
+        if modes.stiff[0]:
+            try:
+                step = self._implicit.step(func, t0, t1, y0, own)
+            except UnseenDerivatives:
+                modes = modes.never_stiff(modes.stiff)
+            else:
+                stiffness = size * read_rows(self._implicit.radius(step))
+                return self._finished(step, _Parts(None, step, modes.stiff), modes, stiffness)
+        step = self._explicit.step(func, t0, t1, y0, slope)
+        stiffness = read_rows(self._stiffness(step.stages.all(), 1))
+        return self._finished(step, _Parts(step, None, modes.stiff), modes, stiffness)
+
+    def step_rows(
+        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: AutoCarry | None, norm: ErrorNorm
+    ) -> Step:
+        carry = carry or AutoCarry(_Modes.begin(len(y0)), None, None)
+        try:
+            return self._step_rows(func, (t0, t1), y0, carry, norm)
+        except UnseenDerivatives:
+            carry = AutoCarry(carry.modes.never_stiff(carry.modes.stiff), None, None)
+            return self._step_rows(func, (t0, t1), y0, carry, norm)
+
+    def _step_rows(
+        self, func: FlatFunc, ends: tuple[Tensor, Tensor], y0: Tensor, carry: AutoCarry, norm: ErrorNorm
+    ) -> Step:
+        modes, slope, own = carry
+        if not modes.stiff.any():
+            step = self._explicit.step_rows(func, *ends, y0, slope, norm)
+            stiffness = read_rows(self._stiffness(step.stages, len(y0)))
+            return self._finished(step, _Parts(step, None, modes.stiff), modes, stiffness)
+        sizes = np.abs(read_rows((ends[1] - ends[0]).squeeze(1)))
+        if modes.stiff.all():
+            step = self._implicit.step_rows(func, *ends, y0, own, norm)
+            stiffness = sizes * read_rows(self._implicit.radius(step))
+            return self._finished(step, _Parts(None, step, modes.stiff), modes, stiffness)
+        parts, stiffness = [], np.empty(len(y0))
+        rows = [torch.from_numpy(np.flatnonzero(x)).to(y0.device) for x in (~modes.stiff, modes.stiff)]
+        for method, own_carry, chosen in zip((self._explicit, self._implicit), (slope, own), rows, strict=True):
+            some = _on_some(func, chosen, ends[0].detach().to(self._real_dtype), y0.detach())
+            start, end, y = (x.index_select(0, chosen) for x in (*ends, y0))
+            parts.append(method.step_rows(some, start, end, y, _taken(own_carry, chosen), norm.take(chosen)))
+        stiffness[~modes.stiff] = read_rows(self._stiffness(parts[0].stages, len(rows[0])))
+        stiffness[modes.stiff] = sizes[modes.stiff] * read_rows(self._implicit.radius(parts[1]))
+        whole = _put_together(ends, y0, parts, rows)
+        return self._finished(whole, _Parts(parts[0], parts[1], modes.stiff), modes, stiffness)
+
+    def _finished(self, step: Step, parts: _Parts, modes: _Modes, stiffness: np.ndarray) -> Step:
+        """The step of all rows, with what the next one starts from; `step` comes with what the methods hand on."""
+        with np.errstate(invalid="ignore"):
+            after = modes.after(stiffness)
+        stiff, work = modes.stiff, step.work
+        explicit, implicit = (parts.explicit is not None, parts.implicit is not None)
+        (slope, own), (old_slope, old_own) = (
+            pair if explicit and implicit else (pair, None) if explicit else (None, pair)
+            for pair in (step.carry, step.retry)
+        )
+        if (after.switched & stiff).any():  # they need a slope that the stiff method does not hand on
+            slope = None
+        if implicit or modes.switched.any():
+            counts = stiff.astype(np.int64), modes.switched.astype(np.int64)
+            if len(stiff) == 1:
+                counts = int(stiff[0]), int(modes.switched[0])
+            work = (work or Work())._replace(stiff=counts[0], switches=counts[1])
+        carry = AutoCarry(after, slope, own)
+        retry = AutoCarry(modes.settled(), old_slope, old_own)
+        return Step(step.t0, step.t1, step.y0, step.y1, step.error, carry, retry, parts, work=work)
+
+    def _stiffness(self, stages: Tensor, rows: int) -> Tensor:
+        """The step times the spectral radius, by the last two stages of tsit5, [rows]."""
+        with torch.no_grad():
+            stages = stages.detach()
+            states = torch.mm(self._last, stages).view(rows, -1)
+            slopes = (stages[-1] - stages[-2]).view(rows, -1)
+            return torch.linalg.vector_norm(slopes, dim=1) / torch.linalg.vector_norm(states, dim=1)
+
+    def interpolant(self, func: FlatFunc, step: Step) -> StepInterpolant:
+        explicit, implicit, _ = step.stages
+        if explicit is not None:
+            return self._explicit.interpolant(func, explicit)
+        return self._implicit.interpolant(func, implicit)
+
+    def interpolant_rows(self, func: FlatFunc, step: Step) -> WithinSteps:
+        explicit, implicit, stiff = step.stages
+        if implicit is None:
+            return self._explicit.interpolant_rows(func, explicit)
+        if explicit is None:
+            return self._implicit.interpolant_rows(func, implicit)
+        within = self._explicit.interpolant_rows(func, explicit), self._implicit.interpolant_rows(func, implicit)
+        return _WithinParts(within, stiff)
+
+
+def _taken(carry: Any, rows: Tensor) -> Any:
+    return map_rows(lambda x: x.index_select(0, rows.to(x.device)), carry)
+
+
+def _spread(carry: Any, rows: Tensor, count: int) -> Any:
+    """The carry of some of the rows as one of all `count`; zero in the others."""
+    return map_rows(lambda x: x.new_zeros(count, *x.shape[1:]).index_copy(0, rows.to(x.device), x), carry)
+
+
+def _on_some(func: FlatFunc, rows: Tensor, t: Tensor, y: Tensor) -> FlatFunc:
+    """The function of all rows as one of some of them; the others stay where they are."""
+
+    def some(t_some: Tensor, y_some: Tensor) -> Tensor:
+        times, states = t.index_copy(0, rows, t_some.to(t.dtype)), y.index_copy(0, rows, y_some)
+        return func(times, states).index_select(0, rows)
+
+    return some
+
+
+def _put_together(ends: tuple[Tensor, Tensor], y0: Tensor, parts: Sequence[Step], rows: Sequence[Tensor]) -> Step:
+    """One step of the steps of some rows and of the others; its carry and retry are pairs of theirs."""
+    count, order = len(y0), torch.argsort(torch.cat(tuple(rows)))
+    y1 = torch.cat([step.y1 for step in parts])[order]
+    error = torch.cat([step.error for step in parts if step.error is not None])[order]
+    carry, retry = (
+        tuple(_spread(getattr(step, name), chosen, count) for step, chosen in zip(parts, rows, strict=True))
+        for name in ("carry", "retry")
+    )
+    work = np.zeros((count, len(Work._fields)), dtype=np.int64)
+    for step, chosen in zip(parts, rows, strict=True):
+        if step.work is not None:
+            work[chosen.cpu().numpy()] = step.work.by_row(len(chosen))
+    return Step(*ends, y0, y1, error, carry, retry, None, work=Work(*work.T))
+
+
+class _WithinParts:
+    """The solutions within the steps of some rows and of the others.
+
+    Args:
+        within: those of the one and of the other.
+        second: which rows are among the other, [rows].
+    """
+
+    def __init__(self, within: tuple[WithinSteps, WithinSteps], second: np.ndarray):
+        self._within = within
+        self._second = second
+        self._place = np.where(second, np.cumsum(second), np.cumsum(~second)) - 1
+        self._order = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(~second), np.flatnonzero(second)])))
+
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
+        number = rows.cpu().numpy()
+        pieces, entries = [], []
+        for within, of_this in zip(self._within, (~self._second[number], self._second[number]), strict=True):
+            here = np.flatnonzero(of_this)
+            if not len(here):
+                continue
+            entries.append(here)
+            places = torch.from_numpy(self._place[number[here]])
+            pieces.append(within.at(places, _entries(theta, here), None if t is None else _entries(t, here)))
+        order = torch.from_numpy(np.argsort(np.concatenate(entries)))
+        y = torch.cat(pieces)
+        return y.index_select(0, order.to(y.device))
+
+    def at_fraction(self, theta: float) -> Tensor:
+        y = torch.cat([within.at_fraction(theta) for within in self._within])
+        return y.index_select(0, self._order.to(y.device))
+
+    def kept(self) -> _WithinParts:
+        one, other = (within.kept() for within in self._within)
+        return _WithinParts((one, other), self._second)
+
+
+def _entries(values: np.ndarray | Tensor, which: np.ndarray) -> np.ndarray | Tensor:
+    return values[torch.from_numpy(which)] if isinstance(values, Tensor) else values[which]
