@@ -135,6 +135,7 @@ class Method(ABC):
         takes_rows: whether it has `step_rows` and `interpolant_rows`, for rows that step on their own.
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
+        uses_jacobian: whether it solves equations with the Jacobian of func.
         differentiable: whether autograd can follow `step`.
         controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
@@ -152,6 +153,7 @@ class Method(ABC):
     takes_rows: ClassVar[bool] = False
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
+    uses_jacobian: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     controller_options: ClassVar[Mapping[str, float]] = {}
     options: ClassVar[Mapping[str, Check]] = {}

@@ -176,6 +176,7 @@ class ImplicitRungeKutta(Method):
     error_order = None
     takes_rows = True
     rows_keep_carry = True
+    uses_jacobian = True
     max_iters: ClassVar[int] = 100
     linear_solver: ClassVar[str] = "auto"
     options: ClassVar[Mapping[str, Check]] = {
