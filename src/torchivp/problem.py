@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
+from torchivp.sparsity import Sparsity
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
 
@@ -24,12 +25,29 @@ class CountedFunction(Protocol):
 
 
 class FlatFunction:
-    """The user's `func(t, y, *args)` as a function of flat states."""
+    """The user's `func(t, y, *args)` as a function of flat states.
 
-    def __init__(self, func: UserFunction, layout: StateLayout, args: Sequence[Any] = ()):
+    Args:
+        func: the user's.
+        layout: the state.
+        args: further arguments.
+        jac: the user's function for the Jacobian, called as `func` is.
+        sparsity: where the Jacobian may have entries.
+    """
+
+    def __init__(
+        self,
+        func: UserFunction,
+        layout: StateLayout,
+        args: Sequence[Any] = (),
+        jac: UserFunction | None = None,
+        sparsity: Sparsity | None = None,
+    ):
         self.call = func
         self.layout = layout
         self.args = tuple(args)
+        self.jac = jac
+        self.sparsity = sparsity
         self.evaluations = 0
 
     @property
@@ -39,7 +57,15 @@ class FlatFunction:
 
     def with_args(self, args: Sequence[Any]) -> FlatFunction:
         """The same function with other arguments, its evaluations counted from zero."""
-        return FlatFunction(self.call, self.layout, args)
+        return FlatFunction(self.call, self.layout, args, self.jac, self.sparsity)
+
+    @property
+    def jacobian(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What the user gave for the Jacobian as a function of flat states that returns [1, size, size]."""
+        jac = self.jac
+        if jac is None:
+            return None
+        return lambda t, y: self.layout.checked_jacobian(jac(t, y, self.layout.unflatten, *self.args))
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
@@ -67,7 +93,14 @@ class Problem:
         return time_scalar(t, self.real_dtype, self.y0.device)
 
     @staticmethod
-    def build(func: Callable[..., Any], y0: Any, times: Times, args: Sequence[Any] = ()) -> Problem:
+    def build(
+        func: Callable[..., Any],
+        y0: Any,
+        times: Times,
+        args: Sequence[Any] = (),
+        jac: Callable[..., Any] | None = None,
+        jac_sparsity: Any = None,
+    ) -> Problem:
         """The problem as the user states it, checked and flattened.
 
         Raises:
@@ -80,4 +113,7 @@ class Problem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)
-        return Problem(FlatFunction(UserFunction(func), layout, args), layout.start(y0), times, layout.real_dtype)
+        start, known = layout.start(y0), None if jac is None else UserFunction(jac, "jac")
+        sparsity = None if jac_sparsity is None else Sparsity.of(jac_sparsity, layout.size, layout.device)
+        function = FlatFunction(UserFunction(func), layout, args, known, sparsity)
+        return Problem(function, start, times, layout.real_dtype)

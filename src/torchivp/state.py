@@ -153,6 +153,23 @@ class StateLayout:
             return k if shape == (self.rows, self.size) else k.reshape(self.rows, self.size)
         return self.laid_out(self._checked(k, "func", "dy/dt"))
 
+    def checked_jacobian(self, matrix: Any) -> Tensor:
+        """Check what the user's function for the Jacobian returned, and lay it out as [rows, size, size].
+
+        Raises:
+            TypeError: it is no tensor.
+            ValueError: it is of the wrong shape.
+        """
+        if not isinstance(matrix, Tensor):
+            raise TypeError(f"jac(t, y) must return a tensor, got {type(matrix).__name__}")
+        shape = (*self.lead, *self.shapes[0], *self.shapes[0])
+        if tuple(matrix.shape) != shape:
+            raise ValueError(
+                f"jac(t, y) must return shape {shape}, d func_i / d y_j with the index i of func first, as "
+                f"torch.func.jacfwd does; it returned shape {tuple(matrix.shape)}"
+            )
+        return matrix.to_dense().to(self.device, self.dtype).reshape(self.rows, self.size, self.size)
+
     def changed(self, name: str, y: Any) -> Tensor:
         """Check the state that the user's function `name` returns, and lay it out as [rows, size]."""
         return self.laid_out(self._checked(y, name, "the state"))

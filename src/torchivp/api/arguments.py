@@ -61,9 +61,11 @@ def build_integration(
     atol: Any,
     norm: Callable[[Any], Any] | None,
     max_steps: int,
+    jac: Callable[..., Any] | None = None,
+    jac_sparsity: Any = None,
 ) -> tuple[Integration, StateLayout]:
     """The integration that the checked arguments of a door describe, and the layout of the user's state."""
-    problem = Problem.build(func, y0, times, args)
+    problem = Problem.build(func, y0, times, args, jac, jac_sparsity)
     assert isinstance(problem.func, FlatFunction)
     layout = problem.func.layout
     method_class = at_steps(find_method(method), controller)
@@ -83,6 +85,31 @@ def build_integration(
         describe=layout.name,
     )
     return integration, layout
+
+
+def check_jacobian(method: type[Method], y0: Any, batch_dims: int, jac: Any, jac_sparsity: Any) -> Any:
+    """The user's function for the Jacobian, or one that returns the constant matrix that was given.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: the method uses no Jacobian, or the state is not one real tensor.
+    """
+    name = "jac" if jac is not None else "jac_sparsity"
+    if jac is None and jac_sparsity is None:
+        return None
+    if not method.uses_jacobian:
+        raise ValueError(f"{method.__name__} uses no Jacobian: leave {name} out, or choose a method for stiff problems")
+    layout = StateLayout(y0, batch_dims)
+    if jac is not None and not layout.is_tensor:
+        raise ValueError("jac is for states that are one tensor: leave it out, and the Jacobian is found by autograd")
+    if layout.dtype.is_complex:
+        raise ValueError(f"{name} is for real states: leave it out for complex ones, as func need not be holomorphic")
+    if isinstance(jac, Tensor):
+        matrix = jac
+        return lambda t, y, *args: matrix.expand(*y.shape[:batch_dims], *matrix.shape)
+    if jac is not None and not callable(jac):
+        raise TypeError(f"jac must be a function jac(t, y, *args) or a constant matrix, a tensor, got {jac!r}")
+    return jac
 
 
 def flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tensor], float]:

@@ -13,6 +13,7 @@ from torchivp.api.arguments import (
     Gradient,
     GradientName,
     build_integration,
+    check_jacobian,
     default_tolerances,
     find_gradient,
 )
@@ -33,13 +34,10 @@ from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import carried, time_dtype
 
-_JACOBIAN = "implicit methods take the Jacobian of func from autograd: leave it out"
 _PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
 _ADVICE = {
-    "jac": _JACOBIAN,
-    "jac_sparsity": _JACOBIAN,
-    "lband": _JACOBIAN,
-    "uband": _JACOBIAN,
+    "lband": "write jac_sparsity=(lband, uband)",
+    "uband": "write jac_sparsity=(lband, uband)",
     "progress": _PROGRESS,
     "progress_bar": _PROGRESS,
     "verbose": _PROGRESS,
@@ -76,6 +74,8 @@ class _Options(TypedDict, total=False):
     controller: Controller | None
     norm: Callable[[Any], float | Tensor] | None
     events: Any
+    jac: Callable[..., Any] | Tensor | None
+    jac_sparsity: Any
     compact: bool | None
     throw: bool
 
@@ -120,6 +120,8 @@ def solve_ivp(
     controller: Controller | None = None,
     norm: Callable[[Any], float | Tensor] | None = None,
     events: Any = None,
+    jac: Callable[..., Any] | Tensor | None = None,
+    jac_sparsity: Any = None,
     batch_dims: int = 0,
     compact: bool | None = None,
     throw: bool = True,
@@ -165,6 +167,10 @@ def solve_ivp(
         events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported (or end the
             solve, if it carries SciPy's `g.terminal`), an `Event`, which may end the solve or change the state, a
             `Scheduled`, which changes it at known times, or a list of these.
+        jac: the Jacobian of `func` by the state, for methods that use one: a function `jac(t, y, *args)` that returns
+            d func_i / d y_j, shaped like the state twice, or a constant matrix. Default: by autograd.
+        jac_sparsity: where the Jacobian may have entries other than zero: a matrix, or `(lower, upper)` for a band, of
+            the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely.
         batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own,
             with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
@@ -212,6 +218,7 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
+    known = check_jacobian(method, y0, batch_dims, jac, jac_sparsity)
     hint = ", the number of leading dimensions of y0 that number the rows"
     if check_whole_number("batch_dims", batch_dims, 0, hint=hint) or events is not None:
         with LeanFailures():
@@ -231,6 +238,8 @@ def solve_ivp(
                 max_steps=max_steps,
                 norm=norm,
                 events=events,
+                jac=known,
+                jac_sparsity=jac_sparsity,
                 batch_dims=batch_dims,
                 compact=compact,
                 throw=throw,
@@ -251,6 +260,8 @@ def solve_ivp(
         atol=atol_default if atol is None else atol,
         norm=norm,
         max_steps=max_steps,
+        jac=known,
+        jac_sparsity=jac_sparsity,
     )
     interpolants = Interpolants() if dense_output else None
     states, reached, status, stats = find_gradient(gradient).solve(integration, params, interpolants)

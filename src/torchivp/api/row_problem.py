@@ -16,9 +16,10 @@ from torchivp.api.times import as_times, shape_text
 from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
 from torchivp.events.event import Event, Scheduled
-from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value
+from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value, jacobian
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
+from torchivp.sparsity import Sparsity
 from torchivp.state import StateLayout
 from torchivp.times import joined, time_dtype
 
@@ -32,6 +33,8 @@ def build_problem(
     args: Sequence[Any],
     events: Sequence[Event | Scheduled],
     compact: bool | None,
+    jac: Callable[..., Any] | None = None,
+    jac_sparsity: Any = None,
 ) -> RowProblem:
     """The problem that the arguments describe, checked.
 
@@ -54,6 +57,10 @@ def build_problem(
 
     makers = _Makers(layout, arguments, filler, _elsewhere(times, filler), compact)
     right_hand_side = makers.make("func", func, derivative)
+    if jac is not None:
+        right_hand_side.jac = makers.make("jac", jac, jacobian)
+    if jac_sparsity is not None:
+        right_hand_side.sparsity = Sparsity.of(jac_sparsity, layout.size, layout.device)
     actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]
     batched = bool(layout.lead)
     return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, moving=moving, batched=batched)

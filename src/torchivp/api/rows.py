@@ -48,6 +48,8 @@ def solve_batch(
     max_steps: int,
     norm: Callable[[Any], Any] | None,
     events: Any,
+    jac: Callable[..., Any] | None,
+    jac_sparsity: Any,
     batch_dims: int,
     compact: bool | None,
     throw: bool,
@@ -65,7 +67,7 @@ def solve_batch(
         times, moving = times_of_rows(t_span, t_eval, layout.lead, endless=ends)
     else:
         times, moving = times_of_one(times_of_span(t_span, t_eval, endless=ends))
-    problem = build_problem(func, y0, layout, times, moving, args, actions, compact)
+    problem = build_problem(func, y0, layout, times, moving, args, actions, compact, jac, jac_sparsity)
     if not method.takes_rows and layout.rows > 1:
         _check_row_by_row(method, problem)
         one_row = partial(
@@ -78,6 +80,8 @@ def solve_batch(
             controller=controller,
             max_steps=max_steps,
             norm=norm,
+            jac=jac,
+            jac_sparsity=jac_sparsity,
             batch_dims=1,
             compact=None,
             throw=False,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.boundary import UserFunction
+from torchivp.sparsity import Sparsity
 from torchivp.state import StateLayout
 
 Result = Callable[[StateLayout, Any], Tensor]
@@ -64,6 +65,10 @@ class RowFunction:
         filler: times [rows, 1] and states [rows, size] at which it can be evaluated.
         row_wise: whether `function` may be called with some of the rows; if not, the others are filled in.
         takes_args: whether it takes the arguments.
+
+    Attributes:
+        jac: the user's function for its Jacobian.
+        sparsity: where the Jacobian may have entries.
     """
 
     def __init__(
@@ -82,6 +87,8 @@ class RowFunction:
         self.takes_args = takes_args
         self.result = result
         self.row_wise = row_wise
+        self.jac: RowFunction | None = None
+        self.sparsity: Sparsity | None = None
         self._filler = filler
         dims = {len(shape) for shape in layout.shapes}
         self._time_dims = (1,) * (dims.pop() if len(dims) == 1 else 0)
@@ -100,6 +107,7 @@ class RowFunction:
         """The same function with other arguments."""
         other = copy.copy(self)
         other.args = args if self.takes_args else self.args
+        other.jac = self.jac and self.jac.with_args(args)
         return other
 
     def calling(self, function: Callable[..., Any]) -> RowFunction:
@@ -158,10 +166,14 @@ class RowFunction:
     def on(self, rows: Tensor | None) -> FunctionOnRows:
         """The function for a choice of the rows, or for all."""
         if rows is None:
-            return FunctionOnRows(self, self.layout, self.args.of_all())
-        if self.row_wise:
-            return FunctionOnRows(self, self.layout.with_rows(len(rows)), self.args.of(rows))
-        return FunctionAmongAll(self, rows, self._filler)
+            made = FunctionOnRows(self, self.layout, self.args.of_all())
+        elif self.row_wise:
+            made = FunctionOnRows(self, self.layout.with_rows(len(rows)), self.args.of(rows))
+        else:
+            made = FunctionAmongAll(self, rows, self._filler)
+        if self.jac is not None:
+            made.jacobian = self.jac.on(rows)
+        return made
 
     def time_shape(self, layout: StateLayout) -> tuple[int, ...]:
         """The shape in which the function receives the times of the rows."""
@@ -178,13 +190,18 @@ class FunctionOnRows:
 
     Attributes:
         evaluations: how often it was called.
+        sparsity: where its Jacobian may have entries.
+        jacobian: what the user gave for its Jacobian, on these rows.
     """
+
+    jacobian: FunctionOnRows | None = None
 
     def __init__(self, function: RowFunction, layout: StateLayout, args: tuple[Any, ...]):
         self._function = function.call
         self._result = partial(function.result, layout)
         self._layout = layout
         self._args = args
+        self.sparsity = function.sparsity
         self._time_shape = torch.Size(function.time_shape(layout))
         # Where the user's state has the very shape of the flat one.
         flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)
@@ -252,6 +269,10 @@ def _as_it_is(y: Tensor) -> Tensor:
 
 derivative: Result = StateLayout.checked_derivative
 """What `func` returned, checked, as [rows, size]."""
+
+
+jacobian: Result = StateLayout.checked_jacobian
+"""What `jac` returned, checked, as [rows, size, size]."""
 
 
 def changed_state(layout: StateLayout, value: Any) -> Tensor:

@@ -79,9 +79,19 @@ class OneSided:
 
     def __init__(self, func: Callable[[Tensor, Tensor], Tensor], start: Tensor, end: Tensor):
         self._func = func
+        self.sparsity = getattr(func, "sparsity", None)
         self._low, self._high = torch.minimum(start, end), torch.maximum(start, end)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self._func(self._inside(t), y)
+
+    @property
+    def jacobian(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """That of the function, at the same times."""
+        jacobian = getattr(self._func, "jacobian", None)
+        return jacobian and (lambda t, y: jacobian(self._inside(t), y))
+
+    def _inside(self, t: Tensor) -> Tensor:
         inside = torch.clamp(t.detach(), self._low, self._high)
         # A gradient flows through t as if it had not been moved.
-        return self._func(t + (inside - t.detach()) if moves(t) else inside, y)
+        return t + (inside - t.detach()) if moves(t) else inside

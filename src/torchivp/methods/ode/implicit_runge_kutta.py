@@ -267,6 +267,7 @@ class ImplicitRungeKutta(Method):
     controller_options: ClassVar[Mapping[str, float]] = {"dead_band": 1.2}
     takes_rows = True
     rows_keep_carry = True
+    uses_jacobian = True
     max_iters: ClassVar[int] = 100
     linear_solver: ClassVar[str] = "auto"
     options: ClassVar[Mapping[str, Check]] = {
