@@ -1,5 +1,8 @@
 """The derivative of a right-hand side with respect to the state: as matrices, or as products with one.
 
+A matrix is what the user's own function gives, if there is one (`func.jacobian`), or found by autograd: a row for each
+backward pass, several rows where the user says that they share no column (`func.sparsity`).
+
 Outside of function transforms plain autograd finds them, and not `torch.func`: func may then call
 `torch.autograd.grad` itself, as Hamiltonian networks and continuous flows do.
 """
@@ -8,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchivp.methods.method import FlatFunc
+from torchivp.sparsity import Sparsity
 from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_graph
 
 
@@ -40,7 +44,25 @@ class Derivatives(NamedTuple):
 
 def jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
     """The matrices d func_i / d y_j at real `y`, [rows, size], of each row: [rows, size, size], without history."""
-    return slopes_and_jacobians(_at(func, t), y)[1]
+    given = given_jacobian(func)
+    if given is not None:
+        return given(t.detach().clone(), y.detach()).detach()
+    return _differentiated(_at(func, t), (y.detach(),), False, sparsity_of(func)).jacobian.detach()
+
+
+def exact_jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
+    """The same by autograd, whatever the user gave: derivatives of solutions need it exactly."""
+    return _differentiated(_at(func, t), (y.detach(),), False, sparsity_of(func)).jacobian.detach()
+
+
+def given_jacobian(func: FlatFunc) -> FlatFunc | None:
+    """What the user gave for the matrices, called as `func` is."""
+    return getattr(func, "jacobian", None)
+
+
+def sparsity_of(func: FlatFunc) -> Sparsity | None:
+    """Where the user says that they may have entries."""
+    return getattr(func, "sparsity", None)
 
 
 def slopes_and_jacobians(func: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,26 +80,35 @@ def derivatives(func: FlatFunc, t: Tensor, y: Tensor, recorded: bool) -> Derivat
     `t` is [rows, 1], or 0-d for a single row. They are without history, unless they are to be `recorded` as functions
     of all that they depend on.
     """
-    inputs = (y, t) if recorded else (y.detach(), t.detach())
-    found = _differentiated(lambda y, t: func(t, y), inputs, recorded)
+    inputs, sparsity = (y, t) if recorded else (y.detach(), t.detach()), sparsity_of(func)
+    given = None if recorded else given_jacobian(func)
+    found = _differentiated(lambda y, t: func(t, y), inputs, recorded, sparsity, given)
     return found if recorded else found.detached()
 
 
-def _differentiated(func: Callable[..., Tensor], inputs: Sequence[Tensor], recorded: bool) -> Derivatives:
+def _differentiated(
+    func: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    recorded: bool,
+    sparsity: Sparsity | None = None,
+    given: FlatFunc | None = None,
+) -> Derivatives:
     """The slopes at the inputs, the state and perhaps the time, and their derivatives.
 
     A row of slopes depends on its own state and time alone, so that the gradient of an element summed over the rows has
-    the derivatives of all of them.
+    the derivatives of all of them. The matrices are those `given` for the time and the state, if there are such.
     """
-    rows, size = inputs[0].shape
-    unit = torch.eye(size, dtype=inputs[0].dtype, device=inputs[0].device).unsqueeze(1).expand(size, rows, size)
+    (rows, size), like = inputs[0].shape, inputs[0]
+    unit = torch.eye(size, dtype=like.dtype, device=like.device) if sparsity is None else sparsity.seeds(like)
+    unit = unit.unsqueeze(1).expand(len(unit), rows, size)
     if inside_transform():
         slopes, pull, *_ = torch.func.vjp(func, *inputs)
     else:
         recorded = recorded and torch.is_grad_enabled()
         leaves, slopes = _on_leaves(func, inputs)
         if not slopes.requires_grad:
-            return Derivatives(slopes, torch.zeros_like(unit).transpose(0, 1), None, seen=False)
+            matrix = like.new_zeros(rows, size, size) if given is None else given(inputs[1], like)
+            return Derivatives(slopes, matrix, None, seen=False)
         pull = partial(torch.autograd.grad, slopes, leaves, retain_graph=True, create_graph=recorded, allow_unused=True)
 
     def joined(v: Tensor) -> Tensor:
@@ -85,9 +116,24 @@ def _differentiated(func: Callable[..., Tensor], inputs: Sequence[Tensor], recor
         by_state = torch.zeros_like(v) if by_state is None else by_state
         return torch.cat((by_state, *(x.reshape(-1, 1) for x in by_time if x is not None)), 1)
 
-    found = pull_back(joined, unit).transpose(0, 1)
-    by_time = found[:, :, size] if found.shape[2] > size else None
-    return Derivatives(slopes if recorded else without_graph(slopes), found[:, :, :size], by_time)
+    if given is not None:
+        matrix, by_time = given(inputs[1], like), _by_time(pull, slopes)
+    elif sparsity is not None:
+        products = pull_back(lambda v: joined(v)[:, :size], unit)
+        matrix, by_time = sparsity.dense(sparsity.values(products)), _by_time(pull, slopes)
+    else:
+        found = pull_back(joined, unit).transpose(0, 1)
+        matrix, by_time = found[:, :, :size], found[:, :, size] if found.shape[2] > size else None
+    return Derivatives(slopes if recorded else without_graph(slopes), matrix, by_time)
+
+
+def _by_time(pull: Callable[..., Any], slopes: Tensor) -> Tensor | None:
+    """The derivatives by time, from one product with a seed, of which they are the derivative."""
+    seed = torch.zeros_like(slopes).requires_grad_()
+    _, *by_time = pull(seed, create_graph=True)
+    if not by_time or by_time[0] is None or not by_time[0].requires_grad:
+        return None
+    return torch.autograd.grad(by_time[0].sum(), seed, create_graph=torch.is_grad_enabled())[0]
 
 
 class Linearisation:

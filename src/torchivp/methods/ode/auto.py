@@ -113,6 +113,7 @@ class Auto(Method):
     error_order = Tsit5.error_order
     takes_rows = True
     rows_keep_carry = True
+    uses_jacobian = True
     widest_gap = max(method.widest_gap for method in (Tsit5, Rodas5P))
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):

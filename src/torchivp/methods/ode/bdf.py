@@ -180,6 +180,7 @@ class BDF(Method):
     varies_order = True
     takes_rows = True
     rows_keep_carry = True
+    uses_jacobian = True
     controller_options: ClassVar[Mapping[str, float]] = {"safety": 0.75, "factor_max": 4.0, "dead_band": 1.2}
     max_order: ClassVar[int] = _HIGHEST
     max_iters: ClassVar[int] = 10

@@ -14,7 +14,7 @@ from torchivp.dense import Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.per_row import is_single
-from torchivp.methods.jacobian import Derivatives, derivatives
+from torchivp.methods.jacobian import Derivatives, derivatives, given_jacobian
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.methods.ode.runge_kutta import Coefficients, RecordedRows, RowBuffer, StagePolynomials, square
@@ -169,6 +169,7 @@ class Rosenbrock(Method):
 
     tableau: ClassVar[RosenbrockTableau]
     takes_rows = True
+    uses_jacobian = True
 
     def __init_subclass__(cls) -> None:
         if "tableau" in cls.__dict__:
@@ -228,13 +229,16 @@ class Rosenbrock(Method):
     def _start(self, func: FlatFunc, times: Sequence[Tensor], y0: Tensor, recorded: bool) -> _Start:
         found = derivatives(func, times[0], y0, recorded)
         if not found.seen:
-            with torch.no_grad():  # it may not depend on the state
-                other = func(times[0], y0 + 1e-3 * (1.0 + y0.abs()))
-            if not torch.equal(other, found.slope):
+            given = given_jacobian(func) is not None
+            what, other = ("t", "bdf") if given else ("y", "scipy_solver")
+            with torch.no_grad():  # it may not depend on the state, or on the time if the Jacobian is given
+                t, y = (x + 1e-3 * (1.0 + x.abs()) for x in (times[0], y0))
+                moved = func(t, y0) if given else func(times[0], y)
+            if not torch.equal(moved, found.slope):
                 raise UnseenDerivatives(
                     f"{type(self).__name__} needs the derivatives of func, and autograd does not see how func(t, y) "
-                    "depends on y: compute in torch, without .item(), .detach() or NumPy, or use a method that needs "
-                    "none, such as method='scipy_solver' for stiff problems"
+                    f"depends on {what}: compute in torch, without .item(), .detach() or NumPy, or use a method that "
+                    f"needs none, such as method={other!r} for stiff problems"
                 )
         return _Start(found, recorded)
 
