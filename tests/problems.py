@@ -11,8 +11,14 @@ from torchivp import ODE_METHODS
 
 METHODS = list({method: name for name, method in reversed(ODE_METHODS.items())}.values())[::-1]
 """A name for each method. `fixed_adams` is another one of `implicit_adams`: a test need not run twice for it."""
-FIXED = [name for name in METHODS if ODE_METHODS[name].error_order is None and not ODE_METHODS[name].sizes_steps]
-ADAPTIVE = [name for name in METHODS if ODE_METHODS[name].error_order is not None]
+FIXED = [
+    name
+    for name in METHODS
+    if ODE_METHODS[name].fixed_in_odeint
+    or (ODE_METHODS[name].error_order is None and not ODE_METHODS[name].sizes_steps)
+]
+"""Those of fixed step in odeint."""
+ADAPTIVE = [name for name in METHODS if ODE_METHODS[name].error_order is not None and name not in FIXED]
 DIFFERENTIABLE = [name for name in METHODS if ODE_METHODS[name].differentiable]
 
 

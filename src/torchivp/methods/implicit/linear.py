@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cache
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +25,13 @@ LINEAR_SOLVERS = ("auto", "dense", "krylov")
 _LARGEST_DENSE = 2000
 """The largest system that "auto" factorises: beyond, the matrix has more than 32 MB, and its factorisation takes a
 second of one core, as long as hundreds of products."""
+
+_LEAST_DECOUPLED, _LEAST_DECOUPLED_ROWS = 240, 40
+"""The smallest system of several stages that is decoupled, of a single row and of rows: below, one factorisation of all
+takes less time."""
+
+_MOST_COUPLED = 1e3
+"""The largest condition of the eigenvectors with which stages are decoupled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,11 @@ class Systems:
         dt = equations.dt.detach() if isinstance(equations.dt, Tensor) else equations.dt
         return self._made(equations.func, points, origin, dt)
 
+    def at_start(self, equations: StageEquations, t: Tensor) -> StageSolver:
+        """A solver with the Jacobian at the start of the step, whose time is `t`."""
+        origin = Origin(t, equations.start, equations.sizes)
+        return self._made(equations.func, [(t, equations.start)], origin, equations.dt)
+
     def again(self, equations: StageEquations, origin: Origin) -> StageSolver:
         """The solver that has this origin; where there is none, anything that can be made."""
         if not all_of(origin.known):
@@ -110,7 +124,15 @@ class Systems:
         if kind == "krylov":
             return KrylovStageSolver(self, origin, [Linearisation(func, t, y) for t, y in points], dt)
         found = torch.stack([jacobians(func, t, y) for t, y in points], 1)
-        return DenseStageSolver(self, origin, found[:, len(points) // 2], _factorised(self.a, found, dt))
+        return DenseStageSolver(self, origin, found[:, len(points) // 2], self.factorised(found, dt))
+
+    def factorised(self, jacobians: Tensor, dt: float | Tensor) -> Factorised | Decoupled:
+        """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or of a single row."""
+        least = _LEAST_DECOUPLED if is_single(dt) else _LEAST_DECOUPLED_ROWS
+        pays = len(self.a) > 1 == jacobians.shape[1] and len(self.a) * jacobians.shape[2] >= least
+        if pays and (modes := _modes(tuple(map(tuple, self.a.tolist())))):
+            return Decoupled.of(modes, jacobians.squeeze(1), dt)
+        return _factorised(self.a, jacobians, dt)
 
 
 class StageSolver(Protocol):
@@ -146,6 +168,79 @@ def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor) -> Factorised:
     return Factorised(matrix)
 
 
+class Mode(NamedTuple):
+    """An eigenvalue of the coefficients of stages, or one of a conjugate pair.
+
+    Attributes:
+        value: the eigenvalue, real or complex.
+        left: what takes the slopes of the stages to their part in it.
+        right: what makes slopes of the part, for a pair twice their real part.
+    """
+
+    value: complex
+    left: Sequence[complex]
+    right: Sequence[complex]
+
+
+@cache
+def _modes(a: Sequence[Sequence[float]]) -> Sequence[Mode]:
+    """The modes of the coefficients; none if these cannot be decoupled without loss of precision."""
+    values, right = np.linalg.eig(np.array(a))
+    if np.linalg.cond(right) > _MOST_COUPLED:
+        return ()
+    left, modes = np.linalg.inv(right), []
+    for i, value in enumerate(values.tolist()):
+        if np.imag(value) == 0.0:
+            # Real vectors, though the others are complex; numpy makes them so.
+            modes.append(Mode(np.real(value), np.real(left[i]).tolist(), np.real(right[:, i]).tolist()))
+        elif np.imag(value) > 0.0:
+            modes.append(Mode(value, left[i].tolist(), (2 * right[:, i]).tolist()))
+    return modes
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """The matrices `I - dt a x J` of stages, one of the size of a state for each mode of `a`.
+
+    Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.8.
+
+    Attributes:
+        modes: the modes.
+        factors: `I - dt value J` for each of them.
+    """
+
+    modes: Sequence[Mode]
+    factors: Sequence[Factorised]
+
+    @staticmethod
+    def of(modes: Sequence[Mode], jacobians: Tensor, dt: float | Tensor) -> Decoupled:
+        """With these Jacobians, [rows, size, size]; `dt` is [rows, 1], or of a single row."""
+        one = torch.eye(jacobians.shape[1], dtype=jacobians.dtype, device=jacobians.device)
+        scaled = jacobians * (dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
+        scaled = (scaled.squeeze(0) if is_single(dt) else scaled).nan_to_num(0.0, 0.0, 0.0)
+        return Decoupled(modes, [Factorised(one - mode.value * scaled) for mode in modes])
+
+    def map(self, function: Callable[..., Tensor], *others: Decoupled) -> Decoupled:
+        """What `function` makes of the factors."""
+        each = zip(self.factors, *(other.factors for other in others), strict=True)
+        return Decoupled(self.modes, [first.map(function, *rest) for first, *rest in each])
+
+    def solve(self, right: Tensor) -> Tensor:
+        """The inverses times `right`, [..., stages * size, 1]."""
+        slopes = right.unflatten(-2, (len(self.modes[0].left), -1)).unbind(-3)
+        parts = []
+        for mode, factor in zip(self.modes, self.factors, strict=True):
+            part = factor.solve(_sum(mode.left, slopes))
+            parts.append([(weight * part).real if part.is_complex() else weight * part for weight in mode.right])
+        return torch.cat([_sum([1.0] * len(each), each) for each in zip(*parts, strict=True)], -2)
+
+
+def _sum(weights: Sequence[complex], terms: Sequence[Tensor]) -> Tensor:
+    """The weighted sum, term by term: so a row does not depend on how many there are."""
+    first, *others = (weight * term for weight, term in zip(weights, terms, strict=True))
+    return sum(others, first)
+
+
 class DenseStageSolver(Memory):
     """By LU factorisation.
 
@@ -156,7 +251,7 @@ class DenseStageSolver(Memory):
         factorised: the matrices.
     """
 
-    def __init__(self, systems: Systems, origin: Origin, jacobian: Tensor, factorised: Factorised):
+    def __init__(self, systems: Systems, origin: Origin, jacobian: Tensor, factorised: Factorised | Decoupled):
         self.systems = systems
         self.origin = origin
         self._jacobian = jacobian
@@ -167,15 +262,20 @@ class DenseStageSolver(Memory):
             self.systems,
             self.origin.map(function, *(other.origin for other in others)),
             function(self._jacobian, *(other._jacobian for other in others)),
-            self._factorised.map(function, *(other._factorised for other in others)),
+            self._factorised.map(function, *(other._factorised for other in others)),  # pyright: ignore[reportArgumentType]
         )
+
+    @property
+    def kind(self) -> type:
+        """How the matrices are factorised."""
+        return type(self._factorised)
 
     def at_size(self, dt: Numbers) -> DenseStageSolver:
         # A size that is almost the same only slows the iteration, if it does.
         near = (abs(dt - self.origin.dt) <= 0.01 * abs(dt)) | (dt == 0.0)
         if all_of(near):
             return self
-        factorised = _factorised(self.systems.a, self._jacobian.unsqueeze(1), column(dt, self._jacobian))
+        factorised = self.systems.factorised(self._jacobian.unsqueeze(1), column(dt, self._jacobian))
         other = DenseStageSolver(self.systems, self.origin.at_size(dt), self._jacobian, factorised)
         return self.map(choice(near), other) if any_of(near) else other
 
@@ -267,8 +367,8 @@ def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) ->
 
 def mapped(function: Callable[..., Tensor], *solvers: StageSolver | Origin) -> StageSolver | Origin:
     """What `function` makes of solvers, tensor by tensor: of their factors, if all have such; else of their origins."""
-    factors = [solver for solver in solvers if isinstance(solver, DenseStageSolver)]
-    if len(factors) == len(solvers):
-        return factors[0].map(function, *factors[1:])
+    dense = [solver for solver in solvers if isinstance(solver, DenseStageSolver)]
+    if len(dense) == len(solvers) and len({solver.kind for solver in dense}) == 1:
+        return dense[0].map(function, *dense[1:])
     origins = [solver.origin for solver in solvers]
     return origins[0].map(function, *origins[1:])

@@ -60,8 +60,7 @@ class Newton(NamedTuple):
         max_iters: the largest number of iterations.
         enough: the error that may remain, in units of the tolerance.
         patient: whether to try Jacobians at every stage and in every iteration before giving up; steps of adaptive
-            methods are rather tried again shorter. What is not patient goes on from the guess where Jacobians are new,
-            which are those at the state where the step starts, so that the shorter step can use them too.
+            methods are rather tried again shorter. What is not patient goes on from the guess where Jacobians are new.
     """
 
     size: Callable[[Tensor], Numbers]
@@ -83,6 +82,7 @@ class Solved(NamedTuple):
         lost: where func is not finite, so that there is no solution.
         failed: where the slopes do not solve the equations.
         size: the sizes of the last corrections.
+        iterations: how many there were.
         renewed: where there is a new Jacobian for all stages.
         work: what it has cost.
     """
@@ -94,6 +94,7 @@ class Solved(NamedTuple):
     lost: Flags
     failed: Flags
     size: Numbers
+    iterations: Numbers
     renewed: Flags
     work: Work
 
@@ -106,13 +107,14 @@ def solve(
     waiting: Flags,
     solver: StageSolver | None,
     rate: Numbers,
-    fresh: Flags,
-    stale: Flags,
+    fresh: Flags = False,
+    stale: Flags = False,
+    renew: Callable[[], StageSolver] | None = None,
 ) -> Solved:
     """Solve the equations of the rows that are `waiting`, from a guess of the slopes.
 
     Where the Jacobian of the old solver is `fresh`, of this very step, an impatient iteration makes no other; where it
-    is `stale`, it is not tried.
+    is `stale`, it is not tried. `renew` makes the new solver; None for one from a Jacobian at the guess.
 
     In turn, in those rows in which the corrections shrink too slowly: with the linear solver of an earlier step, if
     there is one, and the rate of convergence seen with it; with a new one, from one Jacobian; with Jacobians at every
@@ -128,7 +130,7 @@ def solve(
     rate = iteration.rate
     renewed = left if newton.patient else without(left, fresh)
     if any_of(renewed):
-        new = systems.at(equations, iteration.slopes if newton.patient else equations.at_rest(), False)
+        new = systems.at(equations, iteration.slopes, False) if renew is None else renew()
         seen = merged(renewed, new, solver)
         # How fast it converges with these Jacobians when they are older is not known.
         rate = pick(renewed, math.nan, rate)
@@ -143,7 +145,8 @@ def solve(
         slopes = pick_slopes(without(True, lost), slopes, math.nan)
     assert seen is not None
     failed = without(left, lost)
-    return Solved(slopes, seen, rate, iteration.tracked, lost, failed, iteration.size, renewed, iteration.work())
+    size, count = iteration.size, iteration.count
+    return Solved(slopes, seen, rate, iteration.tracked, lost, failed, size, count, renewed, iteration.work())
 
 
 def _undefined_at_rest(equations: StageEquations) -> Flags:

@@ -95,7 +95,7 @@ def added(*works: Work) -> Work:
 
 def failures(found: Solved, max_iters: int) -> dict[int, str]:
     """Why rows have no solution, by their places."""
-    failed, sizes, counts = (np.atleast_1d(x) for x in (found.failed, found.size, found.work.iterations))
+    failed, sizes, counts = (np.atleast_1d(x) for x in (found.failed, found.size, found.iterations))
     return {i: why_not(float(sizes[i]), int(counts[i]), max_iters) for i in np.flatnonzero(failed).tolist()}
 
 

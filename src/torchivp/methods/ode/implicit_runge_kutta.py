@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -91,9 +91,10 @@ class _LastStep(Memory):
         lost: where the slopes are not finite, and so it stays.
         stale: where the Jacobian is so old that there shall be a new one.
         again: where a step from the same state was tried, and rejected.
-        fresh: where it has made a Jacobian.
         slopes: the slopes of the stages, [stages, rows, size].
         solver: the linear solver, or what it is made of.
+        spare: one with the Jacobian at the start of the step, where a single row has made it for a longer one. That
+            step then is what it would be without, as when it is taken again for a gradient, but costs less.
     """
 
     dt: Numbers
@@ -103,9 +104,9 @@ class _LastStep(Memory):
     lost: Flags
     stale: Flags
     again: Flags
-    fresh: Flags
     slopes: Tensor
     solver: StageSolver | Origin
+    spare: StageSolver | None = None
 
     @staticmethod
     def none(y0: Tensor, stages: int, single: bool) -> _LastStep:
@@ -122,14 +123,13 @@ class _LastStep(Memory):
             lost=no,
             stale=no,
             again=no,
-            fresh=no,
             slopes=y0.new_zeros(stages, rows, size),
             solver=origin,
         )
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:
-        steps, names = (self, *others), ("dt", "size", "rate", "trusted", "lost", "stale", "again", "fresh")
-        numbers = {name: on_arrays(function, *(getattr(x, name) for x in steps)) for name in names}
+        steps, names = (self, *others), ("dt", "size", "rate", "trusted", "lost", "stale", "again")
+        numbers: Any = {name: on_arrays(function, *(getattr(x, name) for x in steps)) for name in names}
         slopes = function(*(x.slopes.transpose(0, 1) for x in steps)).transpose(0, 1)
         return _LastStep(**numbers, slopes=slopes, solver=mapped(function, *(x.solver for x in steps)))
 
@@ -162,18 +162,20 @@ class _Span(NamedTuple):
 
     Attributes:
         times: the times of the stages, [stages, rows, 1]; of a single row [stages].
+        start: the times where they start, [rows, 1], or 0-d.
         dt: the sizes of the steps, [rows, 1]; of a single row a float, or 0-d.
         sizes: the same on the host.
     """
 
     times: Tensor
+    start: Tensor
     dt: float | Tensor
     sizes: Numbers
 
     def detached(self) -> _Span:
         """The same without history."""
         dt = self.dt.detach() if isinstance(self.dt, Tensor) else self.dt
-        return _Span(self.times.detach(), dt, self.sizes)
+        return _Span(self.times.detach(), self.start.detach(), dt, self.sizes)
 
 
 class _StepSolved(NamedTuple):
@@ -351,9 +353,10 @@ class ImplicitRungeKutta(Method):
             slope = self._slope(real_func, ends[0], real_y0)
         if isinstance(dt, Tensor):
             sizes = read_rows(dt.squeeze(1)) if dt.ndim else read(dt)
-            span = _Span(self._stage_times(*ends), dt.to(real_y0.dtype), sizes)
+            dt = dt.to(real_y0.dtype)
         else:
-            span = _Span(self._stage_times(*ends), dt, dt)
+            sizes = dt
+        span = _Span(self._stage_times(*ends), ends[0].to(self._real_dtype), dt, sizes)
         with np.errstate(all="ignore"):
             solved = self._solve(real_func, span.detached(), y0.detach(), slope, last)
         slopes = solved.slopes
@@ -389,7 +392,7 @@ class ImplicitRungeKutta(Method):
         length, trusted = abs(span.sizes), last.trusted
         # Fixed steps take their time to find out by themselves whether a Jacobian is too old.
         trust, aged = (math.inf, math.inf) if self.error_order is None else (_TRUST, _AGED)
-        fresh, stale, slow = last.fresh, last.stale | (length > trusted), without(False, lost)
+        fresh, stale, slow = without(False, lost), last.stale | (length > trusted), without(False, lost)
         slowest = 0.0
         for block in self._blocks:
             base = self._base(block, y0, known, span.dt)
@@ -401,13 +404,14 @@ class ImplicitRungeKutta(Method):
                 equations = StageEquations(func, here, y0, base, block.own.a, span.dt, span.sizes)
                 old, refactorised = old_solver(block.own, equations, solver)
                 guess = self._guess(block, known, last, span.sizes)
-                found = solve(newton, block.own, equations, guess, waiting, old, rate, fresh, stale)
+                renew = self._renewal(block.own, equations, span.start, last.spare)
+                found = solve(newton, block.own, equations, guess, waiting, old, rate, fresh, stale, renew)
                 slopes, solver, rate, flows = found.slopes, found.solver, found.rate, flows or found.tracked
                 work = added(work, found.work, refactorised)
                 fresh, stale = fresh | found.renewed, without(stale, found.renewed)
                 trusted = pick(found.renewed, trust * length, trusted)
-                slowest = np.fmax(slowest, pick(found.work.iterations > 1, found.rate, 0.0))
-                slow = slow | ((found.work.iterations > 2) & (rate > aged))
+                slowest = np.fmax(slowest, pick(found.iterations > 1, found.rate, 0.0))
+                slow = slow | ((found.iterations > 2) & (rate > aged))
                 if any_of(found.failed):
                     failure.update(failures(found, self.max_iters))
                 lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
@@ -416,11 +420,22 @@ class ImplicitRungeKutta(Method):
                 known = y0.new_full((len(self._c), *y0.shape), math.nan)
                 break
         assert known is not None
-        no, yes = without(False, lost), lost | True
+        no, single = without(False, lost), isinstance(span.sizes, float)
         after = replace(last, dt=span.sizes, rate=rate, trusted=trusted - length, lost=lost, stale=slow, again=no)
-        after = replace(after, fresh=no, slopes=known.detach(), solver=solver)
-        retry = replace(last, trusted=trusted, stale=stale, again=yes, fresh=fresh, solver=solver)
+        after = replace(after, slopes=known.detach(), solver=solver, spare=None)
+        spare = last.spare if isinstance(solver, Origin) or not (single and fresh) else solver
+        retry = replace(last, again=lost | True, spare=spare)
+        if single and fresh and last.spare is not None:
+            work = work._replace(jacobians=work.jacobians - 1)
         return _StepSolved(known, after, retry, flows, failure, work, slowest)
+
+    def _renewal(
+        self, systems: Systems, equations: StageEquations, start: Tensor, spare: StageSolver | None
+    ) -> Callable[[], StageSolver] | None:
+        """What makes a linear solver with a new Jacobian: that of the start of a step that may be tried again."""
+        if self.error_order is None:
+            return None
+        return partial(systems.at_start, equations, start) if spare is None else partial(spare.at_size, equations.sizes)
 
     def _error(
         self,
@@ -467,7 +482,8 @@ class ImplicitRungeKutta(Method):
         factor = np.where(size <= 1.0, factor, math.inf)
         failed = np.zeros(size.shape, dtype=bool)
         failed[... if not size.ndim else list(solved.failure)] = bool(solved.failure)
-        return size, np.where(failed, np.clip(by_rate, 0.1, 0.5), factor)[()]
+        factor = np.where(failed, np.clip(by_rate, 0.1, 0.5), factor)
+        return (size, factor) if failed.ndim else (size.item(), factor.item())
 
     def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers) -> Numbers:
         """The sizes of errors in units of the tolerance."""
