@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
 from torch import Tensor
+
+_LEAST_SPARSE = 100
+"""The smallest matrix for which a sparse factorisation is worth its overhead,"""
+
+_MOST_FULL = 0.2
+"""and the largest part of it that may be filled."""
 
 _EXAMPLE = (
     "write jac_sparsity=(1, 1) for a band with one diagonal on each side, or a matrix with an entry other than zero "
@@ -40,6 +47,23 @@ class Sparsity:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", int(self.colours.max()) + 1 if self.size else 0)
+
+    @property
+    def pays(self) -> bool:
+        """Whether a sparse factorisation takes less time than a dense one, which knows no places."""
+        few = len(self.rows) < _MOST_FULL * self.size**2
+        return self.size >= _LEAST_SPARSE and few and self.rows.device.type == "cpu"
+
+    @cached_property
+    def on_diagonal(self) -> Tensor:
+        """Which of the places lie on the diagonal, [size]."""
+        return (self.rows == self.columns).nonzero().squeeze(1)
+
+    def repeated(self, times: int) -> Sparsity:
+        """The places of a matrix of so many by so many blocks like this one, block after block; without colours."""
+        first, second = (x.reshape(-1, 1) for x in torch.cartesian_prod(*[self.size * torch.arange(times)] * 2).T)
+        rows, columns = (first + self.rows).reshape(-1), (second + self.columns).reshape(-1)
+        return Sparsity(times * self.size, rows, columns, self.colours)
 
     @staticmethod
     def of(given: Any, size: int, device: torch.device) -> Sparsity:

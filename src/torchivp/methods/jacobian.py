@@ -42,17 +42,28 @@ class Derivatives(NamedTuple):
         return Derivatives(self.slope.detach(), self.jacobian.detach(), by_time, self.seen)
 
 
-def jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
-    """The matrices d func_i / d y_j at real `y`, [rows, size], of each row: [rows, size, size], without history."""
+def jacobians(func: FlatFunc, t: Tensor, y: Tensor, by_autograd: bool = False) -> Tensor:
+    """The matrices d func_i / d y_j at real `y`, [rows, size], of each row: [rows, size, size], without history.
+
+    `by_autograd` says to find them so whatever the user gave, as derivatives of solutions need them exactly.
+    """
     given = given_jacobian(func)
-    if given is not None:
+    if given is not None and not by_autograd:
         return given(t.detach().clone(), y.detach()).detach()
     return _differentiated(_at(func, t), (y.detach(),), False, sparsity_of(func)).jacobian.detach()
 
 
-def exact_jacobians(func: FlatFunc, t: Tensor, y: Tensor) -> Tensor:
-    """The same by autograd, whatever the user gave: derivatives of solutions need it exactly."""
-    return _differentiated(_at(func, t), (y.detach(),), False, sparsity_of(func)).jacobian.detach()
+def sparse_jacobians(func: FlatFunc, sparsity: Sparsity, t: Tensor, y: Tensor, by_autograd: bool) -> Tensor:
+    """Their entries at these places, [rows, n], without history; not within a function transform."""
+    given = given_jacobian(func)
+    if given is not None and not by_autograd:
+        return sparsity.entries(given(t.detach().clone(), y.detach()).detach())
+    leaves, slopes = _on_leaves(_at(func, t), (y.detach(),))
+    if not slopes.requires_grad:
+        return y.new_zeros(len(y), len(sparsity.rows))
+    seeds = sparsity.seeds(y).unsqueeze(1).expand(-1, *y.shape)
+    pull = partial(torch.autograd.grad, slopes, leaves, retain_graph=True, materialize_grads=True)
+    return sparsity.values(pull_back(lambda v: pull(v)[0], seeds)).detach()
 
 
 def given_jacobian(func: FlatFunc) -> FlatFunc | None:

@@ -16,11 +16,13 @@ from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.gmres import gmres
 from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, column, is_single, pick
-from torchivp.methods.jacobian import Linearisation, jacobians
+from torchivp.methods.implicit.sparse import SparseFactorised, factorised_blocks
+from torchivp.methods.jacobian import Linearisation, jacobians, sparse_jacobians, sparsity_of
 from torchivp.methods.method import FlatFunc, Memory, choice, on_arrays
+from torchivp.sparsity import Sparsity
 from torchivp.torch_func import inside_transform
 
-LINEAR_SOLVERS = ("auto", "dense", "krylov")
+LINEAR_SOLVERS = ("auto", "dense", "sparse", "krylov")
 
 _LARGEST_DENSE = 2000
 """The largest system that "auto" factorises: beyond, the matrix has more than 32 MB, and its factorisation takes a
@@ -73,7 +75,7 @@ class Systems:
     """What all linear systems of a method have in common.
 
     Attributes:
-        kind: "dense", "krylov" or, by the size of the system, "auto".
+        kind: "dense", "sparse", "krylov" or, by the size of the system and what is known of it, "auto".
         a: the block of the tableau.
         tolerance: the residual that a Krylov method leaves, relative to that at the start.
     """
@@ -82,8 +84,10 @@ class Systems:
     a: Tensor
     tolerance: float = 1e-3
 
-    def at(self, equations: StageEquations, slopes: Tensor, exact: bool) -> StageSolver:
+    def at(self, equations: StageEquations, slopes: Tensor, exact: bool, by_autograd: bool = False) -> StageSolver:
         """A solver with the Jacobian of every stage if `exact`, else with that of a stage in the middle.
+
+        `by_autograd` says not to ask the user for it.
 
         Raises:
             RuntimeError: a Krylov method was asked for, and a function transform is at work.
@@ -95,7 +99,7 @@ class Systems:
         sizes = equations.sizes * (math.inf if len(points) > 1 else 1.0)
         origin = Origin(equations.times[middle].detach(), states[middle].detach(), sizes)
         dt = equations.dt.detach() if isinstance(equations.dt, Tensor) else equations.dt
-        return self._made(equations.func, points, origin, dt)
+        return self._made(equations.func, points, origin, dt, by_autograd)
 
     def at_start(self, equations: StageEquations, t: Tensor) -> StageSolver:
         """A solver with the Jacobian at the start of the step, whose time is `t`."""
@@ -112,22 +116,53 @@ class Systems:
         return self._made(equations.func, [(origin.t, origin.y)], origin, dt)
 
     def _made(
-        self, func: FlatFunc, points: Sequence[tuple[Tensor, Tensor]], origin: Origin, dt: float | Tensor
+        self,
+        func: FlatFunc,
+        points: Sequence[tuple[Tensor, Tensor]],
+        origin: Origin,
+        dt: float | Tensor,
+        by_autograd: bool = False,
     ) -> StageSolver:
-        kind, size = self.kind, len(self.a) * origin.y.shape[1]
-        if kind == "auto":
-            kind = "dense" if size <= _LARGEST_DENSE or inside_transform() else "krylov"
-        if kind == "krylov" and inside_transform():
-            raise RuntimeError(
-                "linear_solver='krylov' does not work within transforms of torch.func such as vmap: use 'dense'"
-            )
+        kind, sparsity, middle = self._kind(func, origin.y), sparsity_of(func), len(points) // 2
         if kind == "krylov":
             return KrylovStageSolver(self, origin, [Linearisation(func, t, y) for t, y in points], dt)
-        found = torch.stack([jacobians(func, t, y) for t, y in points], 1)
-        return DenseStageSolver(self, origin, found[:, len(points) // 2], self.factorised(found, dt))
+        if kind == "sparse" and sparsity is not None:
+            found = torch.stack([sparse_jacobians(func, sparsity, t, y, by_autograd) for t, y in points], 1)
+        else:
+            sparsity, found = None, torch.stack([jacobians(func, t, y, by_autograd) for t, y in points], 1)
+        return DirectStageSolver(self, origin, sparsity, found[:, middle], self.factorised(found, dt, sparsity))
 
-    def factorised(self, jacobians: Tensor, dt: float | Tensor) -> Factorised | Decoupled:
-        """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or of a single row."""
+    def _kind(self, func: FlatFunc, y: Tensor) -> str:
+        """How the systems are solved.
+
+        Raises:
+            RuntimeError: a way was asked for that is not open here.
+        """
+        sparsity = sparsity_of(func)
+        if inside_transform():
+            if self.kind in ("sparse", "krylov"):
+                raise RuntimeError(
+                    f"linear_solver={self.kind!r} does not work within transforms of torch.func such as vmap: use "
+                    "'dense'"
+                )
+            return "dense"
+        if self.kind == "sparse" and (sparsity is None or y.device.type != "cpu"):
+            raise RuntimeError(
+                "linear_solver='sparse' factorises, on the CPU, matrices of which it knows where they have entries: "
+                "pass jac_sparsity= to solve_ivp, or use 'krylov'"
+            )
+        if self.kind != "auto":
+            return self.kind
+        if sparsity is not None and sparsity.pays:
+            return "sparse"
+        return "dense" if len(self.a) * y.shape[1] <= _LARGEST_DENSE else "krylov"
+
+    def factorised(
+        self, jacobians: Tensor, dt: float | Tensor, sparsity: Sparsity | None
+    ) -> Factorised | Decoupled | SparseFactorised:
+        """The matrices with these Jacobians, [rows, stages or 1, ...]; `dt` is [rows, 1], or of a single row."""
+        if sparsity is not None:
+            return factorised_blocks(self.a, sparsity, jacobians, dt)
         least = _LEAST_DECOUPLED if is_single(dt) else _LEAST_DECOUPLED_ROWS
         pays = len(self.a) > 1 == jacobians.shape[1] and len(self.a) * jacobians.shape[2] >= least
         if pays and (modes := _modes(tuple(map(tuple, self.a.tolist())))):
@@ -241,26 +276,36 @@ def _sum(weights: Sequence[complex], terms: Sequence[Tensor]) -> Tensor:
     return sum(others, first)
 
 
-class DenseStageSolver(Memory):
+class DirectStageSolver(Memory):
     """By LU factorisation.
 
     Args:
         systems: what kind they are.
         origin: what they are made of.
-        jacobian: the Jacobian that may serve all stages, [rows, size, size].
+        sparsity: where the Jacobian has entries; None for a dense one.
+        jacobian: the Jacobian that may serve all stages, [rows, size, size], or its entries, [rows, n].
         factorised: the matrices.
     """
 
-    def __init__(self, systems: Systems, origin: Origin, jacobian: Tensor, factorised: Factorised | Decoupled):
+    def __init__(
+        self,
+        systems: Systems,
+        origin: Origin,
+        sparsity: Sparsity | None,
+        jacobian: Tensor,
+        factorised: Factorised | Decoupled | SparseFactorised,
+    ):
         self.systems = systems
         self.origin = origin
+        self._sparsity = sparsity
         self._jacobian = jacobian
         self._factorised = factorised
 
-    def map(self, function: Callable[..., Tensor], *others: DenseStageSolver) -> DenseStageSolver:
-        return DenseStageSolver(
+    def map(self, function: Callable[..., Tensor], *others: DirectStageSolver) -> DirectStageSolver:
+        return DirectStageSolver(
             self.systems,
             self.origin.map(function, *(other.origin for other in others)),
+            self._sparsity,
             function(self._jacobian, *(other._jacobian for other in others)),
             self._factorised.map(function, *(other._factorised for other in others)),  # pyright: ignore[reportArgumentType]
         )
@@ -270,13 +315,13 @@ class DenseStageSolver(Memory):
         """How the matrices are factorised."""
         return type(self._factorised)
 
-    def at_size(self, dt: Numbers) -> DenseStageSolver:
+    def at_size(self, dt: Numbers) -> DirectStageSolver:
         # A size that is almost the same only slows the iteration, if it does.
         near = (abs(dt - self.origin.dt) <= 0.01 * abs(dt)) | (dt == 0.0)
         if all_of(near):
             return self
-        factorised = self.systems.factorised(self._jacobian.unsqueeze(1), column(dt, self._jacobian))
-        other = DenseStageSolver(self.systems, self.origin.at_size(dt), self._jacobian, factorised)
+        factorised = self.systems.factorised(self._jacobian.unsqueeze(1), column(dt, self._jacobian), self._sparsity)
+        other = DirectStageSolver(self.systems, self.origin.at_size(dt), self._sparsity, self._jacobian, factorised)
         return self.map(choice(near), other) if any_of(near) else other
 
     def solve(self, residual: Tensor) -> Tensor:
@@ -367,7 +412,7 @@ def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) ->
 
 def mapped(function: Callable[..., Tensor], *solvers: StageSolver | Origin) -> StageSolver | Origin:
     """What `function` makes of solvers, tensor by tensor: of their factors, if all have such; else of their origins."""
-    dense = [solver for solver in solvers if isinstance(solver, DenseStageSolver)]
+    dense = [solver for solver in solvers if isinstance(solver, DirectStageSolver)]
     if len(dense) == len(solvers) and len({solver.kind for solver in dense}) == 1:
         return dense[0].map(function, *dense[1:])
     origins = [solver.origin for solver in solvers]

@@ -39,9 +39,33 @@ class SparseFactorised:
         return made
 
     def solve(self, right: Tensor) -> Tensor:
-        """The matrices' inverses times `right`, [rows, size, k]; differentiable with the matrices as constants."""
-        found: Any = _Solve.apply(self._factors, False, right)
-        return found
+        """The matrices' inverses times `right`, [rows, size, k], or [size, k] of a single row.
+
+        Differentiable with the matrices as constants.
+        """
+        found: Any = _Solve.apply(self._factors, False, right if right.ndim == 3 else right.unsqueeze(0))
+        return found.view_as(right)
+
+
+def factorised_blocks(a: Tensor, sparsity: Sparsity, jacobians: Tensor, dt: float | Tensor) -> SparseFactorised:
+    """The matrices `I - dt (a_ij J_i)` of stages, of which each row of blocks has its Jacobian, or all have one.
+
+    Args:
+        a: the coefficients, [stages, stages].
+        sparsity: where the Jacobians have entries.
+        jacobians: the entries, [rows, stages or 1, n].
+        dt: the sizes of the steps, [rows, 1], or of a single row.
+    """
+    stages, rows = len(a), len(jacobians)
+    scaled = a * -(dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
+    # A row without a derivative is iterated as if it had none.
+    blocks = (jacobians.unsqueeze(2) * scaled.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
+    one = blocks.new_zeros(stages, stages, blocks.shape[3])
+    one[torch.arange(stages), torch.arange(stages)] = one.new_zeros(blocks.shape[3]).index_fill(
+        0, sparsity.on_diagonal, 1.0
+    )
+    places = sparsity if stages == 1 else sparsity.repeated(stages)
+    return SparseFactorised(places, (blocks + one).reshape(rows, -1))
 
 
 def _factorise(sparsity: Sparsity, values: np.ndarray) -> Any:

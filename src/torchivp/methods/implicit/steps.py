@@ -115,7 +115,7 @@ def recorded(systems: Systems, equations: StageEquations, solved: Tensor) -> Ten
     is the error of the slopes k when what they depend on moves by d, and e = O(d^n), then the next error is
     e - M^-1 (F(k) - F(k - e)) = M^-1 (M - F' + O(e)) e, and F' = M + O(d), so it is O(d^(n + 1)).
     """
-    solver = systems.at(equations, solved, True)
+    solver = systems.at(equations, solved, True, by_autograd=True)
     for _ in range(_CORRECTIONS + derivative_depth()):
         change = solver.solve(equations.residual(solved))
         solved = solved + (change - change.detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -14,11 +15,13 @@ from torchivp.dense import Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.per_row import is_single
-from torchivp.methods.jacobian import Derivatives, derivatives, given_jacobian
+from torchivp.methods.implicit.sparse import SparseFactorised
+from torchivp.methods.jacobian import Derivatives, derivatives, given_jacobian, sparsity_of
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.methods.ode.runge_kutta import Coefficients, RecordedRows, RowBuffer, StagePolynomials, square
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
+from torchivp.sparsity import Sparsity
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import inside_transform, moves
 
@@ -248,7 +251,7 @@ class Rosenbrock(Method):
         """The stages, [stages, rows * size]; None if they must be recorded and `start` is not."""
         (slope, jacobian, by_time, _), recorded, gamma = start.found, start.recorded, self.tableau.gamma
         flat, scale = y0.reshape(1, y0.numel()), gamma * dt
-        solve, poison = self._systems(jacobian, scale, recorded)
+        solve, poison = self._systems(jacobian, scale, recorded, sparsity_of(func))
         by_time = None if by_time is None else (scale * dt) * by_time
         stages = RecordedRows() if recorded else RowBuffer(len(self._a), y0)
         for i, (a, coupling, d) in enumerate(zip(self._a, self._coupling, self.tableau.d, strict=True)):
@@ -266,7 +269,7 @@ class Rosenbrock(Method):
         return stages.first(len(self._a))
 
     def _systems(
-        self, jacobian: Tensor, scale: float | Tensor, recorded: bool
+        self, jacobian: Tensor, scale: float | Tensor, recorded: bool, sparsity: Sparsity | None
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """What solves the linear systems of every row, and what is NaN where their matrix is not finite, else zero."""
         shape = jacobian.shape
@@ -279,11 +282,16 @@ class Rosenbrock(Method):
         values = matrix.detach()
         # What is not finite must not reach the pivots.
         poison = (0.0 * values.sum((-2, -1))).reshape(-1, 1)
-        factorised = Factorised(values.nan_to_num(0.0, 0.0, 0.0))
+        values = values.nan_to_num(0.0, 0.0, 0.0)
+        if recorded:
+            solver = partial(Factorised(values).solve_for, matrix)
+        elif sparsity is not None and sparsity.pays:
+            solver = SparseFactorised(sparsity, sparsity.entries(values).reshape(shape[0], -1)).solve
+        else:
+            solver = Factorised(values).solve
 
         def solve(right: Tensor) -> Tensor:
-            column = right.mT if is_single(scale) else right.unsqueeze(2)
-            found = factorised.solve_for(matrix, column) if recorded else factorised.solve(column)
+            found = solver(right.mT if is_single(scale) else right.unsqueeze(2))
             return found.view_as(right) if found.is_contiguous() else found.reshape(right.shape)
 
         return solve, poison
