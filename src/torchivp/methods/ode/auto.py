@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +14,13 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant, WithinSteps
 from torchivp.error_norm import ErrorNorm
+from torchivp.methods.implicit.per_row import Flags, Numbers, any_of, pick
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work, map_rows, on_arrays
 from torchivp.methods.ode.rodas5p import Rodas5P
 from torchivp.methods.ode.rosenbrock import UnseenDerivatives
 from torchivp.methods.ode.tsit5 import Tsit5
-from torchivp.torch_func import read_rows
+from torchivp.times import time_value
+from torchivp.torch_func import read, read_rows
 
 _STABLE = 2.2
 """Steps are limited by stability where the step times the spectral radius is larger: for tsit5 it varies about 3."""
@@ -30,51 +34,56 @@ _PATIENCE = 10
 _RELIEF = 5
 """After so many steps in turn that would be stable, the explicit one does."""
 
+_EVERY = 10
+"""Steps in which nothing speaks for the stiff method are looked at once in so many."""
+
 _NEVER = -(2**62)
 """The count in rows that must not switch."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Modes(Memory):
-    """Which method each row is at, and what speaks against it.
+    """Which method each row is at, and what speaks against it; of a single row in Python's numbers.
 
     Attributes:
-        stiff: whether it is the stiff one, [rows].
-        count: how many steps speak for the other one, [rows].
-        switched: whether the last step did, for good, [rows].
+        stiff: whether it is the stiff one.
+        count: how many steps speak for the other one.
+        wait: in how many steps to look whether the next one does.
+        switched: whether the last step has led to the other one.
     """
 
-    stiff: np.ndarray
-    count: np.ndarray
-    switched: np.ndarray
+    stiff: Flags = False
+    count: Numbers = 0
+    wait: Numbers = 0
+    switched: Flags = False
 
     @staticmethod
-    def begin(rows: int) -> _Modes:
-        no = np.zeros(rows, dtype=bool)
-        return _Modes(no, np.zeros(rows, dtype=np.int64), no)
+    def of_rows(rows: int) -> _Modes:
+        no, zero = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=np.int64)
+        return _Modes(no, zero, zero, no)
 
     def map(self, function: Callable[..., Tensor], *others: _Modes) -> _Modes:
-        each = zip(*((x.stiff, x.count, x.switched) for x in (self, *others)), strict=True)
+        each = zip(*((x.stiff, x.count, x.wait, x.switched) for x in (self, *others)), strict=True)
         return _Modes(*(on_arrays(function, *arrays) for arrays in each))
 
-    def after(self, stiffness: np.ndarray) -> _Modes:
-        """Those after a step in which the step times the spectral radius was this; NaN if nothing is known."""
-        limited = stiffness > _STABLE
-        if not (limited.any() or self.stiff.any() or self.count.any() or self.switched.any()):
-            return self
-        against = np.where(self.stiff, stiffness < _CALM, limited)
-        rest = np.where(self.stiff, 0, np.where(self.count > 0, self.count - 1, self.count))
-        count = np.where(against, self.count + 1, rest)
-        switched = count >= np.where(self.stiff, _RELIEF, _PATIENCE)
-        return _Modes(self.stiff ^ switched, np.where(switched, 0, count), switched)
+    def after(self, stiffness: Numbers) -> _Modes:
+        """Those after a step in which the step times the spectral radius was this; NaN where nobody knows."""
+        looked = self.wait <= 0
+        against = looked & pick(self.stiff, stiffness < _CALM, stiffness > _STABLE)
+        rest = pick(self.stiff, 0, pick(self.count > 0, self.count - 1, self.count))
+        count = pick(against, self.count + 1, pick(looked, rest, self.count))
+        switched = count >= pick(self.stiff, _RELIEF, _PATIENCE)
+        stiff, count = self.stiff ^ switched, pick(switched, 0, count)
+        wait = pick(looked, pick(stiff | (count > 0), 0, _EVERY - 1), self.wait - 1)
+        return _Modes(stiff, count, wait, switched)
 
     def settled(self) -> _Modes:
         """The same, for when the step is tried again."""
-        return replace(self, switched=np.zeros_like(self.switched)) if self.switched.any() else self
+        return replace(self, switched=self.switched & False) if any_of(self.switched) else self
 
-    def never_stiff(self, rows: np.ndarray) -> _Modes:
-        """The same, but that these rows stay at the explicit method."""
-        return _Modes(self.stiff & ~rows, np.where(rows, _NEVER, self.count), self.switched & ~rows)
+    def never_stiff(self) -> _Modes:
+        """The same, but that the rows at the stiff method go back to the other one and stay there."""
+        return _Modes(self.stiff & False, pick(self.stiff, _NEVER, self.count), self.wait, self.switched)
 
 
 class AutoCarry(NamedTuple):
@@ -92,11 +101,17 @@ class AutoCarry(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The steps of those rows that are at each method, None where there are none, and which rows are at the stiff."""
+    """The steps of the rows at each method, None where there are none; where there are both, which are at the stiff."""
 
     explicit: Step | None
     implicit: Step | None
-    stiff: np.ndarray
+    stiff: np.ndarray | None
+
+    def handed_on(self, carry: Any) -> tuple[Any, Any]:
+        """What the explicit method hands on, and the stiff one; a pair already where both have taken steps."""
+        if self.implicit is None:
+            return carry, None
+        return (None, carry) if self.explicit is None else carry
 
 
 class Auto(Method):
@@ -118,40 +133,52 @@ class Auto(Method):
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         self._real_dtype = real_dtype
+        self._like, self._norm = y0, norm
         self._explicit = Tsit5(y0, real_dtype, norm)
-        self._implicit = Rodas5P(y0, real_dtype, norm)
+
+    # Most solves need neither of these, or not before some steps.
+
+    @cached_property
+    def _implicit(self) -> Rodas5P:
+        return Rodas5P(self._like, self._real_dtype, self._norm)
+
+    @cached_property
+    def _last(self) -> Tensor:
+        """What makes the difference of the states of the last two stages of tsit5 of its slopes."""
         weights = np.array(Tsit5.tableau.b) - Tsit5.tableau.matrix[-2]
-        self._last = torch.tensor(weights[None], dtype=y0.dtype, device=y0.device)
+        return torch.tensor(weights[None], dtype=self._like.dtype, device=self._like.device)
 
     def initial_carry(self, f0: Tensor) -> AutoCarry:
-        return AutoCarry(_Modes.begin(len(f0)), self._explicit.initial_carry(f0), None)
+        return AutoCarry(_Modes.of_rows(len(f0)), self._explicit.initial_carry(f0), None)
 
     def carry_to_keep(self, carry: AutoCarry | None) -> AutoCarry | None:
         return carry and carry._replace(own=None)
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: AutoCarry | None) -> Step:
-        modes, slope, own = carry or AutoCarry(_Modes.begin(1), None, None)
-        size = abs(float(t1 - t0))
-        if modes.stiff[0]:
+        modes, slope, own = carry or AutoCarry(_Modes(), None, None)
+        if not isinstance(modes.stiff, bool):  # those of an initial carry, that of rows
+            modes = _Modes()
+        if modes.stiff:
             try:
                 step = self._implicit.step(func, t0, t1, y0, own)
             except UnseenDerivatives:
-                modes = modes.never_stiff(modes.stiff)
+                modes = modes.never_stiff()
             else:
-                stiffness = size * read_rows(self._implicit.radius(step))
-                return self._finished(step, _Parts(None, step, modes.stiff), modes, stiffness)
+                stiffness = abs(time_value(t1 - t0)) * read(self._implicit.radius(step).squeeze(0))
+                return self._finished(step, _Parts(None, step, None), modes, stiffness)
         step = self._explicit.step(func, t0, t1, y0, slope)
-        stiffness = read_rows(self._stiffness(step.stages.all(), 1))
-        return self._finished(step, _Parts(step, None, modes.stiff), modes, stiffness)
+        looks = modes.wait <= 0
+        stiffness = read(self._stiffness(step.stages.all(), 1).squeeze(0)) if looks else math.nan
+        return self._finished(step, _Parts(step, None, None), modes, stiffness)
 
     def step_rows(
         self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: AutoCarry | None, norm: ErrorNorm
     ) -> Step:
-        carry = carry or AutoCarry(_Modes.begin(len(y0)), None, None)
+        carry = carry or AutoCarry(_Modes.of_rows(len(y0)), None, None)
         try:
             return self._step_rows(func, (t0, t1), y0, carry, norm)
         except UnseenDerivatives:
-            carry = AutoCarry(carry.modes.never_stiff(carry.modes.stiff), None, None)
+            carry = AutoCarry(carry.modes.never_stiff(), None, None)
             return self._step_rows(func, (t0, t1), y0, carry, norm)
 
     def _step_rows(
@@ -160,13 +187,14 @@ class Auto(Method):
         modes, slope, own = carry
         if not modes.stiff.any():
             step = self._explicit.step_rows(func, *ends, y0, slope, norm)
-            stiffness = read_rows(self._stiffness(step.stages, len(y0)))
-            return self._finished(step, _Parts(step, None, modes.stiff), modes, stiffness)
+            looks = (modes.wait <= 0).any()
+            stiffness = read_rows(self._stiffness(step.stages, len(y0))) if looks else np.full(len(y0), math.nan)
+            return self._finished(step, _Parts(step, None, None), modes, stiffness)
         sizes = np.abs(read_rows((ends[1] - ends[0]).squeeze(1)))
         if modes.stiff.all():
             step = self._implicit.step_rows(func, *ends, y0, own, norm)
             stiffness = sizes * read_rows(self._implicit.radius(step))
-            return self._finished(step, _Parts(None, step, modes.stiff), modes, stiffness)
+            return self._finished(step, _Parts(None, step, None), modes, stiffness)
         parts, stiffness = [], np.empty(len(y0))
         rows = [torch.from_numpy(np.flatnonzero(x)).to(y0.device) for x in (~modes.stiff, modes.stiff)]
         for method, own_carry, chosen in zip((self._explicit, self._implicit), (slope, own), rows, strict=True):
@@ -178,25 +206,15 @@ class Auto(Method):
         whole = _put_together(ends, y0, parts, rows)
         return self._finished(whole, _Parts(parts[0], parts[1], modes.stiff), modes, stiffness)
 
-    def _finished(self, step: Step, parts: _Parts, modes: _Modes, stiffness: np.ndarray) -> Step:
+    def _finished(self, step: Step, parts: _Parts, modes: _Modes, stiffness: Numbers) -> Step:
         """The step of all rows, with what the next one starts from; `step` comes with what the methods hand on."""
-        with np.errstate(invalid="ignore"):
-            after = modes.after(stiffness)
-        stiff, work = modes.stiff, step.work
-        explicit, implicit = (parts.explicit is not None, parts.implicit is not None)
-        (slope, own), (old_slope, old_own) = (
-            pair if explicit and implicit else (pair, None) if explicit else (None, pair)
-            for pair in (step.carry, step.retry)
-        )
-        if (after.switched & stiff).any():  # they need a slope that the stiff method does not hand on
+        after, work = modes.after(stiffness), step.work
+        (slope, own), (old_slope, old_own) = parts.handed_on(step.carry), parts.handed_on(step.retry)
+        if any_of(after.switched & modes.stiff):  # a slope that the stiff method does not hand on
             slope = None
-        if implicit or modes.switched.any():
-            counts = stiff.astype(np.int64), modes.switched.astype(np.int64)
-            if len(stiff) == 1:
-                counts = int(stiff[0]), int(modes.switched[0])
-            work = (work or Work())._replace(stiff=counts[0], switches=counts[1])
-        carry = AutoCarry(after, slope, own)
-        retry = AutoCarry(modes.settled(), old_slope, old_own)
+        if any_of(modes.stiff) or any_of(modes.switched):
+            work = (work or Work())._replace(stiff=modes.stiff * 1, switches=modes.switched * 1)
+        carry, retry = AutoCarry(after, slope, own), AutoCarry(modes.settled(), old_slope, old_own)
         return Step(step.t0, step.t1, step.y0, step.y1, step.error, carry, retry, parts, work=work)
 
     def _stiffness(self, stages: Tensor, rows: int) -> Tensor:
