@@ -63,7 +63,7 @@ def steady_state(
     args: Sequence[Any] = (),
     t: float = 0.0,
     follow: bool = False,
-    method: MethodName | type[Method] = "dopri5",
+    method: MethodName | type[Method] = "rodas5p",
     rtol: Any = None,
     atol: Any = None,
     max_iters: int = 200,

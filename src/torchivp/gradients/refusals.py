@@ -36,7 +36,7 @@ def refuse_steps_again(method: type[Method]) -> None:
         raise RuntimeError(
             f"a gradient by gradient='backsolve' that is to be differentiated again (create_graph=True) is that of the "
             f"steps taken, and autograd cannot follow those of {method.__name__}: choose another method, such as "
-            "method='dopri5', or 'trbdf2' with step_size where the problem is stiff, or take the first derivative alone"
+            "method='dopri5', or 'radau5' where the problem is stiff, or take the first derivative alone"
         )
 
 
@@ -49,7 +49,7 @@ def refuse_method_in_forward_mode(method: type[Method]) -> None:
     if in_forward_mode() and not method.differentiable:
         raise ValueError(
             f"forward mode (torch.autograd.forward_ad) cannot follow the steps of {method.__name__}: choose another "
-            "method, such as method='dopri5', or 'trbdf2' with step_size where the problem is stiff, or solve outside "
+            "method, such as method='dopri5', or 'radau5' where the problem is stiff, or solve outside "
             "of dual_level()"
         )
 

@@ -81,14 +81,12 @@ ODE_METHODS: dict[str, type[Method]] = {
 """Every ODE method, by the name that `method=` takes."""
 
 
-ALIASES = {"RK45": "dopri5", "RK23": "bosh3", "BDF": "bdf"}
+ALIASES = {"RK45": "dopri5", "RK23": "bosh3", "Radau": "radau5", "BDF": "bdf"}
 """SciPy's names of methods that are here under others."""
 
-_STIFF = "is for stiff problems: use method='radauIIA5' or 'trbdf2' with a step_size, or SciPy's"
 _OF_SCIPY = {
-    "radau": ("Radau", _STIFF),
-    "lsoda": ("LSODA", _STIFF),
-    "dop853": ("DOP853", "is of order 8: use method='dopri8', or SciPy's"),
+    "lsoda": ("LSODA", "switches between methods for problems that are stiff and not: so does method='auto'"),
+    "dop853": ("DOP853", "is of order 8: use method='dopri8'"),
 }
 """What to use for SciPy's methods that are not here."""
 
@@ -132,6 +130,7 @@ MethodName = Literal[
     "scipy_solver",
     "RK45",
     "RK23",
+    "Radau",
     "BDF",
 ]
 """The names that `method=` takes, for type checkers: those of `ODE_METHODS` and `ALIASES`."""
@@ -158,11 +157,9 @@ def _hint(unknown: str) -> str:
     """What may have been meant by the name of a method that does not exist."""
     if unknown.lower() in _OF_SCIPY:
         name, advice = _OF_SCIPY[unknown.lower()]
-        if name == "LSODA":
-            return f" {name} {advice}, method='scipy_solver'."
         return (
-            f" {name} {advice}, method='scipy_solver' with options={{'solver': {name!r}}}; in solve_ivp that is "
-            f"method=torchivp.ODE_METHODS['scipy_solver'].with_options(solver={name!r})."
+            f" {name} {advice}; or use SciPy's, method='scipy_solver' with options={{'solver': {name!r}}}, which in "
+            f"solve_ivp is method=torchivp.ODE_METHODS['scipy_solver'].with_options(solver={name!r})."
         )
     names = {name.lower(): name for name in (*ALIASES, *ODE_METHODS)}
     close = difflib.get_close_matches(unknown.lower(), names, n=1)
