@@ -16,7 +16,7 @@ def decay(t, y):
     return -y
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("RK45", "dopri5"), ("RK23", "bosh3")])
+@pytest.mark.parametrize(("theirs", "ours"), [("RK45", "dopri5"), ("RK23", "bosh3"), ("Radau", "radau5")])
 def test_scipys_names_of_methods_that_are_here(theirs, ours):
     found, expected = (solve_ivp(decay, (0, 1), Y0, method=method) for method in (theirs, ours))
     assert torch.equal(found.y, expected.y) and found.stats == expected.stats
@@ -26,14 +26,14 @@ def test_scipys_names_of_methods_that_are_here(theirs, ours):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("Radau", "Radau is for stiff problems: use method='radauIIA5' or 'trbdf2' with a step_size, or SciPy's, met"),
-        ("bdf", "BDF is for stiff problems: use method='radauIIA5' or 'trbdf2'"),
-        ("LSODA", "LSODA is for stiff problems: use method='radauIIA5' or 'trbdf2' with a step_size, or SciPy's, "
+        ("bdf", "BDF is for stiff problems: use method='radau5' or 'kvaerno5', or SciPy's"),
+        ("LSODA", "LSODA is for stiff problems: use method='radau5' or 'kvaerno5', or SciPy's, "
          "method='scipy_solver'. The methods are"),
         ("DOP853", "DOP853 is of order 8: use method='dopri8', or SciPy's, method='scipy_solver' with options={'solv"),
         ("rk45", "Did you mean 'RK45'?"),
         ("Dopri5", "Did you mean 'dopri5'?"),
-        ("radau5", "Did you mean 'radauIIA5'?"),
+        ("radau", "Did you mean 'Radau'?"),
+        ("kvaerno4", "Did you mean 'kvaerno5'?"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("door", [solve_ivp, odeint, odeint_adjoint])

@@ -93,6 +93,10 @@ class _UsedLater:
         function = watched.function
 
         def look(*args: Any) -> Any:
+            if (
+                torch.is_grad_enabled()
+            ):  # a method differentiates it, by the state: that it depends on this says nothing
+                return function(*args)
             with torch.enable_grad():
                 value = function(*args)
             if not any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):

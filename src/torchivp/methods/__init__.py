@@ -71,12 +71,11 @@ ODE_METHODS: dict[str, type[Method]] = {
 """Every ODE method, by the name that `method=` takes."""
 
 
-ALIASES = {"RK45": "dopri5", "RK23": "bosh3"}
+ALIASES = {"RK45": "dopri5", "RK23": "bosh3", "Radau": "radau5"}
 """SciPy's names of methods that are here under others."""
 
-_STIFF = "is for stiff problems: use method='radauIIA5' or 'trbdf2' with a step_size, or SciPy's"
+_STIFF = "is for stiff problems: use method='radau5' or 'kvaerno5', or SciPy's"
 _OF_SCIPY = {
-    "radau": ("Radau", _STIFF),
     "bdf": ("BDF", _STIFF),
     "lsoda": ("LSODA", _STIFF),
     "dop853": ("DOP853", "is of order 8: use method='dopri8', or SciPy's"),
@@ -118,6 +117,7 @@ MethodName = Literal[
     "scipy_solver",
     "RK45",
     "RK23",
+    "Radau",
 ]
 """The names that `method=` takes, for type checkers: those of `ODE_METHODS` and `ALIASES`."""
 
