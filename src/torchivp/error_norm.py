@@ -50,6 +50,7 @@ class ErrorNorm:
         self._norm = norm
         self._whole = len(self._parts) == 1
         self._last: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._seen: tuple[weakref.ref[Tensor], Any] | None = None
 
     @property
     def tolerates_nothing(self) -> bool:
@@ -59,13 +60,19 @@ class ErrorNorm:
 
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> float:
         """The scaled size of the `error` of a step from `y0` to `y1`."""
-        with torch.no_grad():
-            return self.size(self.scaled(error, y0, y1))
+        return self._measured(self.size, error, y0, y1)
 
     def rows(self, error: Tensor, y0: Tensor, y1: Tensor) -> np.ndarray:
         """The scaled size of the error of each row's step, [rows]; a row does not depend on the others."""
-        with torch.no_grad():
-            return self.sizes(self.scaled(error, y0, y1))
+        return self._measured(self.sizes, error, y0, y1)
+
+    def _measured(self, size: Callable[[Tensor], Any], error: Tensor, y0: Tensor, y1: Tensor) -> Any:
+        # A method that wants to know the size of its error is followed by the loop, which asks for the same.
+        if self._seen is None or self._seen[0]() is not error:
+            with torch.no_grad():
+                found = size(self.scaled(error, y0, y1))
+            self._seen = weakref.ref(error), found
+        return self._seen[1]
 
     def of_equations(self) -> ErrorNorm:
         """The default norm with these tolerances: how well a method must solve the equations of a step.
@@ -73,7 +80,7 @@ class ErrorNorm:
         A norm of the user's is for the error of a step. It may be blind to part of the state, or to all of it.
         """
         other = copy.copy(self)
-        other._norm, other._last = None, None
+        other._norm, other._last, other._seen = None, None, None
         return other
 
     def take(self, rows: Tensor) -> ErrorNorm:
@@ -82,7 +89,7 @@ class ErrorNorm:
         other.rtol, other.atol = (
             x[rows] if isinstance(x, Tensor) and len(x) > 1 else x for x in (self.rtol, self.atol)
         )
-        other._last = None
+        other._last, other._seen = None, None
         return other
 
     def scaled(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:

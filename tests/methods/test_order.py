@@ -117,7 +117,8 @@ def test_order_of_the_error_estimate(method, problem):
 def test_dense_output_meets_the_ends_of_a_step(method):
     func, y0 = forced(torch.float64)
     flat = Problem.build(func, y0, Times(0.0, 1.0, None))
-    stepper = method(flat.y0, flat.real_dtype, ErrorNorm(1e-12, 1e-14, [slice(0, flat.y0.numel())], flat.y0.dtype))
+    norm = ErrorNorm(1e-12, 1e-14, [slice(0, flat.y0.numel())], flat.y0.dtype)
+    stepper = method.at_steps(fixed=True)(flat.y0, flat.real_dtype, norm)
     step = stepper.step(flat.func, 0.0, 0.3, flat.y0, None)
     inside = stepper.interpolant(flat.func, step)
     ends = inside.evaluate([0.0, 0.3])

@@ -23,6 +23,7 @@ from torchivp.methods.implicit.per_row import (
     Numbers,
     all_of,
     any_of,
+    clipped,
     is_single,
     pick,
     pick_slopes,
@@ -300,6 +301,7 @@ class ImplicitRungeKutta(Method):
         self._needs_slope = self._blocks[0].own is None or (tableau.fsal and tableau.dense is None)
         self._hands_on_slope = tableau.fsal and self._needs_slope
         self._collocated = slice(self._blocks[-1].first, len(tableau.c))
+        self._to_powers = np.linalg.pinv(np.vander(tableau.c[self._collocated], increasing=True))
         self._next_slopes = self._extrapolation(1.0)
         if self.error_order is not None:
             self._error_b = torch.tensor([tableau.b_embedded], dtype=dtype, device=device) - self._b
@@ -410,7 +412,8 @@ class ImplicitRungeKutta(Method):
                 work = added(work, found.work, refactorised)
                 fresh, stale = fresh | found.renewed, without(stale, found.renewed)
                 trusted = pick(found.renewed, trust * length, trusted)
-                slowest = np.fmax(slowest, pick(found.iterations > 1, found.rate, 0.0))
+                seen = pick(found.iterations > 1, found.rate, 0.0)
+                slowest = pick(seen > slowest, seen, slowest)
                 slow = slow | ((found.iterations > 2) & (rate > aged))
                 if any_of(found.failed):
                     failure.update(failures(found, self.max_iters))
@@ -475,15 +478,17 @@ class ImplicitRungeKutta(Method):
         of convergence grows with the step, does not fail.
         """
         assert self.error_order is not None
-        size = np.maximum(self._size_of(error, ends, sizes), _LEAST)
-        by_error = 0.9 * abs(sizes / last.dt) * (last.size / size**2) ** (1.0 / (self.error_order + 1))
-        by_rate = _GOOD / np.maximum(solved.rate, _LEAST)
-        factor = np.fmin(np.maximum(by_error, 0.2), np.maximum(by_rate, 1.0))
-        factor = np.where(size <= 1.0, factor, math.inf)
-        failed = np.zeros(size.shape, dtype=bool)
-        failed[... if not size.ndim else list(solved.failure)] = bool(solved.failure)
-        factor = np.where(failed, np.clip(by_rate, 0.1, 0.5), factor)
-        return (size, factor) if failed.ndim else (size.item(), factor.item())
+        size = clipped(self._size_of(error, ends, sizes), _LEAST, 1.0 / _LEAST)
+        by_error = abs(sizes / last.dt) * (last.size / (size * size)) ** (1.0 / (self.error_order + 1))
+        by_rate = _GOOD / clipped(solved.rate, _LEAST, math.inf)
+        by_error, most = clipped(0.9 * by_error, 0.2, math.inf), clipped(by_rate, 1.0, math.inf)
+        factor = pick(by_error < most, by_error, most)  # not known in the first step
+        failed = bool(solved.failure)
+        if not isinstance(sizes, float):
+            failed = np.zeros(len(sizes), dtype=bool)
+            failed[list(solved.failure)] = True
+        factor = pick(size <= 1.0, factor, math.inf)
+        return size, pick(failed, clipped(by_rate, 0.1, 0.5), factor)
 
     def _size_of(self, error: Tensor, ends: tuple[Tensor, Tensor], sizes: Numbers) -> Numbers:
         """The sizes of errors in units of the tolerance."""
@@ -538,7 +543,7 @@ class ImplicitRungeKutta(Method):
         """
         nodes = np.array(self.tableau.c[self._collocated], dtype=np.float64)
         powers = (1.0 + np.reshape(ratio, (-1, 1)) * nodes)[:, :, None] ** np.arange(len(nodes))
-        return torch.as_tensor(powers @ np.linalg.pinv(np.vander(nodes, increasing=True))).to(self._a)
+        return torch.as_tensor(powers @ self._to_powers).to(self._a)
 
     def _stage_times(self, t0: Tensor, t1: Tensor) -> Tensor:
         """The times of the stages, [stages] or [stages, rows, 1], in the dtype that `func` receives.
