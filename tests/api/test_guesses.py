@@ -31,7 +31,7 @@ def test_scipys_names_of_methods_that_are_here(theirs, ours):
         ("Bdf", "Did you mean 'bdf'?"),
         ("LSODA", "LSODA switches between methods for problems that are stiff and not: so does method='auto'; or use "
          "SciPy's, method='scipy_solver' with options={'solver': 'LSODA'}"),
-        ("DOP853", "DOP853 is of order 8: use method='dopri8'; or use SciPy's, method='scipy_solver' with options={'sol"),
+        ("DOP853", "DOP853 is of order 8: use method='dopri8'; or use SciPy's, method='scipy_solver' with options={"),
         ("rk45", "Did you mean 'RK45'?"),
         ("Dopri5", "Did you mean 'dopri5'?"),
         ("radau", "Did you mean 'Radau'?"),
@@ -62,7 +62,7 @@ def test_what_the_sentence_says_instead_works(solver):
             "options",
             "its options are arguments: step_size=, first_step=, min_step=, max_step=, max_steps=, norm=; those",
         ),
-        ("jac", "implicit methods take the Jacobian of func from autograd: leave it out"),
+        ("lband", "write jac_sparsity=(lband, uband)"),
         ("max_num_steps", "write max_steps="),
         ("progress", "a solve shows no progress: let func count its calls, or print its t"),
         ("dens_output", "did you mean dense_output=?"),
