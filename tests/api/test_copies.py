@@ -32,6 +32,14 @@ def explosion(t, y):
     return y**2
 
 
+def decay(t, y):
+    return -y
+
+
+def unseen(t, y):
+    return -y.detach()
+
+
 def level(t, y):
     return y[..., 0] - 0.5
 
@@ -68,7 +76,7 @@ class Recorded(torchivp.BaseSDE):
 
 
 def raised(solve, *args, **options):
-    with pytest.raises((SolveError, torchivp.DataError)) as caught:
+    with pytest.raises((SolveError, torchivp.DataError, ValueError)) as caught:
         solve(*args, **options)
     return caught.value
 
@@ -119,11 +127,13 @@ def examples():
         raised(solve_ivp, explosion, (0.0, 3.0), torch.ones(2, dtype=D)),
         raised(solve_ivp, explosion, (0.0, 3.0), torch.ones(2, 2, dtype=D), batch_dims=1),
         raised(torchivp.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
+        raised(solve_ivp, unseen, (0.0, 1.0), torch.ones(2, dtype=D), method="rodas5p"),
         raised(torchivp.fit, model, pandas.DataFrame()),
         raised(torchdiffeq.odeint, explosion, torch.ones(2, dtype=D), torch.tensor([0.0, 3.0])),
         raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         Event(level, apply=doubled),
         Scheduled([0.2], dosed, values=torch.ones(1, 2)),
+        torchivp.steady_state(decay, torch.ones(2, dtype=D)),
         solved[-1].events,
         solved[0].status,
         solved[0].stats,

@@ -23,7 +23,7 @@ class Kvaerno5(ImplicitRungeKutta):
     For stiff problems at medium and tight tolerances. The error is estimated by an embedded method, of which the sixth
     stage is the end, five times as large as the difference to it: its coefficients of order 5 are so small, and those
     of order 6 of the method itself so large, that the difference alone is less than the error in long steps. One stage
-    lies beyond the end of the step. Kvaerno, "Singly diagonally
+    lies beyond the end of the step, by a quarter of its length, the last step included. Kvaerno, "Singly diagonally
     implicit Runge-Kutta methods with an explicit first stage", BIT 44 (2004). Dense output: cubic Hermite, of order 3.
     """
 
