@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.dense import StepInterpolant, WithinSteps
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.implicit.per_row import Flags, Numbers, any_of, pick
+from torchivp.methods.jacobian import given_jacobian, sparsity_of
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work, map_rows, on_arrays
 from torchivp.methods.ode.rodas5p import Rodas5P
 from torchivp.methods.ode.rosenbrock import UnseenDerivatives
@@ -198,7 +199,7 @@ class Auto(Method):
         parts, stiffness = [], np.empty(len(y0))
         rows = [torch.from_numpy(np.flatnonzero(x)).to(y0.device) for x in (~modes.stiff, modes.stiff)]
         for method, own_carry, chosen in zip((self._explicit, self._implicit), (slope, own), rows, strict=True):
-            some = _on_some(func, chosen, ends[0].detach().to(self._real_dtype), y0.detach())
+            some = _OnSome(func, chosen, ends[0].detach().to(self._real_dtype), y0.detach())
             start, end, y = (x.index_select(0, chosen) for x in (*ends, y0))
             parts.append(method.step_rows(some, start, end, y, _taken(own_carry, chosen), norm.take(chosen)))
         stiffness[~modes.stiff] = read_rows(self._stiffness(parts[0].stages, len(rows[0])))
@@ -250,14 +251,18 @@ def _spread(carry: Any, rows: Tensor, count: int) -> Any:
     return map_rows(lambda x: x.new_zeros(count, *x.shape[1:]).index_copy(0, rows.to(x.device), x), carry)
 
 
-def _on_some(func: FlatFunc, rows: Tensor, t: Tensor, y: Tensor) -> FlatFunc:
-    """The function of all rows as one of some of them; the others stay where they are."""
+class _OnSome:
+    """The function of all rows, and its Jacobian if that is given, for some of them; the others stay where they are."""
 
-    def some(t_some: Tensor, y_some: Tensor) -> Tensor:
-        times, states = t.index_copy(0, rows, t_some.to(t.dtype)), y.index_copy(0, rows, y_some)
-        return func(times, states).index_select(0, rows)
+    def __init__(self, func: FlatFunc, rows: Tensor, t: Tensor, y: Tensor):
+        self._func, self._rows, self._t, self._y = func, rows, t, y
+        self.sparsity = sparsity_of(func)
+        given = given_jacobian(func)
+        self.jacobian = None if given is None else _OnSome(given, rows, t, y)
 
-    return some
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        times, states = self._t.index_copy(0, self._rows, t.to(self._t.dtype)), self._y.index_copy(0, self._rows, y)
+        return self._func(times, states).index_select(0, self._rows)
 
 
 def _put_together(ends: tuple[Tensor, Tensor], y0: Tensor, parts: Sequence[Step], rows: Sequence[Tensor]) -> Step:
