@@ -2,7 +2,7 @@
 
 Three tables: single solves of Robertson's problem and of van der Pol's; batches in which every row has a rate constant
 of its own; a diffusion equation, with dense and with sparse Jacobians. A figure shows errors against evaluations and
-against time. Peers that are not installed are left out: the `stiff` extra brings all of them.
+against time. Peers that are not installed are left out: the `bench` extra brings all of them.
 """
 
 from __future__ import annotations
