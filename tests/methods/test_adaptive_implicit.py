@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from problems import double
 from stiff_problems import STIFF, hires, robertson
-
 from torchivp import ODE_METHODS, Outcome, PIDController, odeint, solve_ivp
 from torchivp.error_norm import ErrorNorm
 from torchivp.gradients.backsolve import Backsolve

@@ -156,24 +156,30 @@ def _with_history(x: Tensor, y: Tensor) -> Tensor:
 
 def _by_time(pull: Callable[..., Any], slopes: Tensor) -> Tensor | None:
     """The derivatives by time, from one product with a seed, of which they are the derivative."""
-    seed = _with_history(torch.zeros_like(slopes).requires_grad_(), slopes)
+    recorded = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        seed = _with_history(torch.zeros_like(slopes).requires_grad_(), slopes)
     _, *by_time = pull(seed, create_graph=True)
     if not by_time or by_time[0] is None or not by_time[0].requires_grad:
         return None
-    return torch.autograd.grad(by_time[0].sum(), seed, create_graph=torch.is_grad_enabled())[0]
+    return torch.autograd.grad(by_time[0], seed, torch.ones_like(by_time[0]), create_graph=recorded)[0]
 
 
 class Linearisation:
     """Products of vectors with the Jacobians of `func` at real `y`, [rows, size], and with their transposes.
 
     One evaluation of `func`, and its graph, serve all products.
+
+    Attributes:
+        seen: whether autograd sees that `func` depends on anything.
     """
 
     def __init__(self, func: FlatFunc, t: Tensor, y: Tensor):
         (self._y,), self._slope = _on_leaves(_at(func, t), (y.detach(),))
         self._seed = torch.zeros_like(self._slope, requires_grad=True)
         self._pulled: Tensor | None = None
-        if self._slope.requires_grad:
+        self.seen = self._slope.requires_grad
+        if self.seen:
             # A function of the seed, linear: its derivative is the Jacobian.
             (self._pulled,) = torch.autograd.grad(
                 self._slope, self._y, self._seed, create_graph=True, allow_unused=True
