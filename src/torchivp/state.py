@@ -161,7 +161,8 @@ class StateLayout:
             ValueError: it is of the wrong shape.
         """
         if not isinstance(matrix, Tensor):
-            raise TypeError(f"jac(t, y) must return a tensor, got {type(matrix).__name__}")
+            how = ": write torch.from_numpy(matrix)" if isinstance(matrix, np.ndarray) else ""
+            raise TypeError(f"jac(t, y) must return a tensor, got {type(matrix).__name__}{how}")
         shape = (*self.lead, *self.shapes[0], *self.shapes[0])
         if tuple(matrix.shape) != shape:
             raise ValueError(
@@ -232,6 +233,18 @@ class StateLayout:
                 position = np.unravel_index(index - part.start, tuple(shape))
                 return f"y{path}" + (f"[{', '.join(map(str, position))}]" if position else "")
         raise IndexError(index)
+
+
+def elsewhere(y: Tensor) -> Tensor:
+    """States near these, [rows, size], where nothing vanishes by chance.
+
+    No element is zero or equals another, and none changes its sign.
+    """
+    part = 0.1 + 0.2 * torch.frac(0.618034 * torch.arange(1, y.numel() + 1, device=y.device)).reshape(y.shape)
+    size = torch.where(y == 0, torch.nan_to_num(y.abs(), posinf=0.0).amax() if y.numel() else 1.0, y.abs())
+    size = torch.where(size == 0, 1.0, size)
+    along = torch.where(y == 0, torch.ones_like(y), torch.sgn(y))
+    return y + along * (part * size).to(y.dtype)
 
 
 def _paths(skeleton: Any) -> list[str]:

@@ -17,6 +17,7 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
+from torchivp.jacobian_check import check_given_jacobian
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import FlatFunction, Problem
@@ -68,6 +69,8 @@ def build_integration(
     problem = Problem.build(func, y0, times, args, jac, jac_sparsity)
     assert isinstance(problem.func, FlatFunction)
     layout = problem.func.layout
+    function = problem.func.with_args(args)  # its evaluations are not those of the solve
+    check_given_jacobian(function, problem.time(times.start), problem.y0, layout.name, layout.lead)
     method_class = at_steps(find_method(method), controller)
     error_norm = ErrorNorm(
         check_tolerance("rtol", rtol, layout),
@@ -105,7 +108,13 @@ def check_jacobian(method: type[Method], y0: Any, batch_dims: int, jac: Any, jac
     if layout.dtype.is_complex:
         raise ValueError(f"{name} is for real states: leave it out for complex ones, as func need not be holomorphic")
     if isinstance(jac, Tensor):
-        matrix = jac
+        matrix, shape = jac, (*layout.shapes[0], *layout.shapes[0])
+        if tuple(matrix.shape) != shape:
+            raise ValueError(
+                f"jac must be of shape {shape}, d func_i / d y_j with the index i of func first, got shape "
+                f"{tuple(matrix.shape)}"
+                + (": where rows have matrices of their own, pass them as args" if batch_dims else "")
+            )
         return lambda t, y, *args: matrix.expand(*y.shape[:batch_dims], *matrix.shape)
     if jac is not None and not callable(jac):
         raise TypeError(f"jac must be a function jac(t, y, *args) or a constant matrix, a tensor, got {jac!r}")

@@ -170,7 +170,8 @@ def solve_ivp(
         jac: the Jacobian of `func` by the state, for methods that use one: a function `jac(t, y, *args)` that returns
             d func_i / d y_j, shaped like the state twice, or a constant matrix. Default: by autograd.
         jac_sparsity: where the Jacobian may have entries other than zero: a matrix, or `(lower, upper)` for a band, of
-            the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely.
+            the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely. Like
+            `jac` it is compared with `func` at the start, and refused if it is wrong there.
         batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own,
             with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are

@@ -16,11 +16,12 @@ from torchivp.api.times import as_times, shape_text
 from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
 from torchivp.events.event import Event, Scheduled
+from torchivp.jacobian_check import check_given_jacobian
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value, jacobian
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.sparsity import Sparsity
-from torchivp.state import StateLayout
+from torchivp.state import StateLayout, elsewhere
 from torchivp.times import joined, time_dtype
 
 
@@ -61,6 +62,7 @@ def build_problem(
         right_hand_side.jac = makers.make("jac", jac, jacobian)
     if jac_sparsity is not None:
         right_hand_side.sparsity = Sparsity.of(jac_sparsity, layout.size, layout.device)
+    check_given_jacobian(right_hand_side.on(None), *filler, layout.name, layout.lead)
     actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]
     batched = bool(layout.lead)
     return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, moving=moving, batched=batched)
@@ -113,19 +115,14 @@ def _filler(times: RowTimes, y0: Tensor, layout: StateLayout) -> tuple[Tensor, T
 
 
 def _elsewhere(times: RowTimes, filler: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Later times and other states: no element is zero or equals another, and none changes its sign.
+    """Later times and other states.
 
     A tensor that all rows share may look like one with an entry for each row where it is multiplied by zero.
     """
     t, y = filler
     span = times.end - times.start
     later = torch.from_numpy(0.37 * np.where(np.isfinite(span), span, times.direction))
-    later = later.to(t.device, t.dtype).unsqueeze(1)
-    part = 0.1 + 0.2 * torch.frac(0.618034 * torch.arange(1, y.numel() + 1, device=y.device)).reshape(y.shape)
-    size = torch.where(y == 0, torch.nan_to_num(y.abs(), posinf=0.0).amax() if y.numel() else 1.0, y.abs())
-    size = torch.where(size == 0, 1.0, size)
-    along = torch.where(y == 0, torch.ones_like(y), torch.sgn(y))
-    return t + later, y + along * (part * size).to(y.dtype)
+    return t + later.to(t.device, t.dtype).unsqueeze(1), elsewhere(y)
 
 
 def _action(number: int, event: Event | Scheduled, makers: _Makers, y0: Tensor, layout: StateLayout) -> Action:

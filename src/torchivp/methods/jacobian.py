@@ -116,10 +116,10 @@ def _differentiated(
         slopes, pull, *_ = torch.func.vjp(func, *inputs)
     else:
         recorded = recorded and torch.is_grad_enabled()
-        leaves, slopes = _on_leaves(func, inputs)
+        leaves, slopes = _on_leaves(func, _of_one_depth(inputs) if recorded else inputs)
         if not slopes.requires_grad:
             matrix = like.new_zeros(rows, size, size) if given is None else given(inputs[1], like)
-            return Derivatives(slopes, matrix, None, seen=False)
+            return Derivatives(slopes.clone(), matrix, None, seen=False)
         pull = partial(torch.autograd.grad, slopes, leaves, retain_graph=True, create_graph=recorded, allow_unused=True)
 
     def joined(v: Tensor) -> Tensor:
@@ -135,29 +135,51 @@ def _differentiated(
     else:
         found = pull_back(joined, unit).transpose(0, 1)
         matrix, by_time = found[:, :, :size], found[:, :, size] if found.shape[2] > size else None
-    return Derivatives(slopes if recorded else without_graph(slopes), matrix, by_time)
+    # func may use its memory again.
+    return Derivatives((slopes if recorded else without_graph(slopes)).clone(), matrix, by_time)
+
+
+def _of_one_depth(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The state and the time, of values as they are, and both with the history of the state.
+
+    Autograd goes through all of the graph that lies above the shallowest of what it differentiates by. A time that is
+    chosen by the solver is a leaf, below every step before it.
+    """
+    y, *times = inputs
+    return [y, *(_with_history(t.reshape(-1, 1), y).reshape(t.shape) for t in times)]
+
+
+def _with_history(x: Tensor, y: Tensor) -> Tensor:
+    """`x` with the history of `y` besides its own; both are of [rows, n]."""
+    return torch.cat((x, y.to(x.dtype)), 1)[:, : x.shape[1]]
 
 
 def _by_time(pull: Callable[..., Any], slopes: Tensor) -> Tensor | None:
     """The derivatives by time, from one product with a seed, of which they are the derivative."""
-    seed = torch.zeros_like(slopes).requires_grad_()
+    recorded = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        seed = _with_history(torch.zeros_like(slopes).requires_grad_(), slopes)
     _, *by_time = pull(seed, create_graph=True)
     if not by_time or by_time[0] is None or not by_time[0].requires_grad:
         return None
-    return torch.autograd.grad(by_time[0].sum(), seed, create_graph=torch.is_grad_enabled())[0]
+    return torch.autograd.grad(by_time[0], seed, torch.ones_like(by_time[0]), create_graph=recorded)[0]
 
 
 class Linearisation:
     """Products of vectors with the Jacobians of `func` at real `y`, [rows, size], and with their transposes.
 
     One evaluation of `func`, and its graph, serve all products.
+
+    Attributes:
+        seen: whether autograd sees that `func` depends on anything.
     """
 
     def __init__(self, func: FlatFunc, t: Tensor, y: Tensor):
         (self._y,), self._slope = _on_leaves(_at(func, t), (y.detach(),))
         self._seed = torch.zeros_like(self._slope, requires_grad=True)
         self._pulled: Tensor | None = None
-        if self._slope.requires_grad:
+        self.seen = self._slope.requires_grad
+        if self.seen:
             # A function of the seed, linear: its derivative is the Jacobian.
             (self._pulled,) = torch.autograd.grad(
                 self._slope, self._y, self._seed, create_graph=True, allow_unused=True
