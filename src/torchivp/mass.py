@@ -134,16 +134,16 @@ def _checked(given: Any, layout: StateLayout) -> Tensor:
     if not isinstance(given, Tensor) or given.is_complex() or given.dtype == torch.bool:
         kind = f"a tensor of {given.dtype}" if isinstance(given, Tensor) else repr(given)
         raise TypeError(f"mass must be a constant matrix of real numbers, got {kind}: {_EXAMPLE}")
+    if _functorch.is_functorch_wrapped_tensor(given) or is_dual(given):
+        raise ValueError(
+            "mass must be an ordinary tensor, not one that a transform of torch.func or forward mode follows: its "
+            "values decide how the problem is solved. Divide by it in func: torch.linalg.solve(M, f)"
+        )
     matrix = given.to_dense() if given.is_floating_point() else given.to_dense().double()
     if tuple(matrix.shape) != (layout.size, layout.size):
         raise ValueError(
             f"mass must be of shape {(layout.size, layout.size)}, a row for each equation and a column for each "
             f"element of the flattened state (of a row of a batch), got {tuple(matrix.shape)}: {_EXAMPLE}"
-        )
-    if _functorch.is_functorch_wrapped_tensor(matrix) or is_dual(matrix):
-        raise ValueError(
-            "mass must be an ordinary tensor, not one that a transform of torch.func or forward mode follows: its "
-            "values decide how the problem is solved. Divide by it in func: torch.linalg.solve(M, f)"
         )
     if not bool(torch.isfinite(matrix.detach()).all()):
         raise ValueError("mass is not finite: look for NaN or infinity among its entries")

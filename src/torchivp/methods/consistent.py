@@ -108,10 +108,10 @@ class _Search:
         """The states, and why there are none."""
         y, why = self._y, dict[int, str]()
         left = near = np.ones(len(y), dtype=bool)
-        for _ in range(_MOST):
+        for n in range(_MOST):
             value, jacobian = self._func(self._t, y).clone(), jacobians(self._func, self._t, y)
-            singular = left & self._is_singular(jacobian)
-            why |= dict.fromkeys(np.flatnonzero(singular).tolist(), _HIGHER_INDEX)
+            singular, reason = left & self._is_singular(jacobian), _NO_SOLUTION if n else _HIGHER_INDEX
+            why |= dict.fromkeys(np.flatnonzero(singular).tolist(), reason)
             factors = self._factorised(jacobian)
             change, size = self.solve(factors, value), y.abs()
             residual = self._projection.algebraic.times(value, self._single).abs()
