@@ -16,6 +16,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.events.sign_change import EventFunction
 from torchivp.events.watch import Landing, Watch
 from torchivp.failures import Failures, is_finite
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import FlatFunc, Method, Step, Work
 from torchivp.problem import Problem
 from torchivp.recording import Recorder
@@ -285,7 +286,7 @@ class _StepLoop:
         h = controller.first_step
         if h is None:
             assert self.plan.method.error_order is not None
-            func = self.plan.function_within(self.t, self.times.end)
+            func = slopes_of(self.plan.function_within(self.t, self.times.end))
             t0 = self.plan.problem.time(self.times.at(self.t))
             f0 = func(t0, self.y)
             if not f0.requires_grad:
@@ -314,7 +315,8 @@ class _StepLoop:
         if read((step.y0 != step.y1).any()):
             return False
         with torch.no_grad():
-            return bool(read(self.plan.problem.func(self.plan.problem.time(self.t), step.y0.detach()).any()))
+            slope = slopes_of(self.plan.problem.func)(self.plan.problem.time(self.t), step.y0.detach())
+            return bool(read(slope.any()))
 
     def _smallest_step(self) -> float:
         """The size below which steps do not get anywhere: for the spacing of numbers at t, or for the span to go."""

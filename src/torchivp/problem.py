@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
+from torchivp.mass import Mass, Projection
 from torchivp.sparsity import Sparsity
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
@@ -33,6 +34,13 @@ class FlatFunction:
         args: further arguments.
         jac: the user's function for the Jacobian, called as `func` is.
         sparsity: where the Jacobian may have entries.
+        mass: the matrix before dy/dt.
+
+    Attributes:
+        derivative: checks what `func` returns, and lays it out; with a mass matrix, multiplied so that nothing or a
+            projection is left before dy/dt.
+        checked_jacobian: the same for `jac`.
+        projection: this projection.
     """
 
     def __init__(
@@ -42,12 +50,17 @@ class FlatFunction:
         args: Sequence[Any] = (),
         jac: UserFunction | None = None,
         sparsity: Sparsity | None = None,
+        mass: Mass | None = None,
     ):
         self.call = func
         self.layout = layout
         self.args = tuple(args)
         self.jac = jac
         self.sparsity = sparsity
+        self.mass = mass
+        self.derivative = StateLayout.checked_derivative if mass is None else mass.derivative
+        self.checked_jacobian = StateLayout.checked_jacobian if mass is None else mass.jacobian
+        self.projection: Projection | None = mass and mass.projection
         self.evaluations = 0
 
     @property
@@ -57,7 +70,7 @@ class FlatFunction:
 
     def with_args(self, args: Sequence[Any]) -> FlatFunction:
         """The same function with other arguments, its evaluations counted from zero."""
-        return FlatFunction(self.call, self.layout, args, self.jac, self.sparsity)
+        return FlatFunction(self.call, self.layout, args, self.jac, self.sparsity, self.mass)
 
     @property
     def jacobian(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -65,11 +78,11 @@ class FlatFunction:
         jac = self.jac
         if jac is None:
             return None
-        return lambda t, y: self.layout.checked_jacobian(jac(t, y, self.layout.unflatten, *self.args))
+        return lambda t, y: self.checked_jacobian(self.layout, jac(t, y, self.layout.unflatten, *self.args))
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.evaluations += 1
-        return self.layout.checked_derivative(self.call(t, y, self.layout.unflatten, *self.args))
+        return self.derivative(self.layout, self.call(t, y, self.layout.unflatten, *self.args))
 
 
 @dataclass
@@ -100,6 +113,7 @@ class Problem:
         args: Sequence[Any] = (),
         jac: Callable[..., Any] | None = None,
         jac_sparsity: Any = None,
+        mass: Mass | None = None,
     ) -> Problem:
         """The problem as the user states it, checked and flattened.
 
@@ -115,5 +129,5 @@ class Problem:
         layout = StateLayout(y0)
         start, known = layout.start(y0), None if jac is None else UserFunction(jac, "jac")
         sparsity = None if jac_sparsity is None else Sparsity.of(jac_sparsity, layout.size, layout.device)
-        function = FlatFunction(UserFunction(func), layout, args, known, sparsity)
+        function = FlatFunction(UserFunction(func), layout, args, known, sparsity, mass)
         return Problem(function, start, times, layout.real_dtype)

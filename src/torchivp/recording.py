@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.dense import StepInterpolant
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.solution import Outcome, Status
@@ -76,7 +77,7 @@ class Outputs:
         motion = self._times.motion(t1)
         if motion is None:
             return step.y1
-        return carried(func, step.y1, time_scalar(t1, step.y1.dtype.to_real(), step.y1.device), motion)
+        return carried(slopes_of(func), step.y1, time_scalar(t1, step.y1.dtype.to_real(), step.y1.device), motion)
 
     def _inside(self, t1: float) -> list[float]:
         """The requested times that have not been kept and lie before `t1`."""

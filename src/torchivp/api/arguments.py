@@ -18,8 +18,10 @@ from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
 from torchivp.jacobian_check import check_given_jacobian
-from torchivp.methods import find_method
-from torchivp.methods.method import Method
+from torchivp.mass import Mass
+from torchivp.methods import ODE_METHODS, find_method
+from torchivp.methods.consistent import consistent
+from torchivp.methods.method import FlatFunc, Method
 from torchivp.problem import FlatFunction, Problem
 from torchivp.state import StateLayout
 from torchivp.times import Times
@@ -64,10 +66,12 @@ def build_integration(
     max_steps: int,
     jac: Callable[..., Any] | None = None,
     jac_sparsity: Any = None,
+    mass: Mass | None = None,
 ) -> tuple[Integration, StateLayout]:
     """The integration that the checked arguments of a door describe, and the layout of the user's state."""
-    problem = Problem.build(func, y0, times, args, jac, jac_sparsity)
+    problem = Problem.build(func, y0, times, args, jac, jac_sparsity, mass)
     assert isinstance(problem.func, FlatFunction)
+    problem.y0 = consistent_start(problem.func.with_args(args), problem.time(times.at(times.start)), problem.y0)
     layout = problem.func.layout
     function = problem.func.with_args(args)  # its evaluations are not those of the solve
     check_given_jacobian(function, problem.time(times.start), problem.y0, layout.name, layout.lead)
@@ -119,6 +123,59 @@ def check_jacobian(method: type[Method], y0: Any, batch_dims: int, jac: Any, jac
     if jac is not None and not callable(jac):
         raise TypeError(f"jac must be a function jac(t, y, *args) or a constant matrix, a tensor, got {jac!r}")
     return jac
+
+
+def check_mass(mass: Any, method: type[Method], gradient: Gradient, layout: StateLayout, jac_sparsity: Any) -> Mass:
+    """The mass matrix that the user gave, taken apart.
+
+    Raises:
+        TypeError: it is no matrix.
+        ValueError: it does not go with the other arguments.
+    """
+    checked = Mass.of(mass, layout)
+    if jac_sparsity is not None and checked.factor.diagonal is None:
+        raise ValueError(
+            "jac_sparsity is the pattern of func, which a mass that is not diagonal mixes: leave it out, or write "
+            "the equations so that mass is diagonal"
+        )
+    if checked.projection is None:
+        return checked
+    if not method.takes_mass:
+        names = ", ".join(f"{name!r}" for name, other in ODE_METHODS.items() if other.takes_mass)
+        raise ValueError(
+            f"mass is singular, so that some of the equations are algebraic, which {method.__name__} cannot solve: "
+            f"choose one of {names}"
+        )
+    if isinstance(gradient, Backsolve):
+        raise ValueError(
+            "gradient='backsolve' has no adjoint of equations with a singular mass: use gradient='checkpointed', or "
+            "'direct'"
+        )
+    if layout.dtype.is_complex:
+        raise ValueError(
+            "a singular mass is for real states: write real and imaginary parts as elements of the state, as "
+            "torch.view_as_real does"
+        )
+    if checked.tracked is not None:
+        raise ValueError(
+            "a singular mass must not require a gradient, as any change of it may change which equations are "
+            "algebraic: write mass.detach(), and what is to be learned into func"
+        )
+    return checked
+
+
+def consistent_start(func: FlatFunc, t: Tensor, y0: Tensor) -> Tensor:
+    """The initial states, [rows, size], with which the equations without a derivative hold, if there are such.
+
+    Raises:
+        ValueError: there are none near `y0`.
+    """
+    found, why = consistent(func, t, y0)
+    if why:
+        row, reason = min(why.items())
+        where = f", in row {row}" if len(y0) > 1 else ""
+        raise ValueError(f"mass is singular, and y0 cannot be made consistent{where}: {reason}")
+    return found
 
 
 def flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tensor], float]:

@@ -14,6 +14,7 @@ from torchivp.api.arguments import (
     GradientName,
     build_integration,
     check_jacobian,
+    check_mass,
     default_tolerances,
     find_gradient,
 )
@@ -25,10 +26,12 @@ from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution, NoDenseOutput
 from torchivp.integrate import Controller
 from torchivp.methods import MethodName, find_method
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
+from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
@@ -36,6 +39,8 @@ from torchivp.times import carried, time_dtype
 
 _PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
 _ADVICE = {
+    "mass_matrix": "write mass=",
+    "M": "write mass=",
     "lband": "write jac_sparsity=(lband, uband)",
     "uband": "write jac_sparsity=(lband, uband)",
     "progress": _PROGRESS,
@@ -76,6 +81,7 @@ class _Options(TypedDict, total=False):
     events: Any
     jac: Callable[..., Any] | Tensor | None
     jac_sparsity: Any
+    mass: Any
     compact: bool | None
     throw: bool
 
@@ -122,6 +128,7 @@ def solve_ivp(
     events: Any = None,
     jac: Callable[..., Any] | Tensor | None = None,
     jac_sparsity: Any = None,
+    mass: Any = None,
     batch_dims: int = 0,
     compact: bool | None = None,
     throw: bool = True,
@@ -172,6 +179,9 @@ def solve_ivp(
         jac_sparsity: where the Jacobian may have entries other than zero: a matrix, or `(lower, upper)` for a band, of
             the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely. Like
             `jac` it is compared with `func` at the start, and refused if it is wrong there.
+        mass: a constant matrix M, a tensor or NumPy array, [n, n] for the n elements of the flattened state (of a row):
+            the problem is then `M dy/dt = func(t, y, *args)`. If M is singular, some of the equations are algebraic
+            (see below).
         batch_dims: how many leading dimensions of `y0` number the rows of a batch. Each row is a problem of its own,
             with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
@@ -188,6 +198,13 @@ def solve_ivp(
     series for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to
     the last bit if those of `func` do not. Runge-Kutta methods step all rows at once; with the others the rows are
     solved one after the other.
+
+    With a singular `mass` the problem is a differential-algebraic one, of index one: the algebraic equations must
+    determine the part of the state that M does not multiply. This part of `y0`, and of what events change, need not be
+    exact: it is a guess, from which Newton's iteration finds the state at which these equations hold. The methods
+    "rodas4", "rodas5p", "radau5" and "bdf" are adaptive, "implicit_euler", "sdirk2", "radauIIA3" and "radauIIA5" take
+    fixed steps. Tolerances are for all elements. `func` must compute in torch. Hairer and Wanner, "Solving Ordinary
+    Differential Equations II", VI.1.
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),
@@ -220,8 +237,11 @@ def solve_ivp(
             "write controller=PIDController(first_step=..., max_step=...)"
         )
     known = check_jacobian(method, y0, batch_dims, jac, jac_sparsity)
+    gradient = find_gradient(gradient)
     hint = ", the number of leading dimensions of y0 that number the rows"
-    if check_whole_number("batch_dims", batch_dims, 0, hint=hint) or events is not None:
+    dims = check_whole_number("batch_dims", batch_dims, 0, hint=hint)
+    taken = mass if mass is None else check_mass(mass, method, gradient, StateLayout(y0, dims), jac_sparsity)
+    if dims or events is not None:
         with LeanFailures():
             return solve_batch(
                 func,
@@ -233,7 +253,7 @@ def solve_ivp(
                 atol=atol_default if atol is None else atol,
                 args=args,
                 params=params,
-                gradient=find_gradient(gradient),
+                gradient=gradient,
                 dense_output=dense_output,
                 controller=controller,
                 max_steps=max_steps,
@@ -241,6 +261,7 @@ def solve_ivp(
                 events=events,
                 jac=known,
                 jac_sparsity=jac_sparsity,
+                mass=taken,
                 batch_dims=batch_dims,
                 compact=compact,
                 throw=throw,
@@ -263,9 +284,10 @@ def solve_ivp(
         max_steps=max_steps,
         jac=known,
         jac_sparsity=jac_sparsity,
+        mass=taken,
     )
     interpolants = Interpolants() if dense_output else None
-    states, reached, status, stats = find_gradient(gradient).solve(integration, params, interpolants)
+    states, reached, status, stats = gradient.solve(integration, params, interpolants)
     if throw and not status.ok:
         with LeanFailures():
             raise SolveError(status)
@@ -295,7 +317,7 @@ def _final(
     if times.tensor is not None and reached[count - 1] == times.end:
         # Where the end was asked for, the output is a function of that entry of `t_eval`, and not of the end.
         motion = times.tensor[1] - times.at(times.end)
-        final = carried(problem.func, final, problem.time(times.at(times.end)), motion)
+        final = carried(slopes_of(problem.func), final, problem.time(times.at(times.end)), motion)
         t_final = t_final + motion.to(t)
     return final, t_final
 
@@ -311,7 +333,7 @@ def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
         return states
     start, asked = times.tensor[0], times.tensor[2]
     states = states.reshape(len(states), problem.y0.shape[1])
-    first = carried(problem.func, states[:1], problem.time(start), asked - start)
+    first = carried(slopes_of(problem.func), states[:1], problem.time(start), asked - start)
     return torch.cat([first, states[1:]])
 
 

@@ -17,6 +17,7 @@ from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
 from torchivp.events.event import Event, Scheduled
 from torchivp.jacobian_check import check_given_jacobian
+from torchivp.mass import Mass
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value, jacobian
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
@@ -36,6 +37,7 @@ def build_problem(
     compact: bool | None,
     jac: Callable[..., Any] | None = None,
     jac_sparsity: Any = None,
+    mass: Mass | None = None,
 ) -> RowProblem:
     """The problem that the arguments describe, checked.
 
@@ -57,9 +59,10 @@ def build_problem(
     arguments = RowArguments(args, layout)
 
     makers = _Makers(layout, arguments, filler, _elsewhere(times, filler), compact)
-    right_hand_side = makers.make("func", func, derivative)
+    right_hand_side = makers.make("func", func, derivative if mass is None else mass.derivative)
+    right_hand_side.projection = mass and mass.projection
     if jac is not None:
-        right_hand_side.jac = makers.make("jac", jac, jacobian)
+        right_hand_side.jac = makers.make("jac", jac, jacobian if mass is None else mass.jacobian)
     if jac_sparsity is not None:
         right_hand_side.sparsity = Sparsity.of(jac_sparsity, layout.size, layout.device)
     check_given_jacobian(right_hand_side.on(None), *filler, layout.name, layout.lead)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.api.arguments import Gradient, flat_norm
+from torchivp.api.arguments import Gradient, consistent_start, flat_norm
 from torchivp.api.row_problem import build_problem, check_events
 from torchivp.api.times import MovingTimes, times_of_one, times_of_rows, times_of_span
 from torchivp.checks import check_whole_number
@@ -23,6 +23,7 @@ from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.batches import solve_rows
 from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
 from torchivp.integrate import Controller, at_steps, check_controller, check_norm
+from torchivp.mass import Mass
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
@@ -50,6 +51,7 @@ def solve_batch(
     events: Any,
     jac: Callable[..., Any] | None,
     jac_sparsity: Any,
+    mass: Mass | None,
     batch_dims: int,
     compact: bool | None,
     throw: bool,
@@ -67,7 +69,9 @@ def solve_batch(
         times, moving = times_of_rows(t_span, t_eval, layout.lead, endless=ends)
     else:
         times, moving = times_of_one(times_of_span(t_span, t_eval, endless=ends))
-    problem = build_problem(func, y0, layout, times, moving, args, actions, compact, jac, jac_sparsity)
+    problem = build_problem(func, y0, layout, times, moving, args, actions, compact, jac, jac_sparsity, mass)
+    start = problem.user_time(times.start if moving.start is None else moving.start.reshape(-1, 1))
+    problem = replace(problem, y0=consistent_start(problem.func.on(None), start, problem.y0))
     if not method.takes_rows and layout.rows > 1:
         _check_row_by_row(method, problem)
         one_row = partial(
@@ -82,6 +86,7 @@ def solve_batch(
             norm=norm,
             jac=jac,
             jac_sparsity=jac_sparsity,
+            mass=mass,
             batch_dims=1,
             compact=None,
             throw=False,

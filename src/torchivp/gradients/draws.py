@@ -18,6 +18,7 @@ from torch import Tensor
 from torchivp.boundary import warn
 from torchivp.error_norm import ErrorNorm
 from torchivp.generators import Generators, GeneratorState
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.record import Record
 from torchivp.rows.recorders import RowTrail
@@ -126,7 +127,7 @@ class RepeatedDraws:
                 t = t0.to(self._real_dtype)
             else:
                 t = time_scalar(t0, self._real_dtype, y0.device)
-            carry = self._method.initial_carry(func(t, y0))
+            carry = self._method.initial_carry(slopes_of(func)(t, y0))
         self._generators.put_back(before)
         return carry
 

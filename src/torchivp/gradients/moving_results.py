@@ -12,6 +12,7 @@ from torchivp.gradients.moving_time import carried_on
 from torchivp.gradients.replay import at_moving_time, end_of
 from torchivp.gradients.replayed import RowResult
 from torchivp.gradients.step_ends import StepEnds
+from torchivp.methods.consistent import slopes_of
 from torchivp.rows.changes import apply_firing, changes_state, function_on, groups, rounds
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import EventLog
@@ -93,7 +94,7 @@ def final_and_time(problem: RowProblem, result: RowResult, changes: MovingChange
         if problem.moving.end is not None and len(loose):
             select = torch.from_numpy(loose)
             motion = problem.moving.end.cpu()[select].unsqueeze(1) - last[select]
-            func, at = function_on(problem, loose), problem.select(loose)
+            func, at = slopes_of(function_on(problem, loose)), problem.select(loose)
             y = y.index_copy(0, at, carried_on(func, y[at], *map(problem.user_time, (last[select], motion))))
             last = last.index_copy(0, select, last[select] + motion)
         t = last.squeeze(1)

@@ -14,6 +14,7 @@ from torchivp.generators import Generators
 from torchivp.gradients.draws import RepeatedDraws, drawn_together
 from torchivp.gradients.moving_time import Slope, carried_on, event_time, moved
 from torchivp.gradients.step_ends import StepEnds
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.record import Checkpoint, Firing, Record
 from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
@@ -66,7 +67,7 @@ def at_moving_time(
 
 
 def _slopes(problem: RowProblem, rows: np.ndarray, t: Tensor, y: Tensor) -> Slope:
-    return Slope.of(function_on(problem, rows), t, y)
+    return Slope.of(slopes_of(function_on(problem, rows)), t, y)
 
 
 def after_change(
@@ -233,7 +234,8 @@ class Replay:
             end = ends.of_steps(rows, step)
             motion = asked[torch.from_numpy(rows), torch.from_numpy(places)].unsqueeze(1) - end
             func = stepper.one_sided if isinstance(stepper, SingleStepper) else function_on(problem, rows)
-            return y.index_copy(0, where, carried_on(func, y[where], problem.user_time(end), problem.user_time(motion)))
+            moving = carried_on(slopes_of(func), y[where], problem.user_time(end), problem.user_time(motion))
+            return y.index_copy(0, where, moving)
 
         return carry
 
@@ -282,7 +284,7 @@ class Replay:
             places = np.concatenate(anew)
             there, rows = problem.select(places), replayed.rows[places]
             end = self.ends[rows, step] if ends is None else ends.of_steps(rows, step)
-            slopes = function_on(problem, rows)(problem.user_time(end), y[there]).clone()
+            slopes = slopes_of(function_on(problem, rows))(problem.user_time(end), y[there]).clone()
             carry = self.method.initial_carry(slopes)
             stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)
             replayed.carry = stepper.put_carry(replayed.carry, there, carry)

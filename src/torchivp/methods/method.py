@@ -147,6 +147,8 @@ class Method(ABC):
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         uses_jacobian: whether it solves equations with the Jacobian of func.
+        takes_mass: whether it solves equations with a projection before dy/dt (`projection_of` the func that it is
+            given), those of index one.
         differentiable: whether autograd can follow `step`.
         fixed_in_odeint: whether `odeint` takes fixed steps with it nevertheless, as torchdiffeq does.
         controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
@@ -166,6 +168,7 @@ class Method(ABC):
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
     uses_jacobian: ClassVar[bool] = False
+    takes_mass: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     fixed_in_odeint: ClassVar[bool] = False
     controller_options: ClassVar[Mapping[str, float]] = {}

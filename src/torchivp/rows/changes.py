@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.methods.consistent import consistent
 from torchivp.record import Firing
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import Action, RowProblem
@@ -36,14 +37,17 @@ def changes_state(problem: RowProblem, firing: Firing) -> bool:
 
 
 def apply_firing(problem: RowProblem, firing: Firing, rows: np.ndarray, t: Tensor, y: Tensor) -> Tensor:
-    """The states of `rows`, [n, size], after all that happens at `t`, [n, 1], one after the other."""
+    """The states of `rows`, [n, size], after all that happens at `t`, [n, 1], one after the other.
+
+    With a singular mass matrix, consistent; NaN where no consistent state is found.
+    """
     select = problem.select(rows)
     for number, column in firing:
         action = problem.actions[number]
         if action.apply is not None:
             bound = _bound(problem, action.apply, rows, select)
             y = bound(t, y, *_value(action, select, column))
-    return y
+    return consistent(function_on(problem, rows), t, y)[0] if changes_state(problem, firing) else y
 
 
 def function_on(problem: RowProblem, rows: np.ndarray) -> FunctionOnRows:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.boundary import UserFunction
+from torchivp.mass import Projection
 from torchivp.sparsity import Sparsity
 from torchivp.state import StateLayout
 
@@ -69,6 +70,7 @@ class RowFunction:
     Attributes:
         jac: the user's function for its Jacobian.
         sparsity: where the Jacobian may have entries.
+        projection: what is before dy/dt, in equations whose right-hand side this is; None for nothing.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RowFunction:
         self.row_wise = row_wise
         self.jac: RowFunction | None = None
         self.sparsity: Sparsity | None = None
+        self.projection: Projection | None = None
         self._filler = filler
         dims = {len(shape) for shape in layout.shapes}
         self._time_dims = (1,) * (dims.pop() if len(dims) == 1 else 0)
@@ -191,6 +194,7 @@ class FunctionOnRows:
     Attributes:
         evaluations: how often it was called.
         sparsity: where its Jacobian may have entries.
+        projection: what is before dy/dt, in equations whose right-hand side this is; None for nothing.
         jacobian: what the user gave for its Jacobian, on these rows.
     """
 
@@ -202,6 +206,7 @@ class FunctionOnRows:
         self._layout = layout
         self._args = args
         self.sparsity = function.sparsity
+        self.projection = function.projection
         self._time_shape = torch.Size(function.time_shape(layout))
         # Where the user's state has the very shape of the flat one.
         flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)

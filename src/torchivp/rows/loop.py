@@ -14,6 +14,7 @@ from torch import Tensor
 from torchivp.error_norm import ErrorNorm
 from torchivp.failures import Failures, is_finite
 from torchivp.integrate import Controller
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method, Step, Work
 from torchivp.record import ChangeRecord, Firing
 from torchivp.rows.changes import (
@@ -566,13 +567,13 @@ class _RowLoop:
         self.y = self.y.index_copy(0, select, y)
         broken = np.zeros(len(active.index), dtype=bool)
         broken[where] = ~finite_rows(y)
-        self._fail(broken, lambda i, _: _changed_to_nothing(float(active.t[i])))
+        self._fail(broken, lambda i, _: _changed_to_nothing(float(active.t[i]), problem))
         changed = np.array([changes_state(problem, firing) for firing in firings])
         slopes: list[Tensor] = []
 
         def new_slopes() -> Tensor:
             if not slopes:
-                slopes.append(function_on(problem, index)(problem.user_time(t1), y).clone())
+                slopes.append(slopes_of(function_on(problem, index))(problem.user_time(t1), y).clone())
                 self.evaluations[index] += 1
             return slopes[0]
 
@@ -699,8 +700,11 @@ def _no_landing(t: float, step: Step) -> Status:
     return Status(Outcome.NOT_CONVERGED, f"no step leads from t = {t:.9g} to the event after it: {why}", float(t))
 
 
-def _changed_to_nothing(t: float) -> Status:
-    sentence = f"apply changed the state at t = {t:.9g} to one that is not finite: look for a division by zero in it"
+def _changed_to_nothing(t: float, problem: RowProblem) -> Status:
+    sentence = (
+        f"apply changed the state at t = {t:.9g} to one that is not finite: look for a division by zero in it"
+        + (", or lead to a state near which the equations without a derivative hold" if problem.func.projection else "")
+    )
     return Status(Outcome.NON_FINITE, sentence, t)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from torchivp.integrate import Integration
 from torchivp.problem import FlatFunction
-from torchivp.rows.function import RowArguments, RowFunction, derivative, jacobian
+from torchivp.rows.function import RowArguments, RowFunction
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
@@ -23,9 +23,9 @@ def as_rows(integration: Integration) -> RowProblem:
     outputs = None if times.outputs is None else np.array([times.outputs], dtype=np.float64).reshape(1, -1)
     filler = problem.time(times.start).reshape(1, 1), problem.y0.detach()
     args = RowArguments(func.args, func.layout)
-    function = RowFunction(func.call, func.layout, args, derivative, filler)
-    function.jac = func.jac and RowFunction(func.jac, func.layout, args, jacobian, filler)
-    function.sparsity = func.sparsity
+    function = RowFunction(func.call, func.layout, args, func.derivative, filler)
+    function.jac = func.jac and RowFunction(func.jac, func.layout, args, func.checked_jacobian, filler)
+    function.sparsity, function.projection = func.sparsity, func.projection
     return RowProblem(
         function,
         problem.y0,

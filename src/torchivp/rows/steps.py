@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant
 from torchivp.error_norm import ErrorNorm
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method, Step, Work, choice, map_rows
 from torchivp.rows.changes import function_on
 from torchivp.rows.function import FunctionOnRows
@@ -104,8 +105,8 @@ class Stepper:
         self.func: FunctionOnRows = function_on(problem, rows)
 
     def slopes(self, t: np.ndarray, y: Tensor) -> Tensor:
-        """The right-hand side."""
-        return self.func(self.problem.user_time(t), y)
+        """dy/dt."""
+        return slopes_of(self.func)(self.problem.user_time(t), y)
 
     def step(
         self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None

@@ -1,4 +1,7 @@
-"""The equations of implicit stages, `k_i = func(t_i, y + dt sum_j a_ij k_j)`, of every row."""
+"""The equations of implicit stages, `k_i = func(t_i, y + dt sum_j a_ij k_j)`, of every row.
+
+With a projection P before dy/dt they are `P k_i = func(...)`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from torchivp.mass import Projection, projection_of
 from torchivp.methods.implicit.per_row import Numbers, is_single
 from torchivp.methods.method import FlatFunc
 
@@ -24,6 +28,7 @@ class StageEquations:
         a: the block of the tableau that belongs to the stages.
         dt: the sizes of the steps, [rows, 1]; of a single row a float, or 0-d.
         sizes: the same on the host.
+        projection: what is before dy/dt.
     """
 
     func: FlatFunc
@@ -33,10 +38,12 @@ class StageEquations:
     a: Tensor
     dt: float | Tensor
     sizes: Numbers
+    projection: Projection | None = field(init=False)
     _scaled: Tensor | None = field(init=False)
 
     def __post_init__(self) -> None:
         # All rows have the same coefficients, if there is one row or one coefficient.
+        self.projection = projection_of(self.func)
         self._scaled = self.a * self.dt if len(self.times) == 1 or is_single(self.dt) else None
 
     def detached(self) -> StageEquations:
@@ -61,12 +68,15 @@ class StageEquations:
         return ((self.start - self.base) / self._scaled).unsqueeze(0)
 
     def residual(self, slopes: Tensor) -> Tensor:
-        """By how much `func` differs from these slopes, [stages, rows, size]."""
+        """By how much `func` differs from these slopes, [stages, rows, size], or from what a projection leaves."""
+        left = slopes
+        if self.projection is not None:
+            left = self.projection.differential.times(slopes, is_single(self.dt))
         if len(self.times) == 1:
             (y,) = self.states(slopes)
-            return self.func(self.times[0], y) - slopes
+            return self.func(self.times[0], y) - left
         # The difference at once, stage by stage: func may use its memory again.
-        each = zip(self.times, self.states(slopes), slopes.unbind(), strict=True)
+        each = zip(self.times, self.states(slopes), left.unbind(), strict=True)
         return torch.stack([self.func(t, y) - k for t, y, k in each])
 
 

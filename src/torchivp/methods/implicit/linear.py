@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.mass import Projection, projection_of
 from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.gmres import gmres
@@ -124,13 +125,15 @@ class Systems:
         by_autograd: bool = False,
     ) -> StageSolver:
         kind, sparsity, middle = self._kind(func, origin.y), sparsity_of(func), len(points) // 2
+        projection = projection_of(func)
         if kind == "krylov":
-            return KrylovStageSolver(self, origin, [Linearisation(func, t, y) for t, y in points], dt)
+            return KrylovStageSolver(self, origin, [Linearisation(func, t, y) for t, y in points], dt, projection)
         if kind == "sparse" and sparsity is not None:
             found = torch.stack([sparse_jacobians(func, sparsity, t, y, by_autograd) for t, y in points], 1)
         else:
             sparsity, found = None, torch.stack([jacobians(func, t, y, by_autograd) for t, y in points], 1)
-        return DirectStageSolver(self, origin, sparsity, found[:, middle], self.factorised(found, dt, sparsity))
+        factorised = self.factorised(found, dt, sparsity, projection)
+        return DirectStageSolver(self, origin, sparsity, projection, found[:, middle], factorised)
 
     def _kind(self, func: FlatFunc, y: Tensor) -> str:
         """How the systems are solved.
@@ -158,20 +161,25 @@ class Systems:
         return "dense" if len(self.a) * y.shape[1] <= _LARGEST_DENSE else "krylov"
 
     def factorised(
-        self, jacobians: Tensor, dt: float | Tensor, sparsity: Sparsity | None
+        self, jacobians: Tensor, dt: float | Tensor, sparsity: Sparsity | None, projection: Projection | None
     ) -> Factorised | Decoupled | SparseFactorised:
         """The matrices with these Jacobians, [rows, stages or 1, ...]; `dt` is [rows, 1], or of a single row."""
+        if projection is not None and isinstance(dt, Tensor):  # a row that is through takes steps of size zero
+            dt = torch.where(dt == 0.0, 1.0, dt)
         if sparsity is not None:
-            return factorised_blocks(self.a, sparsity, jacobians, dt)
+            return factorised_blocks(self.a, sparsity, jacobians, dt, projection)
         least = _LEAST_DECOUPLED if is_single(dt) else _LEAST_DECOUPLED_ROWS
         pays = len(self.a) > 1 == jacobians.shape[1] and len(self.a) * jacobians.shape[2] >= least
         if pays and (modes := _modes(tuple(map(tuple, self.a.tolist())))):
-            return Decoupled.of(modes, jacobians.squeeze(1), dt)
-        return _factorised(self.a, jacobians, dt)
+            return Decoupled.of(modes, jacobians.squeeze(1), dt, _before_slopes(projection, 1, jacobians))
+        return _factorised(self.a, jacobians, dt, _before_slopes(projection, len(self.a), jacobians))
 
 
 class StageSolver(Protocol):
-    """Solves linear systems with the matrices `I - dt (a_ij J_i)` of every row, J_i the Jacobian at the stage i."""
+    """Solves linear systems with the matrices `I - dt (a_ij J_i)` of every row, J_i the Jacobian at the stage i.
+
+    With a projection before dy/dt, this in place of each I.
+    """
 
     @property
     def origin(self) -> Origin:
@@ -190,8 +198,18 @@ class StageSolver(Protocol):
         ...
 
 
-def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor) -> Factorised:
-    """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or of a single row."""
+def _before_slopes(projection: Projection | None, stages: int, like: Tensor) -> Tensor:
+    """The matrix before the slopes of all stages."""
+    if projection is None:
+        return torch.eye(stages * like.shape[-1], dtype=like.dtype, device=like.device)
+    return torch.block_diag(*[projection.differential.matrix] * stages)
+
+
+def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor, one: Tensor) -> Factorised:
+    """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or of a single row.
+
+    `one` is before the slopes of all stages.
+    """
     rows, _, size, _ = jacobians.shape
     n = len(a) * size
     single = is_single(dt)
@@ -199,7 +217,7 @@ def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor) -> Factorised:
     # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
     blocks = (jacobians.unsqueeze(2) * scaled.unsqueeze(-1).unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
     shape = (n, n) if single else (rows, n, n)  # a single matrix takes less time than a batch of one
-    matrix = blocks.permute(0, 1, 3, 2, 4).reshape(shape) + torch.eye(n, dtype=a.dtype, device=a.device)
+    matrix = blocks.permute(0, 1, 3, 2, 4).reshape(shape) + one
     return Factorised(matrix)
 
 
@@ -248,9 +266,11 @@ class Decoupled:
     factors: Sequence[Factorised]
 
     @staticmethod
-    def of(modes: Sequence[Mode], jacobians: Tensor, dt: float | Tensor) -> Decoupled:
-        """With these Jacobians, [rows, size, size]; `dt` is [rows, 1], or of a single row."""
-        one = torch.eye(jacobians.shape[1], dtype=jacobians.dtype, device=jacobians.device)
+    def of(modes: Sequence[Mode], jacobians: Tensor, dt: float | Tensor, one: Tensor) -> Decoupled:
+        """With these Jacobians, [rows, size, size]; `dt` is [rows, 1], or of a single row.
+
+        `one` is before the slopes of a stage.
+        """
         scaled = jacobians * (dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
         scaled = (scaled.squeeze(0) if is_single(dt) else scaled).nan_to_num(0.0, 0.0, 0.0)
         return Decoupled(modes, [Factorised(one - mode.value * scaled) for mode in modes])
@@ -283,6 +303,7 @@ class DirectStageSolver(Memory):
         systems: what kind they are.
         origin: what they are made of.
         sparsity: where the Jacobian has entries; None for a dense one.
+        projection: what is before dy/dt.
         jacobian: the Jacobian that may serve all stages, [rows, size, size], or its entries, [rows, n].
         factorised: the matrices.
     """
@@ -292,23 +313,28 @@ class DirectStageSolver(Memory):
         systems: Systems,
         origin: Origin,
         sparsity: Sparsity | None,
+        projection: Projection | None,
         jacobian: Tensor,
         factorised: Factorised | Decoupled | SparseFactorised,
     ):
         self.systems = systems
         self.origin = origin
         self._sparsity = sparsity
+        self._projection = projection
         self._jacobian = jacobian
         self._factorised = factorised
 
     def map(self, function: Callable[..., Tensor], *others: DirectStageSolver) -> DirectStageSolver:
-        return DirectStageSolver(
-            self.systems,
+        return self._with(
             self.origin.map(function, *(other.origin for other in others)),
-            self._sparsity,
             function(self._jacobian, *(other._jacobian for other in others)),
             self._factorised.map(function, *(other._factorised for other in others)),  # pyright: ignore[reportArgumentType]
         )
+
+    def _with(
+        self, origin: Origin, jacobian: Tensor, factorised: Factorised | Decoupled | SparseFactorised
+    ) -> DirectStageSolver:
+        return DirectStageSolver(self.systems, origin, self._sparsity, self._projection, jacobian, factorised)
 
     @property
     def kind(self) -> type:
@@ -320,8 +346,9 @@ class DirectStageSolver(Memory):
         near = (abs(dt - self.origin.dt) <= 0.01 * abs(dt)) | (dt == 0.0)
         if all_of(near):
             return self
-        factorised = self.systems.factorised(self._jacobian.unsqueeze(1), column(dt, self._jacobian), self._sparsity)
-        other = DirectStageSolver(self.systems, self.origin.at_size(dt), self._sparsity, self._jacobian, factorised)
+        jacobians, length = self._jacobian.unsqueeze(1), column(dt, self._jacobian)
+        factorised = self.systems.factorised(jacobians, length, self._sparsity, self._projection)
+        other = self._with(self.origin.at_size(dt), self._jacobian, factorised)
         return self.map(choice(near), other) if any_of(near) else other
 
     def solve(self, residual: Tensor) -> Tensor:
@@ -340,31 +367,47 @@ class KrylovStageSolver:
         origin: what they are made of.
         linearisations: of func at every stage, or at one that serves all.
         dt: the sizes of the steps, [rows, 1], or of a single row.
+        projection: what is before dy/dt.
     """
 
-    def __init__(self, systems: Systems, origin: Origin, linearisations: Sequence[Linearisation], dt: float | Tensor):
+    def __init__(
+        self,
+        systems: Systems,
+        origin: Origin,
+        linearisations: Sequence[Linearisation],
+        dt: float | Tensor,
+        projection: Projection | None,
+    ):
         self.systems = systems
         self.origin = origin
         stages = len(systems.a)
         self._linearisations = linearisations
         self._each = linearisations if len(linearisations) == stages else [linearisations[0]] * stages
         self._dt = dt
+        self._projection = projection
 
     def at_size(self, dt: Numbers) -> KrylovStageSolver:
-        middle = self._linearisations[len(self._linearisations) // 2]
-        return KrylovStageSolver(self.systems, self.origin.at_size(dt), [middle], column(dt, self.origin.y))
+        middle, origin = self._linearisations[len(self._linearisations) // 2], self.origin.at_size(dt)
+        return KrylovStageSolver(self.systems, origin, [middle], column(dt, self.origin.y), self._projection)
 
     def product(self, x: Tensor) -> Tensor:
         """The matrices times `x`, [rows, stages * size], or [stages * size] of a single row."""
         by_stage = self._by_stage(x)
         inner = combined(torch.zeros_like(by_stage[0]), self.systems.a, by_stage, self._dt)
-        return x - self._by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
+        return self._before_slopes(x) - self._by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
 
     def transposed_product(self, x: Tensor) -> Tensor:
         """The transposes of the matrices times `x`."""
         each = zip(self._each, self._by_stage(x).unbind(), strict=True)
         pulled = torch.stack([j.transposed_times(v) for j, v in each])
-        return x - self._by_row(combined(torch.zeros_like(pulled[0]), self.systems.a.T, pulled, self._dt))
+        inner = combined(torch.zeros_like(pulled[0]), self.systems.a.T, pulled, self._dt)
+        return self._before_slopes(x) - self._by_row(inner)
+
+    def _before_slopes(self, x: Tensor) -> Tensor:
+        """The matrix before dy/dt, symmetric, times `x`."""
+        if self._projection is None:
+            return x
+        return self._by_row(self._projection.differential.times(self._by_stage(x), x.ndim == 1).unbind())
 
     def _by_stage(self, x: Tensor) -> Tensor:
         if x.ndim == 1:

@@ -47,7 +47,10 @@ _DAMPING = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625)
 """The fractions of a correction to try."""
 
 _FASTEST = 1e-6
-"""The least that the rate of convergence is taken to be before it is seen: func may change at any time."""
+"""The least that the rate of convergence is taken to be before it is seen: func may change at any time,"""
+
+_FASTEST_ALGEBRAIC = 0.2
+"""and with algebraic equations, whose corrections with an old Jacobian do not converge faster in shorter steps."""
 
 
 class Newton(NamedTuple):
@@ -192,7 +195,8 @@ class _NewtonIteration:
     def with_old(self, waiting: Flags, solver: StageSolver, rate: Numbers) -> Flags:
         """Iterate with the linear solver of an earlier step, and the rate seen there; returns where it is in vain."""
         # Nothing is known of this step yet, but probably it converges about as fast as the last one.
-        self.rate = clipped(rate, _FASTEST, 1.0) ** 0.8
+        least = _FASTEST if self.equations.projection is None else _FASTEST_ALGEBRAIC
+        self.rate = clipped(rate, least, 1.0) ** 0.8
         left = self._until(waiting, solver, lambda: self._soon_enough(_PATIENCE))
         # Where the equations have several solutions, a guess that is not good may lead to a wrong one.
         self._restart(left)

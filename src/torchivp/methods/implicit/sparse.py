@@ -12,6 +12,7 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
+from torchivp.mass import Projection
 from torchivp.sparsity import Sparsity
 
 
@@ -47,7 +48,9 @@ class SparseFactorised:
         return found.view_as(right)
 
 
-def factorised_blocks(a: Tensor, sparsity: Sparsity, jacobians: Tensor, dt: float | Tensor) -> SparseFactorised:
+def factorised_blocks(
+    a: Tensor, sparsity: Sparsity, jacobians: Tensor, dt: float | Tensor, projection: Projection | None
+) -> SparseFactorised:
     """The matrices `I - dt (a_ij J_i)` of stages, of which each row of blocks has its Jacobian, or all have one.
 
     Args:
@@ -55,14 +58,17 @@ def factorised_blocks(a: Tensor, sparsity: Sparsity, jacobians: Tensor, dt: floa
         sparsity: where the Jacobians have entries.
         jacobians: the entries, [rows, stages or 1, n].
         dt: the sizes of the steps, [rows, 1], or of a single row.
+        projection: what is in place of I, diagonal.
     """
     stages, rows = len(a), len(jacobians)
     scaled = a * -(dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
     # A row without a derivative is iterated as if it had none.
     blocks = (jacobians.unsqueeze(2) * scaled.unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
     one = blocks.new_zeros(stages, stages, blocks.shape[3])
-    one[torch.arange(stages), torch.arange(stages)] = one.new_zeros(blocks.shape[3]).index_fill(
-        0, sparsity.on_diagonal, 1.0
+    diagonal = one.new_ones(sparsity.size) if projection is None else projection.differential.diagonal
+    assert diagonal is not None
+    one[torch.arange(stages), torch.arange(stages)] = one.new_zeros(blocks.shape[3]).index_copy(
+        0, sparsity.on_diagonal, diagonal
     )
     places = sparsity if stages == 1 else sparsity.repeated(stages)
     return SparseFactorised(places, (blocks + one).reshape(rows, -1))

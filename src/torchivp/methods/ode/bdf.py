@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.checks import check_whole_number
 from torchivp.dense import Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.implicit.equations import StageEquations
 from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, mapped
 from torchivp.methods.implicit.newton import Solved, solve
@@ -181,6 +182,7 @@ class BDF(Method):
     takes_rows = True
     rows_keep_carry = True
     uses_jacobian = True
+    takes_mass = True
     controller_options: ClassVar[Mapping[str, float]] = {"safety": 0.75, "factor_max": 4.0, "dead_band": 1.2}
     max_order: ClassVar[int] = _HIGHEST
     max_iters: ClassVar[int] = 10
@@ -251,7 +253,8 @@ class BDF(Method):
         """A step of every row, or of a single one, whose size `dt` is a float or 0-d."""
         real_func, real_y0 = (on_real_pairs(func), to_real(y0)) if self._complex else (func, y0)
         if carry is None:  # func may use its memory again
-            carry = self._begin(real_func(ends[0].to(self._real_dtype), real_y0).clone(), is_single(dt))
+            slope = slopes_of(real_func)(ends[0].to(self._real_dtype), real_y0).clone()
+            carry = self._begin(slope, is_single(dt))
         sizes = read_rows(dt.reshape(-1)) if isinstance(dt, Tensor) else np.array([dt])
         with np.errstate(all="ignore"):
             past, ratio = _at_size(carry.last, sizes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.checks import check_whole_number
 from torchivp.dense import HERMITE, Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
+from torchivp.mass import projection_of
 from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, mapped
 from torchivp.methods.implicit.newton import solve
@@ -280,7 +281,12 @@ class ImplicitRungeKutta(Method):
 
     def __init_subclass__(cls) -> None:
         if "tableau" in cls.__dict__:
-            cls.order, cls.error_order = cls.tableau.order, cls.tableau.error_order
+            tableau = cls.tableau
+            cls.order, cls.error_order = tableau.order, tableau.error_order
+            # The last stage, which solves all equations, ends the step, and the slope at the start has no part in it.
+            a, b = tableau.matrix, np.array(tableau.b)
+            used = a[0].any() or not (a[:, 0].any() or b[0])
+            cls.takes_mass = bool(used and (a[-1] == b).all() and tableau.dense is not None)
 
     @classmethod
     def at_steps(cls, fixed: bool) -> type[Self]:
@@ -351,8 +357,11 @@ class ImplicitRungeKutta(Method):
         """A step of every row, or of a single one, whose size `dt` is a float or 0-d."""
         real_func, real_y0 = (on_real_pairs(func), to_real(y0)) if self._complex else (func, y0)
         slope, last = carry or (None, _LastStep.none(real_y0.detach(), len(self.tableau.c), is_single(dt)))
+        handed = slope
         if slope is None and self._needs_slope:
-            slope = self._slope(real_func, ends[0], real_y0)
+            handed = slope = self._slope(real_func, ends[0], real_y0)
+        elif slope is not None and (projection := projection_of(real_func)) is not None:
+            slope = projection.differential.times(slope, is_single(dt))
         if isinstance(dt, Tensor):
             sizes = read_rows(dt.squeeze(1)) if dt.ndim else read(dt)
             dt = dt.to(real_y0.dtype)
@@ -377,7 +386,7 @@ class ImplicitRungeKutta(Method):
                 size, growth = self._growth(error, states, span.sizes, solved, last)
                 last_step = replace(last_step, size=size)
         after = ImplicitCarry(slopes[-1] if self._hands_on_slope else None, last_step)
-        retry = ImplicitCarry(slope, solved.retry)
+        retry = ImplicitCarry(handed, solved.retry)
         failure, stages = solved.failure or None, (slope, slopes)
         return Step(*ends, y0, y1, error, after, retry, stages, failure=failure, work=solved.work, growth=growth)
 
@@ -457,6 +466,8 @@ class ImplicitRungeKutta(Method):
         """
         slopes, solver = solved.slopes.detach(), solved.last.solver
         (raw,) = combined(torch.zeros_like(slopes[0]), self._error_b, slopes, span.dt)
+        if (projection := projection_of(func)) is not None:
+            raw = projection.differential.times(raw, is_single(span.dt))
         if self._filter is None or isinstance(solver, Origin):
             return self._as_state(raw)
         error = self._filter(solver, raw)

@@ -13,6 +13,7 @@ class Rodas4(Rosenbrock):
     output: order 3, from the stages.
     """
 
+    takes_mass = True
     tableau = RosenbrockTableau(
         order=4,
         gamma=0.25,

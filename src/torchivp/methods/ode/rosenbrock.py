@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchivp.dense import Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
+from torchivp.mass import Projection, projection_of
 from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.per_row import is_single
 from torchivp.methods.implicit.sparse import SparseFactorised
@@ -35,7 +36,8 @@ class RosenbrockTableau:
         (I - dt gamma J) u_i = dt gamma func(t + c_i dt, y + sum_j a_ij u_j) + gamma sum_j coupling_ij u_j
                                + dt^2 gamma d_i T
 
-    and the step ends at y + sum_i b_i u_i. Hairer and Wanner, "Solving Ordinary Differential Equations II", (IV.7.25).
+    and the step ends at y + sum_i b_i u_i. With a projection P before dy/dt, it stands for I and before the sum of the
+    coupled stages. Hairer and Wanner, "Solving Ordinary Differential Equations II", (IV.7.25).
 
     Attributes:
         order: the order of the weights `b`.
@@ -251,7 +253,8 @@ class Rosenbrock(Method):
         """The stages, [stages, rows * size]; None if they must be recorded and `start` is not."""
         (slope, jacobian, by_time, _), recorded, gamma = start.found, start.recorded, self.tableau.gamma
         flat, scale = y0.reshape(1, y0.numel()), gamma * dt
-        solve, poison = self._systems(jacobian, scale, recorded, sparsity_of(func))
+        projection, single = projection_of(func), is_single(scale)
+        solve, poison = self._systems(jacobian, scale, recorded, sparsity_of(func), projection)
         by_time = None if by_time is None else (scale * dt) * by_time
         stages = RecordedRows() if recorded else RowBuffer(len(self._a), y0)
         for i, (a, coupling, d) in enumerate(zip(self._a, self._coupling, self.tableau.d, strict=True)):
@@ -262,14 +265,23 @@ class Rosenbrock(Method):
                 slope = func(times[i], torch.addmm(flat, a, before).view_as(y0))
                 if not recorded and moves(slope):
                     return None
-                right = torch.addmm((scale * slope).view_as(flat), coupling, before).view_as(y0)
+                if projection is None:
+                    right = torch.addmm((scale * slope).view_as(flat), coupling, before).view_as(y0)
+                else:
+                    coupled = torch.mm(coupling, before).view_as(y0)
+                    right = scale * slope + projection.differential.times(coupled, single)
             if by_time is not None and d:
                 right = right + d * by_time
             stages.put(i, solve(right))
         return stages.first(len(self._a))
 
     def _systems(
-        self, jacobian: Tensor, scale: float | Tensor, recorded: bool, sparsity: Sparsity | None
+        self,
+        jacobian: Tensor,
+        scale: float | Tensor,
+        recorded: bool,
+        sparsity: Sparsity | None,
+        projection: Projection | None,
     ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """What solves the linear systems of every row, and what is NaN where their matrix is not finite, else zero."""
         shape = jacobian.shape
@@ -277,8 +289,11 @@ class Rosenbrock(Method):
             matrix = jacobian.squeeze(0) * -scale  # a single matrix takes less time than a batch of one
         else:
             assert isinstance(scale, Tensor)
+            if projection is not None:  # a row that is through takes steps of size zero
+                scale = torch.where(scale == 0.0, 1.0, scale)
             matrix = jacobian * -scale.unsqueeze(2)
-        matrix = matrix + torch.eye(shape[-1], dtype=matrix.dtype, device=matrix.device)
+        one = projection and projection.differential.matrix
+        matrix = matrix + (torch.eye(shape[-1], dtype=matrix.dtype, device=matrix.device) if one is None else one)
         values = matrix.detach()
         # What is not finite must not reach the pivots.
         poison = (0.0 * values.sum((-2, -1))).reshape(-1, 1)
