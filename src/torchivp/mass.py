@@ -109,8 +109,8 @@ class Mass:
             return x.to(layout.device, layout.dtype)
 
         if projection is not None:
-            parts = (ConstantMatrix.of(laid_out(x.matrix)) for x in projection[:2])
-            projection = Projection(*parts, laid_out(projection.null))
+            differential, algebraic = (ConstantMatrix.of(laid_out(x.matrix)) for x in projection[:2])
+            projection = Projection(differential, algebraic, laid_out(projection.null))
         tracked = laid_out(matrix) if matrix.requires_grad else None
         return Mass(ConstantMatrix.of(laid_out(factor)), projection, tracked)
 
@@ -183,7 +183,7 @@ def _taken_apart(matrix: Tensor, eps: float) -> tuple[Tensor, Projection | None]
     if not null.shape[1]:
         return factor, None
     algebraic = null @ null.mT
-    return factor, Projection(*map(ConstantMatrix.of, (one - algebraic, algebraic)), null)
+    return factor, Projection(ConstantMatrix.of(one - algebraic), ConstantMatrix.of(algebraic), null)
 
 
 def _largest(matrix: Tensor, dim: int) -> Tensor:
