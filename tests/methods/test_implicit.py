@@ -256,7 +256,7 @@ def test_options_are_checked():
     for value in (2.5, True, "many"):
         with pytest.raises(TypeError, match="max_iters must be a whole number of at least 1"):
             method.with_options(max_iters=value)
-    with pytest.raises(ValueError, match="linear_solver must be one of 'auto', 'dense', 'krylov', got 'lu'"):
+    with pytest.raises(ValueError, match="linear_solver must be one of 'auto', 'dense', 'sparse', 'krylov', got 'lu'"):
         method.with_options(linear_solver="lu")
     with pytest.raises(TypeError, match="GaussLegendre4 has no option 'tol'; its options: max_iters, linear_solver"):
         method.with_options(tol=1e-3)
