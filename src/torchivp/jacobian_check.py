@@ -45,7 +45,7 @@ def check_given_jacobian(
     jac, sparsity = given_jacobian(func), sparsity_of(func)
     if (jac is None and sparsity is None) or inside_transform() or not y.numel():
         return
-    with without_derivatives():
+    with torch.inference_mode(False), without_derivatives():
         t, y = t.detach().clone(), y.detach().clone()
         _check_at(func, t, y, _Names(name, lead, t, "y0"))
         try:

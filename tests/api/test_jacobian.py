@@ -7,10 +7,9 @@ import pytest
 import scipy.sparse
 import torch
 
+from problems import METHODS, covering, double
 from torchivp import ODE_METHODS, solve_ivp
 from torchivp.methods.implicit import sparse
-
-from ..problems import METHODS, covering, double
 
 USING = [name for name in METHODS if ODE_METHODS[name].uses_jacobian]
 FEW = ["rodas5p", "bdf", "radau5", "kvaerno3", "auto"]
@@ -45,20 +44,22 @@ def solved(method, y0=Y0, func=chain, rtol=1e-4, **options):
     return solve_ivp(func, SPAN, y0, method=method, rtol=rtol, atol=0.01 * rtol, **options)
 
 
-def calls_of(function):
-    def counting(*args):
-        counting.calls += 1
-        return function(*args)
+class Calls:
+    """A function that counts its calls."""
 
-    counting.calls = 0
-    return counting
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
 
 
 @pytest.mark.parametrize("method", USING)
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_a_jacobian_that_is_given_is_used_and_changes_nothing(method, batch_dims):
     y0 = ROWS if batch_dims else Y0
-    jac = calls_of(chain_jacobian)
+    jac = Calls(chain_jacobian)
     expected, found = solved(method, y0, batch_dims=batch_dims), solved(method, y0, jac=jac, batch_dims=batch_dims)
     torch.testing.assert_close(found.final, expected.final, rtol=1e-9, atol=1e-11)
     assert jac.calls > 2 or method == "auto"  # besides the comparison at the start
@@ -170,7 +171,7 @@ LONG = torch.sin(torch.linspace(0.1, 3.0, 150, dtype=torch.float64))
 @pytest.mark.parametrize("batch_dims", [0, 1])
 @pytest.mark.parametrize("method", ["rodas5p", "bdf", "radau5", "kvaerno3", "sdirk2"])
 def test_sparse_systems_give_the_solution_of_dense_ones(method, batch_dims, monkeypatch):
-    factorise = calls_of(sparse._factorise)
+    factorise = Calls(sparse._factorise)
     monkeypatch.setattr(sparse, "_factorise", factorise)
     y0 = torch.stack((LONG, 0.5 * LONG)) if batch_dims else LONG
     options = {"batch_dims": batch_dims}
@@ -187,6 +188,24 @@ def test_gradients_through_sparse_systems_are_those_through_dense_ones(gradient)
         return torch.autograd.grad((final * LONG).sum(), y0)[0]
 
     torch.testing.assert_close(gradients(jac_sparsity=(1, 1)), gradients(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", FEW)
+@pytest.mark.parametrize("options", [{"jac": chain_jacobian}, {"jac_sparsity": (1, 1)}])
+def test_transforms_and_inference_mode_take_both(method, options):
+    expected = solved(method).final
+
+    def final(y0):
+        return solved(method, y0, **options).final
+
+    torch.testing.assert_close(torch.func.vmap(final)(Y0.expand(2, 5))[1], expected, rtol=1e-3, atol=1e-5)
+    leaf = Y0.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(solved(method, leaf).final.sum(), leaf)
+    torch.testing.assert_close(torch.func.grad(lambda y0: final(y0).sum())(Y0), plain, rtol=1e-7, atol=1e-9)
+    with torch.inference_mode():
+        rows = solved(method, Y0.expand(2, 5).clone(), batch_dims=1, **options).final
+    expected = solved(method, Y0.expand(2, 5), batch_dims=1).final
+    torch.testing.assert_close(rows.clone(), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_the_comparison_at_the_start_is_not_counted():
@@ -228,7 +247,7 @@ def test_a_jacobian_for_other_parameters_is_refused_and_the_row_named():
 
 def test_a_jacobian_that_is_wrong_where_nothing_vanishes_by_chance_is_refused():
     """Here the derivative of y**3 is zero at the start."""
-    wrong = calls_of(lambda t, y: torch.diag(y**2 - 1))
+    wrong = Calls(lambda t, y: torch.diag(y**2 - 1))
     sentence = "at t = 0 and a state near y0 it gives"
     refused(ValueError, sentence, func=lambda t, y: y**3 - y, jac=wrong, y0=torch.zeros(3, dtype=torch.float64))
 
@@ -253,7 +272,7 @@ def test_either_side_of_a_kink_is_right(numpy):
         return torch.from_numpy(slope.detach().numpy()) if numpy else slope
 
     for side in (torch.ge, torch.gt):
-        jac = calls_of(lambda t, y, side=side: -torch.diag(double(1.0, 2.0, 3.0) * side(y, 1.0) + 1.0))
+        jac = Calls(lambda t, y, side=side: -torch.diag(double(1.0, 2.0, 3.0) * side(y, 1.0) + 1.0))
         final = solve_ivp(func, SPAN, double(1.0, 1.0, 1.0), method="radau5", jac=jac).final
         torch.testing.assert_close(final, torch.full_like(final, 0.5).neg().exp(), rtol=1e-5, atol=1e-7)
 

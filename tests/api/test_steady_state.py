@@ -147,3 +147,14 @@ def test_refusals():
         torch.func.vmap(lambda y: steady_state(lambda t, y: -y, y).y)(torch.ones(2, 1))
     with pytest.raises(ValueError, match="max_iters must be a whole number of at least 1, got 0"):
         steady_state(lambda t, y: -y, double(1.0), max_iters=0)
+
+
+def test_where_autograd_does_not_see_func_a_sentence_says_so():
+    memory = torch.empty(2, dtype=torch.float64)
+    for func in (
+        lambda t, y: torch.from_numpy(1 - y.detach().numpy() ** 3),
+        lambda t, y: memory.copy_((1 - y.detach()).reshape(2)).view_as(y),
+    ):
+        for y0, batch_dims in ((double(0.5, 2.0), 0), (double(0.5, 2.0).reshape(1, 2), 1)):
+            with pytest.raises(ValueError, match=r"does not see how func\(t, y\) depends on y: compute in torch"):
+                steady_state(func, y0, batch_dims=batch_dims)

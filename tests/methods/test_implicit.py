@@ -617,3 +617,15 @@ def test_a_batch_that_needs_no_gradient_is_solved_once_with_its_jacobians():
             solve_ivp(rows, (0.0, 1.0), y0, method="radauIIA5", step_size=0.1, batch_dims=1)
         counts.append(len(calls))
     assert counts[1] == counts[0] + 1  # func is looked at once before the solve
+
+
+def test_products_with_jacobians_are_right_in_inference_mode():
+    """There, no graph is made unless one asks for it: without the products there would be many more iterations."""
+    method = ODE_METHODS["bdf"].with_options(linear_solver="krylov")
+
+    def run():
+        return solve_ivp(lambda t, y: -50 * y**3 - y, (0, 1), torch.ones(2, dtype=torch.float64), method=method)
+
+    with torch.inference_mode():
+        found = run()
+    assert found.stats == run().stats

@@ -18,13 +18,15 @@ from torchivp.checks import check_flag, check_number, check_whole_number
 from torchivp.copies import ValuesTravel
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.methods import MethodName, find_method
+from torchivp.methods.jacobian import Linearisation
 from torchivp.methods.method import Method
+from torchivp.methods.real_pairs import on_real_pairs, to_real
 from torchivp.pseudo_transient import Equilibria, Found
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.solution import BatchSolution, Outcome, SolveError, Status
-from torchivp.state import StateLayout
-from torchivp.torch_func import inside_transform, read_rows
+from torchivp.state import StateLayout, elsewhere
+from torchivp.torch_func import inside_transform, read_rows, without_derivatives
 
 _DECADES = 12
 """How many times the span of a solve towards the steady state is made ten times as long."""
@@ -131,6 +133,7 @@ def steady_state(
         layout.dtype,
     )
     _check_autonomous(problem)
+    _check_seen(problem)
     search = _Search(
         Equilibria(problem.func.on(None), problem.user_time(start), problem.y0, norm),
         _Follower(func, layout, tuple(args), find_method(method), check_whole_number("max_steps", max_steps, 1)),
@@ -167,6 +170,25 @@ def _check_autonomous(problem: RowProblem) -> None:
             f"func depends on t: d/dt of {problem.func.layout.name(index)} is another at t = "
             f"{problem.times.start[0]:g} than 1.2345 later, so that no state stays. For a steady state at one moment "
             "fix the time: steady_state(lambda t, y: func(torch.tensor(5.0), y), y0)"
+        )
+
+
+def _check_seen(problem: RowProblem) -> None:
+    """Check that autograd sees how func depends on the state, if it does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    func, t, y = problem.func.on(None), problem.user_time(problem.times.start), problem.y0
+    with without_derivatives():
+        if not y.numel() or Linearisation(on_real_pairs(func) if y.is_complex() else func, t, to_real(y)).seen:
+            return
+        here, there = func(t, y).clone(), func(t, elsewhere(y))
+    if bool(((here != there) & here.isfinite() & there.isfinite()).any()):
+        raise ValueError(
+            "steady_state needs the derivatives of func, and autograd does not see how func(t, y) depends on y: "
+            "compute in torch, without .item(), .detach() or NumPy, or follow the solution with solve_ivp and a "
+            "method such as 'scipy_solver'"
         )
 
 

@@ -110,6 +110,7 @@ def _differentiated(
     the derivatives of all of them. The matrices are those `given` for the time and the state, if there are such.
     """
     (rows, size), like = inputs[0].shape, inputs[0]
+    sparsity = None if inside_transform() else sparsity  # what derivatives by time need is not to be had within one
     unit = torch.eye(size, dtype=like.dtype, device=like.device) if sparsity is None else sparsity.seeds(like)
     unit = unit.unsqueeze(1).expand(len(unit), rows, size)
     if inside_transform():
@@ -131,7 +132,8 @@ def _differentiated(
         matrix, by_time = given(inputs[1], like), _by_time(pull, slopes)
     elif sparsity is not None:
         products = pull_back(lambda v: joined(v)[:, :size], unit)
-        matrix, by_time = sparsity.dense(sparsity.values(products)), _by_time(pull, slopes)
+        matrix = sparsity.dense(sparsity.values(products))
+        by_time = _by_time(pull, slopes) if len(inputs) > 1 else None
     else:
         found = pull_back(joined, unit).transpose(0, 1)
         matrix, by_time = found[:, :, :size], found[:, :, size] if found.shape[2] > size else None
@@ -159,10 +161,10 @@ def _by_time(pull: Callable[..., Any], slopes: Tensor) -> Tensor | None:
     recorded = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         seed = _with_history(torch.zeros_like(slopes).requires_grad_(), slopes)
-    _, *by_time = pull(seed, create_graph=True)
-    if not by_time or by_time[0] is None or not by_time[0].requires_grad:
-        return None
-    return torch.autograd.grad(by_time[0], seed, torch.ones_like(by_time[0]), create_graph=recorded)[0]
+        _, *by_time = pull(seed, create_graph=True)
+        if not by_time or by_time[0] is None or not by_time[0].requires_grad:
+            return None
+        return torch.autograd.grad(by_time[0].sum(), seed, create_graph=recorded)[0]
 
 
 class Linearisation:
@@ -176,14 +178,15 @@ class Linearisation:
 
     def __init__(self, func: FlatFunc, t: Tensor, y: Tensor):
         (self._y,), self._slope = _on_leaves(_at(func, t), (y.detach(),))
-        self._seed = torch.zeros_like(self._slope, requires_grad=True)
         self._pulled: Tensor | None = None
         self.seen = self._slope.requires_grad
-        if self.seen:
-            # A function of the seed, linear: its derivative is the Jacobian.
-            (self._pulled,) = torch.autograd.grad(
-                self._slope, self._y, self._seed, create_graph=True, allow_unused=True
-            )
+        with torch.inference_mode(False):
+            self._seed = torch.zeros_like(self._slope, requires_grad=True)
+            if self.seen:
+                # A function of the seed, linear: its derivative is the Jacobian.
+                (self._pulled,) = torch.autograd.grad(
+                    self._slope, self._y, self._seed, create_graph=True, allow_unused=True
+                )
 
     def times(self, v: Tensor) -> Tensor:
         """The Jacobians times `v`, [rows, size]."""
