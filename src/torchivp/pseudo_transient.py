@@ -165,9 +165,11 @@ class Equilibria:
         return (left * small.unsqueeze(1)) @ left.mT
 
     def _stable(self, y: Tensor) -> np.ndarray:
-        """Where small disturbances do not grow."""
+        """Where small disturbances do not grow, nor go on for ever as oscillations do about a centre."""
         values = torch.linalg.eigvals(jacobians(self._func, self._t, y).nan_to_num(0.0, 0.0, 0.0).cpu())
-        return read_rows(values.real.amax(1)) <= 1e-7 * read_rows(values.abs().amax(1))
+        least = 1e-7 * values.abs().amax(1, keepdim=True)  # of a conserved sum the value is zero, with rounding errors
+        undamped = (values.imag.abs() > least) & (values.real > -1e-9 * values.abs())
+        return read_rows(((values.real > least) | undamped).any(1)) == 0.0
 
     def recorded(self, found: Tensor) -> Tensor:
         """The steady states as functions of all that they depend on; their values stay what they are.

@@ -99,6 +99,8 @@ def test_following_leads_to_the_state_that_the_solution_reaches():
 def test_states_that_are_not_stable_are_no_result():
     with pytest.raises(SolveError, match=r"no stable steady state was found: the solution does not lead to one either"):
         steady_state(brusselator, double(1.5, 3.0), max_steps=300)
+    with pytest.raises(SolveError, match=r"no stable steady state was found"):  # a centre, about which it goes round
+        steady_state(lambda t, y: torch.stack((y[1], -y[0])), double(1.0, 0.0), max_steps=300)
     rows = torch.tensor([[1.5, 3.0], [0.5, 1.0]], dtype=torch.float64)
     with pytest.raises(SolveError, match=r"2 of 2 rows have no steady state. Row 0: no stable"):
         steady_state(brusselator, rows, max_steps=300, batch_dims=1)
