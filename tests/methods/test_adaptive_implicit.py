@@ -256,3 +256,20 @@ def test_complex_and_single_precision():
         single = solve_ivp(lambda t, y: -50 * (y - torch.cos(t)), (0.0, 2.0), torch.ones(1), method=method, rtol=1e-4)
         exact = (2500 * math.cos(2.0) + 50 * math.sin(2.0)) / 2501
         assert single.final.item() == pytest.approx(exact, abs=5e-4)
+
+
+def test_the_largest_number_of_iterations_is_what_was_asked_for():
+    """Of few allowed, more steps are tried again."""
+    problem = STIFF["ROBER"]
+    few, many = (
+        solve_ivp(
+            problem.func,
+            (0.0, 100.0),
+            problem.y0,
+            method=ODE_METHODS["kvaerno3"].with_options(max_iters=count),
+            rtol=1e-4,
+            atol=1e-8,
+        ).stats
+        for count in (2, 30)
+    )
+    assert few.rejected > many.rejected

@@ -160,8 +160,8 @@ def solve_ivp(
             little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
             such as `Checkpointed(checkpoints=20)`.
         dense_output: also return `Solution.sol`, the solution at any time, in a batch NaN outside a row's span.
-        step_size: take fixed steps of this size, with any method but `adams` and `scipy_solver`, which size their own;
-            methods without an error estimate need it.
+        step_size: take fixed steps of this size, with any method but `adams`, `bdf` and `scipy_solver`, which size
+            their own; methods without an error estimate need it.
         first_step: size of the first step; None to estimate it.
         min_step: no adaptive step is smaller.
         max_step: no adaptive step is larger.
@@ -196,8 +196,8 @@ def solve_ivp(
     in `args` that begin with the batch dimensions have an entry for each row, and come with the rows. `t_span` may
     hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time, or a list with a
     series for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to
-    the last bit if those of `func` do not. Runge-Kutta methods step all rows at once; with the others the rows are
-    solved one after the other.
+    the last bit if those of `func` do not. All rows step at once, but with Adams methods and
+    `scipy_solver`, by which they are solved one after the other.
 
     With a singular `mass` the problem is a differential-algebraic one, of index one: the algebraic equations must
     determine the part of the state that M does not multiply. This part of `y0`, and of what events change, need not be

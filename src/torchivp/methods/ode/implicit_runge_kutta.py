@@ -48,7 +48,10 @@ from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import read, read_rows
 
 _MOST = 10
-"""The largest number of iterations in a step that can be tried again shorter."""
+"""The largest number of iterations in a step that can be tried again shorter,"""
+
+_MOST_FIXED = 100
+"""and in one that cannot."""
 
 _TRUST = 25
 """A Jacobian serves for so many steps of the size for which it was made: an iteration with one that is far off may seem
@@ -256,7 +259,8 @@ class ImplicitRungeKutta(Method):
     twice; by nested transforms of torch.func, any number of times.
 
     Attributes:
-        max_iters: the largest number of Newton iterations for the stages that are solved for together.
+        max_iters: the largest number of Newton iterations for the stages that are solved for together; None for 100 in
+            fixed steps, and 10 in adaptive ones, which are rather tried again shorter.
         linear_solver: "dense" factorises the matrix of the linear systems, "krylov" (GMRES) needs products of vectors
             with the Jacobian only; "auto" chooses by the size of the system.
         filters_error: whether the matrix of the linear systems filters the estimate of the error, for embedded methods
@@ -272,7 +276,7 @@ class ImplicitRungeKutta(Method):
     takes_rows = True
     rows_keep_carry = True
     uses_jacobian = True
-    max_iters: ClassVar[int] = 100
+    max_iters: ClassVar[int | None] = None
     linear_solver: ClassVar[str] = "auto"
     options: ClassVar[Mapping[str, Check]] = {
         "max_iters": partial(check_whole_number, smallest=1),
@@ -395,8 +399,11 @@ class ImplicitRungeKutta(Method):
         lost, failure, flows, work = last.lost, {}, False, Work()
         if all_of(lost):
             return _StepSolved(last.slopes, last, last, flows, failure, work)
-        adaptive = {"max_iters": min(self.max_iters, _MOST), "enough": self.newton_tolerance, "patient": False}
-        options = {"max_iters": self.max_iters} if self.error_order is None else adaptive
+        fixed = self.error_order is None
+        most = self.max_iters or (_MOST_FIXED if fixed else _MOST)
+        options = (
+            {"max_iters": most} if fixed else {"max_iters": most, "enough": self.newton_tolerance, "patient": False}
+        )
         newton = newton_of(self._norm, y0, span.sizes, **options)
         rate, solver, waiting = last.rate, last.solver, without(True, lost)
         y0, times, known = to_real(y0), span.times.unbind(), None
@@ -425,7 +432,7 @@ class ImplicitRungeKutta(Method):
                 slowest = pick(seen > slowest, seen, slowest)
                 slow = slow | ((found.iterations > 2) & (rate > aged))
                 if any_of(found.failed):
-                    failure.update(failures(found, self.max_iters))
+                    failure.update(failures(found, most))
                 lost, waiting = lost | found.lost, without(waiting, found.lost | found.failed)
             known = slopes if known is None else torch.cat((known, slopes))
             if not any_of(waiting):
