@@ -93,9 +93,8 @@ class _UsedLater:
         function = watched.function
 
         def look(*args: Any) -> Any:
-            if (
-                torch.is_grad_enabled()
-            ):  # a method differentiates it, by the state: that it depends on this says nothing
+            # Where a method differentiates it, by the state, that it depends on that says nothing.
+            if torch.is_grad_enabled():
                 return function(*args)
             with torch.enable_grad():
                 value = function(*args)
