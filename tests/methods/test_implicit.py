@@ -125,7 +125,7 @@ def test_prothero_and_robinson(method, stiffness):
 def test_robertson(method):
     """The equations of a step have a solution with negative concentrations too: it must not be found.
 
-    Not with kvaerno5: a stage of its first step, beyond the end, has no solution.
+    Not with kvaerno5, whose iteration does not converge in steps of that size: it says so.
     """
     y = solve_ivp(robertson, (0.0, 10.0), double(1.0, 0.0, 0.0), method=method, step_size=0.1, rtol=1e-6, atol=1e-10).y
     tolerance = {"implicit_euler": 1e-2, "trapezoid": 5e-2, "implicit_midpoint": 1e-4}.get(method, 1e-5)
