@@ -1,0 +1,1 @@
+"""A whole solve as one kernel, compiled for this machine."""

@@ -1,0 +1,262 @@
+"""Compiled kernels: each is compiled once on a machine, and kept in a directory of the user's.
+
+An entry is a library `NAME-KEY.so` and, beside it, `NAME-KEY.sha256`, a line as `sha256sum` writes it. A library is
+opened only if that line is right; otherwise, whatever has happened to it, it is compiled again. Files come into the
+directory whole, by being renamed, and go at any time: no process needs to know of another, and none waits for one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torchivp
+from torchivp.boundary import warn
+from torchivp.fused.compiler import CompileError, Compiler, find_compiler
+
+_log = logging.getLogger("torchivp")
+
+_LIMIT = 512 * 2**20
+"""How many bytes the directory may hold before the entries that were not used for longest are removed."""
+
+_ENTRY = re.compile(r"(\w+-[0-9a-f]{32})\.(?:so|sha256|cpp)")
+"""The names of the files of an entry, and of the source of a kernel that did not compile. No other file is touched."""
+
+_UNFINISHED = ".torchivp-unfinished-"
+"""How the names of files begin that are being written."""
+
+_ABANDONED = 3600.0
+"""Seconds after which the process that began to write a file is taken to have been killed."""
+
+_SLOW = 2.0
+"""Seconds of compiling after which one line says what is going on."""
+
+_Request = tuple[str, str, tuple[str, ...]]
+
+_libraries: dict[_Request, ctypes.CDLL] = {}
+_locks: dict[_Request, threading.Lock] = {}
+if os.name == "posix":
+    os.register_at_fork(after_in_child=_locks.clear)  # a thread that held one has not come along
+
+
+def load(source: str, name: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """The shared library that a C++ source compiles to: from memory, from the user's cache directory, or compiled.
+
+    Threads that ask for the same library wait for the first of them, and get the same.
+
+    Args:
+        source: C++17, complete. The macro `TORCHIVP_LIBMVEC` is defined where glibc's vector functions are linked.
+        name: a short name of letters, digits and underscores, for file names and messages.
+        flags: flags for the compiler, after those that it always gets.
+
+    Raises:
+        NoCompiler: there is no C++ compiler. The message says how to get one.
+        CompileError: the source does not compile. The message has the compiler's first lines, and says where the source
+            is kept.
+    """
+    request = source, name, tuple(flags)
+    if (library := _libraries.get(request)) is not None:
+        return library
+    with _locks.setdefault(request, threading.Lock()):
+        if request not in _libraries:
+            _libraries[request] = _from_disk_or_compiled(*request)
+        return _libraries[request]
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept.
+
+    `TORCHIVP_CACHE_DIR`; otherwise `torchivp` in `XDG_CACHE_HOME`, `~/Library/Caches` (macOS) or `~/.cache`.
+
+    Raises:
+        RuntimeError: nothing says where the user's home is.
+    """
+    if own := os.environ.get("TORCHIVP_CACHE_DIR"):
+        return Path(own).expanduser().absolute()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not caches.is_absolute():  # nor does it count by its specification
+        caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return caches / "torchivp"
+
+
+def _from_disk_or_compiled(source: str, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    assert name.isidentifier(), name
+    compiler = find_compiler()
+    entry = f"{name}-{_key(source, compiler, flags)}"
+    directory = _private_directory()
+    if directory is not None and (library := _stored(directory / f"{entry}.so")):
+        return library
+    try:
+        with tempfile.TemporaryDirectory(prefix="torchivp-", ignore_cleanup_errors=True) as folder:
+            with _told_if_slow(name, directory):
+                built = compiler.build(source, name, flags, Path(folder))
+            if directory is not None and (library := _store(built.read_bytes(), directory / f"{entry}.so")):
+                return library
+            return ctypes.CDLL(str(built))  # an open library needs its file no more
+    except CompileError as error:
+        raise CompileError(f"{error}\nIts source is kept in {_keep(source, entry, directory)}") from None
+    except OSError as error:
+        raise CompileError(f"the kernel {name} cannot be compiled with {compiler} and opened: {error}") from error
+
+
+def _key(source: str, compiler: Compiler, flags: tuple[str, ...]) -> str:
+    """A name for all that a library depends on."""
+    parts = source, compiler.identity, flags, torchivp.__version__, _processor()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _processor() -> str:
+    """The processor, and what it can do, as far as the system tells: libraries are compiled for no other."""
+    if sys.platform == "darwin":
+        question = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return platform.machine() + subprocess.run(question, capture_output=True, text=True, check=False).stdout
+    try:
+        first, *_ = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")
+    except OSError:
+        return platform.machine() + platform.processor()
+    telling = "flags", "Features", "features", "isa", "model name", "cpu\t"
+    return "\n".join([platform.machine(), *(line for line in first.splitlines() if line.startswith(telling))])
+
+
+def _private_directory() -> Path | None:
+    """The cache directory, made if need be; None, with a warning, if it can't be had or others could write into it."""
+    try:
+        directory = cache_directory()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+        if status.st_uid != os.geteuid():
+            raise PermissionError(f"{directory} belongs to another user")
+        if status.st_mode & 0o022:
+            raise PermissionError(f"{directory} can be written by others (chmod go-w {shlex.quote(str(directory))})")
+    except (OSError, RuntimeError) as error:
+        _warn_once(str(error))
+        return None
+    return directory
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warn(
+        f"compiled kernels are not kept, and every program compiles its own: {reason}. The environment variable "
+        "TORCHIVP_CACHE_DIR may name a directory of yours for them"
+    )
+
+
+def _stored(path: Path) -> ctypes.CDLL | None:
+    """The library of an entry; None if there is none, or not as it was written."""
+    try:
+        if path.with_suffix(".sha256").read_bytes() != _checksum_line(path.name, path.read_bytes()):
+            _log.info("%s is not as it was written: it is compiled again", path)
+            return None
+        library = ctypes.CDLL(str(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _log.info("%s cannot be opened: it is compiled again: %s", path, error)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # it was used now
+    return library
+
+
+def _store(content: bytes, path: Path) -> ctypes.CDLL | None:
+    """Make an entry and open its library; None, with a warning, if it can't be kept."""
+    try:
+        _write(path, content)
+        _write(path.with_suffix(".sha256"), _checksum_line(path.name, content))
+        _limit(path.parent)
+    except OSError as error:
+        _warn_once(str(error))
+        return None
+    return _stored(path)
+
+
+def _checksum_line(name: str, content: bytes) -> bytes:
+    """What `sha256sum` writes. The name is in it, so that an entry that was given another name is found out."""
+    return f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
+
+
+def _keep(source: str, entry: str, directory: Path | None) -> Path:
+    """Write the source of a kernel that did not compile to where its user may read it, and return its path."""
+    if directory is not None:
+        path = directory / f"{entry}.cpp"
+        with contextlib.suppress(OSError):
+            _write(path, source.encode())
+            return path
+    descriptor, name = tempfile.mkstemp(prefix=f"{entry}-", suffix=".cpp")
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(source)
+    return Path(name)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that nobody sees unfinished."""
+    descriptor, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise
+
+
+def _limit(directory: Path) -> None:
+    """Remove the entries that were not used for longest while there is too much, and what killed processes left."""
+    sizes, used, files = defaultdict[str, int](int), defaultdict[str, float](float), defaultdict[str, list[str]](list)
+    for file in list(os.scandir(directory)):
+        with contextlib.suppress(OSError):  # another process may remove any
+            status = file.stat(follow_symlinks=False)
+            if match := _ENTRY.fullmatch(file.name):
+                stem = match[1]
+                sizes[stem] += status.st_size
+                used[stem] = max(used[stem], status.st_mtime)
+                files[stem].append(file.path)
+            elif file.name.startswith(_UNFINISHED) and status.st_mtime < time.time() - _ABANDONED:
+                os.unlink(file.path)
+    too_much = sum(sizes.values()) - _LIMIT
+    for stem in sorted(sizes, key=used.__getitem__):
+        if too_much <= 0:
+            break
+        too_much -= sizes[stem]
+        for path in files[stem]:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+@contextlib.contextmanager
+def _told_if_slow(name: str, directory: Path | None) -> Iterator[None]:
+    """Say what is going on if it takes long: to the log, and to who sits before a terminal."""
+
+    def tell() -> None:
+        line = f"torchivp: compiling the kernel {name} for this processor" + (
+            f", once: it will be in {directory}" if directory else ""
+        )
+        _log.info(line)
+        if sys.stderr is not None and sys.stderr.isatty():
+            print(line, file=sys.stderr)
+
+    timer = threading.Timer(_SLOW, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
