@@ -220,23 +220,18 @@ def _write(path: Path, content: bytes) -> None:
 
 def _limit(directory: Path) -> None:
     """Remove the entries that were not used for longest while there is too much, and what killed processes left."""
-    sizes, used, files = defaultdict[str, int](int), defaultdict[str, float](float), defaultdict[str, list[str]](list)
+    entries = defaultdict[str, list[tuple[float, int, str]]](list)
     for file in list(os.scandir(directory)):
         with contextlib.suppress(OSError):  # another process may remove any
             status = file.stat(follow_symlinks=False)
             if match := _ENTRY.fullmatch(file.name):
-                stem = match[1]
-                sizes[stem] += status.st_size
-                used[stem] = max(used[stem], status.st_mtime)
-                files[stem].append(file.path)
+                entries[match[1]].append((status.st_mtime, status.st_size, file.path))
             elif file.name.startswith(_UNFINISHED) and status.st_mtime < time.time() - _ABANDONED:
                 os.unlink(file.path)
-    too_much = sum(sizes.values()) - _LIMIT
-    for stem in sorted(sizes, key=used.__getitem__):
-        if too_much <= 0:
-            break
-        too_much -= sizes[stem]
-        for path in files[stem]:
+    too_much = sum(size for files in entries.values() for _, size, _ in files) - _LIMIT
+    for files in sorted(entries.values(), key=max):  # by the time of the file that was used last
+        for _, size, path in files if too_much > 0 else ():
+            too_much -= size
             with contextlib.suppress(OSError):
                 os.unlink(path)
 

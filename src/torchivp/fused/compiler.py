@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -14,17 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-_ALWAYS = ("-std=c++17", "-O3", "-shared", "-fPIC", *(("-Wl,-z,defs",) if sys.platform == "linux" else ()))
-"""What every compiler is given. A symbol that is nowhere is an error of the linker (on macOS it always is)."""
+_ALWAYS = ("-std=c++17", "-O3", "-shared", "-fPIC")
+"""What every compiler is given. `-ffast-math` is not among it: NaN and infinity keep their meaning."""
+
+_LINUX = sys.platform == "linux"
 
 _WANTED = (
     (("-march=native",), ("-mcpu=native",)),  # Clang had no -march=native for ARM before version 15
     (("-fno-math-errno",),),
     (("-fno-trapping-math",),),
-    (("-DTORCHIVP_LIBMVEC", "-lmvec"),),
+    *([(("-Wl,-z,defs",),)] if _LINUX else []),  # a symbol that is nowhere is an error now; on macOS it always is
+    *([(("-DTORCHIVP_LIBMVEC", "-lmvec"),)] if _LINUX and platform.machine() == "x86_64" else []),
 )
-"""What a compiler is given if it takes it, the first of each that it takes. `-ffast-math` is not among them: NaN and
-infinity keep their meaning."""
+"""What a compiler is given if it takes it: of each, the first that it takes."""
 
 _PROBE = """\
 #include <cmath>
@@ -101,9 +104,10 @@ class Compiler:
             def refusal(flags: Iterable[str]) -> str:
                 return self._refusal(_PROBE, "probe", flags, Path(folder))
 
-            best = [flag for choices in _WANTED for flag in choices[0]]
-            if not refusal(best):
-                return best
+            for likely in (_WANTED, _WANTED[:-1]):  # not every C library comes with the last
+                best = [flag for choices in likely for flag in choices[0]]
+                if not refusal(best):
+                    return best
             if said := refusal(()):
                 raise NoCompiler(f"{self} cannot build a library, and fused kernels need a compiler: {_ADVICE}\n{said}")
             accepted: list[str] = []
@@ -177,7 +181,9 @@ def _present() -> Iterator[tuple[str, ...]]:
 
 def _run(command: Sequence[str], folder: Path | None = None) -> tuple[int, str]:
     """Run a command and return its exit status and the first lines of what it wrote."""
-    environment = {**os.environ, "LC_ALL": "C"} | ({"TMPDIR": str(folder)} if folder else {})
+    environment = {**os.environ, "LC_ALL": "C"}
+    if folder is not None:  # what is written on the way goes with it: Zig would keep it for ever
+        environment |= {"TMPDIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
     try:
         done = subprocess.run(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
