@@ -1,0 +1,36 @@
+// Where kernels run on the processor: blocks of rows, taken by threads.
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+template <class Work> static void in_threads(int64_t threads, int64_t blocks, const Work& work) {
+  if (threads > blocks) threads = blocks;
+  if (threads <= 1) {
+    for (int64_t b = 0; b < blocks; ++b) work(b);
+    return;
+  }
+  std::atomic<int64_t> next{0};
+  auto take = [&] {
+    for (int64_t b; (b = next.fetch_add(1)) < blocks;) work(b);
+  };
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < threads; ++i) others.emplace_back(take);
+  take();
+  for (auto& other : others) other.join();
+}
+
+extern "C" void solve(const Solve* call) {
+  const Solve& s = *call;
+  once(s);
+  if (s.rows == 1) {
+    Rows<1>(s).run(0, 1);
+    return;
+  }
+  const int64_t blocks = (s.rows + s.block - 1) / s.block;
+  in_threads(s.threads, blocks, [&](int64_t b) {
+    const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
+    Rows<LANES> rows(s);
+    rows.run(first, beyond);
+  });
+}

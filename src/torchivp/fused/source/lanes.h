@@ -1,0 +1,373 @@
+// Numbers of several rows side by side: W lanes of a vector register, or plain numbers for W = 1.
+//
+// Everything below the shells is written once, for any W. A CUDA thread, and a single row, have W = 1.
+
+#ifdef __CUDACC_RTC__
+typedef long long int64_t;
+typedef int int32_t;
+#define FUSED __device__ inline
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#define FUSED static inline __attribute__((always_inline))
+#endif
+
+template <int W> struct Lanes;
+
+template <> struct Lanes<1> {
+  typedef real R;
+  typedef double D;
+  typedef bool M;
+  typedef bool MD;
+  typedef int64_t I;
+};
+
+#ifndef __CUDACC_RTC__
+template <int W> struct Lanes {
+  typedef real R __attribute__((vector_size(W * sizeof(real))));
+  typedef double D __attribute__((vector_size(W * sizeof(double))));
+  typedef std::conditional_t<sizeof(real) == 8, int64_t, int32_t> truth;  // what comparisons give
+  typedef truth M __attribute__((vector_size(W * sizeof(truth))));
+  typedef int64_t MD __attribute__((vector_size(W * sizeof(int64_t))));
+  typedef int64_t I __attribute__((vector_size(W * sizeof(int64_t))));
+};
+#endif
+
+// --- one lane --------------------------------------------------------------------------------------------------------
+
+template <class V, class S> FUSED S lane(const V& v, int l, S) { return reinterpret_cast<const S*>(&v)[l]; }
+template <class V, class S> FUSED void put(V& v, int l, S x) { reinterpret_cast<S*>(&v)[l] = x; }
+
+template <int W> FUSED real at(const typename Lanes<W>::R& v, int l) { return reinterpret_cast<const real*>(&v)[l]; }
+template <int W> FUSED double at_d(const typename Lanes<W>::D& v, int l) {
+  return reinterpret_cast<const double*>(&v)[l];
+}
+
+// --- the same in all lanes -------------------------------------------------------------------------------------------
+
+template <int W> FUSED typename Lanes<W>::R up(real x) {
+  if constexpr (W == 1) return x;
+  else return x - typename Lanes<W>::R{};
+}
+template <int W> FUSED typename Lanes<W>::D up_d(double x) {
+  if constexpr (W == 1) return x;
+  else return x - typename Lanes<W>::D{};
+}
+template <int W> FUSED typename Lanes<W>::M up_m(bool x) {
+  if constexpr (W == 1) return x;
+  else return x ? ~typename Lanes<W>::M{} : typename Lanes<W>::M{};
+}
+template <int W> FUSED typename Lanes<W>::I up_i(int64_t x) {
+  if constexpr (W == 1) return x;
+  else return x + typename Lanes<W>::I{};
+}
+
+// --- from one kind of number to another ------------------------------------------------------------------------------
+
+template <int W> FUSED typename Lanes<W>::R to_real(const typename Lanes<W>::D& x) {
+  if constexpr (W == 1) return real(x);
+  else return __builtin_convertvector(x, typename Lanes<W>::R);
+}
+template <int W> FUSED typename Lanes<W>::D to_double(const typename Lanes<W>::R& x) {
+  if constexpr (W == 1) return double(x);
+  else return __builtin_convertvector(x, typename Lanes<W>::D);
+}
+template <int W> FUSED typename Lanes<W>::R int_to_real(const typename Lanes<W>::I& x) {
+  if constexpr (W == 1) return real(x);
+  else return __builtin_convertvector(x, typename Lanes<W>::R);
+}
+template <int W> FUSED typename Lanes<W>::I real_to_int(const typename Lanes<W>::R& x) {
+  if constexpr (W == 1) return int64_t(x);
+  else return __builtin_convertvector(x, typename Lanes<W>::I);
+}
+template <int W> FUSED typename Lanes<W>::M narrow(const typename Lanes<W>::MD& m) {
+  if constexpr (W == 1) return m;
+  else return __builtin_convertvector(m, typename Lanes<W>::M);
+}
+template <int W> FUSED typename Lanes<W>::MD widen(const typename Lanes<W>::M& m) {
+  if constexpr (W == 1) return m;
+  else return __builtin_convertvector(m, typename Lanes<W>::MD);
+}
+
+// --- choices ---------------------------------------------------------------------------------------------------------
+
+template <class M, class V> FUSED V sel(const M& m, const V& a, const V& b) { return m ? a : b; }
+
+FUSED bool neg(bool m) { return !m; }
+FUSED bool neg(int m) { return !m; }  // of truths combined, which C++ makes a number
+template <class M> FUSED M neg(const M& m) { return ~m; }
+
+template <int W, class M> FUSED bool any(const M& m) {
+  if constexpr (W == 1) return m;
+  else {
+#if defined(__AVX512F__)
+    __m512i part[sizeof(M) / 64];
+    std::memcpy(part, &m, sizeof m);
+    if constexpr (sizeof(M) == 64) return _mm512_test_epi64_mask(part[0], part[0]) != 0;
+    else return _mm512_test_epi64_mask(part[0] | part[1], part[0] | part[1]) != 0;
+#else
+    int64_t part[sizeof(M) / 8], found = 0;
+    std::memcpy(part, &m, sizeof m);
+    for (int64_t p : part) found |= p;
+    return found != 0;
+#endif
+  }
+}
+template <int W, class M> FUSED bool is_set(const M& m, int l) {
+  if constexpr (W == 1) return m;
+  else return m[l] != 0;
+}
+template <int W, class M> FUSED void set_lane(M& m, int l, bool x) {
+  if constexpr (W == 1) m = x;
+  else m[l] = x ? -1 : 0;
+}
+
+// --- functions -------------------------------------------------------------------------------------------------------
+// Those of the vector library of glibc, where there is one, else lane by lane.
+
+#if defined(TORCHIVP_LIBMVEC) && defined(__AVX512F__)
+#define VECTOR_FUNCTION(name)                                                                        \
+  extern "C" __m512d _ZGVeN8v_##name(__m512d);                                                       \
+  extern "C" __m512 _ZGVeN16v_##name##f(__m512);                                                     \
+  FUSED __m512d vector_##name(__m512d x) { return _ZGVeN8v_##name(x); }                              \
+  FUSED __m512 vector_##name(__m512 x) { return _ZGVeN16v_##name##f(x); }
+#elif defined(TORCHIVP_LIBMVEC) && defined(__AVX2__)
+#define VECTOR_FUNCTION(name)                                                                        \
+  extern "C" __m256d _ZGVdN4v_##name(__m256d);                                                       \
+  extern "C" __m256 _ZGVdN8v_##name##f(__m256);                                                      \
+  template <class V> FUSED V vector_##name(const V& x) {                                             \
+    struct Halves { std::conditional_t<sizeof(real) == 8, __m256d, __m256> half[2]; };               \
+    Halves h;                                                                                        \
+    std::memcpy(&h, &x, sizeof h);                                                                   \
+    if constexpr (sizeof(real) == 8) for (auto& half : h.half) half = _ZGVdN4v_##name(half);         \
+    else for (auto& half : h.half) half = _ZGVdN8v_##name##f(half);                                  \
+    V y;                                                                                             \
+    std::memcpy(&y, &h, sizeof y);                                                                   \
+    return y;                                                                                        \
+  }
+#else
+#define VECTOR_FUNCTION(name)                                                                        \
+  template <class V> FUSED V vector_##name(V x) {                                                    \
+    for (unsigned l = 0; l < sizeof(V) / sizeof(real); ++l) x[l] = std::name(real(x[l]));            \
+    return x;                                                                                        \
+  }
+#endif
+
+#ifdef __CUDACC_RTC__
+#define FUNCTION(name)                                                                               \
+  template <int W> FUSED real f_##name(real x) { return name(x); }
+#define LANE_FUNCTION(name, expression)                                                              \
+  template <int W> FUSED real f_##name(real x) { return expression; }
+#else
+#define FUNCTION(name)                                                                               \
+  VECTOR_FUNCTION(name)                                                                              \
+  template <int W> FUSED typename Lanes<W>::R f_##name(const typename Lanes<W>::R& x) {              \
+    if constexpr (W == 1) return std::name(x);                                                       \
+    else return (typename Lanes<W>::R)vector_##name(x);                                              \
+  }
+#define LANE_FUNCTION(name, expression)                                                              \
+  template <int W> FUSED typename Lanes<W>::R f_##name(const typename Lanes<W>::R& v) {              \
+    auto one = [](real x) -> real { return expression; };                                            \
+    if constexpr (W == 1) return one(v);                                                             \
+    else {                                                                                           \
+      typename Lanes<W>::R y;                                                                        \
+      for (int l = 0; l < W; ++l) y[l] = one(v[l]);                                                  \
+      return y;                                                                                      \
+    }                                                                                                \
+  }
+using std::floor; using std::ceil; using std::trunc; using std::nearbyint; using std::sqrt; using std::fabs;
+using std::lgamma;
+#endif
+
+FUNCTION(exp)
+FUNCTION(log)
+FUNCTION(sin)
+FUNCTION(cos)
+FUNCTION(tan)
+FUNCTION(asin)
+FUNCTION(acos)
+FUNCTION(atan)
+FUNCTION(sinh)
+FUNCTION(cosh)
+FUNCTION(tanh)
+FUNCTION(asinh)
+FUNCTION(acosh)
+FUNCTION(atanh)
+FUNCTION(expm1)
+FUNCTION(log1p)
+FUNCTION(exp2)
+FUNCTION(log2)
+FUNCTION(log10)
+FUNCTION(erf)
+FUNCTION(erfc)
+#if defined(__AVX512F__)
+FUSED __m512d vector_sqrt(__m512d x) { return _mm512_sqrt_pd(x); }
+FUSED __m512 vector_sqrt(__m512 x) { return _mm512_sqrt_ps(x); }
+template <int W> FUSED typename Lanes<W>::R f_sqrt(const typename Lanes<W>::R& x) {
+  if constexpr (W == 1) return std::sqrt(x);
+  else return (typename Lanes<W>::R)vector_sqrt(x);
+}
+#else
+LANE_FUNCTION(sqrt, sqrt(x))
+#endif
+LANE_FUNCTION(floor, floor(x))
+LANE_FUNCTION(ceil, ceil(x))
+LANE_FUNCTION(trunc, trunc(x))
+LANE_FUNCTION(round, nearbyint(x))
+LANE_FUNCTION(lgamma, lgamma(x))
+
+template <int W> FUSED typename Lanes<W>::R f_abs(const typename Lanes<W>::R& x) {
+  if constexpr (W == 1) return fabs(x);
+  else return sel(x < 0, -x, x + 0);  // of -0.0 too
+}
+template <int W> FUSED typename Lanes<W>::D abs_d(const typename Lanes<W>::D& x) {
+  if constexpr (W == 1) return fabs(x);
+  else return sel(x < 0, -x, x);
+}
+// As torch has them: what is not a number wins.
+template <int W> FUSED typename Lanes<W>::R f_max(const typename Lanes<W>::R& a, const typename Lanes<W>::R& b) {
+  return sel((a > b) | (a != a), a, b);
+}
+template <int W> FUSED typename Lanes<W>::R f_min(const typename Lanes<W>::R& a, const typename Lanes<W>::R& b) {
+  return sel((a < b) | (a != a), a, b);
+}
+template <int W> FUSED typename Lanes<W>::R f_sign(const typename Lanes<W>::R& x) {
+  const typename Lanes<W>::R zero = up<W>(0), one = up<W>(1), minus = up<W>(-1);
+  return sel(x > 0, one, sel(x < 0, minus, sel(x == 0, zero, x)));
+}
+template <int W> FUSED typename Lanes<W>::M f_isfinite(const typename Lanes<W>::R& x) { return x - x == 0; }
+
+#ifdef __CUDACC_RTC__
+template <int W> FUSED real f_pow(real x, real y) { return pow(x, y); }
+template <int W> FUSED real f_atan2(real x, real y) { return atan2(x, y); }
+template <int W> FUSED real f_fmod(real x, real y) { return fmod(x, y); }
+template <int W> FUSED double pow_d(double x, double y) { return pow(x, y); }
+#else
+#if defined(TORCHIVP_LIBMVEC) && defined(__AVX512F__)
+extern "C" __m512d _ZGVeN8vv_pow(__m512d, __m512d);
+extern "C" __m512 _ZGVeN16vv_powf(__m512, __m512);
+FUSED __m512d vector_pow(__m512d x, __m512d y) { return _ZGVeN8vv_pow(x, y); }
+FUSED __m512 vector_pow(__m512 x, __m512 y) { return _ZGVeN16vv_powf(x, y); }
+#else
+template <class V> FUSED V vector_pow(const V& x, const V& y) {
+  V z;
+  for (unsigned l = 0; l < sizeof(V) / sizeof(z[0]); ++l) z[l] = std::pow(x[l], y[l]);
+  return z;
+}
+#endif
+template <int W> FUSED typename Lanes<W>::R f_pow(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  if constexpr (W == 1) return std::pow(x, y);
+  else return (typename Lanes<W>::R)vector_pow(x, y);
+}
+// Of the sizes of steps, in double precision.
+template <int W> FUSED typename Lanes<W>::D pow_d(const typename Lanes<W>::D& x, double y) {
+  if constexpr (W == 1) return std::pow(x, y);
+  else {
+    typename Lanes<W>::D z;
+    typedef double Part __attribute__((vector_size(64)));
+    constexpr int parts = sizeof(z) / sizeof(Part);
+    Part part[parts];
+    std::memcpy(part, &x, sizeof z);
+    for (auto& p : part) p = (Part)vector_pow(p, y - Part{});
+    std::memcpy(&z, part, sizeof z);
+    return z;
+  }
+}
+template <int W> FUSED typename Lanes<W>::R f_atan2(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  if constexpr (W == 1) return std::atan2(x, y);
+  else {
+    typename Lanes<W>::R z;
+    for (int l = 0; l < W; ++l) z[l] = std::atan2(x[l], y[l]);
+    return z;
+  }
+}
+template <int W> FUSED typename Lanes<W>::R f_fmod(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  if constexpr (W == 1) return std::fmod(x, y);
+  else {
+    typename Lanes<W>::R z;
+    for (int l = 0; l < W; ++l) z[l] = std::fmod(x[l], y[l]);
+    return z;
+  }
+}
+#endif
+
+template <int W> FUSED typename Lanes<W>::R f_remainder(
+    const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  const typename Lanes<W>::R rest = f_fmod<W>(x, y);
+  return sel((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest);
+}
+
+template <int W> FUSED real sum_of_lanes(const typename Lanes<W>::R& x) {
+  if constexpr (W == 1) return x;
+  else {
+    real s = 0;
+    for (int l = 0; l < W; ++l) s += x[l];
+    return s;
+  }
+}
+
+// --- whole numbers, and places that differ from row to row -----------------------------------------------------------
+
+template <int W> FUSED auto widen_i(const typename Lanes<W>::M& m) {
+  if constexpr (W == 1) return m;
+  else return __builtin_convertvector(m, typename Lanes<W>::I);
+}
+template <int W, class M> FUSED typename Lanes<W>::M narrow_i(const M& m) {
+  if constexpr (W == 1) return m;
+  else return __builtin_convertvector(m, typename Lanes<W>::M);
+}
+template <int W> FUSED int64_t place(const typename Lanes<W>::I& i, int l) {
+  if constexpr (W == 1) return i;
+  else return i[l];
+}
+// A place counted from the end if it is negative. One that does not exist gives what is not a number: the solve stops
+// there, and func, evaluated once more outside, raises its own error.
+template <int W> FUSED typename Lanes<W>::I wrapped(const typename Lanes<W>::I& i, int64_t n) {
+  typename Lanes<W>::I p = up_i<W>(0);
+  for (int l = 0; l < W; ++l) {
+    int64_t k = place<W>(i, l);
+    k = k < 0 ? k + n : k;
+    put(p, l, k < 0 || k >= n ? -(int64_t(1) << 60) : k);
+  }
+  return p;
+}
+template <int W> FUSED typename Lanes<W>::R gather(const real* x, const typename Lanes<W>::I& i) {
+  typename Lanes<W>::R y = up<W>(0);
+  for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? real(NAN) : x[place<W>(i, l)]);
+  return y;
+}
+template <int W> FUSED typename Lanes<W>::I gather_i(const int64_t* x, const typename Lanes<W>::I& i) {
+  typename Lanes<W>::I y = up_i<W>(0);
+  for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? -(int64_t(1) << 60) : x[place<W>(i, l)]);
+  return y;
+}
+template <int W> FUSED typename Lanes<W>::R gather_lanes(const typename Lanes<W>::R* x, const typename Lanes<W>::I& i) {
+  typename Lanes<W>::R y = up<W>(0);
+  for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? real(NAN) : at<W>(x[place<W>(i, l)], l));
+  return y;
+}
+template <int W, bool Add> FUSED void scatter(
+    typename Lanes<W>::R* x, const typename Lanes<W>::I& i, const typename Lanes<W>::R& value) {
+  for (int l = 0; l < W; ++l) {
+    if (place<W>(i, l) < 0) continue;
+    typename Lanes<W>::R& goal = x[place<W>(i, l)];
+    put(goal, l, Add ? at<W>(goal, l) + at<W>(value, l) : at<W>(value, l));
+  }
+}
+template <int W, bool Right> FUSED typename Lanes<W>::I search(
+    const real* sorted, int64_t n, const typename Lanes<W>::R& values) {
+  typename Lanes<W>::I found = up_i<W>(0);
+  for (int l = 0; l < W; ++l) {
+    const real x = at<W>(values, l);
+    int64_t low = 0, high = n;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      const bool before = Right ? !(x < sorted[middle]) : sorted[middle] < x;
+      if (before) low = middle + 1; else high = middle;
+    }
+    put(found, l, low);
+  }
+  return found;
+}

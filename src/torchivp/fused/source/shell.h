@@ -1,0 +1,13 @@
+// What differs between a processor and CUDA.
+
+#ifdef __CUDACC_RTC__
+#define __DEVICE__ __device__
+#define CONSTANT __device__ const
+#else
+#define __DEVICE__ inline
+#define CONSTANT static constexpr
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include <type_traits>
+#endif

@@ -1,0 +1,393 @@
+// The loop over steps, of W rows side by side: as rows/loop.py has it, each row with its own time and step size.
+
+enum Outcome : int64_t {
+  UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE
+};
+
+constexpr double STRETCH = 1.1, IN_SIGHT = 4.0;
+
+FUSED double spacing(double t) { return nextafter(fabs(t), double(INFINITY)) - fabs(t); }
+
+template <int W> struct Rows {
+  typedef typename Lanes<W>::R R;
+  typedef typename Lanes<W>::D D;
+  typedef typename Lanes<W>::M M;
+  typedef typename Lanes<W>::MD MD;
+
+  const Solve& s;
+  In<W> in;
+  R y[N], k[SLOPES][N], rtol[N], atol[N];
+  D t, end, h, last, before, smallest;
+  D ahead;  // the next output of each row, NaN after its last
+  MD active, rejected, overflowed;
+  typename Lanes<W>::I steps, tries, evaluations;
+  int64_t row[W], next[W], position[W];
+  bool known;    // whether k[0] is the slope at the start of the next step in all lanes
+  bool through;  // whether rows have come to an end since lanes were last given out
+
+  __DEVICE__ explicit Rows(const Solve& solve) : s(solve), in(solve) {}
+
+  __DEVICE__ void begin_lane(int l, int64_t i) {
+    row[l] = i;
+    next[l] = position[l] = 0;
+    for (auto* count : {&steps, &tries, &evaluations}) put(*count, l, int64_t(0));
+    look_ahead(l);
+    put(t, l, s.start[i * s.span_stride]);
+    put(end, l, s.end[i * s.span_stride]);
+    put(last, l, 1.0);
+    put(before, l, 1.0);
+    put(h, l, double(INFINITY));
+    const double span = fabs(s.end[i * s.span_stride] - s.start[i * s.span_stride]);
+    const double tiny = 2.2250738585072014e-308, of_span = 4.930380657631324e-32 * span;
+    put(smallest, l, of_span > tiny ? of_span : tiny);
+    for (int e = 0; e < N; ++e) {
+      put(y[e], l, s.y0[i * N + e]);
+      put(rtol[e], l, s.rtol[i * s.rtol_stride + e]);
+      put(atol[e], l, s.atol[i * s.atol_stride + e]);
+    }
+    in.load(s, l, i);
+    set_lane<W>(active, l, true);
+    set_lane<W>(rejected, l, false);
+    set_lane<W>(overflowed, l, false);
+    if (s.ends) {
+      s.ends[i * (s.capacity + 1)] = s.start[i * s.span_stride];
+      for (int e = 0; e < N; ++e) s.states[i * (s.capacity + 1) * N + e] = s.y0[i * N + e];
+    }
+  }
+
+  // A row goes no further.
+  __DEVICE__ void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
+    const int64_t i = row[l];
+    s.outcome[i] = outcome;
+    s.accepted[i] = place<W>(steps, l);
+    s.rejected[i] = place<W>(tries, l) - place<W>(steps, l);
+    s.evaluations[i] = place<W>(evaluations, l);
+    s.last_time[i] = at_d<W>(t, l);
+    for (int e = 0; e < N; ++e) s.last[i * N + e] = at<W>(y[e], l);
+    if (outcome != SUCCESS) {
+      s.failing[3 * i] = taken;
+      s.failing[3 * i + 1] = next_h;
+      s.failing[3 * i + 2] = error;
+    }
+    for (; next[l] < s.outputs; ++next[l])
+      for (int e = 0; e < N; ++e) s.values[(i * s.outputs + next[l]) * N + e] = real(NAN);
+    set_lane<W>(active, l, false);
+    through = true;
+  }
+
+  __DEVICE__ void look_ahead(int l) {
+    put(ahead, l, next[l] < s.outputs ? s.wanted[row[l] * s.wanted_stride + next[l]] : double(NAN));
+  }
+  __DEVICE__ void keep(int l, const real* value) {
+    for (int e = 0; e < N; ++e) s.values[(row[l] * s.outputs + next[l]) * N + e] = value[e];
+    ++next[l];
+    look_ahead(l);
+  }
+  __DEVICE__ void keep_state(int l) {  // where the output is the end of a step
+    if (at_d<W>(ahead, l) != at_d<W>(t, l)) return;
+    real value[N];
+    for (int e = 0; e < N; ++e) value[e] = at<W>(y[e], l);
+    keep(l, value);
+  }
+
+  // Rows that have been given a lane: their first outputs, slopes and step sizes.
+  __DEVICE__ void begin(const bool* fresh) {
+    bool some = false;
+    for (int l = 0; l < W; ++l) {
+      if (!fresh[l]) continue;
+      keep_state(l);
+      bool finite = true;
+      for (int e = 0; e < N; ++e) finite &= at<W>(y[e], l) - at<W>(y[e], l) == 0;
+      if (!finite) finish(l, NOT_FINITE);
+      else if (at_d<W>(t, l) == at_d<W>(end, l)) finish(l, SUCCESS);
+      else some = true;
+    }
+    if (!some) return;
+    R slope[N];
+    field<W>(to_real<W>(t), y, in, slope);
+    for (int l = 0; l < W; ++l)
+      if (fresh[l])
+        for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
+    count(fresh, 1);
+    if (!ADAPTIVE) return;
+    D size = up_d<W>(s.first_step);
+    if (s.first_step < 0) {
+      size = first_size(slope);
+      count(fresh, 1);
+    }
+    for (int l = 0; l < W; ++l) {
+      if (!fresh[l] || !is_set<W>(active, l)) continue;
+      double first = at_d<W>(size, l);
+      if (first != first) { finish(l, NOT_FINITE); continue; }
+      if (s.first_step < 0) {
+        const double least = fmax(16 * spacing(at_d<W>(t, l)), at_d<W>(smallest, l));
+        first = fmax(first, least);
+      }
+      put(h, l, fmin(fmax(first, s.min_step), s.max_step));
+    }
+  }
+
+  __DEVICE__ void count(const bool* which, int64_t more) {
+    for (int l = 0; l < W; ++l) if (which[l]) put(evaluations, l, place<W>(evaluations, l) + more);
+  }
+
+  // Root mean square of x / tolerance: over each leaf, the largest.
+  __DEVICE__ D size_of(const R* x, const R* a, const R* b) const {
+    R scaled[N];
+    for (int e = 0; e < N; ++e) scaled[e] = x[e] / (f_max<W>(f_abs<W>(a[e]), f_abs<W>(b[e])) * rtol[e] + atol[e]);
+    D largest = up_d<W>(0);
+    for (int p = 0; p < PARTS; ++p) {
+      R sum = up<W>(0);
+      for (int e = PART[p]; e < PART[p + 1]; ++e) sum += scaled[e] * scaled[e];
+      D of_part = to_double<W>(f_sqrt<W>(sum / real(PART[p + 1] - PART[p])));
+      largest = sel((of_part > largest) | (of_part != of_part), of_part, largest);
+    }
+    return largest;
+  }
+
+  // Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", II.4, "Starting Step Size".
+  __DEVICE__ D first_size(const R* slope) {
+    const D of_state = size_of(y, y, y), of_slope = size_of(slope, y, y), span = end - t;
+    D h0 = up_d<W>(0);
+    R at_h0[N], moved[N], change[N];
+    for (int l = 0; l < W; ++l) {
+      const double a = at_d<W>(of_state, l), b = at_d<W>(of_slope, l);
+      const double guess = a >= 1e-5 && b >= 1e-5 ? 0.01 * a / b : 1e-6;
+      put(h0, l, copysign(fmin(guess, fabs(at_d<W>(span, l))), at_d<W>(span, l)));
+    }
+    for (int e = 0; e < N; ++e) moved[e] = y[e] + to_real<W>(h0) * slope[e];
+    field<W>(to_real<W>(t + h0), moved, in, at_h0);
+    for (int e = 0; e < N; ++e) change[e] = at_h0[e] - slope[e];
+    const D bend = size_of(change, y, y);
+    D found = up_d<W>(0);
+    for (int l = 0; l < W; ++l) {
+      const double a = at_d<W>(of_state, l), b = at_d<W>(of_slope, l), h = fabs(at_d<W>(h0, l));
+      const double curvature = at_d<W>(bend, l) / h, whole = fabs(at_d<W>(span, l));
+      double size = h;
+      if (!(a - a == 0 && b - b == 0)) size = double(NAN);
+      else if (curvature - curvature == 0) {
+        const double largest = fmax(b, curvature);
+        const double h1 = largest > 1e-15 ? pow(0.01 / largest, 1.0 / (ERROR_ORDER + 1)) : fmax(1e-6, 1e-3 * h);
+        size = fmin(fmin(100 * h, h1), whole);
+      }
+      put(found, l, size);
+    }
+    return found;
+  }
+
+  // Where the next steps end: near the end of the span, equal steps lead up to it.
+  __DEVICE__ D step_end() const {
+    const D distance = end - t;
+    if constexpr (W == 1) {
+      const double longest = rejected ? h : fmin(STRETCH * h, s.max_step), ratio = fabs(distance) / longest;
+      if (ratio <= 1) return end;
+      return ratio < IN_SIGHT ? t + distance / ceil(ratio) : t + copysign(h, distance);
+    } else {
+      const D stretched = STRETCH * h, bound = up_d<W>(s.max_step);
+      const D longest = sel(rejected, h, sel(stretched < bound, stretched, bound));
+      const D ratio = abs_d<W>(distance) / longest, none = up_d<W>(0);
+      D to = t + sel(distance < none, -h, h);
+      const MD near = ratio < IN_SIGHT;
+      if (any<W>(near)) {
+        for (int l = 0; l < W; ++l)
+          if (near[l]) to[l] = ratio[l] <= 1 ? end[l] : t[l] + distance[l] / std::ceil(ratio[l]);
+      }
+      return to;
+    }
+  }
+  __DEVICE__ D grid_end() const {
+    D to = t;
+    for (int l = 0; l < W; ++l)
+      if (is_set<W>(active, l)) put(to, l, s.grid[row[l] * s.grid_stride + position[l]]);
+    return to;
+  }
+
+  // The factor by which the controller changes the step size.
+  __DEVICE__ D factor(const D& error, const MD& accept) const {
+    const D tiny = up_d<W>(2.2250738585072014e-308);
+    D f = s.safety * pow_d<W>(sel(error > tiny, error, tiny), s.power);
+    if (s.remembers) {
+      const D least = up_d<W>(1e-10);
+      f *= pow_d<W>(sel(last > least, last, least), s.power_last);
+      f *= pow_d<W>(sel(before > least, before, least), s.power_before);
+      f = sel(error == 0, up_d<W>(s.factor_max), f);
+    }
+    const D most = sel(accept, sel(rejected, up_d<W>(1), up_d<W>(s.factor_max)), up_d<W>(s.safety));
+    f = sel(f > s.factor_min, f, up_d<W>(s.factor_min));  // where it is not a number too
+    f = sel(f < most, f, most);
+    return sel((f > 1.0) & (f < s.dead_band), up_d<W>(1), f);
+  }
+
+  __DEVICE__ void outputs_within(const D& t1, const MD& accept) {
+    const MD due = ((t1 - ahead) * (t1 - t) > 0) & accept;
+    if (!any<W>(due)) return;
+    R c[DEGREE][N];
+    extra_slopes<W>(t, t1, y, in, k);
+    polynomials<W>(to_real<W>(t1 - t), k, c);
+    for (int l = 0; l < W; ++l) {
+      if (!is_set<W>(due, l)) continue;
+      put(evaluations, l, place<W>(evaluations, l) + EXTRA);
+      const double from = at_d<W>(t, l), until = at_d<W>(t1, l);
+      double to = at_d<W>(ahead, l);
+      for (; (until - to) * (until - from) > 0; to = at_d<W>(ahead, l)) {
+        const real theta = real((to - from) / (until - from));
+        real value[N];
+        for (int e = 0; e < N; ++e) {
+          real v = at<W>(c[DEGREE - 1][e], l);
+          for (int d = DEGREE - 2; d >= 0; --d) v = v * theta + at<W>(c[d][e], l);
+          value[e] = at<W>(y[e], l) + v * theta;
+        }
+        keep(l, value);
+      }
+    }
+  }
+
+  __DEVICE__ void record(int l, const D& t1, const R* y1) {
+    // Where the record is full the row goes on, so that the room it needs is known.
+    if (place<W>(steps, l) > s.capacity) return;
+    const int64_t i = row[l] * (s.capacity + 1) + place<W>(steps, l);
+    s.ends[i] = at_d<W>(t1, l);
+    for (int e = 0; e < N; ++e) s.states[i * N + e] = at<W>(y1[e], l);
+    if (PREDICTS) for (int e = 0; e < N; ++e) s.slopes[i * N + e] = at<W>(k[0][e], l);
+  }
+
+  // One step of every row, and what follows from it.
+  __DEVICE__ void iterate() {
+    D t1 = ADAPTIVE ? step_end() : grid_end();
+    t1 = sel(active, t1, t);
+    const D taken = abs_d<W>(t1 - t);
+    const MD still = (taken == 0) & active, tired = (tries >= up_i<W>(s.max_steps)) & active;
+    if (any<W>(still | tired)) stop_those_that_cannot_step(taken, still, tired);
+    if (!known) field<W>(to_real<W>(t), y, in, k[0]);
+    R y1[N], error[N];
+    step<W>(t, t1, y, in, k, y1, error);
+    D size = up_d<W>(0), next_h = h;
+    MD accept = active;
+    if (ADAPTIVE) {
+      size = size_of(error, y, y1);
+      accept = size <= 1.0;
+      if (s.accept_at_min_step) accept |= (h <= s.min_step) & (size - size == 0);
+      next_h = taken * factor(size, accept);
+      const D low = up_d<W>(s.min_step), high = up_d<W>(s.max_step);
+      next_h = sel(next_h > low, next_h, low);
+      next_h = sel(next_h < high, next_h, high);
+      accept = accept & active;
+      judge(accept, taken, next_h, size, y1);
+    } else {
+      check_finite(accept, taken, y1);
+    }
+    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
+    tries += sel(active, one, zero);
+    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
+    steps += sel(accept, one, zero);
+    if (s.outputs) outputs_within(t1, accept);
+    if (ADAPTIVE) {
+      // A step cut very short to land on the end says nothing about the size of the next one.
+      const MD update = (taken > 0.1 * h) | (next_h > h) | neg(accept), learn = update & accept;
+      before = sel(learn, last, before);
+      last = sel(learn, size, last);
+      rejected = (update & neg(accept)) | (neg(update) & rejected);
+      h = sel(update, next_h, h);
+    }
+    t = sel(accept, t1, t);
+    const M moved = narrow<W>(accept);
+    const int from = FSAL || PREDICTS ? STAGES - 1 : 0;
+    for (int e = 0; e < N; ++e) {
+      y[e] = sel(moved, y1[e], y[e]);
+      k[0][e] = sel(moved, k[from][e], k[0][e]);
+    }
+    known = FSAL || PREDICTS || !any<W>(accept);
+    if (s.ends)
+      for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) record(l, t1, y1);
+    if (s.outputs && any<W>((ahead == t) & accept))
+      for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) keep_state(l);
+    if (!ADAPTIVE)
+      for (int l = 0; l < W; ++l) ++position[l];
+    const MD arrived = (t == end) & accept;
+    if (any<W>(arrived))
+      for (int l = 0; l < W; ++l) if (is_set<W>(arrived, l)) finish(l, SUCCESS);
+  }
+
+  __DEVICE__ void stop_those_that_cannot_step(const D& taken, const MD& still, const MD& tired) {
+    for (int l = 0; l < W; ++l) {
+      if (is_set<W>(still, l)) finish(l, NO_PROGRESS, at_d<W>(h, l));
+      else if (is_set<W>(tired, l)) finish(l, OUT_OF_STEPS, at_d<W>(taken, l));
+    }
+  }
+
+  // What rejections lead to, and acceptances after an error that was not finite.
+  __DEVICE__ void judge(MD& accept, const D& taken, const D& next_h, const D& size, const R* y1) {
+    const MD refused = neg(accept) & active;
+    if (!any<W>(refused | (overflowed & active))) return;
+    for (int l = 0; l < W; ++l) {
+      if (!is_set<W>(active, l)) continue;
+      if (is_set<W>(refused, l)) rejection(l, taken, next_h, size, y1);
+      else if (is_set<W>(overflowed, l)) after_overflow(l, taken, y1);
+    }
+    accept = accept & active;
+  }
+
+  __DEVICE__ void after_overflow(int l, const D& taken, const R* y1) {
+    set_lane<W>(overflowed, l, false);
+    bool same = true, flat = true;
+    for (int e = 0; e < N; ++e) {
+      same &= at<W>(y1[e], l) == at<W>(y[e], l);
+      flat &= at<W>(k[0][e], l) == 0;
+    }
+    if (same && !flat) finish(l, NOT_FINITE, at_d<W>(taken, l));
+  }
+
+  // Of fixed steps.
+  __DEVICE__ void check_finite(MD& accept, const D& taken, const R* y1) {
+    R sum = up<W>(0);
+    for (int e = 0; e < N; ++e) sum += y1[e] - y1[e];
+    const MD bad = widen<W>(sum != 0) & active;
+    if (!any<W>(bad)) return;
+    for (int l = 0; l < W; ++l) if (is_set<W>(bad, l)) finish(l, NOT_FINITE, at_d<W>(taken, l));
+    accept = accept & active;
+  }
+
+  __DEVICE__ void rejection(int l, const D& taken, const D& next_h, const D& size, const R* y1) {
+    const double error = at_d<W>(size, l), smaller = at_d<W>(next_h, l);
+    const bool finite = error - error == 0;
+    set_lane<W>(overflowed, l, !finite);
+    const bool small = smaller < fmax(16 * spacing(at_d<W>(t, l)), at_d<W>(smallest, l));
+    if (!small && at_d<W>(h, l) > s.min_step) return;
+    bool state_finite = true;
+    for (int e = 0; e < N; ++e) state_finite &= at<W>(y1[e], l) - at<W>(y1[e], l) == 0;
+    const int64_t why = finite ? (small ? UNDERFLOW : TOLERANCE) : state_finite ? ERROR_NOT_FINITE : NOT_FINITE;
+    finish(l, why, at_d<W>(taken, l), smaller, error);
+  }
+
+  // Rows from `first` to `beyond`: a lane whose row is through takes the next.
+  __DEVICE__ void run(int64_t first, int64_t beyond) {
+    bool fresh[W];
+    active = MD{};
+    known = true;
+    through = false;
+    for (int l = 0; l < W; ++l) {
+      begin_lane(l, first + l < beyond ? first + l : first);
+      fresh[l] = first + l < beyond;
+      set_lane<W>(active, l, fresh[l]);
+    }
+    int64_t waiting = first + W;
+    begin(fresh);
+    for (;;) {
+      if (through) {
+        through = false;
+        bool loaded = false;
+        for (int l = 0; l < W; ++l) {
+          fresh[l] = !is_set<W>(active, l) && waiting < beyond;
+          if (fresh[l]) { begin_lane(l, waiting++); loaded = true; }
+        }
+        if (!any<W>(active)) return;
+        if (loaded) {
+          if (!known) { field<W>(to_real<W>(t), y, in, k[0]); known = true; }
+          begin(fresh);
+          continue;
+        }
+      }
+      iterate();
+    }
+  }
+};
