@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.utils import _pytree as pytree
 
 from torchivp.copies import ValuesTravel
 from torchivp.dense import DenseSolution, NoDenseOutput, RowDenseSolution
+
+
+_T = TypeVar("_T")
 
 
 class Outcome(Enum):
@@ -122,6 +125,7 @@ class Stats:
         iterations: iterations of Newton's method.
         stiff: of the accepted steps and rejected attempts, those that method "auto" took with its stiff method.
         switches: how often it has switched between its two methods.
+        backend: what took the steps: "fused" or "eager"; if `backend="auto"` found no kernel, "eager: " and why.
     """
 
     evaluations: int = 0
@@ -134,6 +138,41 @@ class Stats:
     iterations: int = 0
     stiff: int = 0
     switches: int = 0
+    backend: str = "eager"
+
+
+class OfRows(Sequence[_T]):
+    """Something of each row of a batch, made when it is looked at: there may be a million rows.
+
+    A copy, or what another process receives, is a list.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], _T]):
+        self._count = count
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> _T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_T]: ...
+    def __getitem__(self, index: int | slice) -> _T | list[_T]:
+        chosen = range(self._count)[index]
+        return [self._make(row) for row in chosen] if isinstance(chosen, range) else self._make(chosen)
+
+    def __iter__(self) -> Iterator[_T]:
+        return map(self._make, range(self._count))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
 
 
 @dataclass(repr=False)
@@ -224,7 +263,7 @@ class BatchSolution(ValuesTravel):
         y: the states there, [*batch, T, *state] (each leaf of a pytree); NaN where a row has no output, or has ended
             before.
         batch_shape: the sizes of the batch dimensions.
-        status: how each row ended, a flat list in the order of `y.flatten(0, k - 1)` for k batch dimensions.
+        status: how each row ended, a flat sequence in the order of `y.flatten(0, k - 1)` for k batch dimensions.
         stats: evaluations and steps of each row, likewise.
         final: the last state of each row, [*batch, *state], whether or not it was asked for: at its end, after the
             event that ended it, or after a failure at its last step.
@@ -236,8 +275,8 @@ class BatchSolution(ValuesTravel):
     t: Tensor
     y: Any
     batch_shape: tuple[int, ...]
-    status: list[Status]
-    stats: list[Stats]
+    status: Sequence[Status]
+    stats: Sequence[Stats]
     final: Any
     t_final: Tensor
     sol: RowDenseSolution | NoDenseOutput = field(default_factory=NoDenseOutput)

@@ -73,6 +73,11 @@ class StateLayout:
         if self.is_tensor and self.dtype == self.dtypes[0]:
             self.template = torch.empty_like(leaves[0], memory_format=torch.contiguous_format)
 
+    @property
+    def spec(self) -> pytree.TreeSpec:
+        """The structure of `y0`."""
+        return self._spec
+
     def with_rows(self, rows: int) -> StateLayout:
         """The layout of a batch of so many such rows, in one batch dimension."""
         other = copy.copy(self)

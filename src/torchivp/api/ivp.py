@@ -18,12 +18,14 @@ from torchivp.api.arguments import (
     default_tolerances,
     find_gradient,
 )
+from torchivp.api.fused import solve_fused
 from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution, NoDenseOutput
+from torchivp.fused.refusal import CannotFuse
 from torchivp.integrate import Controller
 from torchivp.methods import MethodName, find_method
 from torchivp.methods.consistent import slopes_of
@@ -36,6 +38,8 @@ from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import carried, time_dtype
+
+Backend = Literal["eager", "fused", "auto"]
 
 _PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
 _ADVICE = {
@@ -83,6 +87,7 @@ class _Options(TypedDict, total=False):
     jac_sparsity: Any
     mass: Any
     compact: bool | None
+    backend: Backend
     throw: bool
 
 
@@ -131,6 +136,7 @@ def solve_ivp(
     mass: Any = None,
     batch_dims: int = 0,
     compact: bool | None = None,
+    backend: Backend = "eager",
     throw: bool = True,
     **unknown: Never,
 ) -> Solution | BatchSolution:
@@ -186,6 +192,9 @@ def solve_ivp(
             with its own steps, status and failures; see below.
         compact: whether `func`, and what `events` holds, may be called with some of the rows, so that rows that are
             through cost nothing; None to find out by one try.
+        backend: what takes the steps: "eager", torch, operation by operation; "fused", one kernel compiled from `func`
+            that takes all of them, with its own exact gradient (see "Compiled kernels" in the documentation), a
+            ValueError if there is none; "auto", a kernel where there can be one, else torch.
         throw: raise `SolveError` if the end is not reached; if False, return what there is, with NaN after it. In a
             batch it is raised when all rows are through.
         unknown: other keywords are refused.
@@ -241,6 +250,34 @@ def solve_ivp(
     hint = ", the number of leading dimensions of y0 that number the rows"
     dims = check_whole_number("batch_dims", batch_dims, 0, hint=hint)
     taken = mass if mass is None else check_mass(mass, method, gradient, StateLayout(y0, dims), jac_sparsity)
+    reason = ""
+    if backend != "eager":
+        solution, reason = _fused(
+            backend,
+            func,
+            t_span,
+            y0,
+            t_eval=t_eval,
+            method=method,
+            rtol=rtol_default if rtol is None else rtol,
+            atol=atol_default if atol is None else atol,
+            args=args,
+            params=params,
+            gradient=gradient,
+            controller=controller,
+            max_steps=max_steps,
+            batch_dims=dims,
+            compact=compact,
+            throw=throw,
+            dense_output=dense_output,
+            norm=norm,
+            events=events,
+            mass=mass,
+            jac=jac,
+            jac_sparsity=jac_sparsity,
+        )
+        if solution is not None:
+            return solution
     if dims or events is not None:
         with LeanFailures():
             return solve_batch(
@@ -301,6 +338,19 @@ def solve_ivp(
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
     outputs = layout.unflatten(states[:count], (count,))
     return Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
+
+
+def _fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
+    """The solution by a kernel; if there is none, and need not be, why."""
+    if backend not in ("auto", "fused"):
+        raise ValueError(f"unknown backend {backend!r}: it must be one of 'eager', 'fused', 'auto'")
+    try:
+        with LeanFailures():
+            return solve_fused(*problem, **options), ""
+    except CannotFuse as error:
+        if backend == "fused":
+            raise ValueError(f"backend='fused' has no kernel for this solve: {error}. Use backend='auto'") from None
+        return None, str(error)
 
 
 def _final(

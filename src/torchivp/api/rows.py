@@ -27,7 +27,7 @@ from torchivp.mass import Mass
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
-from torchivp.solution import BatchSolution, EventLog, Solution, SolveError
+from torchivp.solution import BatchSolution, EventLog, Solution, SolveError, Status
 from torchivp.state import StateLayout
 from torchivp.torch_func import inside_transform
 
@@ -140,16 +140,64 @@ def solve_batch(
 
 
 def _thrown(solution: BatchSolution, throw: bool) -> BatchSolution:
-    failed = [(row, status) for row, status in enumerate(solution.status) if not status.ok]
-    if throw and failed:
-        shown = "; ".join(f"row {row}: {status.message}" for row, status in failed[:3])
-        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-        sentence = (
-            f"{len(failed)} of {len(solution.status)} rows did not reach the end: {shown}{more}. With throw=False the "
-            "others are returned, and NaN for these"
-        )
-        raise SolveError(replace(failed[0][1], message=sentence))
+    if throw:
+        raise_failures(solution.status, batched=True)
     return solution
+
+
+def raise_failures(status: Sequence[Status], batched: bool) -> None:
+    """Raise if a row did not reach its end; the sentence of a problem without batch dimensions names no row."""
+    failed = [(row, status) for row, status in enumerate(status) if not status.ok]
+    if not failed:
+        return
+    if not batched:
+        raise SolveError(failed[0][1])
+    shown = "; ".join(f"row {row}: {status.message}" for row, status in failed[:3])
+    more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+    sentence = (
+        f"{len(failed)} of {len(status)} rows did not reach the end: {shown}{more}. With throw=False the "
+        "others are returned, and NaN for these"
+    )
+    raise SolveError(replace(failed[0][1], message=sentence))
+
+
+def plan_rows(
+    func: Callable[..., Any],
+    t_span: Any,
+    y0: Any,
+    *,
+    t_eval: Any,
+    method: type[Method],
+    rtol: Any,
+    atol: Any,
+    args: Sequence[Any],
+    controller: Controller,
+    max_steps: int,
+    batch_dims: int,
+    compact: bool | None,
+) -> RowIntegration:
+    """How the step loop solves such a problem: all that can be asked of the arguments is asked."""
+    layout = StateLayout(y0, batch_dims)
+    if batch_dims:
+        times, moving = times_of_rows(t_span, t_eval, layout.lead)
+    else:
+        times, moving = times_of_one(times_of_span(t_span, t_eval))
+    problem = build_problem(func, y0, layout, times, moving, args, [], compact)
+    error_norm = ErrorNorm(
+        check_tolerance("rtol", rtol, layout),
+        check_tolerance("atol", atol, layout),
+        layout.parts(),
+        layout.dtype,
+        None,
+    )
+    return RowIntegration(
+        problem=problem,
+        method=at_steps(method, controller),
+        controller=check_controller(controller, method),
+        norm=check_norm(error_norm, controller),
+        max_steps=check_whole_number("max_steps", max_steps, 1),
+        describe=layout.name,
+    )
 
 
 def _check_row_by_row(method: type[Method], problem: RowProblem) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -15,9 +13,9 @@ from torch import Tensor
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
-from torchivp.fused.graphs import value_graph
+from torchivp.fused.graphs import value_graph, vjp_graph
 from torchivp.fused.lower import Lowering
-from torchivp.fused.steps import Coefficients, declarations, step_code
+from torchivp.fused.steps import Coefficients, declarations, step_code, tables
 from torchivp.fused.trace import Traced
 
 _DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
@@ -81,6 +79,43 @@ SOLVE: dict[str, Any] = {
 """What a call of a kernel is given: numbers, and the addresses of arrays."""
 
 
+PULL: dict[str, Any] = {
+    "rows": _INT,
+    "outputs": _INT,
+    "capacity": _INT,
+    "threads": _INT,
+    "block": _INT,
+    "wanted": _DOUBLES,
+    "wanted_stride": _INT,
+    "directions": _DOUBLES,
+    "inputs": "const real* const*",
+    "input_strides": _INTS,
+    "uniform": _REALS,
+    # The record.
+    "steps": _INTS,
+    "ends": _DOUBLES,
+    "states": _REALS,
+    "slopes": _REALS,
+    # The gradients of what came back: of the outputs, of the last states, and of the states at all ends of steps.
+    "grad_values": _REALS,
+    "grad_last": _REALS,
+    "grad_states": _REALS,
+    # Those that are sought: of the initial states, of the inputs that have an entry for each row and of those that have
+    # not; and room for the sums over blocks of rows.
+    "grad_y0": _REALS,
+    "grad_rows": _REALS,
+    "grad_shared": _REALS,
+    "partial": _REALS,
+}
+"""What a call of the kernel of the gradients is given."""
+
+
+class PullCall(ctypes.Structure):
+    """The call as C++ reads it."""
+
+    _fields_ = [(name, kind if isinstance(kind, type) else ctypes.c_void_p) for name, kind in PULL.items()]
+
+
 class SolveCall(ctypes.Structure):
     """The call as C++ reads it."""
 
@@ -128,6 +163,10 @@ class Form:
         return 8 if self.dtype == torch.float64 else 16
 
 
+_NOW = "const typename Lanes<W>::R& now, const typename Lanes<W>::R* y, const In<W>& in"
+_BEGIN = "const typename Lanes<W>::R t[1] = {now}; const real* u = in.u; (void)t; (void)u; (void)y;"
+
+
 class Kernel:
     """The compiled kernel of a function that has been read.
 
@@ -148,8 +187,10 @@ class Kernel:
         lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
         self.slope = slope
         self.kept = self.lowering.kept
-        self.source = self._source([*lines, *self._written(slope, "dy")])
-        self._solve = self._loaded("solve")
+        self._field = [*lines, *self.written(slope, "dy")]
+        self._solve = _loaded(self._source(), "solve")
+        self._pulls: dict[tuple[int, ...], PullKernel] = {}
+        self.room = 256
 
     def _input(self, i: int, role: str, example: Tensor) -> Array:
         shape = tuple(example.shape)
@@ -159,60 +200,137 @@ class Kernel:
             return Array.stored("y", shape)
         return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
 
-    def _written(self, value: Array, goal: str) -> list[str]:
+    def written(self, value: Array, goal: str) -> list[str]:
+        """The lines that write a value of a graph to an array."""
         return [
             f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices())
         ]
 
-    def _source(self, field: Sequence[str]) -> str:
-        form = self.form
-        shared = [(i, x) for i, (role, x) in enumerate(zip(form.roles, self.inputs, strict=True)) if role == "shared"]
-        per_row = [(i, x) for i, (role, x) in enumerate(zip(form.roles, self.inputs, strict=True)) if role == "row"]
-        arguments = "const typename Lanes<W>::R& now, const typename Lanes<W>::R* y, const In<W>& in, typename Lanes<W>::R* dy"
+    def _source(self) -> str:
         return "\n".join(
             [
-                f"typedef {form.real} real;",
-                source_file("shell.h"),
-                source_file("lanes.h"),
-                structure("Solve", SOLVE),
-                declarations(form.coefficients, form.size, form.parts, form.adaptive),
-                *self.lowering.constants,
-                "template <int W> struct In {",
-                *(f"const real* s{i};" for i, _ in shared),
-                *(f"typename Lanes<W>::R r{i}[{max(x.size, 1)}];" for i, x in per_row),
-                "real* u;",
-                "__DEVICE__ explicit In(const Solve& s) {",
-                *(f"s{i} = s.inputs[{i}];" for i, _ in shared),
-                "u = s.uniform;",
-                "}",
-                "__DEVICE__ void load(const Solve& s, int l, int64_t row) {",
-                *(
-                    f"for (int e = 0; e < {x.size}; ++e) put(r{i}[e], l, s.inputs[{i}][row * s.input_strides[{i}] + e]);"
-                    for i, x in per_row
-                ),
-                "(void)s; (void)l; (void)row;",
-                "}",
-                "};",
-                "__DEVICE__ void once(const Solve& s) {",
-                "const In<1> in(s); real* u = in.u; (void)u;",
-                *self.lowering.once,
-                "}",
-                f"template <int W> FUSED void field({arguments}) {{",
-                "const typename Lanes<W>::R t[1] = {now}; const real* u = in.u; (void)t; (void)u;",
-                *field,
-                "}",
-                step_code(form.coefficients, form.size, form.adaptive),
+                "#define SOLVES",
+                *self.beginning(structure("Solve", SOLVE)),
+                step_code(self.form.coefficients, self.form.size, self.form.adaptive),
                 source_file("solve.h"),
-                f"constexpr int LANES = {form.lanes};",
                 source_file("host.h"),
             ]
         )
 
-    def _loaded(self, name: str) -> Any:
-        function = getattr(load(self.source, "kernel", flags=_FLAGS), name)
-        function.argtypes, function.restype = [ctypes.c_void_p], None
-        return function
+    def beginning(self, call: str) -> list[str]:
+        """What every kernel begins with: lanes, the call, the inputs and the function."""
+        form = self.form
+        numbered = list(enumerate(zip(form.roles, self.inputs, strict=True)))
+        shared = [i for i, (role, _) in numbered if role == "shared"]
+        per_row = [(i, x) for i, (role, x) in numbered if role == "row"]
+        return [
+            f"typedef {form.real} real;",
+            source_file("shell.h"),
+            source_file("lanes.h"),
+            call,
+            f"constexpr int LANES = {form.lanes};",
+            declarations(form.coefficients, form.size, form.parts, form.adaptive),
+            *self.lowering.constants,
+            "template <int W> struct In {",
+            *(f"const real* s{i};" for i in shared),
+            *(f"typename Lanes<W>::R r{i}[{max(x.size, 1)}];" for i, x in per_row),
+            "real* u;",
+            "template <class Call> __DEVICE__ explicit In(const Call& s) {",
+            *(f"s{i} = s.inputs[{i}];" for i in shared),
+            "u = s.uniform;",
+            "}",
+            "template <class Call> __DEVICE__ void load(const Call& s, int l, int64_t row) {",
+            *(
+                f"for (int e = 0; e < {x.size}; ++e) put(r{i}[e], l, s.inputs[{i}][row * s.input_strides[{i}] + e]);"
+                for i, x in per_row
+            ),
+            "(void)s; (void)l; (void)row;",
+            "}",
+            "};",
+            "template <class Call> __DEVICE__ void once(const Call& s) {",
+            "const In<1> in(s); real* u = in.u; (void)u;",
+            *self.lowering.once,
+            "}",
+            f"template <int W> FUSED void field({_NOW}, typename Lanes<W>::R* dy) {{",
+            _BEGIN,
+            *self._field,
+            "}",
+        ]
 
     def solve(self, call: SolveCall) -> None:
         """Run the kernel."""
         self._solve(ctypes.addressof(call))
+
+    def pull(self, wanted: tuple[int, ...]) -> PullKernel:
+        """The way back, with the gradients of the inputs with these numbers, besides that of the state."""
+        if wanted not in self._pulls:
+            self._pulls[wanted] = PullKernel(self, wanted)
+        return self._pulls[wanted]
+
+
+class PullKernel:
+    """The kernel of the gradients of a solve.
+
+    Args:
+        kernel: that of the solve.
+        wanted: the numbers of the inputs whose gradients are wanted.
+
+    Attributes:
+        shared: for each wanted input that all rows share, its number and where its gradient lies among theirs.
+        per_row: the same for those with an entry for each row.
+        sums: the size of the gradients of the former.
+        row_sums: that of the latter, of a row.
+        kept: how many numbers are computed once.
+    """
+
+    def __init__(self, kernel: Kernel, wanted: tuple[int, ...]):
+        form, traced, lowering = kernel.form, kernel.traced, kernel.lowering
+        y = form.roles.index("y") if "y" in form.roles else None
+        numbers = [*([] if y is None else [y]), *wanted]
+        slope = torch.zeros(kernel.slope.shape, dtype=form.dtype)
+        graph = vjp_graph(traced.module, traced.examples, numbers, slope)
+        lines, outputs = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
+        lines = list(lines)
+        to_y = outputs.pop(0) if y is not None else Array.known(slope)
+        lines += kernel.written(to_y, "to_y")
+        self.shared: list[tuple[int, slice]] = []
+        self.per_row: list[tuple[int, slice]] = []
+        self.sums = self.row_sums = 0
+        for number, output in zip(wanted, outputs, strict=True):
+            if form.roles[number] == "row":
+                where, start = "row_sums", self.row_sums
+                self.row_sums += output.size
+                self.per_row.append((number, slice(start, self.row_sums)))
+            else:
+                where, start = "sums", self.sums
+                self.sums += output.size
+                self.shared.append((number, slice(start, self.sums)))
+            lines += lowering.added(output, where, start)
+        self.kept = lowering.kept
+        arguments = f"{_NOW}, const typename Lanes<W>::R* g, typename Lanes<W>::R* to_y, typename Lanes<W>::R* sums, "
+        self.source = "\n".join(
+            [
+                "#define PULLS",
+                *kernel.beginning(structure("Pull", PULL)),
+                tables(form.coefficients),
+                f"constexpr int SUMS_USED = {self.sums}, SUMS = {max(self.sums, 1)};",
+                f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
+                f"template <int W> FUSED void pull_field({arguments} typename Lanes<W>::R* row_sums) {{",
+                _BEGIN,
+                *lines,
+                "}",
+                source_file("pull.h"),
+                source_file("host.h"),
+            ]
+        )
+        self._pull = _loaded(self.source, "pull")
+
+    def run(self, call: PullCall) -> None:
+        """Run the kernel."""
+        self._pull(ctypes.addressof(call))
+
+
+def _loaded(source: str, name: str) -> Any:
+    function = getattr(load(source, "kernel", flags=_FLAGS), name)
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    return function

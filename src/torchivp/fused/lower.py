@@ -204,6 +204,18 @@ class Lowering:
         """An element as lanes, for those who write around the lines."""
         return self.read(array, index, lanes=True)
 
+    def added(self, value: Array, goal: str, start: int) -> list[str]:
+        """The lines that add an output, as lanes, to an array from `start` on."""
+        if value.is_zero():
+            return []
+        self._lines, lines = [], self._lines
+        flat = Array.stored(goal, value.shape, offset=start)
+        with self.loops(flat, value.shape) as (places, write):
+            for index in places:
+                write(f"{goal}[{flat.flat_index(index)}] += {self.read(value, index, True)};")
+        self._lines, added = lines, self._lines
+        return added
+
     def _constant(self, value: Tensor, kind: Kind) -> str:
         numbers = tuple(literal(x, kind) for x in value.reshape(-1).tolist())
         if (kind, numbers) not in self._known:

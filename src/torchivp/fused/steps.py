@@ -81,6 +81,28 @@ def declarations(of: Coefficients, size: int, parts: Sequence[int], adaptive: bo
     )
 
 
+def tables(of: Coefficients) -> str:
+    """The coefficients as arrays, for loops over stages."""
+
+    def table(rows: np.ndarray) -> str:
+        return ", ".join("{" + ", ".join(map(repr, row)) + "}" for row in rows.tolist())
+
+    return "\n".join(
+        [
+            f"CONSTANT double A[SLOPES][SLOPES] = {{{table(of.a)}}};",
+            f"CONSTANT double B[] = {{{', '.join(repr(float(b)) for b in of.b)}}};",
+            f"CONSTANT double DENSE[SLOPES][DEGREE] = {{{table(of.dense)}}};",
+            "template <int W> FUSED typename Lanes<W>::D stage_time(",
+            "int i, const typename Lanes<W>::D& t0, const typename Lanes<W>::D& t1) {",
+            "switch (i) {",
+            *(f"case {i}: return {stage_time(c)};" for i, c in enumerate(of.c)),
+            "default: return t1;",
+            "}",
+            "}",
+        ]
+    )
+
+
 def _bool(x: bool) -> str:
     return "true" if x else "false"
 

@@ -29,11 +29,13 @@ class Traced:
 
     Attributes:
         module: the graph, a module whose inputs are those of the function and all tensors that it uses besides.
-        examples: its inputs, as they were when it was read.
+        examples: tensors like its inputs.
+        roles: what each input is; None until somebody has found out.
     """
 
     module: fx.GraphModule
     examples: Sequence[Tensor]
+    roles: tuple[Any, ...] | None = None
     kernels: dict[Any, Any] = field(default_factory=dict)
     """What was made of it, by what it was made for."""
 

@@ -120,6 +120,24 @@ class _ConstantGrid:
         self._i[rows] += self.next(rows) == t
 
 
+def fixed_ends(controller: ConstantSteps | GridSteps, times: RowTimes) -> np.ndarray:
+    """The ends of the steps of each row, [rows, n], NaN after its last."""
+    targets = RowTargets(controller, times, times.end[:, None])
+    rows = np.arange(len(times.start))
+    ends, under_way = [], times.start != times.end
+    t = times.start.copy()
+    while under_way.any():
+        going = rows[under_way]
+        t[going] = targets.step_end(going, t[going], np.full(len(going), math.inf), None)
+        column = np.full(len(rows), math.nan)
+        column[going] = t[going]
+        ends.append(column)
+        reached = targets.reached(going, t[going])
+        if reached is not None:
+            under_way[going[reached]] = False
+    return np.stack(ends, axis=1) if ends else np.full((len(rows), 1), math.nan)
+
+
 def _grids(controller: GridSteps, times: RowTimes) -> np.ndarray:
     """The ends of the steps of each row, filled up with NaN."""
     rows = []

@@ -1,6 +1,7 @@
 // Where kernels run on the processor: blocks of rows, taken by threads.
 
 #include <atomic>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -20,6 +21,7 @@ template <class Work> static void in_threads(int64_t threads, int64_t blocks, co
   for (auto& other : others) other.join();
 }
 
+#ifdef SOLVES
 extern "C" void solve(const Solve* call) {
   const Solve& s = *call;
   once(s);
@@ -34,3 +36,29 @@ extern "C" void solve(const Solve* call) {
     rows.run(first, beyond);
   });
 }
+#endif
+
+#ifdef PULLS
+// Sums over rows are those of blocks, added in the order of the blocks: the same whatever threads there are.
+extern "C" void pull(const Pull* call) {
+  const Pull& s = *call;
+  once(s);
+  if (s.rows == 1) {
+    Backward<1> back(s);
+    back.run(0, 1, s.partial);
+    for (int e = 0; e < SUMS_USED; ++e) s.grad_shared[e] = s.partial[e];
+    return;
+  }
+  const int64_t blocks = (s.rows + s.block - 1) / s.block;
+  in_threads(s.threads, blocks, [&](int64_t b) {
+    const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
+    std::unique_ptr<Backward<LANES>> back(new Backward<LANES>(s));
+    back->run(first, beyond, s.partial + b * SUMS_USED);
+  });
+  for (int e = 0; e < SUMS_USED; ++e) {
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; ++b) sum += s.partial[b * SUMS_USED + e];
+    s.grad_shared[e] = real(sum);
+  }
+}
+#endif

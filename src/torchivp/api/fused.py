@@ -1,0 +1,393 @@
+"""How `solve_ivp` solves by a compiled kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.api.arguments import Gradient
+from torchivp.api.rows import plan_rows, raise_failures
+from torchivp.api.times import times_of_one, times_of_rows, times_of_span
+from torchivp.error_norm import check_tolerance
+from torchivp.failures import Failures
+from torchivp.fused.compiler import CompileError, NoCompiler
+from torchivp.fused.field import Field
+from torchivp.fused.kernel import Form, Kernel
+from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes
+from torchivp.fused.steps import Coefficients
+from torchivp.fused.trace import Traced
+from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.captured import NoLateLeaves
+from torchivp.gradients.inputs import Parameters
+from torchivp.gradients.node import NodeSolve, as_node
+from torchivp.gradients.replayed import ReplayedSolve
+from torchivp.gradients.row_inputs import RowInputs
+from torchivp.integrate import Controller, check_controller
+from torchivp.methods.method import Method
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.record import ChangeRecord, Checkpoint, Record
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import single_problem
+from torchivp.rows.targets import fixed_ends
+from torchivp.solution import BatchSolution, OfRows, Outcome, Solution, Stats, Status
+from torchivp.state import StateLayout
+from torchivp.stepsize.constant import ConstantSteps, GridSteps
+from torchivp.stepsize.pid import PIDController
+from torchivp.torch_func import may_be_tracked
+from torchivp.times import Times
+
+_fields: dict[Any, Field] = {}
+_coefficients: dict[type[Method], Coefficients] = {}
+
+
+def solve_fused(
+    func: Callable[..., Any],
+    t_span: Any,
+    y0: Any,
+    *,
+    t_eval: Any,
+    method: type[Method],
+    rtol: Any,
+    atol: Any,
+    args: Sequence[Any],
+    params: Sequence[Tensor] | None,
+    gradient: Gradient,
+    controller: Controller,
+    max_steps: int,
+    batch_dims: int,
+    compact: bool | None,
+    throw: bool,
+    **others: Any,
+) -> Solution | BatchSolution:
+    """`solve_ivp` by a kernel; the arguments are those of `solve_ivp`, checked as far as they were by then.
+
+    Raises:
+        CannotFuse: there is no kernel for it; the message says what stands in the way.
+    """
+    _refuse_what_kernels_lack(y0, method, gradient, controller, others)
+    field = _field(y0, batch_dims)
+    layout = field.layout
+
+    def plan() -> RowIntegration:
+        return plan_rows(
+            func,
+            t_span,
+            y0,
+            t_eval=t_eval,
+            method=method,
+            rtol=rtol,
+            atol=atol,
+            args=args,
+            controller=controller,
+            max_steps=max_steps,
+            batch_dims=batch_dims,
+            compact=compact,
+        )
+
+    traced, inputs, roles = field.read(func, args)
+    form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), isinstance(controller, PIDController), tuple("row" if isinstance(r, int) else r for r in roles))
+    kernel = traced.kernels.get((method, form.adaptive))
+    if kernel is None:
+        kernel = traced.kernels[method, form.adaptive] = _checked_kernel(traced, inputs, roles, form, plan(), layout)
+    if isinstance(kernel, CannotFuse):
+        raise kernel
+    times = _times(t_span, t_eval, layout, controller, method)
+    leaves = pytree.tree_leaves(tuple(args)) if args else []
+    given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
+    wanted = _wanted(given, roles, leaves, params)
+    flat = layout.flatten(y0)
+    needs_gradient = torch.is_grad_enabled() and (flat.requires_grad or bool(wanted))
+    solve = FusedSolve(
+        kernel,
+        flat.detach().contiguous(),
+        times,
+        controller if isinstance(controller, PIDController) else None,
+        _tolerance("rtol", rtol, layout),
+        _tolerance("atol", atol, layout),
+        max_steps,
+        [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
+        wanted if needs_gradient else [],
+        lambda solve: _Replayed(solve, plan(), [given[i] for i in wanted], leaves),
+        needs_gradient or times.wanted is None,
+    )
+    if needs_gradient:
+        values, last = as_node(solve, [flat, *(given[i] for i in wanted)])
+    else:
+        values, last = solve.run()
+    return _solution(solve, values, last, layout, plan, throw)
+
+
+def _refuse_what_kernels_lack(
+    y0: Any, method: type[Method], gradient: Gradient, controller: Controller, others: dict[str, Any]
+) -> None:
+    for name, given in others.items():
+        if given not in (None, False):
+            raise CannotFuse(f"kernels do not know {name}")
+    if not issubclass(method, ExplicitRungeKutta):
+        raise CannotFuse(f"there are kernels of explicit Runge-Kutta methods only, and {method.__name__} is none")
+    if isinstance(gradient, Backsolve):
+        raise CannotFuse("kernels have the gradient of the steps taken, not gradient='backsolve'")
+    check_controller(controller, method)
+    if may_be_tracked():
+        raise CannotFuse("kernels are not followed by torch.func transforms and forward mode")
+    if torch._C._is_any_autocast_enabled():
+        raise CannotFuse("kernels compute in the precision of the state, not under torch.autocast")
+
+
+def _field(y0: Any, batch_dims: int) -> Field:
+    """The way to read functions of such states."""
+    if isinstance(y0, Tensor):
+        key = (y0.shape, y0.dtype, y0.device, batch_dims)
+        if key not in _fields:
+            _fields[key] = _checked_field(StateLayout(y0, batch_dims))
+        return _fields[key]
+    return _checked_field(StateLayout(y0, batch_dims))
+
+
+def _checked_field(layout: StateLayout) -> Field:
+    if layout.device.type != "cpu":
+        raise CannotFuse(f"kernels run on the CPU, and y0 lies on {layout.device}")
+    if layout.dtype.is_complex or any(dtype != layout.dtype for dtype in layout.dtypes):
+        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in layout.dtypes}))
+        raise CannotFuse(f"kernels compute in float64 or float32 throughout, and the state is {kinds}")
+    if not layout.size:
+        raise CannotFuse("the state has no elements")
+    return Field(layout)
+
+
+def _tableau(method: type[Method]) -> Coefficients:
+    if method not in _coefficients:
+        assert issubclass(method, ExplicitRungeKutta)
+        _coefficients[method] = Coefficients.of(method.tableau)
+    return _coefficients[method]
+
+
+def _bounds(layout: StateLayout) -> tuple[int, ...]:
+    parts = [part for part in layout.parts() if part.stop > part.start]
+    return (*(part.start for part in parts), layout.size)
+
+
+def _checked_kernel(
+    traced: Traced, inputs: Sequence[Tensor], roles: Sequence[Any], form: Form, plan: RowIntegration, layout: StateLayout
+) -> Kernel | CannotFuse:
+    """The kernel, if the function as it was read is the function as it is; else why there is none."""
+    problem = plan.problem
+    if not problem.func.row_wise:
+        return CannotFuse(
+            "func cannot be called with one row: pass what has an entry for each row through args; a tensor that all "
+            "rows share must not begin with the dimensions of the batch: write args=(w[None],)"
+        )
+    try:
+        for x in inputs:
+            _as_read(x, layout.dtype)
+        kernel = Kernel(traced, form)
+    except (CannotFuse, NoCompiler, CompileError) as error:
+        return error if isinstance(error, CannotFuse) else CannotFuse(str(error))
+    return kernel
+
+
+def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """An input as the kernel reads it."""
+    if x.device.type != "cpu" or x.is_complex() or x.layout is not torch.strided:
+        raise CannotFuse(f"kernels read real tensors on the CPU, and func uses one that is {x.dtype} on {x.device}")
+    return x.detach().to(dtype).contiguous()
+
+
+def _tolerance(name: str, given: Any, layout: StateLayout) -> np.ndarray:
+    """A tolerance for each element, [rows or 1, size]."""
+    checked = check_tolerance(name, given, layout)
+    kind = np.float64 if layout.dtype == torch.float64 else np.float32
+    if not isinstance(checked, Tensor):
+        checked = torch.full((1, layout.size), checked, dtype=torch.float64)
+    if name == "atol":
+        checked = checked.clamp(min=torch.finfo(layout.dtype).tiny)
+    return np.ascontiguousarray(checked.numpy(), dtype=kind)
+
+
+def _wanted(
+    given: Sequence[Tensor], roles: Sequence[Any], leaves: Sequence[Any], params: Sequence[Tensor] | None
+) -> list[int]:
+    """The numbers of the inputs that a gradient flows to."""
+    named = None if params is None else {id(x) for x in (*params, *leaves)}
+    return [
+        i
+        for i, (x, role) in enumerate(zip(given, roles, strict=True))
+        if role not in ("t", "y") and x.requires_grad and (named is None or id(x) in named)
+    ]
+
+
+def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller, method: type[Method]) -> FusedTimes:
+    """The times, checked; those that are plainly in order go past the door's long list of questions."""
+    plain = None if isinstance(controller, ConstantSteps | GridSteps) else _plain_times(t_span, t_eval)
+    if plain is not None:
+        return plain
+    if layout.lead:
+        times, moving = times_of_rows(t_span, t_eval, layout.lead)
+        single = None
+    else:
+        single = times_of_span(t_span, t_eval)
+        times, moving = times_of_one(single)
+    if moving.any:
+        raise CannotFuse("kernels have no derivatives by times: pass t_span and t_eval without requires_grad")
+    grid = None
+    if isinstance(controller, ConstantSteps | GridSteps):
+        grid = fixed_ends(controller, times) if single is None else _ends_of_one(controller, single)
+    return FusedTimes(times.start, times.end, times.outputs, grid)
+
+
+def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndarray:
+    return np.array([list(controller.targets(times)) if times.start != times.end else [times.end]])
+
+
+def _plain_times(t_span: Any, t_eval: Any) -> FusedTimes | None:
+    if type(t_span) is not tuple or len(t_span) != 2 or not all(type(t) in (float, int) for t in t_span):
+        return None
+    start, end = map(float, t_span)
+    if not math.isfinite(end - start):
+        return None
+    wanted = None
+    if t_eval is not None:
+        if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
+            return None
+        wanted = np.ascontiguousarray(t_eval.numpy())
+        direction = 1.0 if end >= start else -1.0
+        steps = (wanted[1:] - wanted[:-1]) * direction
+        if not len(wanted) or not bool((steps > 0.0).all()):
+            return None
+        if (wanted[0] - start) * direction < 0.0 or (end - wanted[-1]) * direction < 0.0:
+            return None
+        wanted = wanted[None]
+    return FusedTimes(np.array([start]), np.array([end]), wanted)
+
+
+class _Replayed(NodeSolve):
+    """The steps of a kernel's record, taken again in torch: for derivatives of its gradients.
+
+    Args:
+        solve: the solve by a kernel.
+        plan: the same solve by the step loop.
+        wanted: the tensors that the gradients are of, besides the initial states.
+        leaves: the leaves of the arguments.
+    """
+
+    def __init__(self, solve: FusedSolve, plan: RowIntegration, wanted: Sequence[Tensor], leaves: Sequence[Any]):
+        others = [x for x in wanted if not any(x is leaf for leaf in leaves)]
+        self._solve, self._wanted = solve, wanted
+        self._steps = ReplayedSolve(plan, RowInputs(plan.problem, Parameters(others), used=True), None)
+        self.late = NoLateLeaves()
+
+    def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        raise AssertionError("the kernel has run")
+
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        solve, steps = self._solve, self._steps
+        assert solve.record is not None
+        y0, taken = solve.y0, solve.outcomes.accepted
+        most = int(taken.max(initial=0))
+        ends = solve.record.ends[:, : most + 1].numpy().copy()
+        ends[np.arange(most + 1) > taken[:, None]] = math.nan
+        start = Checkpoint(0, y0, np.zeros(len(y0), dtype=np.int64))
+        steps.record = Record(ends, taken, None, [start], ChangeRecord.joined([], y0), keeps_carry=False)
+        asked = steps.plan.problem.times.outputs
+        count = most + 1 if asked is None else asked.shape[1]
+        steps.times = np.empty((len(y0), count + (asked is not None)))
+        (states, _), found = steps.again(tensors)
+        rows = torch.arange(len(y0))
+        if asked is None:
+            last = states[rows, torch.from_numpy(taken)]
+        else:
+            kept = (np.sign(solve.times.end - solve.times.start)[:, None] * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
+            last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
+        originals = steps.inputs.tensors
+        order = [next(i for i, x in enumerate(originals) if x is tensor) for tensor in self._wanted]
+        return (states[:, :count], last), [found[0], *(found[i] for i in order)]
+
+
+def _solution(
+    solve: FusedSolve, values: Tensor, last: Tensor, layout: StateLayout, plan: Callable[[], RowIntegration], throw: bool
+) -> Solution | BatchSolution:
+    outcomes, times, rows = solve.outcomes, solve.times, len(solve.y0)
+    failed = {} if outcomes.all_well else _failures(solve, plan())
+    status = OfRows(rows, lambda row: _status_of(outcomes, failed, row))
+    stats = OfRows(rows, lambda row: _stats_of(outcomes, row))
+    count = values.shape[1]
+    if times.wanted is None:
+        assert solve.record is not None
+        t = solve.record.ends[:, :count].clone()
+        t[torch.arange(count) > torch.from_numpy(outcomes.accepted).unsqueeze(1)] = math.nan
+    else:
+        t = torch.from_numpy(np.array(times.wanted)).expand(rows, count)
+    t_final = torch.from_numpy(outcomes.t)
+    if failed and throw:
+        raise_failures(status, batched=bool(layout.lead))
+    if not layout.lead:
+        states = layout.unflatten(values[0], (count,))
+        return Solution(t[0], states, status[0], stats[0], layout.unflatten(last, ()), t_final[0])
+    return BatchSolution(
+        t.reshape(*layout.lead, count),
+        layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count)),
+        layout.lead,
+        status,
+        stats,
+        layout.unflatten(last, layout.lead),
+        t_final.reshape(layout.lead),
+    )
+
+
+def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
+    if row in failed:
+        return failed[row]
+    t = float(outcomes.t[row])
+    counts = f"{outcomes.accepted[row]} steps, {outcomes.rejected[row]} attempts rejected"
+    return Status(Outcome.SUCCESS, f"reached t = {t:g} in {counts}", t)
+
+
+def _stats_of(outcomes: Outcomes, row: int) -> Stats:
+    return Stats(
+        int(outcomes.evaluations[row]), int(outcomes.accepted[row]), int(outcomes.rejected[row]), backend="fused"
+    )
+
+
+_ENDINGS = dict(
+    enumerate(("success", "out_of_steps", "no_progress", "not_finite", "error_not_finite", "underflow", "tolerance"), 1)
+)
+"""How rows end, as the kernel numbers it."""
+
+
+def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
+    """Why the rows that did not reach their ends did not, in sentences."""
+    outcomes, found = solve.outcomes, {}
+    assert torch.is_tensor(solve.last_states)
+    for row in np.flatnonzero(outcomes.outcome != SUCCESS).tolist():
+        t, y = float(outcomes.t[row]), solve.last_states[row : row + 1]
+        problem = single_problem(plan.problem, row, y)
+        norm = plan.norm.take(torch.tensor([row]))
+        adaptive = isinstance(plan.controller, PIDController)
+        failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[int(outcomes.outcome[row])]
+        taken, _, error = outcomes.failing[row].tolist()
+        if ending == "out_of_steps":
+            counts = f"{outcomes.accepted[row]} accepted, {outcomes.rejected[row]} rejected"
+            found[row] = failures.out_of_steps(t, taken, plan.max_steps, counts, False)
+        elif ending == "no_progress":
+            found[row] = failures.no_progress(t, taken)
+        elif ending == "not_finite":
+            found[row] = failures.non_finite(t, y, taken)
+        else:
+            with torch.no_grad():
+                t1 = t + math.copysign(taken, problem.times.end - t)
+                step = plan.method(y, problem.real_dtype, norm).step(problem.func, t, t1, y, None)
+            if ending == "error_not_finite":
+                found[row] = failures.norm_undefined(t, step, error)
+            elif ending == "underflow":
+                found[row] = failures.underflow(t, step, error, taken)
+            else:
+                assert isinstance(plan.controller, PIDController)
+                found[row] = failures.tolerance_not_met(t, step, error, plan.controller.min_step)
+    return found

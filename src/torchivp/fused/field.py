@@ -1,0 +1,95 @@
+"""The user's func on the flat state of one row, to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.trace import Traced, read_function
+from torchivp.state import StateLayout
+
+
+class Field:
+    """`func(t, y, *args)` of one row of a layout, whatever func is: the reading is kept for every code of a func.
+
+    Args:
+        layout: the state of all rows.
+    """
+
+    def __init__(self, layout: StateLayout):
+        self.layout = layout
+        dims = 1 if layout.lead else 0
+        one = layout.with_rows(1) if dims else layout
+        self.t = torch.zeros((1,) * (dims + len(layout.shapes[0])) if dims else (), dtype=layout.real_dtype)
+        if dims and not layout.is_tensor:
+            self.t = torch.zeros((1, 1), dtype=layout.real_dtype)
+        self.y = torch.ones(layout.size, dtype=layout.dtype)
+        self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
+        self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
+
+    def read(self, func: Callable[..., Any], args: Sequence[Any]) -> tuple[Traced, Sequence[Tensor], tuple[Any, ...]]:
+        """The graph of func, its inputs, and the role of each.
+
+        A role is "t", "y", "shared", or, where there is an entry for each row, the number of the leaf of `args`.
+
+        Raises:
+            CannotFuse: func cannot be read.
+        """
+        leaves, spec = pytree.tree_flatten(tuple(args)) if args else ([], None)
+        lead, per_row = self.layout.lead, {}
+        for i, leaf in enumerate(leaves):
+            if lead and isinstance(leaf, Tensor) and tuple(leaf.shape[: len(lead)]) == lead:
+                leaves[i] = leaf.detach().reshape(self.layout.rows, *leaf.shape[len(lead) :])[:1]
+                per_row[id(leaves[i])] = i
+        of_row = pytree.tree_unflatten(leaves, spec) if per_row else tuple(args)
+        code = getattr(func, "__code__", None) or type(func)
+        key = (code, self._signature, len(args), tuple(per_row.values()))
+        traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, of_row)
+        if traced.roles is None:
+            traced.roles = tuple(
+                "t" if x is self.t else "y" if x is self.y else per_row.get(id(x), "shared") for x in inputs
+            )
+        return traced, inputs, traced.roles
+
+
+def _of_tensor(layout: StateLayout) -> Callable[..., Tensor]:
+    shape, size, dtype = (*layout.lead, *layout.shapes[0]), layout.size, layout.dtype
+
+    def field_of_tensor(func: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
+        slope = func(t, y.view(shape), *args)
+        if slope.shape != shape:
+            raise ValueError("func must return dy/dt in the shape of y")
+        return slope.to(dtype).reshape(size)
+
+    return field_of_tensor
+
+
+def _of_tree(layout: StateLayout) -> Callable[..., Tensor]:
+    lead, sizes, shapes, dtypes = layout.lead, layout.sizes, layout.shapes, layout.dtypes
+    spec, dtype = layout.spec, layout.dtype
+
+    def field_of_tree(func: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
+        parts = [
+            part.reshape(lead + shape).to(kind)
+            for part, shape, kind in zip(y.split(sizes), shapes, dtypes, strict=True)
+        ]
+        slopes = layout.leaves_of(func(t, pytree.tree_unflatten(parts, spec), *args))
+        for slope, shape in zip(slopes, shapes, strict=True):
+            if slope.shape != lead + shape:
+                raise ValueError("func must return dy/dt in the shape of y")
+        return torch.cat([slope.to(dtype).reshape(-1) for slope in slopes])
+
+    return field_of_tree
+
+
+def unwrapped(func: Any) -> Any:
+    """What Dynamo is to read: a func that was compiled is the func that it was compiled from."""
+    original = getattr(func, "_torchdynamo_orig_callable", None) or getattr(func, "_orig_mod", None)
+    if getattr(func, "_torchdynamo_disable", False):
+        raise CannotFuse("func is kept from being read, by torch.compiler.disable or by being a door of torchivp")
+    return func if original is None else original

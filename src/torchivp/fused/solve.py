@@ -1,0 +1,253 @@
+"""A solve by a kernel: the call, and what of it autograd sees."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.fused.kernel import Kernel, PullCall, SolveCall
+from torchivp.gradients.captured import NoLateLeaves
+from torchivp.gradients.node import NodeSolve
+from torchivp.stepsize.pid import PIDController
+
+_BLOCK = 16
+"""So many vectors of rows are a block, which one thread takes."""
+
+_FEW = 64
+"""Vectors of rows that one thread is through with before another has begun."""
+
+_ROOM = 256
+"""The steps for which there is room in the record of a first solve."""
+
+SUCCESS = 1
+
+
+@dataclass
+class FusedTimes:
+    """The times of a call, as the kernel reads them.
+
+    Attributes:
+        start: where each row starts, [rows] or [1] for all.
+        end: where it ends, likewise.
+        wanted: the outputs, [rows, T] or [1, T], NaN for none; None for the ends of all steps.
+        grid: the ends of fixed steps, [rows, n] or [1, n]; None for adaptive steps.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    wanted: np.ndarray | None
+    grid: np.ndarray | None = None
+
+
+@dataclass
+class Outcomes:
+    """How the rows ended, an entry for each.
+
+    Attributes:
+        outcome: the kind, as the kernel numbers them.
+        accepted: steps taken.
+        rejected: attempts that were thrown away.
+        evaluations: calls of func.
+        t: the time that was reached.
+        failing: of rows that failed, the size of the step, that of the next and the scaled error, [rows, 3].
+    """
+
+    outcome: np.ndarray
+    accepted: np.ndarray
+    rejected: np.ndarray
+    evaluations: np.ndarray
+    t: np.ndarray
+    failing: np.ndarray
+
+    @property
+    def all_well(self) -> bool:
+        """Whether every row reached its end."""
+        return bool((self.outcome == SUCCESS).all())
+
+
+@dataclass
+class FusedRecord:
+    """The steps of a solve: their ends and the states there, [rows, room + 1, ...]; slopes where they are carried on."""
+
+    ends: Tensor
+    states: Tensor
+    slopes: Tensor | None
+
+
+@dataclass(eq=False)
+class FusedSolve(NodeSolve):
+    """A solve by a kernel, whose gradients come from a kernel too.
+
+    Attributes:
+        kernel: what runs.
+        y0: the initial states, [rows, size].
+        times: where the rows start and end.
+        controller: what sizes the steps; None for fixed ones.
+        rtol: the relative tolerance, [rows or 1, size].
+        atol: the absolute one.
+        max_steps: the largest number of step attempts of a row.
+        inputs: what the function is called with besides, as the kernel reads them; None for time and state.
+        wanted: the numbers of the inputs whose gradients are wanted.
+        replayed: makes the same solve out of steps that are taken again in torch, for derivatives of gradients.
+    """
+
+    kernel: Kernel
+    y0: Tensor
+    times: FusedTimes
+    controller: PIDController | None
+    rtol: np.ndarray
+    atol: np.ndarray
+    max_steps: int
+    inputs: Sequence[Tensor | None]
+    wanted: Sequence[int]
+    replayed: Callable[[FusedSolve], NodeSolve]
+    keeps_record: bool = False
+    record: FusedRecord | None = field(default=None, init=False)
+    outcomes: Outcomes = field(init=False)
+    last_states: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.late = NoLateLeaves()
+
+    def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.run()
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """The outputs, [rows, T, size], and the last states, [rows, size]; the rest into attributes."""
+        kernel = self.kernel
+        room = kernel.room if self.keeps_record else 0
+        while True:
+            values, last, record = self._call(room)
+            most = int(self.outcomes.accepted.max(initial=0))
+            if not self.keeps_record or most <= room:
+                break
+            room = kernel.room = most + most // 8 + 8
+        self.record = record
+        self.last_states = last.clone() if self.wanted or not self.outcomes.all_well else last
+        if self.times.wanted is None and record is not None:
+            values = record.states[:, : most + 1].clone()
+            beyond = torch.arange(most + 1) > torch.from_numpy(self.outcomes.accepted).unsqueeze(1)
+            values[beyond] = math.nan
+        return values, last
+
+    def _call(self, room: int) -> tuple[Tensor, Tensor, FusedRecord | None]:
+        y0, times, call = self.y0, self.times, SolveCall()
+        rows, size = y0.shape
+        outputs = 0 if times.wanted is None else times.wanted.shape[1]
+        call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
+        call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
+        call.start, call.end, call.span_stride = *map(_address, (times.start, times.end)), int(len(times.start) > 1)
+        if times.wanted is not None:
+            call.wanted, call.wanted_stride = _address(times.wanted), outputs if len(times.wanted) > 1 else 0
+        call.y0, call.rtol, call.atol = y0.data_ptr(), _address(self.rtol), _address(self.atol)
+        call.rtol_stride, call.atol_stride = (size if len(x) > 1 else 0 for x in (self.rtol, self.atol))
+        if times.grid is not None:
+            call.grid, call.grid_stride = _address(times.grid), times.grid.shape[1] if len(times.grid) > 1 else 0
+        held = self._give_inputs(call, self.kernel.kept)
+        _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
+        values, last = y0.new_empty(rows, outputs, size), torch.empty_like(y0)
+        counts, t_last, failing = np.empty((4, rows), dtype=np.int64), np.empty(rows), np.zeros((rows, 3))
+        self.outcomes = Outcomes(*counts, t_last, failing)
+        call.values, call.last, call.last_time, call.failing = (
+            values.data_ptr(),
+            last.data_ptr(),
+            _address(t_last),
+            _address(failing),
+        )
+        first = _address(counts)
+        call.outcome, call.accepted, call.rejected, call.evaluations = (first + 8 * rows * i for i in range(4))
+        record = None
+        if self.keeps_record:
+            record = FusedRecord(
+                torch.empty(rows, room + 1, dtype=torch.float64),
+                y0.new_empty(rows, room + 1, size),
+                y0.new_empty(rows, room + 1, size) if self.kernel.form.coefficients.predicts else None,
+            )
+            call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
+            call.slopes = None if record.slopes is None else record.slopes.data_ptr()
+        self.kernel.solve(call)
+        del held
+        return values, last, record
+
+    def _give_inputs(self, call: SolveCall | PullCall, kept: int) -> Any:
+        """Hand the inputs over; returns what must live as long as the call."""
+        count = len(self.inputs)
+        addresses, strides = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
+        for i, x in enumerate(self.inputs):
+            if x is not None:
+                addresses[i] = x.data_ptr()
+                if self.kernel.form.roles[i] == "row":
+                    strides[i] = x.numel() // len(x) if len(x) else 0
+        uniform = self.y0.new_empty(kept)
+        call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
+        call.uniform = uniform.data_ptr()
+        return addresses, strides, uniform
+
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        return self.replayed(self).again(tensors)
+
+    def gradients(
+        self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """The gradients of the initial states and of the inputs wanted."""
+        record, (grad_values, grad_last) = self.record, (x.contiguous() for x in grads)
+        assert record is not None
+        pull, y0, times, call = self.kernel.pull(tuple(self.wanted)), self.y0, self.times, PullCall()
+        (rows, size), room = y0.shape, record.ends.shape[1] - 1
+        call.rows, call.capacity = rows, room
+        call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
+        directions = np.broadcast_to(np.where(times.end >= times.start, 1.0, -1.0), rows).copy()
+        call.directions, call.steps = _address(directions), _address(self.outcomes.accepted)
+        if times.wanted is not None:
+            call.outputs, call.wanted = times.wanted.shape[1], _address(times.wanted)
+            call.wanted_stride = call.outputs if len(times.wanted) > 1 else 0
+            call.grad_values = grad_values.data_ptr()
+        else:
+            grad_states = torch.zeros_like(record.states)
+            grad_states[:, : grad_values.shape[1]] = grad_values
+            call.grad_states = grad_states.data_ptr()
+        call.grad_last = grad_last.data_ptr()
+        call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
+        call.slopes = None if record.slopes is None else record.slopes.data_ptr()
+        held = self._give_inputs(call, pull.kept)
+        blocks = -(-rows // call.block)
+        grad_y0, grad_rows = torch.empty_like(y0), y0.new_empty(rows, pull.row_sums)
+        grad_shared, partial = y0.new_empty(pull.sums), y0.new_empty(blocks, pull.sums)
+        call.grad_y0, call.grad_rows = grad_y0.data_ptr(), grad_rows.data_ptr()
+        call.grad_shared, call.partial = grad_shared.data_ptr(), partial.data_ptr()
+        pull.run(call)
+        del held
+        found = {i: grad_shared[where] for i, where in pull.shared}
+        found |= {i: grad_rows[:, where] for i, where in pull.per_row}
+        of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
+        return [grad_y0, *of_inputs]
+
+
+def _address(x: np.ndarray) -> int:
+    return x.ctypes.data
+
+
+def _threads_and_block(rows: int, lanes: int) -> tuple[int, int]:
+    block = _BLOCK * lanes
+    return (torch.get_num_threads() if rows > _FEW else 1), block
+
+
+def _size_steps(call: SolveCall, controller: PIDController | None, error_order: int) -> None:
+    if controller is None:
+        return
+    k = error_order + 1
+    call.safety, call.dead_band = controller.safety, controller.dead_band
+    call.factor_min, call.factor_max = controller.factor_min, controller.factor_max
+    call.first_step = -1.0 if controller.first_step is None else controller.first_step
+    call.min_step, call.max_step = controller.min_step, controller.max_step
+    call.power = -(controller.kp + controller.ki + controller.kd) / k
+    call.power_last, call.power_before = (controller.kp + 2 * controller.kd) / k, -controller.kd / k
+    call.remembers = bool(controller.kp or controller.kd)
+    call.accept_at_min_step = controller.accept_at_min_step

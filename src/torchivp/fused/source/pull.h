@@ -1,0 +1,189 @@
+// The way back: the steps of a record from the last to the first, each row on its own, by the discrete adjoint.
+//
+// A step's stages are found once more from the state at its start. Each hands the cotangent of its slope on to the
+// stages before it and to the state, by the transposed Jacobian of the function there.
+
+template <int W> struct Backward {
+  typedef typename Lanes<W>::R R;
+  typedef typename Lanes<W>::D D;
+  typedef typename Lanes<W>::M M;
+  typedef typename Lanes<W>::MD MD;
+
+  const Pull& s;
+  In<W> in;
+  R bar[N];            // the cotangent of the state at which a row has arrived
+  R carried[N];        // that of the slope that was handed on from the step before
+  R sums[SUMS];        // those of the inputs that all rows share
+  R row_sums[ROW_SUMS];
+  MD active;
+  int64_t row[W], step_number[W], next[W];
+
+  __DEVICE__ explicit Backward(const Pull& pull) : s(pull), in(pull) {
+    for (int e = 0; e < SUMS; ++e) sums[e] = up<W>(0);
+  }
+
+  __DEVICE__ double end_of(int l) const { return s.ends[row[l] * (s.capacity + 1) + step_number[l]]; }
+  __DEVICE__ const real* state_of(int l) const {
+    return s.states + (row[l] * (s.capacity + 1) + step_number[l]) * N;
+  }
+  __DEVICE__ double wanted(int l) const { return s.wanted[row[l] * s.wanted_stride + next[l]]; }
+  __DEVICE__ const real* grad_of(int l) const { return s.grad_values + (row[l] * s.outputs + next[l]) * N; }
+
+  __DEVICE__ void add(int l, const real* grad) {
+    for (int e = 0; e < N; ++e) put(bar[e], l, at<W>(bar[e], l) + grad[e]);
+  }
+
+  // The cotangents of what was kept of the state at which a row has arrived.
+  __DEVICE__ void meet(int l) {
+    if (s.grad_states) add(l, s.grad_states + (row[l] * (s.capacity + 1) + step_number[l]) * N);
+    if (next[l] >= 0 && wanted(l) == end_of(l)) {
+      add(l, grad_of(l));
+      --next[l];
+    }
+  }
+
+  __DEVICE__ void begin_lane(int l, int64_t i) {
+    row[l] = i;
+    step_number[l] = s.steps[i];
+    next[l] = s.outputs - 1;
+    for (int e = 0; e < N; ++e) {
+      put(bar[e], l, s.grad_last ? s.grad_last[i * N + e] : real(0));
+      put(carried[e], l, real(0));
+    }
+    for (int e = 0; e < ROW_SUMS; ++e) put(row_sums[e], l, real(0));
+    in.load(s, l, i);
+    set_lane<W>(active, l, true);
+    // Outputs that were not reached are NaN, whatever anything is.
+    const double last = end_of(l), direction = s.directions[i];
+    while (next[l] >= 0 && !((last - wanted(l)) * direction >= 0)) --next[l];
+    meet(l);
+    if (step_number[l] == 0) finish(l);
+  }
+
+  __DEVICE__ void finish(int l) {
+    const int64_t i = row[l];
+    for (int e = 0; e < N; ++e) s.grad_y0[i * N + e] = at<W>(bar[e], l);
+    for (int e = 0; e < ROW_SUMS_USED; ++e) s.grad_rows[i * ROW_SUMS_USED + e] = at<W>(row_sums[e], l);
+    set_lane<W>(active, l, false);
+    for (int e = 0; e < N; ++e) put(bar[e], l, real(0));
+  }
+
+  // One step back in every row.
+  __DEVICE__ void iterate() {
+    D t0 = up_d<W>(0), t1 = up_d<W>(1);
+    R y0[N], slope[N], c[DEGREE][N], of_outputs[N];
+    for (int e = 0; e < N; ++e) slope[e] = of_outputs[e] = up<W>(0);
+    for (int d = 0; d < DEGREE; ++d)
+      for (int e = 0; e < N; ++e) c[d][e] = up<W>(0);
+    bool inside = false;
+    for (int l = 0; l < W; ++l) {
+      // A lane at rest goes over a step that was taken, with cotangents of zero.
+      const bool moves = is_set<W>(active, l);
+      if (moves) --step_number[l];
+      put(t0, l, end_of(l));
+      const real* start = state_of(l);
+      for (int e = 0; e < N; ++e) put(y0[e], l, start[e]);
+      if (PREDICTS && step_number[l] > 0)
+        for (int e = 0; e < N; ++e) put(slope[e], l, s.slopes[(start - s.states) + e]);
+      put(t1, l, s.steps[row[l]] ? s.ends[row[l] * (s.capacity + 1) + step_number[l] + 1] : at_d<W>(t0, l));
+      if (moves) inside |= outputs_within(l, at_d<W>(t0, l), at_d<W>(t1, l), c, of_outputs);
+    }
+    pull_step(t0, t1, y0, slope, c, inside);
+    for (int e = 0; e < N; ++e) bar[e] += of_outputs[e];
+    for (int l = 0; l < W; ++l) {
+      if (!is_set<W>(active, l)) continue;
+      meet(l);
+      if (step_number[l] == 0) finish(l);
+    }
+  }
+
+  __DEVICE__ bool outputs_within(int l, double t0, double t1, R (*c)[N], R* of_outputs) {
+    bool some = false;
+    while (next[l] >= 0 && (wanted(l) - t0) * (t1 - t0) > 0) {
+      const real theta = real((wanted(l) - t0) / (t1 - t0));
+      const real* grad = grad_of(l);
+      for (int e = 0; e < N; ++e) {
+        put(of_outputs[e], l, at<W>(of_outputs[e], l) + grad[e]);
+        real power = theta;
+        for (int d = 0; d < DEGREE; ++d, power *= theta) put(c[d][e], l, at<W>(c[d][e], l) + power * grad[e]);
+      }
+      --next[l];
+      some = true;
+    }
+    return some;
+  }
+
+  __DEVICE__ void pull_step(const D& t0, const D& t1, const R* y0, const R* slope, const R (*c)[N], bool inside) {
+    const R h = to_real<W>(t1 - t0);
+    const int slopes = inside ? SLOPES : FSAL ? STAGES - 1 : STAGES;
+    R y[SLOPES][N], k[SLOPES][N], kbar[SLOPES][N], to_y[N];
+    const bool any_first = !PREDICTS || any_at_start();
+    for (int i = 0; i < slopes; ++i) {
+      for (int e = 0; e < N; ++e) {
+        R sum = up<W>(0);
+        for (int j = 0; j < i; ++j) sum += real(A[i][j]) * k[j][e];
+        y[i][e] = y0[e] + h * sum;
+      }
+      if (i > 0 || any_first) field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y[i], in, k[i]);
+      if (PREDICTS && i == 0)
+        for (int l = 0; l < W; ++l)
+          if (step_number[l] > 0)
+            for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
+    }
+    for (int j = 0; j < SLOPES; ++j)
+      for (int e = 0; e < N; ++e) {
+        R sum = j < STAGES ? real(B[j]) * bar[e] : up<W>(0);
+        if (inside) for (int d = 0; d < DEGREE; ++d) sum += real(DENSE[j][d]) * c[d][e];
+        kbar[j][e] = h * sum;
+      }
+    if (PREDICTS) for (int e = 0; e < N; ++e) kbar[STAGES - 1][e] += carried[e];
+    for (int i = slopes - 1; i >= 0; --i) {
+      if (PREDICTS && i == 0) hand_over(kbar[0]);
+      if (i == 0 && !any_first) break;
+      pull_field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y[i], in, kbar[i], to_y, sums, row_sums);
+      for (int e = 0; e < N; ++e) {
+        bar[e] += to_y[e];
+        for (int j = 0; j < i; ++j) kbar[j][e] += h * real(A[i][j]) * to_y[e];
+      }
+    }
+  }
+
+  // Whether a row has come to its first step, which starts from its own slope.
+  __DEVICE__ bool any_at_start() const {
+    bool some = false;
+    for (int l = 0; l < W; ++l) some |= step_number[l] == 0;
+    return some;
+  }
+
+  // The first slope of a step was the last of the step before, but for the first step.
+  __DEVICE__ void hand_over(R* kbar) {
+    for (int l = 0; l < W; ++l) {
+      const bool first = step_number[l] == 0;
+      for (int e = 0; e < N; ++e) {
+        put(carried[e], l, first ? real(0) : at<W>(kbar[e], l));
+        if (!first) put(kbar[e], l, real(0));
+      }
+    }
+  }
+
+  // Rows from `first` to `beyond`; `total` are the sums over them.
+  __DEVICE__ void run(int64_t first, int64_t beyond, real* total) {
+    active = MD{};
+    for (int e = 0; e < ROW_SUMS; ++e) row_sums[e] = up<W>(0);
+    for (int l = 0; l < W; ++l) {
+      begin_lane(l, first + l < beyond ? first + l : first);
+      if (first + l < beyond) continue;
+      set_lane<W>(active, l, false);
+      step_number[l] = 0;
+      for (int e = 0; e < N; ++e) put(bar[e], l, real(0));
+    }
+    int64_t waiting = first + W;
+    for (;;) {
+      for (int l = 0; l < W; ++l)
+        while (!is_set<W>(active, l) && waiting < beyond) begin_lane(l, waiting++);
+      if (!any<W>(active)) break;
+      iterate();
+    }
+    for (int e = 0; e < SUMS_USED; ++e) total[e] = sum_of_lanes<W>(sums[e]);
+  }
+};
