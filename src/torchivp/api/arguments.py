@@ -198,5 +198,5 @@ def flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tens
 
 def default_tolerances(y0: Any) -> tuple[float, float]:
     """`rtol` and `atol` for the precision of the state: 1e-6 and 1e-9 in double, 1e-4 and 1e-6 in single."""
-    dtype = StateLayout(y0).dtype
+    dtype = y0.dtype if isinstance(y0, Tensor) else StateLayout(y0).dtype
     return (1e-6, 1e-9) if dtype in (torch.float64, torch.complex128) else (1e-4, 1e-6)

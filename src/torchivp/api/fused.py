@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient
 from torchivp.api.rows import plan_rows, raise_failures
@@ -17,12 +16,11 @@ from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.error_norm import check_tolerance
 from torchivp.failures import Failures
 from torchivp.fused.compiler import CompileError, NoCompiler
-from torchivp.fused.field import Field
+from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes
 from torchivp.fused.steps import Coefficients
-from torchivp.fused.trace import Traced
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import NoLateLeaves
 from torchivp.gradients.inputs import Parameters
@@ -91,15 +89,16 @@ def solve_fused(
             compact=compact,
         )
 
-    traced, inputs, roles = field.read(func, args)
-    form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), isinstance(controller, PIDController), tuple("row" if isinstance(r, int) else r for r in roles))
-    kernel = traced.kernels.get((method, form.adaptive))
+    reading = field.read(func, args)
+    traced, inputs, roles, leaves = reading.traced, reading.inputs, reading.roles, reading.leaves
+    adaptive = isinstance(controller, PIDController)
+    kernel = traced.kernels.get((method, adaptive))
     if kernel is None:
-        kernel = traced.kernels[method, form.adaptive] = _checked_kernel(traced, inputs, roles, form, plan(), layout)
+        kernel = _checked_kernel(reading, method, adaptive, plan(), layout)
+        traced.kernels[method, adaptive] = kernel
     if isinstance(kernel, CannotFuse):
         raise kernel
     times = _times(t_span, t_eval, layout, controller, method)
-    leaves = pytree.tree_leaves(tuple(args)) if args else []
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     wanted = _wanted(given, roles, leaves, params)
     flat = layout.flatten(y0)
@@ -109,8 +108,8 @@ def solve_fused(
         flat.detach().contiguous(),
         times,
         controller if isinstance(controller, PIDController) else None,
-        _tolerance("rtol", rtol, layout),
-        _tolerance("atol", atol, layout),
+        _tolerance("rtol", rtol, layout, field),
+        _tolerance("atol", atol, layout, field),
         max_steps,
         [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
         wanted if needs_gradient else [],
@@ -175,22 +174,24 @@ def _bounds(layout: StateLayout) -> tuple[int, ...]:
 
 
 def _checked_kernel(
-    traced: Traced, inputs: Sequence[Tensor], roles: Sequence[Any], form: Form, plan: RowIntegration, layout: StateLayout
+    reading: Reading, method: type[Method], adaptive: bool, plan: RowIntegration, layout: StateLayout
 ) -> Kernel | CannotFuse:
     """The kernel, if the function as it was read is the function as it is; else why there is none."""
-    problem = plan.problem
-    if not problem.func.row_wise:
+    if not plan.problem.func.row_wise:
         return CannotFuse(
             "func cannot be called with one row: pass what has an entry for each row through args; a tensor that all "
             "rows share must not begin with the dimensions of the batch: write args=(w[None],)"
         )
+    roles = tuple("row" if isinstance(role, int) else role for role in reading.roles)
+    form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), adaptive, roles)
     try:
-        for x in inputs:
+        for x in reading.inputs:
             _as_read(x, layout.dtype)
-        kernel = Kernel(traced, form)
-    except (CannotFuse, NoCompiler, CompileError) as error:
-        return error if isinstance(error, CannotFuse) else CannotFuse(str(error))
-    return kernel
+        return Kernel(reading.traced, form)
+    except CannotFuse as error:
+        return error
+    except (NoCompiler, CompileError) as error:
+        return CannotFuse(str(error))
 
 
 def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -200,15 +201,19 @@ def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype).contiguous()
 
 
-def _tolerance(name: str, given: Any, layout: StateLayout) -> np.ndarray:
+def _tolerance(name: str, given: Any, layout: StateLayout, field: Field) -> Tensor:
     """A tolerance for each element, [rows or 1, size]."""
+    if isinstance(given, float) and (name, given) in field.tolerances:
+        return field.tolerances[name, given]
     checked = check_tolerance(name, given, layout)
-    kind = np.float64 if layout.dtype == torch.float64 else np.float32
     if not isinstance(checked, Tensor):
         checked = torch.full((1, layout.size), checked, dtype=torch.float64)
     if name == "atol":
         checked = checked.clamp(min=torch.finfo(layout.dtype).tiny)
-    return np.ascontiguousarray(checked.numpy(), dtype=kind)
+    checked = checked.to(layout.dtype).contiguous()
+    if isinstance(given, float):
+        field.tolerances[name, given] = checked
+    return checked
 
 
 def _wanted(
@@ -239,7 +244,7 @@ def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller
     grid = None
     if isinstance(controller, ConstantSteps | GridSteps):
         grid = fixed_ends(controller, times) if single is None else _ends_of_one(controller, single)
-    return FusedTimes(times.start, times.end, times.outputs, grid)
+    return FusedTimes(*(None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in (times.start, times.end, times.outputs, grid)))
 
 
 def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndarray:
@@ -256,15 +261,17 @@ def _plain_times(t_span: Any, t_eval: Any) -> FusedTimes | None:
     if t_eval is not None:
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
-        wanted = np.ascontiguousarray(t_eval.numpy())
-        direction = 1.0 if end >= start else -1.0
-        steps = (wanted[1:] - wanted[:-1]) * direction
-        if not len(wanted) or not bool((steps > 0.0).all()):
+        wanted = t_eval.contiguous()
+        times = wanted.numpy()
+        low, high = (start, end) if end >= start else (end, start)
+        if not len(times) or not (low <= times[0] <= high and low <= times[-1] <= high):
             return None
-        if (wanted[0] - start) * direction < 0.0 or (end - wanted[-1]) * direction < 0.0:
+        steps = np.diff(times) if end >= start else -np.diff(times)
+        if len(steps) and not steps.min() > 0.0:
             return None
-        wanted = wanted[None]
-    return FusedTimes(np.array([start]), np.array([end]), wanted)
+        wanted = wanted.unsqueeze(0)
+    span = torch.tensor([start, end], dtype=torch.float64)
+    return FusedTimes(span[:1], span[1:], wanted)
 
 
 class _Replayed(NodeSolve):
@@ -289,7 +296,7 @@ class _Replayed(NodeSolve):
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         solve, steps = self._solve, self._steps
         assert solve.record is not None
-        y0, taken = solve.y0, solve.outcomes.accepted
+        y0, taken = solve.y0, solve.outcomes.accepted.numpy()
         most = int(taken.max(initial=0))
         ends = solve.record.ends[:, : most + 1].numpy().copy()
         ends[np.arange(most + 1) > taken[:, None]] = math.nan
@@ -303,7 +310,8 @@ class _Replayed(NodeSolve):
         if asked is None:
             last = states[rows, torch.from_numpy(taken)]
         else:
-            kept = (np.sign(solve.times.end - solve.times.start)[:, None] * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
+            ahead = torch.sign(solve.times.end - solve.times.start).numpy()[:, None]
+            kept = (ahead * (asked - solve.outcomes.t.numpy()[:, None]) <= 0).sum(1)
             last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
         originals = steps.inputs.tensors
         order = [next(i for i, x in enumerate(originals) if x is tensor) for tensor in self._wanted]
@@ -321,10 +329,10 @@ def _solution(
     if times.wanted is None:
         assert solve.record is not None
         t = solve.record.ends[:, :count].clone()
-        t[torch.arange(count) > torch.from_numpy(outcomes.accepted).unsqueeze(1)] = math.nan
+        t[torch.arange(count) > outcomes.accepted.unsqueeze(1)] = math.nan
     else:
-        t = torch.from_numpy(np.array(times.wanted)).expand(rows, count)
-    t_final = torch.from_numpy(outcomes.t)
+        t = times.wanted.clone().expand(rows, count)
+    t_final = outcomes.t
     if failed and throw:
         raise_failures(status, batched=bool(layout.lead))
     if not layout.lead:
@@ -364,8 +372,7 @@ _ENDINGS = dict(
 def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
     """Why the rows that did not reach their ends did not, in sentences."""
     outcomes, found = solve.outcomes, {}
-    assert torch.is_tensor(solve.last_states)
-    for row in np.flatnonzero(outcomes.outcome != SUCCESS).tolist():
+    for row in torch.nonzero(outcomes.outcome != SUCCESS).flatten().tolist():
         t, y = float(outcomes.t[row]), solve.last_states[row : row + 1]
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,22 @@ from torch.utils import _pytree as pytree
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.trace import Traced, read_function
 from torchivp.state import StateLayout
+
+
+class Reading(NamedTuple):
+    """A function as it was read, and what it is called with.
+
+    Attributes:
+        traced: its graph.
+        inputs: the inputs of the graph.
+        roles: what each is: "t", "y", "shared", or, where there is an entry for each row, the number of the leaf.
+        leaves: the leaves of the arguments, as the user gave them.
+    """
+
+    traced: Traced
+    inputs: Sequence[Tensor]
+    roles: Sequence[Any]
+    leaves: Sequence[Any]
 
 
 class Field:
@@ -29,32 +45,35 @@ class Field:
         if dims and not layout.is_tensor:
             self.t = torch.zeros((1, 1), dtype=layout.real_dtype)
         self.y = torch.ones(layout.size, dtype=layout.dtype)
+        self.tolerances: dict[tuple[str, float], Tensor] = {}
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
 
-    def read(self, func: Callable[..., Any], args: Sequence[Any]) -> tuple[Traced, Sequence[Tensor], tuple[Any, ...]]:
-        """The graph of func, its inputs, and the role of each.
-
-        A role is "t", "y", "shared", or, where there is an entry for each row, the number of the leaf of `args`.
+    def read(self, func: Callable[..., Any], args: Sequence[Any]) -> Reading:
+        """The graph of func with these arguments.
 
         Raises:
             CannotFuse: func cannot be read.
         """
         leaves, spec = pytree.tree_flatten(tuple(args)) if args else ([], None)
-        lead, per_row = self.layout.lead, {}
+        lead, rows = self.layout.lead, self.layout.rows
+        per_row: dict[int, int] = {}
+        of_row, arguments = list(leaves), tuple(args)
         for i, leaf in enumerate(leaves):
-            if lead and isinstance(leaf, Tensor) and tuple(leaf.shape[: len(lead)]) == lead:
-                leaves[i] = leaf.detach().reshape(self.layout.rows, *leaf.shape[len(lead) :])[:1]
-                per_row[id(leaves[i])] = i
-        of_row = pytree.tree_unflatten(leaves, spec) if per_row else tuple(args)
+            if lead and isinstance(leaf, Tensor) and leaf.shape[: len(lead)] == lead:
+                of_row[i] = leaf.detach().reshape(rows, *leaf.shape[len(lead) :])[:1]
+                per_row[id(of_row[i])] = i
+        if per_row:
+            assert spec is not None
+            arguments = pytree.tree_unflatten(of_row, spec)
         code = getattr(func, "__code__", None) or type(func)
-        key = (code, self._signature, len(args), tuple(per_row.values()))
-        traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, of_row)
+        key = (code, self._signature, len(args), *per_row.values())
+        traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, arguments)
         if traced.roles is None:
             traced.roles = tuple(
                 "t" if x is self.t else "y" if x is self.y else per_row.get(id(x), "shared") for x in inputs
             )
-        return traced, inputs, traced.roles
+        return Reading(traced, inputs, traced.roles, leaves)
 
 
 def _of_tensor(layout: StateLayout) -> Callable[..., Tensor]:

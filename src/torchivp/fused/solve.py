@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +39,10 @@ class FusedTimes:
         grid: the ends of fixed steps, [rows, n] or [1, n]; None for adaptive steps.
     """
 
-    start: np.ndarray
-    end: np.ndarray
-    wanted: np.ndarray | None
-    grid: np.ndarray | None = None
+    start: Tensor
+    end: Tensor
+    wanted: Tensor | None
+    grid: Tensor | None = None
 
 
 @dataclass
@@ -59,17 +58,17 @@ class Outcomes:
         failing: of rows that failed, the size of the step, that of the next and the scaled error, [rows, 3].
     """
 
-    outcome: np.ndarray
-    accepted: np.ndarray
-    rejected: np.ndarray
-    evaluations: np.ndarray
-    t: np.ndarray
-    failing: np.ndarray
+    outcome: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+    t: Tensor
+    failing: Tensor
 
     @property
     def all_well(self) -> bool:
         """Whether every row reached its end."""
-        return bool((self.outcome == SUCCESS).all())
+        return len(self.outcome) == 0 or int(self.outcome.max()) == SUCCESS
 
 
 @dataclass
@@ -102,8 +101,8 @@ class FusedSolve(NodeSolve):
     y0: Tensor
     times: FusedTimes
     controller: PIDController | None
-    rtol: np.ndarray
-    atol: np.ndarray
+    rtol: Tensor
+    atol: Tensor
     max_steps: int
     inputs: Sequence[Tensor | None]
     wanted: Sequence[int]
@@ -125,15 +124,15 @@ class FusedSolve(NodeSolve):
         room = kernel.room if self.keeps_record else 0
         while True:
             values, last, record = self._call(room)
-            most = int(self.outcomes.accepted.max(initial=0))
-            if not self.keeps_record or most <= room:
+            most = int(self.outcomes.accepted.max()) if self.keeps_record and len(self.y0) else 0
+            if most <= room:
                 break
             room = kernel.room = most + most // 8 + 8
         self.record = record
         self.last_states = last.clone() if self.wanted or not self.outcomes.all_well else last
         if self.times.wanted is None and record is not None:
             values = record.states[:, : most + 1].clone()
-            beyond = torch.arange(most + 1) > torch.from_numpy(self.outcomes.accepted).unsqueeze(1)
+            beyond = torch.arange(most + 1) > self.outcomes.accepted.unsqueeze(1)
             values[beyond] = math.nan
         return values, last
 
@@ -143,26 +142,26 @@ class FusedSolve(NodeSolve):
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
         call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
         call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
-        call.start, call.end, call.span_stride = *map(_address, (times.start, times.end)), int(len(times.start) > 1)
+        call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
+        call.span_stride = len(times.start) > 1
         if times.wanted is not None:
-            call.wanted, call.wanted_stride = _address(times.wanted), outputs if len(times.wanted) > 1 else 0
-        call.y0, call.rtol, call.atol = y0.data_ptr(), _address(self.rtol), _address(self.atol)
-        call.rtol_stride, call.atol_stride = (size if len(x) > 1 else 0 for x in (self.rtol, self.atol))
+            call.wanted, call.wanted_stride = times.wanted.data_ptr(), outputs if len(times.wanted) > 1 else 0
+        call.y0, call.rtol, call.atol = y0.data_ptr(), self.rtol.data_ptr(), self.atol.data_ptr()
+        call.rtol_stride = size if len(self.rtol) > 1 else 0
+        call.atol_stride = size if len(self.atol) > 1 else 0
         if times.grid is not None:
-            call.grid, call.grid_stride = _address(times.grid), times.grid.shape[1] if len(times.grid) > 1 else 0
+            call.grid, call.grid_stride = times.grid.data_ptr(), times.grid.shape[1] if len(times.grid) > 1 else 0
         held = self._give_inputs(call, self.kernel.kept)
         _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(rows, outputs, size), torch.empty_like(y0)
-        counts, t_last, failing = np.empty((4, rows), dtype=np.int64), np.empty(rows), np.zeros((rows, 3))
-        self.outcomes = Outcomes(*counts, t_last, failing)
-        call.values, call.last, call.last_time, call.failing = (
-            values.data_ptr(),
-            last.data_ptr(),
-            _address(t_last),
-            _address(failing),
-        )
-        first = _address(counts)
-        call.outcome, call.accepted, call.rejected, call.evaluations = (first + 8 * rows * i for i in range(4))
+        counts = torch.empty((4, rows), dtype=torch.int64)
+        numbers = torch.empty((4, rows), dtype=torch.float64)
+        self.outcomes = Outcomes(*counts.unbind(), numbers[0], numbers[1:].view(rows, 3))
+        call.values, call.last = values.data_ptr(), last.data_ptr()
+        first, row = counts.data_ptr(), 8 * rows
+        call.outcome, call.accepted, call.rejected, call.evaluations = first, first + row, first + 2 * row, first + 3 * row
+        call.last_time = numbers.data_ptr()
+        call.failing = call.last_time + row if rows else None
         record = None
         if self.keeps_record:
             record = FusedRecord(
@@ -203,10 +202,10 @@ class FusedSolve(NodeSolve):
         (rows, size), room = y0.shape, record.ends.shape[1] - 1
         call.rows, call.capacity = rows, room
         call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
-        directions = np.broadcast_to(np.where(times.end >= times.start, 1.0, -1.0), rows).copy()
-        call.directions, call.steps = _address(directions), _address(self.outcomes.accepted)
+        directions = torch.where(times.end >= times.start, 1.0, -1.0).double().expand(rows).contiguous()
+        call.directions, call.steps = directions.data_ptr(), self.outcomes.accepted.data_ptr()
         if times.wanted is not None:
-            call.outputs, call.wanted = times.wanted.shape[1], _address(times.wanted)
+            call.outputs, call.wanted = times.wanted.shape[1], times.wanted.data_ptr()
             call.wanted_stride = call.outputs if len(times.wanted) > 1 else 0
             call.grad_values = grad_values.data_ptr()
         else:
@@ -228,10 +227,6 @@ class FusedSolve(NodeSolve):
         found |= {i: grad_rows[:, where] for i, where in pull.per_row}
         of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
         return [grad_y0, *of_inputs]
-
-
-def _address(x: np.ndarray) -> int:
-    return x.ctypes.data
 
 
 def _threads_and_block(rows: int, lanes: int) -> tuple[int, int]:
