@@ -19,7 +19,7 @@ from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse
-from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes
+from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, OutOfOrder, Outcomes
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import NoLateLeaves
@@ -28,6 +28,7 @@ from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Controller, check_controller
+from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.record import ChangeRecord, Checkpoint, Record
@@ -116,10 +117,14 @@ def solve_fused(
         lambda solve: _Replayed(solve, plan(), [given[i] for i in wanted], leaves),
         needs_gradient or times.wanted is None,
     )
-    if needs_gradient:
-        values, last = as_node(solve, [flat, *(given[i] for i in wanted)])
-    else:
-        values, last = solve.run()
+    try:
+        if needs_gradient:
+            values, last = as_node(solve, [flat, *(given[i] for i in wanted)])
+        else:
+            values, last = solve.run()
+    except OutOfOrder:
+        plan()  # whose questions about the times have longer answers
+        raise
     return _solution(solve, values, last, layout, plan, throw)
 
 
@@ -182,6 +187,11 @@ def _checked_kernel(
             "func cannot be called with one row: pass what has an entry for each row through args; a tensor that all "
             "rows share must not begin with the dimensions of the batch: write args=(w[None],)"
         )
+    if not _reads_right(reading, plan):
+        return CannotFuse(
+            "func gave other values when it was called than its graph does: it draws random numbers, or depends on "
+            "what it did before"
+        )
     roles = tuple("row" if isinstance(role, int) else role for role in reading.roles)
     form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), adaptive, roles)
     try:
@@ -192,6 +202,25 @@ def _checked_kernel(
         return error
     except (NoCompiler, CompileError) as error:
         return CannotFuse(str(error))
+
+
+def _reads_right(reading: Reading, plan: RowIntegration) -> bool:
+    """Whether the graph gives the values of the function itself, at the starts of the first rows."""
+    problem, count = plan.problem, min(2, plan.problem.rows)
+    t = problem.user_time(problem.times.start)
+    with torch.no_grad():
+        slopes = slopes_of(problem.func.on(None))(t, problem.y0)
+        for row in range(count):
+            given = {"t": t[row : row + 1], "y": problem.y0[row]}
+            inputs = []
+            for role, x in zip(reading.roles, reading.inputs, strict=True):
+                leaf = reading.leaves[role].reshape(problem.rows, *x.shape[1:]) if isinstance(role, int) else None
+                value = given.get(role, x) if leaf is None else leaf[row : row + 1]
+                inputs.append(value.detach().reshape(x.shape))
+            found = reading.traced.module(*inputs)[0]
+            if not torch.allclose(found, slopes[row], rtol=1e-4, atol=1e-6, equal_nan=True):
+                return False
+    return True
 
 
 def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -261,17 +290,9 @@ def _plain_times(t_span: Any, t_eval: Any) -> FusedTimes | None:
     if t_eval is not None:
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
-        wanted = t_eval.contiguous()
-        times = wanted.numpy()
-        low, high = (start, end) if end >= start else (end, start)
-        if not len(times) or not (low <= times[0] <= high and low <= times[-1] <= high):
-            return None
-        steps = np.diff(times) if end >= start else -np.diff(times)
-        if len(steps) and not steps.min() > 0.0:
-            return None
-        wanted = wanted.unsqueeze(0)
+        wanted = t_eval.contiguous().unsqueeze(0)
     span = torch.tensor([start, end], dtype=torch.float64)
-    return FusedTimes(span[:1], span[1:], wanted)
+    return FusedTimes(span[:1], span[1:], wanted, checked=wanted is None)
 
 
 class _Replayed(NodeSolve):
@@ -353,14 +374,13 @@ def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Statu
     if row in failed:
         return failed[row]
     t = float(outcomes.t[row])
-    counts = f"{outcomes.accepted[row]} steps, {outcomes.rejected[row]} attempts rejected"
-    return Status(Outcome.SUCCESS, f"reached t = {t:g} in {counts}", t)
+    _, accepted, rejected, _ = outcomes.counts[:, row].tolist()
+    return Status(Outcome.SUCCESS, f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected", t)
 
 
 def _stats_of(outcomes: Outcomes, row: int) -> Stats:
-    return Stats(
-        int(outcomes.evaluations[row]), int(outcomes.accepted[row]), int(outcomes.rejected[row]), backend="fused"
-    )
+    _, accepted, rejected, evaluations = outcomes.counts[:, row].tolist()
+    return Stats(evaluations, accepted, rejected, backend="fused")
 
 
 _ENDINGS = dict(
@@ -372,15 +392,16 @@ _ENDINGS = dict(
 def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
     """Why the rows that did not reach their ends did not, in sentences."""
     outcomes, found = solve.outcomes, {}
-    for row in torch.nonzero(outcomes.outcome != SUCCESS).flatten().tolist():
-        t, y = float(outcomes.t[row]), solve.last_states[row : row + 1]
+    for row in torch.nonzero(outcomes.counts[0] != SUCCESS).flatten().tolist():
+        y = solve.last_states[row : row + 1]
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))
         adaptive = isinstance(plan.controller, PIDController)
-        failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[int(outcomes.outcome[row])]
-        taken, _, error = outcomes.failing[row].tolist()
+        code, accepted, rejected, _ = outcomes.counts[:, row].tolist()
+        failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[code]
+        t, taken, _, error = outcomes.numbers[:, row].tolist()
         if ending == "out_of_steps":
-            counts = f"{outcomes.accepted[row]} accepted, {outcomes.rejected[row]} rejected"
+            counts = f"{accepted} accepted, {rejected} rejected"
             found[row] = failures.out_of_steps(t, taken, plan.max_steps, counts, False)
         elif ending == "no_progress":
             found[row] = failures.no_progress(t, taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Never, TypedDict, Unpack, overload
+from typing import Any, Literal, Never, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import carried, time_dtype
+
+_S = TypeVar("_S", Solution, BatchSolution)
 
 Backend = Literal["eager", "fused", "auto"]
 
@@ -280,7 +282,7 @@ def solve_ivp(
             return solution
     if dims or events is not None:
         with LeanFailures():
-            return solve_batch(
+            solution = solve_batch(
                 func,
                 t_span,
                 y0,
@@ -303,6 +305,7 @@ def solve_ivp(
                 compact=compact,
                 throw=throw,
             )
+        return _ran_eager(solution, reason)
     times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
         raise ValueError(
@@ -337,7 +340,8 @@ def solve_ivp(
     final, t_final = _final(states, t, reached, status, integration.problem)
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
     outputs = layout.unflatten(states[:count], (count,))
-    return Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
+    solution = Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
+    return _ran_eager(solution, reason)
 
 
 def _fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
@@ -351,6 +355,14 @@ def _fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | 
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this solve: {error}. Use backend='auto'") from None
         return None, str(error)
+
+
+def _ran_eager(solution: _S, reason: str) -> _S:
+    """The solution, with the reason why no kernel took the steps, if one was asked for."""
+    if reason:
+        for stats in [solution.stats] if isinstance(solution, Solution) else solution.stats:
+            stats.backend = f"eager: {reason}"
+    return solution
 
 
 def _final(

@@ -37,6 +37,7 @@ SOLVE: dict[str, Any] = {
     "wanted": _DOUBLES,
     "span_stride": _INT,
     "wanted_stride": _INT,
+    "check_wanted": _INT,
     "y0": _REALS,
     "rtol": _REALS,
     "atol": _REALS,
@@ -48,7 +49,7 @@ SOLVE: dict[str, Any] = {
     "inputs": "const real* const*",
     "input_strides": _INTS,
     "uniform": _REALS,
-    # How steps are sized.
+    # How steps are sized; a first step of less than 0 is estimated.
     "safety": _DOUBLE,
     "factor_min": _DOUBLE,
     "factor_max": _DOUBLE,
@@ -61,16 +62,13 @@ SOLVE: dict[str, Any] = {
     "power_before": _DOUBLE,
     "remembers": _INT,
     "accept_at_min_step": _INT,
-    # What comes back: the outputs, [rows, outputs, N], the last states, and how each row ended.
+    # What comes back: the outputs, [rows, outputs, N], the last states, and how each row ended: the outcome, accepted
+    # steps, rejected ones, evaluations, [4, rows]; its last time, and if it failed the sizes of the step and of the
+    # next and the scaled error, [4, rows].
     "values": _REALS,
     "last": _REALS,
-    "last_time": _DOUBLES,
-    "outcome": _INTS,
-    "accepted": _INTS,
-    "rejected": _INTS,
-    "evaluations": _INTS,
-    # Of rows that failed: the size of the step, that of the next, the scaled error, [rows, 3].
-    "failing": _DOUBLES,
+    "counts": _INTS,
+    "numbers": _DOUBLES,
     # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
     "ends": _DOUBLES,
     "states": _REALS,
@@ -257,9 +255,9 @@ class Kernel:
             "}",
         ]
 
-    def solve(self, call: SolveCall) -> None:
-        """Run the kernel."""
-        self._solve(ctypes.addressof(call))
+    def solve(self, call: SolveCall) -> bool:
+        """Run the kernel, unless the outputs asked for are to be checked first and are not in order."""
+        return bool(self._solve(ctypes.addressof(call)))
 
     def pull(self, wanted: tuple[int, ...]) -> PullKernel:
         """The way back, with the gradients of the inputs with these numbers, besides that of the state."""
@@ -332,5 +330,5 @@ class PullKernel:
 
 def _loaded(source: str, name: str) -> Any:
     function = getattr(load(source, "kernel", flags=_FLAGS), name)
-    function.argtypes, function.restype = [ctypes.c_void_p], None
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
     return function

@@ -6,6 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,38 +38,46 @@ class FusedTimes:
         end: where it ends, likewise.
         wanted: the outputs, [rows, T] or [1, T], NaN for none; None for the ends of all steps.
         grid: the ends of fixed steps, [rows, n] or [1, n]; None for adaptive steps.
+        checked: whether the outputs are known to be in order; if not, the kernel looks first.
     """
 
     start: Tensor
     end: Tensor
     wanted: Tensor | None
     grid: Tensor | None = None
+    checked: bool = True
 
 
-@dataclass
+class OutOfOrder(Exception):
+    """The outputs that were asked for are not in order, or outside the span."""
+
+
 class Outcomes:
-    """How the rows ended, an entry for each.
+    """How the rows ended.
 
     Attributes:
-        outcome: the kind, as the kernel numbers them.
-        accepted: steps taken.
-        rejected: attempts that were thrown away.
-        evaluations: calls of func.
-        t: the time that was reached.
-        failing: of rows that failed, the size of the step, that of the next and the scaled error, [rows, 3].
+        counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, [4, rows].
+        numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
     """
 
-    outcome: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    evaluations: Tensor
-    t: Tensor
-    failing: Tensor
+    def __init__(self, rows: int) -> None:
+        self.counts = torch.empty((4, rows), dtype=torch.int64)
+        self.numbers = torch.empty((4, rows), dtype=torch.float64)
 
-    @property
+    @cached_property
     def all_well(self) -> bool:
         """Whether every row reached its end."""
-        return len(self.outcome) == 0 or int(self.outcome.max()) == SUCCESS
+        return self.counts.shape[1] == 0 or int(self.counts[0].max()) == SUCCESS
+
+    @property
+    def accepted(self) -> Tensor:
+        """Steps taken, [rows]."""
+        return self.counts[1]
+
+    @property
+    def t(self) -> Tensor:
+        """The time that was reached, [rows]."""
+        return self.numbers[0]
 
 
 @dataclass
@@ -146,6 +155,7 @@ class FusedSolve(NodeSolve):
         call.span_stride = len(times.start) > 1
         if times.wanted is not None:
             call.wanted, call.wanted_stride = times.wanted.data_ptr(), outputs if len(times.wanted) > 1 else 0
+            call.check_wanted = not times.checked
         call.y0, call.rtol, call.atol = y0.data_ptr(), self.rtol.data_ptr(), self.atol.data_ptr()
         call.rtol_stride = size if len(self.rtol) > 1 else 0
         call.atol_stride = size if len(self.atol) > 1 else 0
@@ -154,14 +164,9 @@ class FusedSolve(NodeSolve):
         held = self._give_inputs(call, self.kernel.kept)
         _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(rows, outputs, size), torch.empty_like(y0)
-        counts = torch.empty((4, rows), dtype=torch.int64)
-        numbers = torch.empty((4, rows), dtype=torch.float64)
-        self.outcomes = Outcomes(*counts.unbind(), numbers[0], numbers[1:].view(rows, 3))
+        outcomes = self.outcomes = Outcomes(rows)
         call.values, call.last = values.data_ptr(), last.data_ptr()
-        first, row = counts.data_ptr(), 8 * rows
-        call.outcome, call.accepted, call.rejected, call.evaluations = first, first + row, first + 2 * row, first + 3 * row
-        call.last_time = numbers.data_ptr()
-        call.failing = call.last_time + row if rows else None
+        call.counts, call.numbers = outcomes.counts.data_ptr(), outcomes.numbers.data_ptr()
         record = None
         if self.keeps_record:
             record = FusedRecord(
@@ -171,7 +176,8 @@ class FusedSolve(NodeSolve):
             )
             call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
             call.slopes = None if record.slopes is None else record.slopes.data_ptr()
-        self.kernel.solve(call)
+        if not self.kernel.solve(call):
+            raise OutOfOrder
         del held
         return values, last, record
 

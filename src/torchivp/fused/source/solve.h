@@ -58,17 +58,14 @@ template <int W> struct Rows {
   // A row goes no further.
   __DEVICE__ void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
     const int64_t i = row[l];
-    s.outcome[i] = outcome;
-    s.accepted[i] = place<W>(steps, l);
-    s.rejected[i] = place<W>(tries, l) - place<W>(steps, l);
-    s.evaluations[i] = place<W>(evaluations, l);
-    s.last_time[i] = at_d<W>(t, l);
-    for (int e = 0; e < N; ++e) s.last[i * N + e] = at<W>(y[e], l);
-    if (outcome != SUCCESS) {
-      s.failing[3 * i] = taken;
-      s.failing[3 * i + 1] = next_h;
-      s.failing[3 * i + 2] = error;
+    const int64_t counts[4] = {outcome, place<W>(steps, l), place<W>(tries, l) - place<W>(steps, l),
+                               place<W>(evaluations, l)};
+    const double numbers[4] = {at_d<W>(t, l), taken, next_h, error};
+    for (int n = 0; n < 4; ++n) {
+      s.counts[n * s.rows + i] = counts[n];
+      s.numbers[n * s.rows + i] = numbers[n];
     }
+    for (int e = 0; e < N; ++e) s.last[i * N + e] = at<W>(y[e], l);
     for (; next[l] < s.outputs; ++next[l])
       for (int e = 0; e < N; ++e) s.values[(i * s.outputs + next[l]) * N + e] = real(NAN);
     set_lane<W>(active, l, false);
