@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from torchivp.copies import ValuesTravel
 from torchivp.dense import DenseSolution, NoDenseOutput, RowDenseSolution
 
-
 _T = TypeVar("_T")
 
 

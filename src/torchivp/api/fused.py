@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse
-from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, OutOfOrder, Outcomes
+from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes, OutOfOrder
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import NoLateLeaves
@@ -35,15 +35,45 @@ from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import single_problem
 from torchivp.rows.targets import fixed_ends
-from torchivp.solution import BatchSolution, OfRows, Outcome, Solution, Stats, Status
+from torchivp.solution import BatchSolution, LeanFailures, OfRows, Outcome, Solution, Stats, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIDController
-from torchivp.torch_func import may_be_tracked
 from torchivp.times import Times
+from torchivp.torch_func import may_be_tracked
+
+Backend = Literal["eager", "fused", "auto"]
 
 _fields: dict[Any, Field] = {}
 _coefficients: dict[type[Method], Coefficients] = {}
+
+
+def try_fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
+    """The solution by a kernel; if there is none, and need not be, why."""
+    check_backend(backend)
+    try:
+        with LeanFailures():
+            return solve_fused(*problem, **options), ""
+    except CannotFuse as error:
+        if backend == "fused":
+            raise ValueError(f"backend='fused' has no kernel for this solve: {error}. Use backend='auto'") from None
+        return None, str(error)
+
+
+def check_backend(backend: Any) -> Backend:
+    """Check the name of a backend.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if backend not in ("eager", "auto", "fused"):
+        raise ValueError(f"unknown backend {backend!r}: it must be one of 'eager', 'fused', 'auto'")
+    return backend
+
+
+def take_backend(options: dict[str, Any]) -> Backend:
+    """The backend among torchdiffeq's options, which is taken out of them."""
+    return check_backend(options.pop("backend", "eager"))
 
 
 def solve_fused(
@@ -211,7 +241,7 @@ def _reads_right(reading: Reading, plan: RowIntegration) -> bool:
     with torch.no_grad():
         slopes = slopes_of(problem.func.on(None))(t, problem.y0)
         for row in range(count):
-            given = {"t": t[row : row + 1], "y": problem.y0[row]}
+            given: dict[Any, Tensor] = {"t": t[row : row + 1], "y": problem.y0[row]}
             inputs = []
             for role, x in zip(reading.roles, reading.inputs, strict=True):
                 leaf = reading.leaves[role].reshape(problem.rows, *x.shape[1:]) if isinstance(role, int) else None
@@ -273,7 +303,12 @@ def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller
     grid = None
     if isinstance(controller, ConstantSteps | GridSteps):
         grid = fixed_ends(controller, times) if single is None else _ends_of_one(controller, single)
-    return FusedTimes(*(None if x is None else torch.from_numpy(np.ascontiguousarray(x)) for x in (times.start, times.end, times.outputs, grid)))
+    outputs, ends = (None if x is None else _as_tensor(x) for x in (times.outputs, grid))
+    return FusedTimes(_as_tensor(times.start), _as_tensor(times.end), outputs, ends)
+
+
+def _as_tensor(x: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x))
 
 
 def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndarray:
@@ -340,7 +375,12 @@ class _Replayed(NodeSolve):
 
 
 def _solution(
-    solve: FusedSolve, values: Tensor, last: Tensor, layout: StateLayout, plan: Callable[[], RowIntegration], throw: bool
+    solve: FusedSolve,
+    values: Tensor,
+    last: Tensor,
+    layout: StateLayout,
+    plan: Callable[[], RowIntegration],
+    throw: bool,
 ) -> Solution | BatchSolution:
     outcomes, times, rows = solve.outcomes, solve.times, len(solve.y0)
     failed = {} if outcomes.all_well else _failures(solve, plan())

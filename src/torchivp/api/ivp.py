@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Never, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -18,14 +18,13 @@ from torchivp.api.arguments import (
     default_tolerances,
     find_gradient,
 )
-from torchivp.api.fused import solve_fused
+from torchivp.api.fused import Backend, try_fused
 from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution, NoDenseOutput
-from torchivp.fused.refusal import CannotFuse
 from torchivp.integrate import Controller
 from torchivp.methods import MethodName, find_method
 from torchivp.methods.consistent import slopes_of
@@ -38,10 +37,6 @@ from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import carried, time_dtype
-
-_S = TypeVar("_S", Solution, BatchSolution)
-
-Backend = Literal["eager", "fused", "auto"]
 
 _PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
 _ADVICE = {
@@ -254,7 +249,7 @@ def solve_ivp(
     taken = mass if mass is None else check_mass(mass, method, gradient, StateLayout(y0, dims), jac_sparsity)
     reason = ""
     if backend != "eager":
-        solution, reason = _fused(
+        solution, reason = try_fused(
             backend,
             func,
             t_span,
@@ -344,20 +339,7 @@ def solve_ivp(
     return _ran_eager(solution, reason)
 
 
-def _fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
-    """The solution by a kernel; if there is none, and need not be, why."""
-    if backend not in ("auto", "fused"):
-        raise ValueError(f"unknown backend {backend!r}: it must be one of 'eager', 'fused', 'auto'")
-    try:
-        with LeanFailures():
-            return solve_fused(*problem, **options), ""
-    except CannotFuse as error:
-        if backend == "fused":
-            raise ValueError(f"backend='fused' has no kernel for this solve: {error}. Use backend='auto'") from None
-        return None, str(error)
-
-
-def _ran_eager(solution: _S, reason: str) -> _S:
+def _ran_eager(solution: Solution | BatchSolution, reason: str) -> Solution | BatchSolution:
     """The solution, with the reason why no kernel took the steps, if one was asked for."""
     if reason:
         for stats in [solution.stats] if isinstance(solution, Solution) else solution.stats:

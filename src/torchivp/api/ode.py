@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient, build_integration
+from torchivp.api.fused import Backend, take_backend, try_fused
 from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
 from torchivp.boundary import UserFunction, door
 from torchivp.checks import check_number, check_time_first, refuse_keywords
@@ -26,7 +27,7 @@ from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.solution import LeanFailures, Outcome, Status
+from torchivp.solution import LeanFailures, Outcome, Solution, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
 from torchivp.times import Times, check_times, spacing_of
@@ -149,10 +150,11 @@ def odeint(
 
     The options, by the methods that know them:
 
-    - All methods: `step_t`, times that steps end on; `jump_t`, times at which func is discontinuous; `perturb`, true to
-      evaluate func just within the ends of each step instead of at them; `max_num_steps`, the largest number of step
-      attempts; `norm`, a function of the scaled error, which matters to adaptive methods only; `dtype`, a
-      precision of times, which have double precision anyway.
+    - All methods: `backend`, "fused" for one kernel compiled from `func` that takes all steps, "auto" for one where
+      there can be one, as in `solve_ivp`; `step_t`, times that steps end on; `jump_t`, times at which func is
+      discontinuous; `perturb`, true to evaluate func just within the ends of each step instead of at them;
+      `max_num_steps`, the largest number of step attempts; `norm`, a function of the scaled error, which matters to
+      adaptive methods only; `dtype`, a precision of times, which have double precision anyway.
     - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `adaptive_heun`, `ralston`, `adams`,
       and for stiff problems `auto`, `rodas5p`, `radau5`, `bdf`, `kvaerno5`, `kvaerno3`, `rodas4`, `rosenbrock23`):
       `first_step`; `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest
@@ -176,9 +178,13 @@ def odeint(
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
     """
     refuse_keywords(odeint, unknown, _ADVICE)
-    door = _Door(func, y0, t, rtol, atol, method, read_options("options", options), event_fn, horizon)
+    forward_options = read_options("options", options)
+    backend = take_backend(forward_options)
+    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon)
     gradient = Direct() if door.settings.method.differentiable else Backsolve()
     with LeanFailures():
+        if backend != "eager" and (states := door.solve_fused(backend, rtol, atol, None)) is not None:
+            return states
         return door.solve(gradient, None)
 
 
@@ -222,7 +228,9 @@ def odeint_adjoint(
     """`odeint`, differentiated by solving the adjoint equations backwards in time.
 
     The call of torchdiffeq's `odeint_adjoint`. Memory does not grow with the number of steps; the gradient is as
-    accurate as the tolerances. `solve_ivp(..., gradient="checkpointed")` gives the exact gradient in little memory.
+    accurate as the tolerances. A kernel (`options={"backend": "fused"}`) gives the exact gradient of the steps taken,
+    in place of that of the adjoint equations, and so does `solve_ivp(..., gradient="checkpointed")` in little
+    memory.
 
     Args:
         func: as in `odeint`; need not be a module. `callback_step_adjoint`, `callback_accept_step_adjoint` and
@@ -256,6 +264,7 @@ def odeint_adjoint(
     """
     refuse_keywords(odeint_adjoint, unknown, _ADVICE)
     forward_options = read_options("options", options)
+    backend = take_backend(forward_options)
     same = adjoint_method is None or find_method(adjoint_method) is find_method(method or "dopri5")
     check_adjoint_options(same, method, adjoint_method, forward_options, adjoint_options)
     if adjoint_options is None:
@@ -281,6 +290,8 @@ def odeint_adjoint(
         max_steps=backward.max_steps,
     )
     with LeanFailures():
+        if backend != "eager" and (states := door.solve_fused(backend, rtol, atol, adjoint_params)) is not None:
+            return states
         return door.solve(gradient, adjoint_params)
 
 
@@ -495,6 +506,40 @@ class _Door:
             raise self._integration.failure(Status(Outcome.NO_EVENT, sentence, status.t))
         both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
         return self._event_time(status.t, both[-1].reshape(1, -1)), self._layout.unflatten(both, (2,))
+
+    def solve_fused(self, backend: Backend, rtol: Any, atol: Any, params: Sequence[Tensor] | None) -> Any:
+        """The states by a kernel, whose gradient is that of the steps taken; None if there is none and need not be."""
+        settings, integration = self.settings, self._integration
+        solution, _ = try_fused(
+            backend,
+            self._func,
+            (self._times.start, self._times.end),
+            self._y0,
+            t_eval=self._t,
+            method=settings.method,
+            rtol=rtol,
+            atol=atol,
+            args=(),
+            params=params,
+            gradient=Direct(),
+            controller=settings.controller,
+            max_steps=settings.max_steps,
+            batch_dims=0,
+            compact=None,
+            throw=False,
+            norm=settings.norm,
+            event_fn=integration.event,
+            callbacks=integration.callbacks,
+            step_t=settings.stops.step_times or None,
+            jump_t=settings.stops.jump_times or None,
+            perturb=settings.stops.one_sided,
+        )
+        if solution is None:
+            return None
+        assert isinstance(solution, Solution)
+        if not solution.status.ok:
+            raise integration.failure(solution.status)
+        return solution.y
 
     def solve_densely(self) -> DenseSolution:
         interpolants = Interpolants()

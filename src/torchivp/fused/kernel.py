@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -123,7 +122,9 @@ class SolveCall(ctypes.Structure):
 def structure(name: str, fields: dict[str, Any]) -> str:
     """A call as a structure of C++."""
     types = {_DOUBLE: "double", _INT: "int64_t"}
-    return "\n".join([f"struct {name} {{", *(f"{types.get(kind, kind)} {field};" for field, kind in fields.items()), "};"])
+    return "\n".join(
+        [f"struct {name} {{", *(f"{types.get(kind, kind)} {field};" for field, kind in fields.items()), "};"]
+    )
 
 
 def source_file(name: str) -> str:
@@ -181,7 +182,9 @@ class Kernel:
         self.traced = traced
         self.form = form
         self.lowering = Lowering()
-        self.inputs = [self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))]
+        self.inputs = [
+            self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))
+        ]
         lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
         self.slope = slope
         self.kept = self.lowering.kept
@@ -200,9 +203,7 @@ class Kernel:
 
     def written(self, value: Array, goal: str) -> list[str]:
         """The lines that write a value of a graph to an array."""
-        return [
-            f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices())
-        ]
+        return [f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices())]
 
     def _source(self) -> str:
         return "\n".join(

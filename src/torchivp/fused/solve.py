@@ -82,7 +82,7 @@ class Outcomes:
 
 @dataclass
 class FusedRecord:
-    """The steps of a solve: their ends and the states there, [rows, room + 1, ...]; slopes where they are carried on."""
+    """The steps of a solve: their ends and the states there, [rows, room + 1, ...]; slopes where they are handed on."""
 
     ends: Tensor
     states: Tensor
@@ -205,7 +205,7 @@ class FusedSolve(NodeSolve):
         record, (grad_values, grad_last) = self.record, (x.contiguous() for x in grads)
         assert record is not None
         pull, y0, times, call = self.kernel.pull(tuple(self.wanted)), self.y0, self.times, PullCall()
-        (rows, size), room = y0.shape, record.ends.shape[1] - 1
+        rows, room = len(y0), record.ends.shape[1] - 1
         call.rows, call.capacity = rows, room
         call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
         directions = torch.where(times.end >= times.start, 1.0, -1.0).double().expand(rows).contiguous()

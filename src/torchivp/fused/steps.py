@@ -114,9 +114,11 @@ def per_element(size: int, line: str) -> list[str]:
     return [f"for (int e = 0; e < {size}; ++e) {line}"]
 
 
-def combination(weights: Sequence[float], name: str = "k") -> str:
+def combination(weights: Sequence[float] | np.ndarray, name: str = "k") -> str:
     """The weighted sum of slopes, or of other arrays numbered likewise."""
-    terms = [f"{name}[{j}][e]" if w == 1 else f"real({float(w)!r}) * {name}[{j}][e]" for j, w in enumerate(weights) if w]
+    terms = [
+        f"{name}[{j}][e]" if w == 1 else f"real({float(w)!r}) * {name}[{j}][e]" for j, w in enumerate(weights) if w
+    ]
     return " + ".join(terms) or "up<W>(0)"
 
 
