@@ -49,8 +49,8 @@ class Field:
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
 
-    def read(self, func: Callable[..., Any], args: Sequence[Any]) -> Reading:
-        """The graph of func with these arguments.
+    def read(self, func: Callable[..., Any], args: Sequence[Any], one_row: bool = False) -> Reading:
+        """The graph of func with these arguments; with `one_row` they are those of one row, and differ from row to row.
 
         Raises:
             CannotFuse: func cannot be read.
@@ -63,11 +63,13 @@ class Field:
             if lead and isinstance(leaf, Tensor) and leaf.shape[: len(lead)] == lead:
                 of_row[i] = leaf.detach().reshape(rows, *leaf.shape[len(lead) :])[:1]
                 per_row[id(of_row[i])] = i
-        if per_row:
+        if one_row:
+            per_row = {id(leaf): i for i, leaf in enumerate(leaves)}
+        elif per_row:
             assert spec is not None
             arguments = pytree.tree_unflatten(of_row, spec)
         code = getattr(func, "__code__", None) or type(func)
-        key = (code, self._signature, len(args), *per_row.values())
+        key = (code, self._signature, len(args), one_row, *per_row.values())
         traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, arguments)
         if traced.roles is None:
             traced.roles = tuple(

@@ -50,3 +50,47 @@ def vjp_graph(module: Callable[..., Any], examples: Sequence[Tensor], wanted: Se
         return torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1](seed)
 
     return core_graph(gradients, [*examples, slope])
+
+
+def tangent_graph(
+    module: Callable[..., Any], examples: Sequence[Tensor], state: int | None, states: int, moved: Sequence[int]
+) -> fx.Graph:
+    """The slopes, and how they change as the state and the inputs do: the variational equations.
+
+    Args:
+        module: the function.
+        examples: its inputs.
+        state: the number of the state among them; None if the function does not use it.
+        states: how many directions leave the inputs where they are, as initial states do.
+        moved: the number of the input, of one element, that moves in each further direction.
+
+    Returns:
+        A graph from all inputs and the tangents of the state, [directions, *state], to the slopes and their tangents.
+    """
+
+    def of_directions(*arguments: Tensor) -> tuple[Tensor, ...]:
+        inputs, tangents = list(arguments[:-1]), arguments[-1]
+
+        def slopes(numbers: Sequence[int], *values: Tensor) -> Tensor:
+            replaced = list(inputs)
+            for i, value in zip(numbers, values, strict=True):
+                replaced[i] = value
+            return module(*replaced)[0]
+
+        found, here = [], module(*inputs)[0]
+        for d, tangent in enumerate(tangents.unbind()):
+            numbers = [] if state is None else [state]
+            seeds = [] if state is None else [tangent]
+            if d >= states:
+                numbers.append(moved[d - states])
+                seeds.append(torch.ones_like(inputs[numbers[-1]]))
+            if not numbers:
+                found.append(torch.zeros_like(here))
+                continue
+            primals = tuple(inputs[i] for i in numbers)
+            found.append(torch.func.jvp(lambda *x, n=numbers: slopes(n, *x), primals, tuple(seeds))[1])
+        return here, torch.stack(found)
+
+    count = states + len(moved)
+    size = examples[0].new_zeros(()) if state is None else examples[state]
+    return core_graph(of_directions, [*examples, size.new_zeros((count, *size.shape))])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
-from torchivp.fused.graphs import value_graph, vjp_graph
+from torchivp.fused.graphs import tangent_graph, value_graph, vjp_graph
 from torchivp.fused.lower import Lowering
 from torchivp.fused.steps import Coefficients, declarations, step_code, tables
 from torchivp.fused.trace import Traced
@@ -185,13 +185,17 @@ class Kernel:
         self.inputs = [
             self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))
         ]
-        lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
-        self.slope = slope
+        self._field = self._lowered_field()
         self.kept = self.lowering.kept
-        self._field = [*lines, *self.written(slope, "dy")]
         self._solve = _loaded(self._source(), "solve")
         self._pulls: dict[tuple[int, ...], PullKernel] = {}
         self.room = 256
+
+    def _lowered_field(self) -> list[str]:
+        """The lines of the function."""
+        traced = self.traced
+        lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
+        return [*lines, *self.written(slope, "dy")]
 
     def _input(self, i: int, role: str, example: Tensor) -> Array:
         shape = tuple(example.shape)
@@ -201,9 +205,11 @@ class Kernel:
             return Array.stored("y", shape)
         return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
 
-    def written(self, value: Array, goal: str) -> list[str]:
-        """The lines that write a value of a graph to an array."""
-        return [f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices())]
+    def written(self, value: Array, goal: str, start: int = 0) -> list[str]:
+        """The lines that write a value of a graph to an array, from `start` on."""
+        return [
+            f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices(), start)
+        ]
 
     def _source(self) -> str:
         return "\n".join(
@@ -267,6 +273,34 @@ class Kernel:
         return self._pulls[wanted]
 
 
+class TangentKernel(Kernel):
+    """The kernel of a function together with its variational equations.
+
+    The state of a row is that of the function, then its tangents, direction by direction. Steps are sized by the error
+    of the function's state alone, so that they are those without tangents.
+
+    Args:
+        traced: the function.
+        form: what the kernel is for, with the size of all of the state.
+        states: how many directions move the initial state alone.
+        moved: the number of the input that moves in each further direction.
+    """
+
+    def __init__(self, traced: Traced, form: Form, states: int, moved: tuple[int, ...]):
+        self._states = states
+        self._moved = moved
+        super().__init__(traced, form)
+
+    def _lowered_field(self) -> list[str]:
+        roles, traced = self.form.roles, self.traced
+        y = roles.index("y") if "y" in roles else None
+        graph = tangent_graph(traced.module, traced.examples, y, self._states, self._moved)
+        count, size = self._states + len(self._moved), self.form.parts[-1]
+        tangents = Array.stored("y", (count, size), offset=size)
+        lines, (slope, change) = self.lowering.lower(graph, [*self.inputs, tangents])
+        return [*lines, *self.written(slope, "dy"), *self.written(change, "dy", size)]
+
+
 class PullKernel:
     """The kernel of the gradients of a solve.
 
@@ -286,7 +320,7 @@ class PullKernel:
         form, traced, lowering = kernel.form, kernel.traced, kernel.lowering
         y = form.roles.index("y") if "y" in form.roles else None
         numbers = [*([] if y is None else [y]), *wanted]
-        slope = torch.zeros(kernel.slope.shape, dtype=form.dtype)
+        slope = torch.zeros(form.size, dtype=form.dtype)
         graph = vjp_graph(traced.module, traced.examples, numbers, slope)
         lines, outputs = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
         lines = list(lines)

@@ -115,7 +115,7 @@ class FusedSolve(NodeSolve):
     max_steps: int
     inputs: Sequence[Tensor | None]
     wanted: Sequence[int]
-    replayed: Callable[[FusedSolve], NodeSolve]
+    replayed: Callable[[FusedSolve], NodeSolve] | None = None
     keeps_record: bool = False
     record: FusedRecord | None = field(default=None, init=False)
     outcomes: Outcomes = field(init=False)
@@ -196,6 +196,7 @@ class FusedSolve(NodeSolve):
         return addresses, strides, uniform
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        assert self.replayed is not None
         return self.replayed(self).again(tensors)
 
     def gradients(
