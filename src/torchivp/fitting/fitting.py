@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torchivp.api.fused import Backend, check_backend
 from torchivp.checks import check_positive
 from torchivp.events.event import Scheduled
 from torchivp.fitting.call import python_call
 from torchivp.fitting.data import DataError, Dataset, read_data
 from torchivp.fitting.inputs import read_inputs
+from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.misfit import Accuracy, Misfit, Noise, SigmaMode
 from torchivp.fitting.optimise import Likelihood, Minimum, Search
 from torchivp.fitting.progress import Progress, show_progress
@@ -33,9 +35,13 @@ from torchivp.fitting.trust import (
     worse_than_constant,
 )
 from torchivp.fitting.uncertainty import Uncertainty, fisher_uncertainty
+from torchivp.fused.refusal import CannotFuse
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
+
+_WORTH_COMPILING = 500
+"""A solve of so many steps, of which a fit takes tens, takes longer than to compile a kernel."""
 
 _SEARCH_RTOL = 1e-5  # the search for the start solves no more accurately than this
 _SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # nor in more steps, in all and per data time,
@@ -66,6 +72,7 @@ def fit(
     jump_times: Sequence[float] = (),
     schedule: Scheduled | Sequence[Scheduled] | Mapping[str, Scheduled | Sequence[Scheduled]] | None = None,
     max_iterations: int = 200,
+    backend: Backend = "auto",
     progress: bool | Progress = False,
 ) -> FitResult:
     """Estimate the parameters and initial states of a model from data, by maximum likelihood.
@@ -103,6 +110,9 @@ def fit(
         schedule: changes of the state at known times, such as doses: a `torchivp.Scheduled`, several, or a dict of
             these by the names of the trajectories. An observation at such a time is one of the state after it.
         max_iterations: the largest number of iterations of each search.
+        backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
+            model, in which the derivatives are too (see "Compiled kernels" in the documentation), a ValueError if there
+            is none; "auto", a kernel where there can be one and a solve is so long that it pays to compile it.
         progress: True to show on the terminal how the fit is getting on, or a function
             `progress(stage, iteration, nll)`.
 
@@ -148,6 +158,7 @@ def fit(
     accuracy = Accuracy(method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
     misfit = Misfit(copy.deepcopy(model).double(), dataset, quantities, noise, accuracy, inputs)
     misfit.check_gradient()
+    misfit.kernel = _kernel(misfit, check_backend(backend), method)
     with show_progress(progress) as tell:
         search = Search(misfit, sigma, tell, max_iterations)
         likelihood, doubts, rivals = _estimate(search, given=start is not None, automatic=atol is None)
@@ -156,6 +167,25 @@ def fit(
     return _result(
         search, likelihood, doubts, rivals, python_call(fit, arguments, dataset), clock.perf_counter() - began
     )
+
+
+def _kernel(misfit: Misfit, backend: Backend, method: str) -> ModelKernel | None:
+    """The kernel that solves the model, if it is to be one."""
+    if backend == "eager":
+        return None
+    if backend == "auto":
+        try:
+            rough = misfit.at_accuracy(replace(misfit.accuracy, max_steps=_WORTH_COMPILING))
+            if rough.steps(misfit.quantities.theta()) < _WORTH_COMPILING:
+                return None
+        except SolveError:
+            pass
+    try:
+        return ModelKernel(misfit.model, misfit.quantities, method)
+    except CannotFuse as error:
+        if backend == "fused":
+            raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None
+        return None
 
 
 def _check_arguments(model: Model, noise: str, sigma: str, method: str) -> None:

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from torchivp.api.ivp import solve_ivp
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.inputs import Inputs, Piece
+from torchivp.fitting.kernels import ModelKernel, plain
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.right_hand_side import (
     REFUSALS,
@@ -177,7 +178,12 @@ class Misfit:
         noise: "normal" or "lognormal".
         accuracy: how the model is solved.
         inputs: what acts on the model at known times; default nothing.
+
+    Attributes:
+        kernel: solves trajectories on which nothing acts; None for the step loop.
     """
+
+    kernel: ModelKernel | None = None
 
     def __init__(
         self,
@@ -255,7 +261,13 @@ class Misfit:
         """
         counts = []
         for group in self._groups:
-            pieces = self._pieces(group[0], self.data.trajectories[group[0]].t.tolist())
+            t = self.data.trajectories[group[0]].t.tolist()
+            kernel = self._kernel(group, t)
+            count = None if kernel is None else kernel.steps(theta, group, t, self.accuracy)
+            if count is not None:
+                counts.append(count)
+                continue
+            pieces = self._pieces(group[0], t)
             with torch.no_grad():
                 counts.append(self._solution(torch.tensor(theta), group, pieces)[1])
         return max(counts)
@@ -289,6 +301,12 @@ class Misfit:
         outputs there are; the sizes of its steps are those without derivatives. Where autograd cannot follow the model
         forwards, each output is differentiated backwards.
         """
+        kernel = self._kernel(group, t)
+        if kernel is not None:
+            self._shared.solves += 1
+            found = kernel.sensitivities(theta, group, t, columns, self.accuracy)
+            if found is not None:
+                return found  # a solve that fails says why where it is done step by step
         if self._shared.forwards:
             try:
                 return self._forwards(theta, group, t, columns)
@@ -389,11 +407,21 @@ class Misfit:
 
         With derivatives [T, n, n_observed, 0], which are those with respect to nothing.
         """
+        kernel = self._kernel(group, t)
+        if kernel is not None:
+            self._shared.solves += 1
+            found = kernel.observables(thetas, group, t, self.observed, self.accuracy)
+            if found is not None:
+                return found
         at = torch.tensor(thetas[0] if len(thetas) == 1 else thetas.repeat(len(group), 0))
         with torch.no_grad():
             states, _ = self._solution(at, group, self._pieces(group[0], t, outputs=True))
         states = states.reshape(len(t), len(thetas), len(group), -1)[..., self.observed].numpy()
         return [(states[:, k], np.zeros((*states[:, k].shape, 0))) for k in range(len(thetas))]
+
+    def _kernel(self, group: Sequence[int], t: Sequence[float]) -> ModelKernel | None:
+        """The kernel, if there is one for these trajectories."""
+        return self.kernel if self.kernel is not None and plain(self._pieces(group[0], t)) else None
 
     def _times(self, group: Sequence[int], horizon: float = 1.0) -> list[float]:
         """The times of the first part of the trajectories of a group."""

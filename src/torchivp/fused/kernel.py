@@ -20,7 +20,7 @@ from torchivp.fused.trace import Traced
 _DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
 _DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
 
-_FLAGS = ("-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
+_FLAGS = ("-O2", "-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
 """Elements of vectors are read through pointers to numbers; of W lanes in the signature of a function GCC has views."""
 
 SOLVE: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,10 @@ class Sensitivities:
         tableau: the method, an explicit Runge-Kutta pair.
 
     Raises:
-        CannotFuse: there is no kernel; the message says why.
+        CannotFuse: func cannot be read; the message says why.
+
+    Attributes:
+        used: the numbers of the parameters that func uses.
     """
 
     def __init__(self, func: Callable[..., Tensor], n_states: int, n_parameters: int, tableau: ButcherTableau):
@@ -61,7 +64,7 @@ class Sensitivities:
         self._parameters = [torch.ones((), dtype=torch.float64) for _ in range(n_parameters)]
         self._coefficients = Coefficients.of(tableau)
         self._key = (self._coefficients.b, self._coefficients.error)
-        self._read()
+        self.used = frozenset(role for role in self._read().roles if isinstance(role, int))
 
     def _read(self) -> Reading:
         return self._field.read(self._func, self._parameters, one_row=True)
@@ -80,9 +83,6 @@ class Sensitivities:
         roles = tuple("row" if isinstance(role, int) else role for role in reading.roles)
         size = self._size * (1 + len(directions))
         form = Form(self._coefficients, torch.float64, size, (0, self._size), True, roles)
-        unused = [p for p in directions.parameters if p not in reading.roles]
-        if unused:
-            return CannotFuse(f"func does not use the parameters with the numbers {unused}")
         try:
             if not len(directions):
                 return Kernel(reading.traced, form)
@@ -133,11 +133,16 @@ class Sensitivities:
         for d, state in enumerate(directions.states):
             start[:, 1 + d, state] = 1.0
         inputs = [
-            parameters[role].contiguous() if isinstance(role, int) else None if role in ("t", "y") else x.detach().double()
+            parameters[role].contiguous()
+            if isinstance(role, int)
+            else None
+            if role in ("t", "y")
+            else x.detach().double()
             for role, x in zip(reading.roles, reading.inputs, strict=True)
         ]
         span = torch.stack([torch.tensor(t0, dtype=torch.float64), t[-1]])
-        tolerances = (torch.full_like(start[:1], rtol), atol.expand(1 + count, n).contiguous())
+        all_rtol = y0.new_full((1, (1 + count) * n), rtol)
+        all_atol = atol.expand(1 + count, n).reshape(1, -1).contiguous()
         times = FusedTimes(span[:1], span[1:], t.contiguous().unsqueeze(0))
         rows = len(y0)
         solve = FusedSolve(
@@ -145,7 +150,8 @@ class Sensitivities:
             start.view(rows, -1),
             times,
             controller,
-            *(x.reshape(1, -1) for x in tolerances),
+            all_rtol,
+            all_atol,
             max_steps,
             inputs,
             [],

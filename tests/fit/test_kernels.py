@@ -1,0 +1,100 @@
+"""Fits whose solves are done by a kernel."""
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from compilers import needs_compiler
+from simulated import simulate
+from torchivp import Scheduled, fit
+from torchivp.fitting import read_data
+from torchivp.fitting.kernels import ModelKernel
+from torchivp.fitting.misfit import Accuracy, Misfit
+from torchivp.fitting.quantities import list_quantities
+from torchivp.models import LotkaVolterra, Model
+
+pytestmark = needs_compiler
+
+
+class Branching(LotkaVolterra):
+    """Looks at a value, which kernels cannot."""
+
+    def forward(self, t, y):
+        return super().forward(t, y) if float(t) >= 0.0 else y
+
+
+def two_series():
+    data = simulate(LotkaVolterra(), np.linspace(0, 4, 12), noise=0.1, lognormal=True)
+    return pandas.concat([data.assign(series="a"), (1.3 * data).assign(time=data["time"], series="b")])
+
+
+def test_residuals_and_their_jacobian_are_those_of_the_step_loop():
+    model = LotkaVolterra().double()
+    dataset = read_data(two_series(), list(model.states), trajectory="series")
+    quantities = list_quantities(model, dataset, free=None, fixed={"delta": 1.0}, start=None, lognormal=True)
+    misfit = Misfit(model, dataset, quantities, "lognormal", Accuracy("dopri5", 1e-9, (1e-10, 1e-10), 10_000))
+    theta = quantities.theta()
+    expected, steps = misfit.residuals(theta), misfit.steps(theta)
+    several = misfit.residuals_at(np.stack([theta, 1.01 * theta]))
+    misfit.kernel = ModelKernel(model, quantities, "dopri5")
+    found = misfit.residuals(theta)
+    assert expected is not None and found is not None
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(found.jacobian, expected.jacobian, rtol=1e-6, atol=1e-7)
+    for one, same in zip(misfit.residuals_at(np.stack([theta, 1.01 * theta])), several, strict=True):
+        assert one is not None and same is not None
+        np.testing.assert_allclose(one.values, same.values, rtol=1e-7, atol=1e-8)
+    assert abs(misfit.steps(theta) - steps) <= 0.1 * steps
+
+
+def test_a_fit_finds_the_same_with_a_kernel():
+    data = simulate(LotkaVolterra(), np.linspace(0, 4, 12), noise=0.1, lognormal=True)
+    options = {"noise": "lognormal", "start": {"alpha": 1.4}}
+    eager = fit(LotkaVolterra(), data, backend="eager", **options)
+    fused = fit(LotkaVolterra(), data, backend="fused", **options)
+    assert fused.converged
+    for one, same in zip(fused.estimates, eager.estimates, strict=True):
+        assert one.value == pytest.approx(same.value, rel=1e-5)
+        assert one.standard_error == pytest.approx(same.standard_error, rel=1e-4)
+
+
+def test_a_solve_that_fails_in_a_kernel_says_why():
+    data = simulate(LotkaVolterra(), np.linspace(0, 4, 12), noise=0.1, lognormal=True)
+    model = LotkaVolterra().double()
+    dataset = read_data(data, list(model.states))
+    quantities = list_quantities(model, dataset, free=None, fixed=None, start=None, lognormal=False)
+    misfit = Misfit(model, dataset, quantities, "normal", Accuracy("dopri5", 1e-9, 1e-9, 5))
+    misfit.kernel = ModelKernel(model, quantities, "dopri5")
+    assert misfit.residuals(quantities.theta()) is None
+    assert "max_steps = 5" in misfit.failure
+
+
+def test_what_has_no_kernel_is_refused_or_solved_without():
+    data = simulate(LotkaVolterra(), np.linspace(0, 4, 12), noise=0.1, lognormal=True)
+    with pytest.raises(ValueError, match="backend='fused' has no kernel for this fit"):
+        fit(Branching(), data, backend="fused")
+    with pytest.raises(ValueError, match="unknown backend 'jit'"):
+        fit(LotkaVolterra(), data, backend="jit")
+    with pytest.raises(ValueError, match="kernels of explicit Runge-Kutta methods for fits, and 'bdf' is none"):
+        fit(LotkaVolterra(), data, backend="fused", method="bdf")
+
+
+def test_series_on_which_something_acts_are_solved_step_by_step():
+    dose = Scheduled(torch.tensor([1.0]), lambda t, y: y + 0.5)
+
+    class Decay(Model):
+        states = {"amount": ""}  # noqa: RUF012
+        default_state = (1.0,)
+
+        def __init__(self):
+            super().__init__(rate=0.5)
+
+        def forward(self, t, y):
+            return -self.rate * y
+
+    t = np.linspace(0.0, 3.0, 10)
+    y = np.exp(-0.6 * t) + np.where(t >= 1.0, 0.5 * np.exp(-0.6 * (t - 1.0)), 0.0)
+    data = pandas.DataFrame({"time": t, "amount": y + 1e-3 * np.cos(17 * t)})
+    result = fit(Decay(), data, schedule=dose, backend="fused")
+    assert result["rate"].value == pytest.approx(0.6, abs=0.01)
