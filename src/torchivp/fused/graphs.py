@@ -17,8 +17,8 @@ def core_graph(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.G
     Raises:
         CannotFuse: what it does depends on the values of its arguments.
     """
-    from torch._decomp import core_aten_decompositions  # noqa: PLC0415
-    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+    from torch._decomp import core_aten_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     flat = torch.func.functionalize(function, remove="mutations_and_views")
     try:
@@ -94,3 +94,50 @@ def tangent_graph(
     count = states + len(moved)
     size = examples[0].new_zeros(()) if state is None else examples[state]
     return core_graph(of_directions, [*examples, size.new_zeros((count, *size.shape))])
+
+
+_FEW = 64
+"""Gradients of so few elements are not worth bringing the lanes together."""
+
+
+def outer_products(graph: fx.Graph, looked_at: Sequence[bool]) -> list[bool | None]:
+    """Give the factors of outputs that are products of a column and a row, in place of the products.
+
+    They are the gradients of weights. With their factors at hand the sum over rows is a product of matrices.
+
+    Args:
+        graph: the graph, which is changed.
+        looked_at: which outputs to look at.
+
+    Returns:
+        For each output None, or whether it is the transposed product of the two outputs that stand in its place.
+    """
+    (end,) = [node for node in graph.nodes if node.op == "output"]
+    found: list[bool | None] = []
+    outputs: list[Any] = []
+    for output, look in zip(end.args[0], looked_at, strict=True):
+        factors, transposed = _factors(output) if look else (None, False)
+        found.append(None if factors is None else transposed)
+        outputs += [output] if factors is None else factors
+    end.args = (tuple(outputs),)
+    graph.eliminate_dead_code()
+    return found
+
+
+def _factors(node: Any) -> tuple[list[fx.Node] | None, bool]:
+    """The column and the row whose product a value is, and whether it is transposed."""
+    transposed = False
+    while isinstance(node, fx.Node) and node.op == "call_function" and node.args:
+        name = str(node.target)
+        if "clone" in name or "alias" in name:
+            node = node.args[0]
+        elif "permute" in name and list(node.args[1]) == [1, 0]:  # pyright: ignore
+            node, transposed = node.args[0], not transposed
+        elif "aten.mm" in name:
+            left, right = node.args
+            if left.meta["val"].shape[1] == 1 and node.meta["val"].numel() > _FEW:  # pyright: ignore
+                return [left, right], transposed  # pyright: ignore
+            break
+        else:
+            break
+    return None, False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
-from torchivp.fused.graphs import tangent_graph, value_graph, vjp_graph
+from torchivp.fused.graphs import outer_products, tangent_graph, value_graph, vjp_graph
 from torchivp.fused.lower import Lowering
 from torchivp.fused.steps import Coefficients, declarations, step_code, tables
 from torchivp.fused.trace import Traced
@@ -317,50 +317,86 @@ class PullKernel:
     """
 
     def __init__(self, kernel: Kernel, wanted: tuple[int, ...]):
-        form, traced, lowering = kernel.form, kernel.traced, kernel.lowering
-        y = form.roles.index("y") if "y" in form.roles else None
-        numbers = [*([] if y is None else [y]), *wanted]
-        slope = torch.zeros(form.size, dtype=form.dtype)
-        graph = vjp_graph(traced.module, traced.examples, numbers, slope)
-        lines, outputs = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
-        lines = list(lines)
-        to_y = outputs.pop(0) if y is not None else Array.known(slope)
-        lines += kernel.written(to_y, "to_y")
         self.shared: list[tuple[int, slice]] = []
         self.per_row: list[tuple[int, slice]] = []
         self.sums = self.row_sums = 0
-        for number, output in zip(wanted, outputs, strict=True):
-            if form.roles[number] == "row":
-                where, start = "row_sums", self.row_sums
-                self.row_sums += output.size
-                self.per_row.append((number, slice(start, self.row_sums)))
-            else:
-                where, start = "sums", self.sums
-                self.sums += output.size
-                self.shared.append((number, slice(start, self.sums)))
-            lines += lowering.added(output, where, start)
-        self.kept = lowering.kept
-        arguments = f"{_NOW}, const typename Lanes<W>::R* g, typename Lanes<W>::R* to_y, typename Lanes<W>::R* sums, "
+        lanes, matrices, lines = self._lowered(kernel, wanted)
+        self.kept = kernel.lowering.kept
+        lane = "typename Lanes<W>::R*"
+        arguments = f"{_NOW}, const {lane} g, {lane} to_y, {lane} sums, {lane} wide, {lane} row_sums"
         self.source = "\n".join(
             [
                 "#define PULLS",
                 *kernel.beginning(structure("Pull", PULL)),
-                tables(form.coefficients),
-                f"constexpr int SUMS_USED = {self.sums}, SUMS = {max(self.sums, 1)};",
+                tables(kernel.form.coefficients),
+                f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
                 f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
-                f"template <int W> FUSED void pull_field({arguments} typename Lanes<W>::R* row_sums) {{",
+                f"template <int W> constexpr int WIDE = 1{''.join(f' + {m} * (({n} + W - 1) / W)' for m, n, _ in matrices)};",
+                source_file("outer.h"),
+                f"template <int W> FUSED void pull_field({arguments}) {{",
                 _BEGIN,
                 *lines,
                 "}",
+                *_unpacking(lanes, matrices),
                 source_file("pull.h"),
                 source_file("host.h"),
             ]
         )
         self._pull = _loaded(self.source, "pull")
 
+    def _lowered(self, kernel: Kernel, wanted: tuple[int, ...]) -> tuple[int, list[tuple[int, int, int]], list[str]]:
+        """The number of sums kept as lanes, the matrices that are not, and the lines of the gradients.
+
+        A matrix is given by its shape, and by where its gradient begins among all.
+        """
+        form, lowering = kernel.form, kernel.lowering
+        y = form.roles.index("y") if "y" in form.roles else None
+        numbers = [*([] if y is None else [y]), *wanted]
+        slope = torch.zeros(form.size, dtype=form.dtype)
+        graph = vjp_graph(kernel.traced.module, kernel.traced.examples, numbers, slope)
+        outer = outer_products(graph, [form.roles[number] == "shared" for number in numbers])
+        lines, found = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
+        lines, outputs = list(lines), iter(found)
+        lines += kernel.written(Array.known(slope) if y is None else next(outputs), "to_y")
+        lanes, matrices, late = 0, [], []
+        for number, transposed in zip(wanted, outer[len(numbers) - len(wanted) :], strict=True):
+            output = next(outputs)
+            if form.roles[number] == "row":
+                lines += lowering.added(output, "row_sums", self.row_sums)
+                self.per_row.append((number, slice(self.row_sums, self.row_sums + output.size)))
+                self.row_sums += output.size
+            elif transposed is None:
+                lines += lowering.added(output, "sums", lanes)
+                self.shared.append((number, slice(lanes, lanes + output.size)))
+                lanes += output.size
+            else:
+                left, right = output, next(outputs)
+                late.append((number, *((right, left) if transposed else (left, right))))
+        self.sums = lanes
+        for number, left, right in late:
+            (m, n), start = (left.size, right.size), self.sums
+            offset = " + ".join(["0", *(f"{i} * (({j} + W - 1) / W)" for i, j, _ in matrices)])
+            lines += lowering.outer(left, right, f"outer<W, {m}, {n}>(wide + {offset}")
+            matrices.append((m, n, start))
+            self.shared.append((number, slice(start, start + m * n)))
+            self.sums += m * n
+        return lanes, matrices, lines
+
     def run(self, call: PullCall) -> None:
         """Run the kernel."""
         self._pull(ctypes.addressof(call))
+
+
+def _unpacking(lanes: int, matrices: Sequence[tuple[int, int, int]]) -> list[str]:
+    """The function that adds up the sums of a block of rows."""
+    lines = [
+        "template <int W> __DEVICE__ void add_up(",
+        "const typename Lanes<W>::R* sums, const typename Lanes<W>::R* wide, real* total) {",
+        f"for (int e = 0; e < {lanes}; ++e) total[e] = sum_of_lanes<W>(sums[e]);",
+    ]
+    for m, n, start in matrices:
+        lines += [f"unpack<W, {m}, {n}>(wide, total + {start});", f"wide += {m} * (({n} + W - 1) / W);"]
+    return [*lines, "(void)sums; (void)wide; (void)total;", "}"]
 
 
 def _loaded(source: str, name: str) -> Any:

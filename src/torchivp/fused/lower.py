@@ -216,6 +216,19 @@ class Lowering:
         self._lines, added = lines, self._lines
         return added
 
+    def outer(self, left: Array, right: Array, call: str) -> list[str]:
+        """The lines that add a product of a column and a row, summed over lanes, by a `call` that lacks its factors."""
+        self._lines, lines = [], self._lines
+        factors = []
+        for array in (left, right):
+            name = f"v{next(self._names)}"
+            self._lines.append(f"{TYPES['real']} {name}[{array.size}];")
+            self.copy_into(Array.stored(name, array.shape), array)
+            factors.append(name)
+        self._lines.append(f"{call}, {', '.join(factors)});")
+        self._lines, added = lines, self._lines
+        return added
+
     def _constant(self, value: Tensor, kind: Kind) -> str:
         numbers = tuple(literal(x, kind) for x in value.reshape(-1).tolist())
         if (kind, numbers) not in self._known:

@@ -13,13 +13,15 @@ template <int W> struct Backward {
   In<W> in;
   R bar[N];            // the cotangent of the state at which a row has arrived
   R carried[N];        // that of the slope that was handed on from the step before
-  R sums[SUMS];        // those of the inputs that all rows share
+  R sums[LANE_SUMS];   // those of the inputs that all rows share, but for
+  R wide[WIDE<W>];     // matrices, which are summed over lanes at once
   R row_sums[ROW_SUMS];
   MD active;
   int64_t row[W], step_number[W], next[W];
 
   __DEVICE__ explicit Backward(const Pull& pull) : s(pull), in(pull) {
-    for (int e = 0; e < SUMS; ++e) sums[e] = up<W>(0);
+    for (int e = 0; e < LANE_SUMS; ++e) sums[e] = up<W>(0);
+    for (int e = 0; e < WIDE<W>; ++e) wide[e] = up<W>(0);
   }
 
   __DEVICE__ double end_of(int l) const { return s.ends[row[l] * (s.capacity + 1) + step_number[l]]; }
@@ -140,7 +142,7 @@ template <int W> struct Backward {
     for (int i = slopes - 1; i >= 0; --i) {
       if (PREDICTS && i == 0) hand_over(kbar[0]);
       if (i == 0 && !any_first) break;
-      pull_field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y[i], in, kbar[i], to_y, sums, row_sums);
+      pull_field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y[i], in, kbar[i], to_y, sums, wide, row_sums);
       for (int e = 0; e < N; ++e) {
         bar[e] += to_y[e];
         for (int j = 0; j < i; ++j) kbar[j][e] += h * real(A[i][j]) * to_y[e];
@@ -184,6 +186,6 @@ template <int W> struct Backward {
       if (!any<W>(active)) break;
       iterate();
     }
-    for (int e = 0; e < SUMS_USED; ++e) total[e] = sum_of_lanes<W>(sums[e]);
+    add_up<W>(sums, wide, total);
   }
 };
