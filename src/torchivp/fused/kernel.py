@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -331,7 +332,7 @@ class PullKernel:
                 tables(kernel.form.coefficients),
                 f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
                 f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
-                f"template <int W> constexpr int WIDE = 1{''.join(f' + {m} * (({n} + W - 1) / W)' for m, n, _ in matrices)};",
+                f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
                 source_file("outer.h"),
                 f"template <int W> FUSED void pull_field({arguments}) {{",
                 _BEGIN,
@@ -375,8 +376,7 @@ class PullKernel:
         self.sums = lanes
         for number, left, right in late:
             (m, n), start = (left.size, right.size), self.sums
-            offset = " + ".join(["0", *(f"{i} * (({j} + W - 1) / W)" for i, j, _ in matrices)])
-            lines += lowering.outer(left, right, f"outer<W, {m}, {n}>(wide + {offset}")
+            lines += lowering.outer(left, right, f"outer<W, {m}, {n}>(wide + {_room(matrices)}")
             matrices.append((m, n, start))
             self.shared.append((number, slice(start, start + m * n)))
             self.sums += m * n
@@ -385,6 +385,11 @@ class PullKernel:
     def run(self, call: PullCall) -> None:
         """Run the kernel."""
         self._pull(ctypes.addressof(call))
+
+
+def _room(matrices: Sequence[tuple[int, int, int]]) -> str:
+    """How many vectors the sums of matrices take, a C++ expression."""
+    return " + ".join(["0", *(f"{m} * (({n} + W - 1) / W)" for m, n, _ in matrices)])
 
 
 def _unpacking(lanes: int, matrices: Sequence[tuple[int, int, int]]) -> list[str]:
