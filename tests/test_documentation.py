@@ -11,6 +11,7 @@ import shutil
 import sys
 import textwrap
 import traceback
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +89,9 @@ def fail(page: Path, line: int, report: str) -> None:
 def test_snippets_run(page, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
+    main = types.ModuleType("__main__")  # which func is looked up in when it is compiled
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    namespace = vars(main)
     for snippet in snippets(page.read_text(encoding="utf-8")):
         if snippet.language == "python":
             run_python(page, snippet, namespace)
