@@ -113,6 +113,11 @@ def _active_autocast() -> tuple[tuple[str, torch.dtype], ...]:
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _WITH_AUTOCAST if torch.is_autocast_enabled(kind))
 
 
+def caller_casts() -> bool:
+    """Whether functions of the user's run under `torch.autocast`."""
+    return bool(_caller.autocast)
+
+
 @contextmanager
 def _called_with(active: tuple[tuple[str, torch.dtype], ...]) -> Iterator[None]:
     around, _caller.autocast = _caller.autocast, active

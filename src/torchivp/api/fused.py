@@ -13,6 +13,7 @@ from torch import Tensor
 from torchivp.api.arguments import Gradient
 from torchivp.api.rows import plan_rows, raise_failures
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
+from torchivp.boundary import caller_casts
 from torchivp.error_norm import check_tolerance
 from torchivp.failures import Failures
 from torchivp.fused.compiler import CompileError, NoCompiler
@@ -120,7 +121,13 @@ def solve_fused(
             compact=compact,
         )
 
-    reading = field.read(func, args)
+    if not (callable(func) and type(args) in (tuple, list)):
+        plan()  # whose questions have longer answers
+    try:
+        reading = field.read(func, args)
+    except CannotFuse:
+        _first_slopes(plan())  # an error of func's own, or what is wrong with what it returns, comes first
+        raise
     traced, inputs, roles, leaves = reading.traced, reading.inputs, reading.roles, reading.leaves
     adaptive = isinstance(controller, PIDController)
     kernel = traced.kernels.get((method, adaptive))
@@ -153,7 +160,7 @@ def solve_fused(
         else:
             values, last = solve.run()
     except OutOfOrder:
-        plan()  # whose questions about the times have longer answers
+        plan()
         raise
     return _solution(solve, values, last, layout, plan, throw)
 
@@ -171,7 +178,7 @@ def _refuse_what_kernels_lack(
     check_controller(controller, method)
     if may_be_tracked():
         raise CannotFuse("kernels are not followed by torch.func transforms and forward mode")
-    if torch._C._is_any_autocast_enabled():
+    if caller_casts():
         raise CannotFuse("kernels compute in the precision of the state, not under torch.autocast")
 
 
@@ -234,12 +241,18 @@ def _checked_kernel(
         return CannotFuse(str(error))
 
 
+def _first_slopes(plan: RowIntegration) -> Tensor:
+    """What func itself gives at the start, [rows, size]."""
+    problem = plan.problem
+    with torch.no_grad():
+        return slopes_of(problem.func.on(None))(problem.user_time(problem.times.start), problem.y0)
+
+
 def _reads_right(reading: Reading, plan: RowIntegration) -> bool:
     """Whether the graph gives the values of the function itself, at the starts of the first rows."""
     problem, count = plan.problem, min(2, plan.problem.rows)
-    t = problem.user_time(problem.times.start)
+    t, slopes = problem.user_time(problem.times.start), _first_slopes(plan)
     with torch.no_grad():
-        slopes = slopes_of(problem.func.on(None))(t, problem.y0)
         for row in range(count):
             given: dict[Any, Tensor] = {"t": t[row : row + 1], "y": problem.y0[row]}
             inputs = []
