@@ -339,7 +339,7 @@ def _plain_times(t_span: Any, t_eval: Any) -> FusedTimes | None:
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
         wanted = t_eval.contiguous().unsqueeze(0)
-    span = torch.tensor([start, end], dtype=torch.float64)
+    span = torch.from_numpy(np.array((start, end)))
     return FusedTimes(span[:1], span[1:], wanted, checked=wanted is None)
 
 
@@ -396,7 +396,7 @@ def _solution(
     throw: bool,
 ) -> Solution | BatchSolution:
     outcomes, times, rows = solve.outcomes, solve.times, len(solve.y0)
-    failed = {} if outcomes.all_well else _failures(solve, plan())
+    failed = {} if solve.well else _failures(solve, plan())
     status = OfRows(rows, lambda row: _status_of(outcomes, failed, row))
     stats = OfRows(rows, lambda row: _stats_of(outcomes, row))
     count = values.shape[1]
@@ -426,13 +426,12 @@ def _solution(
 def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
     if row in failed:
         return failed[row]
-    t = float(outcomes.t[row])
-    _, accepted, rejected, _ = outcomes.counts[:, row].tolist()
+    (_, accepted, rejected, _), (t, *_) = outcomes.of(row)
     return Status(Outcome.SUCCESS, f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected", t)
 
 
 def _stats_of(outcomes: Outcomes, row: int) -> Stats:
-    _, accepted, rejected, evaluations = outcomes.counts[:, row].tolist()
+    (_, accepted, rejected, evaluations), _ = outcomes.of(row)
     return Stats(evaluations, accepted, rejected, backend="fused")
 
 
@@ -450,9 +449,8 @@ def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))
         adaptive = isinstance(plan.controller, PIDController)
-        code, accepted, rejected, _ = outcomes.counts[:, row].tolist()
+        (code, accepted, rejected, _), (t, taken, _, error) = outcomes.of(row)
         failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[code]
-        t, taken, _, error = outcomes.numbers[:, row].tolist()
         if ending == "out_of_steps":
             counts = f"{accepted} accepted, {rejected} rejected"
             found[row] = failures.out_of_steps(t, taken, plan.max_steps, counts, False)

@@ -55,7 +55,9 @@ class Field:
         Raises:
             CannotFuse: func cannot be read.
         """
-        leaves, spec = pytree.tree_flatten(tuple(args)) if args else ([], None)
+        leaves, spec = list(args), None
+        if not all(isinstance(leaf, Tensor) for leaf in leaves):
+            leaves, spec = pytree.tree_flatten(tuple(args))
         lead, rows = self.layout.lead, self.layout.rows
         per_row: dict[int, int] = {}
         of_row, arguments = list(leaves), tuple(args)
@@ -66,8 +68,7 @@ class Field:
         if one_row:
             per_row = {id(leaf): i for i, leaf in enumerate(leaves)}
         elif per_row:
-            assert spec is not None
-            arguments = pytree.tree_unflatten(of_row, spec)
+            arguments = tuple(of_row) if spec is None else pytree.tree_unflatten(of_row, spec)
         code = getattr(func, "__code__", None) or type(func)
         key = (code, self._signature, len(args), one_row, *per_row.values())
         traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, arguments)

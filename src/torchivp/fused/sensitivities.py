@@ -157,7 +157,7 @@ class Sensitivities:
             [],
         )
         values, _ = solve.run()
-        if not solve.outcomes.all_well:
+        if not solve.well:
             return None
         values = values.view(rows, len(t), 1 + count, n)
         return values[:, :, 0], values[:, :, 1:], solve.outcomes.accepted

@@ -6,7 +6,6 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,10 +63,13 @@ class Outcomes:
         self.counts = torch.empty((4, rows), dtype=torch.int64)
         self.numbers = torch.empty((4, rows), dtype=torch.float64)
 
-    @cached_property
     def all_well(self) -> bool:
         """Whether every row reached its end."""
         return self.counts.shape[1] == 0 or int(self.counts[0].max()) == SUCCESS
+
+    def of(self, row: int) -> tuple[list[int], list[float]]:
+        """The counts and the numbers of a row."""
+        return self.counts[:, row].tolist(), self.numbers[:, row].tolist()
 
     @property
     def accepted(self) -> Tensor:
@@ -120,6 +122,7 @@ class FusedSolve(NodeSolve):
     record: FusedRecord | None = field(default=None, init=False)
     outcomes: Outcomes = field(init=False)
     last_states: Tensor = field(init=False)
+    well: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.late = NoLateLeaves()
@@ -138,7 +141,8 @@ class FusedSolve(NodeSolve):
                 break
             room = kernel.room = most + most // 8 + 8
         self.record = record
-        self.last_states = last.clone() if self.wanted or not self.outcomes.all_well else last
+        self.well = self.outcomes.all_well()
+        self.last_states = last if self.well else last.clone()
         if self.times.wanted is None and record is not None:
             values = record.states[:, : most + 1].clone()
             beyond = torch.arange(most + 1) > self.outcomes.accepted.unsqueeze(1)
