@@ -31,6 +31,7 @@ from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
+from torchivp.split import as_split
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
@@ -222,6 +223,7 @@ def solve_ivp(
         True
     """
     refuse_keywords(solve_ivp, unknown, _ADVICE)
+    func = as_split(func)
     warn_of_callbacks("solve_ivp", func)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
@@ -236,7 +238,7 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
-    known = check_jacobian(method, y0, batch_dims, jac, jac_sparsity)
+    known = check_jacobian(func, method, y0, batch_dims, jac, jac_sparsity)
     gradient = find_gradient(gradient)
     hint = ", the number of leading dimensions of y0 that number the rows"
     dims = check_whole_number("batch_dims", batch_dims, 0, hint=hint)
