@@ -159,7 +159,7 @@ class UserFunction:
         return other
 
     @functools.cached_property
-    def parts(self) -> tuple[UserFunction, UserFunction] | None:
+    def summands(self) -> tuple[UserFunction, UserFunction] | None:
         """Those whose sum it is, the explicit and the implicit one; None if it is no such sum."""
         function = self.function
         if not isinstance(function, Split):

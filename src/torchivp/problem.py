@@ -72,9 +72,9 @@ class FlatFunction:
         return self._calls[0]
 
     @cached_property
-    def parts(self) -> tuple[FlatFunction, FlatFunction] | None:
+    def summands(self) -> tuple[FlatFunction, FlatFunction] | None:
         """The explicit and the implicit part, if it is the sum of two functions."""
-        return copies_calling(self, "call", self.call.parts)
+        return copies_calling(self, "call", self.call.summands)
 
     @property
     def func(self) -> Callable[..., Any]:

@@ -91,6 +91,6 @@ def copies_calling(function: Any, name: str, calls: tuple[Any, Any] | None) -> t
     return parts
 
 
-def parts_of(func: Any) -> tuple[Any, Any] | None:
+def summands_of(func: Any) -> tuple[Any, Any] | None:
     """The explicit and the implicit part of a right-hand side on flat states; None if it is not split."""
-    return getattr(func, "parts", None)
+    return getattr(func, "summands", None)

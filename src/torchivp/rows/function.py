@@ -219,9 +219,9 @@ class FunctionOnRows:
         return self._calls[0]
 
     @cached_property
-    def parts(self) -> tuple[FunctionOnRows, FunctionOnRows] | None:
+    def summands(self) -> tuple[FunctionOnRows, FunctionOnRows] | None:
         """The explicit and the implicit part, if it is the sum of two functions."""
-        return copies_calling(self, "_function", self._function.parts)
+        return copies_calling(self, "_function", self._function.summands)
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
         self._calls[0] += 1

@@ -28,6 +28,7 @@ from torchivp.methods.implicit.per_row import (
     pick,
     without,
 )
+from torchivp.methods.implicit.preconditioner import Preconditioner
 from torchivp.methods.implicit.steps import (
     added,
     check_linear_solver,
@@ -35,6 +36,7 @@ from torchivp.methods.implicit.steps import (
     newton_of,
     old_solver,
     recorded,
+    systems_of,
     tracked,
     without_overflow,
 )
@@ -44,7 +46,7 @@ from torchivp.methods.ode.implicit_error import ErrorControl
 from torchivp.methods.ode.implicit_stages import Block, Stages
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
-from torchivp.split import parts_of
+from torchivp.split import summands_of
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import read, read_rows
 
@@ -208,6 +210,11 @@ class ImplicitRungeKutta(Method):
             fixed steps, and 10 in adaptive ones, which are rather tried again shorter.
         linear_solver: "dense" factorises the matrix of the linear systems, "krylov" (GMRES) needs products of vectors
             with the Jacobian only; "auto" chooses by the size of the system.
+        preconditioner: for GMRES, what solves the linear systems of a stage about: a function `(t, y, h, r)` that
+            returns x with `(I - h J) x = r`, about, J the Jacobian of func at t and y (of the implicit one of a pair;
+            with a mass matrix, of what it leaves of func). It is linear in r. `t` and h are [rows, 1], y, r and x
+            [rows, n], of the flattened states, of the rows under way. Gradients need its transpose, which autograd
+            finds in what it computes in torch; otherwise it is taken to be symmetric.
         filters_error: whether the matrix of the linear systems filters the estimate of the error, for embedded methods
             that are not stable where the solution decays fast.
         newton_tolerance: the error that Newton's iteration may leave in an adaptive step, in units of the tolerance.
@@ -223,9 +230,11 @@ class ImplicitRungeKutta(Method):
     uses_jacobian = True
     max_iters: ClassVar[int | None] = None
     linear_solver: ClassVar[str] = "auto"
+    preconditioner: ClassVar[Preconditioner | None] = None
     options: ClassVar[Mapping[str, Check]] = {
         "max_iters": partial(check_whole_number, smallest=1),
         "linear_solver": check_linear_solver,
+        "preconditioner": Preconditioner.check,
     }
 
     def __init_subclass__(cls) -> None:
@@ -248,6 +257,7 @@ class ImplicitRungeKutta(Method):
         self._given, self._norm = norm, without_overflow(norm, y0.dtype.to_real())
         self._complex = y0.is_complex()
         self._like = y0.real.new_empty(0)
+        self._systems = systems_of(y0, self.linear_solver, self.preconditioner)
         self._whole = self._laid_out(split=False)
 
     @cached_property
@@ -256,8 +266,7 @@ class ImplicitRungeKutta(Method):
 
     def _laid_out(self, split: bool) -> tuple[Stages, ErrorControl | None]:
         """The coefficients, and the error control if steps are adaptive."""
-        systems = partial(Systems, self.linear_solver)
-        stages = Stages(self.tableau, split, systems, self._like)
+        stages = Stages(self.tableau, split, self._systems, self._like)
         order = self.error_order
         return stages, None if order is None else ErrorControl(order, stages, self.filters_error)
 
@@ -327,7 +336,7 @@ class ImplicitRungeKutta(Method):
 
     def _scheme(self, func: FlatFunc) -> _Scheme:
         """How steps of `func` are taken, on real states."""
-        parts = parts_of(func) if self.splits else None
+        parts = summands_of(func) if self.splits else None
         functions, laid_out = ((func,), self._whole) if parts is None else (parts[::-1], self._split)
         return _Scheme([on_real_pairs(f) for f in functions] if self._complex else functions, *laid_out)
 

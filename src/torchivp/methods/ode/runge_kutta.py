@@ -143,6 +143,11 @@ class ButcherTableau:
         _require(max(abs(polynomials.sum(1) - b)) < 1e-11, "dense.b must equal b at the end of the step")
 
 
+def with_larger_error(b: Coefficients, b_embedded: Coefficients, factor: float) -> Coefficients:
+    """Embedded weights whose difference to `b` is larger by this factor than that of `b_embedded`, of its order."""
+    return tuple(x + factor * (y - x) for x, y in zip(b, b_embedded, strict=True))
+
+
 def square(rows: Sequence[Coefficients]) -> np.ndarray:
     """The rows of a tableau as a matrix, with the zeros at their ends."""
     return np.array([[*row, *[0.0] * (len(rows) - len(row))] for row in rows], dtype=np.float64)
