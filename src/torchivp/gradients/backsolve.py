@@ -20,7 +20,12 @@ from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_inside_transform, user_function
 from torchivp.gradients.node import NodeSolve, as_node
-from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_preconditioner, refuse_steps_again
+from torchivp.gradients.refusals import (
+    refuse_dense_output,
+    refuse_forward_mode,
+    refuse_preconditioner,
+    refuse_steps_again,
+)
 from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
 from torchivp.methods import find_method

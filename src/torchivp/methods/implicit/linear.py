@@ -164,8 +164,6 @@ class Systems:
             )
         if self.kind != "auto":
             return self.kind
-        if self.preconditioner is not None:
-            return "krylov"
         if sparsity is not None and sparsity.pays:
             return "sparse"
         return "dense" if len(self.a) * y.shape[1] <= _LARGEST_DENSE else "krylov"

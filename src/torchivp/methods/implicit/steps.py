@@ -50,7 +50,8 @@ def systems_of(
             "preconditioner is for real states: leave it out, or write real and imaginary parts as elements of the "
             "state, as torch.view_as_real does"
         )
-    return lambda a, tolerance: Systems(linear_solver, a, tolerance, preconditioner)
+    kind = linear_solver if preconditioner is None else "krylov"
+    return lambda a, tolerance: Systems(kind, a, tolerance, preconditioner)
 
 
 def without_overflow(norm: ErrorNorm, dtype: torch.dtype) -> ErrorNorm:
