@@ -166,7 +166,7 @@ def test_a_function_that_is_not_holomorphic():
             **options,
         )
         torch.testing.assert_close(torch.view_as_real(plain.y), pairs.y, rtol=1e-10, atol=1e-11)
-        assert plain.stats.evaluations == pytest.approx(pairs.stats.evaluations, rel=0.05)
+        assert plain.stats.evaluations == pytest.approx(pairs.stats.evaluations, rel=0.1)
         # Newton converges: with a Jacobian for holomorphic functions, it would by a constant factor at best.
         assert plain.stats.evaluations < 14 * len(ODE_METHODS[method].tableau.c) * plain.stats.accepted
 
