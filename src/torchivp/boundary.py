@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.amp.autocast_mode import autocast, is_autocast_available
 
+from torchivp.split import Split
 from torchivp.torch_func import inside_transform, version
 
 _P = ParamSpec("_P")
@@ -161,6 +162,14 @@ class UserFunction:
         other._autocast = self._autocast
         other._call = other.in_context if self._autocast else function
         return other
+
+    @functools.cached_property
+    def summands(self) -> tuple[UserFunction, UserFunction] | None:
+        """Those whose sum it is, the explicit and the implicit one; None if it is no such sum."""
+        function = self.function
+        if not isinstance(function, Split):
+            return None
+        return self.calling(function.explicit), self.calling(function.implicit)
 
     def __call__(self, t: Tensor, y: Tensor, shape: Callable[[Tensor], Any], *further: Any) -> Any:
         """The value of the function at `t` and `shape(y)`, which is, or is made of, views of `y`.

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.methods.jacobian import Linearisation, given_jacobian, sparse_jacobians, sparsity_of
 from torchivp.methods.method import FlatFunc
 from torchivp.sparsity import Sparsity
+from torchivp.split import summands_of
 from torchivp.state import elsewhere
 from torchivp.torch_func import inside_transform, without_derivatives
 
@@ -42,6 +43,8 @@ def check_given_jacobian(
     Raises:
         ValueError: an entry of the Jacobian is wrong, or outside of the pattern.
     """
+    if parts := summands_of(func):
+        func = parts[1]  # what is given is that of the implicit one
     jac, sparsity = given_jacobian(func), sparsity_of(func)
     if (jac is None and sparsity is None) or inside_transform() or not y.numel():
         return

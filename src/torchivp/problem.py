@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
 from torchivp.mass import Mass, Projection
 from torchivp.sparsity import Sparsity
+from torchivp.split import copies_calling, functions_of
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
 
@@ -20,7 +22,8 @@ from torchivp.times import Times, time_scalar
 class CountedFunction(Protocol):
     """A function of flat states, called with a 0-d time and a [1, size] state, that counts its evaluations."""
 
-    evaluations: int
+    @property
+    def evaluations(self) -> int: ...
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor: ...
 
@@ -61,7 +64,17 @@ class FlatFunction:
         self.derivative = StateLayout.checked_derivative if mass is None else mass.derivative
         self.checked_jacobian = StateLayout.checked_jacobian if mass is None else mass.jacobian
         self.projection: Projection | None = mass and mass.projection
-        self.evaluations = 0
+        self._calls = [0]
+
+    @property
+    def evaluations(self) -> int:
+        """How often it was called, or one of its parts."""
+        return self._calls[0]
+
+    @cached_property
+    def summands(self) -> tuple[FlatFunction, FlatFunction] | None:
+        """The explicit and the implicit part, if it is the sum of two functions."""
+        return copies_calling(self, "call", self.call.summands)
 
     @property
     def func(self) -> Callable[..., Any]:
@@ -81,8 +94,21 @@ class FlatFunction:
         return lambda t, y: self.checked_jacobian(self.layout, jac(t, y, self.layout.unflatten, *self.args))
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        self.evaluations += 1
+        self._calls[0] += 1
         return self.derivative(self.layout, self.call(t, y, self.layout.unflatten, *self.args))
+
+
+def check_right_hand_side(func: Any) -> None:
+    """Check that what the user gave, or each of the two whose sum it is, can be called as func(t, y).
+
+    Raises:
+        TypeError: it cannot.
+    """
+    for function in functions_of(func):
+        if not callable(function):
+            hint = ": a pair (explicit, implicit) is for solve_ivp" if isinstance(func, tuple | list) else ""
+            raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}{hint}")
+        check_time_first("func", function, "func(t, y)")
 
 
 @dataclass
@@ -121,9 +147,7 @@ class Problem:
             TypeError: `func` is not callable, or `y0` or `args` are of the wrong type.
             ValueError: `y0` is empty of tensors or its leaves lie on several devices.
         """
-        if not callable(func):
-            raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
-        check_time_first("func", func, "func(t, y)")
+        check_right_hand_side(func)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)

@@ -17,7 +17,7 @@ def test_detest_problems_within_the_tolerance(method, problem):
     rtol = 1e-4 if ODE_METHODS[method].order < 5 else 1e-8
     y = odeint(func, torch.tensor(y0, dtype=torch.float64), t, method=method, rtol=rtol, atol=rtol / 10)
     error = (y - scipy_solution(func, y0, t)).abs().max().item()
-    assert error < {"fehlberg2": 3e4, "bdf": 4e3, "rosenbrock23": 3e3}.get(method, 1e3) * rtol
+    assert error < {"fehlberg2": 3e4, "bdf": 4e3, "kencarp5": 4e3, "rosenbrock23": 3e3}.get(method, 1e3) * rtol
 
 
 @pytest.mark.parametrize("controller", [PIDController(), PIController(), PIDController(kp=0.2, ki=0.4, kd=0.05)])
@@ -59,7 +59,7 @@ def test_dtypes(method, dtype):
     assert y.dtype == dtype
     assert seen == {dtype.to_real()}
     exact = torch.exp(torch.tensor([0.0, 0.4, 1.0], dtype=dtype) * rate)
-    bounds = {"euler": 0.03, "implicit_euler": 0.03, "fehlberg2": 1e-3, "rosenbrock23": 3e-4}
+    bounds = {"euler": 0.03, "implicit_euler": 0.03, "fehlberg2": 1e-3, "rosenbrock23": 3e-4, "kencarp5": 3e-4}
     assert (y - exact[:, None]).abs().max() < bounds.get(method, 1e-4)
 
 

@@ -57,7 +57,8 @@ def test_a_dosing_table_with_every_method(method):
                          events=Scheduled(times, dose, doses), **options)  # fmt: skip
     expected = amounts(t_eval, 1.0, k, times, doses)
     off = {1: 2e-2, 2: 1e-3}.get(ODE_METHODS[method].order, 2e-5)
-    torch.testing.assert_close(solution.y[:, 0], expected, rtol=0, atol=max(off, 1e-4 if "scipy" in method else 0))
+    least = {"scipy_solver": 1e-4, "kencarp5": 3e-4}.get(method, 0.0)  # the latter between its long steps
+    torch.testing.assert_close(solution.y[:, 0], expected, rtol=0, atol=max(off, least))
     log = solution.events
     assert torch.equal(log.t, times) and log.index.tolist() == [0, 0, 0] and log.row.tolist() == [0, 0, 0]
     torch.testing.assert_close(log.y_after[:, 0] - log.y[:, 0], doses, rtol=0, atol=1e-14)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from simulated import simulate
+from torchivp import solve_ivp
 from torchivp.fitting import fit
-from torchivp.models import SIR, FitzHughNagumo, Lorenz, LotkaVolterra, Model, Pendulum, VanDerPol
+from torchivp.models import SIR, FitzHughNagumo, Lorenz, LotkaVolterra, Model, Pendulum, Robertson, VanDerPol
 
 
 def largest_error(result, truth: Model) -> float:
@@ -222,3 +223,29 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         assert result.converged
         hits.extend(result[name].lower < value < result[name].upper for name, value in truth.values().items())
     assert 0.85 < np.mean(hits) <= 1.0, "60 correlated trials of probability 0.95"
+
+
+@pytest.mark.slow
+def test_the_rate_constants_of_robertson():
+    """Over six decades of time, from the wrong ones by factors of two to three."""
+    truth, t = Robertson(), np.logspace(-2, 4, 19)
+    start = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    with torch.no_grad():
+        exact = solve_ivp(truth, (0.0, t[-1]), start, t_eval=t.tolist(), method="radau5", rtol=1e-9, atol=1e-13).y
+    noisy = exact.numpy() * np.exp(0.01 * np.random.default_rng(1).standard_normal(exact.shape))
+    data = pd.DataFrame({"time": t, **dict(zip(truth.states, noisy.T, strict=True))})
+    data = pd.concat([pd.DataFrame({"time": [0.0], "a": [1.0]}), data])
+    result = fit(
+        Robertson(),
+        data,
+        method="rodas5p",
+        noise="lognormal",
+        free=list(truth.values()),
+        fixed={"a": 1.0, "b": 0.0, "c": 0.0},
+        start={"k1": 0.1, "k2": 1e7, "k3": 3e3},
+        rtol=1e-6,
+        atol=1e-12,
+    )
+    assert result.converged and not result.warnings
+    for name, value in truth.values().items():
+        assert abs(np.log(result[name].value / value)) < 3 * result[name].scale_error < 0.03

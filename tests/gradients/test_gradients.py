@@ -31,7 +31,8 @@ def steps_for(method):
     order = ODE_METHODS[method].order
     if ODE_METHODS[method].error_order is None and not ODE_METHODS[method].sizes_steps:
         return {"step_size": 0.01 if order == 1 else 0.02}
-    tolerance = {"fehlberg2": 1e-6, "kvaerno5": 1e-8}.get(method, 1e-5 if order < 4 else 1e-7)
+    tight = {"fehlberg2": 1e-6, "kvaerno5": 1e-8, "kencarp4": 1e-8, "kencarp5": 1e-9}
+    tolerance = tight.get(method, 1e-5 if order < 4 else 1e-7)
     return {"rtol": tolerance, "atol": tolerance}
 
 

@@ -13,7 +13,7 @@ from torchivp import ODE_METHODS, Outcome, PIDController, odeint, solve_ivp
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.implicit import linear
 
-ADAPTIVE = ["trbdf2", "kvaerno3", "kvaerno5", "radau5"]
+ADAPTIVE = ["trbdf2", "kvaerno3", "kvaerno5", "kencarp3", "kencarp4", "kencarp5", "radau5"]
 
 RADAU_OF_SCIPY = {
     # Evaluations and Jacobians of SciPy's Radau at rtol 1e-6.

@@ -23,6 +23,7 @@ from torchivp.methods import ODE_METHODS, find_method
 from torchivp.methods.consistent import consistent
 from torchivp.methods.method import FlatFunc, Method
 from torchivp.problem import FlatFunction, Problem
+from torchivp.split import Split
 from torchivp.state import StateLayout
 from torchivp.times import Times
 from torchivp.torch_func import read
@@ -94,18 +95,24 @@ def build_integration(
     return integration, layout
 
 
-def check_jacobian(method: type[Method], y0: Any, batch_dims: int, jac: Any, jac_sparsity: Any) -> Any:
-    """The user's function for the Jacobian, or one that returns the constant matrix that was given.
+def check_jacobian(func: Any, method: type[Method], y0: Any, batch_dims: int, jac: Any, jac_sparsity: Any) -> Any:
+    """The user's function for the Jacobian of `func`, or one that returns the constant matrix that was given.
 
     Raises:
         TypeError: it is neither.
-        ValueError: the method uses no Jacobian, or the state is not one real tensor.
+        ValueError: the method uses no such Jacobian, or the state is not one real tensor.
     """
     name = "jac" if jac is not None else "jac_sparsity"
     if jac is None and jac_sparsity is None:
         return None
     if not method.uses_jacobian:
         raise ValueError(f"{method.__name__} uses no Jacobian: leave {name} out, or choose a method for stiff problems")
+    if isinstance(func, Split) and not method.splits:
+        names = ", ".join(f"{name!r}" for name, other in ODE_METHODS.items() if other.splits)
+        raise ValueError(
+            f"with func=(explicit, implicit) {name} is that of the implicit function, which {method.__name__} does not "
+            f"treat by itself: leave {name} out, choose one of {names}, or write the sum as one function"
+        )
     layout = StateLayout(y0, batch_dims)
     if jac is not None and not layout.is_tensor:
         raise ValueError("jac is for states that are one tensor: leave it out, and the Jacobian is found by autograd")

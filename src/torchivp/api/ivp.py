@@ -32,6 +32,7 @@ from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
+from torchivp.split import as_split
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps
 from torchivp.stepsize.own import OwnSteps
@@ -59,6 +60,10 @@ _ADVICE = {
     "ts": "write t_eval=",
 }
 """What to write instead of keywords that the door does not have."""
+
+
+RightHandSide = Callable[..., Any] | tuple[Callable[..., Any], Callable[..., Any]]
+"""A function of the user's, or two whose sum is meant, `(explicit, implicit)`."""
 
 
 class _Options(TypedDict, total=False):
@@ -90,7 +95,7 @@ class _Options(TypedDict, total=False):
 
 @overload
 def solve_ivp(
-    func: Callable[..., Any],
+    func: RightHandSide,
     t_span: Sequence[float | Tensor] | Tensor,
     y0: Any,
     *,
@@ -99,7 +104,7 @@ def solve_ivp(
 ) -> Solution: ...
 @overload
 def solve_ivp(
-    func: Callable[..., Any],
+    func: RightHandSide,
     t_span: Sequence[float | Tensor] | Tensor,
     y0: Any,
     *,
@@ -108,7 +113,7 @@ def solve_ivp(
 ) -> BatchSolution: ...
 @door
 def solve_ivp(
-    func: Callable[..., Any],
+    func: RightHandSide,
     t_span: Sequence[float | Tensor] | Tensor,
     y0: Any,
     *,
@@ -144,7 +149,8 @@ def solve_ivp(
     Args:
         func: the right-hand side. `t` is a 0-d tensor in the real dtype of the state (in a batch, see below), `y` has
             the shape (or structure) of `y0`; returns the same structure, cast to the state's dtype. Functions and
-            `nn.Module`s will do.
+            `nn.Module`s will do. A pair `(explicit, implicit)` of such functions stands for their sum: "kencarp3",
+            "kencarp4" and "kencarp5" solve the equations of a step for the second one alone, other methods for all.
         t_span: start and end `(t0, t1)`; `t1 < t0` integrates backwards in time. The last step ends on `t1`, which may
             be infinite if one of the `events` ends the solve.
         y0: the initial state: a tensor of any shape, floating point or complex, or a tuple, list or dict, nested
@@ -178,7 +184,8 @@ def solve_ivp(
             solve, if it carries SciPy's `g.terminal`), an `Event`, which may end the solve or change the state, a
             `Scheduled`, which changes it at known times, or a list of these.
         jac: the Jacobian of `func` by the state, for methods that use one: a function `jac(t, y, *args)` that returns
-            d func_i / d y_j, shaped like the state twice, or a constant matrix. Default: by autograd.
+            d func_i / d y_j, shaped like the state twice, or a constant matrix. Of a pair it is that of the implicit
+            function. Default: by autograd.
         jac_sparsity: where the Jacobian may have entries other than zero: a matrix, or `(lower, upper)` for a band, of
             the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely. Like
             `jac` it is compared with `func` at the start, and refused if it is wrong there.
@@ -228,7 +235,8 @@ def solve_ivp(
         True
     """
     refuse_keywords(solve_ivp, unknown, _ADVICE)
-    warn_of_callbacks("solve_ivp", func)
+    right_hand_side = as_split(func)
+    warn_of_callbacks("solve_ivp", right_hand_side)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
     if controller is None and method.sizes_steps and step_size is None:
@@ -242,7 +250,7 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
-    known = check_jacobian(method, y0, batch_dims, jac, jac_sparsity)
+    known = check_jacobian(right_hand_side, method, y0, batch_dims, jac, jac_sparsity)
     gradient = find_gradient(gradient)
     hint = ", the number of leading dimensions of y0 that number the rows"
     dims = check_whole_number("batch_dims", batch_dims, 0, hint=hint)
@@ -251,7 +259,7 @@ def solve_ivp(
     if backend != "eager":
         solution, reason = try_fused(
             backend,
-            func,
+            right_hand_side,
             t_span,
             y0,
             t_eval=t_eval,
@@ -278,7 +286,7 @@ def solve_ivp(
     if dims or events is not None:
         with LeanFailures():
             solution = solve_batch(
-                func,
+                right_hand_side,
                 t_span,
                 y0,
                 t_eval=t_eval,
@@ -307,7 +315,7 @@ def solve_ivp(
             f"dense_output=True needs a span of some length, got t_span = ({times.start:g}, {times.end:g})"
         )
     integration, layout = build_integration(
-        func,
+        right_hand_side,
         y0,
         times.with_end(),
         args=args,

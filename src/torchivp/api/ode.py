@@ -156,16 +156,17 @@ def odeint(
       `max_num_steps`, the largest number of step attempts; `norm`, a function of the scaled error, which matters to
       adaptive methods only; `dtype`, a precision of times, which have double precision anyway.
     - Adaptive methods (`dopri5`, `dopri8`, `tsit5`, `bosh3`, `fehlberg2`, `heun`, `adaptive_heun`, `ralston`, `adams`,
-      and for stiff problems `auto`, `rodas5p`, `radau5`, `bdf`, `kvaerno5`, `kvaerno3`, `rodas4`, `rosenbrock23`):
-      `first_step`; `min_step` (a step of that size is always accepted); `max_step`; `safety`; `ifactor`, the largest
-      factor by which a step grows; `dfactor`, the smallest by which it shrinks.
+      and for stiff problems `auto`, `rodas5p`, `radau5`, `bdf`, `kvaerno5`, `kvaerno3`, `kencarp5`, `kencarp4`,
+      `kencarp3`, `rodas4`, `rosenbrock23`): `first_step`; `min_step` (a step of that size is always accepted);
+      `max_step`; `safety`; `ifactor`, the largest factor by which a step grows; `dfactor`, the smallest by which it
+      shrinks.
     - Methods of fixed step (all others but `scipy_solver`): `step_size`, or `grid_constructor`, a function of
       `(func, y0, t)` that returns the step ends (without either, each step leads from one of the times `t` to the
       next); `interp`, "cubic" for the method's own dense output or "linear".
     - `explicit_adams`, `implicit_adams`: `max_order`; `implicit`, true or false, which chooses between the two. The
       implicit one: `max_iters`.
     - Implicit Runge-Kutta methods (`radauIIA5`, `radau5`, `trbdf2`, ...) and `bdf`: `max_iters`; `linear_solver`,
-      "auto", "dense", "sparse" or "krylov"; `bdf`: `max_order`.
+      "auto", "dense", "sparse" or "krylov"; `preconditioner`, for the last of these; `bdf`: `max_order`.
     - `scipy_solver`: `solver`, `first_step`, `min_step`, `max_step`.
 
     Returns:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from torchivp.api.times import as_times, shape_text
 from torchivp.boundary import UserFunction
-from torchivp.checks import check_time_first
 from torchivp.events.event import Event, Scheduled
 from torchivp.jacobian_check import check_given_jacobian
 from torchivp.mass import Mass
+from torchivp.problem import check_right_hand_side
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value, jacobian
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.sparsity import Sparsity
+from torchivp.split import functions_of
 from torchivp.state import StateLayout, elsewhere
 from torchivp.times import joined, time_dtype
 
@@ -45,9 +46,7 @@ def build_problem(
         TypeError: `func` is not callable, or `args` or `events` are of the wrong type.
         ValueError: `compact` is asked for, but the values of a function in a row depend on which rows there are.
     """
-    if not callable(func):
-        raise TypeError(f"func must be callable as func(t, y), got {type(func).__name__}")
-    check_time_first("func", func, "func(t, y)")
+    check_right_hand_side(func)
     if not isinstance(args, tuple | list):
         raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
     if not (compact is None or isinstance(compact, bool)):
@@ -83,7 +82,8 @@ class _Makers:
 
     def make(self, name: str, function: Callable[..., Any], result: Result, *extra: Tensor) -> RowFunction:
         """The user's function, called `name` in messages, on rows; `extra` is what it takes besides the arguments."""
-        takes_args = _takes(name, function, 2 + len(extra), len(self.args.of_all()))
+        count = len(self.args.of_all())
+        takes_args = all([_takes(name, each, 2 + len(extra), count) for each in functions_of(function)])
         # An apply is given a copy of the state.
         guarded = UserFunction(function, name, owns_state=name.endswith("apply"))
         made = RowFunction(guarded, self.layout, self.args, result, self.filler, takes_args=takes_args)

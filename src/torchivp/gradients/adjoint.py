@@ -17,6 +17,7 @@ from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import solving_backwards
+from torchivp.gradients.refusals import refuse_preconditioner
 from torchivp.gradients.replay import after_change
 from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.vjp import vjp
@@ -62,6 +63,7 @@ def check_adjoint_of_rows(plan: RowIntegration, options: Backsolve) -> None:
     if options.norm is not None:
         raise ValueError("Backsolve(norm=...) does not go with batch_dims or events: leave it out")
     check_controller(controller, method)
+    refuse_preconditioner(method)
 
 
 def _method_and_controller(plan: RowIntegration, options: Backsolve) -> tuple[type[Method], Controller]:

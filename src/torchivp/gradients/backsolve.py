@@ -20,7 +20,12 @@ from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_inside_transform, user_function
 from torchivp.gradients.node import NodeSolve, as_node
-from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_steps_again
+from torchivp.gradients.refusals import (
+    refuse_dense_output,
+    refuse_forward_mode,
+    refuse_preconditioner,
+    refuse_steps_again,
+)
 from torchivp.gradients.vjp import vjp
 from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
 from torchivp.methods import find_method
@@ -110,6 +115,7 @@ class Backsolve:
         backward_method = type(integration.method) if self.method is None else find_method(self.method)
         backward_method = at_steps(backward_method, controller)
         check_controller(controller, backward_method)
+        refuse_preconditioner(backward_method)
         layout = user_function(integration.problem).layout
         forward = integration.norm
         rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from torchivp.gradients.row_inputs import RowInputs, find_row_inputs
 from torchivp.rows.function import RowFunction
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import RowProblem
+from torchivp.split import with_each
 from torchivp.torch_func import in_forward_mode, without_derivatives
 
 
@@ -90,9 +92,7 @@ class _UsedLater:
             self.problem = replace(problem, func=look(problem.func), actions=actions)
 
     def _watched(self, watched: RowFunction) -> RowFunction:
-        function = watched.function
-
-        def look(*args: Any) -> Any:
+        def look(function: Callable[..., Any], *args: Any) -> Any:
             # Where a method differentiates it, by the state, that it depends on that says nothing.
             if torch.is_grad_enabled():
                 return function(*args)
@@ -103,7 +103,7 @@ class _UsedLater:
             self.used = True
             return pytree.tree_map_only(Tensor, Tensor.detach, value)
 
-        return watched.calling(look)
+        return watched.calling(with_each(watched.function, lambda function: partial(look, function)))
 
 
 class _BacksolvedRows(ReplayedSolve):

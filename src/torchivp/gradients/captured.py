@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from torchivp.generators import Generators
+from torchivp.split import functions_of
 
 Evaluate = Callable[[], tuple[Tensor | Sequence[Tensor], Sequence[Tensor]]]
 """Evaluates functions of the user's; returns their value or values, and the leaves that stand for their arguments."""
@@ -44,7 +45,7 @@ def search(owners: Sequence[Any], evaluate: Evaluate, generators: Generators) ->
     Returns:
         The tensors that require a gradient, and the nodes that made others elsewhere, from tensors not among these.
     """
-    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    modules = [each for owner in owners for each in functions_of(owner) if isinstance(each, nn.Module)]
     parameters = [p for module in modules for p in module_parameters(module) if p.requires_grad]
     found = list({id(p): p for p in parameters}.values())
     before = generators.now()

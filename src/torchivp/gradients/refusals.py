@@ -40,6 +40,20 @@ def refuse_steps_again(method: type[Method]) -> None:
         )
 
 
+def refuse_preconditioner(method: type[Method]) -> None:
+    """Refuse a preconditioner in a backward solve.
+
+    Raises:
+        ValueError: the method has one.
+    """
+    if getattr(method, "preconditioner", None) is not None:
+        raise ValueError(
+            "gradient='backsolve' solves for state and adjoint together, which preconditioner is not made for: name "
+            f"another method for the way back, Backsolve(method=...), such as {method.__name__} without it, or use "
+            "gradient='checkpointed'"
+        )
+
+
 def refuse_method_in_forward_mode(method: type[Method]) -> None:
     """Refuse a method that autograd cannot follow where tangents would be lost.
 

@@ -22,6 +22,9 @@ from torchivp.methods.ode.heun3 import Heun3
 from torchivp.methods.ode.implicit_adams import ImplicitAdams
 from torchivp.methods.ode.implicit_euler import ImplicitEuler
 from torchivp.methods.ode.implicit_midpoint import ImplicitMidpoint
+from torchivp.methods.ode.kencarp3 import KenCarp3
+from torchivp.methods.ode.kencarp4 import KenCarp4
+from torchivp.methods.ode.kencarp5 import KenCarp5
 from torchivp.methods.ode.kvaerno3 import Kvaerno3
 from torchivp.methods.ode.kvaerno5 import Kvaerno5
 from torchivp.methods.ode.midpoint import Midpoint
@@ -62,6 +65,9 @@ ODE_METHODS: dict[str, type[Method]] = {
     "trbdf2": TRBDF2,
     "kvaerno3": Kvaerno3,
     "kvaerno5": Kvaerno5,
+    "kencarp3": KenCarp3,
+    "kencarp4": KenCarp4,
+    "kencarp5": KenCarp5,
     "radau5": Radau5,
     "radauIIA3": RadauIIA3,
     "radauIIA5": RadauIIA5,
@@ -113,6 +119,9 @@ MethodName = Literal[
     "trbdf2",
     "kvaerno3",
     "kvaerno5",
+    "kencarp3",
+    "kencarp4",
+    "kencarp5",
     "radau5",
     "radauIIA3",
     "radauIIA5",

@@ -147,6 +147,8 @@ class Method(ABC):
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         uses_jacobian: whether it solves equations with the Jacobian of func.
+        splits: whether it treats the two functions that a right-hand side is the sum of (`summands_of` the func that it
+            is given) in different ways; others evaluate the sum.
         takes_mass: whether it solves equations with a projection before dy/dt (`projection_of` the func that it is
             given), those of index one.
         differentiable: whether autograd can follow `step`.
@@ -168,6 +170,7 @@ class Method(ABC):
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
     uses_jacobian: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
     takes_mass: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     fixed_in_odeint: ClassVar[bool] = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torchivp.boundary import UserFunction
 from torchivp.mass import Projection
 from torchivp.sparsity import Sparsity
+from torchivp.split import copies_calling
 from torchivp.state import StateLayout
 
 Result = Callable[[StateLayout, Any], Tensor]
@@ -192,7 +193,6 @@ class FunctionOnRows:
         args: the further arguments for them.
 
     Attributes:
-        evaluations: how often it was called.
         sparsity: where its Jacobian may have entries.
         projection: what is before dy/dt, in equations whose right-hand side this is; None for nothing.
         jacobian: what the user gave for its Jacobian, on these rows.
@@ -211,10 +211,20 @@ class FunctionOnRows:
         # Where the user's state has the very shape of the flat one.
         flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)
         self._shape: Callable[[Tensor], Any] = _as_it_is if flat else layout.unflatten
-        self.evaluations = 0
+        self._calls = [0]
+
+    @property
+    def evaluations(self) -> int:
+        """How often it was called, or one of its parts."""
+        return self._calls[0]
+
+    @cached_property
+    def summands(self) -> tuple[FunctionOnRows, FunctionOnRows] | None:
+        """The explicit and the implicit part, if it is the sum of two functions."""
+        return copies_calling(self, "_function", self._function.summands)
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
-        self.evaluations += 1
+        self._calls[0] += 1
         layout, time_shape = self._layout, self._time_shape
         if t.shape != time_shape:
             t = t.reshape(time_shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.equations import StageEquations, combined
 from torchivp.methods.implicit.gmres import gmres
 from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, column, is_single, pick
+from torchivp.methods.implicit.preconditioner import Preconditioner
 from torchivp.methods.implicit.sparse import SparseFactorised, factorised_blocks
 from torchivp.methods.jacobian import Linearisation, jacobians, sparse_jacobians, sparsity_of
 from torchivp.methods.method import FlatFunc, Memory, choice, on_arrays
@@ -79,11 +80,13 @@ class Systems:
         kind: "dense", "sparse", "krylov" or, by the size of the system and what is known of it, "auto".
         a: the block of the tableau.
         tolerance: the residual that a Krylov method leaves, relative to that at the start.
+        preconditioner: what solves the systems of each stage about, for a Krylov method.
     """
 
     kind: str
     a: Tensor
     tolerance: float = 1e-3
+    preconditioner: Preconditioner | None = None
 
     def at(self, equations: StageEquations, slopes: Tensor, exact: bool, by_autograd: bool = False) -> StageSolver:
         """A solver with the Jacobian of every stage if `exact`, else with that of a stage in the middle.
@@ -127,6 +130,11 @@ class Systems:
         kind, sparsity, middle = self._kind(func, origin.y), sparsity_of(func), len(points) // 2
         projection = projection_of(func)
         if kind == "krylov":
+            if projection is not None and self.preconditioner is not None:
+                raise ValueError(
+                    "preconditioner is for systems with the matrix I - h J, and a singular mass puts another in the "
+                    "place of I: leave preconditioner out, or solve dense or sparse systems"
+                )
             return KrylovStageSolver(self, origin, [Linearisation(func, t, y) for t, y in points], dt, projection)
         if kind == "sparse" and sparsity is not None:
             found = torch.stack([sparse_jacobians(func, sparsity, t, y, by_autograd) for t, y in points], 1)
@@ -409,6 +417,14 @@ class KrylovStageSolver:
             return x
         return self._by_row(self._projection.differential.times(self._by_stage(x), x.ndim == 1).unbind())
 
+    def _preconditioned(self, by: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """About the solutions of the systems with the diagonal blocks of the matrices."""
+        t, y = self.origin.t.reshape(-1, 1), self.origin.y
+        dt = torch.as_tensor(self._dt, dtype=y.dtype, device=y.device).reshape(-1, 1)
+        diagonal = torch.diagonal(self.systems.a).unbind()
+        each = zip(diagonal, self._by_stage(x).unbind(), strict=True)
+        return self._by_row([by(t, y, a * dt, r) for a, r in each])
+
     def _by_stage(self, x: Tensor) -> Tensor:
         if x.ndim == 1:
             return x.view(len(self.systems.a), 1, -1)
@@ -419,31 +435,52 @@ class KrylovStageSolver:
         return rows.squeeze(0) if is_single(self._dt) else rows
 
     def solve(self, residual: Tensor) -> Tensor:
-        right = self._by_row(residual.unbind())
-        found: Any = _KrylovSolve.apply(self.product, self.transposed_product, self.systems.tolerance, right)
+        right, by = self._by_row(residual.unbind()), self.systems.preconditioner
+        operator, transposed = _Operator(self.product), _Operator(self.transposed_product)
+        if by is not None:
+            operator = _Operator(self.product, partial(self._preconditioned, by))
+            transposed = _Operator(self.transposed_product, partial(self._preconditioned, by.transposed))
+        found: Any = _KrylovSolve.apply(operator, transposed, self.systems.tolerance, right)
         return self._by_stage(found)
+
+
+class _Operator(NamedTuple):
+    """Matrices of which products are known.
+
+    Attributes:
+        product: the matrices times vectors.
+        preconditioned: about their inverses times vectors.
+    """
+
+    product: Callable[[Tensor], Tensor]
+    preconditioned: Callable[[Tensor], Tensor] | None = None
+
+    def solve(self, right: Tensor, tolerance: float) -> Tensor:
+        """Their inverses times `right`, so that the residual is within the relative tolerance."""
+        if self.preconditioned is None:
+            return gmres(self.product, right, tolerance)
+        inner = self.preconditioned
+        return inner(gmres(lambda x: self.product(inner(x)), right, tolerance))
 
 
 class _KrylovSolve(torch.autograd.Function):
     """The solution as a function of the right-hand side, whose gradient solves the transposed system."""
 
     @staticmethod
-    def forward(
-        product: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor], tolerance: float, right: Tensor
-    ) -> Tensor:
-        return gmres(product, right, tolerance)
+    def forward(operator: _Operator, transposed: _Operator, tolerance: float, right: Tensor) -> Tensor:
+        return operator.solve(right, tolerance)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.product, ctx.transposed, ctx.tolerance, _ = inputs
+        ctx.operator, ctx.transposed, ctx.tolerance, _ = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, None, None, _KrylovSolve.apply(ctx.transposed, ctx.product, ctx.tolerance, grads[0])
+        return None, None, None, _KrylovSolve.apply(ctx.transposed, ctx.operator, ctx.tolerance, grads[0])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _KrylovSolve.apply(ctx.product, ctx.transposed, ctx.tolerance, tangents[-1])
+        return _KrylovSolve.apply(ctx.operator, ctx.transposed, ctx.tolerance, tangents[-1])
 
 
 def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) -> StageSolver | Origin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torchivp.methods.implicit.equations import StageEquations
 from torchivp.methods.implicit.linear import LINEAR_SOLVERS, Origin, StageSolver, Systems
 from torchivp.methods.implicit.newton import Newton, Solved, why_not
 from torchivp.methods.implicit.per_row import Flags, Numbers, any_of, pick, without
+from torchivp.methods.implicit.preconditioner import Preconditioner
 from torchivp.methods.method import Work
 from torchivp.torch_func import any_dual, derivative_depth, inside_transform, read_rows
 
@@ -30,6 +31,27 @@ def check_linear_solver(name: str, value: Any) -> str:
     if value not in LINEAR_SOLVERS:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, LINEAR_SOLVERS))}, got {value!r}")
     return value
+
+
+def systems_of(
+    y0: Tensor, linear_solver: str, preconditioner: Preconditioner | None
+) -> Callable[[Tensor, float], Systems]:
+    """What makes the linear systems with some coefficients, solved to a tolerance, of methods with these options.
+
+    Raises:
+        ValueError: the options do not go together, or not with the states.
+    """
+    if preconditioner is not None and linear_solver not in ("auto", "krylov"):
+        raise ValueError(
+            f"preconditioner is for linear_solver='krylov', which needs no factors: leave it out with {linear_solver!r}"
+        )
+    if preconditioner is not None and y0.is_complex():
+        raise ValueError(
+            "preconditioner is for real states: leave it out, or write real and imaginary parts as elements of the "
+            "state, as torch.view_as_real does"
+        )
+    kind = linear_solver if preconditioner is None else "krylov"
+    return lambda a, tolerance: Systems(kind, a, tolerance, preconditioner)
 
 
 def without_overflow(norm: ErrorNorm, dtype: torch.dtype) -> ErrorNorm:

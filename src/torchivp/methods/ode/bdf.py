@@ -17,9 +17,10 @@ from torchivp.dense import Interpolant, RowInterpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.implicit.equations import StageEquations
-from torchivp.methods.implicit.linear import Origin, StageSolver, Systems, mapped
+from torchivp.methods.implicit.linear import Origin, StageSolver, mapped
 from torchivp.methods.implicit.newton import Solved, solve
 from torchivp.methods.implicit.per_row import Flags, Numbers, is_single, without
+from torchivp.methods.implicit.preconditioner import Preconditioner
 from torchivp.methods.implicit.steps import (
     added,
     check_linear_solver,
@@ -27,6 +28,7 @@ from torchivp.methods.implicit.steps import (
     newton_of,
     old_solver,
     recorded,
+    systems_of,
     tracked,
     without_overflow,
 )
@@ -173,7 +175,7 @@ class BDF(Method):
     the last states, of the order of the step.
 
     Options: `max_order`, the highest order, 1 to 5; `max_iters`, the largest number of Newton iterations of a step;
-    `linear_solver`, as for the implicit Runge-Kutta methods.
+    `linear_solver` and `preconditioner`, as for the implicit Runge-Kutta methods.
     """
 
     order = _HIGHEST
@@ -187,10 +189,12 @@ class BDF(Method):
     max_order: ClassVar[int] = _HIGHEST
     max_iters: ClassVar[int] = 10
     linear_solver: ClassVar[str] = "auto"
+    preconditioner: ClassVar[Preconditioner | None] = None
     options: ClassVar[Mapping[str, Check]] = {
         "max_order": partial(check_whole_number, smallest=1, largest=_HIGHEST),
         "max_iters": partial(check_whole_number, smallest=1),
         "linear_solver": check_linear_solver,
+        "preconditioner": Preconditioner.check,
     }
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
@@ -199,8 +203,8 @@ class BDF(Method):
         self._complex = y0.is_complex()
         self._given, self._norm = norm, without_overflow(norm, dtype)
         self._a = torch.ones(1, 1, dtype=dtype, device=device)
-        self._systems = Systems(self.linear_solver, self._a)
-        self._precise = Systems(self.linear_solver, self._a, 1e3 * torch.finfo(dtype).eps)
+        systems = systems_of(y0, self.linear_solver, self.preconditioner)
+        self._systems, self._precise = systems(self._a, 1e-3), systems(self._a, 1e3 * torch.finfo(dtype).eps)
         self._rescaled = torch.tensor(_rescaled(), dtype=time_dtype(device), device=device)
         self._onward = torch.tensor(_onward(), dtype=dtype, device=device)
         places = torch.arange(1, _KEPT + 1)

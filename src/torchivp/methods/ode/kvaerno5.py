@@ -1,10 +1,9 @@
 """Kvaerno's method of order 5(4): six implicit stages a step, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.runge_kutta import ButcherTableau, with_larger_error
 
 _GAMMA = 0.26
-_LARGER = 5
 _A6 = (0.13855640231268224, 0, -0.04245337201752043, 0.02446657898003141, 0.61943039072480676, _GAMMA)
 _B = (
     0.13659751177640291,
@@ -40,5 +39,5 @@ class Kvaerno5(ImplicitRungeKutta):
             _B,
         ),
         b=_B,
-        b_embedded=tuple(b + _LARGER * (e - b) for b, e in zip(_B, (*_A6, 0), strict=True)),
+        b_embedded=with_larger_error(_B, (*_A6, 0), 5),
     )

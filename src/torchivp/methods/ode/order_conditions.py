@@ -7,6 +7,7 @@ Butcher, "Numerical Methods for Ordinary Differential Equations", section 31; Ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -49,23 +50,38 @@ def density(tree: Tree) -> int:
     return gamma
 
 
-def residual(a: np.ndarray, b: np.ndarray, order: int, theta: float = 1.0, single: np.ndarray | None = None) -> float:
+def residual(
+    a: np.ndarray,
+    b: np.ndarray,
+    order: int,
+    theta: float = 1.0,
+    single: np.ndarray | None = None,
+    other: np.ndarray | None = None,
+) -> float:
     """The largest violation of the conditions up to `order` of the weights `b` at the fraction `theta` of a step.
 
     A Rosenbrock method has another matrix, `alpha + Gamma`, where a `single` subtree hangs on a vertex (Hairer and
-    Wanner, "Solving Ordinary Differential Equations II", IV.7).
+    Wanner, "Solving Ordinary Differential Equations II", IV.7). A pair of methods with the same weights for the two
+    parts of a sum has the matrix of either where a subtree hangs on a vertex, `a` or the `other`, in every combination
+    (Kennedy and Carpenter, "Additive Runge-Kutta schemes for convection-diffusion-reaction equations", Appl. Numer.
+    Math. 44 (2003), section 2).
     """
-    weights: dict[Tree, np.ndarray] = {}
+    weights: dict[Tree, Sequence[np.ndarray]] = {}
 
-    def phi(tree: Tree) -> np.ndarray:
+    def phis(tree: Tree) -> Sequence[np.ndarray]:
         if tree not in weights:
             matrix = single if single is not None and len(tree) == 1 else a
-            product = np.ones(len(b))
+            matrices = [matrix] if other is None else [matrix, other]
+            found = [np.ones(len(b))]
             for subtree in tree:
-                product = product * (matrix @ phi(subtree))
-            weights[tree] = product
+                factors = [matrix @ phi for matrix in matrices for phi in phis(subtree)]
+                found = [product * factor for product in found for factor in factors]
+            weights[tree] = found
         return weights[tree]
 
     return max(
-        abs(float(b @ phi(tree)) - theta**n / density(tree)) for n in range(1, order + 1) for tree in rooted_trees(n)
+        abs(float(b @ phi) - theta**n / density(tree))
+        for n in range(1, order + 1)
+        for tree in rooted_trees(n)
+        for phi in phis(tree)
     )
