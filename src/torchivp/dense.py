@@ -79,6 +79,18 @@ class StepPolynomials:
             values.append(total)
         return values
 
+    def of_rows(self, rows: Tensor, theta: np.ndarray | Tensor) -> Sequence[Any]:
+        """The values of each polynomial at a `theta` of each of the `rows`; None for one that is zero."""
+        return self.values(theta)
+
+
+class RowPolynomials(Protocol):
+    """Polynomials in the fraction of a step, others in each row."""
+
+    def of_rows(self, rows: Tensor, theta: np.ndarray | Tensor) -> Sequence[Any]:
+        """The values of each polynomial at a `theta` of each of the `rows`; None for one that is zero."""
+        ...
+
 
 class StepInterpolant(Protocol):
     """The solution within one step."""
@@ -148,10 +160,12 @@ class RowInterpolant(ValuesTravel):
 
     y0: Tensor
     increments: Tensor
-    b: StepPolynomials
+    b: StepPolynomials | RowPolynomials
 
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
+        if not isinstance(self.b, StepPolynomials):
+            return self.at(torch.arange(len(self.y0)), np.full(len(self.y0), theta))
         weights = self.b.known(theta).to(self.y0.dtype)
         return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
 
@@ -163,7 +177,7 @@ class RowInterpolant(ValuesTravel):
         rows = rows.to(self.y0.device)
         y = self.y0.index_select(0, rows)
         # One after the other: a batch of matrix products may round by its size, one of a single row by many does not.
-        for weights, increment in zip(self.b.values(theta), self.increments, strict=True):
+        for weights, increment in zip(self.b.of_rows(rows, theta), self.increments, strict=True):
             if weights is not None:
                 column = torch.as_tensor(weights).to(y.device, y.dtype).unsqueeze(1)
                 y.addcmul_(column, increment.view_as(self.y0).index_select(0, rows))

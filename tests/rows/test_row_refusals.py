@@ -284,9 +284,9 @@ def test_the_norm_of_an_adjoint():
 def test_the_method_of_an_adjoint():
     y0 = Y0.clone().requires_grad_()
     with pytest.raises(
-        ValueError, match=r"Adams takes one row at a time: choose another method for Backsolve\(method="
+        ValueError, match=r"ScipySolver takes one row at a time: choose another method for Backsolve\(method="
     ):
-        solve(y0, gradient=Backsolve(method="adams"), t_eval=[1.0]).y.sum().backward()
+        solve(y0, gradient=Backsolve(method="scipy_solver"), t_eval=[1.0]).y.sum().backward()
 
 
 def test_methods_that_autograd_cannot_follow():

@@ -86,6 +86,13 @@ class Step:
     work: Work | None = None
     growth: Any = math.inf
 
+    def of_one_row(self, t0: float | Tensor, t1: float | Tensor) -> Step:
+        """This step, taken as one of rows, as a step of a single row from `t0` to `t1`."""
+        assert isinstance(self.order, np.ndarray)
+        self.t0, self.t1, self.order, self.hold = t0, t1, int(self.order[0]), bool(np.all(self.hold))
+        self.others = [(int(other[0]), error) for other, error in self.others if other[0]]  # pyright: ignore[reportIndexIssue]
+        return self
+
 
 class Memory(ABC):
     """What a carry holds only to save time, with an entry for each row.
@@ -202,7 +209,10 @@ class Method(ABC):
         return None
 
     def at_order(self, carry: Any, order: int | np.ndarray) -> Any:
-        """The `carry` (or `retry`) with which a method of varying order goes on at this order; of rows [rows]."""
+        """The `carry` (or `retry`) with which a method of varying order goes on at this order.
+
+        Of rows [rows], 0 in those that go on as they would.
+        """
         return carry
 
     def carry_to_keep(self, carry: Any) -> Any:
