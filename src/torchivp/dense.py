@@ -273,6 +273,51 @@ class WithinSteps(Protocol):
         ...
 
 
+class EachWithin:
+    """The solutions of rows within their steps, each as the engine of one row has it.
+
+    Args:
+        interpolants: one for each row.
+    """
+
+    def __init__(self, interpolants: Sequence[StepInterpolant]):
+        self._interpolants = interpolants
+
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
+        """As in `WithinSteps`."""
+        if len(self._interpolants) == 1:
+            return self._of_row(0, theta, t)
+        numbers = rows.cpu().numpy()
+        places = [np.flatnonzero(numbers == number) for number in range(len(self._interpolants))]
+        pieces = [
+            self._of_row(number, theta[where], None if t is None else t[where])
+            for number, where in enumerate(places)
+            if len(where)
+        ]
+        y = torch.cat(pieces)
+        return y.index_select(0, torch.from_numpy(np.argsort(np.concatenate(places))).to(y.device))
+
+    def _of_row(self, number: int, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None) -> Tensor:
+        interpolant = self._interpolants[number]
+        if t is not None:
+            return interpolant.evaluate(_unbound(t))
+        t0, t1 = time_value(interpolant.t0), time_value(interpolant.t1)
+        return interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
+
+    def at_fraction(self, theta: float) -> Tensor:
+        """As in `WithinSteps`."""
+        rows = len(self._interpolants)
+        return self.at(torch.arange(rows), np.full(rows, theta))
+
+    def kept(self) -> EachWithin:
+        """As in `WithinSteps`."""
+        return EachWithin([interpolant.kept() for interpolant in self._interpolants])
+
+
+def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:
+    return theta.unbind() if isinstance(theta, Tensor) else theta.tolist()
+
+
 class KeptSteps(Protocol):
     """The solutions of some rows within steps, on data of their own."""
 

@@ -20,7 +20,8 @@ from torchivp.times import Times, time_scalar
 class CountedFunction(Protocol):
     """A function of flat states, called with a 0-d time and a [1, size] state, that counts its evaluations."""
 
-    evaluations: int
+    @property
+    def evaluations(self) -> Any: ...
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor: ...
 

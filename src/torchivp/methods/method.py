@@ -53,7 +53,7 @@ class Step:
 
     Attributes:
         t0: its start, a float, or a 0-d tensor if a gradient flows through time; of rows a tensor [rows, 1].
-        t1: its end.
+        t1: its end; one before that which was asked for, if the method sizes its steps itself.
         y0: the state at its start, [1, size], or [rows, size].
         y1: the state at its end.
         error: the estimate of the error made in this step; None if the method has none.
@@ -149,8 +149,7 @@ class Method(ABC):
         error_order: the order of the error estimate (the exponent of the step size in the local error is one
             more), of the first step if it varies; None if there is no estimate.
         varies_order: whether the method offers other orders in `Step.others`.
-        sizes_steps: whether the method sizes its steps itself: `step` may then return one that ends before `t1`.
-        takes_rows: whether it has `step_rows` and `interpolant_rows`, for rows that step on their own.
+        sizes_steps: whether the method sizes its steps itself, so that it is given no controller.
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         uses_jacobian: whether it solves equations with the Jacobian of func.
@@ -162,7 +161,7 @@ class Method(ABC):
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
     Args:
-        y0: the initial state, [rows, size]; one row unless the method takes rows.
+        y0: the initial state, [rows, size].
         real_dtype: the dtype of the `t` that `func` receives.
         norm: the tolerances, for methods that solve equations in each step.
     """
@@ -171,7 +170,6 @@ class Method(ABC):
     error_order: ClassVar[int | None]
     varies_order: ClassVar[bool] = False
     sizes_steps: ClassVar[bool] = False
-    takes_rows: ClassVar[bool] = False
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
     uses_jacobian: ClassVar[bool] = False
@@ -192,17 +190,17 @@ class Method(ABC):
     def interpolant(self, func: FlatFunc, step: Step) -> StepInterpolant:
         """The solution within `step`. May evaluate `func`, and may put the result into `step.carry`."""
 
+    @abstractmethod
     def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
         """Step every row from its own time to its own time: `t0` and `t1` are [rows, 1], `y0` is [rows, size].
 
         The numbers of a row do not depend on the other rows, to the last bit. `norm` is that of these rows, for methods
         that solve equations.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes one row")
 
+    @abstractmethod
     def interpolant_rows(self, func: FlatFunc, step: Step) -> WithinSteps:
         """The solution within a step of rows. May evaluate `func`, and may put the result into `step.carry`."""
-        raise NotImplementedError(f"{type(self).__name__} takes one row")
 
     def initial_carry(self, f0: Tensor) -> Any:
         """The first step's `carry`, given that `func(t0, y0) = f0` is known already."""

@@ -68,7 +68,6 @@ class Adams(Method):
     order = _HIGHEST + 1
     error_order = 1
     varies_order = True
-    takes_rows = True
     rows_keep_carry = True
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):

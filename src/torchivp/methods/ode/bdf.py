@@ -180,7 +180,6 @@ class BDF(Method):
     order = _HIGHEST
     error_order = 1
     varies_order = True
-    takes_rows = True
     rows_keep_carry = True
     uses_jacobian = True
     takes_mass = True

@@ -56,7 +56,6 @@ class FixedStepAdams(Method):
     """
 
     error_order = None
-    takes_rows = True
     rows_keep_carry = True
     max_order: ClassVar[int] = 4
     options: ClassVar[Mapping[str, Check]] = {"max_order": partial(check_whole_number, smallest=1, largest=12)}
