@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from problems import DETEST, Counting, LotkaVolterra, covering, double, scipy_solution
-from torchivp import GridSteps, odeint, solve_ivp
+from torchivp import GridSteps, Scheduled, odeint, solve_ivp
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.ode.adams import Adams, AdamsCarry, NextOrder
 from torchivp.methods.ode.explicit_adams import ExplicitAdams
@@ -34,6 +34,11 @@ ONE = torch.ones(1, dtype=torch.complex128)
 
 def logistic(t, y):
     return y * (1.0 - y)
+
+
+def weights_at(nodes):
+    """Of the slopes at all of the nodes."""
+    return integrals(nodes[None])[0][0, -1]
 
 
 def spacing(kind, count):
@@ -83,15 +88,15 @@ def test_coefficients_of_equal_steps(explicit, weights):
     """Those of the textbooks: Hairer, Norsett and Wanner, (III.1.5) and (III.1.9)."""
     for row in weights:
         nodes = (0.0 if explicit else 1.0) - np.arange(len(row))
-        np.testing.assert_allclose(integrals(nodes), np.array(row) / sum(row), rtol=1e-14)
-        np.testing.assert_allclose(integrals(torch.from_numpy(nodes)), np.array(row) / sum(row), rtol=1e-14)
+        np.testing.assert_allclose(weights_at(nodes), np.array(row) / sum(row), rtol=1e-14)
+        np.testing.assert_allclose(weights_at(torch.from_numpy(nodes)), np.array(row) / sum(row), rtol=1e-14)
 
 
 @pytest.mark.parametrize("order", range(1, 13))
 def test_coefficients_of_unequal_steps_integrate_polynomials(order):
     nodes = -np.cumsum(np.random.default_rng(0).uniform(0.5, 1.5, order))
     for power in range(order):
-        weights = integrals(nodes)
+        weights = weights_at(nodes)
         rounding = 1e-14 * (abs(weights) @ abs(nodes) ** power)
         assert weights @ nodes**power == pytest.approx(1 / (power + 1), abs=rounding)
 
@@ -351,6 +356,69 @@ ALL = {
     "explicit_adams": {"step_size": 0.02},
     "implicit_adams": {"step_size": 0.02},
 }
+
+
+RATES = double(0.3, 1.0, 2.5)
+
+
+def elimination(t, y, k):
+    return -k * y * y * (2.0 - t * t)
+
+
+@unconverged
+@pytest.mark.parametrize("size", [2, 300])
+@pytest.mark.parametrize("method", ALL)
+def test_rows_take_the_steps_of_their_single_solves_to_the_last_bit(method, size):
+    y0 = torch.linspace(0.5, 1.5, 3 * size, dtype=torch.float64).reshape(3, size)
+    batch = solve_ivp(elimination, (0.0, 2.0), y0, args=(RATES[:, None],), batch_dims=1, method=method, **ALL[method])
+    for i in range(3):
+        single = solve_ivp(elimination, (0.0, 2.0), y0[i], args=(RATES[i],), method=method, **ALL[method])
+        count = len(single.t)
+        assert torch.equal(batch.t[i, :count], single.t) and torch.equal(batch.y[i, :count], single.y)
+        assert batch.stats[i].rejected == single.stats.rejected
+    orders = {stats.accepted for stats in batch.stats}
+    assert len(orders) == (3 if method == "adams" else 1)
+
+
+@unconverged
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("method", ALL)
+def test_rows_that_start_anew_beside_rows_that_do_not(method, gradient):
+    """Each is what it is alone, at outputs within the steps of the new start too, and so are the gradients."""
+    doses = torch.tensor([[0.51, 1.1], [math.nan] * 2, [0.97, math.nan]], dtype=torch.float64)
+    t_eval = double(0.0, 0.013, 0.505, 0.523, 0.99, 1.111, 1.5)
+    options = {"rtol": 1e-6, "atol": 1e-8} if method == "adams" else {"step_size": 0.05}
+    common = {"t_eval": t_eval, "method": method, "gradient": gradient, **options}
+    found = []
+    for together in (True, False):
+        y0, k = double(1.0, 0.7, 0.4, grad=True), RATES.clone().requires_grad_()
+        dose = lambda t, y: y + 0.5
+        if together:
+            y = solve_ivp(elimination, (0.0, 1.5), y0[:, None], args=(k[:, None],), batch_dims=1,
+                          events=Scheduled(doses, dose), **common).y[..., 0]  # fmt: skip
+        else:
+            y = torch.stack([
+                solve_ivp(elimination, (0.0, 1.5), y0[i : i + 1], args=(k[i],), events=Scheduled(doses[i], dose),
+                          **common).y[:, 0]
+                for i in range(3)
+            ])  # fmt: skip
+        (y * torch.linspace(0.2, 1.0, 21, dtype=torch.float64).reshape(3, 7)).sum().backward()
+        found.append((y.detach(), y0.grad, k.grad))
+    exact = {"rtol": 1e-4, "atol": 1e-5} if gradient == "backsolve" else {"rtol": 1e-11, "atol": 1e-13}
+    for batch, alone in zip(*found, strict=True):
+        torch.testing.assert_close(batch, alone, **exact)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_dense_output_of_rows(method):
+    y0 = double(1.0, 0.7, 0.4)[:, None]
+    batch = solve_ivp(elimination, (0.0, 2.0), y0, args=(RATES[:, None],), batch_dims=1, method=method,
+                      dense_output=True, **ALL[method])  # fmt: skip
+    t = torch.linspace(0.0, 2.0, 101, dtype=torch.float64)
+    exact = 1.0 / (1.0 / y0 + RATES[:, None] * (2.0 * t - t**3 / 3.0))
+    torch.testing.assert_close(batch.sol(t)[..., 0], exact, rtol=0, atol=2e-5)
+    count = batch.stats[1].accepted + 1
+    torch.testing.assert_close(batch.sol(batch.t[1, :count])[1], batch.y[1, :count], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -15,7 +15,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, on_arrays
 from torchivp.methods.ode.combined import combined
 from torchivp.methods.ode.past_slopes import PastSlopes, with_current
-from torchivp.methods.ode.slope_polynomial import Array, SlopesWithin, in_rows, library, newton_terms
+from torchivp.methods.ode.slope_polynomial import Array, SlopesWithin, in_rows, integrals, library
 from torchivp.times import time_scalar
 from torchivp.torch_func import read_rows
 
@@ -106,18 +106,14 @@ class Adams(Method):
         order = np.minimum(carry.next.order, grid.count)
         used = min(int(order.max()) + 2, _HIGHEST + 1)
         nodes, recent = grid.nodes[:, :used], known[:, : used - 1]
-        # Row k is that by which the corrector of order k + 1 differs from the one of order k.
-        terms = newton_terms(nodes)
-        correctors = terms.cumsum(1)
-        # By which the corrector differs from the explicit method that predicts for it: a divided difference, in which
-        # the slope at the end has the weight that it has in the corrector. This estimates the error.
-        corrections = terms * (terms[:, :, :1].cumsum(1) / terms[:, :, :1])
+        # By what a corrector differs from the explicit method that predicts for it the error is estimated.
+        correctors, corrections = integrals(nodes)
         fits = self._fits(correctors)
         k = _highest(fits, order)
         places = np.stack((k, k - 1, np.minimum(k + 1, used - 1)), 1)
         rises = in_rows(fits, places[:, 2:])[:, 0] & (k + 1 <= np.minimum(grid.count, _HIGHEST))
         corrector, errors = in_rows(correctors, places[:, :1]), in_rows(corrections, places)
-        weights = grid.weights(library(terms).concatenate((corrector - errors[:, :1], corrector, errors), 1), y0)
+        weights = grid.weights(library(nodes).concatenate((corrector - errors[:, :1], corrector, errors), 1), y0)
         predicted = y0 + combined(weights[:, :1, 1:], recent).squeeze(1)
         slope = func(time_scalar(t1, self._real_dtype, y0.device), predicted)
         stages = torch.cat((slope.unsqueeze(1), recent), 1)

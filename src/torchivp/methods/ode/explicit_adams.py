@@ -6,6 +6,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc
 from torchivp.methods.ode.fixed_step_adams import Corrected, FixedStepAdams
 from torchivp.methods.ode.past_slopes import Grid
+from torchivp.methods.ode.slope_polynomial import Array
 
 
 class ExplicitAdams(FixedStepAdams):
@@ -28,6 +29,7 @@ class ExplicitAdams(FixedStepAdams):
         y0: Tensor,
         predicted: Tensor,
         grid: Grid,
+        implicit: Array,
         slopes: Tensor,
         norm: ErrorNorm,
     ) -> Corrected:

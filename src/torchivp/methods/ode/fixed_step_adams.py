@@ -19,7 +19,7 @@ from torchivp.methods.method import Check, FlatFunc, Method, Step, choice
 from torchivp.methods.ode.combined import as_factor, combined
 from torchivp.methods.ode.extrapolated_midpoint import extrapolated_midpoint
 from torchivp.methods.ode.past_slopes import Grid, PastSlopes, with_current
-from torchivp.methods.ode.slope_polynomial import SlopesWithin, in_rows, newton_terms
+from torchivp.methods.ode.slope_polynomial import Array, SlopesWithin, in_rows, integrals
 from torchivp.times import time_scalar
 from torchivp.torch_func import read_rows
 
@@ -92,19 +92,21 @@ class FixedStepAdams(Method):
         """A step of every row, or of a single one, whose times are floats or 0-d."""
         past, known = with_current(carry, func, t0, y0, self._real_dtype, self.max_order)
         grid, dt = past.grid(t0, t1), t1 - t0
-        explicit = in_rows(newton_terms(grid.nodes[:, 1:]).cumsum(1), grid.count[:, None] - 1)
+        implicit, differences = integrals(grid.nodes)
+        explicit = in_rows(implicit - differences, grid.count[:, None])[:, :, 1:]
         sizes = abs(explicit).cumsum(2)[:, 0, -1]
         sizes = sizes if isinstance(sizes, np.ndarray) else read_rows(sizes)
         starts = (grid.count < self.slopes_needed) | (sizes > _LARGEST_WEIGHTS)
         y1, corrected = y0, None
         # Rows that do not step in this way or in that one take steps of size zero.
-        if starts.any():
+        started = np.count_nonzero(starts)
+        if started:
             own = among(starts, dt, 0.0 * dt)
             y1 = extrapolated_midpoint(func, t0, own, y0, known[:, 0], self.max_order, self._real_dtype)
-        if not starts.all():
+        if started < len(starts):
             grid = grid.only(~starts)
             predicted = y0 + combined(grid.weights(explicit, y0), known).squeeze(1)
-            corrected = self.correct(func, among(~starts, t1, t0), y0, predicted, grid, known, norm)
+            corrected = self.correct(func, among(~starts, t1, t0), y0, predicted, grid, implicit, known, norm)
             y1 = among(~starts, corrected.y, y1)
         return Step(t0, t1, y0, y1, None, past.after(t0, known), past, (starts, corrected))
 
@@ -121,10 +123,14 @@ class FixedStepAdams(Method):
         y0: Tensor,
         predicted: Tensor,
         grid: Grid,
+        implicit: Array,
         slopes: Tensor,
         norm: ErrorNorm,
     ) -> Corrected:
-        """The steps to `t1`, `predicted` by the explicit method from the past `slopes`, [rows, n, size]."""
+        """The steps to `t1`, `predicted` by the explicit method from the past `slopes`, [rows, n, size].
+
+        `implicit` are the weights of the implicit methods of all orders, [rows, n + 1, n + 1].
+        """
 
     def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
         return self._within(func, step).of_one_row(step)
@@ -158,4 +164,4 @@ class FixedStepAdams(Method):
 
 def among(rows: np.ndarray, one: Any, other: Any) -> Any:
     """`one` in these rows, the other elsewhere."""
-    return one if rows.all() else choice(rows)(one, other)
+    return one if np.count_nonzero(rows) == len(rows) else choice(rows)(one, other)

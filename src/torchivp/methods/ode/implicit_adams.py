@@ -17,7 +17,7 @@ from torchivp.methods.method import Check, FlatFunc
 from torchivp.methods.ode.combined import combined
 from torchivp.methods.ode.fixed_step_adams import Corrected, FixedStepAdams, among
 from torchivp.methods.ode.past_slopes import Grid
-from torchivp.methods.ode.slope_polynomial import integrals
+from torchivp.methods.ode.slope_polynomial import Array
 from torchivp.times import time_scalar
 
 
@@ -53,26 +53,28 @@ class ImplicitAdams(FixedStepAdams):
         y0: Tensor,
         predicted: Tensor,
         grid: Grid,
+        implicit: Array,
         slopes: Tensor,
         norm: ErrorNorm,
     ) -> Corrected:
         t, norm = time_scalar(t1, self._real_dtype, y0.device), norm.of_equations()
-        nodes = grid.nodes[:, : self.max_order]
-        weights = grid.weights(integrals(nodes)[:, None], y0)
+        n = self.max_order
+        weights = grid.weights(implicit[:, n - 1 : n, :n], y0)
         y, slope, stages = predicted, slopes[:, 0], slopes
+        slopes = slopes[:, : n - 1]
         going, changes = np.ones(len(y0), dtype=bool), np.zeros(len(y0))
         for _ in range(self.max_iters):
             # Rows that have converged wait for the others as they are.
             slope = among(going, func(t, y), slope)
-            stages = torch.cat((slope.unsqueeze(1), slopes), 1)[:, : self.max_order]
+            stages = torch.cat((slope.unsqueeze(1), slopes), 1)
             before, y = y, among(going, y0 + combined(weights, stages).squeeze(1), y)
-            slope, changes = stages[:, 0], norm.rows(y - before, y0, y)
+            slope, changes = stages.select(1, 0), norm.rows(y - before, y0, y)
             going = going & ~(changes <= 1.0)
-            if not going.any():
+            if not np.count_nonzero(going):
                 break
         else:
             self._warn(changes, t1)
-        return Corrected(y, nodes, np.full(len(y0), nodes.shape[1]), stages)
+        return Corrected(y, grid.nodes[:, :n], np.full(len(y0), n), stages)
 
     def _warn(self, changes: np.ndarray, t1: float | Tensor) -> None:
         if self._warned or not (changes > 1.0).any():  # what is not a number is reported by the solve

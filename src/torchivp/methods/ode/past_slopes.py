@@ -32,7 +32,7 @@ class Grid:
 
     def only(self, rows: np.ndarray) -> Grid:
         """The same, with steps of size zero in all but these rows."""
-        if rows.all():
+        if np.count_nonzero(rows) == len(rows):
             return self
         mask = rows[:, None]
         if isinstance(self.dt, np.ndarray):
@@ -76,18 +76,22 @@ class PastSlopes(NamedTuple):
             there = torch.from_numpy(known)
             nodes = torch.where(there, (torch.where(there, self.times, start) - start) / dt, torch.from_numpy(beyond))
             return Grid(torch.cat((torch.ones_like(dt), torch.zeros_like(dt), nodes), 1), dt, count)
-        start, end = (read_rows(t) if isinstance(t, Tensor) else t for t in (t0, t1))
-        dt = np.reshape(end - start, (-1, 1))
+        start, end = (read_rows(t) if isinstance(t, Tensor) else np.array([[t]]) for t in (t0, t1))
+        dt = end - start
         nodes = np.empty((len(times), times.shape[1] + 2))
         nodes[:, 0], nodes[:, 1] = 1.0, 0.0
-        nodes[:, 2:] = (times - start) / np.where(dt == 0.0, 1.0, dt)  # rows that are through take steps of size zero
-        if count.min() < known.shape[1] + 1:
+        # Rows that are through stand still.
+        units = dt if np.count_nonzero(dt) == len(dt) else np.where(dt == 0.0, 1.0, dt)
+        nodes[:, 2:] = (times - start) / units
+        if np.count_nonzero(known) < known.size:
             nodes[:, 2:] = np.where(known, nodes[:, 2:], beyond)
         return Grid(nodes, dt, count)
 
     def after(self, t: float | Tensor, known: Tensor) -> PastSlopes:
         """What the step after that from `t` starts from; `known` are the slopes of this one, [rows, n + 1, size]."""
-        stamp = t.to("cpu", torch.float64).reshape(-1, 1) if isinstance(t, Tensor) else self.times.new_full((1, 1), t)
+        stamp = (
+            t.to("cpu", torch.float64).reshape(-1, 1) if isinstance(t, Tensor) else torch.from_numpy(np.array([[t]]))
+        )
         return PastSlopes(torch.cat((stamp, self.times), 1)[:, :-1], known[:, :-1], None)
 
 

@@ -25,18 +25,22 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(7)
 _POINTS, _WEIGHTS = (_POINTS + 1.0) / 2.0, _WEIGHTS / 2.0
 
 
-def integrals(nodes: Array) -> Array:
-    """Weights of slopes at `nodes`, [..., n]: their sum is the integral over [0, 1] of the polynomial through them."""
-    return newton_terms(nodes).sum(-2)
+def integrals(nodes: Array) -> tuple[Array, Array]:
+    """Weights of slopes at `nodes`, [rows, n]: integrals over [0, 1] of polynomials through them, [rows, n, n].
 
+    The first are those of the polynomials through the nodes 0 to k. The others are by how much they differ, for k > 0,
+    from those through the nodes 1 to k: multiples of divided differences, in which node 0 has the whole weight that it
+    has in the first.
 
-def newton_terms(nodes: Array) -> Array:
-    """The terms of `integrals`, [..., n, n]: the sum of the first k rows belongs to the first k nodes alone.
-
-    Row j integrates the term of Newton's interpolation formula with the divided difference of nodes 0 to j. Source:
-    Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", III.5.
+    The integral is the sum of those of the terms of Newton's interpolation formula, each with the divided difference of
+    the nodes 0 to j. Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", III.5.
     """
-    means = _means(nodes[..., None, :], _like(_POINTS, nodes)[:, None], 1.0)
+    terms = _newton_terms(nodes)
+    return terms.cumsum(1), terms * (terms[:, :, :1].cumsum(1) / terms[:, :, :1])
+
+
+def _newton_terms(nodes: Array) -> Array:
+    means = _means(_like(_POINTS, nodes)[:, None] - nodes[..., None, :])
     return means[..., None] * _divided_differences(nodes)
 
 
@@ -46,7 +50,7 @@ def scaled_differences(nodes: Array, count: np.ndarray) -> Array:
     The first `count` nodes of each row are used.
     """
     used = np.arange(nodes.shape[1]) < count[:, None]
-    scales = library(nodes).cumprod(_scales(nodes), -1) / _scales(nodes) * _like(used, nodes)
+    scales = _scales(nodes).cumprod(-1) / _scales(nodes) * _like(used, nodes)
     return scales[..., None] * _divided_differences(nodes)
 
 
@@ -55,22 +59,18 @@ def _scales(nodes: Array) -> Array:
     return 1.0 + abs(nodes if isinstance(nodes, np.ndarray) else nodes.detach())
 
 
-def _means(nodes: Array, s: Array, scales: Array) -> Array:
-    """The means, over points `s`, [..., q, 1], of 1, (s - x_0), (s - x_0)(s - x_1), ..., [..., n].
-
-    `nodes` are [..., 1, n]; `scales` divide the factors.
-    """
-    xp = library(nodes)
-    factors = (s - nodes) / scales
-    products = xp.concatenate((xp.ones_like(factors[..., :1]), xp.cumprod(factors[..., :-1], -1)), -1)
-    return (_like(_WEIGHTS, nodes)[:, None] * products).sum(-2)
+def _means(factors: Array) -> Array:
+    """The means, over the points, of 1, f_0, f_0 f_1, ... of the factors, [..., points, n], but the last: [..., n]."""
+    one = 0.0 * factors[..., :1] + 1.0
+    products = library(factors).concatenate((one, factors[..., :-1].cumprod(-1)), -1)
+    return (_like(_WEIGHTS, factors)[:, None] * products).sum(-2)
 
 
 def _divided_differences(nodes: Array) -> Array:
     """Row j makes the divided difference of nodes 0 to j from the values at all nodes, [..., n, n]."""
     one_on_diagonal, lower = (_like(matrix, nodes) for matrix in _eye_and_lower(nodes.shape[-1]))
     gaps = nodes[..., None, :] - nodes[..., None] + one_on_diagonal
-    return lower / library(nodes).cumprod(gaps, -2)
+    return lower / gaps.cumprod(-2)
 
 
 @cache
@@ -122,7 +122,7 @@ class SlopePolynomials(ValuesTravel):
     def _at(self, nodes: Tensor, theta: Tensor) -> Tensor:
         points = (theta * _like(_POINTS, nodes)).unsqueeze(-1)
         nodes = nodes.unsqueeze(-2)
-        values = theta * _means(nodes, points, _scales(nodes))
+        values = theta * _means((points - nodes) / _scales(nodes))
         return values if self._power is None else torch.cat((values, theta**self._power), 1)
 
 
