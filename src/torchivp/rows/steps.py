@@ -85,7 +85,7 @@ class Chosen:
 
 
 class Stepper:
-    """Takes steps of a choice of the rows with a method that takes rows.
+    """Takes steps of a choice of the rows, all of them at once.
 
     Args:
         problem: the problem of all rows.
@@ -169,7 +169,7 @@ class Stepper:
 
 
 class SingleStepper(Stepper):
-    """Takes steps of one row with any method.
+    """Takes steps of one row, as a solve of that row alone does.
 
     Attributes:
         one_sided: the right-hand side as the last step has evaluated it.
