@@ -5,19 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchivp.checks import check_positive
-from torchivp.dense import EachWithin
 from torchivp.error_norm import ErrorNorm, Tolerance
-from torchivp.methods.method import FlatFunc, Memory, Method, Step
+from torchivp.methods.method import FlatFunc, Step
+from torchivp.methods.one_row import OneRowMethod
 from torchivp.times import time_scalar
 from torchivp.torch_func import inside_transform
 
@@ -60,7 +60,7 @@ def _check_min_step(name: str, value: Any) -> float:
     return 0.0 if isinstance(value, numbers.Real) and value == 0 else _check_size(name, value)
 
 
-class ScipySolver(Method):
+class ScipySolver(OneRowMethod):
     """SciPy's solvers, which size their steps themselves: LSODA, Radau, BDF, RK23, RK45 or DOP853.
 
     They compute in double precision on the CPU, whatever the state is, and autograd does not see inside. SciPy's own
@@ -108,8 +108,13 @@ class ScipySolver(Method):
             )
         self._solver_class: type[OdeSolver] = getattr(scipy.integrate, self.solver)
         self._real_dtype = real_dtype
-        self._norm = norm
-        self._arguments: dict[str, Any] = {"max_step": self.max_step}
+        # SciPy takes no tighter tolerance, and would warn of it.
+        rtol = np.maximum(_tolerance(norm.rtol), 100 * np.finfo(float).eps)
+        self._arguments: dict[str, Any] = {
+            "rtol": rtol.min() if self.solver in _ONE_RTOL else rtol,
+            "atol": _tolerance(norm.atol),
+            "max_step": self.max_step,
+        }
         if self.min_step:
             if "min_step" not in inspect.signature(self._solver_class).parameters:
                 raise ValueError(
@@ -118,34 +123,7 @@ class ScipySolver(Method):
                 )
             self._arguments["min_step"] = self.min_step
 
-    def initial_carry(self, f0: Tensor) -> _OfRows:
-        return _OfRows([None] * len(f0))
-
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
-        return self._step(func, t0, t1, y0, carry, self._norm)
-
-    def step_rows(
-        self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: _OfRows | None, norm: ErrorNorm
-    ) -> Step:
-        """One row after the other: each has a solver of its own."""
-        assert isinstance(func, OneByOne)
-        carries = [None] * len(y0) if carry is None else carry.entries
-        steps = []
-        for i, (alone, start, end) in enumerate(zip(func.alone(len(y0)), t0.tolist(), t1.tolist(), strict=True)):
-            if start == end:  # a row that is through
-                steps.append(Step(start[0], end[0], y0[i : i + 1], y0[i : i + 1], None, carries[i], carries[i], None))
-                continue
-            of_row = norm.take(torch.tensor([i], device=y0.device))
-            steps.append(self._step(alone, start[0], end[0], y0[i : i + 1], carries[i], of_row))
-        ends = t1.new_tensor([[step.t1] for step in steps])
-        y1 = torch.cat([step.y1 for step in steps])
-        after, again = (_OfRows([getattr(step, name) for step in steps]) for name in ("carry", "retry"))
-        failure = {i: step.failure[0] for i, step in enumerate(steps) if step.failure}
-        return Step(t0, ends, y0, y1, None, after, again, steps, failure=failure or None)
-
-    def _step(
-        self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any, norm: ErrorNorm
-    ) -> Step:
         start, bound = float(t0), float(t1)
         if isinstance(carry, _LastStep) and carry.covers(start, bound):
             y1 = ScipyInterpolant(t0, t1, y0, carry.dense()).evaluate([t1])
@@ -155,7 +133,7 @@ class ScipySolver(Method):
                 stepper = carry
             else:
                 stepper = _ScipyStepper(func, self._real_dtype, y0)
-                stepper.begin(self._solver_class, start, bound, self._tolerances(norm), self.first_step)
+                stepper.begin(self._solver_class, start, bound, self._arguments, self.first_step)
             stepper.advance(func)
         except _SolverError as error:
             sentence = f"SciPy's {self.solver} failed: {error}"
@@ -163,41 +141,8 @@ class ScipySolver(Method):
         last = _LastStep(stepper, start)
         return Step(t0, t1 if last.end == bound else last.end, y0, stepper.state, None, stepper, last, last)
 
-    def _tolerances(self, norm: ErrorNorm) -> dict[str, Any]:
-        """The arguments of the solver, among them the tolerances of a row."""
-        # SciPy takes no tighter tolerance, and would warn of it.
-        rtol = np.maximum(_tolerance(norm.rtol), 100 * np.finfo(float).eps)
-        rtol = rtol.min() if self.solver in _ONE_RTOL else rtol
-        return self._arguments | {"rtol": rtol, "atol": _tolerance(norm.atol)}
-
     def interpolant(self, func: FlatFunc, step: Step) -> ScipyInterpolant:
         return ScipyInterpolant(step.t0, step.t1, step.y0, step.stages and step.stages.dense())
-
-    def interpolant_rows(self, func: FlatFunc, step: Step) -> EachWithin:
-        return EachWithin([self.interpolant(func, alone) for alone in step.stages])
-
-
-@runtime_checkable
-class OneByOne(Protocol):
-    """A function of rows that can be had for each of them alone."""
-
-    def alone(self, rows: int) -> Sequence[FlatFunc]:
-        """The function of each of the `rows` that there are."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _OfRows(Memory):
-    """What the step of each row hands on."""
-
-    entries: Sequence[Any]
-
-    def map(self, function: Callable[..., Tensor], *others: _OfRows) -> _OfRows:
-        everything, numbers = [], []
-        for of_rows in (self, *others):
-            numbers.append(torch.arange(len(everything), len(everything) + len(of_rows.entries)))
-            everything += of_rows.entries
-        return _OfRows([everything[number] for number in function(*numbers).tolist()])
 
 
 @dataclass(frozen=True, slots=True)
