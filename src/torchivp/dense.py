@@ -79,6 +79,18 @@ class StepPolynomials:
             values.append(total)
         return values
 
+    def of_rows(self, rows: Tensor, theta: np.ndarray | Tensor) -> Sequence[Any]:
+        """The values of each polynomial at a `theta` of each of the `rows`; None for one that is zero."""
+        return self.values(theta)
+
+
+class RowPolynomials(Protocol):
+    """Polynomials in the fraction of a step, others in each row."""
+
+    def of_rows(self, rows: Tensor, theta: np.ndarray | Tensor) -> Sequence[Any]:
+        """The values of each polynomial at a `theta` of each of the `rows`; None for one that is zero."""
+        ...
+
 
 class StepInterpolant(Protocol):
     """The solution within one step."""
@@ -148,10 +160,12 @@ class RowInterpolant(ValuesTravel):
 
     y0: Tensor
     increments: Tensor
-    b: StepPolynomials
+    b: StepPolynomials | RowPolynomials
 
     def at_fraction(self, theta: float) -> Tensor:
         """The state of every row at the same fraction of its step, [rows, size]."""
+        if not isinstance(self.b, StepPolynomials):
+            return self.at(torch.arange(len(self.y0)), np.full(len(self.y0), theta))
         weights = self.b.known(theta).to(self.y0.dtype)
         return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
 
@@ -163,7 +177,7 @@ class RowInterpolant(ValuesTravel):
         rows = rows.to(self.y0.device)
         y = self.y0.index_select(0, rows)
         # One after the other: a batch of matrix products may round by its size, one of a single row by many does not.
-        for weights, increment in zip(self.b.values(theta), self.increments, strict=True):
+        for weights, increment in zip(self.b.of_rows(rows, theta), self.increments, strict=True):
             if weights is not None:
                 column = torch.as_tensor(weights).to(y.device, y.dtype).unsqueeze(1)
                 y.addcmul_(column, increment.view_as(self.y0).index_select(0, rows))
@@ -257,6 +271,51 @@ class WithinSteps(Protocol):
     def kept(self) -> WithinSteps:
         """The same, on data of their own, so that they are valid after the next step too."""
         ...
+
+
+class EachWithin:
+    """The solutions of rows within their steps, each as the engine of one row has it.
+
+    Args:
+        interpolants: one for each row.
+    """
+
+    def __init__(self, interpolants: Sequence[StepInterpolant]):
+        self._interpolants = interpolants
+
+    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
+        """As in `WithinSteps`."""
+        if len(self._interpolants) == 1:
+            return self._of_row(0, theta, t)
+        numbers = rows.cpu().numpy()
+        places = [np.flatnonzero(numbers == number) for number in range(len(self._interpolants))]
+        pieces = [
+            self._of_row(number, theta[where], None if t is None else t[where])
+            for number, where in enumerate(places)
+            if len(where)
+        ]
+        y = torch.cat(pieces)
+        return y.index_select(0, torch.from_numpy(np.argsort(np.concatenate(places))).to(y.device))
+
+    def _of_row(self, number: int, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None) -> Tensor:
+        interpolant = self._interpolants[number]
+        if t is not None:
+            return interpolant.evaluate(_unbound(t))
+        t0, t1 = time_value(interpolant.t0), time_value(interpolant.t1)
+        return interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
+
+    def at_fraction(self, theta: float) -> Tensor:
+        """As in `WithinSteps`."""
+        rows = len(self._interpolants)
+        return self.at(torch.arange(rows), np.full(rows, theta))
+
+    def kept(self) -> EachWithin:
+        """As in `WithinSteps`."""
+        return EachWithin([interpolant.kept() for interpolant in self._interpolants])
+
+
+def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:
+    return theta.unbind() if isinstance(theta, Tensor) else theta.tolist()
 
 
 class KeptSteps(Protocol):

@@ -193,7 +193,7 @@ class _StepLoop:
         while not clip.done:
             t1 = clip.step_end(self.t, self.h, stretch=not self.history.rejected)
             taken = abs(t1 - self.t)
-            if math.isinf(t1) and not method.sizes_steps:
+            if math.isinf(t1) and self.adapts:
                 return self.failures.out_of_time(self.t)
             if taken == 0.0:
                 return self.failures.no_progress(self.t, self.h)
@@ -206,7 +206,7 @@ class _StepLoop:
             step = method.step(func, *ends, self.y, self.carry)
             if step.work is not None:
                 self.work = Work(*(count + more for count, more in zip(self.work, step.work, strict=True)))
-            if method.sizes_steps and step.failure is None:
+            if step.t1 is not ends[1]:  # the method ends steps before
                 t1 = time_value(step.t1)
                 taken = abs(t1 - self.t)
             accept, failure = self._judge(step, taken)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from problems import DETEST, Counting, LotkaVolterra, covering, double, scipy_solution
-from torchivp import GridSteps, odeint, solve_ivp
+from torchivp import GridSteps, Scheduled, odeint, solve_ivp
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.ode.adams import Adams, AdamsCarry
+from torchivp.methods.ode.adams import Adams, AdamsCarry, NextOrder
 from torchivp.methods.ode.explicit_adams import ExplicitAdams
 from torchivp.methods.ode.extrapolated_midpoint import extrapolated_midpoint
 from torchivp.methods.ode.implicit_adams import ImplicitAdams
@@ -36,6 +36,11 @@ def logistic(t, y):
     return y * (1.0 - y)
 
 
+def weights_at(nodes):
+    """Of the slopes at all of the nodes."""
+    return integrals(nodes[None])[0][0, -1]
+
+
 def spacing(kind, count):
     """The ends of `count` steps over a unit of time."""
     steps = {
@@ -56,7 +61,16 @@ def order_found(sizes, errors, rounding=3e-15):
 def exact_past(kind, count, h, func):
     """The slopes of the exact solution at the start of a step of size h and at the ends of the steps before it."""
     times = double(*(h * count * (spacing(kind, count)[::-1] - 1.0)))[:count]
-    return PastSlopes(times, func(times, solution(times))[:, None], True)
+    slopes = func(times, solution(times))[:, None]
+    return PastSlopes(times[None, 1:], slopes[None, 1:], slopes[:1])
+
+
+def with_room(past, count):
+    """The same with places for so many slopes."""
+    none = PastSlopes.none(past.current, count + 1)
+    known = past.times.shape[1]
+    times = torch.cat((past.times, none.times[:, known:]), 1)
+    return PastSlopes(times, torch.cat((past.slopes, none.slopes[:, known:]), 1), past.current)
 
 
 def made(method):
@@ -74,15 +88,15 @@ def test_coefficients_of_equal_steps(explicit, weights):
     """Those of the textbooks: Hairer, Norsett and Wanner, (III.1.5) and (III.1.9)."""
     for row in weights:
         nodes = (0.0 if explicit else 1.0) - np.arange(len(row))
-        np.testing.assert_allclose(integrals(nodes), np.array(row) / sum(row), rtol=1e-14)
-        np.testing.assert_allclose(integrals(torch.from_numpy(nodes)), np.array(row) / sum(row), rtol=1e-14)
+        np.testing.assert_allclose(weights_at(nodes), np.array(row) / sum(row), rtol=1e-14)
+        np.testing.assert_allclose(weights_at(torch.from_numpy(nodes)), np.array(row) / sum(row), rtol=1e-14)
 
 
 @pytest.mark.parametrize("order", range(1, 13))
 def test_coefficients_of_unequal_steps_integrate_polynomials(order):
     nodes = -np.cumsum(np.random.default_rng(0).uniform(0.5, 1.5, order))
     for power in range(order):
-        weights = integrals(nodes)
+        weights = weights_at(nodes)
         rounding = 1e-14 * (abs(weights) @ abs(nodes) ** power)
         assert weights @ nodes**power == pytest.approx(1 / (power + 1), abs=rounding)
 
@@ -111,7 +125,7 @@ def test_order_of_one_step_from_an_exact_past(method, order, problem, kind):
     errors = []
     for h in sizes:
         step = stepper.step(func, 0.0, h, ONE[None], exact_past(kind, order, h, func))
-        assert step.stages is not None, "this is a step of another method"
+        assert not step.stages[0].any(), "this is a step of another method"
         errors.append((step.y1 - solution(h)).abs().item())
     assert order_found(sizes, errors, 1e-13) == pytest.approx(order + 1, abs=0.35)
 
@@ -291,7 +305,7 @@ def test_a_restart_begins_at_order_one():
     assert orders == [1, 2, 3, 4]
     assert method.step(lambda t, y: -y, 0.4, 0.5, step.y1, None).order == 1
     again = method.step(lambda t, y: -y, 0.3, 0.35, step.y0, step.retry)
-    assert again.order == 4 and not again.carry.starting
+    assert again.order == 4 and not again.carry.next.starting.any()
     assert method.step(lambda t, y: -y, 0.3, 0.35, step.y0, method.at_order(step.retry, 3)).order == 3
     known = method.step(lambda t, y: -y, 0.0, 0.1, y, method.initial_carry(-y))
     assert torch.equal(known.y1, method.step(lambda t, y: -y, 0.0, 0.1, y, None).y1)
@@ -305,7 +319,8 @@ def test_orders_of_the_error_estimates_and_of_the_result(order, problem, kind):
     sizes = np.geomspace(0.4, 0.1, 12) * min(1.0, order / 6)
     errors = {}
     for h in sizes:
-        carry = AdamsCarry(exact_past(kind, min(order + 1, 12), h, func), order, False)
+        past = exact_past(kind, min(order + 1, 12), h, func)
+        carry = AdamsCarry(with_room(past, 11), NextOrder(np.array([order]), np.array([False])))
         step = stepper.step(func, 0.0, h, ONE[None], carry)
         assert step.order == order
         estimates = {order: step.error, "result": step.y1 - solution(h), **dict(step.others)}
@@ -341,6 +356,85 @@ ALL = {
     "explicit_adams": {"step_size": 0.02},
     "implicit_adams": {"step_size": 0.02},
 }
+
+
+RATES = double(0.3, 1.0, 2.5)
+
+
+def elimination(t, y, k):
+    return -k * y * y * (2.0 - t * t)
+
+
+@unconverged
+@pytest.mark.parametrize("size", [1, 2, 300])
+@pytest.mark.parametrize("method", [Adams, *FIXED])
+def test_rows_take_the_steps_of_single_solves_to_the_last_bit(method, size):
+    """Steps of other sizes in each row, and of other orders."""
+    y0 = torch.linspace(0.5, 1.5, 3 * size, dtype=torch.float64).reshape(3, size)
+    norm = ErrorNorm(1e-8, 1e-8, [slice(0, size)], y0.dtype)
+    ends = torch.cumsum(torch.tensor([0.05, 0.08, 0.06], dtype=torch.float64)[:, None] * (1 + torch.arange(12) % 3), 1)
+    ends = torch.cat((torch.zeros(3, 1, dtype=torch.float64), ends), 1)
+    orders = np.array([[1, 2, 3, 4, 5, 6, 7, 8, 8, 7, 6, 5], [1, 1, 2, 2, 3, 3, 3, 2, 2, 1, 1, 2], [1, 2, 3, 4] * 3])
+
+    def chain(step, stepper, y, k, times, at):
+        carry, states = None, []
+        for i in range(orders.shape[1]):
+            carry = stepper.at_order(carry, at(i)) if method is Adams else carry
+            taken = step(lambda t, y: elimination(t, y, k), times[i], times[i + 1], y, carry)
+            y, carry = taken.y1, taken.carry
+            states += [y] if taken.error is None else [y, taken.error]
+        return torch.stack(states, 1)
+
+    stepper = method(y0, torch.float64, norm)
+    of_rows = lambda func, t0, t1, y, carry: stepper.step_rows(func, t0, t1, y, carry, norm)
+    batch = chain(of_rows, stepper, y0, RATES[:, None], ends.split(1, 1), lambda i: orders[:, i])
+    for row in range(3):
+        alone = method(y0[:1], torch.float64, norm)
+        single = chain(
+            alone.step, alone, y0[row : row + 1], RATES[row], ends[row].tolist(), lambda i: int(orders[row, i])
+        )
+        assert torch.equal(batch[row : row + 1], single)
+
+
+@unconverged
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("method", ALL)
+def test_rows_that_start_anew_beside_rows_that_do_not(method, gradient):
+    """Each is what it is alone, at outputs within the steps of the new start too, and so are the gradients."""
+    doses = torch.tensor([[0.51, 1.1], [math.nan] * 2, [0.97, math.nan]], dtype=torch.float64)
+    t_eval = double(0.0, 0.013, 0.505, 0.523, 0.99, 1.111, 1.5)
+    options = {"rtol": 1e-6, "atol": 1e-8} if method == "adams" else {"step_size": 0.05}
+    common = {"t_eval": t_eval, "method": method, "gradient": gradient, **options}
+    found = []
+    for together in (True, False):
+        y0, k = double(1.0, 0.7, 0.4, grad=True), RATES.clone().requires_grad_()
+        dose = lambda t, y: y + 0.5
+        if together:
+            y = solve_ivp(elimination, (0.0, 1.5), y0[:, None], args=(k[:, None],), batch_dims=1,
+                          events=Scheduled(doses, dose), **common).y[..., 0]  # fmt: skip
+        else:
+            y = torch.stack([
+                solve_ivp(elimination, (0.0, 1.5), y0[i : i + 1], args=(k[i],), events=Scheduled(doses[i], dose),
+                          **common).y[:, 0]
+                for i in range(3)
+            ])  # fmt: skip
+        (y * torch.linspace(0.2, 1.0, 21, dtype=torch.float64).reshape(3, 7)).sum().backward()
+        found.append((y.detach(), y0.grad, k.grad))
+    exact = {"rtol": 1e-4, "atol": 1e-5} if gradient == "backsolve" else {"rtol": 1e-11, "atol": 1e-13}
+    for batch, alone in zip(*found, strict=True):
+        torch.testing.assert_close(batch, alone, **exact)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_dense_output_of_rows(method):
+    y0 = double(1.0, 0.7, 0.4)[:, None]
+    batch = solve_ivp(elimination, (0.0, 2.0), y0, args=(RATES[:, None],), batch_dims=1, method=method,
+                      dense_output=True, **ALL[method])  # fmt: skip
+    t = torch.linspace(0.0, 2.0, 101, dtype=torch.float64)
+    exact = 1.0 / (1.0 / y0 + RATES[:, None] * (2.0 * t - t**3 / 3.0))
+    torch.testing.assert_close(batch.sol(t)[..., 0], exact, rtol=0, atol=2e-5)
+    count = batch.stats[1].accepted + 1
+    torch.testing.assert_close(batch.sol(batch.t[1, :count])[1], batch.y[1, :count], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("method", ALL)

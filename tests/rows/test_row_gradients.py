@@ -109,9 +109,9 @@ def test_gradients_are_those_of_the_rows_alone(gradient, method):
 
 @pytest.mark.parametrize(
     ("gradient", "method"),
-    [*((gradient, "gl4") for gradient in GRADIENTS), pytest.param("backsolve", "adams", marks=pytest.mark.slow)],
+    [*((gradient, method) for gradient in GRADIENTS for method in ("gl4", "adams")), ("backsolve", "scipy_solver")],
 )
-def test_methods_that_take_one_row(gradient, method):
+def test_methods_with_much_to_hand_on(gradient, method):
     options = {"step_size": 0.1} if method == "gl4" else {"rtol": 1e-6, "atol": 1e-8}
     common = {"t_eval": T_EVAL, "method": method, "gradient": GRADIENTS[gradient], **options}
 

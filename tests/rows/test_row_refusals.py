@@ -181,16 +181,7 @@ def test_a_func_that_is_not_row_wise(func):
     )
     y0 = Y0 * torch.tensor([[1.0], [0.2], [0.5]], dtype=D)
     refused(ValueError, sentence, y0, func=func, compact=True)
-    refused(
-        ValueError, "ScipySolver solves the rows one by one, but func cannot be called with one of them", y0, func=func,
-        method="scipy_solver",
-    )  # fmt: skip
     solve(y0, func=func)  # found out by one try
-
-
-def test_methods_that_take_one_row_need_compact():
-    refused(ValueError, "ScipySolver solves the rows one by one, but", method="scipy_solver", compact=False)
-    solve(Y0[:1], method="scipy_solver", compact=False)
 
 
 @pytest.mark.parametrize("compact", ["yes", 2])
@@ -279,14 +270,6 @@ def test_the_norm_of_an_adjoint():
     y0 = Y0.clone().requires_grad_()
     with pytest.raises(ValueError, match=re.escape("Backsolve(norm=...) does not go with batch_dims or events: leave")):
         solve(y0, gradient=Backsolve(norm=lambda x: x.abs().max())).y[:, 0].sum().backward()
-
-
-def test_the_method_of_an_adjoint():
-    y0 = Y0.clone().requires_grad_()
-    with pytest.raises(
-        ValueError, match=r"Adams takes one row at a time: choose another method for Backsolve\(method="
-    ):
-        solve(y0, gradient=Backsolve(method="adams"), t_eval=[1.0]).y.sum().backward()
 
 
 def test_methods_that_autograd_cannot_follow():

@@ -209,8 +209,8 @@ def solve_ivp(
     in `args` that begin with the batch dimensions have an entry for each row, and come with the rows. `t_span` may
     hold tensors of the shape of the batch, `t_eval` may be of shape [*batch, T] with NaN for no time, or a list with a
     series for each row; rows may go in different directions. The numbers of a row do not depend on the other rows, to
-    the last bit if those of `func` do not. All rows step at once, but with Adams methods and
-    `scipy_solver`, by which they are solved one after the other.
+    the last bit if those of `func` do not. All rows step at once, but with `scipy_solver`, which takes their steps one
+    after the other.
 
     With a singular `mass` the problem is a differential-algebraic one, of index one: the algebraic equations must
     determine the part of the state that M does not multiply. This part of `y0`, and of what events change, need not be

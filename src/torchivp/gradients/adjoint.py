@@ -26,6 +26,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.record import Firing, Record
 from torchivp.rows.changes import function_on, groups, rounds
+from torchivp.rows.function import RowByRow
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.recorders import RowOutputs, RowTrail, WithinSteps
@@ -58,8 +59,6 @@ def check_adjoint_of_rows(plan: RowIntegration, options: Backsolve) -> None:
         ValueError: they cannot.
     """
     method, controller = _method_and_controller(plan, options)
-    if not method.takes_rows and plan.problem.rows > 1:
-        raise ValueError(f"{method.__name__} takes one row at a time: choose another method for Backsolve(method=...)")
     if options.norm is not None:
         raise ValueError("Backsolve(norm=...) does not go with batch_dims or events: leave it out")
     check_controller(controller, method)
@@ -254,15 +253,15 @@ class _WayBack:
         return entries[::-1]
 
 
-class _OnRows:
+class _OnRows(RowByRow):
     """A function of the backward problem for a choice of its rows."""
 
     def __init__(self, call: Any):
+        super().__init__()
         self._call = call
-        self.evaluations = 0
 
     def __call__(self, t: Tensor, z: Tensor, *extra: Tensor) -> Tensor:
-        self.evaluations += 1
+        self.calls += 1
         return self._call(t, z, *extra)
 
 
@@ -298,7 +297,9 @@ class _AdjointFunction:
             slope = slope if differentiated else slope.detach()
             return torch.cat([slope, torch.zeros_like(slope) if found is None else found], dim=1)
 
-        return _OnRows(slopes)
+        made = _OnRows(slopes)
+        made.of_rows = lambda some: self.on(some if rows is None else rows[some])
+        return made
 
 
 class _Joins:

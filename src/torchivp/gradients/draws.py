@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.record import Record
 from torchivp.rows.recorders import RowTrail
-from torchivp.rows.steps import keeps_carry
 from torchivp.times import time_scalar
 
 
@@ -150,7 +149,7 @@ class DrawingTrail(RowTrail):
 
     def record(self) -> Record:
         drawn = self._drawn if self._method.any() else None
-        return replace(super().record(), keeps_carry=keeps_carry(cast("Method", self._method)), drawn=drawn)
+        return replace(super().record(), keeps_carry=self._method.rows_keep_carry, drawn=drawn)
 
 
 def drawn_together(record: Record) -> list[Drawn] | None:

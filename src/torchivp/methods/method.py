@@ -53,7 +53,7 @@ class Step:
 
     Attributes:
         t0: its start, a float, or a 0-d tensor if a gradient flows through time; of rows a tensor [rows, 1].
-        t1: its end.
+        t1: its end; one before that which was asked for, if the method sizes its steps itself.
         y0: the state at its start, [1, size], or [rows, size].
         y1: the state at its end.
         error: the estimate of the error made in this step; None if the method has none.
@@ -85,6 +85,13 @@ class Step:
     failure: Mapping[int, str] | None = None
     work: Work | None = None
     growth: Any = math.inf
+
+    def of_one_row(self, t0: float | Tensor, t1: float | Tensor) -> Step:
+        """This step, taken as one of rows, as a step of a single row from `t0` to `t1`."""
+        assert isinstance(self.order, np.ndarray)
+        self.t0, self.t1, self.order, self.hold = t0, t1, int(self.order[0]), bool(np.all(self.hold))
+        self.others = [(int(other[0]), error) for other, error in self.others if other[0]]  # pyright: ignore[reportIndexIssue]
+        return self
 
 
 class Memory(ABC):
@@ -142,8 +149,7 @@ class Method(ABC):
         error_order: the order of the error estimate (the exponent of the step size in the local error is one
             more), of the first step if it varies; None if there is no estimate.
         varies_order: whether the method offers other orders in `Step.others`.
-        sizes_steps: whether the method sizes its steps itself: `step` may then return one that ends before `t1`.
-        takes_rows: whether it has `step_rows` and `interpolant_rows`, for rows that step on their own.
+        sizes_steps: whether the method sizes its steps itself, so that it is given no controller.
         rows_keep_carry: whether what a step of rows hands on cannot be computed anew from its time and state.
         widest_gap: no two neighbouring evaluations in a step lie further apart, as a fraction of the step.
         uses_jacobian: whether it solves equations with the Jacobian of func.
@@ -157,7 +163,7 @@ class Method(ABC):
         options: the options that `with_options` takes, each with its check; the values are class attributes.
 
     Args:
-        y0: the initial state, [rows, size]; one row unless the method takes rows.
+        y0: the initial state, [rows, size].
         real_dtype: the dtype of the `t` that `func` receives.
         norm: the tolerances, for methods that solve equations in each step.
     """
@@ -166,7 +172,6 @@ class Method(ABC):
     error_order: ClassVar[int | None]
     varies_order: ClassVar[bool] = False
     sizes_steps: ClassVar[bool] = False
-    takes_rows: ClassVar[bool] = False
     rows_keep_carry: ClassVar[bool] = False
     widest_gap: ClassVar[float] = 1.0
     uses_jacobian: ClassVar[bool] = False
@@ -188,24 +193,27 @@ class Method(ABC):
     def interpolant(self, func: FlatFunc, step: Step) -> StepInterpolant:
         """The solution within `step`. May evaluate `func`, and may put the result into `step.carry`."""
 
+    @abstractmethod
     def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
         """Step every row from its own time to its own time: `t0` and `t1` are [rows, 1], `y0` is [rows, size].
 
         The numbers of a row do not depend on the other rows, to the last bit. `norm` is that of these rows, for methods
         that solve equations.
         """
-        raise NotImplementedError(f"{type(self).__name__} takes one row")
 
+    @abstractmethod
     def interpolant_rows(self, func: FlatFunc, step: Step) -> WithinSteps:
         """The solution within a step of rows. May evaluate `func`, and may put the result into `step.carry`."""
-        raise NotImplementedError(f"{type(self).__name__} takes one row")
 
     def initial_carry(self, f0: Tensor) -> Any:
         """The first step's `carry`, given that `func(t0, y0) = f0` is known already."""
         return None
 
     def at_order(self, carry: Any, order: int | np.ndarray) -> Any:
-        """The `carry` (or `retry`) with which a method of varying order goes on at this order; of rows [rows]."""
+        """The `carry` (or `retry`) with which a method of varying order goes on at this order.
+
+        Of rows [rows], 0 in those that go on as they would.
+        """
         return carry
 
     def carry_to_keep(self, carry: Any) -> Any:

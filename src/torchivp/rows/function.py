@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -175,6 +177,7 @@ class RowFunction:
             made = FunctionOnRows(self, self.layout.with_rows(len(rows)), self.args.of(rows))
         else:
             made = FunctionAmongAll(self, rows, self._filler)
+        made.of_rows = lambda some: self.on(some if rows is None else rows[some])
         if self.jac is not None:
             made.jacobian = self.jac.on(rows)
         return made
@@ -184,7 +187,43 @@ class RowFunction:
         return layout.lead + self._time_dims if layout.lead else ()
 
 
-class FunctionOnRows:
+class RowByRow:
+    """A function of some rows that can be had for one of them alone.
+
+    Attributes:
+        of_rows: the function of a choice of them.
+    """
+
+    of_rows: Callable[[Tensor], RowByRow]
+
+    def __init__(self) -> None:
+        self._calls = [0]  # which copies that call a part of it share
+        self._alone: list[RowByRow] = []
+
+    @property
+    def calls(self) -> int:
+        """How often all of the rows, or a part of the function in all of them, were evaluated."""
+        return self._calls[0]
+
+    @calls.setter
+    def calls(self, count: int) -> None:
+        self._calls[0] = count
+
+    @property
+    def evaluations(self) -> int | np.ndarray:
+        """How often the rows were evaluated; [rows], if some were alone."""
+        return self.calls + np.array([alone.calls for alone in self._alone]) if self._alone else self.calls
+
+    def alone(self, rows: int) -> Sequence[RowByRow]:
+        """The function of each of the `rows` that there are."""
+        self._alone = self._alone or [self.of_rows(torch.tensor([row])) for row in range(rows)]
+        return self._alone
+
+    @abstractmethod
+    def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor: ...
+
+
+class FunctionOnRows(RowByRow):
     """A function of time [rows, 1] and state [rows, size] of some rows, and of what else there is for each row.
 
     Args:
@@ -211,12 +250,7 @@ class FunctionOnRows:
         # Where the user's state has the very shape of the flat one.
         flat = layout.template is not None and layout.template.shape == (layout.rows, layout.size)
         self._shape: Callable[[Tensor], Any] = _as_it_is if flat else layout.unflatten
-        self._calls = [0]
-
-    @property
-    def evaluations(self) -> int:
-        """How often it was called, or one of its parts."""
-        return self._calls[0]
+        super().__init__()
 
     @cached_property
     def summands(self) -> tuple[FunctionOnRows, FunctionOnRows] | None:
@@ -224,7 +258,7 @@ class FunctionOnRows:
         return copies_calling(self, "_function", self._function.summands)
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
-        self._calls[0] += 1
+        self.calls += 1
         layout, time_shape = self._layout, self._time_shape
         if t.shape != time_shape:
             t = t.reshape(time_shape)

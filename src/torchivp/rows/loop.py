@@ -261,7 +261,7 @@ class _RowLoop:
             return
         self.iterations += 1
         steps = stepper.step(active.t, t1, y0, self.carry)
-        if self.method.sizes_steps:
+        if steps.t1 is not t1:  # the method ends steps before
             taken = np.abs(steps.t1 - active.t)
         accept = self._judge(steps, taken)
         if self.some_through:
@@ -287,7 +287,7 @@ class _RowLoop:
         if np.count_nonzero(taken) < len(taken):
             still = (taken == 0.0) & ~active.done
             self._fail(still, lambda i, failures: failures.no_progress(float(active.t[i]), active.h[i]))
-        if self.endless and not self.method.sizes_steps:
+        if self.endless and isinstance(self.plan.controller, PIDController):
             self._fail(np.isinf(taken), lambda i, failures: failures.out_of_time(float(active.t[i])))
         if self.iterations < self.plan.max_steps:
             return

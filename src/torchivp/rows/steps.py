@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.dense import StepInterpolant
+from torchivp.dense import EachWithin
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method, Step, Work, choice, map_rows
@@ -20,7 +20,8 @@ from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import WithinSteps
 from torchivp.stepsize.order import size_next_step, size_next_steps
 from torchivp.stepsize.pid import History, PIDController, RowHistory
-from torchivp.times import time_scalar, time_value
+from torchivp.times import time_scalar
+from torchivp.torch_func import read_rows
 
 
 class TakenSteps:
@@ -84,7 +85,7 @@ class Chosen:
 
 
 class Stepper:
-    """Takes steps of a choice of the rows with a method that takes rows.
+    """Takes steps of a choice of the rows, all of them at once.
 
     Args:
         problem: the problem of all rows.
@@ -113,9 +114,12 @@ class Stepper:
     ) -> TakenSteps:
         """A step of every row; `ends` are `t0` and `t1` as tensors, if they move."""
         start, end = (self.problem.time(t0), self.problem.time(t1)) if ends is None else map(self.problem.moved, ends)
-        return self._taken(t0, t1, self.method.step_rows(self.func, start, end, y, carry, self.norm))
+        return self._taken(t0, t1, end, self.method.step_rows(self.func, start, end, y, carry, self.norm))
 
-    def _taken(self, t0: np.ndarray, t1: np.ndarray, step: Step) -> TakenSteps:
+    def _taken(self, t0: np.ndarray, t1: np.ndarray, end: float | Tensor, step: Step) -> TakenSteps:
+        """The step from `t0`, which was to end on `t1`; that is, on `end`, as the method was told."""
+        if step.t1 is not end:
+            t1 = read_rows(torch.as_tensor(step.t1, dtype=torch.float64).reshape(-1))
         if step.work is not None:
             self.work += step.work.by_row(len(self.work))
         return TakenSteps(self, t0, t1, step)
@@ -165,7 +169,7 @@ class Stepper:
 
 
 class SingleStepper(Stepper):
-    """Takes steps of one row with any method.
+    """Takes steps of one row, as a solve of that row alone does.
 
     Attributes:
         one_sided: the right-hand side as the last step has evaluated it.
@@ -180,16 +184,11 @@ class SingleStepper(Stepper):
     ) -> TakenSteps:
         start, end = float(t0[0]), float(t1[0])
         self.one_sided = self.problem.stops.function(self.func, start, end, self._time)
-        if ends is None:
-            step = self.method.step(self.one_sided, start, end, y, carry)
-        else:
-            step = self.method.step(self.one_sided, ends[0].reshape(()), ends[1].reshape(()), y, carry)
-        if self.method.sizes_steps:
-            t1 = np.array([time_value(step.t1)])
-        return self._taken(t0, t1, step)
+        times = (start, end) if ends is None else (ends[0].reshape(()), ends[1].reshape(()))
+        return self._taken(t0, t1, times[1], self.method.step(self.one_sided, *times, y, carry))
 
     def within(self, taken: TakenSteps) -> WithinSteps:
-        return _SingleWithin(self.method.interpolant(self.one_sided, taken.step))
+        return EachWithin([self.method.interpolant(self.one_sided, taken.step)])
 
     def _time(self, t: float) -> Tensor:
         return time_scalar(t, self.problem.real_dtype, self.problem.y0.device)
@@ -229,39 +228,11 @@ class SingleStepper(Stepper):
         return other if len(rows) else carry
 
 
-class _SingleWithin:
-    """The solution within a step of one row."""
-
-    def __init__(self, interpolant: StepInterpolant):
-        self._interpolant = interpolant
-
-    def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
-        if t is not None:
-            return self._interpolant.evaluate(_unbound(t))
-        t0, t1 = time_value(self._interpolant.t0), time_value(self._interpolant.t1)
-        return self._interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
-
-    def kept(self) -> _SingleWithin:
-        return _SingleWithin(self._interpolant.kept())
-
-    def at_fraction(self, theta: float) -> Tensor:
-        return self.at(torch.zeros(1), np.array([theta]))
-
-
-def keeps_carry(method: Method) -> bool:
-    """Whether the carry must be kept to take steps of rows again: not if it is slopes that can be computed anew."""
-    return not method.takes_rows or method.rows_keep_carry
-
-
 def carry_to_keep(method: Method, carry: Any) -> Any:
     """What is kept of the carry of rows: of many nothing, if it is slopes that can be computed anew."""
-    return method.carry_to_keep(carry) if keeps_carry(method) else None
-
-
-def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:
-    return theta.unbind() if isinstance(theta, Tensor) else theta.tolist()
+    return method.carry_to_keep(carry) if method.rows_keep_carry else None
 
 
 def make_stepper(problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray) -> Stepper:
     """What takes the steps of a choice of the rows; without batch dimensions, as the engine of one row takes them."""
-    return (Stepper if method.takes_rows and problem.batched else SingleStepper)(problem, method, norm, rows)
+    return (Stepper if problem.batched else SingleStepper)(problem, method, norm, rows)

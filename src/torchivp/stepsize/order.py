@@ -84,5 +84,6 @@ def size_next_steps(
     if step.others:
         best = np.where(accept, best, np.minimum(best, controller.safety * taken))
         if np.any(best_order != order):
-            step.carry, step.retry = (method.at_order(carry, best_order) for carry in (step.carry, step.retry))
+            changed = np.where(best_order != order, best_order, 0)
+            step.carry, step.retry = (method.at_order(carry, changed) for carry in (step.carry, step.retry))
     return accept, np.where(held, taken, best) if np.any(held) else best, remembered

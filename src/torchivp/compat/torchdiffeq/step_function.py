@@ -12,6 +12,7 @@ from torchivp.compat.torchdiffeq._impl.misc import _PerturbFunc
 from torchivp.dense import HERMITE, Interpolant, StepPolynomials
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.methods.one_row import OneRowMethod
 from torchivp.times import time_scalar
 
 
@@ -29,7 +30,7 @@ def with_step_function(solver: HasStepFunction) -> type[Method]:
     return types.new_class(type(solver).__name__, (StepFunction,), exec_body=lambda body: body.update(attributes))
 
 
-class StepFunction(Method):
+class StepFunction(OneRowMethod):
     """The method that steps as its `solver` does, which sees increasing times and the state in its own shape."""
 
     error_order = None

@@ -127,7 +127,6 @@ class Auto(Method):
 
     order = Tsit5.order
     error_order = Tsit5.error_order
-    takes_rows = True
     rows_keep_carry = True
     uses_jacobian = True
     widest_gap = max(method.widest_gap for method in (Tsit5, Rodas5P))

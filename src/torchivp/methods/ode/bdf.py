@@ -34,6 +34,7 @@ from torchivp.methods.implicit.steps import (
 )
 from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, Work, on_arrays
+from torchivp.methods.ode.combined import combined
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.times import time_dtype, time_scalar
 from torchivp.torch_func import moves, read_rows
@@ -181,7 +182,6 @@ class BDF(Method):
     order = _HIGHEST
     error_order = 1
     varies_order = True
-    takes_rows = True
     rows_keep_carry = True
     uses_jacobian = True
     takes_mass = True
@@ -226,23 +226,17 @@ class BDF(Method):
         return carry and carry._replace(last=replace(carry.last, solver=carry.last.solver.origin))
 
     def at_order(self, carry: BDFCarry | None, order: int | np.ndarray) -> BDFCarry | None:
-        if carry is None or (carry.last.order == order).all():
+        if carry is None:
             return carry
         last = carry.last
-        equal = np.where(last.order == order, last.equal, 0)
-        return carry._replace(last=replace(last, order=np.where(equal >= 0, order, last.order), equal=equal))
+        order = np.where(np.equal(order, 0), last.order, order)
+        return carry._replace(last=replace(last, order=order, equal=np.where(last.order == order, last.equal, 0)))
 
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: BDFCarry | None) -> Step:
         if carry is not None and not isinstance(carry.last.rate, float):  # an initial one, that of rows
             carry = carry._replace(last=_LastStep.none(carry.differences[:, 0].detach(), single=True))
         start, end = (time_scalar(t, self._rescaled.dtype, self._a.device) for t in (t0, t1))
-        step = self._step(func, (start, end), t1 - t0, y0, carry)
-        orders = (step.order, *(other for other, _ in step.others))
-        order, *others = (int(x[0]) for x in orders if isinstance(x, np.ndarray))
-        step.order, step.hold = order, bool(np.all(step.hold))
-        step.others = [(other, error) for other, (_, error) in zip(others, step.others, strict=True) if other]
-        step.t0, step.t1 = t0, t1
-        return step
+        return self._step(func, (start, end), t1 - t0, y0, carry).of_one_row(t0, t1)
 
     def step_rows(
         self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: BDFCarry | None, norm: ErrorNorm
@@ -265,7 +259,7 @@ class BDF(Method):
         order = past.order
         differences = self._at_ratio(carry, order, ratio, dt)
         known = torch.cat((real_y0.unsqueeze(1), differences), 1)
-        parts = _combined(self._onward[torch.from_numpy(order)], known, is_single(dt))
+        parts = combined(self._onward[torch.from_numpy(order)], known)
         predicted, after, known = parts[:, 0], parts[:, 1:-1], parts[:, -1]
         numbers, times = sizes / _ALPHA[order], [ends[1].to(self._real_dtype)]
         if isinstance(dt, Tensor) and dt.ndim:
@@ -333,7 +327,7 @@ class BDF(Method):
             weights = weights * longer + of_power
         before = carry.differences[where, :_HIGHEST]
         used = _up_to(order[changed], before)
-        after = _combined(weights.to(before.dtype), torch.where(used, before, 0.0), is_single(dt))
+        after = combined(weights.to(before.dtype), torch.where(used, before, 0.0))
         after = torch.cat((torch.where(used, after, before), carry.differences[where, _HIGHEST:]), 1)
         return after if len(changed) == len(ratio) else carry.differences.index_put((where,), after)
 
@@ -393,14 +387,3 @@ def _column(numbers: np.ndarray, like: Tensor) -> Tensor:
 def _up_to(order: np.ndarray, like: Tensor) -> Tensor:
     """Which of the first five differences are of the orders of the steps or lower, [rows, 5, 1]."""
     return torch.from_numpy(np.arange(1, _HIGHEST + 1) <= order[:, None]).to(like.device).unsqueeze(2)
-
-
-def _combined(weights: Tensor, vectors: Tensor, single: bool) -> Tensor:
-    """The products of the matrices of the rows, [rows, m, n], with [rows, n, size]."""
-    if single:
-        return torch.mm(weights[0], vectors[0]).unsqueeze(0)
-    # One after the other: what a product of matrices does to a row may depend on how many there are.
-    total = weights[:, :, :1] * vectors[:, :1]
-    for j in range(1, vectors.shape[1]):
-        total = torch.addcmul(total, weights[:, :, j : j + 1], vectors[:, j : j + 1])
-    return total

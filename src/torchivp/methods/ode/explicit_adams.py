@@ -2,8 +2,10 @@
 
 from torch import Tensor
 
+from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc
-from torchivp.methods.ode.fixed_step_adams import FixedStepAdams
+from torchivp.methods.ode.fixed_step_adams import Corrected, FixedStepAdams
+from torchivp.methods.ode.past_slopes import Grid
 from torchivp.methods.ode.slope_polynomial import Array
 
 
@@ -24,10 +26,11 @@ class ExplicitAdams(FixedStepAdams):
         self,
         func: FlatFunc,
         t1: float | Tensor,
-        dt: float | Tensor,
         y0: Tensor,
         predicted: Tensor,
-        nodes: Array,
+        grid: Grid,
+        implicit: Array,
         slopes: Tensor,
-    ) -> tuple[Tensor, Array, Tensor]:
-        return predicted, nodes[1:], slopes
+        norm: ErrorNorm,
+    ) -> Corrected:
+        return Corrected(predicted, grid.nodes[:, 1:], grid.count, slopes)

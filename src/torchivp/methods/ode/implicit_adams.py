@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +14,10 @@ from torchivp.boundary import warn
 from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import Check, FlatFunc
-from torchivp.methods.ode.fixed_step_adams import FixedStepAdams
-from torchivp.methods.ode.slope_polynomial import Array, integrals, weighted
+from torchivp.methods.ode.combined import combined
+from torchivp.methods.ode.fixed_step_adams import Corrected, FixedStepAdams, among
+from torchivp.methods.ode.past_slopes import Grid
+from torchivp.methods.ode.slope_polynomial import Array
 from torchivp.times import time_scalar
 
 
@@ -48,33 +50,40 @@ class ImplicitAdams(FixedStepAdams):
         self,
         func: FlatFunc,
         t1: float | Tensor,
-        dt: float | Tensor,
         y0: Tensor,
         predicted: Tensor,
-        nodes: Array,
+        grid: Grid,
+        implicit: Array,
         slopes: Tensor,
-    ) -> tuple[Tensor, Array, Tensor]:
-        t = time_scalar(t1, self._real_dtype, y0.device)
-        used = nodes[: self.max_order]
-        weights = dt * integrals(used)
-        y, stages, change = predicted, slopes, math.inf
+        norm: ErrorNorm,
+    ) -> Corrected:
+        t, norm = time_scalar(t1, self._real_dtype, y0.device), norm.of_equations()
+        n = self.max_order
+        weights = grid.weights(implicit[:, n - 1 : n, :n], y0)
+        y, slope, stages = predicted, slopes[:, 0], slopes
+        slopes = slopes[:, : n - 1]
+        going, changes = np.ones(len(y0), dtype=bool), np.zeros(len(y0))
         for _ in range(self.max_iters):
-            stages = torch.cat((func(t, y), slopes))[: self.max_order]
-            before, y = y, weighted(y0, weights, stages)
-            change = self._norm(y - before, y0, y)
-            if change <= 1.0:
+            # Rows that have converged wait for the others as they are.
+            slope = among(going, func(t, y), slope)
+            stages = torch.cat((slope.unsqueeze(1), slopes), 1)
+            before, y = y, among(going, y0 + combined(weights, stages).squeeze(1), y)
+            slope, changes = stages.select(1, 0), norm.rows(y - before, y0, y)
+            going = going & ~(changes <= 1.0)
+            if not np.count_nonzero(going):
                 break
         else:
-            self._warn(change, t1)
-        return y, used, stages
+            self._warn(changes, t1)
+        return Corrected(y, grid.nodes[:, :n], np.full(len(y0), n), stages)
 
-    def _warn(self, change: float, t1: float | Tensor) -> None:
-        if self._warned or not change > 1.0:  # what is not a number is reported by the solve
+    def _warn(self, changes: np.ndarray, t1: float | Tensor) -> None:
+        if self._warned or not (changes > 1.0).any():  # what is not a number is reported by the solve
             return
         self._warned = True
-        t = float(t1.detach() if isinstance(t1, Tensor) else t1)
+        worst = int(np.nanargmax(changes))
+        t = float(t1.detach().reshape(-1)[worst] if isinstance(t1, Tensor) else t1)
         warn(
             f"Functional iteration did not converge in {self.max_iters} iterations at t = {t:.9g}, step size "
-            f"too large for the corrector: the last change was {change:.3g} times the tolerance. Take shorter steps, "
-            "allow more iterations with max_iters, or raise rtol and atol",
+            f"too large for the corrector: the last change was {changes[worst]:.3g} times the tolerance. Take shorter "
+            "steps, allow more iterations with max_iters, or raise rtol and atol",
         )

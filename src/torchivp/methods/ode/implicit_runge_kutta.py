@@ -225,7 +225,6 @@ class ImplicitRungeKutta(Method):
     filters_error: ClassVar[bool] = False
     newton_tolerance: ClassVar[float] = 0.1
     controller_options: ClassVar[Mapping[str, float]] = {"dead_band": 1.2}
-    takes_rows = True
     rows_keep_carry = True
     uses_jacobian = True
     max_iters: ClassVar[int | None] = None

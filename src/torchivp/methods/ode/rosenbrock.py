@@ -173,7 +173,6 @@ class Rosenbrock(Method):
     """
 
     tableau: ClassVar[RosenbrockTableau]
-    takes_rows = True
     uses_jacobian = True
 
     def __init_subclass__(cls) -> None:

@@ -166,7 +166,6 @@ class ExplicitRungeKutta(Method):
     """
 
     tableau: ClassVar[ButcherTableau]
-    takes_rows: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         if "tableau" not in cls.__dict__:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from torchivp.checks import check_positive
 from torchivp.error_norm import ErrorNorm, Tolerance
-from torchivp.methods.method import FlatFunc, Method, Step
+from torchivp.methods.method import FlatFunc, Step
+from torchivp.methods.one_row import OneRowMethod
 from torchivp.times import time_scalar
 from torchivp.torch_func import inside_transform
 
@@ -59,7 +60,7 @@ def _check_min_step(name: str, value: Any) -> float:
     return 0.0 if isinstance(value, numbers.Real) and value == 0 else _check_size(name, value)
 
 
-class ScipySolver(Method):
+class ScipySolver(OneRowMethod):
     """SciPy's solvers, which size their steps themselves: LSODA, Radau, BDF, RK23, RK45 or DOP853.
 
     They compute in double precision on the CPU, whatever the state is, and autograd does not see inside. SciPy's own
@@ -141,7 +142,7 @@ class ScipySolver(Method):
         return Step(t0, t1 if last.end == bound else last.end, y0, stepper.state, None, stepper, last, last)
 
     def interpolant(self, func: FlatFunc, step: Step) -> ScipyInterpolant:
-        return ScipyInterpolant(step.t0, step.t1, step.y0, step.stages.dense())
+        return ScipyInterpolant(step.t0, step.t1, step.y0, step.stages and step.stages.dense())
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +153,18 @@ class ScipyInterpolant:
         t0: the start of the step.
         t1: its end.
         y0: the state at its start, [1, size].
-        dense: SciPy's dense output of the step.
+        dense: SciPy's dense output of the step; None of a row that does not move.
     """
 
     t0: float | Tensor
     t1: float | Tensor
     y0: Tensor
-    dense: DenseOutput
+    dense: DenseOutput | None
 
     def evaluate(self, times: Sequence[float | Tensor]) -> Tensor:
         """The states at `times`, [len(times), size]."""
+        if self.dense is None:
+            return self.y0.expand(len(times), -1)
         return _like(self.y0, self.dense(np.array([float(t) for t in times])).T)
 
     def kept(self) -> ScipyInterpolant:
