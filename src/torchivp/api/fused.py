@@ -106,7 +106,7 @@ def solve_fused(
     layout = field.layout
 
     def plan() -> RowIntegration:
-        return plan_rows(
+        found, _ = plan_rows(
             func,
             t_span,
             y0,
@@ -120,6 +120,7 @@ def solve_fused(
             batch_dims=batch_dims,
             compact=compact,
         )
+        return found
 
     if not (callable(func) and type(args) in (tuple, list)):
         plan()  # whose questions have longer answers

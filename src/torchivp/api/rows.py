@@ -14,7 +14,7 @@ from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.checks import check_whole_number
 from torchivp.dense import NoDenseOutput, RowDenseSolution
 from torchivp.error_norm import ErrorNorm, check_tolerance
-from torchivp.events.event import Event
+from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.batches import solve_rows
 from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
 from torchivp.integrate import Controller, at_steps, check_controller, check_norm
@@ -56,32 +56,27 @@ def solve_batch(
             "batch_dims and events do not work inside torch.func transforms such as vmap or grad: the rows of a batch "
             "need no vmap, pass them with batch_dims=1"
         )
-    layout = StateLayout(y0, batch_dims)
     actions = check_events(events)
-    ends = any(isinstance(event, Event) and (event.terminal or event.max_count) for event in actions)
-    if batch_dims:
-        times, moving = times_of_rows(t_span, t_eval, layout.lead, endless=ends)
-    else:
-        times, moving = times_of_one(times_of_span(t_span, t_eval, endless=ends))
-    problem = build_problem(func, y0, layout, times, moving, args, actions, compact, jac, jac_sparsity, mass)
-    start = problem.user_time(times.start if moving.start is None else moving.start.reshape(-1, 1))
-    problem = replace(problem, y0=consistent_start(problem.func.on(None), start, problem.y0))
-    scaled_norm = None if norm is None else flat_norm(norm, layout.with_rows(1) if batch_dims else layout)
-    error_norm = ErrorNorm(
-        check_tolerance("rtol", rtol, layout),
-        check_tolerance("atol", atol, layout),
-        layout.parts(),
-        layout.dtype,
-        scaled_norm,
+    plan, layout = plan_rows(
+        func,
+        t_span,
+        y0,
+        t_eval=t_eval,
+        method=method,
+        rtol=rtol,
+        atol=atol,
+        args=args,
+        controller=controller,
+        max_steps=max_steps,
+        norm=norm,
+        events=actions,
+        jac=jac,
+        jac_sparsity=jac_sparsity,
+        mass=mass,
+        batch_dims=batch_dims,
+        compact=compact,
     )
-    plan = RowIntegration(
-        problem=problem,
-        method=at_steps(method, controller),
-        controller=check_controller(controller, method),
-        norm=check_norm(error_norm, controller),
-        max_steps=check_whole_number("max_steps", max_steps, 1),
-        describe=layout.name,
-    )
+    problem = plan.problem
     result = solve_rows(plan, gradient, params, dense_output)
     changes = moving_changes(problem, result)
     y, t = times_of_outputs(problem, result, changes)
@@ -146,24 +141,32 @@ def plan_rows(
     args: Sequence[Any],
     controller: Controller,
     max_steps: int,
+    norm: Callable[[Any], Any] | None = None,
+    events: Sequence[Event | Scheduled] = (),
+    jac: Callable[..., Any] | None = None,
+    jac_sparsity: Any = None,
+    mass: Mass | None = None,
     batch_dims: int,
     compact: bool | None,
-) -> RowIntegration:
-    """How the step loop solves such a problem: all that can be asked of the arguments is asked."""
+) -> tuple[RowIntegration, StateLayout]:
+    """How the step loop solves a problem, and the layout of its states: all that can be asked of the arguments is."""
     layout = StateLayout(y0, batch_dims)
+    ends = any(isinstance(event, Event) and (event.terminal or event.max_count) for event in events)
     if batch_dims:
-        times, moving = times_of_rows(t_span, t_eval, layout.lead)
+        times, moving = times_of_rows(t_span, t_eval, layout.lead, endless=ends)
     else:
-        times, moving = times_of_one(times_of_span(t_span, t_eval))
-    problem = build_problem(func, y0, layout, times, moving, args, [], compact)
+        times, moving = times_of_one(times_of_span(t_span, t_eval, endless=ends))
+    problem = build_problem(func, y0, layout, times, moving, args, events, compact, jac, jac_sparsity, mass)
+    start = problem.user_time(times.start if moving.start is None else moving.start.reshape(-1, 1))
+    problem = replace(problem, y0=consistent_start(problem.func.on(None), start, problem.y0))
     error_norm = ErrorNorm(
         check_tolerance("rtol", rtol, layout),
         check_tolerance("atol", atol, layout),
         layout.parts(),
         layout.dtype,
-        None,
+        None if norm is None else flat_norm(norm, layout.with_rows(1) if batch_dims else layout),
     )
-    return RowIntegration(
+    plan = RowIntegration(
         problem=problem,
         method=at_steps(method, controller),
         controller=check_controller(controller, method),
@@ -171,3 +174,4 @@ def plan_rows(
         max_steps=check_whole_number("max_steps", max_steps, 1),
         describe=layout.name,
     )
+    return plan, layout
