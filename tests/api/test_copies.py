@@ -19,6 +19,9 @@ import torchivp
 from simulated import simulate
 from torchivp import Event, Scheduled, SolveError, solve_ivp
 from torchivp.compat import torchdiffeq, torchsde
+from torchivp.fused.compiler import CompileError, NoCompiler
+from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.solve import OutOfOrder
 from torchivp.models import LotkaVolterra
 
 D = torch.float64
@@ -131,6 +134,10 @@ def examples():
         raised(torchivp.fit, model, pandas.DataFrame()),
         raised(torchdiffeq.odeint, explosion, torch.ones(2, dtype=D), torch.tensor([0.0, 3.0])),
         raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
+        CannotFuse("func draws random numbers"),
+        CompileError("error: expected ';'"),
+        NoCompiler("there is no compiler"),
+        OutOfOrder(),
         Event(level, apply=doubled),
         Scheduled([0.2], dosed, values=torch.ones(1, 2)),
         torchivp.steady_state(decay, torch.ones(2, dtype=D)),
