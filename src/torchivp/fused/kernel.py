@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +16,7 @@ from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
 from torchivp.fused.graphs import value_graph, vjp_graph
 from torchivp.fused.lower import Lowering
+from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import Coefficients, declarations, step_code, tables
 from torchivp.fused.trace import Traced
 
@@ -182,14 +184,14 @@ class Kernel:
     def __init__(self, traced: Traced, form: Form):
         self.traced = traced
         self.form = form
-        self.lowering = Lowering()
+        self.lowering = Lowering(form.dtype)
         self.inputs = [self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))]
         lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
         self.slope = slope
         self.kept = self.lowering.kept
         self._field = [*lines, *self.written(slope, "dy")]
         self._solve = _loaded(self._source(), "solve")
-        self._pulls: dict[tuple[int, ...], PullKernel] = {}
+        self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
         self.room = 256
 
     def _input(self, i: int, role: str, example: Tensor) -> Array:
@@ -262,10 +264,20 @@ class Kernel:
         self._solve(ctypes.addressof(call))
 
     def pull(self, wanted: tuple[int, ...]) -> PullKernel:
-        """The way back, with the gradients of the inputs with these numbers, besides that of the state."""
+        """The way back, with the gradients of the inputs with these numbers, besides that of the state.
+
+        Raises:
+            CannotFuse: an operation of the gradients has no C++.
+        """
         if wanted not in self._pulls:
-            self._pulls[wanted] = PullKernel(self, wanted)
-        return self._pulls[wanted]
+            try:
+                self._pulls[wanted] = PullKernel(self, wanted)
+            except CannotFuse as error:
+                self._pulls[wanted] = error
+        found = self._pulls[wanted]
+        if isinstance(found, CannotFuse):
+            raise found
+        return found
 
 
 class PullKernel:
@@ -289,7 +301,7 @@ class PullKernel:
         numbers = [*([] if y is None else [y]), *wanted]
         slope = torch.zeros(kernel.slope.shape, dtype=form.dtype)
         graph = vjp_graph(traced.module, traced.examples, numbers, slope)
-        lines, outputs = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
+        lines, outputs = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)], "the gradient of func")
         lines = list(lines)
         to_y = outputs.pop(0) if y is not None else Array.known(slope)
         lines += kernel.written(to_y, "to_y")
@@ -323,7 +335,11 @@ class PullKernel:
                 source_file("host.h"),
             ]
         )
-        self._pull = _loaded(self.source, "pull")
+
+    @functools.cached_property
+    def _pull(self) -> Any:
+        """Compiled when it is first asked for: not every solve that could be differentiated is."""
+        return _loaded(self.source, "pull")
 
     def run(self, call: PullCall) -> None:
         """Run the kernel."""
