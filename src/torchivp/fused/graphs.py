@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd import forward_ad
 from torch.fx import traceback
 from torch.utils import _pytree as pytree
 
@@ -27,8 +28,15 @@ _FURTHER = (
     "elu",
     "gelu",
     "hardtanh",
+    "leaky_relu",
+    "glu",
+    "softshrink_backward",
+    "hardshrink_backward",
+    "reflection_pad1d",
+    "reflection_pad1d_backward",
+    "replication_pad1d",
+    "replication_pad1d_backward",
     "embedding",
-    "_trilinear",
 )
 """What is not among the core operations' decompositions, and can be taken apart."""
 
@@ -90,13 +98,18 @@ def _traced(
 ) -> fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    flat = torch.func.functionalize(function, remove=remove)
+    flat = torch.func.functionalize(function, remove=remove) if remove else function
+    level = forward_ad._current_level
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
         module = make_fx(flat, decomposition_table=decompositions, tracing_mode="fake")(*examples)
     except CannotFuse:
         raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)  # of transforms that have failed
+        while forward_ad._current_level > level:
+            forward_ad.exit_dual_level()
         raise CannotFuse(f"func cannot be taken apart into plain operations: {first}") from None
     module.graph.eliminate_dead_code()
     return module
@@ -111,15 +124,14 @@ def without_mutation(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.G
         CannotFuse: what it does depends on the values of its arguments.
     """
 
-    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            return tuple(_AsRead(module).run(*inputs))
-
     plain = {torch.ops.aten.copy.default: _copied}
-    found = _traced(function, examples, plain, "mutations")
-    if any(_writes(node) for node in found.graph.nodes):  # what torch takes apart in Python may write once more
-        again = found
-        found = _traced(lambda *inputs: tuple(_WithLines(again).run(*inputs)), examples, plain, "mutations")
+    interpreter: type[_WithLines] = _AsRead
+    if any(sign in str(node.target) for node in module.graph.nodes for sign in ("_increment_nesting", "dual_level")):
+        # Transforms of torch.func have their depth written into what Dynamo has read: they are none but the outermost.
+        module, interpreter = _traced(_running(module, _AsRead), examples, {}, ""), _WithLines
+    found = _traced(_running(module, interpreter), examples, plain, "mutations")
+    if any(map(_writes, found.graph.nodes)):  # what torch takes apart in Python may write once more
+        found = _traced(_running(found, _WithLines), examples, plain, "mutations")
     for node in found.graph.nodes:
         if _writes(node):
             raise CannotFuse(
@@ -127,6 +139,14 @@ def without_mutation(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.G
                 "write into a copy, y.clone()"
             )
     return found
+
+
+def _running(module: fx.GraphModule, interpreter: type[_WithLines]) -> Callable[..., tuple[Tensor, ...]]:
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            return tuple(interpreter(module).run(*inputs))
+
+    return function
 
 
 def _writes(node: fx.Node) -> bool:

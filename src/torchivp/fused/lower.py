@@ -104,8 +104,8 @@ class Lowering:
             if node.op == "placeholder":
                 self._values[node] = self._input(node, next(placeholders))
             elif node.op == "get_attr":
-                value = getattr(node.graph.owning_module, node.target)
-                self._values[node] = Array.known(value.detach().cpu())
+                value = getattr(node.graph.owning_module, str(node.target))
+                self._values[node] = Array.known(value.detach().cpu()) if isinstance(value, Tensor) else value
             elif node.op == "output":
                 return [self.array(x) for x in node.args[0]]
             else:
@@ -122,6 +122,8 @@ class Lowering:
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
             return self._values[node.args[0]][node.args[1]]  # pyright: ignore
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise self._unknown(node)
         args = [self._value(x) for x in node.args]
         kwargs = {key: self._value(x) for key, x in node.kwargs.items()}
         arrays = [x for x in _flat(args) if isinstance(x, Array)]
@@ -189,8 +191,11 @@ class Lowering:
             raise self.refusal("draws random numbers, which a solve must not: pass them through args")
         if name in SHAPES and not any(isinstance(x, Array) for x in _flat(args)) and name.startswith(("empty", "new_")):
             return _OPERATIONS[name](self, node, *args, **kwargs)
-        value = node.target(*map(known, args), **kwargs)  # pyright: ignore[reportCallIssue]
-        return [Array.known(x) for x in value] if isinstance(value, list | tuple) else Array.known(value)
+        assert callable(node.target)
+        value = node.target(*map(known, args), **kwargs)
+        if isinstance(value, list | tuple):
+            return [Array.known(x) for x in value]
+        return value if value is None else Array.known(value)  # checks return nothing
 
     # --- what is written ---------------------------------------------------------------------------------------------
 
@@ -370,8 +375,8 @@ class Lowering:
             values = [cast(x) for (_, cast), x in zip(pairs, operands, strict=True)]
             if alpha != 1:
                 values[scaled] = f"({_LIFT[kind]}<W>({literal(alpha, kind)}) * {values[scaled]})"
-            value = table[name](*values)
-            value = f"f_{mode}<W>({value})" if mode else value
+            value = table["floor_divide" if mode == "floor" else name](*values)
+            value = f"f_{mode}<W>({value})" if mode == "trunc" else value
             return f"narrow_i<W>({value})" if compares and kind == "int" else value
 
         return self.fill(node, [x for x, _ in pairs], expression)

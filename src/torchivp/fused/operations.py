@@ -37,7 +37,7 @@ REAL: dict[str, Expression] = {
     "fmin": _function("fmin"),
     "fmod": _function("fmod"),
     "remainder": _function("remainder"),
-    "floor_divide": lambda a, b: f"f_floor<W>({a} / {b})",
+    "floor_divide": _function("floor_div"),
     "atan2": _function("atan2"),
     "hypot": lambda a, b: f"f_sqrt<W>({a} * {a} + {b} * {b})",
     "log_sigmoid": lambda a: f"(f_min<W>({a}, up<W>(0)) - f_log1p<W>(f_exp<W>(-f_abs<W>({a}))))",
@@ -145,6 +145,8 @@ ADVICE = {
     "_cdist": "write the differences and their norm",
     "view_as_complex": "write real and imaginary parts",
     "complex": "write real and imaginary parts",
+    "cond": "write torch.where",
+    "_local_scalar_dense": "do not turn tensors into numbers; they may differ from row to row",
     "bernoulli": "pass random numbers through args",
     "rand": "pass random numbers through args",
 }

@@ -79,8 +79,7 @@ def _gathered(lowering: Lowering, array: Array, chosen: Chosen, lanes: bool) -> 
     known, terms = position(lowering, memory, chosen)
     if not terms:
         return lowering.read(array, known, lanes)
-    if memory.kind == "bool":
-        raise lowering.refusal("of truths by places that differ from row to row is not compiled: write numbers")
+    assert memory.kind != "bool"
     gather = f"gather{'_i' if memory.kind == 'int' else ''}{'_lanes' if memory.lanes else ''}"
     return f"{gather}<W>({memory.place} + {memory.flat_index(known)}, {' + '.join(terms)})"
 
@@ -90,17 +89,33 @@ def _put(lowering: Lowering, target: Array, chosen: Chosen, value: str, add: boo
     known, terms = position(lowering, target, chosen)
     if not terms:
         return f"{target.place}[{target.flat_index(known)}] {'+=' if add else '='} {value};"
-    if target.kind != "real":
-        raise lowering.refusal("into whole numbers, at places that differ from row to row, is not compiled")
+    assert target.kind != "bool"
+    scatter = "scatter" if target.kind == "real" else "scatter_i"
     return (
-        f"scatter<W, {'true' if add else 'false'}>({target.place} + {target.flat_index(known)}, "
+        f"{scatter}<W, {'true' if add else 'false'}>({target.place} + {target.flat_index(known)}, "
         f"{' + '.join(terms)}, {value});"
     )
 
 
+def _on_numbers(how: Callable[..., Array]) -> Callable[..., Array]:
+    """Truths are read and written as whole numbers where places differ from row to row."""
+
+    def lower(lowering: Lowering, node: fx.Node, array: Array, *args: Any, **kwargs: Any) -> Array:
+        if array.kind != "bool":
+            return how(lowering, node, array, *args, **kwargs)
+        if array.constant is not None:
+            numbers = Array.known(array.constant.to(torch.int64))
+        else:
+            numbers = lowering.filled(array.shape, [array], lowering.as_kind(array, "int")[1], "int")
+        found = how(lowering, node, numbers, *args, **kwargs)
+        return lowering.filled(found.shape, [found], lowering.as_kind(found, "bool")[1], "bool")
+
+    return lower
+
+
 def _index(lowering: Lowering, node: fx.Node, array: Array, indices: Sequence[Array | None]) -> Array:
     indexing = _Indexing(lowering, array, indices)
-    target = lowering.new(node, array.lanes or indexing.lanes)
+    target = lowering.room(node.meta["val"].shape, array.kind, array.lanes or indexing.lanes)
     with lowering.loops(target, target.shape) as (places, write):
         for place in places:
             value = _gathered(lowering, array, indexing.chosen(place), target.lanes)
@@ -128,7 +143,7 @@ def _index_put(
     if masks:
         return _masked_put(lowering, node, array, indices, values, accumulate)
     indexing = _Indexing(lowering, array, indices)
-    target = lowering.new(node, lanes=True)
+    target = lowering.room(node.meta["val"].shape, array.kind, True)
     lowering.copy_into(target, array)
     values, cast = lowering.as_kind(values.expanded(indexing.shape), target.kind)
     with lowering.loops(target, indexing.shape) as (places, write):
@@ -160,7 +175,7 @@ def _masked_put(
 def _gather(lowering: Lowering, node: fx.Node, array: Array, dim: int, index: Array, **_: Any) -> Array:
     if not array.shape:
         array, index, dim = array.unsqueezed(0), index.reshaped((1,)) or index, 0
-    target = lowering.new(node, array.lanes or index.lanes)
+    target = lowering.room(node.meta["val"].shape, array.kind, array.lanes or index.lanes)
     with lowering.loops(target, index.shape) as (places, write):
         for place in places:
             chosen = [(index, place) if d == dim % len(array.shape) else i for d, i in enumerate(place)]
@@ -177,7 +192,7 @@ def _scattering(add: bool) -> Callable[..., Array]:
         if how.get("reduce") is not None or not array.shape:
             raise lowering.refusal("with reduce is not compiled: write scatter_add")
         source = lowering.array(source)
-        target = lowering.new(node, lanes=True)
+        target = lowering.room(node.meta["val"].shape, array.kind, True)
         lowering.copy_into(target, array)
         source, cast = lowering.as_kind(source if source.shape else source.expanded(index.shape), target.kind)
         with lowering.loops(target, index.shape) as (places, write):
@@ -216,14 +231,14 @@ def _bucketize(
 
 
 PLACES: dict[str, Callable[..., Any]] = {
-    "index": _index,
-    "_unsafe_index": _index,
-    "index_select": _index_select,
-    "index_put": _index_put,
-    "_unsafe_index_put": _index_put,
-    "gather": _gather,
-    "scatter": _scattering(False),
-    "scatter_add": _scattering(True),
+    "index": _on_numbers(_index),
+    "_unsafe_index": _on_numbers(_index),
+    "index_select": _on_numbers(_index_select),
+    "index_put": _on_numbers(_index_put),
+    "_unsafe_index_put": _on_numbers(_index_put),
+    "gather": _on_numbers(_gather),
+    "scatter": _on_numbers(_scattering(False)),
+    "scatter_add": _on_numbers(_scattering(True)),
     "searchsorted": _searchsorted,
     "bucketize": _bucketize,
 }

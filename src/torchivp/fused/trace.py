@@ -142,7 +142,7 @@ class _TooOften(Exception):
 def _read(compiled: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Traced, Sequence[Any]]:
     _found.traced = None
     with_gradients = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)
+    torch._C._set_grad_enabled(True)  # always the same: Dynamo would read once more
     try:
         compiled(*arguments)
     except Exception as error:

@@ -178,7 +178,7 @@ template <int W, class M> FUSED void set_lane(M& m, int l, bool x) {
     }                                                                                                \
   }
 using std::floor; using std::ceil; using std::trunc; using std::nearbyint; using std::sqrt; using std::fabs;
-using std::lgamma; using std::copysign;
+using std::lgamma; using std::copysign; using std::fmod;
 #endif
 
 FUNCTION(exp)
@@ -311,6 +311,26 @@ template <int W> FUSED typename Lanes<W>::R f_remainder(
   return sel((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest);
 }
 
+// As Python and torch divide: of 1 by 0.1, which is a little more than a tenth, 9 are whole.
+template <int W> FUSED typename Lanes<W>::R f_floor_div(
+    const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  typename Lanes<W>::R z = x;
+  for (int l = 0; l < W; ++l) {
+    const real a = at<W>(x, l), b = at<W>(y, l);
+    real whole = a / b;
+    if (b != 0) {
+      const real rest = fmod(a, b);
+      real times = (a - rest) / b;
+      if (rest != 0 && (b < 0) != (rest < 0)) times -= 1;
+      whole = floor(times);
+      if (times - whole > real(0.5)) whole += 1;
+      if (times == 0) whole = copysign(real(0), a / b);
+    }
+    put(z, l, whole);
+  }
+  return z;
+}
+
 template <int W> FUSED real sum_of_lanes(const typename Lanes<W>::R& x) {
   if constexpr (W == 1) return x;
   else {
@@ -408,6 +428,14 @@ template <int W, bool Add> FUSED void scatter(
     if (place<W>(i, l) < 0) continue;
     typename Lanes<W>::R& goal = x[place<W>(i, l)];
     put(goal, l, Add ? at<W>(goal, l) + at<W>(value, l) : at<W>(value, l));
+  }
+}
+template <int W, bool Add> FUSED void scatter_i(
+    typename Lanes<W>::I* x, const typename Lanes<W>::I& i, const typename Lanes<W>::I& value) {
+  for (int l = 0; l < W; ++l) {
+    if (place<W>(i, l) < 0) continue;
+    typename Lanes<W>::I& goal = x[place<W>(i, l)];
+    put(goal, l, Add ? place<W>(goal, l) + place<W>(value, l) : place<W>(value, l));
   }
 }
 template <int W, bool Right> FUSED typename Lanes<W>::I search(
