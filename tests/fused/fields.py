@@ -74,7 +74,7 @@ def in_place(t, y):
     dy = torch.zeros_like(y)
     dy[..., 0] = y[..., 1]
     dy[..., 1:] = -y[..., :-1]
-    dy[..., 2] += torch.sin(t)
+    dy[..., 2:3] += torch.sin(t)
     dy[..., 1].mul_(0.5)
     dy[dy > 1.0] = 1.0
     return dy

@@ -131,8 +131,8 @@ class FusedSolve(NodeSolve):
         self.record = record
         self.last_states = last.clone() if self.wanted or not self.outcomes.all_well else last
         if self.times.wanted is None and record is not None:
-            values = record.states[:, : most + 1].clone()
-            beyond = torch.arange(most + 1) > self.outcomes.accepted.unsqueeze(1)
+            values = record.states[:, : most + 1 if len(self.y0) else 0].clone()
+            beyond = torch.arange(values.shape[1]) > self.outcomes.accepted.unsqueeze(1)
             values[beyond] = math.nan
         return values, last
 

@@ -205,7 +205,7 @@ template <int W> struct Rows {
   // The factor by which the controller changes the step size.
   __DEVICE__ D factor(const D& error, const MD& accept) const {
     const D tiny = up_d<W>(2.2250738585072014e-308);
-    D f = s.safety * pow_d<W>(sel(error > tiny, error, tiny), s.power);
+    D f = s.safety * pow_d<W>(sel(error < tiny, tiny, error), s.power);  // not a number stays what it is
     if (s.remembers) {
       const D least = up_d<W>(1e-10);
       f *= pow_d<W>(sel(last > least, last, least), s.power_last);
