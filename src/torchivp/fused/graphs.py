@@ -135,8 +135,7 @@ def without_mutation(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.G
     for node in found.graph.nodes:
         if _writes(node):
             raise CannotFuse(
-                f"func writes into a tensor that it is given{place_of(node) or place_of(node.args[1])}: "
-                "write into a copy, y.clone()"
+                f"func writes into a tensor that it is given{_place_behind(node)}: write into a copy, y.clone()"
             )
     return found
 
@@ -147,6 +146,13 @@ def _running(module: fx.GraphModule, interpreter: type[_WithLines]) -> Callable[
             return tuple(interpreter(module).run(*inputs))
 
     return function
+
+
+def _place_behind(node: fx.Node) -> str:
+    """Where a node comes from, or what it is made from last."""
+    while not place_of(node) and node.all_input_nodes:
+        node = node.all_input_nodes[-1]
+    return place_of(node)
 
 
 def _writes(node: fx.Node) -> bool:

@@ -221,6 +221,10 @@ def _side_effect() -> CannotFuse:
 
 
 _REASONS = {
+    "leaf Variable that requires grad is being used in an in-place": (
+        "func writes into a tensor that it is given",
+        "write into a copy, y.clone()",
+    ),
     "builtin operator `print`": ("func prints", "print outside of func"),
     "torch.autograd.grad": ("func calls torch.autograd.grad", "write torch.func.grad or torch.func.vjp"),
     "requires_grad_": ("func changes requires_grad", "write torch.func.grad or torch.func.vjp for derivatives in func"),

@@ -251,6 +251,12 @@ template <int W> struct Rows {
     if (PREDICTS) for (int e = 0; e < N; ++e) s.slopes[i * N + e] = at<W>(k[0][e], l);
   }
 
+  __DEVICE__ void count_attempt() {
+    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
+    tries += sel(active, one, zero);
+    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
+  }
+
   // One step of every row, and what follows from it.
   __DEVICE__ void iterate() {
     D t1 = ADAPTIVE ? step_end() : grid_end();
@@ -264,6 +270,7 @@ template <int W> struct Rows {
     D size = up_d<W>(0), next_h = h;
     MD accept = active;
     if (ADAPTIVE) {
+      count_attempt();  // one that ends the row is one more
       size = size_of(error, y, y1);
       accept = size <= 1.0;
       if (s.accept_at_min_step) accept |= (h <= s.min_step) & (size - size == 0);
@@ -276,10 +283,8 @@ template <int W> struct Rows {
     } else {
       check_finite(accept, taken, y1);
     }
-    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
-    tries += sel(active, one, zero);
-    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
-    steps += sel(accept, one, zero);
+    if (!ADAPTIVE) count_attempt();
+    steps += sel(accept, up_i<W>(1), up_i<W>(0));
     if (s.outputs) outputs_within(t1, accept);
     if (ADAPTIVE) {
       // A step cut very short to land on the end says nothing about the size of the next one.
