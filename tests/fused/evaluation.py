@@ -46,7 +46,7 @@ class Compiled:
         for i, grad in zip(self.order, grads, strict=True):
             back += self.lowering.added(grad, f"d{i}", 0)
         self.source = self._source(lines, back)
-        self.library = load(self.source, "kernel", flags=_FLAGS)
+        self.library = load(self.source, "kernel", flags=(*_FLAGS, "-O1"))
 
     def _source(self, lines, back):
         numbered = list(enumerate(self.examples))
@@ -65,8 +65,7 @@ class Compiled:
             )
             copies.append("++in;")
         results = [
-            f"for (int e = 0; e < {x.numel()}; ++e) for (int l = 0; l < W; ++l) (*d)[e * W + l] = at<W>(d{i}[e], l);\n++d;"
-            for i, x in numbered
+            f"for (int e = 0; e < {x.numel()} * W; ++e) (*d)[e] = at<W>(d{i}[e / W], e % W);\n++d;" for i, x in numbered
         ]
         return "\n".join(
             [

@@ -20,7 +20,7 @@ pytestmark = needs_compiler
 
 D = torch.float64
 METHODS = [name for name, method in ODE_METHODS.items() if issubclass(method, ExplicitRungeKutta)]
-FEW = ["Lotka-Volterra", "in place", "network", "linear input", "tree"]
+FEW = ["in place"]
 """Fields that are solved in the fast tests."""
 FINE = {"method": "rk4_classic", "step_size": 0.03}
 """Steps of a size that is given: what differs is rounding alone."""
@@ -143,13 +143,12 @@ def test_fields_in_single_precision(name):
 # --- every method ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["dopri8", "bosh3"])
-def test_a_method_is_that_of_the_step_loop(method):
-    _assert_method_alike(method)
+def test_a_method_is_that_of_the_step_loop():
+    _assert_method_alike("bosh3")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("dopri8", "bosh3")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "bosh3"])
 def test_every_method_is_that_of_the_step_loop(method):
     _assert_method_alike(method)
 
@@ -222,6 +221,7 @@ def test_any_number_of_rows():
 # --- derivatives -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     case = FIELDS["Lotka-Volterra"]._replace(span=(0.0, 0.5))
 
@@ -355,8 +355,7 @@ def test_gradients_follow_requires_grad():
 
 def test_closures_made_anew_are_told_apart():
     y0 = state(0.1, 0.6)
-    for rate in (0.5, 1.0, 1.5):
-        alike(lambda t, y, rate=rate: -rate * y, y0)
+    for rate in (0.5, 1.0):
         alike(lambda t, y: -rate * y, y0)
     for factor in (1.0, 2.0):
         alike(functools.partial(lambda t, y, factor: factor * y, factor=factor), y0)
