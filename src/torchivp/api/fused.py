@@ -157,6 +157,7 @@ def solve_fused(
     )
     try:
         if needs_gradient:
+            kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
             values, last = as_node(solve, [flat, *(given[i] for i in wanted)])
         else:
             values, last = solve.run()
@@ -271,7 +272,10 @@ def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An input as the kernel reads it."""
     if x.device.type != "cpu" or x.is_complex() or x.layout is not torch.strided:
         raise CannotFuse(f"kernels read real tensors on the CPU, and func uses one that is {x.dtype} on {x.device}")
-    return x.detach().to(dtype).contiguous()
+    read = x.detach().to(dtype).contiguous()
+    if not x.is_floating_point() and not torch.equal(read.to(x.dtype), x):
+        raise CannotFuse(f"kernels read whole numbers as {dtype}, and func uses some that are too large for that")
+    return read
 
 
 def _tolerance(name: str, given: Any, layout: StateLayout, field: Field) -> Tensor:

@@ -15,6 +15,12 @@ Kind = Literal["real", "int", "bool"]
 Index = Sequence[int | str]
 """The place of an element: a number, or the name of a loop variable, for each dimension."""
 
+TYPES: dict[Kind, str] = {"real": "typename Lanes<W>::R", "int": "typename Lanes<W>::I", "bool": "typename Lanes<W>::M"}
+"""What they are in C++."""
+
+UNROLL = 16
+"""Loops over so many elements are written out."""
+
 
 def kind_of(dtype: torch.dtype) -> Kind:
     """The kind of numbers that a kernel computes with for a dtype."""
@@ -24,6 +30,20 @@ def kind_of(dtype: torch.dtype) -> Kind:
 def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of an array in the order of its elements."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def literal(value: float, kind: Kind) -> str:
+    """A number in C++."""
+    if kind == "bool":
+        return "true" if value else "false"
+    if kind == "int":
+        return f"{int(value)}LL" if value > -(2**63) else "INT64_MIN"
+    value = float(value)
+    if math.isnan(value):
+        return "real(NAN)"
+    if math.isinf(value):
+        return "real(INFINITY)" if value > 0 else "real(-INFINITY)"
+    return f"real({value!r})"
 
 
 @dataclass(frozen=True)
@@ -135,29 +155,25 @@ class Array:
     def reshaped(self, shape: Sequence[int]) -> Array | None:
         """The same elements in the same order in another shape; None if their strides do not allow it."""
         shape = tuple(shape)
-        if -1 in shape:
-            rest = -math.prod(shape)
-            shape = tuple(self.size // rest if n == -1 else n for n in shape)
         if self.constant is not None:
             return Array.known(self.constant.reshape(shape))
+        if not self.size:
+            return replace(self, shape=shape, strides=contiguous(shape))
         own = [(n, s) for n, s in zip(self.shape, self.strides, strict=True) if n != 1]
-        strides, position = [0] * len(shape), 0
         wanted = [d for d, n in enumerate(shape) if n != 1]
-        while position < len(own) and wanted:
-            n, s = own[position]
-            taken, group = 1, []
-            while taken < n and wanted:
-                group.append(wanted.pop(0))
-                taken *= shape[group[-1]]
-            while taken > n:  # several own dimensions make up one: they must follow each other in memory
-                position += 1
-                if position == len(own) or own[position][1] * own[position][0] != s:
+        strides = [0] * len(shape)
+        while own:
+            # As few dimensions as make up as many elements on both sides; the own must follow each other in memory.
+            (n, s), group = own.pop(0), [wanted.pop(0)]
+            while n != (taken := math.prod(shape[d] for d in group)):
+                if taken < n:
+                    group.append(wanted.pop(0))
+                    continue
+                next_n, next_s = own.pop(0)
+                if next_s * next_n != s:
                     return None
-                n, s = n * own[position][0], own[position][1]
-            if taken != n:
-                return None
+                n, s = n * next_n, next_s
             for d in reversed(group):
                 strides[d] = s
                 s *= shape[d]
-            position += 1
         return replace(self, shape=shape, strides=tuple(strides))

@@ -44,7 +44,8 @@ class Field:
         self.t = torch.zeros((1,) * (dims + len(layout.shapes[0])) if dims else (), dtype=layout.real_dtype)
         if dims and not layout.is_tensor:
             self.t = torch.zeros((1, 1), dtype=layout.real_dtype)
-        self.y = torch.ones(layout.size, dtype=layout.dtype)
+        # Dynamo reads past a derivative of the user's own where nothing needs one.
+        self.y = torch.ones(layout.size, dtype=layout.dtype, requires_grad=True)
         self.tolerances: dict[tuple[str, float], Tensor] = {}
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
@@ -64,6 +65,7 @@ class Field:
         for i, leaf in enumerate(leaves):
             if lead and isinstance(leaf, Tensor) and leaf.shape[: len(lead)] == lead:
                 of_row[i] = leaf.detach().reshape(rows, *leaf.shape[len(lead) :])[:1]
+                of_row[i].requires_grad_(leaf.requires_grad)
                 per_row[id(of_row[i])] = i
         if one_row:
             per_row = {id(leaf): i for i, leaf in enumerate(leaves)}

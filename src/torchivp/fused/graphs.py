@@ -2,41 +2,187 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd import forward_ad
+from torch.fx import traceback
+from torch.utils import _pytree as pytree
 
 from torchivp.fused.refusal import CannotFuse
 
+_FURTHER = (
+    "_softmax",
+    "_log_softmax",
+    "addmv",
+    "native_layer_norm",
+    "native_group_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_functional",
+    "_native_batch_norm_legit_no_training",
+    "elu",
+    "gelu",
+    "hardtanh",
+    "leaky_relu",
+    "glu",
+    "softshrink_backward",
+    "hardshrink_backward",
+    "reflection_pad1d",
+    "reflection_pad1d_backward",
+    "replication_pad1d",
+    "replication_pad1d_backward",
+    "embedding",
+)
+"""What is not among the core operations' decompositions, and can be taken apart."""
 
-def core_graph(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.Graph:
-    """The function, which takes and returns tensors, as a graph without mutation.
+_NOT_USERS = tuple(f'File "{Path(file).parent}' for file in (torch.__file__, __file__))
+"""How lines of a trace begin that are torch's or ours."""
+
+
+class _WithLines(fx.Interpreter):
+    """Runs a graph so that what is made of it knows the lines of the user's."""
+
+    def run(self, *inputs: Any, **kwargs: Any) -> Any:
+        with traceback.preserve_node_meta():
+            return super().run(*inputs, **kwargs)
+
+
+class _AsRead(_WithLines):
+    """Runs what Dynamo has read. Where the user has turned gradients off they stay off, whatever is made of it."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if "autograd_function_apply" in str(n.target):
+            raise CannotFuse(
+                f"a torch.autograd.Function{place_of(n)} has a derivative of its own: write it in torch's operations"
+            )
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch._C._set_grad_enabled:
+            return super().call_function(target, args, kwargs)
+        return super().call_function(target, *_apart(args, kwargs))
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().call_method(target, *_apart(args, kwargs))
+
+
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if torch.is_grad_enabled():
+        return args, kwargs
+    return pytree.tree_map_only(Tensor, torch.detach, (args, kwargs))
+
+
+def _copied(old: Tensor, new: Tensor, non_blocking: bool = False) -> Tensor:
+    return new.to(old.dtype).expand(old.shape)
+
+
+def place_of(node: fx.Node) -> str:
+    """Where in the user's program a node comes from; nothing if that is not known."""
+    return users_line((node.meta.get("stack_trace") or "").splitlines())
+
+
+def users_line(trace: Sequence[str]) -> str:
+    """The last line of a trace that is the user's, in parentheses; nothing if there is none."""
+    lines = [line.strip() for line in trace if line.strip()]
+    places = [i for i, line in enumerate(lines[:-1]) if line.startswith("File ") and not line.startswith(_NOT_USERS)]
+    return f" ({lines[places[-1]].removeprefix('File ')}: {lines[places[-1] + 1]})" if places else ""
+
+
+def _traced(
+    function: Callable[..., Any], examples: Sequence[Tensor], decompositions: Any, remove: str
+) -> fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    flat = torch.func.functionalize(function, remove=remove) if remove else function
+    level = forward_ad._current_level
+    depth = _functorch.get_dynamic_layer_stack_depth()
+    try:
+        module = make_fx(flat, decomposition_table=decompositions, tracing_mode="fake")(*examples)
+    except CannotFuse:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)  # of transforms that have failed
+        while forward_ad._current_level > level:
+            forward_ad.exit_dual_level()
+        raise CannotFuse(f"func cannot be taken apart into plain operations: {first}") from None
+    module.graph.eliminate_dead_code()
+    return module
+
+
+def without_mutation(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.GraphModule:
+    """What Dynamo has read, as operations that write into nothing, each with a derivative if the user's has one.
+
+    It is no finer than the user's: a derivative is that of torch's own operations, at ties and where numbers overflow.
 
     Raises:
         CannotFuse: what it does depends on the values of its arguments.
     """
-    from torch._decomp import core_aten_decompositions
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    flat = torch.func.functionalize(function, remove="mutations_and_views")
-    try:
-        with torch.no_grad():
-            module = make_fx(flat, decomposition_table=core_aten_decompositions(), tracing_mode="fake")(*examples)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CannotFuse(f"func cannot be taken apart into plain operations: {first}") from None
-    module.graph.eliminate_dead_code()
-    return module.graph
-
-
-def value_graph(module: Callable[..., Any], examples: Sequence[Tensor]) -> fx.Graph:
-    """The slopes, from the inputs."""
-    return core_graph(lambda *inputs: tuple(module(*inputs)), examples)
+    plain = {torch.ops.aten.copy.default: _copied}
+    interpreter: type[_WithLines] = _AsRead
+    if any(sign in str(node.target) for node in module.graph.nodes for sign in ("_increment_nesting", "dual_level")):
+        # Transforms of torch.func have their depth written into what Dynamo has read: they are none but the outermost.
+        module, interpreter = _traced(_running(module, _AsRead), examples, {}, ""), _WithLines
+    found = _traced(_running(module, interpreter), examples, plain, "mutations")
+    if any(map(_writes, found.graph.nodes)):  # what torch takes apart in Python may write once more
+        found = _traced(_running(found, _WithLines), examples, plain, "mutations")
+    for node in found.graph.nodes:
+        if _writes(node):
+            raise CannotFuse(
+                f"func writes into a tensor that it is given{_place_behind(node)}: write into a copy, y.clone()"
+            )
+    return found
 
 
-def vjp_graph(module: Callable[..., Any], examples: Sequence[Tensor], wanted: Sequence[int], slope: Tensor) -> fx.Graph:
+def _running(module: fx.GraphModule, interpreter: type[_WithLines]) -> Callable[..., tuple[Tensor, ...]]:
+    def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            return tuple(interpreter(module).run(*inputs))
+
+    return function
+
+
+def _place_behind(node: fx.Node) -> str:
+    """Where a node comes from, or what it is made from last."""
+    while not place_of(node) and node.all_input_nodes:
+        node = node.all_input_nodes[-1]
+    return place_of(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def core_graph(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.Graph:
+    """A function of tensors, which returns tensors, as a graph of core operations.
+
+    Raises:
+        CannotFuse: what it does depends on the values of its arguments.
+    """
+    with torch.no_grad():
+        return _traced(function, examples, _decompositions(), "mutations_and_views").graph
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    from torch._decomp import core_aten_decompositions, get_decompositions
+
+    further = [getattr(torch.ops.aten, name) for name in _FURTHER if hasattr(torch.ops.aten, name)]
+    return {**core_aten_decompositions(), **get_decompositions(further)}
+
+
+def value_graph(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.Graph:
+    """The slopes, from the inputs of a function without mutation."""
+    return core_graph(lambda *inputs: tuple(_WithLines(module).run(*inputs)), examples)
+
+
+def vjp_graph(module: fx.GraphModule, examples: Sequence[Tensor], wanted: Sequence[int], slope: Tensor) -> fx.Graph:
     """The gradients of the inputs `wanted`, from all inputs and that of the slopes, shaped like `slope`."""
 
     def gradients(*arguments: Tensor) -> tuple[Tensor, ...]:
@@ -45,7 +191,7 @@ def vjp_graph(module: Callable[..., Any], examples: Sequence[Tensor], wanted: Se
         def of_wanted(*leaves: Tensor) -> Tensor:
             for i, leaf in zip(wanted, leaves, strict=True):
                 inputs[i] = leaf
-            return module(*inputs)[0]
+            return _WithLines(module).run(*inputs)[0]
 
         return torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1](seed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +16,7 @@ from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
 from torchivp.fused.graphs import outer_products, tangent_graph, value_graph, vjp_graph
 from torchivp.fused.lower import Lowering
+from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import Coefficients, declarations, step_code, tables
 from torchivp.fused.trace import Traced
 
@@ -182,14 +184,14 @@ class Kernel:
     def __init__(self, traced: Traced, form: Form):
         self.traced = traced
         self.form = form
-        self.lowering = Lowering()
+        self.lowering = Lowering(form.dtype)
         self.inputs = [
             self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))
         ]
         self._field = self._lowered_field()
         self.kept = self.lowering.kept
         self._solve = _loaded(self._source(), "solve")
-        self._pulls: dict[tuple[int, ...], PullKernel] = {}
+        self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
         self.room = 256
 
     def _lowered_field(self) -> list[str]:
@@ -268,10 +270,20 @@ class Kernel:
         return bool(self._solve(ctypes.addressof(call)))
 
     def pull(self, wanted: tuple[int, ...]) -> PullKernel:
-        """The way back, with the gradients of the inputs with these numbers, besides that of the state."""
+        """The way back, with the gradients of the inputs with these numbers, besides that of the state.
+
+        Raises:
+            CannotFuse: an operation of the gradients has no C++.
+        """
         if wanted not in self._pulls:
-            self._pulls[wanted] = PullKernel(self, wanted)
-        return self._pulls[wanted]
+            try:
+                self._pulls[wanted] = PullKernel(self, wanted)
+            except CannotFuse as error:
+                self._pulls[wanted] = error
+        found = self._pulls[wanted]
+        if isinstance(found, CannotFuse):
+            raise found
+        return found
 
 
 class TangentKernel(Kernel):
@@ -343,7 +355,11 @@ class PullKernel:
                 source_file("host.h"),
             ]
         )
-        self._pull = _loaded(self.source, "pull")
+
+    @functools.cached_property
+    def _pull(self) -> Any:
+        """Compiled when it is first asked for: not every solve that could be differentiated is."""
+        return _loaded(self.source, "pull")
 
     def _lowered(self, kernel: Kernel, wanted: tuple[int, ...]) -> tuple[int, list[tuple[int, int, int]], list[str]]:
         """The number of sums kept as lanes, the matrices that are not, and the lines of the gradients.
@@ -356,7 +372,7 @@ class PullKernel:
         slope = torch.zeros(form.size, dtype=form.dtype)
         graph = vjp_graph(kernel.traced.module, kernel.traced.examples, numbers, slope)
         outer = outer_products(graph, [form.roles[number] == "shared" for number in numbers])
-        lines, found = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
+        lines, found = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)], "the gradient of func")
         lines, outputs = list(lines), iter(found)
         lines += kernel.written(Array.known(slope) if y is None else next(outputs), "to_y")
         lanes, matrices, late = 0, [], []

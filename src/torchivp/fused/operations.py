@@ -30,17 +30,19 @@ REAL: dict[str, Expression] = {
     "round": _function("round"),
     "frac": lambda a: f"({a} - f_trunc<W>({a}))",
     "sigmoid": lambda a: f"(up<W>(1) / (up<W>(1) + f_exp<W>(-{a})))",
-    "relu": lambda a: f"sel({a} <= 0, up<W>(0), {a})",
+    "relu": lambda a: f"sel({a} < 0, up<W>(0), {a})",
     "maximum": _function("max"),
     "minimum": _function("min"),
+    "fmax": _function("fmax"),
+    "fmin": _function("fmin"),
     "fmod": _function("fmod"),
     "remainder": _function("remainder"),
-    "floor_divide": lambda a, b: f"f_floor<W>({a} / {b})",
+    "floor_divide": _function("floor_div"),
     "atan2": _function("atan2"),
     "hypot": lambda a, b: f"f_sqrt<W>({a} * {a} + {b} * {b})",
     "log_sigmoid": lambda a: f"(f_min<W>({a}, up<W>(0)) - f_log1p<W>(f_exp<W>(-f_abs<W>({a}))))",
     "clone": lambda a: a,
-    "copysign": lambda a, b: f"sel(({a} < 0) == ({b} < 0), {a}, -{a})",
+    "copysign": _function("copysign"),
 } | {
     name: _function(name)
     for name in (
@@ -79,20 +81,21 @@ COMPARISONS: dict[str, Expression] = {
     "ge": lambda a, b: f"({a} >= {b})",
     "isnan": lambda a: f"({a} != {a})",
     "isfinite": _function("isfinite"),
+    "signbit": lambda a: f"(f_copysign<W>(up<W>(1), {a}) < 0)",
     "isinf": lambda a: f"neg(f_isfinite<W>({a}) | ({a} != {a}))",
 }
 """Of numbers, giving truth."""
 
 LOGIC: dict[str, Expression] = {
-    "logical_and": lambda a, b: f"({a} & {b})",
     "bitwise_and": lambda a, b: f"({a} & {b})",
     "mul": lambda a, b: f"({a} & {b})",
-    "logical_or": lambda a, b: f"({a} | {b})",
     "bitwise_or": lambda a, b: f"({a} | {b})",
-    "logical_xor": lambda a, b: f"({a} ^ {b})",
+    "add": lambda a, b: f"({a} | {b})",
+    "maximum": lambda a, b: f"({a} | {b})",
+    "minimum": lambda a, b: f"({a} & {b})",
     "bitwise_xor": lambda a, b: f"({a} ^ {b})",
     "ne": lambda a, b: f"({a} ^ {b})",
-    "logical_not": lambda a: f"neg({a})",
+    "eq": lambda a, b: f"neg({a} ^ {b})",
     "bitwise_not": lambda a: f"neg({a})",
     "clone": lambda a: a,
 }
@@ -103,6 +106,14 @@ WHOLE: dict[str, Expression] = {
     "sub": lambda a, b: f"({a} - {b})",
     "mul": lambda a, b: f"({a} * {b})",
     "neg": lambda a: f"(-{a})",
+    "square": lambda a: f"({a} * {a})",
+    "abs": lambda a: f"sel({a} < 0, -{a}, {a})",
+    "relu": lambda a: f"sel({a} < 0, up_i<W>(0), {a})",
+    "sign": lambda a: f"sel({a} > 0, up_i<W>(1), sel({a} < 0, up_i<W>(-1), up_i<W>(0)))",
+    "bitwise_and": lambda a, b: f"({a} & {b})",
+    "bitwise_or": lambda a, b: f"({a} | {b})",
+    "bitwise_xor": lambda a, b: f"({a} ^ {b})",
+    "bitwise_not": lambda a: f"(~{a})",
     "maximum": lambda a, b: f"sel({a} > {b}, {a}, {b})",
     "minimum": lambda a, b: f"sel({a} < {b}, {a}, {b})",
     "clone": lambda a: a,
@@ -120,3 +131,23 @@ def power(x: str, exponent: float) -> str:
     if exponent in (-1.0, -2.0, -0.5):
         return f"(up<W>(1) / {power(x, -exponent)})"
     return f"f_pow<W>({x}, up<W>({exponent!r}))"
+
+
+ADVICE = {
+    "convolution": "write slices or torch.roll times the weights, summed",
+    "sort": "write amax, amin, or torch.where",
+    "topk": "write amax, amin, or torch.where",
+    "median": "write amax, amin, or torch.where",
+    "_linalg": "solve linear systems before the solve, or write them out",
+    "linalg": "solve linear systems before the solve, or write them out",
+    "triangular_solve": "solve linear systems before the solve, or write them out",
+    "_fft": "write the transform as a product with a matrix",
+    "_cdist": "write the differences and their norm",
+    "view_as_complex": "write real and imaginary parts",
+    "complex": "write real and imaginary parts",
+    "cond": "write torch.where",
+    "_local_scalar_dense": "do not turn tensors into numbers; they may differ from row to row",
+    "bernoulli": "pass random numbers through args",
+    "rand": "pass random numbers through args",
+}
+"""What to write instead of operations whose names begin so."""

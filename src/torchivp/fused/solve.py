@@ -144,8 +144,8 @@ class FusedSolve(NodeSolve):
         self.well = self.outcomes.all_well()
         self.last_states = last if self.well else last.clone()
         if self.times.wanted is None and record is not None:
-            values = record.states[:, : most + 1].clone()
-            beyond = torch.arange(most + 1) > self.outcomes.accepted.unsqueeze(1)
+            values = record.states[:, : most + 1 if len(self.y0) else 0].clone()
+            beyond = torch.arange(values.shape[1]) > self.outcomes.accepted.unsqueeze(1)
             values[beyond] = math.nan
         return values, last
 

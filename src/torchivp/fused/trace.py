@@ -1,26 +1,34 @@
 """The user's func as a graph of plain operations on the state of one row.
 
 Dynamo reads the function, and its guards say whether what it has read still holds: a closure, an attribute or a global
-that has changed is noticed at the next call, and the function is read again. What comes out is decomposed into ATen's
-core operations, with mutation removed.
+that has changed is noticed at the next call, and the function is read again. What comes out is a graph without
+mutation.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
+import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
+from torchivp.fused.graphs import users_line, without_mutation
+from torchivp.fused.indices import ByNumbersOfTensors
 from torchivp.fused.refusal import CannotFuse
 
 _RECOMPILATIONS = 32
 """How often one function may be read again because what it uses has changed."""
+
+_SIDE_EFFECTS = "side_effect_replay_policy"
+"""Dynamo's setting by which it refuses functions that change objects; older versions lack it."""
 
 
 @dataclass(eq=False)
@@ -38,10 +46,22 @@ class Traced:
     roles: tuple[Any, ...] | None = None
     kernels: dict[Any, Any] = field(default_factory=dict)
     """What was made of it, by what it was made for."""
+    fresh: bool = True
+    """Whether nobody has looked at it yet."""
+    why_not: CannotFuse | None = None
+    """What stands in the way of a kernel."""
 
     def __call__(self, *inputs: Any) -> tuple[None, ...]:
         _found.traced, _found.inputs = self, inputs
         return (None,)
+
+    def settle(self) -> None:
+        """Take the mutation out of the graph."""
+        self.fresh = False
+        try:
+            self.module = without_mutation(self.module, self.examples)
+        except CannotFuse as error:
+            self.why_not = error
 
 
 class _Found(threading.local):
@@ -50,7 +70,7 @@ class _Found(threading.local):
 
 
 _found = _Found()
-_fields: dict[Any, Callable[..., Any]] = {}
+_fields: dict[Any, Callable[..., Any] | CannotFuse] = {}
 
 
 def _keep(module: fx.GraphModule, examples: Sequence[Any]) -> Traced:
@@ -66,20 +86,97 @@ def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tu
         CannotFuse: it cannot be read; the sentence names the operation and the line of the user's.
     """
     compiled = _fields.get(key)
-    if compiled is None:
-        compiled = _fields[key] = _compiled(function)
     if isinstance(compiled, CannotFuse):
         raise compiled
+    if compiled is None:
+        compiled, found = _first_reading(function, arguments)
+        _fields[key] = compiled
+    else:
+        try:
+            found = _read(compiled, arguments)
+        except _TooOften as error:
+            _fields[key] = error.why  # each try would read it once more
+            raise error.why from None
+        if found[0].fresh:
+            _first_reading(function, arguments)  # what it does besides is found out
+    traced, inputs = found
+    if traced.fresh:
+        traced.settle()
+        if traced.why_not is None:
+            traced.why_not = _values_read(function, arguments)
+    if traced.why_not is not None:
+        raise traced.why_not
+    return traced, inputs
+
+
+def _values_read(function: Callable[..., Any], arguments: Sequence[Any]) -> CannotFuse | None:
+    """Why a function has no graph that looks at values: of a comparison of `float(t)`, Dynamo takes one outcome."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    why = None
+    for attempt in (function, _with_indices(function)):
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        given = pytree.tree_map_only(Tensor, mode.from_tensor, tuple(arguments))
+        try:
+            with torch.no_grad(), mode:
+                attempt(*given)
+        except DataDependentOutputException as error:
+            trace = "".join(traceback.format_tb(error.__traceback__)).splitlines()
+            why = CannotFuse(
+                f"func looks at values{users_line(trace)}, which differ from row to row: write torch.where, and "
+                "operations of torch on t and y"
+            )
+            continue
+        except Exception as error:
+            trace = "".join(traceback.format_tb(error.__traceback__)).splitlines()
+            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            return CannotFuse(f"func cannot be followed without values{users_line(trace)}: {first[0]}")
+        return None
+    return why
+
+
+def _first_reading(
+    function: Callable[..., Any], arguments: Sequence[Any]
+) -> tuple[Callable[..., Any], tuple[Traced, Sequence[Any]]]:
+    """The function under Dynamo, and what it has read."""
+    compiled = _compiled(function)
+    try:
+        with _refusing_side_effects() as refused:
+            found = _read(compiled, arguments)
+    except _DependsOnData as error:
+        try:
+            compiled, refused = _compiled(_with_indices(function)), False
+            found = _read(compiled, arguments)
+        except _DependsOnData:
+            raise error from None
+    if not refused:
+        found[0].fresh = False
+        if _read(compiled, arguments)[0].fresh:
+            raise _side_effect()
+        found[0].fresh = True
+    return compiled, found
+
+
+class _DependsOnData(CannotFuse):
+    """Perhaps by an index alone, of which tensors of no dimension are taken for numbers."""
+
+
+class _TooOften(Exception):
+    def __init__(self) -> None:
+        self.why = CannotFuse(
+            f"func has changed at {_RECOMPILATIONS} calls, by a number of Python's that it uses: pass numbers that "
+            "change as tensors in args"
+        )
+
+
+def _read(compiled: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Traced, Sequence[Any]]:
     _found.traced = None
     with_gradients = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(False)
+    torch._C._set_grad_enabled(True)  # always the same: Dynamo would read once more
     try:
         compiled(*arguments)
     except Exception as error:
-        why = _refusal(error)
-        if type(error).__name__ in ("FailOnRecompileLimitHit", "RecompileLimitExceeded"):
-            _fields[key] = why  # each try would read it once more
-        raise why from None
+        raise _refusal(error) from None
     finally:
         torch._C._set_grad_enabled(with_gradients)
     if _found.traced is None:
@@ -89,33 +186,78 @@ def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tu
     return found
 
 
+@contextmanager
+def _refusing_side_effects() -> Iterator[bool]:
+    """Have Dynamo refuse functions that change objects, and say whether it can."""
+    if hasattr(torch._dynamo.config, _SIDE_EFFECTS):
+        with torch._dynamo.config.patch({_SIDE_EFFECTS: "error"}):
+            yield True
+    else:
+        yield False
+
+
 def _compiled(function: Any) -> Callable[..., Any]:
     """The function under Dynamo, as one of its own: what was read of others does not count against it."""
-    import torch._dynamo  # takes a second, for which only those wait who compile  # noqa: PLC0415
-
     own = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     limits = inspect.signature(torch.compile).parameters
-    options = {"recompile_limit": _RECOMPILATIONS} if "recompile_limit" in limits else {}
+    options: dict[str, Any] = {"recompile_limit": _RECOMPILATIONS} if "recompile_limit" in limits else {}
     return torch.compile(own, backend=_keep, fullgraph=True, dynamic=False, **options)
 
 
-def _refusal(error: Exception) -> CannotFuse:
+def _with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function where tensors of no dimension are indices, and not numbers that are to be known."""
+
+    def evaluate(*arguments: Any) -> Any:
+        with ByNumbersOfTensors():
+            return function(*arguments)
+
+    return evaluate
+
+
+def _refusal(error: Exception) -> Exception:
     """Why a function cannot be read, in a sentence, from what Dynamo says."""
-    text = str(error)
     if type(error).__name__ in ("FailOnRecompileLimitHit", "RecompileLimitExceeded"):
-        return CannotFuse(
-            f"func has changed at {_RECOMPILATIONS} calls, by a counter or a number of Python's that it uses: pass "
-            "numbers that change as tensors in args, and do not count calls in func"
-        )
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return _TooOften()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     what = lines[0] if lines else type(error).__name__
+    begin = next((i for i, line in enumerate(lines) if line.startswith("from user code")), len(lines))
+    where = users_line(lines[begin:])
+    if "certain side effects" in what:
+        return _side_effect()
+    if "ata-dependent" in what or "data-dependent" in str(error):
+        return _DependsOnData(
+            f"func depends on the values of its arguments, which differ from row to row{where}: write torch.where "
+            "instead of if, and do not turn tensors into numbers"
+        )
+    for sign, sentence in _REASONS.items():
+        if sign in str(error):
+            return CannotFuse(f"{sentence[0]}{where}: {sentence[1]}")
     explanation = next((line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")), "")
-    places = [i for i, line in enumerate(lines) if line.startswith("File ") and "from user code:" in text]
-    where = ""
-    if places and places[-1] + 1 < len(lines):
-        where = f" ({lines[places[-1]].removeprefix('File ')}: {lines[places[-1] + 1]})"
-    if "ata-dependent" in what:
-        explanation = "it depends on values, which differ from row to row: write torch.where"
+    what = what.removesuffix(".")
     return CannotFuse(f"{what[0].lower()}{what[1:]}{where}{': ' if explanation else ''}{explanation}")
+
+
+def _side_effect() -> CannotFuse:
+    return CannotFuse(
+        "func changes an object besides computing dy/dt, and a kernel would not: do not count calls or keep values in "
+        "func; sol.stats.evaluations is their number"
+    )
+
+
+_REASONS = {
+    "leaf Variable that requires grad is being used in an in-place": (
+        "func writes into a tensor that it is given",
+        "write into a copy, y.clone()",
+    ),
+    "builtin operator `print`": ("func prints", "print outside of func"),
+    "torch.autograd.grad": ("func calls torch.autograd.grad", "write torch.func.grad or torch.func.vjp"),
+    "requires_grad_": ("func changes requires_grad", "write torch.func.grad or torch.func.vjp for derivatives in func"),
+    "Tensor.backward": ("func calls backward", "write torch.func.grad or torch.func.vjp"),
+}
+"""What is often met, by what Dynamo says of it: what it is, and what to write instead."""

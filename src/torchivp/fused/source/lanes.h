@@ -178,7 +178,7 @@ template <int W, class M> FUSED void set_lane(M& m, int l, bool x) {
     }                                                                                                \
   }
 using std::floor; using std::ceil; using std::trunc; using std::nearbyint; using std::sqrt; using std::fabs;
-using std::lgamma;
+using std::lgamma; using std::copysign; using std::fmod;
 #endif
 
 FUNCTION(exp)
@@ -233,9 +233,21 @@ template <int W> FUSED typename Lanes<W>::R f_max(const typename Lanes<W>::R& a,
 template <int W> FUSED typename Lanes<W>::R f_min(const typename Lanes<W>::R& a, const typename Lanes<W>::R& b) {
   return sel((a < b) | (a != a), a, b);
 }
+// And where what is not a number loses.
+template <int W> FUSED typename Lanes<W>::R f_fmax(const typename Lanes<W>::R& a, const typename Lanes<W>::R& b) {
+  return sel((a > b) | (b != b), a, b);
+}
+template <int W> FUSED typename Lanes<W>::R f_fmin(const typename Lanes<W>::R& a, const typename Lanes<W>::R& b) {
+  return sel((a < b) | (b != b), a, b);
+}
+template <int W> FUSED typename Lanes<W>::R f_copysign(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  typename Lanes<W>::R z = x;
+  for (int l = 0; l < W; ++l) put(z, l, real(copysign(at<W>(x, l), at<W>(y, l))));
+  return z;
+}
 template <int W> FUSED typename Lanes<W>::R f_sign(const typename Lanes<W>::R& x) {
   const typename Lanes<W>::R zero = up<W>(0), one = up<W>(1), minus = up<W>(-1);
-  return sel(x > 0, one, sel(x < 0, minus, sel(x == 0, zero, x)));
+  return sel(x > 0, one, sel(x < 0, minus, zero));  // zero of what is not a number too
 }
 template <int W> FUSED typename Lanes<W>::M f_isfinite(const typename Lanes<W>::R& x) { return x - x == 0; }
 
@@ -299,6 +311,26 @@ template <int W> FUSED typename Lanes<W>::R f_remainder(
   return sel((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest);
 }
 
+// As Python and torch divide: of 1 by 0.1, which is a little more than a tenth, 9 are whole.
+template <int W> FUSED typename Lanes<W>::R f_floor_div(
+    const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  typename Lanes<W>::R z = x;
+  for (int l = 0; l < W; ++l) {
+    const real a = at<W>(x, l), b = at<W>(y, l);
+    real whole = a / b;
+    if (b != 0) {
+      const real rest = fmod(a, b);
+      real times = (a - rest) / b;
+      if (rest != 0 && (b < 0) != (rest < 0)) times -= 1;
+      whole = floor(times);
+      if (times - whole > real(0.5)) whole += 1;
+      if (times == 0) whole = copysign(real(0), a / b);
+    }
+    put(z, l, whole);
+  }
+  return z;
+}
+
 template <int W> FUSED real sum_of_lanes(const typename Lanes<W>::R& x) {
   if constexpr (W == 1) return x;
   else {
@@ -322,14 +354,51 @@ template <int W> FUSED int64_t place(const typename Lanes<W>::I& i, int l) {
   if constexpr (W == 1) return i;
   else return i[l];
 }
+template <int W> FUSED typename Lanes<W>::R to_single(const typename Lanes<W>::R& x) {
+  typename Lanes<W>::R y = x;
+  for (int l = 0; l < W; ++l) put(y, l, real(float(at<W>(x, l))));
+  return y;
+}
+
+// Whole numbers of fewer bits, which wrap around.
+#define NARROWED(name, type)                                                                         \
+  template <int W> FUSED typename Lanes<W>::I name(const typename Lanes<W>::I& i) {                  \
+    typename Lanes<W>::I j = i;                                                                      \
+    for (int l = 0; l < W; ++l) put(j, l, int64_t((type)place<W>(i, l)));                            \
+    return j;                                                                                        \
+  }
+NARROWED(to_i8, signed char)
+NARROWED(to_i16, short)
+NARROWED(to_i32, int)
+NARROWED(to_u8, unsigned char)
+
+// Quotients and rests by a number that is not zero.
+#define WHOLE(name, expression)                                                                      \
+  template <int W> FUSED typename Lanes<W>::I name(const typename Lanes<W>::I& i, int64_t b) {       \
+    typename Lanes<W>::I j = i;                                                                      \
+    for (int l = 0; l < W; ++l) {                                                                    \
+      const int64_t a = place<W>(i, l), rest = a % b;                                                \
+      const bool below = rest != 0 && (rest < 0) != (b < 0);                                         \
+      put(j, l, int64_t(expression));                                                                \
+      (void)below;                                                                                   \
+    }                                                                                                \
+    return j;                                                                                        \
+  }
+WHOLE(i_div_floor, a / b - below)
+WHOLE(i_div_trunc, a / b)
+WHOLE(i_mod_floor, rest + (below ? b : 0))
+WHOLE(i_fmod_floor, rest)
+
 // A place counted from the end if it is negative. One that does not exist gives what is not a number: the solve stops
 // there, and func, evaluated once more outside, raises its own error.
+constexpr int64_t NOWHERE = -(int64_t(1) << 40);  // negative still where other dimensions are added to it
+
 template <int W> FUSED typename Lanes<W>::I wrapped(const typename Lanes<W>::I& i, int64_t n) {
   typename Lanes<W>::I p = up_i<W>(0);
   for (int l = 0; l < W; ++l) {
     int64_t k = place<W>(i, l);
     k = k < 0 ? k + n : k;
-    put(p, l, k < 0 || k >= n ? -(int64_t(1) << 60) : k);
+    put(p, l, k < 0 || k >= n ? NOWHERE : k);
   }
   return p;
 }
@@ -340,12 +409,17 @@ template <int W> FUSED typename Lanes<W>::R gather(const real* x, const typename
 }
 template <int W> FUSED typename Lanes<W>::I gather_i(const int64_t* x, const typename Lanes<W>::I& i) {
   typename Lanes<W>::I y = up_i<W>(0);
-  for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? -(int64_t(1) << 60) : x[place<W>(i, l)]);
+  for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? NOWHERE : x[place<W>(i, l)]);
   return y;
 }
 template <int W> FUSED typename Lanes<W>::R gather_lanes(const typename Lanes<W>::R* x, const typename Lanes<W>::I& i) {
   typename Lanes<W>::R y = up<W>(0);
   for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? real(NAN) : at<W>(x[place<W>(i, l)], l));
+  return y;
+}
+template <int W> FUSED typename Lanes<W>::I gather_i_lanes(const typename Lanes<W>::I* x, const typename Lanes<W>::I& i) {
+  typename Lanes<W>::I y = up_i<W>(0);
+  for (int l = 0; l < W; ++l) put(y, l, place<W>(i, l) < 0 ? NOWHERE : place<W>(x[place<W>(i, l)], l));
   return y;
 }
 template <int W, bool Add> FUSED void scatter(
@@ -354,6 +428,14 @@ template <int W, bool Add> FUSED void scatter(
     if (place<W>(i, l) < 0) continue;
     typename Lanes<W>::R& goal = x[place<W>(i, l)];
     put(goal, l, Add ? at<W>(goal, l) + at<W>(value, l) : at<W>(value, l));
+  }
+}
+template <int W, bool Add> FUSED void scatter_i(
+    typename Lanes<W>::I* x, const typename Lanes<W>::I& i, const typename Lanes<W>::I& value) {
+  for (int l = 0; l < W; ++l) {
+    if (place<W>(i, l) < 0) continue;
+    typename Lanes<W>::I& goal = x[place<W>(i, l)];
+    put(goal, l, Add ? place<W>(goal, l) + place<W>(value, l) : place<W>(value, l));
   }
 }
 template <int W, bool Right> FUSED typename Lanes<W>::I search(

@@ -202,7 +202,7 @@ template <int W> struct Rows {
   // The factor by which the controller changes the step size.
   __DEVICE__ D factor(const D& error, const MD& accept) const {
     const D tiny = up_d<W>(2.2250738585072014e-308);
-    D f = s.safety * pow_d<W>(sel(error > tiny, error, tiny), s.power);
+    D f = s.safety * pow_d<W>(sel(error < tiny, tiny, error), s.power);  // not a number stays what it is
     if (s.remembers) {
       const D least = up_d<W>(1e-10);
       f *= pow_d<W>(sel(last > least, last, least), s.power_last);
@@ -248,6 +248,12 @@ template <int W> struct Rows {
     if (PREDICTS) for (int e = 0; e < N; ++e) s.slopes[i * N + e] = at<W>(k[0][e], l);
   }
 
+  __DEVICE__ void count_attempt() {
+    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
+    tries += sel(active, one, zero);
+    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
+  }
+
   // One step of every row, and what follows from it.
   __DEVICE__ void iterate() {
     D t1 = ADAPTIVE ? step_end() : grid_end();
@@ -261,6 +267,7 @@ template <int W> struct Rows {
     D size = up_d<W>(0), next_h = h;
     MD accept = active;
     if (ADAPTIVE) {
+      count_attempt();  // one that ends the row is one more
       size = size_of(error, y, y1);
       accept = size <= 1.0;
       if (s.accept_at_min_step) accept |= (h <= s.min_step) & (size - size == 0);
@@ -273,10 +280,8 @@ template <int W> struct Rows {
     } else {
       check_finite(accept, taken, y1);
     }
-    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
-    tries += sel(active, one, zero);
-    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
-    steps += sel(accept, one, zero);
+    if (!ADAPTIVE) count_attempt();
+    steps += sel(accept, up_i<W>(1), up_i<W>(0));
     if (s.outputs) outputs_within(t1, accept);
     if (ADAPTIVE) {
       // A step cut very short to land on the end says nothing about the size of the next one.
