@@ -474,7 +474,7 @@ def steps_through(t, y):
         (Keeping(), "func changes an object"),
         (
             reads_time,
-            r"_local_scalar_dense .*test_fields.py.* return -y \* float\(t\).*do not turn tensors into numbers",
+            r"func looks at values .*test_fields.py.* return -y \* float\(t\).*write torch.where",
         ),
         (asks_time, r"depends on the values of its arguments.*test_fields.py.*if t > 1.*write torch.where"),
         (asks_state, r"depends on the values of its arguments.*test_fields.py.*if y.sum\(\) > 1"),

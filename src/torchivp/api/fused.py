@@ -19,7 +19,7 @@ from torchivp.failures import Failures
 from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel
-from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes, OutOfOrder
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
@@ -126,8 +126,8 @@ def solve_fused(
         plan()  # whose questions have longer answers
     try:
         reading = field.read(func, args)
-    except CannotFuse:
-        _first_slopes(plan())  # an error of func's own, or what is wrong with what it returns, comes first
+    except FuncFails:
+        _first_slopes(plan())  # raises what func raises, or says what is wrong with what it returns
         raise
     traced, inputs, roles, leaves = reading.traced, reading.inputs, reading.roles, reading.leaves
     adaptive = isinstance(controller, PIDController)
@@ -226,21 +226,22 @@ def _checked_kernel(
             "func cannot be called with one row: pass what has an entry for each row through args; a tensor that all "
             "rows share must not begin with the dimensions of the batch: write args=(w[None],)"
         )
-    if not _reads_right(reading, plan):
-        return CannotFuse(
-            "func gave other values when it was called than its graph does: it draws random numbers, or depends on "
-            "what it did before"
-        )
     roles = tuple("row" if isinstance(role, int) else role for role in reading.roles)
     form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), adaptive, roles)
     try:
         for x in reading.inputs:
             _as_read(x, layout.dtype)
-        return Kernel(reading.traced, form)
+        kernel = Kernel(reading.traced, form)
     except CannotFuse as error:
         return error
     except (NoCompiler, CompileError) as error:
         return CannotFuse(str(error))
+    if not _reads_right(reading, plan):
+        return CannotFuse(
+            "func gave other values when it was called than its graph does: it draws random numbers, or depends on "
+            "what it did before"
+        )
+    return kernel
 
 
 def _first_slopes(plan: RowIntegration) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.fused.graphs import users_line, without_mutation
 from torchivp.fused.indices import ByNumbersOfTensors
-from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.refusal import CannotFuse, FuncFails
 
 _RECOMPILATIONS = 32
 """How often one function may be read again because what it uses has changed."""
@@ -111,7 +111,11 @@ def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tu
 
 def _values_read(function: Callable[..., Any], arguments: Sequence[Any]) -> CannotFuse | None:
     """Why a function has no graph that looks at values: of a comparison of `float(t)`, Dynamo takes one outcome."""
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     why = None
     for attempt in (function, _with_indices(function)):
@@ -127,6 +131,8 @@ def _values_read(function: Callable[..., Any], arguments: Sequence[Any]) -> Cann
                 "operations of torch on t and y"
             )
             continue
+        except DynamicOutputShapeException:  # which no kernel has an operation for, and says so
+            pass
         except Exception as error:
             trace = "".join(traceback.format_tb(error.__traceback__)).splitlines()
             first = str(error).strip().splitlines()[:1] or [type(error).__name__]
@@ -235,6 +241,8 @@ def _refusal(error: Exception) -> Exception:
             f"func depends on the values of its arguments, which differ from row to row{where}: write torch.where "
             "instead of if, and do not turn tensors into numbers"
         )
+    if what.startswith("Observed exception"):
+        return FuncFails(f"func fails{where}")
     for sign, sentence in _REASONS.items():
         if sign in str(error):
             return CannotFuse(f"{sentence[0]}{where}: {sentence[1]}")
