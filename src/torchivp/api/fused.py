@@ -17,8 +17,10 @@ from torchivp.error_norm import check_tolerance
 from torchivp.failures import Failures
 from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.field import Field, Reading
+from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
@@ -29,6 +31,8 @@ from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Controller, check_controller
 from torchivp.methods.method import Method
+from torchivp.methods.ode.auto import Auto
+from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
@@ -129,8 +133,13 @@ def _refuse_what_kernels_lack(
     for name, given in others.items():
         if given not in (None, False):
             raise CannotFuse(f"kernels do not know {name}")
-    if not issubclass(method, ExplicitRungeKutta):
-        raise CannotFuse(f"there are kernels of explicit Runge-Kutta methods only, and {method.__name__} is none")
+    if issubclass(method, Auto):
+        raise CannotFuse("kernels do not switch between methods: choose method='rodas5p' or 'tsit5'")
+    if not issubclass(method, ExplicitRungeKutta | Rosenbrock):
+        raise CannotFuse(
+            f"there are kernels of explicit Runge-Kutta and of Rosenbrock methods only, and {method.__name__} is "
+            "neither: choose method='rodas5p' for stiff problems"
+        )
     if isinstance(gradient, Backsolve):
         raise CannotFuse("kernels have the gradient of the steps taken, not gradient='backsolve'")
     check_controller(controller, method)
@@ -163,8 +172,11 @@ def _checked_field(layout: StateLayout) -> Field:
 
 def _tableau(method: type[Method]) -> Coefficients:
     if method not in _coefficients:
-        assert issubclass(method, ExplicitRungeKutta)
-        _coefficients[method] = Coefficients.of(method.tableau)
+        if issubclass(method, Rosenbrock):
+            _coefficients[method] = RosenbrockCoefficients.of(method.tableau)
+        else:
+            assert issubclass(method, ExplicitRungeKutta)
+            _coefficients[method] = ExplicitCoefficients.of(method.tableau)
     return _coefficients[method]
 
 
@@ -324,7 +336,7 @@ def _solution(
     outcomes, times, rows = solve.outcomes, solve.times, len(solve.y0)
     failed = {} if outcomes.all_well else _failures(solve, plan())
     status = OfRows(rows, lambda row: _status_of(outcomes, failed, row))
-    stats = OfRows(rows, lambda row: _stats_of(outcomes, row))
+    stats = OfRows(rows, lambda row: _stats_of(outcomes, row, solve.kernel.form.coefficients.solves))
     count = values.shape[1]
     if times.wanted is None:
         assert solve.record is not None
@@ -357,9 +369,17 @@ def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Statu
     return Status(Outcome.SUCCESS, f"reached t = {t:g} in {counts}", t)
 
 
-def _stats_of(outcomes: Outcomes, row: int) -> Stats:
+def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
+    accepted, rejected = int(outcomes.accepted[row]), int(outcomes.rejected[row])
+    tries = accepted + rejected
     return Stats(
-        int(outcomes.evaluations[row]), int(outcomes.accepted[row]), int(outcomes.rejected[row]), backend="fused"
+        int(outcomes.evaluations[row]),
+        accepted,
+        rejected,
+        jacobians=int(outcomes.jacobians[row]),
+        factorisations=tries if solves else 0,
+        solves=solves * tries,
+        backend="fused",
     )
 
 

@@ -17,8 +17,8 @@ def core_graph(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.G
     Raises:
         CannotFuse: what it does depends on the values of its arguments.
     """
-    from torch._decomp import core_aten_decompositions  # noqa: PLC0415
-    from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+    from torch._decomp import core_aten_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     flat = torch.func.functionalize(function, remove="mutations_and_views")
     try:
@@ -31,22 +31,52 @@ def core_graph(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.G
     return module.graph
 
 
-def value_graph(module: Callable[..., Any], examples: Sequence[Tensor]) -> fx.Graph:
-    """The slopes, from the inputs."""
-    return core_graph(lambda *inputs: tuple(module(*inputs)), examples)
+def uses(graph: fx.Graph) -> list[bool]:
+    """Whether each input of a graph is used in it."""
+    return [bool(node.users) for node in graph.nodes if node.op == "placeholder"]
 
 
-def vjp_graph(module: Callable[..., Any], examples: Sequence[Tensor], wanted: Sequence[int], slope: Tensor) -> fx.Graph:
-    """The gradients of the inputs `wanted`, from all inputs and that of the slopes, shaped like `slope`."""
+Function = Callable[..., tuple[Tensor, ...]]
+"""A function of tensors that gives several."""
+
+
+def linearised(function: Function, by: Sequence[int]) -> Function:
+    """What the function, which gives one tensor, gives, and its derivatives by the inputs `by`.
+
+    There is a row of derivatives for each element of these inputs.
+    """
+
+    def with_derivatives(*inputs: Tensor) -> tuple[Tensor, ...]:
+        sizes = [inputs[i].numel() for i in by]
+        unit = torch.eye(sum(sizes), dtype=inputs[by[0]].dtype)
+        seeds = [part.reshape(-1, *inputs[i].shape) for part, i in zip(unit.split(sizes, 1), by, strict=True)]
+
+        def along(*seed: Tensor) -> tuple[Tensor, Tensor]:
+            of = _of_some(function, by, inputs)
+            return torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), seed)
+
+        return torch.func.vmap(along, out_dims=(None, 0))(*seeds)
+
+    return with_derivatives
+
+
+def vjp_of(function: Function, wanted: Sequence[int], count: int) -> Function:
+    """The gradients of the inputs `wanted` of a function of `count`, from all of them and those of its outputs."""
 
     def gradients(*arguments: Tensor) -> tuple[Tensor, ...]:
-        inputs, seed = list(arguments[:-1]), arguments[-1]
+        inputs, seeds = arguments[:count], arguments[count:]
+        return torch.func.vjp(_of_some(function, wanted, inputs), *(inputs[i] for i in wanted))[1](seeds)
 
-        def of_wanted(*leaves: Tensor) -> Tensor:
-            for i, leaf in zip(wanted, leaves, strict=True):
-                inputs[i] = leaf
-            return module(*inputs)[0]
+    return gradients
 
-        return torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1](seed)
 
-    return core_graph(gradients, [*examples, slope])
+def _of_some(function: Function, which: Sequence[int], inputs: Sequence[Tensor]) -> Function:
+    """The function of some of its inputs, the others as they are."""
+
+    def of_some(*leaves: Tensor) -> tuple[Tensor, ...]:
+        full = list(inputs)
+        for i, leaf in zip(which, leaves, strict=True):
+            full[i] = leaf
+        return function(*full)
+
+    return of_some

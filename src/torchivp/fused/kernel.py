@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
-from torchivp.fused.graphs import value_graph, vjp_graph
+from torchivp.fused.derivatives import Derivatives
+from torchivp.fused.graphs import core_graph, uses, vjp_of
 from torchivp.fused.lower import Lowering
-from torchivp.fused.steps import Coefficients, declarations, step_code, tables
+from torchivp.fused.steps import Coefficients, source_file
 from torchivp.fused.trace import Traced
 
 _DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
@@ -69,6 +69,7 @@ SOLVE: dict[str, Any] = {
     "accepted": _INTS,
     "rejected": _INTS,
     "evaluations": _INTS,
+    "jacobians": _INTS,
     # Of rows that failed: the size of the step, that of the next, the scaled error, [rows, 3].
     "failing": _DOUBLES,
     # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
@@ -128,11 +129,6 @@ def structure(name: str, fields: dict[str, Any]) -> str:
     return "\n".join([f"struct {name} {{", *(f"{types.get(kind, kind)} {field};" for field, kind in fields.items()), "};"])
 
 
-def source_file(name: str) -> str:
-    """The text of a file of C++."""
-    return (files("torchivp.fused") / "source" / name).read_text(encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class Form:
     """What a kernel is made for, besides the function.
@@ -184,10 +180,15 @@ class Kernel:
         self.form = form
         self.lowering = Lowering()
         self.inputs = [self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))]
-        lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
+        graph = core_graph(traced.values, traced.examples)
+        lines, (slope,) = self.lowering.lower(graph, self.inputs)
         self.slope = slope
-        self.kept = self.lowering.kept
         self._field = [*lines, *self.written(slope, "dy")]
+        self.derivatives = None
+        if form.coefficients.uses_jacobian:
+            used = [role for role, is_used in zip(form.roles, uses(graph), strict=True) if is_used]
+            self.derivatives = Derivatives(traced, form.roles, used, form.size, self.lowering, self.inputs)
+        self.kept = self.lowering.kept
         self._solve = _loaded(self._source(), "solve")
         self._pulls: dict[tuple[int, ...], PullKernel] = {}
         self.room = 256
@@ -211,7 +212,7 @@ class Kernel:
             [
                 "#define SOLVES",
                 *self.beginning(structure("Solve", SOLVE)),
-                step_code(self.form.coefficients, self.form.size, self.form.adaptive),
+                self.form.coefficients.step(self.form.size, self.form.adaptive),
                 source_file("solve.h"),
                 source_file("host.h"),
             ]
@@ -229,7 +230,7 @@ class Kernel:
             source_file("lanes.h"),
             call,
             f"constexpr int LANES = {form.lanes};",
-            declarations(form.coefficients, form.size, form.parts, form.adaptive),
+            form.coefficients.declarations(form.size, form.parts, form.adaptive),
             *self.lowering.constants,
             "template <int W> struct In {",
             *(f"const real* s{i};" for i in shared),
@@ -255,6 +256,7 @@ class Kernel:
             _BEGIN,
             *self._field,
             "}",
+            *([] if self.derivatives is None else self.derivatives.code(_NOW, _BEGIN)),
         ]
 
     def solve(self, call: SolveCall) -> None:
@@ -285,45 +287,65 @@ class PullKernel:
 
     def __init__(self, kernel: Kernel, wanted: tuple[int, ...]):
         form, traced, lowering = kernel.form, kernel.traced, kernel.lowering
-        y = form.roles.index("y") if "y" in form.roles else None
-        numbers = [*([] if y is None else [y]), *wanted]
-        slope = torch.zeros(kernel.slope.shape, dtype=form.dtype)
-        graph = vjp_graph(traced.module, traced.examples, numbers, slope)
-        lines, outputs = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)])
-        lines = list(lines)
-        to_y = outputs.pop(0) if y is not None else Array.known(slope)
-        lines += kernel.written(to_y, "to_y")
+        self._kernel, self._wanted = kernel, wanted
         self.shared: list[tuple[int, slice]] = []
         self.per_row: list[tuple[int, slice]] = []
         self.sums = self.row_sums = 0
-        for number, output in zip(wanted, outputs, strict=True):
+        for number in wanted:
+            size = traced.examples[number].numel()
             if form.roles[number] == "row":
-                where, start = "row_sums", self.row_sums
-                self.row_sums += output.size
-                self.per_row.append((number, slice(start, self.row_sums)))
+                self.per_row.append((number, slice(self.row_sums, self.row_sums + size)))
+                self.row_sums += size
             else:
-                where, start = "sums", self.sums
-                self.sums += output.size
-                self.shared.append((number, slice(start, self.sums)))
-            lines += lowering.added(output, where, start)
+                self.shared.append((number, slice(self.sums, self.sums + size)))
+                self.sums += size
+        slope = Array.stored("g", kernel.slope.shape)
+        functions = [*self._function("pull_field", "", traced.values, [slope])]
+        if kernel.derivatives is not None:
+            others = [slope, kernel.derivatives.cotangents("of_derivatives")]
+            argument = "const typename Lanes<W>::R* of_derivatives, "
+            functions += self._function("pull_derivatives", argument, kernel.derivatives.function, others, sparse=True)
         self.kept = lowering.kept
-        arguments = f"{_NOW}, const typename Lanes<W>::R* g, typename Lanes<W>::R* to_y, typename Lanes<W>::R* sums, "
+        before, step = form.coefficients.pull()
         self.source = "\n".join(
             [
                 "#define PULLS",
                 *kernel.beginning(structure("Pull", PULL)),
-                tables(form.coefficients),
+                before,
                 f"constexpr int SUMS_USED = {self.sums}, SUMS = {max(self.sums, 1)};",
                 f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
-                f"template <int W> FUSED void pull_field({arguments} typename Lanes<W>::R* row_sums) {{",
-                _BEGIN,
-                *lines,
-                "}",
+                *functions,
                 source_file("pull.h"),
+                step,
                 source_file("host.h"),
             ]
         )
         self._pull = _loaded(self.source, "pull")
+
+    def _function(
+        self, name: str, argument: str, function: Any, cotangents: Sequence[Array], sparse: bool = False
+    ) -> list[str]:
+        """The C++ that takes cotangents of what `function` makes of the inputs to them."""
+        kernel, wanted = self._kernel, self._wanted
+        form, traced, lowering = kernel.form, kernel.traced, kernel.lowering
+        y = [i for i, role in enumerate(form.roles) if role == "y"]
+        seeds = [torch.zeros(x.shape, dtype=form.dtype) for x in cotangents]
+        graph = core_graph(vjp_of(function, [*y, *wanted], len(traced.examples)), [*traced.examples, *seeds])
+        lines, outputs = lowering.lower(graph, [*kernel.inputs, *cotangents], sparse)
+        lines = list(lines)
+        to_y = outputs.pop(0) if y else Array.known(torch.zeros(kernel.slope.shape))
+        lines += kernel.written(to_y, "to_y")
+        places = {number: ("row_sums", where.start) for number, where in self.per_row}
+        places |= {number: ("sums", where.start) for number, where in self.shared}
+        for number, output in zip(wanted, outputs, strict=True):
+            lines += lowering.added(output, *places[number])
+        return [
+            f"template <int W> FUSED void {name}({_NOW}, const typename Lanes<W>::R* g, {argument}",
+            "typename Lanes<W>::R* to_y, typename Lanes<W>::R* sums, typename Lanes<W>::R* row_sums) {",
+            _BEGIN,
+            *lines,
+            "}",
+        ]
 
     def run(self, call: PullCall) -> None:
         """Run the kernel."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from torchivp.fused.arrays import Array, Index, Kind, contiguous, kind_of
-from torchivp.fused.operations import COMPARISONS, LOGIC, REAL, WHOLE, power
+from torchivp.fused.operations import COMPARISONS, LOGIC, REAL, WHOLE, Operand, power, shortened
 from torchivp.fused.refusal import CannotFuse
 
 _UNROLL = 16
@@ -25,6 +25,9 @@ _UNROLL = 16
 
 _LARGEST = 16_384
 """A function may hold so many numbers of a row."""
+
+_SPARSE = 64
+"""Of arrays of derivatives so many elements are written out, and any number if most are known."""
 
 _BLOCK = 4
 """So many elements of a matrix product are summed up side by side."""
@@ -62,6 +65,9 @@ class Lowering:
         self.kept = 0
         self._names = itertools.count()
         self._known: dict[tuple[Any, ...], str] = {}
+        self._noted: dict[str, dict[int, float]] = {}
+        self._unwritten: dict[str, set[int]] = {}
+        self._sparse = False
         self._begin()
 
     def _begin(self) -> None:
@@ -70,13 +76,16 @@ class Lowering:
         self._values: dict[fx.Node, Any] = {}
         self._node: fx.Node | None = None
 
-    def lower(self, graph: fx.Graph, inputs: Sequence[Array]) -> tuple[list[str], list[Array]]:
+    def lower(self, graph: fx.Graph, inputs: Sequence[Array], sparse: bool = False) -> tuple[list[str], list[Array]]:
         """The lines that compute the outputs of the graph, and the outputs.
+
+        A `sparse` graph, one of derivatives, has many elements that are known to be zero, and those are left out.
 
         Raises:
             CannotFuse: an operation has no C++.
         """
         self._begin()
+        self._sparse = sparse
         placeholders = iter(inputs)
         outputs: list[Array] = []
         for node in graph.nodes:
@@ -108,6 +117,9 @@ class Lowering:
             return self._folded(node, args, kwargs)
         how = _OPERATIONS.get(name)
         if how is not None:
+            if name not in _KNOWING:
+                for x in arrays:
+                    self.complete(x)
             return how(self, node, *args, **kwargs)
         return self._pointwise(name, node, args, kwargs)
 
@@ -166,6 +178,66 @@ class Lowering:
         self._lines.append(f"{TYPES[kind]} {name}[{max(size, 1)}]{' = {}' if zero else ''};")
         return Array.stored(name, value.shape, kind)
 
+    # --- elements that are known -------------------------------------------------------------------------------------
+    # They are in no memory until somebody reads the whole array.
+
+    def known(self, array: Array, index: Index) -> float | None:
+        """The value of an element, broadcast, if it is known."""
+        index = index[len(index) - len(array.shape) :]
+        place = [0 if n == 1 else i for i, n in zip(index, array.shape, strict=True)]
+        numbers = tuple(i for i in place if isinstance(i, int))
+        if array.kind != "real" or len(numbers) < len(place):
+            return None
+        if array.constant is not None:
+            return float(array.constant[numbers])
+        noted = self._noted.get(array.place)
+        return None if noted is None else noted.get(int(array.flat_index(numbers)))
+
+    def note(self, array: Array, index: Index, value: float) -> None:
+        """An element of memory is known to have a value, which is not written there."""
+        flat = int(array.flat_index(index))
+        self._noted.setdefault(array.place, {})[flat] = value
+        self._unwritten.setdefault(array.place, set()).add(flat)
+
+    def complete(self, array: Array) -> None:
+        """Write what is known of the memory of an array to it."""
+        unwritten = self._unwritten.pop(array.place, None)
+        for flat in sorted(unwritten or ()):
+            value = literal(self._noted[array.place][flat], "real")
+            self._lines_for(array).append(f"{array.place}[{flat}] = {value if not array.lanes else f'up<W>({value})'};")
+
+    def _operand(self, array: Array, index: Index, lanes: bool) -> Operand:
+        value = self.known(array, index)
+        return self.read(array, index, lanes) if value is None else value
+
+    def _set(self, target: Array, index: Index, value: Operand) -> None:
+        """Let an element have a value: noted if it is known, else written."""
+        if not isinstance(value, str):
+            self.note(target, index, value)
+            return
+        flat = int(target.flat_index(index))
+        self._noted.get(target.place, {}).pop(flat, None)
+        self._unwritten.get(target.place, set()).discard(flat)
+        self._lines_for(target).append(f"{target.place}[{flat}] = {self._typed(value, target.lanes)};")
+
+    def _filled(
+        self, node: fx.Node, lanes: bool, sources: Sequence[Array], element: Callable[[Index], Operand]
+    ) -> Array | None:
+        """An array of elements some of which are known; None if it is not worth writing them out."""
+        shape = node.meta["val"].shape
+        if not self._sparse or not any(x.constant is not None or x.place in self._noted for x in sources):
+            return None
+        values = {index: element(index) for index in itertools.product(*map(range, shape))}
+        unknown = sum(isinstance(x, str) for x in values.values())
+        if not unknown:
+            return Array.known(torch.tensor(list(values.values()), dtype=torch.float64).reshape(shape))
+        if unknown > max(_SPARSE, len(values) // 2):
+            return None
+        target = self.new(node, lanes)
+        for index, value in values.items():
+            self._set(target, index, value)
+        return target
+
     def _lines_for(self, array: Array) -> list[str]:
         return self._lines if array.lanes else self.once
 
@@ -194,7 +266,10 @@ class Lowering:
             else:
                 number = f"{self._constant(array.constant, array.kind)}[{Array.stored('', array.shape).flat_index(index)}]"
         else:
+            known = self.known(array, index)
             number = f"{array.place}[{array.flat_index(index)}]"
+            if known is not None:
+                return f"up<{'W' if lanes else 1}>({literal(known, 'real')})"
         if array.lanes:
             assert lanes
             return number
@@ -225,9 +300,30 @@ class Lowering:
             self._known[(kind, numbers)] = name
         return self._known[(kind, numbers)]
 
-    def fill(self, node: fx.Node, sources: Sequence[Array], expression: Callable[..., str], kind: Kind | None = None) -> Array:
-        """An array each of whose elements is an expression of the elements of the sources there, broadcast."""
+    def fill(
+        self,
+        node: fx.Node,
+        sources: Sequence[Array],
+        expression: Callable[..., str],
+        kind: Kind | None = None,
+        shorter: Callable[..., Operand | None] | None = None,
+    ) -> Array:
+        """An array each of whose elements is an expression of the elements of the sources there, broadcast.
+
+        `shorter` makes the same of elements some of which are known, or gives None.
+        """
         lanes = any(x.lanes for x in sources) or (kind or kind_of(node.meta["val"].dtype)) != "real"
+        if shorter is not None:
+
+            def element(index: Index) -> Operand:
+                found = shorter(*(self._operand(x, index, lanes) for x in sources))
+                return expression(*(self.read(x, index, lanes) for x in sources)) if found is None else found
+
+            target = self._filled(node, lanes, sources, element)
+            if target is not None:
+                return target
+        for x in sources:
+            self.complete(x)
         target = self.new(node, lanes, kind)
         with self.loops(target, target.shape) as (places, write):
             for index in places:
@@ -289,7 +385,9 @@ class Lowering:
             value = f"f_{mode}<W>({value})" if mode else value
             return f"narrow_i<W>({value})" if table is COMPARISONS and kind == "int" else value
 
-        return self.fill(node, [x for x, _ in pairs], expression)
+        plain = table is REAL and alpha == 1 and mode is None and all(x.kind == "real" for x in sources)
+        shorter = (lambda *operands: shortened(name, operands)) if plain else None
+        return self.fill(node, [x for x, _ in pairs], expression, shorter=shorter)
 
     # --- what is not pointwise ---------------------------------------------------------------------------------------
 
@@ -297,6 +395,7 @@ class Lowering:
         """The elements of a view in memory of their own, in order."""
         if array.strides == contiguous(array.shape) or array.constant is not None:
             return array
+        self.complete(array)
         name = f"v{next(self._names)}"
         if array.lanes:
             self._held += array.size
@@ -313,6 +412,10 @@ class Lowering:
     def copy_into(self, target: Array, part: Array) -> None:
         """Write `part` into a view of memory."""
         part, cast = self.as_kind(part, target.kind)
+        if self._sparse and part.kind == target.kind == "real":
+            for index in target.indices():
+                self._set(target, index, self._operand(part, index, target.lanes))
+            return
         with self.loops(target, target.shape) as (places, write):
             for index in places:
                 value = self._typed(cast(self.read(part, index, target.lanes)), target.lanes)
@@ -338,6 +441,25 @@ class Lowering:
                         write_inner(f"s = {self._typed(step('s', self.read(ordered, [*index, *j], lanes)), lanes)};")
                 write(f"{flat.place}[{flat.flat_index(index)}] = {self._typed(end('s'), lanes)}; }}")
         return target
+
+    def sparse_sum(self, node: fx.Node, array: Array, dims: Sequence[int]) -> Array | None:
+        """The sum along `dims` of elements some of which are known; None if it is not worth writing it out."""
+        dims = [d % len(array.shape) for d in dims] or list(range(len(array.shape)))
+        rest = [d for d in range(len(array.shape)) if d not in dims]
+        ordered, along = array.permuted([*rest, *dims]), [array.shape[d] for d in dims]
+        shape = node.meta["val"].shape  # with the dimensions that are summed over, of size 1, or without
+        kept = range(len(shape)) if len(shape) == len(rest) else rest
+
+        def element(index: Index) -> Operand:
+            index = [index[i] for i in kept]
+            terms = [self._operand(ordered, [*index, *j], array.lanes) for j in itertools.product(*map(range, along))]
+            number = sum((x for x in terms if isinstance(x, float)), 0.0)
+            unknown = [x for x in terms if isinstance(x, str)]
+            if not unknown:
+                return number
+            return " + ".join([*([f"up<W>({literal(number, 'real')})"] if number else []), *unknown])
+
+        return self._filled(node, array.lanes, [array], element)
 
     def product(self, target: Array, a: Array, b: Array, bias: Array | None, alpha: float = 1, beta: float = 1) -> None:
         """The product of matrices [m, k] and [k, n], plus the bias, into `target`, [m, n]."""
@@ -450,7 +572,10 @@ def _where(lowering: Lowering, node: fx.Node, condition: Array, a: Any, b: Any) 
     mask = (lambda c: c) if kind == "real" else (lambda c: f"widen_i<W>({c})")
     if kind == "bool":
         return lowering.fill(node, [condition, a, b], lambda c, x, y: f"(({c} & {x}) | (neg({c}) & {y}))")
-    return lowering.fill(node, [condition, a, b], lambda c, x, y: f"sel({mask(c)}, {cast_a(x)}, {cast_b(y)})")
+    same = (lambda c, x, y: x if x == y else None) if a.kind == b.kind == kind == "real" else None
+    return lowering.fill(
+        node, [condition, a, b], lambda c, x, y: f"sel({mask(c)}, {cast_a(x)}, {cast_b(y)})", shorter=same
+    )
 
 
 def _clamp(lowering: Lowering, node: fx.Node, array: Array, low: Any = None, high: Any = None) -> Array:
@@ -492,6 +617,10 @@ def _sum(lowering: Lowering, node: fx.Node, array: Array, dims: Any = None, keep
     array, cast = lowering.as_kind(array, kind)
     dims = [dims] if isinstance(dims, int) else dims or []
     zero = "up<W>(0)" if kind == "real" else "up_i<W>(0)"
+    found = lowering.sparse_sum(node, array, dims) if kind == array.kind == "real" else None
+    if found is not None:
+        return found
+    lowering.complete(array)
     return lowering.reduced(node, array, dims, zero, lambda s, x: f"{s} + {cast(x)}", lambda s: s)
 
 
@@ -804,3 +933,11 @@ def _diagonal(lowering: Lowering, array: Array, offset: int, dim1: int, dim2: in
     return Array(
         a.place, (*a.shape[:-2], n), (*a.strides[:-2], a.strides[-2] + a.strides[-1]), a.offset, a.kind, a.lanes, constant
     )
+
+
+_KNOWING = {
+    *("permute", "t", "transpose", "select", "slice", "unsqueeze", "squeeze", "expand", "broadcast_to", "flip"),
+    *("unbind", "split", "split_with_sizes", "diagonal", "view", "reshape", "_unsafe_view", "alias", "detach", "clone"),
+    *("lift_fresh", "copy", "_to", "to", "convert_element_type", "cat", "select_scatter", "slice_scatter", "where", "sum"),
+}
+"""The operations that know of elements that are known; those that are pointwise do too."""

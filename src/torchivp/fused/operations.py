@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Expression = Callable[..., str]
 
@@ -120,3 +120,42 @@ def power(x: str, exponent: float) -> str:
     if exponent in (-1.0, -2.0, -0.5):
         return f"(up<W>(1) / {power(x, -exponent)})"
     return f"f_pow<W>({x}, up<W>({exponent!r}))"
+
+
+Operand = float | str
+"""A number that is known, or an expression."""
+
+
+def shortened(name: str, operands: Sequence[Operand]) -> Operand | None:
+    """What an operation gives where some of the numbers are known; None if that makes it no shorter.
+
+    A product with zero is zero, as derivatives have it where there is nothing to differentiate, even where the other
+    factor is not finite.
+    """
+    a, b = operands[0], operands[-1]
+    numbers = [x for x in operands if isinstance(x, float)]
+    if name == "mul" and 0.0 in numbers:
+        return 0.0
+    if name == "div" and a == 0.0:
+        return 0.0
+    if name in _ARITHMETIC and len(numbers) == len(operands) and not (name == "div" and b == 0.0):
+        return _ARITHMETIC[name](*numbers)
+    if name in ("add", "sub") and b == 0.0:
+        return a
+    if name == "add" and a == 0.0:
+        return b
+    if name == "sub" and a == 0.0:
+        return f"(-{b})"
+    if name == "mul" and 1.0 in numbers:
+        return b if a == 1.0 else a
+    return None
+
+
+_ARITHMETIC: dict[str, Callable[..., float]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "clone": lambda a: a,
+}

@@ -54,6 +54,7 @@ class Outcomes:
         accepted: steps taken.
         rejected: attempts that were thrown away.
         evaluations: calls of func.
+        jacobians: matrices of its derivatives that were made.
         t: the time that was reached.
         failing: of rows that failed, the size of the step, that of the next and the scaled error, [rows, 3].
     """
@@ -62,6 +63,7 @@ class Outcomes:
     accepted: Tensor
     rejected: Tensor
     evaluations: Tensor
+    jacobians: Tensor
     t: Tensor
     failing: Tensor
 
@@ -154,12 +156,13 @@ class FusedSolve(NodeSolve):
         held = self._give_inputs(call, self.kernel.kept)
         _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(rows, outputs, size), torch.empty_like(y0)
-        counts = torch.empty((4, rows), dtype=torch.int64)
+        counts = torch.empty((5, rows), dtype=torch.int64)
         numbers = torch.empty((4, rows), dtype=torch.float64)
         self.outcomes = Outcomes(*counts.unbind(), numbers[0], numbers[1:].view(rows, 3))
         call.values, call.last = values.data_ptr(), last.data_ptr()
         first, row = counts.data_ptr(), 8 * rows
         call.outcome, call.accepted, call.rejected, call.evaluations = first, first + row, first + 2 * row, first + 3 * row
+        call.jacobians = first + 4 * row
         call.last_time = numbers.data_ptr()
         call.failing = call.last_time + row if rows else None
         record = None

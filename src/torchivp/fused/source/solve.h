@@ -17,10 +17,12 @@ template <int W> struct Rows {
   const Solve& s;
   In<W> in;
   R y[N], k[SLOPES][N], rtol[N], atol[N];
+  Start<W> at_start;  // what the next step starts from besides k[0]
   D t, end, h, last, before, smallest;
   D ahead;  // the next output of each row, NaN after its last
   MD active, rejected, overflowed;
-  typename Lanes<W>::I steps, tries, evaluations;
+  MD anew;  // where the next step starts from what must be computed anew; a step that is tried again does not
+  typename Lanes<W>::I steps, tries, evaluations, jacobians;
   int64_t row[W], next[W], position[W];
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
@@ -30,7 +32,7 @@ template <int W> struct Rows {
   __DEVICE__ void begin_lane(int l, int64_t i) {
     row[l] = i;
     next[l] = position[l] = 0;
-    for (auto* count : {&steps, &tries, &evaluations}) put(*count, l, int64_t(0));
+    for (auto* count : {&steps, &tries, &evaluations, &jacobians}) put(*count, l, int64_t(0));
     look_ahead(l);
     put(t, l, s.start[i * s.span_stride]);
     put(end, l, s.end[i * s.span_stride]);
@@ -49,6 +51,7 @@ template <int W> struct Rows {
     set_lane<W>(active, l, true);
     set_lane<W>(rejected, l, false);
     set_lane<W>(overflowed, l, false);
+    set_lane<W>(anew, l, JACOBIAN);
     if (s.ends) {
       s.ends[i * (s.capacity + 1)] = s.start[i * s.span_stride];
       for (int e = 0; e < N; ++e) s.states[i * (s.capacity + 1) * N + e] = s.y0[i * N + e];
@@ -62,6 +65,7 @@ template <int W> struct Rows {
     s.accepted[i] = place<W>(steps, l);
     s.rejected[i] = place<W>(tries, l) - place<W>(steps, l);
     s.evaluations[i] = place<W>(evaluations, l);
+    s.jacobians[i] = place<W>(jacobians, l);
     s.last_time[i] = at_d<W>(t, l);
     for (int e = 0; e < N; ++e) s.last[i * N + e] = at<W>(y[e], l);
     if (outcome != SUCCESS) {
@@ -103,15 +107,19 @@ template <int W> struct Rows {
       else some = true;
     }
     if (!some) return;
+    const bool estimates = ADAPTIVE && s.first_step < 0;
     R slope[N];
-    field<W>(to_real<W>(t), y, in, slope);
-    for (int l = 0; l < W; ++l)
-      if (fresh[l])
-        for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
-    count(fresh, 1);
+    if (!JACOBIAN || estimates) {
+      field<W>(to_real<W>(t), y, in, slope);
+      for (int l = 0; l < W; ++l)
+        if (fresh[l])
+          for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
+      count(fresh, 1);
+    }
+    if (JACOBIAN) known = false;
     if (!ADAPTIVE) return;
     D size = up_d<W>(s.first_step);
-    if (s.first_step < 0) {
+    if (estimates) {
       size = first_size(slope);
       count(fresh, 1);
     }
@@ -119,7 +127,7 @@ template <int W> struct Rows {
       if (!fresh[l] || !is_set<W>(active, l)) continue;
       double first = at_d<W>(size, l);
       if (first != first) { finish(l, NOT_FINITE); continue; }
-      if (s.first_step < 0) {
+      if (estimates) {
         const double least = fmax(16 * spacing(at_d<W>(t, l)), at_d<W>(smallest, l));
         first = fmax(first, least);
       }
@@ -258,9 +266,13 @@ template <int W> struct Rows {
     const D taken = abs_d<W>(t1 - t);
     const MD still = (taken == 0) & active, tired = (tries >= up_i<W>(s.max_steps)) & active;
     if (any<W>(still | tired)) stop_those_that_cannot_step(taken, still, tired);
-    if (!known) field<W>(to_real<W>(t), y, in, k[0]);
+    if (!known) begin_step<W>(t, y, in, k[0], at_start);
     R y1[N], error[N];
-    step<W>(t, t1, y, in, k, y1, error);
+    step<W>(t, t1, y, in, k, at_start, y1, error);
+    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
+    tries += sel(active, one, zero);
+    evaluations += sel(active, one * (STAGES - 1), zero) + sel(active & anew, one, zero);
+    if (JACOBIAN) jacobians += sel(active & anew, one, zero);
     D size = up_d<W>(0), next_h = h;
     MD accept = active;
     if (ADAPTIVE) {
@@ -276,9 +288,6 @@ template <int W> struct Rows {
     } else {
       check_finite(accept, taken, y1);
     }
-    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
-    tries += sel(active, one, zero);
-    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
     steps += sel(accept, one, zero);
     if (s.outputs) outputs_within(t1, accept);
     if (ADAPTIVE) {
@@ -297,6 +306,7 @@ template <int W> struct Rows {
       k[0][e] = sel(moved, k[from][e], k[0][e]);
     }
     known = FSAL || PREDICTS || !any<W>(accept);
+    if (!FSAL && !PREDICTS) anew = accept;
     if (s.ends)
       for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) record(l, t1, y1);
     if (s.outputs && any<W>((ahead == t) & accept))
@@ -382,7 +392,7 @@ template <int W> struct Rows {
         }
         if (!any<W>(active)) return;
         if (loaded) {
-          if (!known) { field<W>(to_real<W>(t), y, in, k[0]); known = true; }
+          if (!known && !JACOBIAN) { field<W>(to_real<W>(t), y, in, k[0]); known = true; }
           begin(fresh);
           continue;
         }
