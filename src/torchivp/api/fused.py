@@ -370,15 +370,15 @@ def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Statu
 
 
 def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
-    accepted, rejected = int(outcomes.accepted[row]), int(outcomes.rejected[row])
-    tries = accepted + rejected
+    """What a row cost, by a method that solves so many linear systems with a matrix."""
+    factorisations = int(outcomes.factorisations[row])
     return Stats(
         int(outcomes.evaluations[row]),
-        accepted,
-        rejected,
+        int(outcomes.accepted[row]),
+        int(outcomes.rejected[row]),
         jacobians=int(outcomes.jacobians[row]),
-        factorisations=tries if solves else 0,
-        solves=solves * tries,
+        factorisations=factorisations,
+        solves=solves * factorisations,
         backend="fused",
     )
 

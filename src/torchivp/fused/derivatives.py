@@ -43,8 +43,8 @@ class Derivatives:
     ):
         if size > _LARGEST:
             raise CannotFuse(
-                f"kernels of Rosenbrock methods eliminate matrices of up to {_LARGEST} rows, and the state has {size} "
-                "elements: LAPACK, which the step loop uses, is as fast for those"
+                f"kernels of Rosenbrock methods eliminate matrices of up to {_LARGEST} rows, element by element, and "
+                f"the state has {size} elements: the step loop eliminates larger ones by blocks, with LAPACK"
             )
         by = [role for role in ("y", "t") if role in used]
         if not by:
@@ -69,7 +69,7 @@ class Derivatives:
         self._moving = [place for place in by_time if lowering.known(matrix, place) != 0]
         for place in by_time if self._moving else []:
             self._lines.append(f"by_time[{place[1]}] = {lowering.element(matrix, place)};")
-        if "y" in by and not (self._entries or self._fixed or self._moving):
+        if slope.constant is None and not (self._entries or self._fixed or self._moving):
             raise CannotFuse("autograd does not see how func depends on y: compute without .item() or .detach()")
 
     def code(self, arguments: str, begin: str) -> list[str]:

@@ -122,7 +122,7 @@ class ExplicitCoefficients:
             "const typename Lanes<W>::R& h, const typename Lanes<W>::R (*k)[N], typename Lanes<W>::R (*c)[N]) {",
         ]
         for d in range(self.dense.shape[1]):
-            lines += per_element(size, f"c[{d}][e] = h * ({combination(self.dense[:, d])});")
+            lines += per_element(size, f"c[{d}][e] = h * ({combination(self.dense[:, d].tolist())});")
         return "\n".join([*lines, "}"])
 
     def _stage(self, i: int, size: int, state: str = "y") -> list[str]:

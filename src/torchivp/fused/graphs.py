@@ -51,11 +51,11 @@ def linearised(function: Function, by: Sequence[int]) -> Function:
         unit = torch.eye(sum(sizes), dtype=inputs[by[0]].dtype)
         seeds = [part.reshape(-1, *inputs[i].shape) for part, i in zip(unit.split(sizes, 1), by, strict=True)]
 
-        def along(*seed: Tensor) -> tuple[Tensor, Tensor]:
+        def along(*seed: Tensor) -> Any:
             of = _of_some(function, by, inputs)
             return torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), seed)
 
-        return torch.func.vmap(along, out_dims=(None, 0))(*seeds)
+        return torch.func.vmap(along, out_dims=(None, 0))(*seeds)  # pyright: ignore[reportArgumentType]
 
     return with_derivatives
 

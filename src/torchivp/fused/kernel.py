@@ -70,6 +70,7 @@ SOLVE: dict[str, Any] = {
     "rejected": _INTS,
     "evaluations": _INTS,
     "jacobians": _INTS,
+    "factorisations": _INTS,
     # Of rows that failed: the size of the step, that of the next, the scaled error, [rows, 3].
     "failing": _DOUBLES,
     # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.

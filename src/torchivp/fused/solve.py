@@ -55,6 +55,7 @@ class Outcomes:
         rejected: attempts that were thrown away.
         evaluations: calls of func.
         jacobians: matrices of its derivatives that were made.
+        factorisations: matrices of linear systems that were factorised.
         t: the time that was reached.
         failing: of rows that failed, the size of the step, that of the next and the scaled error, [rows, 3].
     """
@@ -64,6 +65,7 @@ class Outcomes:
     rejected: Tensor
     evaluations: Tensor
     jacobians: Tensor
+    factorisations: Tensor
     t: Tensor
     failing: Tensor
 
@@ -156,13 +158,13 @@ class FusedSolve(NodeSolve):
         held = self._give_inputs(call, self.kernel.kept)
         _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(rows, outputs, size), torch.empty_like(y0)
-        counts = torch.empty((5, rows), dtype=torch.int64)
+        counts = torch.empty((6, rows), dtype=torch.int64)
         numbers = torch.empty((4, rows), dtype=torch.float64)
         self.outcomes = Outcomes(*counts.unbind(), numbers[0], numbers[1:].view(rows, 3))
         call.values, call.last = values.data_ptr(), last.data_ptr()
         first, row = counts.data_ptr(), 8 * rows
         call.outcome, call.accepted, call.rejected, call.evaluations = first, first + row, first + 2 * row, first + 3 * row
-        call.jacobians = first + 4 * row
+        call.jacobians, call.factorisations = first + 4 * row, first + 5 * row
         call.last_time = numbers.data_ptr()
         call.failing = call.last_time + row if rows else None
         record = None

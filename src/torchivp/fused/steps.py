@@ -55,10 +55,8 @@ def source_file(name: str) -> str:
 def constants(size: int, parts: Sequence[int], **known: int | bool) -> str:
     """Numbers and truths that the loops are compiled for."""
     numbers = {"N": size, "PARTS": len(parts) - 1} | known
-    lines = [
-        f"constexpr {'bool' if isinstance(x, bool) else 'int'} {name} = {str(x).lower()};"
-        for name, x in numbers.items()
-    ]
+    types = {bool: "bool", int: "int"}
+    lines = [f"constexpr {types[type(x)]} {name} = {str(x).lower()};" for name, x in numbers.items()]
     return "\n".join([*lines, f"CONSTANT int PART[] = {{{', '.join(map(str, parts))}}};"])
 
 
@@ -105,7 +103,6 @@ def per_element(size: int, line: str) -> list[str]:
 
 def combination(weights: Sequence[float], name: str = "k") -> str:
     """The weighted sum of slopes, or of other arrays numbered likewise."""
-    terms = [
-        f"{name}[{j}][e]" if w == 1 else f"real({float(w)!r}) * {name}[{j}][e]" for j, w in enumerate(weights) if w
-    ]
+    factors = {j: "" if w == 1 else f"real({float(w)!r}) * " for j, w in enumerate(weights) if w}
+    terms = [f"{factor}{name}[{j}][e]" for j, factor in factors.items()]
     return " + ".join(terms) or "up<W>(0)"

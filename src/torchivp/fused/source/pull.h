@@ -84,7 +84,7 @@ template <int W> struct Backward {
       for (int e = 0; e < N; ++e) put(y0[e], l, start[e]);
       if (PREDICTS && step_number[l] > 0)
         for (int e = 0; e < N; ++e) put(slope[e], l, s.slopes[(start - s.states) + e]);
-      put(t1, l, s.steps[row[l]] ? s.ends[row[l] * (s.capacity + 1) + step_number[l] + 1] : at_d<W>(t0, l));
+      put(t1, l, s.ends[row[l] * (s.capacity + 1) + step_number[l] + 1]);
       if (moves) inside |= outputs_within(l, at_d<W>(t0, l), at_d<W>(t1, l), c, of_outputs);
     }
     pull_step(t0, t1, y0, slope, c, inside);
@@ -134,6 +134,16 @@ template <int W> struct Backward {
     }
   }
 
+  // A lane at rest goes over the first step of its row once more. A row that took none, whose state may not even be
+  // finite, lets its lane go over a step of another.
+  __DEVICE__ void stand_by(int l) {
+    int other = 0;
+    while (!is_set<W>(active, other)) ++other;
+    row[l] = row[other];
+    step_number[l] = 0;
+    in.load(s, l, row[l]);
+  }
+
   // Rows from `first` to `beyond`; `total` are the sums over them.
   __DEVICE__ void run(int64_t first, int64_t beyond, real* total) {
     active = MD{};
@@ -150,6 +160,8 @@ template <int W> struct Backward {
       for (int l = 0; l < W; ++l)
         while (!is_set<W>(active, l) && waiting < beyond) begin_lane(l, waiting++);
       if (!any<W>(active)) break;
+      for (int l = 0; l < W; ++l)
+        if (!is_set<W>(active, l) && s.steps[row[l]] == 0) stand_by(l);
       iterate();
     }
     for (int e = 0; e < SUMS_USED; ++e) total[e] = sum_of_lanes<W>(sums[e]);

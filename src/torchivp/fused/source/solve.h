@@ -22,7 +22,7 @@ template <int W> struct Rows {
   D ahead;  // the next output of each row, NaN after its last
   MD active, rejected, overflowed;
   MD anew;  // where the next step starts from what must be computed anew; a step that is tried again does not
-  typename Lanes<W>::I steps, tries, evaluations, jacobians;
+  typename Lanes<W>::I steps, rejections, evaluations, jacobians, matrices;
   int64_t row[W], next[W], position[W];
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
@@ -32,7 +32,7 @@ template <int W> struct Rows {
   __DEVICE__ void begin_lane(int l, int64_t i) {
     row[l] = i;
     next[l] = position[l] = 0;
-    for (auto* count : {&steps, &tries, &evaluations, &jacobians}) put(*count, l, int64_t(0));
+    for (auto* count : {&steps, &rejections, &evaluations, &jacobians, &matrices}) put(*count, l, int64_t(0));
     look_ahead(l);
     put(t, l, s.start[i * s.span_stride]);
     put(end, l, s.end[i * s.span_stride]);
@@ -63,9 +63,10 @@ template <int W> struct Rows {
     const int64_t i = row[l];
     s.outcome[i] = outcome;
     s.accepted[i] = place<W>(steps, l);
-    s.rejected[i] = place<W>(tries, l) - place<W>(steps, l);
+    s.rejected[i] = place<W>(rejections, l);
     s.evaluations[i] = place<W>(evaluations, l);
     s.jacobians[i] = place<W>(jacobians, l);
+    s.factorisations[i] = place<W>(matrices, l);
     s.last_time[i] = at_d<W>(t, l);
     for (int e = 0; e < N; ++e) s.last[i * N + e] = at<W>(y[e], l);
     if (outcome != SUCCESS) {
@@ -213,7 +214,7 @@ template <int W> struct Rows {
   // The factor by which the controller changes the step size.
   __DEVICE__ D factor(const D& error, const MD& accept) const {
     const D tiny = up_d<W>(2.2250738585072014e-308);
-    D f = s.safety * pow_d<W>(sel(error > tiny, error, tiny), s.power);
+    D f = s.safety * pow_d<W>(sel(error < tiny, tiny, error), s.power);
     if (s.remembers) {
       const D least = up_d<W>(1e-10);
       f *= pow_d<W>(sel(last > least, last, least), s.power_last);
@@ -264,15 +265,17 @@ template <int W> struct Rows {
     D t1 = ADAPTIVE ? step_end() : grid_end();
     t1 = sel(active, t1, t);
     const D taken = abs_d<W>(t1 - t);
-    const MD still = (taken == 0) & active, tired = (tries >= up_i<W>(s.max_steps)) & active;
+    const MD still = (taken == 0) & active, tired = (steps + rejections >= up_i<W>(s.max_steps)) & active;
     if (any<W>(still | tired)) stop_those_that_cannot_step(taken, still, tired);
     if (!known) begin_step<W>(t, y, in, k[0], at_start);
     R y1[N], error[N];
     step<W>(t, t1, y, in, k, at_start, y1, error);
     const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
-    tries += sel(active, one, zero);
     evaluations += sel(active, one * (STAGES - 1), zero) + sel(active & anew, one, zero);
-    if (JACOBIAN) jacobians += sel(active & anew, one, zero);
+    if (JACOBIAN) {
+      jacobians += sel(active & anew, one, zero);
+      matrices += sel(active, one, zero);
+    }
     D size = up_d<W>(0), next_h = h;
     MD accept = active;
     if (ADAPTIVE) {
@@ -358,6 +361,7 @@ template <int W> struct Rows {
   }
 
   __DEVICE__ void rejection(int l, const D& taken, const D& next_h, const D& size, const R* y1) {
+    put(rejections, l, place<W>(rejections, l) + 1);
     const double error = at_d<W>(size, l), smaller = at_d<W>(next_h, l);
     const bool finite = error - error == 0;
     set_lane<W>(overflowed, l, !finite);
