@@ -184,7 +184,7 @@ class Kernel:
         graph = core_graph(traced.values, traced.examples)
         lines, (slope,) = self.lowering.lower(graph, self.inputs)
         self.slope = slope
-        self._field = [*lines, *self.written(slope, "dy")]
+        self._field = [*lines, *self.lowering.written(slope, "dy")]
         self.derivatives = None
         if form.coefficients.uses_jacobian:
             used = [role for role, is_used in zip(form.roles, uses(graph), strict=True) if is_used]
@@ -201,12 +201,6 @@ class Kernel:
         if role == "y":
             return Array.stored("y", shape)
         return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
-
-    def written(self, value: Array, goal: str) -> list[str]:
-        """The lines that write a value of a graph to an array."""
-        return [
-            f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices())
-        ]
 
     def _source(self) -> str:
         return "\n".join(
@@ -335,7 +329,7 @@ class PullKernel:
         lines, outputs = lowering.lower(graph, [*kernel.inputs, *cotangents], sparse)
         lines = list(lines)
         to_y = outputs.pop(0) if y else Array.known(torch.zeros(kernel.slope.shape))
-        lines += kernel.written(to_y, "to_y")
+        lines += lowering.written(to_y, "to_y")
         places = {number: ("row_sums", where.start) for number, where in self.per_row}
         places |= {number: ("sums", where.start) for number, where in self.shared}
         for number, output in zip(wanted, outputs, strict=True):

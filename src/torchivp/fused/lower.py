@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -193,11 +194,12 @@ class Lowering:
         noted = self._noted.get(array.place)
         return None if noted is None else noted.get(int(array.flat_index(numbers)))
 
-    def note(self, array: Array, index: Index, value: float) -> None:
-        """An element of memory is known to have a value, which is not written there."""
+    def note(self, array: Array, index: Index, value: float, written: bool = False) -> None:
+        """An element of memory is known to have a value, which need not be `written` there."""
         flat = int(array.flat_index(index))
         self._noted.setdefault(array.place, {})[flat] = value
-        self._unwritten.setdefault(array.place, set()).add(flat)
+        if not written:
+            self._unwritten.setdefault(array.place, set()).add(flat)
 
     def complete(self, array: Array) -> None:
         """Write what is known of the memory of an array to it."""
@@ -279,17 +281,20 @@ class Lowering:
         """An element as lanes, for those who write around the lines."""
         return self.read(array, index, lanes=True)
 
-    def added(self, value: Array, goal: str, start: int) -> list[str]:
-        """The lines that add an output, as lanes, to an array from `start` on."""
-        if value.is_zero():
-            return []
+    def written(self, value: Array, goal: str, start: int = 0, how: str = "=") -> list[str]:
+        """The lines that write an output, as lanes, to an array from `start` on, or add it."""
         self._lines, lines = [], self._lines
+        self.complete(value)
         flat = Array.stored(goal, value.shape, offset=start)
         with self.loops(flat, value.shape) as (places, write):
             for index in places:
-                write(f"{goal}[{flat.flat_index(index)}] += {self.read(value, index, True)};")
-        self._lines, added = lines, self._lines
-        return added
+                write(f"{goal}[{flat.flat_index(index)}] {how} {self.read(value, index, True)};")
+        self._lines, written = lines, self._lines
+        return written
+
+    def added(self, value: Array, goal: str, start: int) -> list[str]:
+        """The lines that add an output, as lanes, to an array from `start` on."""
+        return [] if value.is_zero() else self.written(value, goal, start, "+=")
 
     def _constant(self, value: Tensor, kind: Kind) -> str:
         numbers = tuple(literal(x, kind) for x in value.reshape(-1).tolist())
@@ -722,6 +727,10 @@ def _index(lowering: Lowering, node: fx.Node, array: Array, indices: Sequence[Ar
     together = given == list(range(given[0], given[-1] + 1))
     first = given[0] if together else 0
     moves = any(x.lanes for x in array_indices)
+    known = _picked(lowering, node, array, indices)
+    if known is not None:
+        return known
+    lowering.complete(array)
     target = lowering.new(node, array.lanes or moves or array.kind != "real")
     source = array if array.constant is None else array
     with lowering.loops(target, target.shape) as (places, write):
@@ -736,6 +745,21 @@ def _index(lowering: Lowering, node: fx.Node, array: Array, indices: Sequence[Ar
                     chosen.append((x, list(place[first : first + len(shape)]), array.shape[d]))
             write(f"{target.place}[{target.flat_index(place)}] = {_gathered(lowering, source, chosen, target.lanes)};")
     return target
+
+
+def _picked(lowering: Lowering, node: fx.Node, array: Array, indices: Sequence[Array | None]) -> Array | None:
+    """Elements at places that are known, some of them known themselves; None if it is not worth writing them out."""
+    numbers = [None if x is None else x.constant for x in indices]
+    if array.kind != "real" or any(x is not None and n is None for x, n in zip(indices, numbers, strict=True)):
+        return None
+    whole = tuple(slice(None) if n is None else n.long() for n in numbers)
+    places = torch.arange(array.size).view(array.shape)[whole]
+
+    def element(index: Index) -> Operand:
+        place = np.unravel_index(int(places[tuple(index)]), array.shape)  # pyright: ignore[reportArgumentType]
+        return lowering._operand(array, [int(i) for i in place], array.lanes)
+
+    return lowering._filled(node, array.lanes, [array], element)
 
 
 def _gathered(lowering: Lowering, array: Array, chosen: Sequence[Any], lanes: bool) -> str:
@@ -939,5 +963,6 @@ _KNOWING = {
     *("permute", "t", "transpose", "select", "slice", "unsqueeze", "squeeze", "expand", "broadcast_to", "flip"),
     *("unbind", "split", "split_with_sizes", "diagonal", "view", "reshape", "_unsafe_view", "alias", "detach", "clone"),
     *("lift_fresh", "copy", "_to", "to", "convert_element_type", "cat", "select_scatter", "slice_scatter", "where", "sum"),
+    *("index", "_unsafe_index", "index_select"),
 }
 """The operations that know of elements that are known; those that are pointwise do too."""

@@ -30,7 +30,7 @@ template <int W> struct Factors {
     for (int i = 0; i < N; ++i)
       for (int j = 0; j < N; ++j) lu[i][j] = up<W>(i == j);
     for (int n = 0; n < ENTRIES; ++n) lu[ENTRY_ROW[n]][ENTRY_COLUMN[n]] -= scale * start.entries[n];
-    for (int n = 0; n < FIXED; ++n) lu[FIXED_ROW[n]][FIXED_COLUMN[n]] -= scale * real(FIXED_VALUE[n]);
+    for (int n = 0; n < FIXED; ++n) lu[FIXED_ROW[n]][FIXED_COLUMN[n]] -= scale * FIXED_VALUE[n];
     for (int i = 0; i < N; ++i) from[i] = up_i<W>(i);
     exchanged = false;
     poison = up<W>(0);
