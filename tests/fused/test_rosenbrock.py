@@ -126,7 +126,7 @@ def test_rows_go_their_own_ways_as_each_does_alone():
 @pytest.mark.slow
 def test_single_precision():
     options = {"method": "rodas5p", "rtol": 1e-3, "atol": 1e-5, "batch_dims": 1}
-    y0, k = torch.tensor([[0.5, 1.0]]).repeat(20, 1), torch.linspace(1.0, 300.0, 20)
+    y0, k = torch.ones(20, 2), torch.linspace(1.0, 300.0, 20)
     fused = solve_ivp(at_start, (0.0, 2.0), y0, args=(k,), backend="fused", **options)
     exact = torch.tensor([math.cos(2.0), math.exp(math.sin(2.0))]).expand(20, 2)
     assert fused.final.dtype == torch.float32
@@ -271,6 +271,24 @@ def test_gradients_of_a_problem_that_depends_on_time_by_finite_differences():
     inputs = (y0.requires_grad_(), k.requires_grad_())
     assert torch.autograd.gradcheck(loss, inputs, eps=1e-6, rtol=1e-6, atol=1e-8)
     assert torch.autograd.gradgradcheck(loss, inputs, eps=1e-6, rtol=1e-5, atol=1e-7, fast_mode=True)
+
+
+TIMES = torch.linspace(0.0, 1.0, 6, dtype=FLOAT)
+
+
+def driven(t, y, k, values):
+    """What drives it is interpolated from values at times: places that depend on time."""
+    i = torch.clamp(torch.searchsorted(TIMES, t.reshape(1), right=True) - 1, 0, 4)
+    weight = (t - TIMES[i]) / (TIMES[i + 1] - TIMES[i])
+    return -k * y + (values[i] * (1.0 - weight) + values[i + 1] * weight) * y.flip(0)
+
+
+def test_gradients_through_places_that_depend_on_time():
+    y0, args = numbers(0.5, 1.0, 0.8), (numbers(3.0, 0.5, 1.2), torch.sin(3.0 * TIMES))
+    options = {"method": "rodas4", "step_size": 0.25}
+    found = [gradients(driven, (0.0, 1.0), y0, args, backend, **options) for backend in ("fused", "eager")]
+    for x, y in zip(*found, strict=True):
+        assert relative(x, y) < 1e-11
 
 
 # --- what is known of the derivatives --------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -52,8 +51,6 @@ class ExplicitCoefficients:
     fsal: bool
     predicts: bool
     error_order: int
-    uses_jacobian: ClassVar[bool] = False
-    solves: ClassVar[int] = 0
 
     @staticmethod
     def of(tableau: ButcherTableau) -> ExplicitCoefficients:
@@ -77,6 +74,14 @@ class ExplicitCoefficients:
         return ExplicitCoefficients(
             c, square(rows), list(b), error, dense, stages, tableau.fsal, tableau.predicts, tableau.error_order or 0
         )
+
+    @property
+    def uses_jacobian(self) -> bool:
+        return False
+
+    @property
+    def solves(self) -> int:
+        return 0
 
     def declarations(self, size: int, parts: Sequence[int], adaptive: bool) -> str:
         slopes, degree = self.dense.shape

@@ -203,10 +203,17 @@ class Lowering:
 
     def complete(self, array: Array) -> None:
         """Write what is known of the memory of an array to it."""
-        unwritten = self._unwritten.pop(array.place, None)
-        for flat in sorted(unwritten or ()):
+        for flat in sorted(self._unwritten.pop(array.place, ())):
             value = literal(self._noted[array.place][flat], "real")
             self._lines_for(array).append(f"{array.place}[{flat}] = {value if not array.lanes else f'up<W>({value})'};")
+
+    def _forget(self, target: Array) -> None:
+        """What was known of elements of memory is there from now on, and may change."""
+        if target.place not in self._noted:
+            return
+        self.complete(target)
+        for index in target.indices():
+            self._noted[target.place].pop(int(target.flat_index(index)), None)
 
     def _operand(self, array: Array, index: Index, lanes: bool) -> Operand:
         value = self.known(array, index)
@@ -246,6 +253,7 @@ class Lowering:
     @contextmanager
     def loops(self, target: Array, shape: Sequence[int], tag: str = "i") -> Iterator[tuple[list[Index], Callable[[str], None]]]:
         """The places to write at, all of them written out or those of one pass of the loops, and how to write a line."""
+        self._forget(target)
         lines = self._lines_for(target)
         if math.prod(shape) <= _UNROLL:
             yield list(itertools.product(*map(range, shape))), lines.append
@@ -943,6 +951,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "new_zeros": _full,
     "ones_like": _full,
     "new_ones": _full,
+    "_new_zeros_with_same_feature_meta": _full,
 }
 """The operations that are not pointwise, by their names; called with the lowering, the node and its arguments."""
 

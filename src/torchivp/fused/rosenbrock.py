@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,8 +23,6 @@ class RosenbrockCoefficients:
 
     tableau: RosenbrockTableau
     error_order: int
-    predicts: ClassVar[bool] = False
-    uses_jacobian: ClassVar[bool] = True
 
     @staticmethod
     def of(tableau: RosenbrockTableau) -> RosenbrockCoefficients:
@@ -35,6 +32,14 @@ class RosenbrockCoefficients:
     @property
     def stages(self) -> int:
         return len(self.tableau.b)
+
+    @property
+    def predicts(self) -> bool:
+        return False
+
+    @property
+    def uses_jacobian(self) -> bool:
+        return True
 
     @property
     def solves(self) -> int:
