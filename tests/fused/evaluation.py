@@ -6,9 +6,10 @@ import torch
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
-from torchivp.fused.graphs import value_graph, vjp_graph
-from torchivp.fused.kernel import _FLAGS, source_file
+from torchivp.fused.graphs import core_graph, vjp_of
+from torchivp.fused.kernel import _FLAGS
 from torchivp.fused.lower import Lowering
+from torchivp.fused.steps import source_file
 from torchivp.fused.trace import read_function
 
 
@@ -37,10 +38,11 @@ class Compiled:
             Array.stored(f"shared{i}" if i in shared else f"x{i}", examples[i].shape, lanes=i not in shared)
             for i in self.order
         ]
-        lines, (value,) = self.lowering.lower(value_graph(traced.module, given), inputs)
+        lines, (value,) = self.lowering.lower(core_graph(traced.values, given), inputs)
         self.size = value.size
         lines = [*lines, *(f"out[{i[0]}] = {self.lowering.element(value, i)};" for i in value.indices())]
-        graph = vjp_graph(traced.module, given, range(len(given)), torch.zeros(value.shape, dtype=examples[0].dtype))
+        seed = torch.zeros(value.shape, dtype=examples[0].dtype)
+        graph = core_graph(vjp_of(traced.values, range(len(given)), len(given)), [*given, seed])
         back, grads = self.lowering.lower(graph, [*inputs, Array.stored("g", value.shape)], "the gradient of func")
         back = list(back)
         for i, grad in zip(self.order, grads, strict=True):

@@ -17,9 +17,11 @@ from torchivp.boundary import caller_casts
 from torchivp.error_norm import check_tolerance
 from torchivp.failures import Failures
 from torchivp.fused.compiler import CompileError, NoCompiler
+from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse, FuncFails
+from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes, OutOfOrder
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
@@ -31,6 +33,8 @@ from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Controller, check_controller
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
+from torchivp.methods.ode.auto import Auto
+from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
@@ -173,8 +177,13 @@ def _refuse_what_kernels_lack(
     for name, given in others.items():
         if given not in (None, False):
             raise CannotFuse(f"kernels do not know {name}")
-    if not issubclass(method, ExplicitRungeKutta):
-        raise CannotFuse(f"there are kernels of explicit Runge-Kutta methods only, and {method.__name__} is none")
+    if issubclass(method, Auto):
+        raise CannotFuse("kernels do not switch between methods: choose method='rodas5p' or 'tsit5'")
+    if not issubclass(method, ExplicitRungeKutta | Rosenbrock):
+        raise CannotFuse(
+            f"there are kernels of explicit Runge-Kutta and of Rosenbrock methods only, and {method.__name__} is "
+            "neither: choose method='rodas5p' for stiff problems"
+        )
     if isinstance(gradient, Backsolve):
         raise CannotFuse("kernels have the gradient of the steps taken, not gradient='backsolve'")
     check_controller(controller, method)
@@ -207,8 +216,11 @@ def _checked_field(layout: StateLayout) -> Field:
 
 def _tableau(method: type[Method]) -> Coefficients:
     if method not in _coefficients:
-        assert issubclass(method, ExplicitRungeKutta)
-        _coefficients[method] = Coefficients.of(method.tableau)
+        if issubclass(method, Rosenbrock):
+            _coefficients[method] = RosenbrockCoefficients.of(method.tableau)
+        else:
+            assert issubclass(method, ExplicitRungeKutta)
+            _coefficients[method] = ExplicitCoefficients.of(method.tableau)
     return _coefficients[method]
 
 
@@ -404,7 +416,7 @@ def _solution(
     outcomes, times, rows = solve.outcomes, solve.times, len(solve.y0)
     failed = {} if solve.well else _failures(solve, plan())
     status = OfRows(rows, lambda row: _status_of(outcomes, failed, row))
-    stats = OfRows(rows, lambda row: _stats_of(outcomes, row))
+    stats = OfRows(rows, lambda row: _stats_of(outcomes, row, solve.kernel.form.coefficients.solves))
     count = values.shape[1]
     if times.wanted is None:
         assert solve.record is not None
@@ -432,13 +444,22 @@ def _solution(
 def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
     if row in failed:
         return failed[row]
-    (_, accepted, rejected, _), (t, *_) = outcomes.of(row)
+    (_, accepted, rejected, *_), (t, *_) = outcomes.of(row)
     return Status(Outcome.SUCCESS, f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected", t)
 
 
-def _stats_of(outcomes: Outcomes, row: int) -> Stats:
-    (_, accepted, rejected, evaluations), _ = outcomes.of(row)
-    return Stats(evaluations, accepted, rejected, backend="fused")
+def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
+    """What a row cost, by a method that solves so many linear systems with a matrix."""
+    (_, accepted, rejected, evaluations, jacobians, factorisations), _ = outcomes.of(row)
+    return Stats(
+        evaluations,
+        accepted,
+        rejected,
+        jacobians=jacobians,
+        factorisations=factorisations,
+        solves=solves * factorisations,
+        backend="fused",
+    )
 
 
 _ENDINGS = dict(
@@ -455,7 +476,7 @@ def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))
         adaptive = isinstance(plan.controller, PIDController)
-        (code, accepted, rejected, _), (t, taken, _, error) = outcomes.of(row)
+        (code, accepted, rejected, *_), (t, taken, _, error) = outcomes.of(row)
         failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[code]
         if ending == "out_of_steps":
             counts = f"{accepted} accepted, {rejected} rejected"

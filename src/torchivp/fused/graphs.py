@@ -177,53 +177,79 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {**core_aten_decompositions(), **get_decompositions(further)}
 
 
-def value_graph(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.Graph:
-    """The slopes, from the inputs of a function without mutation."""
-    return core_graph(lambda *inputs: tuple(_WithLines(module).run(*inputs)), examples)
+Function = Callable[..., tuple[Tensor, ...]]
+"""A function of tensors that gives several."""
 
 
-def vjp_graph(module: fx.GraphModule, examples: Sequence[Tensor], wanted: Sequence[int], slope: Tensor) -> fx.Graph:
-    """The gradients of the inputs `wanted`, from all inputs and that of the slopes, shaped like `slope`."""
+def values_of(module: fx.GraphModule) -> Function:
+    """The slopes, the one entry of a tuple, of the inputs of a function without mutation."""
+    return lambda *inputs: tuple(_WithLines(module).run(*inputs))
+
+
+def uses(graph: fx.Graph) -> list[bool]:
+    """Whether each input of a graph is used in it."""
+    return [bool(node.users) for node in graph.nodes if node.op == "placeholder"]
+
+
+def linearised(function: Function, by: Sequence[int]) -> Function:
+    """What the function, which gives one tensor, gives, and its derivatives by the inputs `by`.
+
+    There is a row of derivatives for each element of these inputs.
+    """
+
+    def with_derivatives(*inputs: Tensor) -> tuple[Tensor, ...]:
+        sizes = [inputs[i].numel() for i in by]
+        unit = torch.eye(sum(sizes), dtype=inputs[by[0]].dtype)
+        seeds = [part.reshape(-1, *inputs[i].shape) for part, i in zip(unit.split(sizes, 1), by, strict=True)]
+
+        def along(*seed: Tensor) -> Any:
+            of = _of_some(function, by, inputs)
+            return torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), seed)
+
+        return torch.func.vmap(along, out_dims=(None, 0))(*seeds)  # pyright: ignore[reportArgumentType]
+
+    return with_derivatives
+
+
+def vjp_of(function: Function, wanted: Sequence[int], count: int) -> Function:
+    """The gradients of the inputs `wanted` of a function of `count`, from all of them and those of its outputs."""
 
     def gradients(*arguments: Tensor) -> tuple[Tensor, ...]:
-        inputs, seed = list(arguments[:-1]), arguments[-1]
+        inputs, seeds = arguments[:count], arguments[count:]
+        return torch.func.vjp(_of_some(function, wanted, inputs), *(inputs[i] for i in wanted))[1](seeds)
 
-        def of_wanted(*leaves: Tensor) -> Tensor:
-            for i, leaf in zip(wanted, leaves, strict=True):
-                inputs[i] = leaf
-            return _WithLines(module).run(*inputs)[0]
-
-        return torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1](seed)
-
-    return core_graph(gradients, [*examples, slope])
+    return gradients
 
 
-def tangent_graph(
-    module: Callable[..., Any], examples: Sequence[Tensor], state: int | None, states: int, moved: Sequence[int]
-) -> fx.Graph:
+def _of_some(function: Function, which: Sequence[int], inputs: Sequence[Tensor]) -> Function:
+    """The function of some of its inputs, the others as they are."""
+
+    def of_some(*leaves: Tensor) -> tuple[Tensor, ...]:
+        full = list(inputs)
+        for i, leaf in zip(which, leaves, strict=True):
+            full[i] = leaf
+        return function(*full)
+
+    return of_some
+
+
+def tangents_of(function: Function, state: int | None, states: int, moved: Sequence[int]) -> Function:
     """The slopes, and how they change as the state and the inputs do: the variational equations.
 
     Args:
-        module: the function.
-        examples: its inputs.
-        state: the number of the state among them; None if the function does not use it.
+        function: gives the slopes.
+        state: the number of the state among its inputs; None if it does not use it.
         states: how many directions leave the inputs where they are, as initial states do.
         moved: the number of the input, of one element, that moves in each further direction.
 
     Returns:
-        A graph from all inputs and the tangents of the state, [directions, *state], to the slopes and their tangents.
+        A function of all inputs and the tangents of the state, [directions, *state].
     """
 
     def of_directions(*arguments: Tensor) -> tuple[Tensor, ...]:
         inputs, tangents = list(arguments[:-1]), arguments[-1]
 
-        def slopes(numbers: Sequence[int], *values: Tensor) -> Tensor:
-            replaced = list(inputs)
-            for i, value in zip(numbers, values, strict=True):
-                replaced[i] = value
-            return module(*replaced)[0]
-
-        found, here = [], module(*inputs)[0]
+        found, here = [], function(*inputs)[0]
         for d, tangent in enumerate(tangents.unbind()):
             numbers = [] if state is None else [state]
             seeds = [] if state is None else [tangent]
@@ -233,13 +259,12 @@ def tangent_graph(
             if not numbers:
                 found.append(torch.zeros_like(here))
                 continue
+            of = _of_some(function, numbers, inputs)
             primals = tuple(inputs[i] for i in numbers)
-            found.append(torch.func.jvp(lambda *x, n=numbers: slopes(n, *x), primals, tuple(seeds))[1])
+            found.append(torch.func.jvp(lambda *x, of=of: of(*x)[0], primals, tuple(seeds))[1])
         return here, torch.stack(found)
 
-    count = states + len(moved)
-    size = examples[0].new_zeros(()) if state is None else examples[state]
-    return core_graph(of_directions, [*examples, size.new_zeros((count, *size.shape))])
+    return of_directions
 
 
 _FEW = 64

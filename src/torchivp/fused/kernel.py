@@ -6,18 +6,18 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
-from torchivp.fused.graphs import outer_products, tangent_graph, value_graph, vjp_graph
+from torchivp.fused.derivatives import Derivatives
+from torchivp.fused.graphs import Function, core_graph, outer_products, tangents_of, uses, vjp_of
 from torchivp.fused.lower import Lowering
 from torchivp.fused.refusal import CannotFuse
-from torchivp.fused.steps import Coefficients, declarations, step_code, tables
+from torchivp.fused.steps import Coefficients, source_file
 from torchivp.fused.trace import Traced
 
 _DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
@@ -65,8 +65,8 @@ SOLVE: dict[str, Any] = {
     "remembers": _INT,
     "accept_at_min_step": _INT,
     # What comes back: the outputs, [rows, outputs, N], the last states, and how each row ended: the outcome, accepted
-    # steps, rejected ones, evaluations, [4, rows]; its last time, and if it failed the sizes of the step and of the
-    # next and the scaled error, [4, rows].
+    # steps, rejected ones, evaluations, Jacobians, factorisations, [6, rows]; its last time, and if it failed the sizes
+    # of the step and of the next and the scaled error, [4, rows].
     "values": _REALS,
     "last": _REALS,
     "counts": _INTS,
@@ -130,11 +130,6 @@ def structure(name: str, fields: dict[str, Any]) -> str:
     )
 
 
-def source_file(name: str) -> str:
-    """The text of a file of C++."""
-    return (files("torchivp.fused") / "source" / name).read_text(encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class Form:
     """What a kernel is made for, besides the function.
@@ -188,6 +183,7 @@ class Kernel:
         self.inputs = [
             self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))
         ]
+        self.derivatives: Derivatives | None = None
         self._field = self._lowered_field()
         self.kept = self.lowering.kept
         self._solve = _loaded(self._source(), "solve")
@@ -195,10 +191,15 @@ class Kernel:
         self.room = 256
 
     def _lowered_field(self) -> list[str]:
-        """The lines of the function."""
-        traced = self.traced
-        lines, (slope,) = self.lowering.lower(value_graph(traced.module, traced.examples), self.inputs)
-        return [*lines, *self.written(slope, "dy")]
+        """The lines of the function; its derivatives, if the method needs them, are an attribute."""
+        form, lowering = self.form, self.lowering
+        graph = core_graph(self.traced.values, self.traced.examples)
+        lines, (slope,) = lowering.lower(graph, self.inputs)
+        lines = [*lines, *lowering.written(slope, "dy")]
+        if form.coefficients.uses_jacobian:
+            used = [role for role, is_used in zip(form.roles, uses(graph), strict=True) if is_used]
+            self.derivatives = Derivatives(self.traced, form.roles, used, form.size, lowering, self.inputs)
+        return lines
 
     def _input(self, i: int, role: str, example: Tensor) -> Array:
         shape = tuple(example.shape)
@@ -208,18 +209,12 @@ class Kernel:
             return Array.stored("y", shape)
         return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
 
-    def written(self, value: Array, goal: str, start: int = 0) -> list[str]:
-        """The lines that write a value of a graph to an array, from `start` on."""
-        return [
-            f"{goal}[{e}] = {self.lowering.element(value, index)};" for e, index in enumerate(value.indices(), start)
-        ]
-
     def _source(self) -> str:
         return "\n".join(
             [
                 "#define SOLVES",
                 *self.beginning(structure("Solve", SOLVE)),
-                step_code(self.form.coefficients, self.form.size, self.form.adaptive),
+                self.form.coefficients.step(self.form.size, self.form.adaptive),
                 source_file("solve.h"),
                 source_file("host.h"),
             ]
@@ -237,7 +232,7 @@ class Kernel:
             source_file("lanes.h"),
             call,
             f"constexpr int LANES = {form.lanes};",
-            declarations(form.coefficients, form.size, form.parts, form.adaptive),
+            form.coefficients.declarations(form.size, form.parts, form.adaptive),
             *self.lowering.constants,
             "template <int W> struct In {",
             *(f"const real* s{i};" for i in shared),
@@ -263,6 +258,7 @@ class Kernel:
             _BEGIN,
             *self._field,
             "}",
+            *([] if self.derivatives is None else self.derivatives.code(_NOW, _BEGIN)),
         ]
 
     def solve(self, call: SolveCall) -> bool:
@@ -305,13 +301,14 @@ class TangentKernel(Kernel):
         super().__init__(traced, form)
 
     def _lowered_field(self) -> list[str]:
-        roles, traced = self.form.roles, self.traced
+        roles, traced, lowering = self.form.roles, self.traced, self.lowering
         y = roles.index("y") if "y" in roles else None
-        graph = tangent_graph(traced.module, traced.examples, y, self._states, self._moved)
         count, size = self._states + len(self._moved), self.form.parts[-1]
         tangents = Array.stored("y", (count, size), offset=size)
-        lines, (slope, change) = self.lowering.lower(graph, [*self.inputs, tangents])
-        return [*lines, *self.written(slope, "dy"), *self.written(change, "dy", size)]
+        examples = [*traced.examples, torch.zeros(count, size, dtype=self.form.dtype)]
+        graph = core_graph(tangents_of(traced.values, y, self._states, self._moved), examples)
+        lines, (slope, change) = lowering.lower(graph, [*self.inputs, tangents])
+        return [*lines, *lowering.written(slope, "dy"), *lowering.written(change, "dy", size)]
 
 
 class PullKernel:
@@ -333,25 +330,27 @@ class PullKernel:
         self.shared: list[tuple[int, slice]] = []
         self.per_row: list[tuple[int, slice]] = []
         self.sums = self.row_sums = 0
-        lanes, matrices, lines = self._lowered(kernel, wanted)
+        self._kernel, self._wanted = kernel, wanted
+        lanes, matrices, lines = self._lowered_field()
+        functions = _function("pull_field", "", lines)
+        if kernel.derivatives is not None:
+            argument = "const typename Lanes<W>::R* of_derivatives, "
+            functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives))
         self.kept = kernel.lowering.kept
-        lane = "typename Lanes<W>::R*"
-        arguments = f"{_NOW}, const {lane} g, {lane} to_y, {lane} sums, {lane} wide, {lane} row_sums"
+        before, step = kernel.form.coefficients.pull()
         self.source = "\n".join(
             [
                 "#define PULLS",
                 *kernel.beginning(structure("Pull", PULL)),
-                tables(kernel.form.coefficients),
+                before,
                 f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
                 f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
                 f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
                 source_file("outer.h"),
-                f"template <int W> FUSED void pull_field({arguments}) {{",
-                _BEGIN,
-                *lines,
-                "}",
+                *functions,
                 *_unpacking(lanes, matrices),
                 source_file("pull.h"),
+                step,
                 source_file("host.h"),
             ]
         )
@@ -361,22 +360,32 @@ class PullKernel:
         """Compiled when it is first asked for: not every solve that could be differentiated is."""
         return _loaded(self.source, "pull")
 
-    def _lowered(self, kernel: Kernel, wanted: tuple[int, ...]) -> tuple[int, list[tuple[int, int, int]], list[str]]:
+    def _pulled(self, function: Function, cotangents: Sequence[Array]) -> fx.Graph:
+        """The gradients of the state and of what is wanted, given cotangents of what `function` makes of the inputs."""
+        kernel = self._kernel
+        y = [i for i, role in enumerate(kernel.form.roles) if role == "y"]
+        examples = kernel.traced.examples
+        seeds = [torch.zeros(x.shape, dtype=kernel.form.dtype) for x in cotangents]
+        return core_graph(vjp_of(function, [*y, *self._wanted], len(examples)), [*examples, *seeds])
+
+    def _lowered_field(self) -> tuple[int, list[tuple[int, int, int]], list[str]]:
         """The number of sums kept as lanes, the matrices that are not, and the lines of the gradients.
 
         A matrix is given by its shape, and by where its gradient begins among all.
         """
-        form, lowering = kernel.form, kernel.lowering
-        y = form.roles.index("y") if "y" in form.roles else None
-        numbers = [*([] if y is None else [y]), *wanted]
-        slope = torch.zeros(form.size, dtype=form.dtype)
-        graph = vjp_graph(kernel.traced.module, kernel.traced.examples, numbers, slope)
-        outer = outer_products(graph, [form.roles[number] == "shared" for number in numbers])
-        lines, found = lowering.lower(graph, [*kernel.inputs, Array.stored("g", slope.shape)], "the gradient of func")
+        kernel, form, lowering = self._kernel, self._kernel.form, self._kernel.lowering
+        slope = Array.stored("g", (form.parts[-1],))
+        graph = self._pulled(kernel.traced.values, [slope])
+        by_state = "y" in form.roles
+        # The derivatives that a method begins with add to the same sums, in lanes.
+        apart = [form.roles[number] == "shared" and kernel.derivatives is None for number in self._wanted]
+        outer = outer_products(graph, [*([False] if by_state else []), *apart])
+        lines, found = lowering.lower(graph, [*kernel.inputs, slope], "the gradient of func")
         lines, outputs = list(lines), iter(found)
-        lines += kernel.written(Array.known(slope) if y is None else next(outputs), "to_y")
+        zero = Array.known(torch.zeros(slope.shape))
+        lines += lowering.written(next(outputs) if by_state else zero, "to_y")
         lanes, matrices, late = 0, [], []
-        for number, transposed in zip(wanted, outer[len(numbers) - len(wanted) :], strict=True):
+        for number, transposed in zip(self._wanted, outer[by_state:], strict=True):
             output = next(outputs)
             if form.roles[number] == "row":
                 lines += lowering.added(output, "row_sums", self.row_sums)
@@ -398,9 +407,36 @@ class PullKernel:
             self.sums += m * n
         return lanes, matrices, lines
 
+    def _lowered_derivatives(self, derivatives: Derivatives) -> list[str]:
+        """The same for the slope with its derivatives."""
+        kernel, lowering = self._kernel, self._kernel.lowering
+        cotangents = [Array.stored("g", (kernel.form.size,)), derivatives.cotangents("of_derivatives")]
+        graph = self._pulled(derivatives.function, cotangents)
+        lines, found = lowering.lower(graph, [*kernel.inputs, *cotangents], "the gradient of func's derivatives")
+        lines, outputs = list(lines), iter(found)
+        zero = Array.known(torch.zeros(kernel.form.size))
+        lines += lowering.written(next(outputs) if "y" in kernel.form.roles else zero, "to_y")
+        places = {number: ("row_sums", where.start) for number, where in self.per_row}
+        places |= {number: ("sums", where.start) for number, where in self.shared}
+        for number, output in zip(self._wanted, outputs, strict=True):
+            lines += lowering.added(output, *places[number])
+        return lines
+
     def run(self, call: PullCall) -> None:
         """Run the kernel."""
         self._pull(ctypes.addressof(call))
+
+
+def _function(name: str, argument: str, lines: Sequence[str]) -> list[str]:
+    """A function that hands cotangents on to the state and to what is wanted."""
+    sums = ", ".join(f"typename Lanes<W>::R* {goal}" for goal in ("to_y", "sums", "wide", "row_sums"))
+    unused = "".join(f"(void){goal}; " for goal in ("g", "sums", "wide", "row_sums"))
+    return [
+        f"template <int W> FUSED void {name}({_NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",
+        _BEGIN + unused,
+        *lines,
+        "}",
+    ]
 
 
 def _room(matrices: Sequence[tuple[int, int, int]]) -> str:

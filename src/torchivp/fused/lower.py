@@ -269,17 +269,23 @@ class Lowering:
         array, cast = self.as_kind(array, "real")
         return cast(self.read(array, index, lanes=True))
 
-    def added(self, value: Array, goal: str, start: int) -> list[str]:
-        """The lines that add an output, as lanes, to an array from `start` on."""
-        if value.is_zero():
-            return []
+    def known(self, array: Array, index: Index) -> float | None:
+        """The value of an element, if it is known."""
+        return None if array.constant is None else float(array.constant[tuple(map(int, index))])
+
+    def written(self, value: Array, goal: str, start: int = 0, how: str = "=") -> list[str]:
+        """The lines that write an output, as lanes, to an array from `start` on, or add it."""
         self._lines, lines = [], self._lines
         flat = Array.stored(goal, value.shape, offset=start)
         with self.loops(flat, value.shape) as (places, write):
             for index in places:
-                write(f"{goal}[{flat.flat_index(index)}] += {self.element(value, index)};")
-        self._lines, added = lines, self._lines
-        return added
+                write(f"{goal}[{flat.flat_index(index)}] {how} {self.element(value, index)};")
+        self._lines, written = lines, self._lines
+        return written
+
+    def added(self, value: Array, goal: str, start: int) -> list[str]:
+        """The lines that add an output, as lanes, to an array from `start` on."""
+        return [] if value.is_zero() else self.written(value, goal, start, "+=")
 
     def outer(self, left: Array, right: Array, call: str) -> list[str]:
         """The lines that add a product of a column and a row, summed over lanes, by a `call` that lacks its factors."""

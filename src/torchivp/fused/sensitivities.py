@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from torchivp.fused.compiler import CompileError, NoCompiler
+from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel, TangentKernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.solve import FusedSolve, FusedTimes
-from torchivp.fused.steps import Coefficients
 from torchivp.methods.ode.runge_kutta import ButcherTableau
 from torchivp.state import StateLayout
 from torchivp.stepsize.pid import PIDController
@@ -62,7 +62,7 @@ class Sensitivities:
         self._size = n_states
         self._field = Field(StateLayout(torch.ones(n_states, dtype=torch.float64)))
         self._parameters = [torch.ones((), dtype=torch.float64) for _ in range(n_parameters)]
-        self._coefficients = Coefficients.of(tableau)
+        self._coefficients = ExplicitCoefficients.of(tableau)
         self._key = (self._coefficients.b, self._coefficients.error)
         self.used = frozenset(role for role in self._read().roles if isinstance(role, int))
 

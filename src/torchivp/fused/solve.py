@@ -55,12 +55,13 @@ class Outcomes:
     """How the rows ended.
 
     Attributes:
-        counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, [4, rows].
+        counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, Jacobians
+            and factorisations, [6, rows].
         numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
     """
 
     def __init__(self, rows: int) -> None:
-        self.counts = torch.empty((4, rows), dtype=torch.int64)
+        self.counts = torch.empty((6, rows), dtype=torch.int64)
         self.numbers = torch.empty((4, rows), dtype=torch.float64)
 
     def all_well(self) -> bool:

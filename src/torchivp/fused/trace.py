@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from torchivp.fused.graphs import users_line, without_mutation
+from torchivp.fused.graphs import Function, users_line, values_of, without_mutation
 from torchivp.fused.indices import ByNumbersOfTensors
 from torchivp.fused.refusal import CannotFuse, FuncFails
 
@@ -50,6 +50,11 @@ class Traced:
     """Whether nobody has looked at it yet."""
     why_not: CannotFuse | None = None
     """What stands in the way of a kernel."""
+
+    @property
+    def values(self) -> Function:
+        """dy/dt of the inputs, the one entry of a tuple."""
+        return values_of(self.module)
 
     def __call__(self, *inputs: Any) -> tuple[None, ...]:
         _found.traced, _found.inputs = self, inputs

@@ -1,7 +1,6 @@
 // The way back: the steps of a record from the last to the first, each row on its own, by the discrete adjoint.
 //
-// A step's stages are found once more from the state at its start. Each hands the cotangent of its slope on to the
-// stages before it and to the state, by the transposed Jacobian of the function there.
+// A step's stages are found once more from the state at its start; how a step is taken back is the method's own.
 
 template <int W> struct Backward {
   typedef typename Lanes<W>::R R;
@@ -87,7 +86,7 @@ template <int W> struct Backward {
       for (int e = 0; e < N; ++e) put(y0[e], l, start[e]);
       if (PREDICTS && step_number[l] > 0)
         for (int e = 0; e < N; ++e) put(slope[e], l, s.slopes[(start - s.states) + e]);
-      put(t1, l, s.steps[row[l]] ? s.ends[row[l] * (s.capacity + 1) + step_number[l] + 1] : at_d<W>(t0, l));
+      put(t1, l, s.ends[row[l] * (s.capacity + 1) + step_number[l] + 1]);
       if (moves) inside |= outputs_within(l, at_d<W>(t0, l), at_d<W>(t1, l), c, of_outputs);
     }
     pull_step(t0, t1, y0, slope, c, inside);
@@ -115,40 +114,9 @@ template <int W> struct Backward {
     return some;
   }
 
-  __DEVICE__ void pull_step(const D& t0, const D& t1, const R* y0, const R* slope, const R (*c)[N], bool inside) {
-    const R h = to_real<W>(t1 - t0);
-    const int slopes = inside ? SLOPES : FSAL ? STAGES - 1 : STAGES;
-    R y[SLOPES][N], k[SLOPES][N], kbar[SLOPES][N], to_y[N];
-    const bool any_first = !PREDICTS || any_at_start();
-    for (int i = 0; i < slopes; ++i) {
-      for (int e = 0; e < N; ++e) {
-        R sum = up<W>(0);
-        for (int j = 0; j < i; ++j) sum += real(A[i][j]) * k[j][e];
-        y[i][e] = y0[e] + h * sum;
-      }
-      if (i > 0 || any_first) field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y[i], in, k[i]);
-      if (PREDICTS && i == 0)
-        for (int l = 0; l < W; ++l)
-          if (step_number[l] > 0)
-            for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
-    }
-    for (int j = 0; j < SLOPES; ++j)
-      for (int e = 0; e < N; ++e) {
-        R sum = j < STAGES ? real(B[j]) * bar[e] : up<W>(0);
-        if (inside) for (int d = 0; d < DEGREE; ++d) sum += real(DENSE[j][d]) * c[d][e];
-        kbar[j][e] = h * sum;
-      }
-    if (PREDICTS) for (int e = 0; e < N; ++e) kbar[STAGES - 1][e] += carried[e];
-    for (int i = slopes - 1; i >= 0; --i) {
-      if (PREDICTS && i == 0) hand_over(kbar[0]);
-      if (i == 0 && !any_first) break;
-      pull_field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y[i], in, kbar[i], to_y, sums, wide, row_sums);
-      for (int e = 0; e < N; ++e) {
-        bar[e] += to_y[e];
-        for (int j = 0; j < i; ++j) kbar[j][e] += h * real(A[i][j]) * to_y[e];
-      }
-    }
-  }
+  // Takes the cotangents over a step: `bar` from its end to its start.
+  __DEVICE__ void pull_step(
+      const D& t0, const D& t1, const R* y0, const R* slope, const R (*c)[N], bool inside);
 
   // Whether a row has come to its first step, which starts from its own slope.
   __DEVICE__ bool any_at_start() const {
@@ -168,6 +136,16 @@ template <int W> struct Backward {
     }
   }
 
+  // A lane at rest goes over the first step of its row once more. A row that took none, whose state may not even be
+  // finite, lets its lane go over a step of another.
+  __DEVICE__ void stand_by(int l) {
+    int other = 0;
+    while (!is_set<W>(active, other)) ++other;
+    row[l] = row[other];
+    step_number[l] = 0;
+    in.load(s, l, row[l]);
+  }
+
   // Rows from `first` to `beyond`; `total` are the sums over them.
   __DEVICE__ void run(int64_t first, int64_t beyond, real* total) {
     active = MD{};
@@ -184,6 +162,8 @@ template <int W> struct Backward {
       for (int l = 0; l < W; ++l)
         while (!is_set<W>(active, l) && waiting < beyond) begin_lane(l, waiting++);
       if (!any<W>(active)) break;
+      for (int l = 0; l < W; ++l)
+        if (!is_set<W>(active, l) && s.steps[row[l]] == 0) stand_by(l);
       iterate();
     }
     add_up<W>(sums, wide, total);

@@ -17,10 +17,12 @@ template <int W> struct Rows {
   const Solve& s;
   In<W> in;
   R y[N], k[SLOPES][N], rtol[N], atol[N];
+  Start<W> at_start;  // what the next step starts from besides k[0]
   D t, end, h, last, before, smallest;
   D ahead;  // the next output of each row, NaN after its last
   MD active, rejected, overflowed;
-  typename Lanes<W>::I steps, tries, evaluations;
+  MD anew;  // where the next step starts from what must be computed anew; a step that is tried again does not
+  typename Lanes<W>::I steps, rejections, evaluations, jacobians, matrices;
   int64_t row[W], next[W], position[W];
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
@@ -30,7 +32,7 @@ template <int W> struct Rows {
   __DEVICE__ void begin_lane(int l, int64_t i) {
     row[l] = i;
     next[l] = position[l] = 0;
-    for (auto* count : {&steps, &tries, &evaluations}) put(*count, l, int64_t(0));
+    for (auto* count : {&steps, &rejections, &evaluations, &jacobians, &matrices}) put(*count, l, int64_t(0));
     look_ahead(l);
     put(t, l, s.start[i * s.span_stride]);
     put(end, l, s.end[i * s.span_stride]);
@@ -49,6 +51,7 @@ template <int W> struct Rows {
     set_lane<W>(active, l, true);
     set_lane<W>(rejected, l, false);
     set_lane<W>(overflowed, l, false);
+    set_lane<W>(anew, l, JACOBIAN);
     if (s.ends) {
       s.ends[i * (s.capacity + 1)] = s.start[i * s.span_stride];
       for (int e = 0; e < N; ++e) s.states[i * (s.capacity + 1) * N + e] = s.y0[i * N + e];
@@ -58,11 +61,11 @@ template <int W> struct Rows {
   // A row goes no further.
   __DEVICE__ void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
     const int64_t i = row[l];
-    const int64_t counts[4] = {outcome, place<W>(steps, l), place<W>(tries, l) - place<W>(steps, l),
-                               place<W>(evaluations, l)};
+    const int64_t counts[6] = {outcome, place<W>(steps, l), place<W>(rejections, l), place<W>(evaluations, l),
+                               place<W>(jacobians, l), place<W>(matrices, l)};
     const double numbers[4] = {at_d<W>(t, l), taken, next_h, error};
+    for (int n = 0; n < 6; ++n) s.counts[n * s.rows + i] = counts[n];
     for (int n = 0; n < 4; ++n) {
-      s.counts[n * s.rows + i] = counts[n];
       s.numbers[n * s.rows + i] = numbers[n];
     }
     for (int e = 0; e < N; ++e) s.last[i * N + e] = at<W>(y[e], l);
@@ -100,15 +103,19 @@ template <int W> struct Rows {
       else some = true;
     }
     if (!some) return;
+    const bool estimates = ADAPTIVE && s.first_step < 0;
     R slope[N];
-    field<W>(to_real<W>(t), y, in, slope);
-    for (int l = 0; l < W; ++l)
-      if (fresh[l])
-        for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
-    count(fresh, 1);
+    if (!JACOBIAN || estimates) {
+      field<W>(to_real<W>(t), y, in, slope);
+      for (int l = 0; l < W; ++l)
+        if (fresh[l])
+          for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
+      count(fresh, 1);
+    }
+    if (JACOBIAN) known = false;
     if (!ADAPTIVE) return;
     D size = up_d<W>(s.first_step);
-    if (s.first_step < 0) {
+    if (estimates) {
       size = first_size(slope);
       count(fresh, 1);
     }
@@ -116,7 +123,7 @@ template <int W> struct Rows {
       if (!fresh[l] || !is_set<W>(active, l)) continue;
       double first = at_d<W>(size, l);
       if (first != first) { finish(l, NOT_FINITE); continue; }
-      if (s.first_step < 0) {
+      if (estimates) {
         const double least = fmax(16 * spacing(at_d<W>(t, l)), at_d<W>(smallest, l));
         first = fmax(first, least);
       }
@@ -248,26 +255,25 @@ template <int W> struct Rows {
     if (PREDICTS) for (int e = 0; e < N; ++e) s.slopes[i * N + e] = at<W>(k[0][e], l);
   }
 
-  __DEVICE__ void count_attempt() {
-    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
-    tries += sel(active, one, zero);
-    evaluations += sel(active, one * (STAGES - 1 + !known), zero);
-  }
-
   // One step of every row, and what follows from it.
   __DEVICE__ void iterate() {
     D t1 = ADAPTIVE ? step_end() : grid_end();
     t1 = sel(active, t1, t);
     const D taken = abs_d<W>(t1 - t);
-    const MD still = (taken == 0) & active, tired = (tries >= up_i<W>(s.max_steps)) & active;
+    const MD still = (taken == 0) & active, tired = (steps + rejections >= up_i<W>(s.max_steps)) & active;
     if (any<W>(still | tired)) stop_those_that_cannot_step(taken, still, tired);
-    if (!known) field<W>(to_real<W>(t), y, in, k[0]);
+    if (!known) begin_step<W>(t, y, in, k[0], at_start);
     R y1[N], error[N];
-    step<W>(t, t1, y, in, k, y1, error);
+    step<W>(t, t1, y, in, k, at_start, y1, error);
+    const typename Lanes<W>::I one = up_i<W>(1), zero = up_i<W>(0);
+    evaluations += sel(active, one * (STAGES - 1), zero) + sel(active & anew, one, zero);
+    if (JACOBIAN) {
+      jacobians += sel(active & anew, one, zero);
+      matrices += sel(active, one, zero);
+    }
     D size = up_d<W>(0), next_h = h;
     MD accept = active;
     if (ADAPTIVE) {
-      count_attempt();  // one that ends the row is one more
       size = size_of(error, y, y1);
       accept = size <= 1.0;
       if (s.accept_at_min_step) accept |= (h <= s.min_step) & (size - size == 0);
@@ -280,8 +286,7 @@ template <int W> struct Rows {
     } else {
       check_finite(accept, taken, y1);
     }
-    if (!ADAPTIVE) count_attempt();
-    steps += sel(accept, up_i<W>(1), up_i<W>(0));
+    steps += sel(accept, one, zero);
     if (s.outputs) outputs_within(t1, accept);
     if (ADAPTIVE) {
       // A step cut very short to land on the end says nothing about the size of the next one.
@@ -299,6 +304,7 @@ template <int W> struct Rows {
       k[0][e] = sel(moved, k[from][e], k[0][e]);
     }
     known = FSAL || PREDICTS || !any<W>(accept);
+    if (!FSAL && !PREDICTS) anew = accept;
     if (s.ends)
       for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) record(l, t1, y1);
     if (s.outputs && any<W>((ahead == t) & accept))
@@ -350,6 +356,7 @@ template <int W> struct Rows {
   }
 
   __DEVICE__ void rejection(int l, const D& taken, const D& next_h, const D& size, const R* y1) {
+    put(rejections, l, place<W>(rejections, l) + 1);
     const double error = at_d<W>(size, l), smaller = at_d<W>(next_h, l);
     const bool finite = error - error == 0;
     set_lane<W>(overflowed, l, !finite);
@@ -384,7 +391,7 @@ template <int W> struct Rows {
         }
         if (!any<W>(active)) return;
         if (loaded) {
-          if (!known) { field<W>(to_real<W>(t), y, in, k[0]); known = true; }
+          if (!known && !JACOBIAN) { field<W>(to_real<W>(t), y, in, k[0]); known = true; }
           begin(fresh);
           continue;
         }
