@@ -40,7 +40,7 @@ def test_stats_say_what_took_the_steps():
         ({"events": lambda t, y, w: y[0]}, "kernels do not know events"),
         ({"dense_output": True}, "kernels do not know dense_output"),
         ({"norm": lambda x: x.abs().max()}, "kernels do not know norm"),
-        ({"method": "radau5"}, "Radau5 is none"),
+        ({"method": "radau5"}, "Radau5 is neither: choose method=.rodas5p. for stiff problems"),
         ({"gradient": "backsolve"}, "not gradient='backsolve'"),
         ({"t_eval": torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)}, "no derivatives by times"),
         ({"y0": Y0.to(torch.complex128)}, "the state is complex128"),

@@ -9,14 +9,7 @@ import torch
 
 from stiff_problems import STIFF, hires, oregonator, robertson, van_der_pol
 from torchivp import solve_ivp
-from torchivp.fused.arrays import Array
-from torchivp.fused.derivatives import Derivatives
-from torchivp.fused.field import Field
-from torchivp.fused.graphs import core_graph, uses
-from torchivp.fused.lower import Lowering
-from torchivp.fused.operations import shortened
 from torchivp.solution import Outcome
-from torchivp.state import StateLayout
 
 METHODS = ["rosenbrock23", "rodas4", "rodas5p"]
 FLOAT = torch.float64
@@ -289,56 +282,6 @@ def test_gradients_through_places_that_depend_on_time():
     found = [gradients(driven, (0.0, 1.0), y0, args, backend, **options) for backend in ("fused", "eager")]
     for x, y in zip(*found, strict=True):
         assert relative(x, y) < 1e-11
-
-
-# --- what is known of the derivatives --------------------------------------------------------------------------------
-
-
-def derivatives_of(func, y0):
-    """The derivatives as a kernel has them, without compiling one."""
-    reading = Field(StateLayout(y0)).read(func, ())
-    traced, roles = reading.traced, reading.roles
-    inputs = [Array.stored(role, x.shape) for role, x in zip(roles, traced.examples, strict=True)]
-    in_use = uses(core_graph(traced.values, traced.examples))
-    used = [role for role, is_used in zip(roles, in_use, strict=True) if is_used]
-    return Derivatives(traced, roles, used, len(y0), Lowering(), inputs)
-
-
-@pytest.mark.parametrize("name", ["ROBER", "HIRES", "POLLU"])
-def test_only_entries_of_the_jacobian_that_vary_are_computed(name):
-    problem = STIFF[name]
-    found = derivatives_of(problem.func, problem.y0)
-    one, other = (
-        torch.autograd.functional.jacobian(lambda y: problem.func(None, y), torch.rand(len(problem.y0), dtype=FLOAT))
-        for _ in range(2)
-    )
-    assert set(found.entries) == set(map(tuple, (one != other).nonzero().tolist()))
-    fixed = torch.zeros_like(one)
-    for row, column, value in found.fixed:
-        fixed[row, column] = value
-    torch.testing.assert_close(fixed, torch.where(one == other, one, 0.0))
-    assert not found.moves
-
-
-@pytest.mark.parametrize(
-    ("name", "operands", "result"),
-    [
-        ("mul", ("x", 0.0), 0.0),
-        ("mul", (1.0, "x"), "x"),
-        ("mul", (2.0, 3.0), 6.0),
-        ("add", ("x", 0.0), "x"),
-        ("add", (0.0, "x"), "x"),
-        ("sub", (0.0, "x"), "(-x)"),
-        ("sub", ("x", 0.0), "x"),
-        ("div", (0.0, "x"), 0.0),
-        ("div", (1.0, 0.0), None),
-        ("neg", (2.0,), -2.0),
-        ("add", ("x", "y"), None),
-        ("sin", (0.0,), None),
-    ],
-)
-def test_what_is_known_of_some_numbers_shortens_operations(name, operands, result):
-    assert shortened(name, operands) == result
 
 
 # --- what there is no kernel for -------------------------------------------------------------------------------------

@@ -204,6 +204,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "new_full": _full(2),
     "zeros_like": _full(None),
     "new_zeros": _full(None),
+    "_new_zeros_with_same_feature_meta": _full(None),
     "empty": _full(None),
     "empty_strided": _full(None),
     "empty_like": _full(None),
