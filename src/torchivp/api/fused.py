@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -144,11 +145,14 @@ def solve_fused(
     times = _times(t_span, t_eval, layout, controller, method)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     wanted = _wanted(given, roles, leaves, params)
-    flat = layout.flatten(y0)
-    needs_gradient = torch.is_grad_enabled() and (flat.requires_grad or bool(wanted))
+    # The memory of a tensor in order is that of flat states.
+    start, lead, shape = (y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(y0, layout)
+    needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted))
     solve = FusedSolve(
         kernel,
-        flat.detach().contiguous(),
+        start.detach().contiguous(),
+        lead,
+        shape,
         times,
         controller if isinstance(controller, PIDController) else None,
         _tolerance("rtol", rtol, layout, field),
@@ -162,13 +166,18 @@ def solve_fused(
     try:
         if needs_gradient:
             kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
-            values, last = as_node(solve, [flat, *(given[i] for i in wanted)])
+            values, last = as_node(solve, [start, *(given[i] for i in wanted)])
         else:
             values, last = solve.run()
     except OutOfOrder:
         plan()
         raise
     return _solution(solve, values, last, layout, plan, throw)
+
+
+def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
+    """The initial states as rows, how many there are, and the shape of one."""
+    return layout.flatten(y0), (layout.rows,), (layout.size,)
 
 
 def _refuse_what_kernels_lack(
@@ -383,7 +392,7 @@ class _Replayed(NodeSolve):
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         solve, steps = self._solve, self._steps
         assert solve.record is not None
-        y0, taken = solve.y0, solve.outcomes.accepted.numpy()
+        y0, taken = solve.y0.reshape(solve.rows, solve.size), solve.outcomes.accepted
         most = int(taken.max(initial=0))
         ends = solve.record.ends[:, : most + 1].numpy().copy()
         ends[np.arange(most + 1) > taken[:, None]] = math.nan
@@ -392,17 +401,20 @@ class _Replayed(NodeSolve):
         asked = steps.plan.problem.times.outputs
         count = most + 1 if asked is None else asked.shape[1]
         steps.times = np.empty((len(y0), count + (asked is not None)))
-        (states, _), found = steps.again(tensors)
+        problem, found = steps.inputs.on_leaves(y0)
+        leaf = solve.y0.detach().clone().requires_grad_()  # in the shape that the node is given
+        states, _ = steps.run_again(replace(problem, y0=leaf.reshape(y0.shape)))
         rows = torch.arange(len(y0))
         if asked is None:
             last = states[rows, torch.from_numpy(taken)]
         else:
             ahead = torch.sign(solve.times.end - solve.times.start).numpy()[:, None]
-            kept = (ahead * (asked - solve.outcomes.t.numpy()[:, None]) <= 0).sum(1)
+            kept = (ahead * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
             last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
         originals = steps.inputs.tensors
         order = [next(i for i, x in enumerate(originals) if x is tensor) for tensor in self._wanted]
-        return (states[:, :count], last), [found[0], *(found[i] for i in order)]
+        values = states[:, :count].reshape(*solve.lead, count, *solve.shape)
+        return (values, last.reshape(solve.y0.shape)), [leaf, *(found[i] for i in order)]
 
 
 def _solution(
@@ -413,32 +425,38 @@ def _solution(
     plan: Callable[[], RowIntegration],
     throw: bool,
 ) -> Solution | BatchSolution:
-    outcomes, times, rows = solve.outcomes, solve.times, len(solve.y0)
+    outcomes, rows = solve.outcomes, solve.rows
     failed = {} if solve.well else _failures(solve, plan())
-    status = OfRows(rows, lambda row: _status_of(outcomes, failed, row))
-    stats = OfRows(rows, lambda row: _stats_of(outcomes, row, solve.kernel.form.coefficients.solves))
-    count = values.shape[1]
-    if times.wanted is None:
-        assert solve.record is not None
-        t = solve.record.ends[:, :count].clone()
-        t[torch.arange(count) > outcomes.accepted.unsqueeze(1)] = math.nan
-    else:
-        t = times.wanted.clone().expand(rows, count)
-    t_final = outcomes.t
     if failed and throw:
-        raise_failures(status, batched=bool(layout.lead))
+        raise_failures([_status_of(outcomes, failed, row) for row in range(rows)], batched=bool(layout.lead))
+    count, solves = values.shape[len(solve.lead)], solve.kernel.form.coefficients.solves
+    if not layout.is_tensor:
+        values = layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count))
+        last = layout.unflatten(last, layout.lead)
+    t, t_final = _times_reached(solve, count), torch.from_numpy(outcomes.t)
     if not layout.lead:
-        states = layout.unflatten(values[0], (count,))
-        return Solution(t[0], states, status[0], stats[0], layout.unflatten(last, ()), t_final[0])
+        status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
+        return Solution(t, values, status, stats, last, t_final[0])
     return BatchSolution(
-        t.reshape(*layout.lead, count),
-        layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count)),
+        t.expand(rows, count).reshape(*layout.lead, count),
+        values,
         layout.lead,
-        status,
-        stats,
-        layout.unflatten(last, layout.lead),
+        OfRows(rows, lambda row: _status_of(outcomes, failed, row)),
+        OfRows(rows, lambda row: _stats_of(outcomes, row, solves)),
+        last,
         t_final.reshape(layout.lead),
     )
+
+
+def _times_reached(solve: FusedSolve, count: int) -> Tensor:
+    """The times of the outputs, [rows, T]; [T], of one row or where all have the same."""
+    wanted = solve.times.wanted
+    if wanted is not None:
+        return wanted[0].clone() if len(wanted) == 1 else wanted.clone()
+    assert solve.record is not None
+    t = solve.record.ends[:, :count].clone()
+    t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
+    return t if solve.lead else t[0]
 
 
 def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
@@ -471,7 +489,8 @@ _ENDINGS = dict(
 def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
     """Why the rows that did not reach their ends did not, in sentences."""
     outcomes, found = solve.outcomes, {}
-    for row in torch.nonzero(outcomes.counts[0] != SUCCESS).flatten().tolist():
+    for row in np.flatnonzero(outcomes.counts[0] != SUCCESS).tolist():
+        assert solve.last_states is not None
         y = solve.last_states[row : row + 1]
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))

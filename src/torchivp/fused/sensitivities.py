@@ -147,7 +147,9 @@ class Sensitivities:
         rows = len(y0)
         solve = FusedSolve(
             kernel,
-            start.view(rows, -1),
+            start,
+            (rows,),
+            (1 + count, n),
             times,
             controller,
             all_rtol,
@@ -159,5 +161,4 @@ class Sensitivities:
         values, _ = solve.run()
         if not solve.well:
             return None
-        values = values.view(rows, len(t), 1 + count, n)
-        return values[:, :, 0], values[:, :, 1:], solve.outcomes.accepted
+        return values[:, :, 0], values[:, :, 1:], torch.from_numpy(solve.outcomes.accepted)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,24 +62,24 @@ class Outcomes:
     """
 
     def __init__(self, rows: int) -> None:
-        self.counts = torch.empty((6, rows), dtype=torch.int64)
-        self.numbers = torch.empty((4, rows), dtype=torch.float64)
+        self.counts = np.empty((6, rows), dtype=np.int64)
+        self.numbers = np.empty((4, rows))
 
     def all_well(self) -> bool:
         """Whether every row reached its end."""
-        return self.counts.shape[1] == 0 or int(self.counts[0].max()) == SUCCESS
+        return bool((self.counts[0] == SUCCESS).all())
 
     def of(self, row: int) -> tuple[list[int], list[float]]:
         """The counts and the numbers of a row."""
         return self.counts[:, row].tolist(), self.numbers[:, row].tolist()
 
     @property
-    def accepted(self) -> Tensor:
+    def accepted(self) -> np.ndarray:
         """Steps taken, [rows]."""
         return self.counts[1]
 
     @property
-    def t(self) -> Tensor:
+    def t(self) -> np.ndarray:
         """The time that was reached, [rows]."""
         return self.numbers[0]
 
@@ -98,7 +99,9 @@ class FusedSolve(NodeSolve):
 
     Attributes:
         kernel: what runs.
-        y0: the initial states, [rows, size].
+        y0: the initial states, [*lead, *shape], in order in memory.
+        lead: the sizes of the dimensions that number the rows; none for one row.
+        shape: that of the state of a row.
         times: where the rows start and end.
         controller: what sizes the steps; None for fixed ones.
         rtol: the relative tolerance, [rows or 1, size].
@@ -111,6 +114,8 @@ class FusedSolve(NodeSolve):
 
     kernel: Kernel
     y0: Tensor
+    lead: tuple[int, ...]
+    shape: tuple[int, ...]
     times: FusedTimes
     controller: PIDController | None
     rtol: Tensor
@@ -122,37 +127,42 @@ class FusedSolve(NodeSolve):
     keeps_record: bool = False
     record: FusedRecord | None = field(default=None, init=False)
     outcomes: Outcomes = field(init=False)
-    last_states: Tensor = field(init=False)
     well: bool = field(init=False)
+    last_states: Tensor | None = field(default=None, init=False)
+    """Where rows failed, the last states of all, [rows, size]."""
 
     def __post_init__(self) -> None:
         self.late = NoLateLeaves()
+        self.rows = math.prod(self.lead)
+        self.size = self.kernel.form.size
 
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return self.run()
 
     def run(self) -> tuple[Tensor, Tensor]:
-        """The outputs, [rows, T, size], and the last states, [rows, size]; the rest into attributes."""
+        """The outputs, [*lead, T, *shape], and the last states, [*lead, *shape]; the rest into attributes."""
         kernel = self.kernel
         room = kernel.room if self.keeps_record else 0
         while True:
             values, last, record = self._call(room)
-            most = int(self.outcomes.accepted.max()) if self.keeps_record and len(self.y0) else 0
+            most = int(self.outcomes.accepted.max(initial=0)) if self.keeps_record else 0
             if most <= room:
                 break
             room = kernel.room = most + most // 8 + 8
         self.record = record
         self.well = self.outcomes.all_well()
-        self.last_states = last if self.well else last.clone()
+        if not self.well:
+            self.last_states = last.clone().view(self.rows, self.size)
         if self.times.wanted is None and record is not None:
-            values = record.states[:, : most + 1 if len(self.y0) else 0].clone()
-            beyond = torch.arange(values.shape[1]) > self.outcomes.accepted.unsqueeze(1)
+            values = record.states[:, : most + 1 if self.rows else 0].clone()
+            beyond = torch.arange(values.shape[1]) > torch.from_numpy(self.outcomes.accepted).unsqueeze(1)
             values[beyond] = math.nan
+            values = values.view(*self.lead, values.shape[1], *self.shape)
         return values, last
 
     def _call(self, room: int) -> tuple[Tensor, Tensor, FusedRecord | None]:
         y0, times, call = self.y0, self.times, SolveCall()
-        rows, size = y0.shape
+        rows, size = self.rows, self.size
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
         call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
         call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
@@ -168,10 +178,10 @@ class FusedSolve(NodeSolve):
             call.grid, call.grid_stride = times.grid.data_ptr(), times.grid.shape[1] if len(times.grid) > 1 else 0
         held = self._give_inputs(call, self.kernel.kept)
         _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
-        values, last = y0.new_empty(rows, outputs, size), torch.empty_like(y0)
+        values, last = y0.new_empty(*self.lead, outputs, *self.shape), torch.empty_like(y0)
         outcomes = self.outcomes = Outcomes(rows)
         call.values, call.last = values.data_ptr(), last.data_ptr()
-        call.counts, call.numbers = outcomes.counts.data_ptr(), outcomes.numbers.data_ptr()
+        call.counts, call.numbers = _address(outcomes.counts), _address(outcomes.numbers)
         record = None
         if self.keeps_record:
             record = FusedRecord(
@@ -195,9 +205,10 @@ class FusedSolve(NodeSolve):
                 addresses[i] = x.data_ptr()
                 if self.kernel.form.roles[i] == "row":
                     strides[i] = x.numel() // len(x) if len(x) else 0
-        uniform = self.y0.new_empty(kept)
         call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
-        call.uniform = uniform.data_ptr()
+        uniform = self.y0.new_empty(kept) if kept else None
+        if uniform is not None:
+            call.uniform = uniform.data_ptr()
         return addresses, strides, uniform
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -211,18 +222,19 @@ class FusedSolve(NodeSolve):
         record, (grad_values, grad_last) = self.record, (x.contiguous() for x in grads)
         assert record is not None
         pull, y0, times, call = self.kernel.pull(tuple(self.wanted)), self.y0, self.times, PullCall()
-        rows, room = len(y0), record.ends.shape[1] - 1
+        rows, room = self.rows, record.ends.shape[1] - 1
         call.rows, call.capacity = rows, room
         call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
         directions = torch.where(times.end >= times.start, 1.0, -1.0).double().expand(rows).contiguous()
-        call.directions, call.steps = directions.data_ptr(), self.outcomes.accepted.data_ptr()
+        call.directions, call.steps = directions.data_ptr(), _address(self.outcomes.accepted)
         if times.wanted is not None:
             call.outputs, call.wanted = times.wanted.shape[1], times.wanted.data_ptr()
             call.wanted_stride = call.outputs if len(times.wanted) > 1 else 0
             call.grad_values = grad_values.data_ptr()
         else:
             grad_states = torch.zeros_like(record.states)
-            grad_states[:, : grad_values.shape[1]] = grad_values
+            count = grad_values.shape[len(self.lead)]
+            grad_states[:, :count] = grad_values.view(rows, count, self.size)
             call.grad_states = grad_states.data_ptr()
         call.grad_last = grad_last.data_ptr()
         call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
@@ -239,6 +251,10 @@ class FusedSolve(NodeSolve):
         found |= {i: grad_rows[:, where] for i, where in pull.per_row}
         of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
         return [grad_y0, *of_inputs]
+
+
+def _address(x: np.ndarray) -> int:
+    return x.__array_interface__["data"][0]
 
 
 def _threads_and_block(rows: int, lanes: int) -> tuple[int, int]:
