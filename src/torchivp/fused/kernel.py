@@ -171,6 +171,11 @@ class Kernel:
         traced: the function.
         form: what the kernel is for.
 
+    Attributes:
+        room: how many steps a record has room for, which grows.
+        steps: how many the last solve took, a guess at those of the next.
+        kept: how many numbers are computed once.
+
     Raises:
         CannotFuse: an operation has no C++.
         NoCompiler: there is no compiler.
@@ -189,6 +194,7 @@ class Kernel:
         self._solve = _loaded(self._source(), "solve")
         self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
         self.room = 256
+        self.steps = 100
 
     def _lowered_field(self) -> list[str]:
         """The lines of the function; its derivatives, if the method needs them, are an attribute."""

@@ -18,13 +18,10 @@ from torchivp.gradients.node import NodeSolve
 from torchivp.stepsize.pid import PIDController
 
 _BLOCK = 16
-"""So many vectors of rows are a block, which one thread takes."""
+"""So many vectors of rows, at most, are a block, which one thread takes."""
 
-_FEW = 64
-"""Vectors of rows that one thread is through with before another has begun."""
-
-_ROOM = 256
-"""The steps for which there is room in the record of a first solve."""
+_FEW = 5000
+"""One thread is through with so many steps of vectors before another has begun."""
 
 SUCCESS = 1
 
@@ -145,8 +142,9 @@ class FusedSolve(NodeSolve):
         room = kernel.room if self.keeps_record else 0
         while True:
             values, last, record = self._call(room)
-            most = int(self.outcomes.accepted.max(initial=0)) if self.keeps_record else 0
-            if most <= room:
+            most = int(self.outcomes.accepted.max(initial=0))
+            kernel.steps = most
+            if most <= room or not self.keeps_record:
                 break
             room = kernel.room = most + most // 8 + 8
         self.record = record
@@ -165,7 +163,7 @@ class FusedSolve(NodeSolve):
         rows, size = self.rows, self.size
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
         call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
-        call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
+        call.threads, call.block = _threads_and_block(rows, self.kernel)
         call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
         call.span_stride = len(times.start) > 1
         if times.wanted is not None:
@@ -224,7 +222,7 @@ class FusedSolve(NodeSolve):
         pull, y0, times, call = self.kernel.pull(tuple(self.wanted)), self.y0, self.times, PullCall()
         rows, room = self.rows, record.ends.shape[1] - 1
         call.rows, call.capacity = rows, room
-        call.threads, call.block = _threads_and_block(rows, self.kernel.form.lanes)
+        call.threads, call.block = _threads_and_block(rows, self.kernel)
         directions = torch.where(times.end >= times.start, 1.0, -1.0).double().expand(rows).contiguous()
         call.directions, call.steps = directions.data_ptr(), _address(self.outcomes.accepted)
         if times.wanted is not None:
@@ -257,9 +255,12 @@ def _address(x: np.ndarray) -> int:
     return x.__array_interface__["data"][0]
 
 
-def _threads_and_block(rows: int, lanes: int) -> tuple[int, int]:
-    block = _BLOCK * lanes
-    return (torch.get_num_threads() if rows > _FEW else 1), block
+def _threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:
+    """How many threads are worth it, and how many rows a block has: of the threads, it must not depend on them."""
+    lanes = kernel.form.lanes
+    vectors = -(-rows // lanes)
+    block = min(max(vectors // 8, 1), _BLOCK) * lanes
+    return (torch.get_num_threads() if vectors * kernel.steps > _FEW else 1), block
 
 
 def _size_steps(call: SolveCall, controller: PIDController | None, error_order: int) -> None:
