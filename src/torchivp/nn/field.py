@@ -70,6 +70,7 @@ class Dynamics(nn.Module):
         nfe: where its calls are counted.
         regularisers: what is integrated along with the state.
         state_dims: the number of dimensions of the state of one sample.
+        counted: whether calls are counted; if not, nothing is changed by a call, as kernels want it.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Dynamics(nn.Module):
         nfe: Evaluations,
         regularisers: Sequence[Regulariser],
         state_dims: int,
+        counted: bool = True,
     ):
         super().__init__()
         self.field = field
+        self._counted = counted
         self._timed = timed
         self._nfe = nfe
         self.regularisers = regularisers
@@ -94,15 +97,19 @@ class Dynamics(nn.Module):
 
     def forward(self, t: Tensor, state: Any, extra: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """The derivative; `extra` holds what differs from sample to sample: shifts of time, and noise."""
-        if self.solved:
-            self._nfe.backward += 1
-        else:
-            self._nfe.forward += 1
+        if self._counted:
+            self._count()
         if "shift" in extra:
             t = t + extra["shift"]
         if not self.regularisers:
             return self._derivative(t, state)
         return self._with_integrands(t, state[0], extra["noise"])
+
+    def _count(self) -> None:
+        if self.solved:
+            self._nfe.backward += 1
+        else:
+            self._nfe.forward += 1
 
     def _derivative(self, t: Tensor, y: Any) -> Any:
         return self.field(t, y) if self._timed else self.field(y)

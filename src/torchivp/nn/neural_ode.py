@@ -19,7 +19,7 @@ from torchivp.nn.regularisers import Regulariser
 from torchivp.nn.times import Span, call_times, layer_times
 from torchivp.solution import BatchSolution, Solution
 
-_OPTIONS = ("step_size", "first_step", "min_step", "max_step", "max_steps", "controller", "norm")
+_OPTIONS = ("step_size", "first_step", "min_step", "max_step", "max_steps", "controller", "norm", "backend")
 _UNMEASURED = 1e30
 """The absolute tolerance of the regularisers' integrals, so that no step depends on them."""
 
@@ -51,7 +51,8 @@ class NeuralODE(nn.Module):
             `JacobianNorm(weight)`. Add `penalty(model)` to the loss. They never change the steps.
         takes_time: whether the field is called as `field(t, y)`; None to see from its arguments.
         **options: further arguments of `solve_ivp`: `step_size`, `first_step`, `min_step`, `max_step`, `max_steps`,
-            `controller`, `norm`.
+            `controller`, `norm`, and `backend`: with "fused" or "auto" `nfe` counts the evaluations of forward solves
+            alone, of the sample that took most.
 
     Attributes:
         nfe: how often the field was called, `nfe.forward` and `nfe.backward`, since `nfe.reset()`.
@@ -140,7 +141,8 @@ class NeuralODE(nn.Module):
         state, lead = self._augmented(y0, rows)
         state_dims = state.ndim - lead if isinstance(state, Tensor) else 0
         regularisers = self.regularisers if self.training else ()
-        dynamics = Dynamics(self.field, self._timed, self.nfe, regularisers, state_dims)
+        counted = self.options.get("backend", "eager") == "eager"
+        dynamics = Dynamics(self.field, self._timed, self.nfe, regularisers, state_dims, counted)
         extra: dict[str, Any] = {}
         if shift is not None:
             extra["shift"] = _checked_shift(shift, state, lead, rows).reshape(-1, *[1] * state_dims)
@@ -154,6 +156,9 @@ class NeuralODE(nn.Module):
             extra["noise"] = {name: noise for name, noise in drawn.items() if noise is not None}
         solution = self._solve(dynamics, span, state, lead, extra, rows)
         dynamics.solved = True
+        if not counted:
+            stats = [solution.stats] if isinstance(solution, Solution) else solution.stats
+            self.nfe.forward += max((each.evaluations for each in stats), default=0)
         y = solution.y
         if regularisers:
             y, *integrals = y
