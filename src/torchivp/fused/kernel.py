@@ -191,7 +191,7 @@ class Kernel:
         self.derivatives: Derivatives | None = None
         self._field = self._lowered_field()
         self.kept = self.lowering.kept
-        self._solve = _loaded(self._source(), "solve")
+        self._solve = _loaded(self.source(), "solve")
         self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
         self.room = 256
         self.steps = 100
@@ -215,14 +215,15 @@ class Kernel:
             return Array.stored("y", shape)
         return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
 
-    def _source(self) -> str:
+    def source(self, shell: str = "host.h") -> str:
+        """The kernel in C++, with what runs it: "host.h" here, or "cuda.h", a row to a thread."""
         return "\n".join(
             [
                 "#define SOLVES",
                 *self.beginning(structure("Solve", SOLVE)),
                 self.form.coefficients.step(self.form.size, self.form.adaptive),
                 source_file("solve.h"),
-                source_file("host.h"),
+                source_file(shell),
             ]
         )
 
@@ -344,27 +345,28 @@ class PullKernel:
             functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives))
         self.kept = kernel.lowering.kept
         before, step = kernel.form.coefficients.pull()
-        self.source = "\n".join(
-            [
-                "#define PULLS",
-                *kernel.beginning(structure("Pull", PULL)),
-                before,
-                f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
-                f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
-                f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
-                source_file("outer.h"),
-                *functions,
-                *_unpacking(lanes, matrices),
-                source_file("pull.h"),
-                step,
-                source_file("host.h"),
-            ]
-        )
+        self._parts = [
+            "#define PULLS",
+            *kernel.beginning(structure("Pull", PULL)),
+            before,
+            f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
+            f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
+            f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
+            source_file("outer.h"),
+            *functions,
+            *_unpacking(lanes, matrices),
+            source_file("pull.h"),
+            step,
+        ]
+
+    def source(self, shell: str = "host.h") -> str:
+        """The kernel in C++, with what runs it, as for `Kernel.source`."""
+        return "\n".join([*self._parts, source_file(shell)])
 
     @functools.cached_property
     def _pull(self) -> Any:
         """Compiled when it is first asked for: not every solve that could be differentiated is."""
-        return _loaded(self.source, "pull")
+        return _loaded(self.source(), "pull")
 
     def _pulled(self, function: Function, cotangents: Sequence[Array]) -> fx.Graph:
         """The gradients of the state and of what is wanted, given cotangents of what `function` makes of the inputs."""

@@ -101,6 +101,7 @@ template <class M> FUSED M neg(const M& m) { return ~m; }
 
 template <int W, class M> FUSED bool any(const M& m) {
   if constexpr (W == 1) return m;
+#ifndef __CUDACC_RTC__
   else {
 #if defined(__AVX512F__)
     __m512i part[sizeof(M) / 64];
@@ -114,6 +115,7 @@ template <int W, class M> FUSED bool any(const M& m) {
     return found != 0;
 #endif
   }
+#endif
 }
 template <int W, class M> FUSED bool is_set(const M& m, int l) {
   if constexpr (W == 1) return m;

@@ -3,6 +3,9 @@
 #ifdef __CUDACC_RTC__
 #define __DEVICE__ __device__
 #define CONSTANT __device__ const
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fffffff)
+#define __builtin_convertvector(x, T) T(x)
 #else
 #define __DEVICE__ inline
 #define CONSTANT static constexpr

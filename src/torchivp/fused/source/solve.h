@@ -194,7 +194,7 @@ template <int W> struct Rows {
       const MD near = ratio < IN_SIGHT;
       if (any<W>(near)) {
         for (int l = 0; l < W; ++l)
-          if (near[l]) to[l] = ratio[l] <= 1 ? end[l] : t[l] + distance[l] / std::ceil(ratio[l]);
+          if (near[l]) to[l] = ratio[l] <= 1 ? end[l] : t[l] + distance[l] / ceil(ratio[l]);
       }
       return to;
     }
