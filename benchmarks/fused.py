@@ -254,7 +254,7 @@ def diffrax_gradient(y0: Tensor) -> Iterator[Way]:
 def sensitivities(rows: int) -> Iterator[Way]:
     """The same with the derivatives of all outputs by the four rates and both initial states."""
     kernel = Sensitivities(
-        lambda t, y, a, b, c, d: lotka_volterra(t, y, torch.stack([a, b, c, d])), 2, 4, ODE_METHODS["dopri5"].tableau
+        lambda t, y, a, b, c, d: lotka_volterra(t, y, torch.stack([a, b, c, d])), 2, 4, ODE_METHODS["dopri5"]
     )
     y0, parameters = starts(rows), RATES.unsqueeze(1).expand(4, rows).contiguous()
 

@@ -6,8 +6,8 @@ import torch
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.cache import load
+from torchivp.fused.call import FLAGS
 from torchivp.fused.graphs import core_graph, vjp_of
-from torchivp.fused.kernel import _FLAGS
 from torchivp.fused.lower import Lowering
 from torchivp.fused.steps import source_file
 from torchivp.fused.trace import read_function
@@ -48,7 +48,7 @@ class Compiled:
         for i, grad in zip(self.order, grads, strict=True):
             back += self.lowering.added(grad, f"d{i}", 0)
         self.source = self._source(lines, back)
-        self.library = load(self.source, "kernel", flags=(*_FLAGS, "-O1"))
+        self.library = load(self.source, "kernel", flags=(*FLAGS, "-O1"))
 
     def _source(self, lines, back):
         numbered = list(enumerate(self.examples))

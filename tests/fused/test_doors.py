@@ -29,7 +29,7 @@ def solve(y0=Y0, span=(0.0, 1.0), backend="fused", **options):
 def test_stats_say_what_took_the_steps():
     assert solve().stats.backend == "fused"
     assert solve(backend="eager").stats.backend == "eager"
-    assert solve(backend="auto", events=lambda t, y, w: y[0]).stats.backend == "eager: kernels do not know events"
+    assert solve(backend="auto", events=lambda t, y, w: y[0]).stats.backend == "eager: kernels do not take events"
     assert solve(ROWS, batch_dims=1).stats[2].backend == "fused"
     assert solve(ROWS, batch_dims=1, backend="auto", dense_output=True).stats[0].backend.startswith("eager: ")
 
@@ -37,9 +37,12 @@ def test_stats_say_what_took_the_steps():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"events": lambda t, y, w: y[0]}, "kernels do not know events"),
-        ({"dense_output": True}, "kernels do not know dense_output"),
-        ({"norm": lambda x: x.abs().max()}, "kernels do not know norm"),
+        ({"events": lambda t, y, w: y[0]}, "kernels do not take events"),
+        ({"dense_output": True}, "kernels do not take dense_output"),
+        ({"norm": lambda x: x.abs().max()}, "kernels do not take norm"),
+        ({"mass": 2.0 * torch.eye(2, dtype=torch.float64)}, "kernels do not take mass"),
+        ({"jac": torch.eye(2, dtype=torch.float64), "method": "rodas5p"}, "kernels do not take jac"),
+        ({"jac_sparsity": torch.ones(2, 2), "method": "rodas5p"}, "kernels do not take jac_sparsity"),
         ({"method": "radau5"}, "Radau5 is neither: choose method=.rodas5p. for stiff problems"),
         ({"gradient": "backsolve"}, "not gradient='backsolve'"),
         ({"t_eval": torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)}, "no derivatives by times"),
@@ -178,7 +181,7 @@ def test_odeint_takes_it_as_an_option(door):
         gradients = torch.autograd.grad(states.square().sum(), inputs)
         expected = torch.autograd.grad(same.square().sum(), inputs)
         torch.testing.assert_close(gradients, expected, rtol=1e-8, atol=1e-9)
-    with pytest.raises(ValueError, match="kernels do not know jump_t"):
+    with pytest.raises(ValueError, match="kernels do not take jump_t"):
         door(func, y0, t, options={"backend": "fused", "jump_t": [1.0]})
     with pytest.raises(SolveError, match="max_steps = 3 step attempts"):
         door(func, y0, t, options={"backend": "fused", "max_num_steps": 3})

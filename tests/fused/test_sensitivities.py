@@ -12,6 +12,7 @@ from torchivp.fused.sensitivities import Directions, Sensitivities
 pytestmark = needs_compiler
 
 T = torch.linspace(0.0, 3.0, 7, dtype=torch.float64)
+PAIR = ("heun", "adaptive_heun")
 ALL = Directions((0, 1), (0, 2))
 
 
@@ -22,7 +23,7 @@ def pendulum(t, y, damping, unused, drive):
 
 @pytest.fixture(scope="module")
 def kernel():
-    return Sensitivities(pendulum, 2, 3, ODE_METHODS["tsit5"].tableau)
+    return Sensitivities(pendulum, 2, 3, ODE_METHODS["tsit5"])
 
 
 def solved(kernel, directions, rows=3, t=T, max_steps=1000):
@@ -69,12 +70,31 @@ def test_parameters_that_are_not_used_are_known(kernel):
     assert kernel.used == {0, 2}
 
 
+def test_methods_with_the_same_weights_are_told_apart():
+    """`adaptive_heun` is `heun` but for the slope that its steps start from."""
+    steps = [
+        int(solved(Sensitivities(pendulum, 2, 3, ODE_METHODS[m]), Directions(), 1, max_steps=10**5)[2][2]) for m in PAIR
+    ]
+    single = [
+        solve_ivp(
+            pendulum,
+            (0.0, 3.0),
+            torch.tensor([1.0, 0.0], dtype=torch.float64),
+            args=tuple(torch.tensor([0.1, 9.0, 0.5], dtype=torch.float64)),
+            method=method,
+            atol=torch.tensor([1e-8, 1e-9], dtype=torch.float64),
+        ).stats.accepted
+        for method in PAIR
+    ]
+    assert steps == single and steps[0] != steps[1]
+
+
 def test_rows_that_fail_are_told(kernel):
     assert solved(kernel, ALL, max_steps=5)[2] is None
 
 
 def test_more_directions_than_a_kernel_holds_are_refused():
-    many = Sensitivities(lambda t, y, *p: -y * torch.stack(p).sum(), 1, 70, ODE_METHODS["tsit5"].tableau)
+    many = Sensitivities(lambda t, y, *p: -y * torch.stack(p).sum(), 1, 70, ODE_METHODS["tsit5"])
     with pytest.raises(CannotFuse, match="derivatives in 70 directions are more than the 64 of a kernel"):
         many.solve(
             torch.ones(1, 1, dtype=torch.float64),
@@ -91,7 +111,7 @@ def test_more_directions_than_a_kernel_holds_are_refused():
 
 def test_a_linear_equation_has_its_closed_form():
     """y = y0 exp(-k t): dy/dk = -t y."""
-    kernel = Sensitivities(lambda t, y, k: -k * y, 1, 1, ODE_METHODS["dopri8"].tableau)
+    kernel = Sensitivities(lambda t, y, k: -k * y, 1, 1, ODE_METHODS["dopri8"])
     y0 = torch.tensor([[2.0]], dtype=torch.float64)
     found = kernel.solve(
         y0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,36 +11,31 @@ import torch
 from torch import Tensor
 
 from torchivp.api.arguments import Gradient
-from torchivp.api.rows import plan_rows, raise_failures
+from torchivp.api.fused_results import solution_of
+from torchivp.api.rows import plan_rows
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.boundary import caller_casts
 from torchivp.error_norm import check_tolerance
-from torchivp.failures import Failures
 from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse, FuncFails
+from torchivp.fused.replayed import Replayed
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
-from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes, OutOfOrder
+from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
-from torchivp.gradients.captured import NoLateLeaves
-from torchivp.gradients.inputs import Parameters
-from torchivp.gradients.node import NodeSolve, as_node
-from torchivp.gradients.replayed import ReplayedSolve
-from torchivp.gradients.row_inputs import RowInputs
+from torchivp.gradients.node import as_node
 from torchivp.integrate import Controller, check_controller
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
-from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
-from torchivp.rows.problem import single_problem
 from torchivp.rows.targets import fixed_ends
-from torchivp.solution import BatchSolution, LeanFailures, OfRows, Outcome, Solution, Stats, Status
+from torchivp.solution import BatchSolution, LeanFailures, Solution
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIDController
@@ -160,7 +154,7 @@ def solve_fused(
         max_steps,
         [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
         wanted if needs_gradient else [],
-        lambda solve: _Replayed(solve, plan(), [given[i] for i in wanted], leaves),
+        lambda solve: Replayed(solve, plan(), [given[i] for i in wanted], leaves),
         needs_gradient or times.wanted is None,
     )
     try:
@@ -172,7 +166,7 @@ def solve_fused(
     except OutOfOrder:
         plan()
         raise
-    return _solution(solve, values, last, layout, plan, throw)
+    return solution_of(solve, values, last, layout, plan, throw)
 
 
 def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
@@ -184,8 +178,8 @@ def _refuse_what_kernels_lack(
     y0: Any, method: type[Method], gradient: Gradient, controller: Controller, others: dict[str, Any]
 ) -> None:
     for name, given in others.items():
-        if given not in (None, False):
-            raise CannotFuse(f"kernels do not know {name}")
+        if given is not None and given is not False:
+            raise CannotFuse(f"kernels do not take {name}")
     if issubclass(method, Auto):
         raise CannotFuse("kernels do not switch between methods: choose method='rodas5p' or 'tsit5'")
     if not issubclass(method, ExplicitRungeKutta | Rosenbrock):
@@ -244,11 +238,11 @@ def _checked_kernel(
     """The kernel, if the function as it was read is the function as it is; else why there is none."""
     if not plan.problem.func.row_wise:
         return CannotFuse(
-            "func cannot be called with one row: pass what has an entry for each row through args; a tensor that all "
-            "rows share must not begin with the dimensions of the batch: write args=(w[None],)"
+            "rows of func depend on each other, or func cannot be called with one of them: pass what has an entry for "
+            "each row through args; a tensor that all rows share must not begin with the dimensions of the batch: "
+            "write args=(w[None],)"
         )
-    roles = tuple("row" if isinstance(role, int) else role for role in reading.roles)
-    form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), adaptive, roles)
+    form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), adaptive, reading.kinds)
     try:
         for x in reading.inputs:
             _as_read(x, layout.dtype)
@@ -368,151 +362,3 @@ def _plain_times(t_span: Any, t_eval: Any) -> FusedTimes | None:
         wanted = t_eval.contiguous().unsqueeze(0)
     span = torch.from_numpy(np.array((start, end)))
     return FusedTimes(span[:1], span[1:], wanted, checked=wanted is None)
-
-
-class _Replayed(NodeSolve):
-    """The steps of a kernel's record, taken again in torch: for derivatives of its gradients.
-
-    Args:
-        solve: the solve by a kernel.
-        plan: the same solve by the step loop.
-        wanted: the tensors that the gradients are of, besides the initial states.
-        leaves: the leaves of the arguments.
-    """
-
-    def __init__(self, solve: FusedSolve, plan: RowIntegration, wanted: Sequence[Tensor], leaves: Sequence[Any]):
-        others = [x for x in wanted if not any(x is leaf for leaf in leaves)]
-        self._solve, self._wanted = solve, wanted
-        self._steps = ReplayedSolve(plan, RowInputs(plan.problem, Parameters(others), used=True), None)
-        self.late = NoLateLeaves()
-
-    def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        raise AssertionError("the kernel has run")
-
-    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        solve, steps = self._solve, self._steps
-        assert solve.record is not None
-        y0, taken = solve.y0.reshape(solve.rows, solve.size), solve.outcomes.accepted
-        most = int(taken.max(initial=0))
-        ends = solve.record.ends[:, : most + 1].numpy().copy()
-        ends[np.arange(most + 1) > taken[:, None]] = math.nan
-        start = Checkpoint(0, y0, np.zeros(len(y0), dtype=np.int64))
-        steps.record = Record(ends, taken, None, [start], ChangeRecord.joined([], y0), keeps_carry=False)
-        asked = steps.plan.problem.times.outputs
-        count = most + 1 if asked is None else asked.shape[1]
-        steps.times = np.empty((len(y0), count + (asked is not None)))
-        problem, found = steps.inputs.on_leaves(y0)
-        leaf = solve.y0.detach().clone().requires_grad_()  # in the shape that the node is given
-        states, _ = steps.run_again(replace(problem, y0=leaf.reshape(y0.shape)))
-        rows = torch.arange(len(y0))
-        if asked is None:
-            last = states[rows, torch.from_numpy(taken)]
-        else:
-            ahead = torch.sign(solve.times.end - solve.times.start).numpy()[:, None]
-            kept = (ahead * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
-            last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
-        originals = steps.inputs.tensors
-        order = [next(i for i, x in enumerate(originals) if x is tensor) for tensor in self._wanted]
-        values = states[:, :count].reshape(*solve.lead, count, *solve.shape)
-        return (values, last.reshape(solve.y0.shape)), [leaf, *(found[i] for i in order)]
-
-
-def _solution(
-    solve: FusedSolve,
-    values: Tensor,
-    last: Tensor,
-    layout: StateLayout,
-    plan: Callable[[], RowIntegration],
-    throw: bool,
-) -> Solution | BatchSolution:
-    outcomes, rows = solve.outcomes, solve.rows
-    failed = {} if solve.well else _failures(solve, plan())
-    if failed and throw:
-        raise_failures([_status_of(outcomes, failed, row) for row in range(rows)], batched=bool(layout.lead))
-    count, solves = values.shape[len(solve.lead)], solve.kernel.form.coefficients.solves
-    if not layout.is_tensor:
-        values = layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count))
-        last = layout.unflatten(last, layout.lead)
-    t, t_final = _times_reached(solve, count), torch.from_numpy(outcomes.t)
-    if not layout.lead:
-        status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
-        return Solution(t, values, status, stats, last, t_final[0])
-    return BatchSolution(
-        t.expand(rows, count).reshape(*layout.lead, count),
-        values,
-        layout.lead,
-        OfRows(rows, lambda row: _status_of(outcomes, failed, row)),
-        OfRows(rows, lambda row: _stats_of(outcomes, row, solves)),
-        last,
-        t_final.reshape(layout.lead),
-    )
-
-
-def _times_reached(solve: FusedSolve, count: int) -> Tensor:
-    """The times of the outputs, [rows, T]; [T], of one row or where all have the same."""
-    wanted = solve.times.wanted
-    if wanted is not None:
-        return wanted[0].clone() if len(wanted) == 1 else wanted.clone()
-    assert solve.record is not None
-    t = solve.record.ends[:, :count].clone()
-    t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
-    return t if solve.lead else t[0]
-
-
-def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
-    if row in failed:
-        return failed[row]
-    (_, accepted, rejected, *_), (t, *_) = outcomes.of(row)
-    return Status(Outcome.SUCCESS, f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected", t)
-
-
-def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
-    """What a row cost, by a method that solves so many linear systems with a matrix."""
-    (_, accepted, rejected, evaluations, jacobians, factorisations), _ = outcomes.of(row)
-    return Stats(
-        evaluations,
-        accepted,
-        rejected,
-        jacobians=jacobians,
-        factorisations=factorisations,
-        solves=solves * factorisations,
-        backend="fused",
-    )
-
-
-_ENDINGS = dict(
-    enumerate(("success", "out_of_steps", "no_progress", "not_finite", "error_not_finite", "underflow", "tolerance"), 1)
-)
-"""How rows end, as the kernel numbers it."""
-
-
-def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
-    """Why the rows that did not reach their ends did not, in sentences."""
-    outcomes, found = solve.outcomes, {}
-    for row in np.flatnonzero(outcomes.counts[0] != SUCCESS).tolist():
-        assert solve.last_states is not None
-        y = solve.last_states[row : row + 1]
-        problem = single_problem(plan.problem, row, y)
-        norm = plan.norm.take(torch.tensor([row]))
-        adaptive = isinstance(plan.controller, PIDController)
-        (code, accepted, rejected, *_), (t, taken, _, error) = outcomes.of(row)
-        failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[code]
-        if ending == "out_of_steps":
-            counts = f"{accepted} accepted, {rejected} rejected"
-            found[row] = failures.out_of_steps(t, taken, plan.max_steps, counts, False)
-        elif ending == "no_progress":
-            found[row] = failures.no_progress(t, taken)
-        elif ending == "not_finite":
-            found[row] = failures.non_finite(t, y, taken)
-        else:
-            with torch.no_grad():
-                t1 = t + math.copysign(taken, problem.times.end - t)
-                step = plan.method(y, problem.real_dtype, norm).step(problem.func, t, t1, y, None)
-            if ending == "error_not_finite":
-                found[row] = failures.norm_undefined(t, step, error)
-            elif ending == "underflow":
-                found[row] = failures.underflow(t, step, error, taken)
-            else:
-                assert isinstance(plan.controller, PIDController)
-                found[row] = failures.tolerance_not_met(t, step, error, plan.controller.min_step)
-    return found

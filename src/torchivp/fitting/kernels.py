@@ -47,7 +47,7 @@ class ModelKernel:
         self._quantities = quantities
         self._states = list(model.states)
         self._names = names
-        self._kernel = Sensitivities(derivative, len(self._states), len(names), found.tableau)
+        self._kernel = Sensitivities(derivative, len(self._states), len(names), found, owner=type(model))
         free = [quantity for quantity in quantities.free if quantity.kind == "initial state"]
         parameters = [names.index(q.key) for q in quantities.free if q.kind == "parameter"]
         self._directions = Directions(

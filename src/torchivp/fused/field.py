@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,11 @@ class Reading(NamedTuple):
     roles: Sequence[Any]
     leaves: Sequence[Any]
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The roles without numbers: "row" where there is an entry for each row."""
+        return tuple("row" if isinstance(role, int) else role for role in self.roles)
+
 
 class Field:
     """`func(t, y, *args)` of one row of a layout, whatever func is: the reading is kept for every code of a func.
@@ -50,8 +56,14 @@ class Field:
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
 
-    def read(self, func: Callable[..., Any], args: Sequence[Any], one_row: bool = False) -> Reading:
-        """The graph of func with these arguments; with `one_row` they are those of one row, and differ from row to row.
+    def read(self, func: Callable[..., Any], args: Sequence[Any], one_row: bool = False, owner: Any = None) -> Reading:
+        """The graph of func with these arguments.
+
+        Args:
+            func: the function.
+            args: its arguments.
+            one_row: whether these are those of one row, and differ from row to row.
+            owner: what tells func apart from others of the same code.
 
         Raises:
             CannotFuse: func cannot be read.
@@ -71,14 +83,20 @@ class Field:
             per_row = {id(leaf): i for i, leaf in enumerate(leaves)}
         elif per_row:
             arguments = tuple(of_row) if spec is None else pytree.tree_unflatten(of_row, spec)
-        code = getattr(func, "__code__", None) or type(func)
-        key = (code, self._signature, len(args), one_row, *per_row.values())
+        key = (_code_of(func), owner, self._signature, len(args), one_row, *per_row.values())
         traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, arguments)
         if traced.roles is None:
             traced.roles = tuple(
                 "t" if x is self.t else "y" if x is self.y else per_row.get(id(x), "shared") for x in inputs
             )
         return Reading(traced, inputs, traced.roles, leaves)
+
+
+def _code_of(func: Any) -> Any:
+    """What functions have in common that are read as one: their code, or their class."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return getattr(func, "__code__", None) or type(func)
 
 
 def _of_tensor(layout: StateLayout) -> Callable[..., Tensor]:

@@ -90,8 +90,13 @@ def place_of(node: fx.Node) -> str:
 def users_line(trace: Sequence[str]) -> str:
     """The last line of a trace that is the user's, in parentheses; nothing if there is none."""
     lines = [line.strip() for line in trace if line.strip()]
-    places = [i for i, line in enumerate(lines[:-1]) if line.startswith("File ") and not line.startswith(_NOT_USERS)]
-    return f" ({lines[places[-1]].removeprefix('File ')}: {lines[places[-1] + 1]})" if places else ""
+    places = [i for i, line in enumerate(lines) if line.startswith("File ") and not line.startswith(_NOT_USERS)]
+    if not places:
+        return ""
+    place, *text = lines[places[-1] : places[-1] + 2]
+    # Of what was typed into an interpreter nobody knows the text.
+    known = bool(text) and not text[0].startswith(("File ", "Set TORCHDYNAMO"))
+    return f" ({place.removeprefix('File ')}{f': {text[0]}' if known else ''})"
 
 
 def _traced(

@@ -3,131 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from torchivp.fused.arrays import Array
-from torchivp.fused.cache import load
+from torchivp.fused.call import BEGIN, NOW, SOLVE, SolveCall, loaded, structure
 from torchivp.fused.derivatives import Derivatives
-from torchivp.fused.graphs import Function, core_graph, outer_products, tangents_of, uses, vjp_of
+from torchivp.fused.graphs import core_graph, tangents_of, uses
 from torchivp.fused.lower import Lowering
+from torchivp.fused.pull import PullKernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import Coefficients, source_file
 from torchivp.fused.trace import Traced
-
-_DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
-_DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
-
-_FLAGS = ("-O2", "-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
-"""Elements of vectors are read through pointers to numbers; of W lanes in the signature of a function GCC has views."""
-
-SOLVE: dict[str, Any] = {
-    "rows": _INT,
-    "outputs": _INT,
-    "max_steps": _INT,
-    "capacity": _INT,
-    "threads": _INT,
-    "block": _INT,
-    # What is given, per row or, with a stride of 0, for all.
-    "start": _DOUBLES,
-    "end": _DOUBLES,
-    "wanted": _DOUBLES,
-    "span_stride": _INT,
-    "wanted_stride": _INT,
-    "check_wanted": _INT,
-    "y0": _REALS,
-    "rtol": _REALS,
-    "atol": _REALS,
-    "rtol_stride": _INT,
-    "atol_stride": _INT,
-    # The ends of fixed steps, NaN after the last of a row.
-    "grid": _DOUBLES,
-    "grid_stride": _INT,
-    "inputs": "const real* const*",
-    "input_strides": _INTS,
-    "uniform": _REALS,
-    # How steps are sized; a first step of less than 0 is estimated.
-    "safety": _DOUBLE,
-    "factor_min": _DOUBLE,
-    "factor_max": _DOUBLE,
-    "first_step": _DOUBLE,
-    "min_step": _DOUBLE,
-    "max_step": _DOUBLE,
-    "dead_band": _DOUBLE,
-    "power": _DOUBLE,
-    "power_last": _DOUBLE,
-    "power_before": _DOUBLE,
-    "remembers": _INT,
-    "accept_at_min_step": _INT,
-    # What comes back: the outputs, [rows, outputs, N], the last states, and how each row ended: the outcome, accepted
-    # steps, rejected ones, evaluations, Jacobians, factorisations, [6, rows]; its last time, and if it failed the sizes
-    # of the step and of the next and the scaled error, [4, rows].
-    "values": _REALS,
-    "last": _REALS,
-    "counts": _INTS,
-    "numbers": _DOUBLES,
-    # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
-    "ends": _DOUBLES,
-    "states": _REALS,
-    "slopes": _REALS,
-}
-"""What a call of a kernel is given: numbers, and the addresses of arrays."""
-
-
-PULL: dict[str, Any] = {
-    "rows": _INT,
-    "outputs": _INT,
-    "capacity": _INT,
-    "threads": _INT,
-    "block": _INT,
-    "wanted": _DOUBLES,
-    "wanted_stride": _INT,
-    "directions": _DOUBLES,
-    "inputs": "const real* const*",
-    "input_strides": _INTS,
-    "uniform": _REALS,
-    # The record.
-    "steps": _INTS,
-    "ends": _DOUBLES,
-    "states": _REALS,
-    "slopes": _REALS,
-    # The gradients of what came back: of the outputs, of the last states, and of the states at all ends of steps.
-    "grad_values": _REALS,
-    "grad_last": _REALS,
-    "grad_states": _REALS,
-    # Those that are sought: of the initial states, of the inputs that have an entry for each row and of those that have
-    # not; and room for the sums over blocks of rows.
-    "grad_y0": _REALS,
-    "grad_rows": _REALS,
-    "grad_shared": _REALS,
-    "partial": _REALS,
-}
-"""What a call of the kernel of the gradients is given."""
-
-
-class PullCall(ctypes.Structure):
-    """The call as C++ reads it."""
-
-    _fields_ = [(name, kind if isinstance(kind, type) else ctypes.c_void_p) for name, kind in PULL.items()]
-
-
-class SolveCall(ctypes.Structure):
-    """The call as C++ reads it."""
-
-    _fields_ = [(name, kind if isinstance(kind, type) else ctypes.c_void_p) for name, kind in SOLVE.items()]
-
-
-def structure(name: str, fields: dict[str, Any]) -> str:
-    """A call as a structure of C++."""
-    types = {_DOUBLE: "double", _INT: "int64_t"}
-    return "\n".join(
-        [f"struct {name} {{", *(f"{types.get(kind, kind)} {field};" for field, kind in fields.items()), "};"]
-    )
 
 
 @dataclass(frozen=True)
@@ -160,10 +49,6 @@ class Form:
         return 8 if self.dtype == torch.float64 else 16
 
 
-_NOW = "const typename Lanes<W>::R& now, const typename Lanes<W>::R* y, const In<W>& in"
-_BEGIN = "const typename Lanes<W>::R t[1] = {now}; const real* u = in.u; (void)t; (void)u; (void)y;"
-
-
 class Kernel:
     """The compiled kernel of a function that has been read.
 
@@ -191,7 +76,7 @@ class Kernel:
         self.derivatives: Derivatives | None = None
         self._field = self._lowered_field()
         self.kept = self.lowering.kept
-        self._solve = _loaded(self.source(), "solve")
+        self._solve = loaded(self.source(), "solve")
         self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
         self.room = 256
         self.steps = 100
@@ -261,11 +146,11 @@ class Kernel:
             "const In<1> in(s); real* u = in.u; (void)u;",
             *self.lowering.once,
             "}",
-            f"template <int W> FUSED void field({_NOW}, typename Lanes<W>::R* dy) {{",
-            _BEGIN,
+            f"template <int W> FUSED void field({NOW}, typename Lanes<W>::R* dy) {{",
+            BEGIN,
             *self._field,
             "}",
-            *([] if self.derivatives is None else self.derivatives.code(_NOW, _BEGIN)),
+            *([] if self.derivatives is None else self.derivatives.code(NOW, BEGIN)),
         ]
 
     def solve(self, call: SolveCall) -> bool:
@@ -316,155 +201,3 @@ class TangentKernel(Kernel):
         graph = core_graph(tangents_of(traced.values, y, self._states, self._moved), examples)
         lines, (slope, change) = lowering.lower(graph, [*self.inputs, tangents])
         return [*lines, *lowering.written(slope, "dy"), *lowering.written(change, "dy", size)]
-
-
-class PullKernel:
-    """The kernel of the gradients of a solve.
-
-    Args:
-        kernel: that of the solve.
-        wanted: the numbers of the inputs whose gradients are wanted.
-
-    Attributes:
-        shared: for each wanted input that all rows share, its number and where its gradient lies among theirs.
-        per_row: the same for those with an entry for each row.
-        sums: the size of the gradients of the former.
-        row_sums: that of the latter, of a row.
-        kept: how many numbers are computed once.
-    """
-
-    def __init__(self, kernel: Kernel, wanted: tuple[int, ...]):
-        self.shared: list[tuple[int, slice]] = []
-        self.per_row: list[tuple[int, slice]] = []
-        self.sums = self.row_sums = 0
-        self._kernel, self._wanted = kernel, wanted
-        lanes, matrices, lines = self._lowered_field()
-        functions = _function("pull_field", "", lines)
-        if kernel.derivatives is not None:
-            argument = "const typename Lanes<W>::R* of_derivatives, "
-            functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives))
-        self.kept = kernel.lowering.kept
-        before, step = kernel.form.coefficients.pull()
-        self._parts = [
-            "#define PULLS",
-            *kernel.beginning(structure("Pull", PULL)),
-            before,
-            f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
-            f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
-            f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
-            source_file("outer.h"),
-            *functions,
-            *_unpacking(lanes, matrices),
-            source_file("pull.h"),
-            step,
-        ]
-
-    def source(self, shell: str = "host.h") -> str:
-        """The kernel in C++, with what runs it, as for `Kernel.source`."""
-        return "\n".join([*self._parts, source_file(shell)])
-
-    @functools.cached_property
-    def _pull(self) -> Any:
-        """Compiled when it is first asked for: not every solve that could be differentiated is."""
-        return _loaded(self.source(), "pull")
-
-    def _pulled(self, function: Function, cotangents: Sequence[Array]) -> fx.Graph:
-        """The gradients of the state and of what is wanted, given cotangents of what `function` makes of the inputs."""
-        kernel = self._kernel
-        y = [i for i, role in enumerate(kernel.form.roles) if role == "y"]
-        examples = kernel.traced.examples
-        seeds = [torch.zeros(x.shape, dtype=kernel.form.dtype) for x in cotangents]
-        return core_graph(vjp_of(function, [*y, *self._wanted], len(examples)), [*examples, *seeds])
-
-    def _lowered_field(self) -> tuple[int, list[tuple[int, int, int]], list[str]]:
-        """The number of sums kept as lanes, the matrices that are not, and the lines of the gradients.
-
-        A matrix is given by its shape, and by where its gradient begins among all.
-        """
-        kernel, form, lowering = self._kernel, self._kernel.form, self._kernel.lowering
-        slope = Array.stored("g", (form.parts[-1],))
-        graph = self._pulled(kernel.traced.values, [slope])
-        by_state = "y" in form.roles
-        # The derivatives that a method begins with add to the same sums, in lanes.
-        apart = [form.roles[number] == "shared" and kernel.derivatives is None for number in self._wanted]
-        outer = outer_products(graph, [*([False] if by_state else []), *apart])
-        lines, found = lowering.lower(graph, [*kernel.inputs, slope], "the gradient of func")
-        lines, outputs = list(lines), iter(found)
-        zero = Array.known(torch.zeros(slope.shape))
-        lines += lowering.written(next(outputs) if by_state else zero, "to_y")
-        lanes, matrices, late = 0, [], []
-        for number, transposed in zip(self._wanted, outer[by_state:], strict=True):
-            output = next(outputs)
-            if form.roles[number] == "row":
-                lines += lowering.added(output, "row_sums", self.row_sums)
-                self.per_row.append((number, slice(self.row_sums, self.row_sums + output.size)))
-                self.row_sums += output.size
-            elif transposed is None:
-                lines += lowering.added(output, "sums", lanes)
-                self.shared.append((number, slice(lanes, lanes + output.size)))
-                lanes += output.size
-            else:
-                left, right = output, next(outputs)
-                late.append((number, *((right, left) if transposed else (left, right))))
-        self.sums = lanes
-        for number, left, right in late:
-            (m, n), start = (left.size, right.size), self.sums
-            lines += lowering.outer(left, right, f"outer<W, {m}, {n}>(wide + {_room(matrices)}")
-            matrices.append((m, n, start))
-            self.shared.append((number, slice(start, start + m * n)))
-            self.sums += m * n
-        return lanes, matrices, lines
-
-    def _lowered_derivatives(self, derivatives: Derivatives) -> list[str]:
-        """The same for the slope with its derivatives."""
-        kernel, lowering = self._kernel, self._kernel.lowering
-        cotangents = [Array.stored("g", (kernel.form.size,)), derivatives.cotangents("of_derivatives")]
-        graph = self._pulled(derivatives.function, cotangents)
-        lines, found = lowering.lower(graph, [*kernel.inputs, *cotangents], "the gradient of func's derivatives")
-        lines, outputs = list(lines), iter(found)
-        zero = Array.known(torch.zeros(kernel.form.size))
-        lines += lowering.written(next(outputs) if "y" in kernel.form.roles else zero, "to_y")
-        places = {number: ("row_sums", where.start) for number, where in self.per_row}
-        places |= {number: ("sums", where.start) for number, where in self.shared}
-        for number, output in zip(self._wanted, outputs, strict=True):
-            lines += lowering.added(output, *places[number])
-        return lines
-
-    def run(self, call: PullCall) -> None:
-        """Run the kernel."""
-        self._pull(ctypes.addressof(call))
-
-
-def _function(name: str, argument: str, lines: Sequence[str]) -> list[str]:
-    """A function that hands cotangents on to the state and to what is wanted."""
-    sums = ", ".join(f"typename Lanes<W>::R* {goal}" for goal in ("to_y", "sums", "wide", "row_sums"))
-    unused = "".join(f"(void){goal}; " for goal in ("g", "sums", "wide", "row_sums"))
-    return [
-        f"template <int W> FUSED void {name}({_NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",
-        _BEGIN + unused,
-        *lines,
-        "}",
-    ]
-
-
-def _room(matrices: Sequence[tuple[int, int, int]]) -> str:
-    """How many vectors the sums of matrices take, a C++ expression."""
-    return " + ".join(["0", *(f"{m} * (({n} + W - 1) / W)" for m, n, _ in matrices)])
-
-
-def _unpacking(lanes: int, matrices: Sequence[tuple[int, int, int]]) -> list[str]:
-    """The function that adds up the sums of a block of rows."""
-    lines = [
-        "template <int W> __DEVICE__ void add_up(",
-        "const typename Lanes<W>::R* sums, const typename Lanes<W>::R* wide, real* total) {",
-        f"for (int e = 0; e < {lanes}; ++e) total[e] = sum_of_lanes<W>(sums[e]);",
-    ]
-    for m, n, start in matrices:
-        lines += [f"unpack<W, {m}, {n}>(wide, total + {start});", f"wide += {m} * (({n} + W - 1) / W);"]
-    return [*lines, "(void)sums; (void)wide; (void)total;", "}"]
-
-
-def _loaded(source: str, name: str) -> Any:
-    function = getattr(load(source, "kernel", flags=_FLAGS), name)
-    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
-    return function

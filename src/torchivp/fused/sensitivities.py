@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel, TangentKernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.solve import FusedSolve, FusedTimes
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.state import StateLayout
 from torchivp.stepsize.pid import PIDController
 
@@ -48,7 +49,8 @@ class Sensitivities:
         func: of one row: called with a 0-d time, a state [n] and 0-d parameters.
         n_states: n.
         n_parameters: the number of parameters.
-        tableau: the method, an explicit Runge-Kutta pair.
+        method: an explicit Runge-Kutta pair.
+        owner: what tells func apart from others of the same code.
 
     Raises:
         CannotFuse: func cannot be read; the message says why.
@@ -57,20 +59,27 @@ class Sensitivities:
         used: the numbers of the parameters that func uses.
     """
 
-    def __init__(self, func: Callable[..., Tensor], n_states: int, n_parameters: int, tableau: ButcherTableau):
+    def __init__(
+        self,
+        func: Callable[..., Tensor],
+        n_states: int,
+        n_parameters: int,
+        method: type[ExplicitRungeKutta],
+        owner: Any = None,
+    ):
         self._func = func
         self._size = n_states
         self._field = Field(StateLayout(torch.ones(n_states, dtype=torch.float64)))
         self._parameters = [torch.ones((), dtype=torch.float64) for _ in range(n_parameters)]
-        self._coefficients = ExplicitCoefficients.of(tableau)
-        self._key = (self._coefficients.b, self._coefficients.error)
+        self._coefficients = ExplicitCoefficients.of(method.tableau)
+        self._method, self._owner = method, owner
         self.used = frozenset(role for role in self._read().roles if isinstance(role, int))
 
     def _read(self) -> Reading:
-        return self._field.read(self._func, self._parameters, one_row=True)
+        return self._field.read(self._func, self._parameters, one_row=True, owner=self._owner)
 
     def _kernel(self, reading: Reading, directions: Directions) -> Kernel:
-        kernels, key = reading.traced.kernels, (*map(tuple, self._key), directions)
+        kernels, key = reading.traced.kernels, (self._method, directions)
         if key not in kernels:
             kernels[key] = self._made(reading, directions)
         if isinstance(kernels[key], CannotFuse):
@@ -80,9 +89,8 @@ class Sensitivities:
     def _made(self, reading: Reading, directions: Directions) -> Kernel | CannotFuse:
         if len(directions) > _MOST:
             return CannotFuse(f"derivatives in {len(directions)} directions are more than the {_MOST} of a kernel")
-        roles = tuple("row" if isinstance(role, int) else role for role in reading.roles)
         size = self._size * (1 + len(directions))
-        form = Form(self._coefficients, torch.float64, size, (0, self._size), True, roles)
+        form = Form(self._coefficients, torch.float64, size, (0, self._size), True, reading.kinds)
         try:
             if not len(directions):
                 return Kernel(reading.traced, form)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.fused.kernel import Kernel, PullCall, SolveCall
+from torchivp.fused.call import PullCall, SolveCall
+from torchivp.fused.kernel import Kernel
 from torchivp.gradients.captured import NoLateLeaves
 from torchivp.gradients.node import NodeSolve
 from torchivp.stepsize.pid import PIDController

@@ -24,7 +24,7 @@ from torchivp.fused.graphs import Function, users_line, values_of, without_mutat
 from torchivp.fused.indices import ByNumbersOfTensors
 from torchivp.fused.refusal import CannotFuse, FuncFails
 
-_RECOMPILATIONS = 32
+_RECOMPILATIONS = 16
 """How often one function may be read again because what it uses has changed."""
 
 _SIDE_EFFECTS = "side_effect_replay_policy"
@@ -79,7 +79,8 @@ _fields: dict[Any, Callable[..., Any] | CannotFuse] = {}
 
 
 def _keep(module: fx.GraphModule, examples: Sequence[Any]) -> Traced:
-    return Traced(module, list(examples))
+    # Tensors like them, and not they: what is read is kept for as long as the program runs.
+    return Traced(module, [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in examples])
 
 
 def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tuple[Traced, Sequence[Any]]:
@@ -175,8 +176,8 @@ class _DependsOnData(CannotFuse):
 class _TooOften(Exception):
     def __init__(self) -> None:
         self.why = CannotFuse(
-            f"func has changed at {_RECOMPILATIONS} calls, by a number of Python's that it uses: pass numbers that "
-            "change as tensors in args"
+            f"func, or others made by the same code, was read {_RECOMPILATIONS} times, as numbers of Python's that it "
+            "uses have changed: pass numbers that change as tensors in args"
         )
 
 

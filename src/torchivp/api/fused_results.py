@@ -1,0 +1,125 @@
+"""What a solve by a kernel returns, and why it failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.api.rows import raise_failures
+from torchivp.failures import Failures
+from torchivp.fused.solve import SUCCESS, FusedSolve, Outcomes
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import single_problem
+from torchivp.solution import BatchSolution, OfRows, Outcome, Solution, Stats, Status
+from torchivp.state import StateLayout
+from torchivp.stepsize.pid import PIDController
+
+
+def solution_of(
+    solve: FusedSolve,
+    values: Tensor,
+    last: Tensor,
+    layout: StateLayout,
+    plan: Callable[[], RowIntegration],
+    throw: bool,
+) -> Solution | BatchSolution:
+    """The solution, from what the kernel has returned; `plan` tells how the step loop would say why it failed.
+
+    Raises:
+        SolveError: a row did not reach its end, and `throw` is true.
+    """
+    outcomes, rows = solve.outcomes, solve.rows
+    failed = {} if solve.well else _failures(solve, plan())
+    if failed and throw:
+        raise_failures([_status_of(outcomes, failed, row) for row in range(rows)], batched=bool(layout.lead))
+    count, solves = values.shape[len(solve.lead)], solve.kernel.form.coefficients.solves
+    if not layout.is_tensor:
+        values = layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count))
+        last = layout.unflatten(last, layout.lead)
+    t, t_final = _times_reached(solve, count), torch.from_numpy(outcomes.t)
+    if not layout.lead:
+        status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
+        return Solution(t, values, status, stats, last, t_final[0])
+    return BatchSolution(
+        t.expand(rows, count).reshape(*layout.lead, count),
+        values,
+        layout.lead,
+        OfRows(rows, lambda row: _status_of(outcomes, failed, row)),
+        OfRows(rows, lambda row: _stats_of(outcomes, row, solves)),
+        last,
+        t_final.reshape(layout.lead),
+    )
+
+
+def _times_reached(solve: FusedSolve, count: int) -> Tensor:
+    """The times of the outputs, [rows, T]; [T], of one row or where all have the same."""
+    wanted = solve.times.wanted
+    if wanted is not None:
+        return wanted[0].clone() if len(wanted) == 1 else wanted.clone()
+    assert solve.record is not None
+    t = solve.record.ends[:, :count].clone()
+    t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
+    return t if solve.lead else t[0]
+
+
+def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
+    if row in failed:
+        return failed[row]
+    (_, accepted, rejected, *_), (t, *_) = outcomes.of(row)
+    return Status(Outcome.SUCCESS, f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected", t)
+
+
+def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
+    """What a row cost, by a method that solves so many linear systems with a matrix."""
+    (_, accepted, rejected, evaluations, jacobians, factorisations), _ = outcomes.of(row)
+    return Stats(
+        evaluations,
+        accepted,
+        rejected,
+        jacobians=jacobians,
+        factorisations=factorisations,
+        solves=solves * factorisations,
+        backend="fused",
+    )
+
+
+_ENDINGS = dict(
+    enumerate(("success", "out_of_steps", "no_progress", "not_finite", "error_not_finite", "underflow", "tolerance"), 1)
+)
+"""How rows end, as the kernel numbers it."""
+
+
+def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
+    """Why the rows that did not reach their ends did not, in sentences."""
+    outcomes, found = solve.outcomes, {}
+    for row in np.flatnonzero(outcomes.counts[0] != SUCCESS).tolist():
+        assert solve.last_states is not None
+        y = solve.last_states[row : row + 1]
+        problem = single_problem(plan.problem, row, y)
+        norm = plan.norm.take(torch.tensor([row]))
+        adaptive = isinstance(plan.controller, PIDController)
+        (code, accepted, rejected, *_), (t, taken, _, error) = outcomes.of(row)
+        failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[code]
+        if ending == "out_of_steps":
+            counts = f"{accepted} accepted, {rejected} rejected"
+            found[row] = failures.out_of_steps(t, taken, plan.max_steps, counts, False)
+        elif ending == "no_progress":
+            found[row] = failures.no_progress(t, taken)
+        elif ending == "not_finite":
+            found[row] = failures.non_finite(t, y, taken)
+        else:
+            with torch.no_grad():
+                t1 = t + math.copysign(taken, problem.times.end - t)
+                step = plan.method(y, problem.real_dtype, norm).step(problem.func, t, t1, y, None)
+            if ending == "error_not_finite":
+                found[row] = failures.norm_undefined(t, step, error)
+            elif ending == "underflow":
+                found[row] = failures.underflow(t, step, error, taken)
+            else:
+                assert isinstance(plan.controller, PIDController)
+                found[row] = failures.tolerance_not_met(t, step, error, plan.controller.min_step)
+    return found

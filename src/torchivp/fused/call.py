@@ -1,0 +1,128 @@
+"""What a call of a kernel is given, in Python and in C++, and how its function is loaded."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from torchivp.fused.cache import load
+
+FLAGS = ("-O2", "-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
+"""Elements of vectors are read through pointers to numbers; of W lanes in the signature of a function GCC has views."""
+
+NOW = "const typename Lanes<W>::R& now, const typename Lanes<W>::R* y, const In<W>& in"
+BEGIN = "const typename Lanes<W>::R t[1] = {now}; const real* u = in.u; (void)t; (void)u; (void)y;"
+"""The arguments of a function of a row in C++, and how its body begins."""
+
+_DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
+_DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
+
+SOLVE: dict[str, Any] = {
+    "rows": _INT,
+    "outputs": _INT,
+    "max_steps": _INT,
+    "capacity": _INT,
+    "threads": _INT,
+    "block": _INT,
+    # What is given, per row or, with a stride of 0, for all.
+    "start": _DOUBLES,
+    "end": _DOUBLES,
+    "wanted": _DOUBLES,
+    "span_stride": _INT,
+    "wanted_stride": _INT,
+    "check_wanted": _INT,
+    "y0": _REALS,
+    "rtol": _REALS,
+    "atol": _REALS,
+    "rtol_stride": _INT,
+    "atol_stride": _INT,
+    # The ends of fixed steps, NaN after the last of a row.
+    "grid": _DOUBLES,
+    "grid_stride": _INT,
+    "inputs": "const real* const*",
+    "input_strides": _INTS,
+    "uniform": _REALS,
+    # How steps are sized; a first step of less than 0 is estimated.
+    "safety": _DOUBLE,
+    "factor_min": _DOUBLE,
+    "factor_max": _DOUBLE,
+    "first_step": _DOUBLE,
+    "min_step": _DOUBLE,
+    "max_step": _DOUBLE,
+    "dead_band": _DOUBLE,
+    "power": _DOUBLE,
+    "power_last": _DOUBLE,
+    "power_before": _DOUBLE,
+    "remembers": _INT,
+    "accept_at_min_step": _INT,
+    # What comes back: the outputs, [rows, outputs, N], the last states, and how each row ended: the outcome, accepted
+    # steps, rejected ones, evaluations, Jacobians, factorisations, [6, rows]; its last time, and if it failed the sizes
+    # of the step and of the next and the scaled error, [4, rows].
+    "values": _REALS,
+    "last": _REALS,
+    "counts": _INTS,
+    "numbers": _DOUBLES,
+    # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
+    "ends": _DOUBLES,
+    "states": _REALS,
+    "slopes": _REALS,
+}
+"""What a call of a kernel is given: numbers, and the addresses of arrays."""
+
+
+PULL: dict[str, Any] = {
+    "rows": _INT,
+    "outputs": _INT,
+    "capacity": _INT,
+    "threads": _INT,
+    "block": _INT,
+    "wanted": _DOUBLES,
+    "wanted_stride": _INT,
+    "directions": _DOUBLES,
+    "inputs": "const real* const*",
+    "input_strides": _INTS,
+    "uniform": _REALS,
+    # The record.
+    "steps": _INTS,
+    "ends": _DOUBLES,
+    "states": _REALS,
+    "slopes": _REALS,
+    # The gradients of what came back: of the outputs, of the last states, and of the states at all ends of steps.
+    "grad_values": _REALS,
+    "grad_last": _REALS,
+    "grad_states": _REALS,
+    # Those that are sought: of the initial states, of the inputs that have an entry for each row and of those that have
+    # not; and room for the sums over blocks of rows.
+    "grad_y0": _REALS,
+    "grad_rows": _REALS,
+    "grad_shared": _REALS,
+    "partial": _REALS,
+}
+"""What a call of the kernel of the gradients is given."""
+
+
+class PullCall(ctypes.Structure):
+    """The call as C++ reads it."""
+
+    _fields_ = [(name, kind if isinstance(kind, type) else ctypes.c_void_p) for name, kind in PULL.items()]
+
+
+class SolveCall(ctypes.Structure):
+    """The call as C++ reads it."""
+
+    _fields_ = [(name, kind if isinstance(kind, type) else ctypes.c_void_p) for name, kind in SOLVE.items()]
+
+
+def structure(name: str, fields: dict[str, Any]) -> str:
+    """A call as a structure of C++."""
+    types = {_DOUBLE: "double", _INT: "int64_t"}
+    return "\n".join(
+        [f"struct {name} {{", *(f"{types.get(kind, kind)} {field};" for field, kind in fields.items()), "};"]
+    )
+
+
+def loaded(source: str, name: str) -> Any:
+    """The function of this name in the library that a source compiles to; it takes the address of a call."""
+    function = getattr(load(source, "kernel", flags=FLAGS), name)
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
+    return function
