@@ -130,11 +130,11 @@ class Kernel:
             *(f"const real* s{i};" for i in shared),
             *(f"typename Lanes<W>::R r{i}[{max(x.size, 1)}];" for i, x in per_row),
             "real* u;",
-            "template <class Call> __DEVICE__ explicit In(const Call& s) {",
+            "template <class Call> DEVICE explicit In(const Call& s) {",
             *(f"s{i} = s.inputs[{i}];" for i in shared),
             "u = s.uniform;",
             "}",
-            "template <class Call> __DEVICE__ void load(const Call& s, int l, int64_t row) {",
+            "template <class Call> DEVICE void load(const Call& s, int l, int64_t row) {",
             *(
                 f"for (int e = 0; e < {x.size}; ++e) put(r{i}[e], l, s.inputs[{i}][row * s.input_strides[{i}] + e]);"
                 for i, x in per_row
@@ -142,7 +142,7 @@ class Kernel:
             "(void)s; (void)l; (void)row;",
             "}",
             "};",
-            "template <class Call> __DEVICE__ void once(const Call& s) {",
+            "template <class Call> DEVICE void once(const Call& s) {",
             "const In<1> in(s); real* u = in.u; (void)u;",
             *self.lowering.once,
             "}",

@@ -157,7 +157,7 @@ def _room(matrices: Sequence[tuple[int, int, int]]) -> str:
 def _unpacking(lanes: int, matrices: Sequence[tuple[int, int, int]]) -> list[str]:
     """The function that adds up the sums of a block of rows."""
     lines = [
-        "template <int W> __DEVICE__ void add_up(",
+        "template <int W> DEVICE void add_up(",
         "const typename Lanes<W>::R* sums, const typename Lanes<W>::R* wide, real* total) {",
         f"for (int e = 0; e < {lanes}; ++e) total[e] = sum_of_lanes<W>(sums[e]);",
     ]

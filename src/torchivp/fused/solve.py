@@ -108,6 +108,11 @@ class FusedSolve(NodeSolve):
         inputs: what the function is called with besides, as the kernel reads them; None for time and state.
         wanted: the numbers of the inputs whose gradients are wanted.
         replayed: makes the same solve out of steps that are taken again in torch, for derivatives of gradients.
+        keeps_record: whether the steps are written down, for gradients or because all of them were asked for.
+        record: the steps, once it has run.
+        outcomes: how the rows ended.
+        well: whether all reached their ends.
+        last_states: where some did not, the last states of all, [rows, size].
     """
 
     kernel: Kernel
@@ -127,7 +132,6 @@ class FusedSolve(NodeSolve):
     outcomes: Outcomes = field(init=False)
     well: bool = field(init=False)
     last_states: Tensor | None = field(default=None, init=False)
-    """Where rows failed, the last states of all, [rows, size]."""
 
     def __post_init__(self) -> None:
         self.late = NoLateLeaves()

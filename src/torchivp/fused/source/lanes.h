@@ -37,7 +37,6 @@ template <int W> struct Lanes {
 
 // --- one lane --------------------------------------------------------------------------------------------------------
 
-template <class V, class S> FUSED S lane(const V& v, int l, S) { return reinterpret_cast<const S*>(&v)[l]; }
 template <class V, class S> FUSED void put(V& v, int l, S x) { reinterpret_cast<S*>(&v)[l] = x; }
 
 template <int W> FUSED real at(const typename Lanes<W>::R& v, int l) { return reinterpret_cast<const real*>(&v)[l]; }

@@ -21,7 +21,7 @@ template <int W, int M, int COLUMNS> FUSED void outer(
   }
 }
 
-template <int W, int M, int COLUMNS> __DEVICE__ void unpack(const typename Lanes<W>::R* sum, real* total) {
+template <int W, int M, int COLUMNS> DEVICE void unpack(const typename Lanes<W>::R* sum, real* total) {
   constexpr int PARTS_OF_ROW = (COLUMNS + W - 1) / W;
   for (int i = 0; i < M; ++i)
     for (int j = 0; j < COLUMNS; ++j) total[i * COLUMNS + j] = at<W>(sum[i * PARTS_OF_ROW + j / W], j % W);

@@ -12,30 +12,30 @@ template <int W> struct Backward {
   In<W> in;
   R bar[N];            // the cotangent of the state at which a row has arrived
   R carried[N];        // that of the slope that was handed on from the step before
-  R sums[LANE_SUMS];   // those of the inputs that all rows share, but for
-  R wide[WIDE<W>];     // matrices, which are summed over lanes at once
+  R sums[LANE_SUMS];   // those of the inputs that all rows share
+  R wide[WIDE<W>];     // those of matrices among them, which are summed over lanes at once
   R row_sums[ROW_SUMS];
   MD active;
   int64_t row[W], step_number[W], next[W];
 
-  __DEVICE__ explicit Backward(const Pull& pull) : s(pull), in(pull) {
+  DEVICE explicit Backward(const Pull& pull) : s(pull), in(pull) {
     for (int e = 0; e < LANE_SUMS; ++e) sums[e] = up<W>(0);
     for (int e = 0; e < WIDE<W>; ++e) wide[e] = up<W>(0);
   }
 
-  __DEVICE__ double end_of(int l) const { return s.ends[row[l] * (s.capacity + 1) + step_number[l]]; }
-  __DEVICE__ const real* state_of(int l) const {
+  DEVICE double end_of(int l) const { return s.ends[row[l] * (s.capacity + 1) + step_number[l]]; }
+  DEVICE const real* state_of(int l) const {
     return s.states + (row[l] * (s.capacity + 1) + step_number[l]) * N;
   }
-  __DEVICE__ double wanted(int l) const { return s.wanted[row[l] * s.wanted_stride + next[l]]; }
-  __DEVICE__ const real* grad_of(int l) const { return s.grad_values + (row[l] * s.outputs + next[l]) * N; }
+  DEVICE double wanted(int l) const { return s.wanted[row[l] * s.wanted_stride + next[l]]; }
+  DEVICE const real* grad_of(int l) const { return s.grad_values + (row[l] * s.outputs + next[l]) * N; }
 
-  __DEVICE__ void add(int l, const real* grad) {
+  DEVICE void add(int l, const real* grad) {
     for (int e = 0; e < N; ++e) put(bar[e], l, at<W>(bar[e], l) + grad[e]);
   }
 
   // The cotangents of what was kept of the state at which a row has arrived.
-  __DEVICE__ void meet(int l) {
+  DEVICE void meet(int l) {
     if (s.grad_states) add(l, s.grad_states + (row[l] * (s.capacity + 1) + step_number[l]) * N);
     if (next[l] >= 0 && wanted(l) == end_of(l)) {
       add(l, grad_of(l));
@@ -43,7 +43,7 @@ template <int W> struct Backward {
     }
   }
 
-  __DEVICE__ void begin_lane(int l, int64_t i) {
+  DEVICE void begin_lane(int l, int64_t i) {
     row[l] = i;
     step_number[l] = s.steps[i];
     next[l] = s.outputs - 1;
@@ -61,7 +61,7 @@ template <int W> struct Backward {
     if (step_number[l] == 0) finish(l);
   }
 
-  __DEVICE__ void finish(int l) {
+  DEVICE void finish(int l) {
     const int64_t i = row[l];
     for (int e = 0; e < N; ++e) s.grad_y0[i * N + e] = at<W>(bar[e], l);
     for (int e = 0; e < ROW_SUMS_USED; ++e) s.grad_rows[i * ROW_SUMS_USED + e] = at<W>(row_sums[e], l);
@@ -70,7 +70,7 @@ template <int W> struct Backward {
   }
 
   // One step back in every row.
-  __DEVICE__ void iterate() {
+  DEVICE void iterate() {
     D t0 = up_d<W>(0), t1 = up_d<W>(1);
     R y0[N], slope[N], c[DEGREE][N], of_outputs[N];
     for (int e = 0; e < N; ++e) slope[e] = of_outputs[e] = up<W>(0);
@@ -98,7 +98,7 @@ template <int W> struct Backward {
     }
   }
 
-  __DEVICE__ bool outputs_within(int l, double t0, double t1, R (*c)[N], R* of_outputs) {
+  DEVICE bool outputs_within(int l, double t0, double t1, R (*c)[N], R* of_outputs) {
     bool some = false;
     while (next[l] >= 0 && (wanted(l) - t0) * (t1 - t0) > 0) {
       const real theta = real((wanted(l) - t0) / (t1 - t0));
@@ -115,18 +115,18 @@ template <int W> struct Backward {
   }
 
   // Takes the cotangents over a step: `bar` from its end to its start.
-  __DEVICE__ void pull_step(
+  DEVICE void pull_step(
       const D& t0, const D& t1, const R* y0, const R* slope, const R (*c)[N], bool inside);
 
   // Whether a row has come to its first step, which starts from its own slope.
-  __DEVICE__ bool any_at_start() const {
+  DEVICE bool any_at_start() const {
     bool some = false;
     for (int l = 0; l < W; ++l) some |= step_number[l] == 0;
     return some;
   }
 
   // The first slope of a step was the last of the step before, but for the first step.
-  __DEVICE__ void hand_over(R* kbar) {
+  DEVICE void hand_over(R* kbar) {
     for (int l = 0; l < W; ++l) {
       const bool first = step_number[l] == 0;
       for (int e = 0; e < N; ++e) {
@@ -138,7 +138,7 @@ template <int W> struct Backward {
 
   // A lane at rest goes over the first step of its row once more. A row that took none, whose state may not even be
   // finite, lets its lane go over a step of another.
-  __DEVICE__ void stand_by(int l) {
+  DEVICE void stand_by(int l) {
     int other = 0;
     while (!is_set<W>(active, other)) ++other;
     row[l] = row[other];
@@ -147,7 +147,7 @@ template <int W> struct Backward {
   }
 
   // Rows from `first` to `beyond`; `total` are the sums over them.
-  __DEVICE__ void run(int64_t first, int64_t beyond, real* total) {
+  DEVICE void run(int64_t first, int64_t beyond, real* total) {
     active = MD{};
     for (int e = 0; e < ROW_SUMS; ++e) row_sums[e] = up<W>(0);
     for (int l = 0; l < W; ++l) {

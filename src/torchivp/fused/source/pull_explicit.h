@@ -3,7 +3,7 @@
 // Each stage hands the cotangent of its slope on to the stages before it and to the state, by the transposed Jacobian of
 // the function there.
 
-template <int W> __DEVICE__ void Backward<W>::pull_step(
+template <int W> DEVICE void Backward<W>::pull_step(
     const D& t0, const D& t1, const R* y0, const R* slope, const R (*c)[N], bool inside) {
   const R h = to_real<W>(t1 - t0);
   const int slopes = inside ? SLOPES : FSAL ? STAGES - 1 : STAGES;

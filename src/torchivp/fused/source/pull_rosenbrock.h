@@ -3,7 +3,7 @@
 // Each stage hands its cotangent through the transposed matrix on to the slope there and to the stages before it. The
 // matrix, the same for all stages, gathers a cotangent of J, and the function's derivatives at the start hand that on.
 
-template <int W> __DEVICE__ void Backward<W>::pull_step(
+template <int W> DEVICE void Backward<W>::pull_step(
     const D& t0, const D& t1, const R* y0, const R*, const R (*c)[N], bool inside) {
   const R h = to_real<W>(t1 - t0), scale = real(GAMMA) * h;
   R k[SLOPES][N], v[STAGES][N], g[N], to_y[N];

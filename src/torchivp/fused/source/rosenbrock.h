@@ -26,7 +26,7 @@ template <int W> struct Factors {
   bool exchanged;
 
   // I - scale J.
-  __DEVICE__ void set(const R& scale, const Start<W>& start) {
+  DEVICE void set(const R& scale, const Start<W>& start) {
     for (int i = 0; i < N; ++i)
       for (int j = 0; j < N; ++j) lu[i][j] = up<W>(i == j);
     for (int n = 0; n < ENTRIES; ++n) lu[ENTRY_ROW[n]][ENTRY_COLUMN[n]] -= scale * start.entries[n];
@@ -36,7 +36,7 @@ template <int W> struct Factors {
     poison = up<W>(0);
   }
 
-  __DEVICE__ void factorise() {
+  DEVICE void factorise() {
     for (int k = 0; k < N; ++k) {
       exchange(k);
       inverse[k] = up<W>(1) / lu[k][k];
@@ -51,7 +51,7 @@ template <int W> struct Factors {
   }
 
   // Bring the largest number of column k at or below the diagonal to it.
-  __DEVICE__ void exchange(int k) {
+  DEVICE void exchange(int k) {
     R largest = f_abs<W>(lu[k][k]);
     I at = up_i<W>(k);
     bool some = false;
@@ -80,7 +80,7 @@ template <int W> struct Factors {
     }
   }
 
-  __DEVICE__ void solve(R* x) const {
+  DEVICE void solve(R* x) const {
     R b[N];
     for (int i = 0; i < N; ++i) b[i] = exchanged ? gather_lanes<W>(x, from[i]) : x[i];
     for (int i = 1; i < N; ++i)
@@ -91,7 +91,7 @@ template <int W> struct Factors {
     }
   }
 
-  __DEVICE__ void solve_transposed(R* x) const {
+  DEVICE void solve_transposed(R* x) const {
     R b[N];
     for (int i = 0; i < N; ++i) {
       b[i] = x[i];

@@ -27,9 +27,9 @@ template <int W> struct Rows {
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
 
-  __DEVICE__ explicit Rows(const Solve& solve) : s(solve), in(solve) {}
+  DEVICE explicit Rows(const Solve& solve) : s(solve), in(solve) {}
 
-  __DEVICE__ void begin_lane(int l, int64_t i) {
+  DEVICE void begin_lane(int l, int64_t i) {
     row[l] = i;
     next[l] = position[l] = 0;
     for (auto* count : {&steps, &rejections, &evaluations, &jacobians, &matrices}) put(*count, l, int64_t(0));
@@ -59,7 +59,7 @@ template <int W> struct Rows {
   }
 
   // A row goes no further.
-  __DEVICE__ void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
+  DEVICE void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
     const int64_t i = row[l];
     const int64_t counts[6] = {outcome, place<W>(steps, l), place<W>(rejections, l), place<W>(evaluations, l),
                                place<W>(jacobians, l), place<W>(matrices, l)};
@@ -75,15 +75,15 @@ template <int W> struct Rows {
     through = true;
   }
 
-  __DEVICE__ void look_ahead(int l) {
+  DEVICE void look_ahead(int l) {
     put(ahead, l, next[l] < s.outputs ? s.wanted[row[l] * s.wanted_stride + next[l]] : double(NAN));
   }
-  __DEVICE__ void keep(int l, const real* value) {
+  DEVICE void keep(int l, const real* value) {
     for (int e = 0; e < N; ++e) s.values[(row[l] * s.outputs + next[l]) * N + e] = value[e];
     ++next[l];
     look_ahead(l);
   }
-  __DEVICE__ void keep_state(int l) {  // where the output is the end of a step
+  DEVICE void keep_state(int l) {  // where the output is the end of a step
     if (at_d<W>(ahead, l) != at_d<W>(t, l)) return;
     real value[N];
     for (int e = 0; e < N; ++e) value[e] = at<W>(y[e], l);
@@ -91,7 +91,7 @@ template <int W> struct Rows {
   }
 
   // Rows that have been given a lane: their first outputs, slopes and step sizes.
-  __DEVICE__ void begin(const bool* fresh) {
+  DEVICE void begin(const bool* fresh) {
     bool some = false;
     for (int l = 0; l < W; ++l) {
       if (!fresh[l]) continue;
@@ -131,12 +131,12 @@ template <int W> struct Rows {
     }
   }
 
-  __DEVICE__ void count(const bool* which, int64_t more) {
+  DEVICE void count(const bool* which, int64_t more) {
     for (int l = 0; l < W; ++l) if (which[l]) put(evaluations, l, place<W>(evaluations, l) + more);
   }
 
   // Root mean square of x / tolerance: over each leaf, the largest.
-  __DEVICE__ D size_of(const R* x, const R* a, const R* b) const {
+  DEVICE D size_of(const R* x, const R* a, const R* b) const {
     R scaled[N];
     for (int e = 0; e < N; ++e) scaled[e] = x[e] / (f_max<W>(f_abs<W>(a[e]), f_abs<W>(b[e])) * rtol[e] + atol[e]);
     D largest = up_d<W>(0);
@@ -150,7 +150,7 @@ template <int W> struct Rows {
   }
 
   // Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", II.4, "Starting Step Size".
-  __DEVICE__ D first_size(const R* slope) {
+  DEVICE D first_size(const R* slope) {
     const D of_state = size_of(y, y, y), of_slope = size_of(slope, y, y), span = end - t;
     D h0 = up_d<W>(0);
     R at_h0[N], moved[N], change[N];
@@ -180,7 +180,7 @@ template <int W> struct Rows {
   }
 
   // Where the next steps end: near the end of the span, equal steps lead up to it.
-  __DEVICE__ D step_end() const {
+  DEVICE D step_end() const {
     const D distance = end - t;
     if constexpr (W == 1) {
       const double longest = rejected ? h : fmin(STRETCH * h, s.max_step), ratio = fabs(distance) / longest;
@@ -199,7 +199,7 @@ template <int W> struct Rows {
       return to;
     }
   }
-  __DEVICE__ D grid_end() const {
+  DEVICE D grid_end() const {
     D to = t;
     for (int l = 0; l < W; ++l)
       if (is_set<W>(active, l)) put(to, l, s.grid[row[l] * s.grid_stride + position[l]]);
@@ -207,7 +207,7 @@ template <int W> struct Rows {
   }
 
   // The factor by which the controller changes the step size.
-  __DEVICE__ D factor(const D& error, const MD& accept) const {
+  DEVICE D factor(const D& error, const MD& accept) const {
     const D tiny = up_d<W>(2.2250738585072014e-308);
     D f = s.safety * pow_d<W>(sel(error < tiny, tiny, error), s.power);  // not a number stays what it is
     if (s.remembers) {
@@ -222,7 +222,7 @@ template <int W> struct Rows {
     return sel((f > 1.0) & (f < s.dead_band), up_d<W>(1), f);
   }
 
-  __DEVICE__ void outputs_within(const D& t1, const MD& accept) {
+  DEVICE void outputs_within(const D& t1, const MD& accept) {
     const MD due = ((t1 - ahead) * (t1 - t) > 0) & accept;
     if (!any<W>(due)) return;
     R c[DEGREE][N];
@@ -246,7 +246,7 @@ template <int W> struct Rows {
     }
   }
 
-  __DEVICE__ void record(int l, const D& t1, const R* y1) {
+  DEVICE void record(int l, const D& t1, const R* y1) {
     // Where the record is full the row goes on, so that the room it needs is known.
     if (place<W>(steps, l) > s.capacity) return;
     const int64_t i = row[l] * (s.capacity + 1) + place<W>(steps, l);
@@ -256,7 +256,7 @@ template <int W> struct Rows {
   }
 
   // One step of every row, and what follows from it.
-  __DEVICE__ void iterate() {
+  DEVICE void iterate() {
     D t1 = ADAPTIVE ? step_end() : grid_end();
     t1 = sel(active, t1, t);
     const D taken = abs_d<W>(t1 - t);
@@ -316,7 +316,7 @@ template <int W> struct Rows {
       for (int l = 0; l < W; ++l) if (is_set<W>(arrived, l)) finish(l, SUCCESS);
   }
 
-  __DEVICE__ void stop_those_that_cannot_step(const D& taken, const MD& still, const MD& tired) {
+  DEVICE void stop_those_that_cannot_step(const D& taken, const MD& still, const MD& tired) {
     for (int l = 0; l < W; ++l) {
       if (is_set<W>(still, l)) finish(l, NO_PROGRESS, at_d<W>(h, l));
       else if (is_set<W>(tired, l)) finish(l, OUT_OF_STEPS, at_d<W>(taken, l));
@@ -324,7 +324,7 @@ template <int W> struct Rows {
   }
 
   // What rejections lead to, and acceptances after an error that was not finite.
-  __DEVICE__ void judge(MD& accept, const D& taken, const D& next_h, const D& size, const R* y1) {
+  DEVICE void judge(MD& accept, const D& taken, const D& next_h, const D& size, const R* y1) {
     const MD refused = neg(accept) & active;
     if (!any<W>(refused | (overflowed & active))) return;
     for (int l = 0; l < W; ++l) {
@@ -335,7 +335,7 @@ template <int W> struct Rows {
     accept = accept & active;
   }
 
-  __DEVICE__ void after_overflow(int l, const D& taken, const R* y1) {
+  DEVICE void after_overflow(int l, const D& taken, const R* y1) {
     set_lane<W>(overflowed, l, false);
     bool same = true, flat = true;
     for (int e = 0; e < N; ++e) {
@@ -346,7 +346,7 @@ template <int W> struct Rows {
   }
 
   // Of fixed steps.
-  __DEVICE__ void check_finite(MD& accept, const D& taken, const R* y1) {
+  DEVICE void check_finite(MD& accept, const D& taken, const R* y1) {
     R sum = up<W>(0);
     for (int e = 0; e < N; ++e) sum += y1[e] - y1[e];
     const MD bad = widen<W>(sum != 0) & active;
@@ -355,7 +355,7 @@ template <int W> struct Rows {
     accept = accept & active;
   }
 
-  __DEVICE__ void rejection(int l, const D& taken, const D& next_h, const D& size, const R* y1) {
+  DEVICE void rejection(int l, const D& taken, const D& next_h, const D& size, const R* y1) {
     put(rejections, l, place<W>(rejections, l) + 1);
     const double error = at_d<W>(size, l), smaller = at_d<W>(next_h, l);
     const bool finite = error - error == 0;
@@ -369,7 +369,7 @@ template <int W> struct Rows {
   }
 
   // Rows from `first` to `beyond`: a lane whose row is through takes the next.
-  __DEVICE__ void run(int64_t first, int64_t beyond) {
+  DEVICE void run(int64_t first, int64_t beyond) {
     bool fresh[W];
     active = MD{};
     known = true;
