@@ -4,6 +4,7 @@ A line that must be an error says which; that it is none would be one.
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
+from collections.abc import Sequence
 from typing import assert_type
 
 import torch
@@ -42,7 +43,7 @@ assert_type(solve_ivp(decay, (0, 1), y0), Solution)
 assert_type(solve_ivp(decay, (0, 1), y0, method="RK45", rtol=1e-3, events=level).status, Status)
 assert_type(solve_ivp(decay, (0, 1), y0, batch_dims=0), Solution)
 assert_type(solve_ivp(decay, (0, 1), y0, batch_dims=1, gradient="checkpointed"), BatchSolution)
-assert_type(solve_ivp(decay, (0, 1), y0, batch_dims=dims).status, list[Status])
+assert_type(solve_ivp(decay, (0, 1), y0, batch_dims=dims).status, Sequence[Status])
 assert_type(odeint(decay, y0, [0.0, 1.0]), Tensor)
 assert_type(odeint(both, pair, [0.0, 1.0], method="rk4"), tuple[Tensor, Tensor])
 assert_type(odeint_adjoint(decay, y0, [0.0, 1.0], adjoint_rtol=1e-3), Tensor)

@@ -132,11 +132,11 @@ def solve_fused(
     adaptive = isinstance(controller, PIDController)
     kernel = traced.kernels.get((method, adaptive))
     if kernel is None:
-        kernel = _checked_kernel(reading, method, adaptive, plan(), layout)
+        kernel = _checked_kernel(reading, method, adaptive, plan(), layout, field.apart(func, args, reading))
         traced.kernels[method, adaptive] = kernel
     if isinstance(kernel, CannotFuse):
         raise kernel
-    times = _times(t_span, t_eval, layout, controller, method)
+    times = _plain_times(t_span, t_eval, controller) or _times(t_span, t_eval, layout, controller)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     wanted = _wanted(given, roles, leaves, params)
     # The memory of a tensor in order is that of flat states.
@@ -154,19 +154,24 @@ def solve_fused(
         max_steps,
         [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
         wanted if needs_gradient else [],
-        lambda solve: Replayed(solve, plan(), [given[i] for i in wanted], leaves),
+        lambda solve: Replayed(solve, plan(), [given[i] for i in wanted]),
         needs_gradient or times.wanted is None,
     )
+    if needs_gradient:
+        kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
+        solve.keep()
+    tensors = [start, *(given[i] for i in wanted)] if needs_gradient else None
     try:
-        if needs_gradient:
-            kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
-            values, last = as_node(solve, [start, *(given[i] for i in wanted)])
-        else:
-            values, last = solve.run()
-    except OutOfOrder:
-        plan()
-        raise
+        values, last = _run(solve, tensors)
+    except OutOfOrder:  # or with NaN for no time
+        solve.times = _times(t_span, t_eval, layout, controller)
+        values, last = _run(solve, tensors)
     return solution_of(solve, values, last, layout, plan, throw)
+
+
+def _run(solve: FusedSolve, tensors: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    """The results, as functions of the tensors if there are any."""
+    return solve.run() if tensors is None else as_node(solve, tensors)
 
 
 def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
@@ -233,10 +238,13 @@ def _bounds(layout: StateLayout) -> tuple[int, ...]:
 
 
 def _checked_kernel(
-    reading: Reading, method: type[Method], adaptive: bool, plan: RowIntegration, layout: StateLayout
+    reading: Reading, method: type[Method], adaptive: bool, plan: RowIntegration, layout: StateLayout, apart: bool
 ) -> Kernel | CannotFuse:
-    """The kernel, if the function as it was read is the function as it is; else why there is none."""
-    if not plan.problem.func.row_wise:
+    """The kernel, if the function as it was read is the function as it is; else why there is none.
+
+    `apart` says whether the values of func in a row depend on that row alone.
+    """
+    if not (plan.problem.func.row_wise and apart):
         return CannotFuse(
             "rows of func depend on each other, or func cannot be called with one of them: pass what has an entry for "
             "each row through args; a tensor that all rows share must not begin with the dimensions of the batch: "
@@ -321,11 +329,8 @@ def _wanted(
     ]
 
 
-def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller, method: type[Method]) -> FusedTimes:
-    """The times, checked; those that are plainly in order go past the door's long list of questions."""
-    plain = None if isinstance(controller, ConstantSteps | GridSteps) else _plain_times(t_span, t_eval)
-    if plain is not None:
-        return plain
+def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller) -> FusedTimes:
+    """The times, after all of the door's questions."""
     if layout.lead:
         times, moving = times_of_rows(t_span, t_eval, layout.lead)
         single = None
@@ -349,7 +354,10 @@ def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndar
     return np.array([list(controller.targets(times)) if times.start != times.end else [times.end]])
 
 
-def _plain_times(t_span: Any, t_eval: Any) -> FusedTimes | None:
+def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes | None:
+    """Times that are numbers and a tensor, of adaptive steps: the kernel looks whether they are in order."""
+    if isinstance(controller, ConstantSteps | GridSteps):
+        return None
     if type(t_span) is not tuple or len(t_span) != 2 or not all(type(t) in (float, int) for t in t_span):
         return None
     start, end = map(float, t_span)

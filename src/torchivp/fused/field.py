@@ -55,6 +55,7 @@ class Field:
         self.tolerances: dict[tuple[str, float], Tensor] = {}
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
+        self._two = _of_two_rows(layout) if dims else None
 
     def read(self, func: Callable[..., Any], args: Sequence[Any], one_row: bool = False, owner: Any = None) -> Reading:
         """The graph of func with these arguments.
@@ -91,6 +92,63 @@ class Field:
             )
         return Reading(traced, inputs, traced.roles, leaves)
 
+    def apart(self, func: Callable[..., Any], args: Sequence[Any], reading: Reading) -> bool:
+        """Whether a row of func depends on that row alone, whatever the values of its arguments and parameters are.
+
+        What func does to two rows is compared with what its graph does to each of them, all of it at numbers drawn by
+        chance.
+        """
+        if self._two is None:
+            return True
+        rows, lead = self.layout.rows, self.layout.lead
+        leaves, spec = pytree.tree_flatten(tuple(args))
+        of_two = list(leaves)
+        for i in {role for role in reading.roles if isinstance(role, int)}:
+            leaf = leaves[i].detach().reshape(rows, *leaves[i].shape[len(lead) :])
+            of_two[i] = torch.cat([leaf, leaf])[:2].requires_grad_(leaves[i].requires_grad)
+        numbers = {id(of_two[i]): i for i, x in enumerate(leaves) if of_two[i] is not x}
+        key = (_code_of(func), "two rows", self._signature, len(args), *numbers.values())
+        evaluate, t, y = self._two
+        traced, inputs = read_function(key, evaluate, unwrapped(func), t, y, pytree.tree_unflatten(of_two, spec))
+        drawn: dict[Any, Tensor] = {"t": _drawn(t), "y": _drawn(y).view(2, -1)}
+        drawn |= {i: _drawn(of_two[i]) for i in numbers.values()}
+        drawn |= {id(x): _drawn(x) for x in (*inputs, *reading.inputs)}
+        roles = ["t" if x is t else "y" if x is y else numbers.get(id(x), id(x)) for x in inputs]
+        with torch.no_grad():
+            together = traced.module(*(drawn[role].reshape(x.shape) for role, x in zip(roles, inputs, strict=True)))[0]
+            for row in (0, 1):
+                own = [
+                    drawn[id(x)] if role == "shared" else drawn[role][row : row + 1].reshape(x.shape)
+                    for role, x in zip(reading.roles, reading.inputs, strict=True)
+                ]
+                alone = reading.traced.module(*own)[0]
+                if not torch.allclose(together.view(2, -1)[row], alone, rtol=1e-3, atol=1e-4, equal_nan=True):
+                    return False
+        return True
+
+
+class _TwoRows(NamedTuple):
+    """How func is evaluated for two rows, to see whether they depend on each other."""
+
+    evaluate: Callable[..., Tensor]
+    t: Tensor
+    y: Tensor
+
+
+def _of_two_rows(layout: StateLayout) -> _TwoRows:
+    two = layout.with_rows(2)
+    dims = len(layout.shapes[0]) if layout.is_tensor else 1
+    t = torch.zeros((2, *[1] * dims), dtype=layout.real_dtype)
+    y = torch.ones(2 * layout.size, dtype=layout.dtype, requires_grad=True)
+    return _TwoRows(_of_tensor(two) if layout.is_tensor else _of_tree(two), t, y)
+
+
+def _drawn(x: Tensor) -> Tensor:
+    """Numbers like those of a tensor, drawn by chance; whole numbers as they are."""
+    if not x.is_floating_point():
+        return x.detach()
+    return torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(x.numel())) + 0.5
+
 
 def _code_of(func: Any) -> Any:
     """What functions have in common that are read as one: their code, or their class."""
@@ -100,31 +158,31 @@ def _code_of(func: Any) -> Any:
 
 
 def _of_tensor(layout: StateLayout) -> Callable[..., Tensor]:
-    shape, size, dtype = (*layout.lead, *layout.shapes[0]), layout.size, layout.dtype
+    shape, dtype = (*layout.lead, *layout.shapes[0]), layout.dtype
 
     def field_of_tensor(func: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
         slope = func(t, y.view(shape), *args)
         if slope.shape != shape:
             raise ValueError("func must return dy/dt in the shape of y")
-        return slope.to(dtype).reshape(size)
+        return slope.to(dtype).reshape(-1)
 
     return field_of_tensor
 
 
 def _of_tree(layout: StateLayout) -> Callable[..., Tensor]:
     lead, sizes, shapes, dtypes = layout.lead, layout.sizes, layout.shapes, layout.dtypes
-    spec, dtype = layout.spec, layout.dtype
+    spec, dtype, rows = layout.spec, layout.dtype, layout.rows
 
     def field_of_tree(func: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
         parts = [
             part.reshape(lead + shape).to(kind)
-            for part, shape, kind in zip(y.split(sizes), shapes, dtypes, strict=True)
+            for part, shape, kind in zip(y.view(rows, -1).split(sizes, dim=1), shapes, dtypes, strict=True)
         ]
         slopes = layout.leaves_of(func(t, pytree.tree_unflatten(parts, spec), *args))
         for slope, shape in zip(slopes, shapes, strict=True):
             if slope.shape != lead + shape:
                 raise ValueError("func must return dy/dt in the shape of y")
-        return torch.cat([slope.to(dtype).reshape(-1) for slope in slopes])
+        return torch.cat([slope.to(dtype).reshape(rows, -1) for slope in slopes], dim=1).reshape(-1)
 
     return field_of_tree
 

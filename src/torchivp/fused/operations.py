@@ -39,7 +39,7 @@ REAL: dict[str, Expression] = {
     "remainder": _function("remainder"),
     "floor_divide": _function("floor_div"),
     "atan2": _function("atan2"),
-    "hypot": lambda a, b: f"f_sqrt<W>({a} * {a} + {b} * {b})",
+    "hypot": _function("hypot"),
     "log_sigmoid": lambda a: f"(f_min<W>({a}, up<W>(0)) - f_log1p<W>(f_exp<W>(-f_abs<W>({a}))))",
     "clone": lambda a: a,
     "copysign": _function("copysign"),

@@ -292,6 +292,19 @@ def _dot(lowering: Lowering, node: fx.Node, x: Array, y: Array) -> Array:
     return target
 
 
+def _of_truths(how: Callable[..., Array]) -> Callable[..., Array]:
+    """The same of any numbers, which are true if they are not zero."""
+
+    def lower(lowering: Lowering, node: fx.Node, array: Array, *args: Any, **kwargs: Any) -> Array:
+        if array.kind != "bool":
+            array, cast = lowering.as_kind(array, "bool")
+            if array.constant is None:
+                array = lowering.filled(array.shape, [array], cast, "bool")
+        return how(lowering, node, array, *args, **kwargs)
+
+    return lower
+
+
 REDUCTIONS: dict[str, Callable[..., Any]] = {
     "sum": _sum,
     "mean": _mean,
@@ -302,8 +315,8 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "amin": _extreme("min", "INFINITY", "<", "&"),
     "max": _extreme("max", "-INFINITY", ">", "|"),
     "min": _extreme("min", "INFINITY", "<", "&"),
-    "any": _extreme("max", "-INFINITY", ">", "|"),
-    "all": _extreme("min", "INFINITY", "<", "&"),
+    "any": _of_truths(_extreme("max", "-INFINITY", ">", "|")),
+    "all": _of_truths(_extreme("min", "INFINITY", "<", "&")),
     "argmax": _place_of_extreme(">"),
     "argmin": _place_of_extreme("<"),
     "linalg_vector_norm": _norm,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import RowProblem
 
 
 class Replayed(NodeSolve):
@@ -27,14 +27,12 @@ class Replayed(NodeSolve):
     Args:
         solve: the solve by a kernel.
         plan: the same solve by the step loop.
-        wanted: the tensors that the gradients are of, besides the initial states.
-        leaves: the leaves of the arguments.
+        wanted: the tensors that the gradients are of, besides the initial states; some may be there twice.
     """
 
-    def __init__(self, solve: FusedSolve, plan: RowIntegration, wanted: Sequence[Tensor], leaves: Sequence[Any]):
-        others = [x for x in wanted if not any(x is leaf for leaf in leaves)]
+    def __init__(self, solve: FusedSolve, plan: RowIntegration, wanted: Sequence[Tensor]):
         self._solve, self._wanted = solve, wanted
-        self._steps = ReplayedSolve(plan, RowInputs(plan.problem, Parameters(others), used=True), None)
+        self._steps = ReplayedSolve(plan, RowInputs(plan.problem, Parameters(), used=True), None)
         self.late = NoLateLeaves()
 
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -52,8 +50,8 @@ class Replayed(NodeSolve):
         asked = steps.plan.problem.times.outputs
         count = most + 1 if asked is None else asked.shape[1]
         steps.times = np.empty((len(y0), count + (asked is not None)))
-        problem, found = steps.inputs.on_leaves(y0)
         leaf = solve.y0.detach().clone().requires_grad_()  # in the shape that the node is given
+        problem, found = self._on_leaves()
         states, _ = steps.run_again(replace(problem, y0=leaf.reshape(y0.shape)))
         rows = torch.arange(len(y0))
         if asked is None:
@@ -62,7 +60,24 @@ class Replayed(NodeSolve):
             ahead = torch.sign(solve.times.end - solve.times.start).numpy()[:, None]
             kept = (ahead * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
             last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
-        originals = steps.inputs.tensors
-        order = [next(i for i, x in enumerate(originals) if x is tensor) for tensor in self._wanted]
         values = states[:, :count].reshape(*solve.lead, count, *solve.shape)
-        return (values, last.reshape(solve.y0.shape)), [leaf, *(found[i] for i in order)]
+        return (values, last.reshape(solve.y0.shape)), [leaf, *found]
+
+    def _on_leaves(self) -> tuple[RowProblem, list[Tensor]]:
+        """The problem on leaves that stand for what is wanted, and these in its order.
+
+        A tensor has one, however often func meets it; where it is wanted again there is one that nothing uses. What has
+        no history stands for itself, since func may hold it besides.
+        """
+        problem, one = self._steps.plan.problem, {}
+        for x in self._wanted:
+            one.setdefault(id(x), x if x.is_leaf else x.detach().requires_grad_())
+        args = problem.func.args
+        problem = problem.with_args(args.with_leaves([one.get(id(leaf), leaf) for leaf in args.leaves]))
+        held = {id(leaf) for leaf in args.leaves}
+        found, seen = [], set()
+        for x in self._wanted:
+            own = one[id(x)] if id(x) in held else x
+            found.append(torch.zeros_like(own, requires_grad=True) if id(x) in seen else own)
+            seen.add(id(x))
+        return problem, found

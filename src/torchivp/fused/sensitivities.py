@@ -91,6 +91,9 @@ class Sensitivities:
             return CannotFuse(f"derivatives in {len(directions)} directions are more than the {_MOST} of a kernel")
         size = self._size * (1 + len(directions))
         form = Form(self._coefficients, torch.float64, size, (0, self._size), True, reading.kinds)
+        unused = [p for p in directions.parameters if p not in reading.roles]
+        if unused:
+            return CannotFuse(f"func does not use the parameters with the numbers {unused}: leave them out")
         try:
             if not len(directions):
                 return Kernel(reading.traced, form)
@@ -150,7 +153,7 @@ class Sensitivities:
         ]
         span = torch.stack([torch.tensor(t0, dtype=torch.float64), t[-1]])
         all_rtol = y0.new_full((1, (1 + count) * n), rtol)
-        all_atol = atol.expand(1 + count, n).reshape(1, -1).contiguous()
+        all_atol = atol.clamp(min=torch.finfo(torch.float64).tiny).expand(1 + count, n).reshape(1, -1).contiguous()
         times = FusedTimes(span[:1], span[1:], t.contiguous().unsqueeze(0))
         rows = len(y0)
         solve = FusedSolve(

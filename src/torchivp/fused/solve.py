@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,15 @@ class FusedSolve(NodeSolve):
         self.rows = math.prod(self.lead)
         self.size = self.kernel.form.size
 
+    def keep(self) -> None:
+        """Keep what the way back needs as it is now: the caller may write into it."""
+        times = self.times
+        self.y0 = self.y0.clone()
+        self.times = replace(times, wanted=None if times.wanted is None else times.wanted.clone())
+        self.inputs = [
+            x if x is None or i in self.wanted else x.clone() for i, x in enumerate(self.inputs)
+        ]  # autograd looks after what is wanted
+
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return self.run()
 
@@ -207,7 +216,7 @@ class FusedSolve(NodeSolve):
             if x is not None:
                 addresses[i] = x.data_ptr()
                 if self.kernel.form.roles[i] == "row":
-                    strides[i] = x.numel() // len(x) if len(x) else 0
+                    strides[i] = x.numel() // self.rows if self.rows else 0
         call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
         uniform = self.y0.new_empty(kept) if kept else None
         if uniform is not None:

@@ -185,11 +185,14 @@ def _read(compiled: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Trace
     _found.traced = None
     with_gradients = torch.is_grad_enabled()
     torch._C._set_grad_enabled(True)  # always the same: Dynamo would read once more
+    config = torch._dynamo.config
+    blind, config.skip_nnmodule_hook_guards = config.skip_nnmodule_hook_guards, False  # hooks that come later count
     try:
         compiled(*arguments)
     except Exception as error:
         raise _refusal(error) from None
     finally:
+        config.skip_nnmodule_hook_guards = blind
         torch._C._set_grad_enabled(with_gradients)
     if _found.traced is None:
         raise CannotFuse("func was not read: torch.compile is disabled here, or func uses no tensors at all")

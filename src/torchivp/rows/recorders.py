@@ -73,7 +73,7 @@ class RowOutputs:
         times: list[np.ndarray] = []
         places: list[np.ndarray] = []
         wanted = self._ahead[rows]
-        before = (t1 - wanted) * (t1 - t0) > 0
+        before = (t1 - wanted) * np.sign(t1 - t0) > 0
         if not before.any():
             return
         position = np.flatnonzero(before)
@@ -84,7 +84,7 @@ class RowOutputs:
             inside.append(position)
             times.append(wanted)
             wanted = self._ahead[row]
-            before = (t1[position] - wanted) * (t1[position] - t0[position]) > 0
+            before = (t1[position] - wanted) * np.sign(t1[position] - t0[position]) > 0
             position, wanted = position[before], wanted[before]
         where, t = np.concatenate(inside), np.concatenate(times)
         interpolant = within()

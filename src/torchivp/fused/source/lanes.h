@@ -255,6 +255,7 @@ template <int W> FUSED typename Lanes<W>::M f_isfinite(const typename Lanes<W>::
 #ifdef __CUDACC_RTC__
 template <int W> FUSED real f_pow(real x, real y) { return pow(x, y); }
 template <int W> FUSED real f_atan2(real x, real y) { return atan2(x, y); }
+template <int W> FUSED real f_hypot(real x, real y) { return hypot(x, y); }
 template <int W> FUSED real f_fmod(real x, real y) { return fmod(x, y); }
 template <int W> FUSED double pow_d(double x, double y) { return pow(x, y); }
 #else
@@ -293,6 +294,14 @@ template <int W> FUSED typename Lanes<W>::R f_atan2(const typename Lanes<W>::R& 
   else {
     typename Lanes<W>::R z;
     for (int l = 0; l < W; ++l) z[l] = std::atan2(x[l], y[l]);
+    return z;
+  }
+}
+template <int W> FUSED typename Lanes<W>::R f_hypot(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
+  if constexpr (W == 1) return std::hypot(x, y);
+  else {
+    typename Lanes<W>::R z;
+    for (int l = 0; l < W; ++l) z[l] = std::hypot(x[l], y[l]);
     return z;
   }
 }
@@ -447,7 +456,7 @@ template <int W, bool Right> FUSED typename Lanes<W>::I search(
     int64_t low = 0, high = n;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      const bool before = Right ? !(x < sorted[middle]) : sorted[middle] < x;
+      const bool before = Right ? !(x < sorted[middle]) : !(x <= sorted[middle]);  // NaN comes last
       if (before) low = middle + 1; else high = middle;
     }
     put(found, l, low);

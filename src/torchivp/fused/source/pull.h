@@ -100,7 +100,7 @@ template <int W> struct Backward {
 
   DEVICE bool outputs_within(int l, double t0, double t1, R (*c)[N], R* of_outputs) {
     bool some = false;
-    while (next[l] >= 0 && (wanted(l) - t0) * (t1 - t0) > 0) {
+    while (next[l] >= 0 && (t1 > t0 ? wanted(l) > t0 : wanted(l) < t0)) {
       const real theta = real((wanted(l) - t0) / (t1 - t0));
       const real* grad = grad_of(l);
       for (int e = 0; e < N; ++e) {

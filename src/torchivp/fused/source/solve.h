@@ -222,8 +222,14 @@ template <int W> struct Rows {
     return sel((f > 1.0) & (f < s.dead_band), up_d<W>(1), f);
   }
 
+  // Whether times lie before the ends of steps: products of differences would vanish where these are tiny.
+  DEVICE static MD before_end(const D& at, const D& from, const D& until) {
+    const MD onward = until > from;
+    return (onward & (at < until)) | (neg(onward) & (at > until));
+  }
+
   DEVICE void outputs_within(const D& t1, const MD& accept) {
-    const MD due = ((t1 - ahead) * (t1 - t) > 0) & accept;
+    const MD due = before_end(ahead, t, t1) & accept;
     if (!any<W>(due)) return;
     R c[DEGREE][N];
     extra_slopes<W>(t, t1, y, in, k);
@@ -233,7 +239,7 @@ template <int W> struct Rows {
       put(evaluations, l, place<W>(evaluations, l) + EXTRA);
       const double from = at_d<W>(t, l), until = at_d<W>(t1, l);
       double to = at_d<W>(ahead, l);
-      for (; (until - to) * (until - from) > 0; to = at_d<W>(ahead, l)) {
+      for (; until > from ? to < until : to > until; to = at_d<W>(ahead, l)) {
         const real theta = real((to - from) / (until - from));
         real value[N];
         for (int e = 0; e < N; ++e) {
