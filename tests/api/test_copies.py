@@ -20,7 +20,7 @@ from simulated import simulate
 from torchivp import Event, Scheduled, SolveError, solve_ivp
 from torchivp.compat import torchdiffeq, torchsde
 from torchivp.fused.compiler import CompileError, NoCompiler
-from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import OutOfOrder
 from torchivp.models import LotkaVolterra
 
@@ -135,6 +135,7 @@ def examples():
         raised(torchdiffeq.odeint, explosion, torch.ones(2, dtype=D), torch.tensor([0.0, 3.0])),
         raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         CannotFuse("func draws random numbers"),
+        FuncFails("func fails"),
         CompileError("error: expected ';'"),
         NoCompiler("there is no compiler"),
         OutOfOrder(),
