@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit article odenet test test-slow lint types docs bench clean
+.PHONY: help fit article odenet test test-slow test-sweep lint types docs bench clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-dev ## run the fast tests (ARGS="-k name" to choose)
 
 test-slow: $(VENV)/.installed-dev ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there are none
+
+test-sweep: $(VENV)/.installed-dev ## run the sweeps over all kernels, which take minutes
+	@$(PYTEST) -m sweep $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and formatting
 	@$(BIN)/ruff check .

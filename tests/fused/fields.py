@@ -61,7 +61,7 @@ def functions(t, y):
         - torch.asinh(y)
         + torch.hypot(y, square) / 5
         + torch.nan_to_num(y)
-        - torch.remainder(y, 0.7)
+        - torch.fmod(y, 70.0) / 70
     )
 
 
@@ -256,7 +256,7 @@ FIELDS = {
     "forced": Case(forced, state(0.1, -0.4, 2.0)),
     "branches": Case(branches, state(0.1, 0.6, -0.7)),
     "powers": Case(powers, state(0.1, 0.6, -0.7)),
-    "functions": Case(functions, state(0.1, 0.6, -0.7)),
+    "functions": Case(functions, state(0.1, 0.6, -0.7), (), (0.0, 0.5)),
     "activations": Case(activations, state(0.1, 0.6, -0.7, 0.0)),
     "in place": Case(in_place, state(0.1, 0.6, -0.7, 0.3)),
     "in empty memory": Case(in_empty, state(0.1, 0.6, -0.7)),

@@ -14,7 +14,7 @@ from torchivp.fused.refusal import CannotFuse
 pytestmark = needs_compiler
 
 D = torch.float64
-slow = pytest.mark.slow
+slow = pytest.mark.sweep
 SPECIAL = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, -1.0, 0.5], dtype=D)
 
 

@@ -59,7 +59,7 @@ def at_start(t, y, k):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, marks=() if (name, method) == ("ROBER", "rodas5p") else pytest.mark.slow)
+        pytest.param(name, method, marks=() if (name, method) == ("ROBER", "rodas5p") else pytest.mark.sweep)
         for name in STIFF
         for method in METHODS
     ],
@@ -116,7 +116,7 @@ def test_rows_go_their_own_ways_as_each_does_alone():
         torch.testing.assert_close(fused.y[row], alone.y, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_single_precision():
     options = {"method": "rodas5p", "rtol": 1e-3, "atol": 1e-5, "batch_dims": 1}
     y0, k = torch.ones(20, 2), torch.linspace(1.0, 300.0, 20)
@@ -127,7 +127,7 @@ def test_single_precision():
 
 
 @pytest.mark.parametrize(
-    ("method", "order"), [("rosenbrock23", 2), pytest.param("rodas4", 4, marks=pytest.mark.slow), ("rodas5p", 5)]
+    ("method", "order"), [("rosenbrock23", 2), pytest.param("rodas4", 4, marks=pytest.mark.sweep), ("rodas5p", 5)]
 )
 def test_half_the_step_size_divides_the_error_by_two_to_the_order(method, order):
     errors = []
@@ -176,7 +176,7 @@ def test_a_step_with_a_singular_matrix_is_tried_again():
     torch.testing.assert_close(fused.final, math.exp(8.0) * numbers(1.0, 1.0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_fixed_step_with_a_singular_matrix_fails():
     options = {"method": "rodas4", "step_size": 1.0, "throw": False}
     fused, eager = both(grows, (0.0, 2.0), numbers(1.0, 1.0), **options)
@@ -192,7 +192,7 @@ def undefined_later(t, y):
     return torch.where(t > 1.0, torch.full_like(y, math.nan), -y)
 
 
-@pytest.mark.parametrize("method", ["rodas5p", pytest.param("dopri5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["rodas5p", pytest.param("dopri5", marks=pytest.mark.sweep)])
 def test_a_step_after_an_error_that_is_not_a_number_is_much_shorter(method):
     options = {"method": method, "rtol": 1e-6, "atol": 1e-8, "throw": False}
     fused, eager = both(undefined_later, (0.0, 3.0), numbers(1.0), **options)
@@ -205,7 +205,7 @@ def explodes(t, y, k):
     return k * y * y
 
 
-@pytest.mark.parametrize("method", ["rodas5p", pytest.param("dopri5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["rodas5p", pytest.param("dopri5", marks=pytest.mark.sweep)])
 def test_rows_that_fail_do_not_spoil_the_gradients_of_others(method):
     y0, k = numbers(0.2, 0.1, 3.0, math.nan).unsqueeze(1).requires_grad_(), numbers(1.0).requires_grad_()
     options = {"method": method, "rtol": 1e-9, "atol": 1e-9, "t_eval": numbers(1.0, 2.0), "batch_dims": 1}
@@ -233,12 +233,12 @@ RATES = {
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, marks=() if (name, method) == ("ROBER", "rodas5p") else pytest.mark.slow)
+        pytest.param(name, method, marks=() if (name, method) == ("ROBER", "rodas5p") else pytest.mark.sweep)
         for name in RATES
         for method in METHODS
     ],
 )
-@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_gradients_are_those_of_the_steps_taken_by_the_loop(name, method, shared):
     func, span, k = RATES[name]
     y0, rtol = STIFF[name].y0, 1e-4 if method == "rosenbrock23" else 1e-6

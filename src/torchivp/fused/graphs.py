@@ -31,12 +31,6 @@ _FURTHER = (
     "hardtanh",
     "leaky_relu",
     "glu",
-    "softshrink_backward",
-    "hardshrink_backward",
-    "reflection_pad1d",
-    "reflection_pad1d_backward",
-    "replication_pad1d",
-    "replication_pad1d_backward",
     "embedding",
 )
 """What is not among the core operations' decompositions, and can be taken apart."""
@@ -109,13 +103,13 @@ def _traced(
     depth = _functorch.get_dynamic_layer_stack_depth()
     try:
         module = make_fx(flat, decomposition_table=decompositions, tracing_mode="fake")(*examples)
-    except CannotFuse:
-        raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)  # of transforms that have failed
         while forward_ad._current_level > level:
             forward_ad.exit_dual_level()
+        if isinstance(error, CannotFuse):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CannotFuse(f"func cannot be taken apart into plain operations: {first}") from None
     module.graph.eliminate_dead_code()
     return module

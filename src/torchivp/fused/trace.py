@@ -257,7 +257,8 @@ def _refusal(error: Exception) -> Exception:
             return CannotFuse(f"{sentence[0]}{where}: {sentence[1]}")
     explanation = next((line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation: ")), "")
     what = what.removesuffix(".")
-    return CannotFuse(f"{what[0].lower()}{what[1:]}{where}{': ' if explanation else ''}{explanation}")
+    why = f": {explanation.removesuffix('.')}" if explanation else ""
+    return CannotFuse(f"{what[0].lower()}{what[1:]}{where}{why}")
 
 
 def _side_effect() -> CannotFuse:
