@@ -72,11 +72,14 @@ def solved(case, rows, backend, *, y0=None, args=None, span=None, t_eval="some",
 
 
 def assert_solves_alike(case, rows, rtol=None, **options):
-    """Steps of a size that comes from an error estimate differ as much as the rounding of its small differences."""
+    """Steps of a size that comes from an error estimate differ as much as the rounding of its small differences: a step
+    at a kink may fail in one backend and just pass in the other."""
     rtol = rtol or (1e-12 if "step_size" in options else 1e-8)
     with torch.no_grad():
         eager, fused = (solved(case, rows, backend, **options) for backend in ("eager", "fused"))
-    assert counts(fused, rows) == counts(eager, rows)
+    spare = 0 if "step_size" in options else 1
+    for ours, theirs in zip(counts(fused, rows), counts(eager, rows), strict=True):
+        assert ours == pytest.approx(theirs, rel=0, abs=spare)
     assert_same(fused.y, eager.y, rtol)
     assert_same(fused.t, eager.t, rtol)
     return eager, fused
