@@ -1,7 +1,9 @@
 """Compiled kernels beside libraries that compile: diffrax under jit, diffsol (pydiffsol), heyoka; and torchdiffeq.
 
-Times are wall time, the shortest of some calls, on all cores; compilation and tracing do not count. Peers that are not
-installed are left out: the `bench` extra brings all of them.
+Times are wall time, the shortest of some calls, on all cores; compilation and tracing do not count. Where a call ends
+in states, those of the first, the middle and the last row are compared with SciPy's at tight tolerance: the error is
+the largest difference, relative to the largest of its component in these rows. Peers that are not installed are left
+out: the `bench` extra brings all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 import torchdiffeq
 from rich.console import Console
 from rich.table import Table
+from scipy import integrate
 from torch import Tensor, nn
 
 import torchivp
@@ -39,7 +43,7 @@ class Way:
 
     Attributes:
         name: what the table calls it.
-        call: does it once.
+        call: does it once; returns the last states, of all rows or the first, where the work is a solve.
         repeats: how often to call it.
     """
 
@@ -68,9 +72,29 @@ def robertson(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
     return torch.stack((back - slow, slow - back - fast, fast), -1)
 
 
+def watched(rows: int) -> list[int]:
+    """The rows whose errors are measured."""
+    return sorted({0, rows // 2, rows - 1})
+
+
+def by_scipy(
+    func: Callable[..., Tensor], end: float, y0: Tensor, args: Tensor, method: Any, rtol: float, atol: float
+) -> np.ndarray:
+    """The last states, of rows of initial states and arguments."""
+
+    def last(start: Tensor, arg: Tensor) -> np.ndarray:
+        def field(t: float, y: np.ndarray) -> np.ndarray:
+            return func(None, torch.from_numpy(y), arg).numpy()
+
+        return integrate.solve_ivp(field, (0.0, end), start.numpy(), method, rtol=rtol, atol=atol).y[:, -1]
+
+    return np.stack([last(*row) for row in zip(y0, args, strict=True)])
+
+
 def starts(rows: int) -> Tensor:
     """Initial states of so many rows."""
-    return START * torch.linspace(0.9, 1.1, rows, dtype=DOUBLE).unsqueeze(1)
+    factors = torch.linspace(0.9, 1.1, rows, dtype=DOUBLE) if rows > 1 else torch.ones(1, dtype=DOUBLE)
+    return START * factors.unsqueeze(1)
 
 
 def forward(rows: int) -> Iterator[Way]:
@@ -82,10 +106,13 @@ def forward(rows: int) -> Iterator[Way]:
     else:
         options["batch_dims"] = 1
 
-    def ours(backend: Any) -> Call:
-        return lambda: torchivp.solve_ivp(lotka_volterra, (0.0, 20.0), y0, backend=backend, **options).y[..., -1, :]
+    def ours(backend: Any, **other: Any) -> Call:
+        chosen: dict[str, Any] = {**options, "backend": backend, **other}
+        return lambda: torchivp.solve_ivp(lotka_volterra, (0.0, 20.0), y0, **chosen).y[..., -1, :]
 
     yield Way("torchivp fused", ours("fused"), repeats)
+    if rows == 1:
+        yield Way("torchivp fused, dopri8, rtol 1e-8", ours("fused", method="dopri8", rtol=1e-8, atol=1e-10), repeats)
     if rows <= 1000:
         yield Way("torchivp eager", ours("eager"), 3)
     yield Way(
@@ -454,23 +481,66 @@ def stiff(rows: int) -> Iterator[Way]:
         yield Way("diffsol BDF, compiled", lambda: compiled().y[None], 50)
 
 
-WORK: dict[str, Callable[[], Iterator[Way]]] = {
-    "Lotka-Volterra, 1 row": lambda: forward(1),
-    "Lotka-Volterra, 30 rows": lambda: forward(30),
-    "Lotka-Volterra, 1000 rows": lambda: forward(1000),
-    "Lotka-Volterra, 100 000 rows": lambda: forward(100_000),
-    "forward and backward, 1 row": lambda: backward(1),
-    "forward and backward, 30 rows": lambda: backward(30),
-    "forward sensitivities, 1 row": lambda: sensitivities(1),
-    "forward sensitivities, 30 rows": lambda: sensitivities(30),
-    "Lorenz, 10 000 rows": many_lorenz,
-    "network, 256 rows, forward": lambda: network(False),
-    "network, 256 rows, forward and backward": lambda: network(True),
-    "training, rk4, 60 epochs": training,
-    "Robertson, 1 row": lambda: stiff(1),
-    "Robertson, 1000 rows": lambda: stiff(1000),
+def exact_lotka_volterra(rows: int) -> np.ndarray:
+    """What `forward` ends in."""
+    y0 = starts(rows)[watched(rows)]
+    return by_scipy(lotka_volterra, 20.0, y0, RATES.expand(len(y0), 4), "DOP853", 1e-12, 1e-12)
+
+
+def exact_lorenz(rows: int = 10_000) -> np.ndarray:
+    """What `many_lorenz` ends in."""
+    rho = torch.linspace(0.0, 21.0, rows, dtype=DOUBLE)[watched(rows)]
+    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE).expand(len(rho), 3)
+    return by_scipy(lorenz, 10.0, y0, rho, "DOP853", 1e-12, 1e-12)
+
+
+def exact_robertson(rows: int) -> np.ndarray:
+    """What `stiff` ends in."""
+    k = torch.full((1,), 0.04, dtype=DOUBLE) if rows == 1 else torch.linspace(0.02, 0.08, rows, dtype=DOUBLE)
+    k = k[watched(rows)]
+    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE).expand(len(k), 3)
+    return by_scipy(robertson, 1e5, y0, k, "Radau", 1e-11, 1e-15)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to do.
+
+    Attributes:
+        ways: the ways to do it.
+        rows: how many rows it has, where its errors are measured.
+        exact: what the watched rows end in.
+    """
+
+    ways: Callable[[], Iterator[Way]]
+    rows: int = 0
+    exact: Callable[[], np.ndarray] | None = None
+
+
+WORK: dict[str, Work] = {
+    **{
+        f"Lotka-Volterra, {name}": Work(partial(forward, rows), rows, partial(exact_lotka_volterra, rows))
+        for name, rows in (("1 row", 1), ("30 rows", 30), ("1000 rows", 1000), ("100 000 rows", 100_000))
+    },
+    "forward and backward, 1 row": Work(partial(backward, 1)),
+    "forward and backward, 30 rows": Work(partial(backward, 30)),
+    "forward sensitivities, 1 row": Work(partial(sensitivities, 1)),
+    "forward sensitivities, 30 rows": Work(partial(sensitivities, 30)),
+    "Lorenz, 10 000 rows": Work(many_lorenz, 10_000, exact_lorenz),
+    "network, 256 rows, forward": Work(partial(network, False)),
+    "network, 256 rows, forward and backward": Work(partial(network, True)),
+    "training, rk4, 60 epochs": Work(training),
+    "Robertson, 1 row": Work(partial(stiff, 1), 1, partial(exact_robertson, 1)),
+    "Robertson, 1000 rows": Work(partial(stiff, 1000), 1000, partial(exact_robertson, 1000)),
 }
 """What is done, by what the table calls it."""
+
+
+def error_of(states: Any, exact: np.ndarray, rows: int) -> float:
+    """The largest difference of the watched rows, or of the first alone, relative to the largest of each component."""
+    found = np.asarray(states).reshape(-1, exact.shape[-1])
+    found = found[watched(rows)] if len(found) == rows else found[:1]
+    return float((abs(found - exact[: len(found)]) / abs(exact).max(0)).max())
 
 
 def seconds(way: Way) -> float:
@@ -491,11 +561,13 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="torchivp's kernels alone")
     options = parser.parse_args()
     console = Console(width=110)
-    for name, ways in WORK.items():
+    for name, work in WORK.items():
         if options.only.lower() not in name.lower():
             continue
-        table, first = Table("way", "ms", "times the first", title=f"{name}, {torch.get_num_threads()} threads"), None
-        for way in ways():
+        exact, first = work.exact and work.exact(), None
+        columns = ("way", "ms", "times the first", *(() if exact is None else ("error",)))
+        table = Table(*columns, title=f"{name}, {torch.get_num_threads()} threads")
+        for way in work.ways():
             if options.ours and not way.name.startswith("torchivp fused"):
                 continue
             try:
@@ -504,7 +576,8 @@ def main() -> None:
                 table.add_row(way.name, str(error)[:60], "")
                 continue
             first = first or took
-            table.add_row(way.name, f"{1e3 * took:.3g}", f"{took / first:.3g}")
+            error = () if exact is None else (f"{error_of(way.call(), exact, work.rows):.1e}",)
+            table.add_row(way.name, f"{1e3 * took:.3g}", f"{took / first:.3g}", *error)
         console.print(table)
 
 
