@@ -37,21 +37,21 @@ def _has_number(index: Any) -> bool:
 
 
 def _read(x: Tensor, index: tuple[Any, ...]) -> Tensor:
-    """What the other indices see, then the element of each dimension that has a tensor for an index."""
-    x_seen = x[tuple(slice(None) if _is_number(i) else i for i in index)]
-    taken = sum(i is not None and not isinstance(i, EllipsisType) for i in index)
-    dims: list[tuple[int, Tensor]] = []
+    """The element of each dimension that has such a tensor for an index, then what the other indices see of it."""
+    skipped = x.ndim - sum(_dimensions(i) for i in index)
+    others: list[Any] = []
     dim = 0
     for i in index:
-        if isinstance(i, EllipsisType):
-            dim += x.ndim - taken
-        elif _is_number(i):
-            dims.append((dim, i))
-            dim += 1
-        elif i is None or isinstance(i, slice):
-            dim += 1
-        elif not isinstance(i, int):
-            raise NotImplementedError("indices of one element beside indices of many")
-    for dim, i in reversed(dims):
-        x_seen = x_seen[(slice(None),) * dim + (i[None],)].squeeze(dim)
-    return x_seen
+        if _is_number(i):
+            x = x[(slice(None),) * dim + (i[None],)].squeeze(dim)
+        else:
+            others.append(i)
+            dim += skipped if isinstance(i, EllipsisType) else _dimensions(i)
+    return x[tuple(others)]
+
+
+def _dimensions(i: Any) -> int:
+    """How many dimensions an index takes, the ellipsis none."""
+    if i is None or isinstance(i, (EllipsisType, bool)):
+        return 0
+    return i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1
