@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchivp.expressions.grammar import ELEMENTARY, free_names, parse, shorten
+from torchivp.expressions import functions
+from torchivp.expressions.grammar import free_names, parse, shorten
 from torchivp.expressions.translation import Code, Term, Translation, Value
 
 
@@ -64,7 +64,7 @@ class Expression:
         types = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
         dtype = functools.reduce(torch.promote_types, types) if types else torch.float64
         like = torch.zeros((), dtype=dtype, device=tensors[0].device if tensors else None)
-        return self._compute(like, *(_as_number(value, like) for value in given))[0]
+        return self._compute(like, *(functions.as_number(value, like) for value in given))[0]
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"
@@ -110,22 +110,6 @@ def compile_expressions(
 @functools.lru_cache(maxsize=1024)
 def _define(source: str) -> Callable[..., tuple[Tensor, ...]]:
     """The function of a source that consists of what `Translation` writes, and of nothing of the user's but names."""
-    namespace: dict[str, Any] = {
-        **{f"_{name}": function for name, function in ELEMENTARY.items()},
-        **{"_where": torch.where, "_minimum": torch.minimum, "_maximum": torch.maximum},
-        **{"_clamp_max": torch.clamp_max, "_clamp_min": torch.clamp_min},
-        **{"_as_number": _as_number, "_constant": _constant, "__name__": __name__},
-    }
+    namespace = dict(vars(functions))
     exec(compile(source, "<formula>", "exec"), namespace)
     return namespace["formula"]
-
-
-def _as_number(value: Tensor | float, like: Tensor) -> Tensor:
-    """A number, or the truth of something, as a tensor of the precision of `like`, if it is none."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() or value.is_complex() else value.to(like.dtype)
-    return _constant(value, like)
-
-
-def _constant(value: float, like: Tensor) -> Tensor:
-    return torch.full((), value, dtype=like.dtype, device=like.device)

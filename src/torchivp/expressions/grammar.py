@@ -7,23 +7,12 @@ import keyword
 import math
 import re
 import warnings
-from collections.abc import Callable
 from typing import NoReturn
 
-import torch
-from torch import Tensor
+from torchivp.expressions.functions import ELEMENTARY
 
 CONSTANTS = {"pi": math.pi, "e": math.e}
 """The constants that a formula may name."""
-
-ELEMENTARY: dict[str, Callable[..., Tensor]] = {
-    **{"exp": torch.exp, "expm1": torch.expm1, "sqrt": torch.sqrt, "sigmoid": torch.sigmoid, "erf": torch.erf},
-    **{"log": torch.log, "ln": torch.log, "log10": torch.log10, "log2": torch.log2, "log1p": torch.log1p},
-    **{"sin": torch.sin, "cos": torch.cos, "tan": torch.tan, "asin": torch.asin, "acos": torch.acos},
-    **{"atan": torch.atan, "sinh": torch.sinh, "cosh": torch.cosh, "tanh": torch.tanh},
-    **{"abs": torch.abs, "sign": torch.sign, "floor": torch.floor, "ceil": torch.ceil},
-}
-"""The functions of one number that a formula may call."""
 
 FUNCTIONS = tuple(sorted([*ELEMENTARY, "heaviside", "max", "min", "where"]))
 """The names of all functions that a formula may call."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from torchivp.expressions.grammar import ALLOWED, CONSTANTS, ELEMENTARY, FUNCTIONS, column, describe, refuse
+from torchivp.expressions.functions import ELEMENTARY
+from torchivp.expressions.grammar import ALLOWED, CONSTANTS, FUNCTIONS, column, describe, refuse
 
 _ARITHMETIC: dict[type[ast.AST], tuple[str, Callable[..., Any]]] = {
     ast.Add: ("+", operator.add),

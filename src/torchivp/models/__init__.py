@@ -2,7 +2,9 @@
 
 import difflib
 
+from torchivp.models.equations import Equations
 from torchivp.models.fitzhugh_nagumo import FitzHughNagumo
+from torchivp.models.function_model import FunctionModel
 from torchivp.models.lorenz import Lorenz
 from torchivp.models.lotka_volterra import LotkaVolterra
 from torchivp.models.model import Model
@@ -25,7 +27,9 @@ MODELS: dict[str, type[Model]] = {
 __all__ = [
     "MODELS",
     "SIR",
+    "Equations",
     "FitzHughNagumo",
+    "FunctionModel",
     "Lorenz",
     "LotkaVolterra",
     "Model",

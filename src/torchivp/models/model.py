@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import ClassVar
 
@@ -71,7 +72,8 @@ class Model(nn.Module):
         if not parameter.isidentifier():
             raise ValueError(f"{name}: a parameter becomes an attribute, so {parameter!r} must be a name of Python's")
         if hasattr(self, parameter):
-            owner = next((each for each in type(self).__mro__ if parameter in vars(each)), nn.Module)
+            owners = (each for each in type(self).__mro__ if parameter in {*vars(each), *inspect.get_annotations(each)})
+            owner = next(owners, nn.Module)
             what = f"{owner.__name__} has an attribute of that name"
             raise ValueError(f"{name}: no parameter can be called {parameter}, because {what}: rename it, {parameter}_")
 
