@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchivp.events.event import Scheduled
 
@@ -35,25 +36,28 @@ class Piece:
     changes: list[Change]
     last: list[Change]
 
-    def begin(self, y: Tensor) -> Tensor:
-        """The state after the changes at the start, of the state [..., n_states] before them."""
-        return _changed(y, self.changes)
 
-    def finish(self, y: Tensor) -> Tensor:
-        """The state after the changes at the end."""
-        return _changed(y, self.last)
+def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """States after changes, with their tangents.
 
-    def within(self, derivative: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The right-hand side, at the ends of the piece evaluated on its own side of them."""
-        first, last = math.nextafter(self.start, self.end), math.nextafter(self.end, self.start)
-        return lambda t, y: derivative(t.clamp(first, last), y)
-
-
-def _changed(y: Tensor, changes: Sequence[Change]) -> Tensor:
-    for change in changes:
-        # Row by row, since a change that writes `y[0] + dose` means one state.
-        y = change(y) if y.ndim == 1 else torch.stack([change(row) for row in y])
-    return y
+    Args:
+        changes: of one state [n_states] each, in order.
+        y: the states, [rows, n_states].
+        tangents: [rows, n_directions, n_states].
+    """
+    if not changes:
+        return y, tangents
+    rows, directions, n = tangents.shape
+    with torch.no_grad(), forward_ad.dual_level():
+        state, dual = y, forward_ad.make_dual(y.repeat_interleave(directions, 0), tangents.reshape(-1, n))
+        for change in changes:
+            # One state at a time, since a change that writes `y[0] + dose` means one.
+            state = torch.stack([change(row) for row in state])
+            if directions:
+                dual = torch.stack([change(row) for row in dual])
+        moved = forward_ad.unpack_dual(dual).tangent
+    moved = torch.zeros_like(tangents) if moved is None else moved.unflatten(0, (rows, directions))
+    return state, moved
 
 
 @dataclass(frozen=True)

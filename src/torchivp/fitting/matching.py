@@ -20,6 +20,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import vmap
 
+from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.right_hand_side import REFUSALS, call_rows
 
@@ -44,6 +45,7 @@ class SmoothedStates:
         increments: what each state (or its logarithm) gains over each interval, [N, n_states].
         log: for which states the logarithm is meant, [n_states].
         initial: the states at the first data time of each trajectory, [n_trajectories, n_states].
+        trajectory: the number of the trajectory of each interval, [N].
     """
 
     t: Tensor
@@ -52,13 +54,15 @@ class SmoothedStates:
     increments: Tensor
     log: Tensor
     initial: NDArray[np.float64]
+    trajectory: NDArray[np.intp]
 
 
-def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
+def smooth(misfit: Misfit, levels: Levels, smoothing: bool) -> SmoothedStates | None:
     """Draw curves through the data.
 
     Args:
         misfit: model and data; every state is observed.
+        levels: the noise.
         smoothing: whether the curves smooth the data as far as generalised cross-validation sees fit, or pass
             through them.
 
@@ -67,10 +71,13 @@ def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
     """
     data, model = misfit.data, misfit.model
     states = list(model.states)
-    log = [model.is_positive(state) or misfit.noise == "lognormal" for state in states]
-    t, widths, y, increments, initial = [], [], [], [], []
-    for trajectory in data.trajectories:
-        ends, values = _thinned(trajectory.t, trajectory.values)
+    of_states = {state: k for k, state in enumerate(data.states)}
+    log = [model.is_positive(state) or levels.noises[of_states[state]].log for state in states]
+    t, widths, y, increments, initial, numbers = [], [], [], [], [], []
+    for number, trajectory in enumerate(data.trajectories):
+        ends, values = _thinned(*_distinct(trajectory.t, trajectory.values))
+        if len(ends) < 3:
+            return None
         nodes = ends[:-1, None] + np.diff(ends)[:, None] * _NODES
         at_ends, at_nodes = [], []
         for state, is_log in zip(states, log, strict=True):
@@ -81,6 +88,7 @@ def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
             at_nodes.append(np.exp(curve(nodes)) if is_log else curve(nodes))
         t.append(nodes)
         widths.append(np.diff(ends))
+        numbers.append(np.full(len(ends) - 1, number))
         y.append(np.stack(at_nodes, axis=-1))
         increments.append(np.diff(np.stack(at_ends, axis=-1), axis=0))
         first = np.array([curve[0] for curve in at_ends])
@@ -89,7 +97,20 @@ def smooth(misfit: Misfit, smoothing: bool) -> SmoothedStates | None:
         *(torch.tensor(np.concatenate(parts)) for parts in (t, widths, y, increments)),
         log=torch.tensor(log),
         initial=np.stack(initial),
+        trajectory=np.concatenate(numbers),
     )
+
+
+def _distinct(t: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The different times of a series, and the means of the values at each; NaN where there is none."""
+    distinct, place = np.unique(t, return_inverse=True)
+    if len(distinct) == len(t):
+        return t, values
+    known = np.isfinite(values)
+    sums, counts = np.zeros((len(distinct), values.shape[1])), np.zeros((len(distinct), values.shape[1]))
+    np.add.at(sums, place, np.where(known, values, 0.0))
+    np.add.at(counts, place, known)
+    return distinct, np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
 def _thinned(t: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -137,6 +158,7 @@ class Matching:
         free = self._quantities.free
         self._index = torch.tensor([i for i, quantity in enumerate(free) if quantity.kind == "parameter"])
         self._theta = torch.tensor(self._quantities.theta())
+        self._trajectory = torch.tensor(curves.trajectory)
         self._widths = misfit.quantities.magnitudes[self._index.numpy()]
         self._mapped = True
         self._scale = curves.increments.square().mean(0).sqrt().clamp_min(1e-12)
@@ -149,11 +171,10 @@ class Matching:
     def residuals(self, p: Tensor) -> Tensor:
         """The increments that the free parameters `p` (entries of theta) do not explain, over their size, [n]."""
         curves = self._curves
-        values = self._quantities.values(self._theta.index_copy(0, self._index, p))
-        parameters = self._quantities.parameters(values)
-
+        own = self._quantities.locals(self._theta.index_copy(0, self._index, p))[self._trajectory]
         t, y = curves.t.flatten(), curves.y.flatten(0, 1)
-        of_rows = {name: value.expand(len(t)) for name, value in parameters.items()}
+        names = self._quantities.parameter_names
+        of_rows = {name: own[:, k].repeat_interleave(curves.t.shape[1]) for k, name in enumerate(names)}
         slopes = call_rows(self._model, of_rows, t, y, "mapped" if self._mapped else "singly").reshape(curves.y.shape)
         slopes = torch.where(curves.log, slopes / curves.y, slopes)
         gained = torch.einsum("nqs,q,n->ns", slopes, torch.tensor(_WEIGHTS), curves.widths)
@@ -198,9 +219,9 @@ class Matching:
     def _with_initial_states(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
         states = list(self._model.states)
         initial = {
-            quantity.name: float(self._curves.initial[quantity.trajectory, states.index(quantity.key)])
+            quantity.name: float(self._curves.initial[slice(None) if quantity.trajectories is None else list(quantity.trajectories), states.index(quantity.key)].mean())
             for quantity in self._quantities.free
-            if quantity.trajectory is not None
+            if quantity.kind == "initial state"
         }
         theta = self._quantities.theta(initial)
         theta[self._index.numpy()] = p

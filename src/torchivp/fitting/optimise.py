@@ -1,4 +1,4 @@
-"""Optimisation: nonlinear least squares at given sigmas, and maximum likelihood with the sigmas estimated."""
+"""Optimisation: nonlinear least squares at given sizes of the noise, and maximum likelihood with these estimated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from torchivp.fitting.misfit import Misfit, Residuals, SigmaMode
+from torchivp.fitting.levels import Levels
+from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import Progress
 
 # A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
@@ -25,6 +27,32 @@ _GAIN = 1e-3
 # A direction with a singular value this much smaller than the largest changes nothing.
 _RANK = 1e-10
 
+ON_BOUND = 1e-6
+"""A quantity this close to a bound, in typical changes, is on it."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What residuals are made of predictions by: noise of given sizes.
+
+    Attributes:
+        levels: the noise.
+        sizes: those of its sizes that are not known, [n_sizes].
+    """
+
+    levels: Levels
+    sizes: NDArray[np.float64]
+
+    def residuals(self, found: Predictions) -> NDArray[np.float64]:
+        """Half of whose squares sum to the negative log-likelihood but for a constant, [m, n]."""
+        return self.levels.least_squares(found, self.sizes)[0]
+
+    def mean_squares(self, found: Predictions) -> NDArray[np.float64]:
+        """The mean square of the residuals of each observable, [n_observed]; zero without data."""
+        squares, n = (self.residuals(found) ** 2).sum(0), len(self.levels.noises)
+        counts = np.bincount(found.measured.observable, minlength=n)
+        return np.bincount(found.measured.observable, squares, n) / np.maximum(counts, 1)
+
 
 @dataclass
 class Minimum:
@@ -32,31 +60,32 @@ class Minimum:
 
     Attributes:
         theta: the free quantities, [n_free].
-        cost: the sum of squared scaled residuals there; infinite if the model could not be solved at the start.
+        cost: the sum of squared residuals there, those of priors included; infinite if the model could not be solved at
+            the start.
         converged: whether the search stopped because it found a minimum.
-        residuals: the unscaled residuals there.
+        found: the predictions there.
     """
 
     theta: NDArray[np.float64]
     cost: float
     converged: bool
-    residuals: Residuals | None = None
+    found: Predictions | None = None
 
 
 @dataclass
 class Likelihood:
-    """A maximum of the likelihood.
+    """A maximum of the likelihood, or with priors of the density a posteriori.
 
     Attributes:
-        minimum: the free quantities there, with residuals and Jacobian.
-        sigma: the standard deviation of each observable, [n_observed].
+        minimum: the free quantities there, with predictions and Jacobian.
+        sizes: those of the noise that are estimated, [n_sizes].
         nll: the negative logarithm of the likelihood.
-        converged: whether quantities and sigmas have settled.
-        at_floor: whether a sigma is as small as the error of the solver, and so means nothing.
+        converged: whether quantities and sizes have settled.
+        at_floor: whether a size is as small as the error of the solver, and so means nothing.
     """
 
     minimum: Minimum
-    sigma: NDArray[np.float64]
+    sizes: NDArray[np.float64]
     nll: float
     converged: bool
     at_floor: bool
@@ -68,14 +97,14 @@ class Search:
 
     Attributes:
         misfit: what is minimised.
-        sigma_mode: whether all observables share a sigma; for the likelihood that is reported while it runs.
+        levels: the noise.
         progress: told of every iteration.
         max_iterations: the largest number of iterations of one search.
         iterations: the number of iterations so far.
     """
 
     misfit: Misfit
-    sigma_mode: SigmaMode
+    levels: Levels
     progress: Progress
     max_iterations: int
     iterations: int = field(default=0)
@@ -83,40 +112,44 @@ class Search:
     def minimise(
         self,
         theta: NDArray[np.float64],
-        sigma: NDArray[np.float64],
+        weighing: Weighing,
         stage: str,
         *,
         horizon: float = 1.0,
         tolerance: float,
         max_iterations: int | None = None,
         prior_width: float = np.inf,
-        known: Residuals | None = None,
+        known: Predictions | None = None,
+        held: NDArray[np.bool_] | None = None,
     ) -> Minimum:
-        """Minimise the sum of squared residuals over sigma by a trust-region Gauss-Newton method.
+        """Minimise the sum of squared residuals by a trust-region Gauss-Newton method, within the bounds.
 
         Args:
             theta: where to start, [n_free].
-            sigma: what to divide the residuals of each observable by, [n_observed].
+            weighing: what makes residuals of predictions.
             stage: what the user is told that this is.
             horizon: the fraction of the data to use.
             tolerance: of the relative change of the cost and of the step, at which to stop.
             max_iterations: the largest number of iterations; default that of the search.
             prior_width: how far, in typical changes, a quantity may stray from the start for a penalty of 1; this
                 keeps quantities in place that a short stretch of data says nothing about.
-            known: the residuals at `theta` with the same horizon, which saves solving there again.
+            known: the predictions at `theta` with the same horizon, which saves solving there again.
+            held: which entries of theta stay where they are, [n_free].
 
         Returns:
             Where the search ended; with infinite cost if the model could not be solved at `theta`.
         """
-        target = _Target(self, theta, sigma, stage, horizon, tolerance, prior_width, known)
+        theta = np.clip(theta, self.misfit.quantities.lower, self.misfit.quantities.upper)
+        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held)
         if target.accepted is None:
             return Minimum(theta, np.inf, False)
         jacobian: Any = target.jacobian  # SciPy's annotation knows only names
         try:
             found = least_squares(
                 target.residuals,
-                np.zeros(len(theta)),
+                np.zeros(len(target.moved)),
                 jacobian,
+                bounds=target.bounds,
                 method="trf",
                 ftol=tolerance,
                 xtol=tolerance,
@@ -134,72 +167,61 @@ class Search:
         stage: str,
         *,
         tolerance: float,
-        known: Residuals | None = None,
+        known: Predictions | None = None,
+        held: NDArray[np.bool_] | None = None,
     ) -> Likelihood:
         """Maximise the likelihood by iteratively reweighted least squares.
 
-        Minimise the scaled residuals, set each sigma to the root mean square residual, and repeat: the fixed point
-        is where the derivatives of the likelihood with respect to quantities and sigmas vanish.
+        Minimise the residuals at given sizes of the noise, choose the sizes that make these most likely, and repeat: the
+        fixed point is where the derivatives of the likelihood with respect to quantities and sizes vanish.
 
         Args:
             theta: where to start, [n_free], where the model can be solved.
-            floor: the smallest sensible sigma of each observable, [n_observed].
+            floor: the smallest sensible size of the noise of each observable, [n_observed].
             stage: what the user is told that this is.
             tolerance: of the relative change of the cost and of the step, at which to stop each of the searches; the
-                sigmas count as settled when they change by less than a thousand times as much.
-            known: the residuals at `theta`, which saves solving there again.
+                sizes count as settled when they change by less than a thousand times as much.
+            known: the predictions at `theta`, which saves solving there again.
+            held: which entries of theta stay where they are, [n_free].
         """
-        residuals = known or self.misfit.residuals(theta)
-        if residuals is None:
-            return Likelihood(Minimum(theta, np.inf, False), floor, np.inf, False, False)
-        sigma = np.maximum(self.sigma(residuals), floor)
-        nll, settled, minimum = np.inf, False, Minimum(theta, np.inf, False, residuals)
+        found = known or self.misfit.predictions(theta)
+        n_sizes = len(self.levels.names)
+        if found is None or not self.levels.possible(found):
+            return Likelihood(Minimum(theta, np.inf, False), np.ones(n_sizes), np.inf, False, False)
+        sizes = self.levels.estimate(found, floor)
+        nll, settled, minimum = np.inf, False, Minimum(theta, np.inf, False, found)
         for _ in range(self.max_iterations):
-            minimum = self.minimise(minimum.theta, sigma, stage, tolerance=tolerance, known=residuals)
-            assert minimum.residuals is not None, "the model has been solved where the search starts"
-            residuals, last, last_nll = minimum.residuals, sigma, nll
-            sigma = np.maximum(self.sigma(residuals), floor)
-            nll = negative_log_likelihood(residuals, sigma)
-            steady = np.abs(sigma / last - 1).max() < 1e3 * tolerance
-            settled = bool(steady) or abs(nll - last_nll) < 1e-10 * max(1, abs(nll))
+            weighing = Weighing(self.levels, sizes)
+            minimum = self.minimise(minimum.theta, weighing, stage, tolerance=tolerance, known=found, held=held)
+            assert minimum.found is not None, "the model has been solved where the search starts"
+            found, last, last_nll = minimum.found, sizes, nll
+            sizes = self.levels.estimate(found, floor)
+            nll = self.levels.nll(found, sizes)
+            steady = np.abs(sizes / last - 1).max(initial=0.0) < 1e3 * tolerance
+            settled = bool(steady) or (minimum.converged and abs(nll - last_nll) < 1e-10 * max(1, abs(nll)))
             if settled:
                 break
-        at_floor = bool(np.any(sigma <= floor))
-        return Likelihood(minimum, sigma, nll, settled and minimum.converged, at_floor)
+        return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
 
-    def agrees(self, minimum: Minimum, exact: Misfit, sigma: NDArray[np.float64]) -> bool:
+    def agrees(self, minimum: Minimum, exact: Misfit, weighing: Weighing) -> bool:
         """Whether a more exact misfit says of a minimum what the search has found.
 
         Args:
             minimum: where the search ended.
             exact: the misfit, solved more accurately.
-            sigma: what the residuals were divided by, [n_observed].
+            weighing: what made the residuals.
         """
-        residuals = exact.residuals(minimum.theta, derivatives=False)
-        if residuals is None:
+        found = exact.predictions(minimum.theta, derivatives=False)
+        if found is None or not weighing.levels.possible(found):
             return False
-        cost = np.sum((residuals.values / sigma[residuals.observable]) ** 2)
-        return bool(cost <= 2 * minimum.cost + _UNSEEN * len(residuals.values))
+        cost = np.sum(weighing.residuals(found) ** 2)
+        return bool(cost <= 2 * minimum.cost + _UNSEEN * len(found.values))
 
-    def sigma(self, residuals: Residuals) -> NDArray[np.float64]:
-        """The sigma of each observable that makes the residuals most likely, [n_observed]."""
-        n_observed = len(self.misfit.data.observables)
-        if self.sigma_mode == "shared":
-            return np.full(n_observed, np.sqrt(np.mean(residuals.values**2)))
-        return np.sqrt(residuals.mean_squares(n_observed))
-
-    def report(self, stage: str, residuals: Residuals) -> None:
+    def report(self, stage: str, found: Predictions) -> None:
         """Tell the user of an iteration."""
         self.iterations += 1
-        sigma = np.maximum(self.sigma(residuals), np.finfo(float).tiny)
-        self.progress(stage, self.iterations, negative_log_likelihood(residuals, sigma))
-
-
-def negative_log_likelihood(residuals: Residuals, sigma: NDArray[np.float64]) -> float:
-    """Minus the logarithm of the density of the data, with independent residuals of a standard deviation each."""
-    scale = sigma[residuals.observable]
-    gaussian = np.sum(0.5 * (residuals.values / scale) ** 2 + np.log(scale) + 0.5 * np.log(2 * np.pi))
-    return float(gaussian) + residuals.log_data
+        sizes = self.levels.estimate(found, np.full(len(self.levels.noises), np.finfo(float).tiny))
+        self.progress(stage, self.iterations, self.levels.nll(found, sizes))
 
 
 class _Settled(Exception):
@@ -211,7 +233,7 @@ class _Settled(Exception):
 
 
 class _Target:
-    """Scaled residuals as functions of the typical changes away from the start, for `least_squares`.
+    """Residuals as functions of the typical changes away from the start, for `least_squares`.
 
     In these variables its first trust region has radius one: quantities on the log scale start with changes of less
     than a factor e.
@@ -219,40 +241,58 @@ class _Target:
     The search ends where a linear model would lessen the cost by far less than the tolerance. This is the test of
     D. M. Bates and D. G. Watts, "A relative offset orthogonality convergence criterion for nonlinear least squares",
     Technometrics 23 (1981). Those of `least_squares` need steps that succeed, and at the optimum none does, since the
-    error of the solver and rounding decide about it.
+    error of the solver and rounding decide about it. Quantities that their bounds hold back do not count.
     """
 
     def __init__(
         self,
         search: Search,
         origin: NDArray[np.float64],
-        sigma: NDArray[np.float64],
+        weighing: Weighing,
         stage: str,
         horizon: float,
         tolerance: float,
         prior_width: float,
-        known: Residuals | None,
+        known: Predictions | None,
+        held: NDArray[np.bool_] | None,
     ):
+        quantities = search.misfit.quantities
         self.search = search
         self.origin = origin
-        self.sigma = sigma
+        self.weighing = weighing
         self.stage = stage
         self.horizon = horizon
         self.tolerance = tolerance
-        self.magnitudes = search.misfit.quantities.magnitudes
-        self.prior = np.eye(len(origin)) / prior_width
-        self.latest = known or search.misfit.residuals(origin, horizon)
+        self.moved = np.arange(len(origin)) if held is None else np.flatnonzero(~held)
+        self.magnitudes = quantities.magnitudes[self.moved]
+        self.bounds = tuple(
+            (end[self.moved] - origin[self.moved]) / self.magnitudes for end in (quantities.lower, quantities.upper)
+        )
+        self.prior = np.eye(len(self.moved)) / prior_width
+        self.latest = known if known is not None and np.array_equal(known.theta, origin) else self._predictions(origin)
+        if self.latest is not None and not weighing.levels.possible(self.latest):
+            self.latest = None
         self.accepted = self.latest
-        self.count = 0 if self.latest is None else len(self.latest.values)
+        self.count = 0 if self.latest is None else weighing.residuals(self.latest).size
+
+    def _predictions(self, theta: NDArray[np.float64]) -> Predictions | None:
+        found = self.search.misfit.predictions(theta, self.horizon)
+        return found if found is not None and self.weighing.levels.possible(found) else None
+
+    def _theta(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        theta = self.origin.copy()
+        theta[self.moved] += self.magnitudes * u
+        return np.clip(theta, self.search.misfit.quantities.lower, self.search.misfit.quantities.upper)
 
     def residuals(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        theta = self.origin + self.magnitudes * u
+        theta = self._theta(u)
         if self.latest is None or not np.array_equal(theta, self.latest.theta):
-            self.latest = self.search.misfit.residuals(theta, self.horizon)
-        prior = self.prior @ u
+            self.latest = self._predictions(theta)
+        known = prior_residuals(self.search.misfit.quantities, theta)[0]
+        tail = np.concatenate([np.minimum(known, _FAILED), self.prior @ u])
         if self.latest is None:
-            return np.concatenate([np.full(self.count, _FAILED), prior])
-        return np.concatenate([self.latest.values / self.sigma[self.latest.observable], prior])
+            return np.concatenate([np.full(self.count, _FAILED), tail])
+        return np.concatenate([self.weighing.residuals(self.latest).ravel(), tail])
 
     def jacobian(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
         """The Jacobian at the point where the residuals were last computed, which the search has accepted.
@@ -263,10 +303,15 @@ class _Target:
         assert self.latest is not None, "the search accepts only points where the model can be solved"
         self.accepted = self.latest
         self.search.report(self.stage, self.latest)
-        scaled = self.latest.jacobian * self.magnitudes / self.sigma[self.latest.observable][:, None]
-        slopes, values = np.concatenate([scaled, self.prior]), self.residuals(u)
-        directions, singular, _ = np.linalg.svd(slopes, full_matrices=False)
-        determined = directions[:, singular > _RANK * singular.max()]
+        _, slopes = self.weighing.levels.least_squares(self.latest, self.weighing.sizes)
+        of_data = (slopes[..., None] * self.latest.jacobian[:, self.moved] * self.magnitudes).reshape(-1, len(u))
+        known = prior_residuals(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved] * self.magnitudes
+        jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)
+        gradient = jacobian.T @ values
+        lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
+        free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
+        directions, singular, _ = np.linalg.svd(jacobian[:, free], full_matrices=False)
+        determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
         if np.sum((determined.T @ values) ** 2) <= _GAIN * self.tolerance * np.sum(values**2):
             raise _Settled(float(np.sum(values**2)))
-        return slopes
+        return jacobian

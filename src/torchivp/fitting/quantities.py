@@ -1,11 +1,10 @@
-"""What is estimated: parameters and initial states, their names, and the scale on which each is estimated."""
+"""What is estimated: quantities, and how the numbers that each trajectory is solved with follow from them."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchivp.fitting.data import Dataset
-from torchivp.models.model import Model
+from torchivp.fitting.priors import Prior
 
-Kind = Literal["parameter", "initial state", "sigma"]
+Kind = Literal["parameter", "initial state", "sigma", "derived"]
+Scale = Literal["log", "linear", "logit"]
 
 
 @dataclass(frozen=True)
@@ -24,172 +23,270 @@ class Quantity:
     """A parameter or an initial state.
 
     Attributes:
-        name: how reports and arguments call it: "alpha", "prey(1900)", or "prey(0)[A]" of trajectory A.
+        name: how reports and arguments call it: "alpha", "alpha[wild type]" of a group, "prey(1900)", or "prey(0)[A]"
+            of trajectory A.
         kind: "parameter" or "initial state".
         key: the name of the parameter or state in the model.
-        trajectory: the number of the trajectory that an initial state belongs to; None for a parameter.
+        trajectories: the numbers of the trajectories that it belongs to; None for all.
         value: the value at which it is held, or from which the search starts.
         free: whether it is estimated.
-        log: whether it is estimated on the log scale.
-        magnitude: the size of a typical change on the scale of estimation: 1 on the log scale.
+        scale: on which it is estimated.
+        lower: the smallest value that it may take.
+        upper: the largest.
+        magnitude: the size of a typical change on the scale of estimation: 1 on the log and logit scales.
         unit: its unit.
         description: its meaning.
+        prior: what is known of it before the data.
         assumed: whether it is held at a value that nobody gave.
     """
 
     name: str
     kind: Kind
     key: str
-    trajectory: int | None
+    trajectories: tuple[int, ...] | None
     value: float
     free: bool
-    log: bool
+    scale: Scale
     magnitude: float
     unit: str
     description: str
+    lower: float = -math.inf
+    upper: float = math.inf
+    prior: Prior | None = None
     assumed: bool = False
+
+    @property
+    def log(self) -> bool:
+        """Whether it is estimated on the log scale."""
+        return self.scale == "log"
+
+    def to_scale(self, value: float) -> float:
+        """A value on the scale of estimation."""
+        if self.scale == "linear":
+            return value
+        with np.errstate(divide="ignore"):
+            if self.scale == "log":
+                return float(np.log(value))
+            return float(np.log(value - self.lower) - np.log(self.upper - value))
+
+    def from_scale(self, at: float) -> float:
+        """The value of what stands at a place on the scale of estimation."""
+        if self.scale == "linear":
+            return at
+        if self.scale == "log":
+            return float(np.exp(at))
+        return self.lower + (self.upper - self.lower) / (1 + float(np.exp(-at)))
+
+    def slope(self, value: float) -> float:
+        """How fast the value changes with its place on the scale of estimation."""
+        if self.scale == "linear":
+            return 1.0
+        if self.scale == "log":
+            return value
+        return (value - self.lower) * (self.upper - value) / (self.upper - self.lower)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The bounds on the scale of estimation."""
+        if self.scale == "logit":
+            return -math.inf, math.inf
+        lower = max(self.lower, 0.0) if self.log else self.lower
+        return self.to_scale(lower), self.to_scale(self.upper)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Numbers of a trajectory that follow from its others: a tied parameter, an initial state that is a formula.
+
+    Attributes:
+        targets: the names of what it computes.
+        names: the names of what it computes this from.
+        function: of a dict of tensors [...] by name; returns those of the targets, in their order.
+        trajectories: the numbers of those to which it applies; None for all.
+    """
+
+    targets: tuple[str, ...]
+    names: tuple[str, ...]
+    function: Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+    trajectories: tuple[int, ...] | None = None
 
 
 class Quantities:
-    """All parameters and initial states of a fit, the free ones of which form the vector `theta`.
+    """All quantities of a fit, the free ones of which form the vector `theta`, on their scales of estimation.
 
-    `theta` [n_free] holds the logarithm of a quantity on the log scale and the value of one on the linear scale.
+    Every trajectory has *locals*: the parameters of the model, further parameters (of observables, for example), and
+    its initial state. Each is a quantity, a known constant, or assigned from other locals.
+
+    Args:
+        quantities: parameters first, then initial states.
+        parameters: the names of the parameters of the model.
+        extras: the names of the further parameters.
+        states: the names of the states.
+        n_trajectories: the number of trajectories.
+        constants: known locals of some trajectories, by number of trajectory and name.
+        assignments: in an order in which they can be computed.
 
     Attributes:
         all: the quantities: the parameters in the order of the model, then the initial states by trajectory.
         free: those that are estimated, in the same order: the entries of `theta`.
         magnitudes: the size of a typical change of each entry of `theta`, [n_free].
+        lower: the bounds of `theta`, [n_free].
+        upper: likewise.
+        names: the names of the locals: parameters, further parameters, states.
+        assignments: as given.
     """
 
-    def __init__(self, quantities: Sequence[Quantity], n_states: int):
+    def __init__(
+        self,
+        quantities: Sequence[Quantity],
+        parameters: Sequence[str],
+        extras: Sequence[str],
+        states: Sequence[str],
+        n_trajectories: int,
+        constants: Mapping[int, Mapping[str, float]] | None = None,
+        assignments: Sequence[Assignment] = (),
+    ):
         self.all = list(quantities)
         self.free = [quantity for quantity in self.all if quantity.free]
         self.magnitudes = np.array([quantity.magnitude for quantity in self.free])
-        self._n_states = n_states
-        self._parameters = [quantity.key for quantity in self.all if quantity.kind == "parameter"]
+        self.lower = np.array([quantity.ends[0] for quantity in self.free])
+        self.upper = np.array([quantity.ends[1] for quantity in self.free])
+        self.parameter_names, self.state_names = list(parameters), list(states)
+        self.names = [*parameters, *extras, *states]
+        self.assignments = list(assignments)
         self._values = torch.tensor([quantity.value for quantity in self.all], dtype=torch.float64)
         self._index = torch.tensor([i for i, quantity in enumerate(self.all) if quantity.free], dtype=torch.long)
-        self._log = torch.tensor([quantity.log for quantity in self.free], dtype=torch.bool)
+        self._log = torch.tensor([quantity.scale == "log" for quantity in self.free], dtype=torch.bool)
+        self._logit = torch.tensor([quantity.scale == "logit" for quantity in self.free], dtype=torch.bool)
+        limits = [(q.lower, q.upper) if q.scale == "logit" else (0.0, 1.0) for q in self.free]
+        self._low, self._high = torch.tensor(limits, dtype=torch.float64).reshape(-1, 2).unbind(1)
+        self._read_sources(n_trajectories, constants or {})
+
+    def _read_sources(self, n_trajectories: int, constants: Mapping[int, Mapping[str, float]]) -> None:
+        """Find where each local comes from: the number of a quantity, or of a constant after them."""
+        known = [0.0]  # which assigned locals have until they are computed
+        source = np.full((n_trajectories, len(self.names)), len(self.all))
+        by_key: dict[str, list[int]] = {}
+        for number, quantity in enumerate(self.all):
+            by_key.setdefault(quantity.key, []).append(number)
+        for column, name in enumerate(self.names):
+            for number in by_key.get(name, []):
+                rows = self.all[number].trajectories
+                source[slice(None) if rows is None else list(rows), column] = number
+        for trajectory, values in constants.items():
+            for name, value in values.items():
+                if name in self.names:
+                    source[trajectory, self.names.index(name)] = len(self.all) + len(known)
+                    known.append(value)
+        self._source = torch.from_numpy(source)
+        self._known = torch.tensor(known, dtype=torch.float64)
+        position = np.full(len(self.all) + len(known), -1)
+        position[self._index.numpy()] = np.arange(len(self.free))
+        self._entry = position[source]  # of theta, for each local; -1 where it is none
+        moving = self._entry >= 0
+        for each in self.assignments:
+            read = [self.names.index(name) for name in each.names]
+            rows = slice(None) if each.trajectories is None else list(each.trajectories)
+            for target in each.targets:
+                moving[rows, self.names.index(target)] = moving[rows][:, read].any(1)
+        self._moving = moving
+
+    @property
+    def n_trajectories(self) -> int:
+        """The number of trajectories."""
+        return len(self._source)
+
+    @property
+    def moving(self) -> NDArray[np.bool_]:
+        """Which locals depend on theta, in some trajectory, [n_locals]."""
+        return self._moving.any(0)
 
     def values(self, theta: Tensor) -> Tensor:
         """The values of all quantities, [..., n], at `theta` [..., n_free]; differentiable."""
         free = torch.where(self._log, torch.where(self._log, theta, 0.0).exp(), theta)
+        if self._logit.any():
+            inside = self._low + (self._high - self._low) * torch.where(self._logit, theta, 0.0).sigmoid()
+            free = torch.where(self._logit, inside, free)
         return self._values.expand(*theta.shape[:-1], -1).index_copy(-1, self._index, free)
+
+    def slopes(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The derivative of the value of each free quantity by its entry of theta, [..., n_free]."""
+        values = self.values(torch.as_tensor(theta))[..., self._index]
+        slopes = torch.where(self._log, values, 1.0)
+        if self._logit.any():
+            inside = (values - self._low) * (self._high - values) / (self._high - self._low)
+            slopes = torch.where(self._logit, inside, slopes)
+        return slopes.numpy()
+
+    def free_values(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values of the free quantities, [..., n_free]."""
+        return self.values(torch.as_tensor(theta))[..., self._index].numpy()
+
+    def on_bound(self, theta: NDArray[np.float64], distance: float) -> NDArray[np.bool_]:
+        """Which entries of theta are closer to a bound than this many typical changes, [n_free]."""
+        with np.errstate(invalid="ignore"):
+            gaps = np.minimum(theta - self.lower, self.upper - theta)
+        return gaps < distance * self.magnitudes
 
     def theta(self, values: Mapping[str, float] | None = None) -> NDArray[np.float64]:
         """The vector `theta` at the start values, some of which `values` may replace, by name."""
         given = values or {}
-        natural = [given.get(quantity.name, quantity.value) for quantity in self.free]
-        return np.array(
-            [math.log(value) if quantity.log else value for quantity, value in zip(self.free, natural, strict=True)]
-        )
+        return np.array([each.to_scale(given.get(each.name, each.value)) for each in self.free])
 
-    def parameters(self, values: Tensor) -> dict[str, Tensor]:
-        """The parameters of the model by name, each [...], out of the values [..., n] of all quantities."""
-        return dict(zip(self._parameters, values[..., : len(self._parameters)].unbind(-1), strict=True))
+    def locals(self, theta: Tensor) -> Tensor:
+        """The locals of every trajectory, [..., n_trajectories, n_locals], at `theta` [..., n_free]; differentiable."""
+        values = self.values(theta)
+        every = torch.cat([values, self._known.expand(*values.shape[:-1], -1)], -1)
+        columns = list(every[..., self._source].unbind(-1))
+        for each in self.assignments:
+            for column, value in zip(self._columns(each.targets), each.function(self._named(columns, each)), strict=True):
+                columns[column] = self._where(each, value, columns[column])
+        return torch.stack([column.expand(columns[0].shape) for column in columns], -1)
 
-    def initial_state(self, values: Tensor, trajectory: int) -> Tensor:
-        """The initial state of a trajectory, [..., n_states], out of the values [..., n] of all quantities."""
-        first = len(self._parameters) + trajectory * self._n_states
-        return values[..., first : first + self._n_states]
+    def locals_and_slopes(self, theta: NDArray[np.float64]) -> tuple[Tensor, NDArray[np.float64]]:
+        """The locals [..., n_trajectories, n_locals], and their derivatives by theta, [..., n_free] more."""
+        at = torch.as_tensor(theta)
+        with torch.no_grad():
+            found = self.locals(at)
+        slopes = np.zeros((*found.shape, len(self.free)))
+        rows, columns = (self._entry >= 0).nonzero()
+        entries = self._entry[rows, columns]
+        slopes[..., rows, columns, entries] = self.slopes(theta)[..., entries]
+        for each in self.assignments:
+            self._add_slopes(each, found, slopes)
+        return found, slopes
 
+    def _add_slopes(self, each: Assignment, found: Tensor, slopes: NDArray[np.float64]) -> None:
+        """The derivatives of what is assigned, from those of what it is computed from."""
+        read = self._columns(each.names)
+        inputs = [found[..., column].clone().requires_grad_() for column in read]
+        rows = slice(None) if each.trajectories is None else list(each.trajectories)
+        with torch.enable_grad():
+            values = each.function(dict(zip(each.names, inputs, strict=True)))
+        for column, value in zip(self._columns(each.targets), values, strict=True):
+            changes = np.zeros_like(slopes[..., column, :])
+            if value.requires_grad:
+                # A number of a trajectory depends on those of this trajectory alone, so one sum has all derivatives.
+                gradients = torch.autograd.grad(value.sum(), inputs, retain_graph=True, allow_unused=True)
+                for of, gradient in zip(read, gradients, strict=True):
+                    if gradient is not None:
+                        changes += gradient.numpy()[..., None] * slopes[..., of, :]
+            slopes[..., rows, column, :] = changes[..., rows, :]
 
-def list_quantities(
-    model: Model,
-    data: Dataset,
-    *,
-    free: str | Iterable[str] | None,
-    fixed: Mapping[str, float] | None,
-    start: Mapping[str, float] | None,
-    lognormal: bool,
-) -> Quantities:
-    """The quantities of a fit as the arguments of `fit` describe them.
+    def _columns(self, names: Sequence[str]) -> list[int]:
+        return [self.names.index(name) for name in names]
 
-    Raises:
-        ValueError: a name is unknown or both free and fixed, or a positive quantity is given a value that is not.
-    """
-    quantities = _parameters(model) + _initial_states(model, data, lognormal)
-    fixed_values = _by_name(quantities, fixed or {}, "fixed")
-    start_values = _by_name(quantities, start or {}, "start")
-    if free == "all":
-        free_names = {quantity.name for quantity in quantities}
-    elif free is None:
-        free_names = {each.name for each in quantities if each.kind == "parameter" or each.key in data.states}
-    else:
-        free_names = set(_by_name(quantities, dict.fromkeys([free] if isinstance(free, str) else free, 0.0), "free"))
-        if both := free_names & set(fixed_values):
-            raise ValueError(f"{', '.join(sorted(both))} cannot be both free and fixed: drop it from one")
-    chosen = []
-    for quantity in quantities:
-        value = fixed_values.get(quantity.name, start_values.get(quantity.name, quantity.value))
-        is_free = quantity.name in free_names and quantity.name not in fixed_values
-        if is_free and quantity.log and not value > 0:
-            raise ValueError(
-                f"{quantity.name} is estimated on the log scale, so its start value must be positive, got {value:g}: "
-                f"give start={{{quantity.key!r}: ...}} or leave it out of {type(model).__name__}.positive"
-            )
-        assumed = not is_free and quantity.name not in fixed_values and quantity.name not in start_values
-        chosen.append(replace(quantity, value=value, free=is_free, assumed=assumed))
-    if not any(quantity.free for quantity in chosen):
-        raise ValueError("nothing is free, so there is nothing to fit: leave something out of fixed")
-    return Quantities(chosen, len(model.states))
+    def _named(self, columns: Sequence[Tensor], each: Assignment) -> dict[str, Tensor]:
+        return {name: columns[self.names.index(name)] for name in each.names}
 
+    def _where(self, each: Assignment, value: Tensor, otherwise: Tensor) -> Tensor:
+        if each.trajectories is None:
+            return value.expand(otherwise.shape)
+        chosen = torch.zeros(self.n_trajectories, dtype=torch.bool)
+        chosen[list(each.trajectories)] = True
+        return torch.where(chosen, value, otherwise)
 
-def _parameters(model: Model) -> list[Quantity]:
-    quantities = []
-    for name, parameter in model.named_parameters():
-        if parameter.ndim != 0:
-            raise ValueError(
-                f"the parameter {name} has shape {tuple(parameter.shape)}, and a fit estimates single numbers: "
-                "make each a parameter of its own"
-            )
-        value, log = parameter.item(), model.is_positive(name)
-        unit, meaning = model.units.get(name, ""), model.meanings.get(name, "")
-        magnitude = 1.0 if log else abs(value) or 1.0
-        quantities.append(Quantity(name, "parameter", name, None, value, True, log, magnitude, unit, meaning))
-    return quantities
-
-
-def _initial_states(model: Model, data: Dataset, lognormal: bool) -> list[Quantity]:
-    quantities = []
-    for i, trajectory in enumerate(data.trajectories):
-        label = f"[{trajectory.name}]" if trajectory.name else ""
-        for (state, meaning), default in zip(model.states.items(), model.default_state, strict=True):
-            log = model.is_positive(state)
-            value, magnitude = default, abs(default) or 1.0
-            if state in data.states:
-                k = data.states.index(state)
-                log = log or lognormal
-                value, magnitude = _first_value(trajectory.values[:, k], data.column(k), log)
-            magnitude = 1.0 if log else magnitude
-            name = f"{state}({trajectory.t[0]:g}){label}"
-            unit = model.units.get(state, "")
-            description = f"initial value: {meaning}"
-            quantities.append(Quantity(name, "initial state", state, i, value, True, log, magnitude, unit, description))
-    return quantities
-
-
-def _first_value(series: NDArray[np.float64], column: NDArray[np.float64], positive: bool) -> tuple[float, float]:
-    """The first value of a series that is not missing, and the magnitude of a whole column."""
-    magnitude = float(np.sqrt(np.mean(column**2))) or 1.0
-    known = series[np.isfinite(series)]
-    value = float(known[0]) if len(known) else float(column.mean())
-    return (max(value, 1e-2 * magnitude) if positive else value), magnitude
-
-
-def _by_name(quantities: Sequence[Quantity], given: Mapping[str, float], argument: str) -> dict[str, float]:
-    """What `given` says, by the full names of quantities; a state's name stands for it in all trajectories."""
-    found = {}
-    for name, value in given.items():
-        named = [quantity.name for quantity in quantities if name in (quantity.name, quantity.key)]
-        if not named:
-            known = list(dict.fromkeys([*(each.key for each in quantities), *(each.name for each in quantities)]))
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"{argument} names {name!r}, which is no parameter or state.{hint} There are {', '.join(known)}"
-            )
-        if not math.isfinite(value):
-            raise ValueError(f"{argument} gives {name} the value {value}, which is not a finite number")
-        found.update(dict.fromkeys(named, float(value)))
-    return found
+    def parameters(self, theta: Tensor, trajectory: int = 0) -> dict[str, Tensor]:
+        """The parameters of the model in a trajectory by name, each [...]."""
+        own = self.locals(theta)[..., trajectory, :]
+        return {name: own[..., k] for k, name in enumerate(self.parameter_names)}

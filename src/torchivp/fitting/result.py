@@ -7,15 +7,17 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from torchivp.fitting.data import Dataset, import_pandas
-from torchivp.fitting.misfit import Misfit, Noise, SigmaMode
-from torchivp.fitting.quantities import Kind
+from torchivp.fitting.levels import Levels
+from torchivp.fitting.misfit import Path as ModelPath
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.optimise import Search
+from torchivp.fitting.quantities import Kind, Quantity, Scale
 from torchivp.fitting.residual_checks import Verdict, judge
 from torchivp.fitting.uncertainty import Uncertainty
 from torchivp.models.model import Model
@@ -28,14 +30,14 @@ Band = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A parameter, an initial state or a sigma.
+    """A parameter, an initial state, a size of the noise, or what follows from these.
 
     Attributes:
         name: such as "alpha", "prey(1900)", "sigma(hare)".
-        kind: "parameter", "initial state" or "sigma".
+        kind: "parameter", "initial state", "sigma" or "derived".
         value: the estimate, or the value at which it was held.
         standard_error: of the value, by the delta method; NaN if it was held, infinite if the data do not determine it.
-        scale: the scale of estimation, "log" or "linear".
+        scale: the scale of estimation, "log", "linear" or "logit".
         scale_error: the standard error on that scale.
         lower: lower end of the 95 % interval; but for sigmas, it is symmetric on the scale of estimation.
         upper: its upper end.
@@ -48,7 +50,7 @@ class Estimate:
     kind: Kind
     value: float
     standard_error: float
-    scale: Literal["log", "linear"]
+    scale: Scale
     scale_error: float
     lower: float
     upper: float
@@ -57,33 +59,23 @@ class Estimate:
     description: str
 
     @staticmethod
-    def build(
-        name: str,
-        kind: Kind,
-        value: float,
-        scale_error: float,
-        reach: float,
-        *,
-        log: bool,
-        free: bool,
-        unit: str,
-        description: str,
-    ) -> Estimate:
-        """The estimate with its interval, from its standard error and half the width on the scale of estimation."""
+    def build(quantity: Quantity, value: float, scale_error: float, reach: float) -> Estimate:
+        """The estimate of a quantity with its interval, from its standard error and half the width on its scale."""
+        at = quantity.to_scale(value) if quantity.free else value
         with np.errstate(over="ignore"):
-            lower, upper = (value * np.exp(-reach), value * np.exp(reach)) if log else (value - reach, value + reach)
+            lower, upper = (quantity.from_scale(at + side) for side in (-reach, reach))
         return Estimate(
-            name,
-            kind,
+            quantity.name,
+            quantity.kind,
             value,
-            abs(value) * scale_error if log else scale_error,
-            "log" if log else "linear",
+            abs(quantity.slope(value)) * scale_error if np.isfinite(scale_error) else scale_error,
+            quantity.scale,
             scale_error,
-            float(lower),
-            float(upper),
-            free,
-            unit,
-            description,
+            lower,
+            upper,
+            quantity.free,
+            quantity.unit,
+            quantity.description,
         )
 
 
@@ -94,11 +86,11 @@ class FitResult:
     Attributes:
         model: the model with the estimated parameters: a copy.
         data: the data, with `trajectories`, `observables` and `time_name`.
-        observed_states: the state that each observable observes.
-        noise: "normal" or "lognormal".
-        sigma_mode: "separate" or "shared".
-        estimates: parameters, initial states and sigmas, free and held.
+        levels: the noise of the observables.
+        sizes: those of its sizes that were estimated, [n_sizes].
+        estimates: parameters, initial states, what follows from them, and sigmas, free and held.
         nll: the negative log-likelihood: minus the logarithm of the density of the observed values.
+        penalty: what the priors add to it, up to their largest densities.
         aic: Akaike's information criterion, 2 nll + 2 n_free.
         aicc: the same, corrected for small samples; infinite if n_data <= n_free + 1.
         bic: Schwarz' information criterion, 2 nll + n_free log(n_data).
@@ -108,6 +100,7 @@ class FitResult:
         converged: whether the maximum was found.
         message: how the search ended, in a sentence.
         warnings: what to know before the numbers are used, and what is wrong with the residuals.
+        notes: what was done to the data when they were read.
         verdict: whether the fit converged and its residuals look like noise, in a `sentence` and as `good`.
         iterations: the number of iterations of all searches.
         solves: the number of solves of the model.
@@ -115,19 +108,20 @@ class FitResult:
         covariance: of the free parameters and initial states on the scale of estimation, [n, n].
         correlation: their correlations, [n, n].
         free_names: their names, in the order of the rows.
-        sigma: the standard deviation of the noise of each observable, [n_observed].
         theta: the free parameters and initial states on the scale of estimation, [n].
-        unscaled_residuals: on the scale of the noise, [T, n_observed] for each trajectory; NaN where data are missing.
+        standardised: the residuals over sigma, [T, n_observed] for each trajectory; NaN where data are missing.
+        search: what has found it.
+        floor: the smallest sensible size of the noise of each observable, [n_observed].
         call: the call of `fit` that gave it, as Python.
     """
 
     model: Model
     data: Dataset
-    observed_states: list[str]
-    noise: Noise
-    sigma_mode: SigmaMode
+    levels: Levels
+    sizes: NDArray[np.float64]
     estimates: list[Estimate]
     nll: float
+    penalty: float
     aic: float
     aicc: float
     bic: float
@@ -137,16 +131,17 @@ class FitResult:
     converged: bool
     message: str
     warnings: list[str]
+    notes: list[str]
     iterations: int
     solves: int
     seconds: float
     covariance: NDArray[np.float64]
     correlation: NDArray[np.float64]
     free_names: list[str]
-    sigma: NDArray[np.float64]
     theta: NDArray[np.float64]
-    unscaled_residuals: list[NDArray[np.float64]] = field(repr=False)
-    misfit: Misfit = field(repr=False)
+    standardised: list[NDArray[np.float64]] = field(repr=False)
+    search: Search = field(repr=False)
+    floor: NDArray[np.float64]
     uncertainty: Uncertainty = field(repr=False)
     call: str
     verdict: Verdict = field(init=False)
@@ -166,6 +161,27 @@ class FitResult:
                 return estimate
         raise KeyError(f"no estimate is called {name!r}; there are {', '.join(each.name for each in self.estimates)}")
 
+    @property
+    def misfit(self) -> Misfit:
+        """Model and data."""
+        return self.search.misfit
+
+    @property
+    def observed_states(self) -> list[str | None]:
+        """The state that each observable is, None for a formula."""
+        return self.data.states
+
+    @property
+    def noise(self) -> str:
+        """The kind of noise, or the kinds of the observables in their order."""
+        kinds = [noise.name for noise in self.levels.noises]
+        return kinds[0] if len(set(kinds)) == 1 else ", ".join(kinds)
+
+    @property
+    def sigma(self) -> NDArray[np.float64]:
+        """The first size of the noise of each observable, [n_observed]: mostly its standard deviation."""
+        return self.levels.per_observable(self.sizes)
+
     def predict(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
         """The states of the fitted model.
 
@@ -180,10 +196,13 @@ class FitResult:
             ValueError: a time lies before the first data time, or there is no such trajectory.
             SolveError: the model cannot be solved up to the last of the times.
         """
-        times, position = self._times(t, trajectory)
-        with torch.no_grad():
-            states = self.misfit.states(torch.tensor(self.theta), trajectory, times)
-        return states.numpy()[position]
+        path, position = self._path(t, trajectory, derivatives=False)
+        return path.states[position]
+
+    def observe(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
+        """The observables of the fitted model, without noise, [T, n_observed]; else as `predict`."""
+        path, position = self._path(t, trajectory, derivatives=False)
+        return path.observables[position]
 
     def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the states: where the curves lie.
@@ -193,51 +212,91 @@ class FitResult:
         Returns:
             Its lower and upper edge, each [T, n_states]; infinitely wide where the data do not determine the curve.
         """
-        states, derivatives = self._sensitivities(t, trajectory)
+        path, position = self._path(t, trajectory)
+        assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
-        return _edges(states, self.uncertainty.reach(derivatives), log)
+        return _edges(path.states[position], self.uncertainty.reach(path.state_slopes[position]), log)
+
+    def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
+        """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
+        path, position = self._path(t, trajectory)
+        reach = self.uncertainty.reach(path.observable_slopes[position])
+        return _edges(path.observables[position], reach, self._log_observables())
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
-        """The pointwise 95 % prediction band: where new observations fall.
+        """The pointwise 95 % prediction band: where new observations fall, each [T, n_observed].
 
-        The band of the curve widened by the noise, for states that are observed; the band of the curve for the others.
-        The noise of a state that several columns observe is that of the one with the largest sigma. Arguments, returns
-        and errors as of `band`.
+        The band of the curve and the noise together. Arguments and errors as of `band`.
         """
-        states, derivatives = self._sensitivities(t, trajectory)
-        log = np.array([self._is_log(state) for state in self.model.states])
-        noise = np.zeros((*states.shape, len(self.uncertainty.counts)))
-        for k in np.argsort(self.sigma):
-            i = list(self.model.states).index(self.observed_states[k])
-            log[i] = self.noise == "lognormal"
-            noise[:, i] = 0.0
-            group = k if self.sigma_mode == "separate" else 0
-            noise[:, i, group] = (self.sigma[k] * (states[:, i] if log[i] else 1.0)) ** 2
-        return _edges(states, self.uncertainty.reach(derivatives, noise), log)
+        path, position = self._path(t, trajectory)
+        h, slopes = path.observables[position], path.observable_slopes[position]
+        log = np.array([noise.log for noise in self.levels.noises])
+        lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
+        number = {k: i for i, k in enumerate(self._groups_with_data())}
+        for k, group in enumerate(self.levels.of_observable):
+            noise, known = self.levels.noises[k], self.levels.groups[group].known
+            if noise.name in ("normal", "lognormal") and known is None:
+                # The noise is estimated, so that its share of the width has the same Student's distribution.
+                added = np.zeros((len(h), len(self.uncertainty.counts)))
+                added[:, number[group]] = (self.sigma[k] * (h[:, k] if noise.log else 1.0)) ** 2
+                reach = self.uncertainty.reach(slopes[:, k], added)
+                lower[:, k], upper[:, k] = _edges(h[:, k], reach, log[k])
+            else:
+                sizes = self._sizes_of(group, len(h))
+                for edge, level, sign in ((lower, 0.025, -1), (upper, 0.975, 1)):
+                    gap = np.hypot(edge[:, k] - h[:, k], noise.quantiles(h[:, k], sizes, level) - h[:, k])
+                    edge[:, k] = h[:, k] + sign * gap
+        return lower, upper
+
+    def _groups_with_data(self) -> list[int]:
+        return [self.levels.groups.index(part.group) for part in self.levels.parts(self.misfit.measured())]
+
+    def _sizes_of(self, group: int, count: int) -> NDArray[np.float64]:
+        one = self.levels.groups[group]
+        own = one.known if one.known is not None else self.sizes[one.first : one.first + one.count]
+        return np.broadcast_to(np.asarray(own, dtype=np.float64), (count, len(own)))
 
     def residuals(self, trajectory: int = 0) -> NDArray[np.float64]:
         """The residuals over sigma on the scale of the noise, [T, n_observed]; NaN where data are missing.
 
+        Where the noise is not normal or lognormal, they are the quantiles of the standard normal distribution at which
+        the values lie in theirs.
+
         Raises:
             ValueError: there is no such trajectory.
         """
-        return self.unscaled_residuals[self._trajectory(trajectory)] / self.sigma
+        return self.standardised[self._trajectory(trajectory)]
+
+    def derive(self, name: str, formula: Any) -> Estimate | list[Estimate]:
+        """A quantity that follows from the estimates, with its standard error by the delta method.
+
+        Args:
+            name: what to call it.
+            formula: an expression in parameters and (initial) states, such as "beta / gamma", or a function of an object
+                that has these as attributes.
+
+        Returns:
+            The estimate; a list with one for each trajectory if they differ.
+        """
+        from torchivp.fitting.assemble import derive
+
+        found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
+        return found[0] if len(found) == 1 else found
 
     def dictionary(self) -> dict[str, Any]:
         """The result as plain numbers, strings, lists and dicts; what is not finite is None."""
         plain = {
             "model": type(self.model).__name__,
             "source": self.data.source,
-            "observables": dict(zip(self.data.observables, self.observed_states, strict=True)),
-            "noise": self.noise,
-            "sigma_mode": self.sigma_mode,
+            "observables": {name: _text(self.data.observe[name]) for name in self.data.observables},
+            "noise": dict(zip(self.data.observables, (noise.name for noise in self.levels.noises), strict=True)),
             "estimates": [dataclasses.asdict(estimate) for estimate in self.estimates],
             "rss": self.rss,
             "covariance": self.covariance.tolist(),
             "correlation": self.correlation.tolist(),
             "verdict": self.verdict.sentence,
         }
-        scalars = "nll aic aicc bic n_data n_free converged message warnings iterations solves seconds free_names call"
+        scalars = "nll penalty aic aicc bic n_data n_free converged message warnings notes iterations solves seconds free_names call"
         return _finite({**plain, **{name: getattr(self, name) for name in scalars.split()}})
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -313,19 +372,29 @@ class FitResult:
             raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
         return times.tolist(), position
 
-    def _sensitivities(self, t: ArrayLike, trajectory: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The states [T, n_states], and their derivatives with respect to theta, [T, n_states, n_free]."""
+    def _path(
+        self, t: ArrayLike, trajectory: int, derivatives: bool = True
+    ) -> tuple[ModelPath, NDArray[np.intp]]:
+        """The path of a trajectory at the times in order, and where each of the given ones stands among them."""
         times, position = self._times(t, trajectory)
-        every = range(len(self.model.states))
-        states, derivatives = self.misfit.sensitivities(self.theta, trajectory, times, every)
-        return states[position], derivatives[position]
+        return self.misfit.path(self.theta, trajectory, times, derivatives), position
 
     def _is_log(self, state: str) -> bool:
-        observed_log = self.noise == "lognormal" and state in self.observed_states
-        return observed_log or self.model.is_positive(state)
+        observed = [noise for of, noise in zip(self.data.states, self.levels.noises, strict=True) if of == state]
+        return self.model.is_positive(state) or any(noise.log for noise in observed)
+
+    def _log_observables(self) -> NDArray[np.bool_]:
+        """Which observables have bands on the log scale, [n_observed]."""
+        each = zip(self.data.states, self.levels.noises, strict=True)
+        return np.array([noise.log or (state is not None and self._is_log(state)) for state, noise in each])
 
 
-def _edges(states: NDArray[np.float64], reach: NDArray[np.float64], log: NDArray[np.bool_]) -> Band:
+def _text(observed: Any) -> str:
+    """What an observable is, in words."""
+    return observed if isinstance(observed, str) else getattr(observed, "__name__", "a function")
+
+
+def _edges(states: NDArray[np.float64], reach: NDArray[np.float64], log: NDArray[np.bool_] | np.bool_) -> Band:
     """The edges of bands that reach as far to both sides, on the log scale for the states where `log`."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         factor = np.exp(np.where(log, reach / np.abs(states), 0.0))

@@ -29,14 +29,15 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
     Args:
         model: the model.
         parameters: by name, [n] each.
-        t: the time, 0-d; with the ways "mapped" and "singly" also [n].
+        t: the time, 0-d, or [n].
         y: the states, [n, n_states].
         way: how to call the model.
     """
     named = dict(parameters)
     if way in ("together", "columns"):
-        shaped = {name: shape_parameter(value, way) for name, value in named.items()}
-        return functional_call(model, shaped, (t, y))
+        column = way == "columns"
+        shaped = {name: value[:, None] if column else value for name, value in named.items()}
+        return functional_call(model, shaped, (t[:, None] if column and t.ndim else t, y))
     times = t.expand(len(y))
 
     def one(of_row: dict[str, Tensor], time: Tensor, state: Tensor) -> Tensor:
@@ -48,11 +49,6 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
         return vmap(one, in_dims, randomness="different")(named, times if t.ndim else t, y)
     rows = range(len(y))
     return torch.stack([one({name: value[i] for name, value in named.items()}, times[i], y[i]) for i in rows])
-
-
-def shape_parameter(value: Tensor, way: Way | None) -> Tensor:
-    """A parameter of many rows [n], as a model wants it that is called in this way."""
-    return value[:, None] if way == "columns" else value
 
 
 class DualArithmetic(TorchFunctionMode):
@@ -105,8 +101,12 @@ _WITH_NUMBER: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-def way_forwards(model: Model, t: float) -> Way:
+def way_forwards(model: Model, time: Tensor) -> Way:
     """The fastest way to call a model with rows of dual numbers that gives what a call for each row gives.
+
+    Args:
+        model: the model.
+        time: that of all rows, 0-d, or one for each of n_states + 1 rows.
 
     A model that indexes states as `y[..., i]` takes batches; one that treats all states alike does so with parameters
     as columns. Others may mix the rows up without an error, which shows in their values.
@@ -116,7 +116,6 @@ def way_forwards(model: Model, t: float) -> Way:
         with forward_ad.dual_level():
             forward_ad.make_dual(torch.ones(()), torch.ones(()))
     count = len(model.states) + 1
-    time = torch.tensor(t, dtype=torch.float64)
     spread = torch.linspace(1.0, 1.5, count, dtype=torch.float64)
     with torch.no_grad(), forward_ad.dual_level(), DualArithmetic():
         states = model.initial_state() + spread[:, None]

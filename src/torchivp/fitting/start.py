@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torchivp.fitting.levels import Levels
 from torchivp.fitting.matching import Matching, smooth
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.optimise import Minimum, Search
+from torchivp.fitting.optimise import Minimum, Search, Weighing
 from torchivp.fitting.residual_checks import autocorrelation
 
 _STARTS = 128  # random starts that are looked at
@@ -30,7 +31,7 @@ class Start:
     """What the search has found.
 
     Attributes:
-        best: the best minimum; its residuals are None if the model could be solved from no candidate.
+        best: the best minimum; its predictions are None if the model could be solved from no candidate.
         rivals: others that are as good, and further from the model's defaults.
     """
 
@@ -47,7 +48,7 @@ class _Candidate:
     growing: bool = False
 
 
-def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start:
+def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
     """Find the quantities that minimise the squared residuals.
 
     Where every state is observed, the first candidates come from integral matching; further ones, and all of them
@@ -63,7 +64,7 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
 
     Args:
         search: what is minimised.
-        scale: what to divide the residuals of each observable by, [n_observed].
+        weighing: what makes residuals of predictions, such that a constant would leave residuals of size one.
         given: whether the user has given start values, which are then the only candidate.
     """
     misfit = search.misfit
@@ -72,51 +73,52 @@ def find_start(search: Search, scale: NDArray[np.float64], given: bool) -> Start
     best, settled = Minimum(misfit.quantities.theta(), np.inf, False), False
 
     def little() -> bool:
-        return not settled and _unexplained(best, scale) > _LITTLE
+        return not settled and _unexplained(best, weighing) > _LITTLE
 
-    for candidate in _candidates(search, scale, given, little):
+    for candidate in _candidates(search, weighing, given, little):
         if candidate.growing and not settled:
-            minimum = _extend_horizon(search, candidate.theta, scale, candidate.name)
+            minimum = _extend_horizon(search, candidate.theta, weighing, candidate.name)
         else:
-            minimum = _on_all_data(search, candidate.theta, scale, candidate.name)
-        if minimum.residuals is None:
+            minimum = _on_all_data(search, candidate.theta, weighing, candidate.name)
+        if minimum.found is None:
             continue
-        exact = _EXACT * len(minimum.residuals.values)
+        exact = _EXACT * len(minimum.found.values)
         same = np.isfinite(best.cost) and abs(minimum.cost - best.cost) <= 1e-3 * best.cost
-        left, noise = _unexplained(minimum, scale), _looks_like_noise(minimum, misfit)
+        left, noise = _unexplained(minimum, weighing), _looks_like_noise(minimum, misfit, weighing)
         settled |= (same and (left < _LITTLE or noise)) or (noise and left < _ALMOST_ALL)
         found.append(minimum)
         best = min(best, minimum, key=lambda each: each.cost)
         settled |= best.cost <= exact
         if settled and not hidden:
             break
-    return _nearest(search, scale, best, found)
+    return _nearest(search, weighing, best, found)
 
 
-def _unexplained(minimum: Minimum, scale: NDArray[np.float64]) -> float:
+def _unexplained(minimum: Minimum, weighing: Weighing) -> float:
     """The fraction of the variance of an observable that a minimum leaves, of the one that it explains worst."""
-    if minimum.residuals is None:
+    if minimum.found is None:
         return np.inf
-    return float((minimum.residuals.mean_squares(len(scale)) / scale**2).max())
+    return float(weighing.mean_squares(minimum.found).max())
 
 
-def _looks_like_noise(minimum: Minimum, misfit: Misfit) -> bool:
+def _looks_like_noise(minimum: Minimum, misfit: Misfit, weighing: Weighing) -> bool:
     """Whether the residuals of all observables at a minimum for all data know nothing of the ones before them.
 
     Those of a wrong minimum do: there the model runs out of step with the data, and in again.
     """
-    assert minimum.residuals is not None, "a minimum that was found has residuals"
-    tables = minimum.residuals.by_trajectory(misfit.data)
-    found = [autocorrelation([table[:, k] for table in tables]) for k in range(tables[0].shape[1])]
-    return minimum.converged and all(pairs >= _PAIRS and abs(r) <= 1.96 / np.sqrt(pairs) for r, pairs in found)
+    found = minimum.found
+    assert found is not None, "a minimum that was found has predictions"
+    tables = found.measured.tables(weighing.residuals(found).sum(0), misfit.data)
+    alike = [autocorrelation([table[:, k] for table in tables]) for k in range(tables[0].shape[1])]
+    return minimum.converged and all(pairs >= _PAIRS and abs(r) <= 1.96 / np.sqrt(pairs) for r, pairs in alike)
 
 
-def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: list[Minimum]) -> Start:
+def _nearest(search: Search, weighing: Weighing, best: Minimum, found: list[Minimum]) -> Start:
     """Of the minima that are as good as the best, the one nearest to the model's defaults, and those apart from it."""
-    if best.residuals is None:
+    if best.found is None:
         return Start(best, [])
     quantities = search.misfit.quantities
-    exact = _EXACT * len(best.residuals.values)
+    exact = _EXACT * len(best.found.values)
     as_good = [each for each in found if each.cost <= max(1.01 * best.cost, exact)]
 
     def distance(minimum: Minimum) -> float:
@@ -124,10 +126,10 @@ def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: l
 
     # What comes out at the same place by another way is as near but for rounding, and then the smaller cost counts.
     nearest = min(as_good, key=lambda each: (round(distance(each), 2), each.cost))
-    residuals = nearest.residuals
-    assert residuals is not None, "a minimum that was found has residuals"
-    scaled = residuals.jacobian / scale[residuals.observable][:, None]
-    noise = np.sqrt(max(nearest.cost, exact) / len(residuals.values))
+    assert nearest.found is not None, "a minimum that was found has predictions"
+    _, slopes = weighing.levels.least_squares(nearest.found, weighing.sizes)
+    scaled = slopes[0][:, None] * nearest.found.jacobian
+    noise = np.sqrt(max(nearest.cost, exact) / len(nearest.found.values))
     rivals: list[Minimum] = []
     for each in as_good:
         ways = [each.theta - other.theta for other in [nearest, *rivals]]
@@ -139,7 +141,7 @@ def _nearest(search: Search, scale: NDArray[np.float64], best: Minimum, found: l
 
 
 def _candidates(
-    search: Search, scale: NDArray[np.float64], given: bool, little: Callable[[], bool]
+    search: Search, weighing: Weighing, given: bool, little: Callable[[], bool]
 ) -> Iterator[_Candidate]:
     """Where to begin; `little` says whether the candidates so far led to nothing that explains much."""
     misfit = search.misfit
@@ -149,35 +151,35 @@ def _candidates(
         yield _Candidate(misfit.quantities.theta(), "start 1", growing=True)
         return
     if set(misfit.model.states) == set(misfit.data.states) and not any(misfit.inputs.scheduled.values()):
-        for number, theta in enumerate(_matched(misfit), 1):
+        for number, theta in enumerate(_matched(misfit, search.levels), 1):
             yield _Candidate(theta, f"start {number}")
             yield _Candidate(theta, f"start {number}", growing=True)
     else:
         number = 1
         yield _Candidate(misfit.quantities.theta(), "the defaults of the model")
-    for theta in _screened(search, scale, _first_horizon(misfit)):
+    for theta in _screened(search, weighing, _first_horizon(misfit)):
         number += 1
         yield _Candidate(theta, f"start {number}", growing=True)
     if little():
-        for theta in _screened(search, scale, 1.0):
+        for theta in _screened(search, weighing, 1.0):
             number += 1
             yield _Candidate(theta, f"start {number}")
 
 
-def _on_all_data(search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str) -> Minimum:
-    return search.minimise(theta, scale, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
+def _on_all_data(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str) -> Minimum:
+    return search.minimise(theta, weighing, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
 
 
-def _extend_horizon(search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str) -> Minimum:
+def _extend_horizon(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str) -> Minimum:
     """Fit the beginning of the data, then go on from there to more and more of them."""
     horizon = _first_horizon(search.misfit)
     while horizon < 0.8:
-        minimum = _refine(search, theta, scale, stage, horizon)
-        if minimum.residuals is None:
+        minimum = _refine(search, theta, weighing, stage, horizon)
+        if minimum.found is None:
             return minimum
         theta = minimum.theta
         horizon *= 1.5
-    return _on_all_data(search, theta, scale, stage)
+    return _on_all_data(search, theta, weighing, stage)
 
 
 def _first_horizon(misfit: Misfit) -> float:
@@ -186,17 +188,17 @@ def _first_horizon(misfit: Misfit) -> float:
 
 
 def _refine(
-    search: Search, theta: NDArray[np.float64], scale: NDArray[np.float64], stage: str, horizon: float
+    search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str, horizon: float
 ) -> Minimum:
     """Fit the first part of the data roughly, holding back what it says nothing about."""
     stage = f"{stage}, first {horizon:.0%} of the data"
-    return search.minimise(theta, scale, stage, horizon=horizon, tolerance=1e-3, max_iterations=20, prior_width=30.0)
+    return search.minimise(theta, weighing, stage, horizon=horizon, tolerance=1e-3, max_iterations=20, prior_width=30.0)
 
 
-def _matched(misfit: Misfit) -> Iterator[NDArray[np.float64]]:
+def _matched(misfit: Misfit, levels: Levels) -> Iterator[NDArray[np.float64]]:
     """Candidates from integral matching along smooth curves, and along curves through the data."""
     for smoothing in (True, False):
-        curves = smooth(misfit, smoothing)
+        curves = smooth(misfit, levels, smoothing)
         if curves is None:
             continue
         matching = Matching(misfit, curves)
@@ -204,19 +206,19 @@ def _matched(misfit: Misfit) -> Iterator[NDArray[np.float64]]:
             yield from _distinct(matching.estimates(_random(misfit), _FOLLOWED))[:2]
 
 
-def _screened(search: Search, scale: NDArray[np.float64], horizon: float) -> Iterator[NDArray[np.float64]]:
+def _screened(search: Search, weighing: Weighing, horizon: float) -> Iterator[NDArray[np.float64]]:
     """Random starts, those that explain the first part of the data best once they are refined there."""
     starts = _random(search.misfit)
     accuracy = search.misfit.accuracy
     coarse = search.misfit.at_accuracy(replace(accuracy, rtol=max(accuracy.rtol, _SCREENING_RTOL)))
-    costs = []
-    for theta in starts:
-        residuals = coarse.residuals(theta, horizon, derivatives=False)
-        costs.append(np.inf if residuals is None else np.sum((residuals.values / scale[residuals.observable]) ** 2))
+    costs = [
+        np.sum(weighing.residuals(found) ** 2) if found is not None and weighing.levels.possible(found) else np.inf
+        for found in coarse.predictions_at(starts, horizon)
+    ]
     best = [starts[i] for i in np.argsort(costs)[:_REFINED] if np.isfinite(costs[i])]
-    refined = [_refine(search, theta, scale, "random starts", horizon) for theta in best]
+    refined = [_refine(search, theta, weighing, "random starts", horizon) for theta in best]
     refined.sort(key=lambda minimum: minimum.cost)
-    yield from _distinct([minimum.theta for minimum in refined if minimum.residuals is not None])[:_FOLLOWED]
+    yield from _distinct([minimum.theta for minimum in refined if minimum.found is not None])[:_FOLLOWED]
 
 
 def _distinct(candidates: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -241,4 +243,5 @@ def _random(misfit: Misfit) -> NDArray[np.float64]:
     reach = np.arange(_STARTS)[:, None] / _STARTS
     widths = [_SPREAD * np.log(10) if quantity.log else 2 * quantity.magnitude for quantity in quantities.free]
     observed = [each.kind == "initial state" and each.key in misfit.data.states for each in quantities.free]
-    return start + uniform * reach * np.where(observed, 0.0, widths)
+    spread = start + uniform * reach * np.where(observed, 0.0, widths)
+    return np.clip(spread, quantities.lower, quantities.upper)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from torchivp.fitting.misfit import Accuracy, Misfit
-from torchivp.fitting.optimise import Likelihood, negative_log_likelihood
+from torchivp.fitting.levels import Levels
+from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.optimise import Likelihood, Weighing
+from torchivp.fitting.stretches import Accuracy
 from torchivp.methods import find_method
 
 SMALLEST_RTOL = 1e-13
@@ -39,7 +41,7 @@ class Verdict:
     inaccurate: bool = False
 
 
-def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
+def check_solves(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> Verdict:
     """Compare the solves at an optimum with more accurate ones, and with ones whose steps are short.
 
     Where the model fits its data exactly, even by fine solves, there is no noise to compare with, and nothing is found.
@@ -49,15 +51,15 @@ def check_solves(misfit: Misfit, likelihood: Likelihood) -> Verdict:
         return Verdict([])
     short = min(accuracy.max_step, _short_step(misfit))
     tight = replace(accuracy.scaled(max(1e-2, SMALLEST_RTOL / accuracy.rtol), 1e-2), max_steps=10 * accuracy.max_steps)
-    found = _difference(misfit, replace(tight, max_step=short), likelihood)
+    found = _difference(misfit, levels, replace(tight, max_step=short), likelihood)
     if found is None:  # where the right-hand side jumps, the smaller tolerance may be out of reach
-        found = _difference(misfit, replace(accuracy, max_step=short, max_steps=tight.max_steps), likelihood)
+        found = _difference(misfit, levels, replace(accuracy, max_step=short, max_steps=tight.max_steps), likelihood)
     if found is None:
         return Verdict([f"the error of the solver could not be checked: {misfit.failure}"])
     sigmas, where = found
     if sigmas <= _TOLERATED:
         return Verdict([])
-    alone = _difference(misfit, tight, likelihood)
+    alone = _difference(misfit, levels, tight, likelihood)
     if alone is None or alone[0] > 0.5 * _TOLERATED:
         sentence = (
             f"the error of the solver is not small against the noise: {sigmas:.2g} sigma in {where}: "
@@ -83,39 +85,40 @@ def _short_step(misfit: Misfit) -> float:
     return float(longest / looks / find_method(misfit.accuracy.method).widest_gap)
 
 
-def _difference(misfit: Misfit, accuracy: Accuracy, likelihood: Likelihood) -> tuple[float, str] | None:
-    """The largest change of a residual at another accuracy, in sigmas, and where; None if that cannot be solved."""
-    residuals = likelihood.minimum.residuals
-    assert residuals is not None, "a finite likelihood has residuals"
-    other = misfit.at_accuracy(accuracy).residuals(residuals.theta, derivatives=False)
+def _difference(misfit: Misfit, levels: Levels, accuracy: Accuracy, likelihood: Likelihood) -> tuple[float, str] | None:
+    """The largest change of a prediction at another accuracy, in sigmas, and where; None if that cannot be solved."""
+    found = _found(likelihood)
+    other = misfit.at_accuracy(accuracy).predictions(found.theta, derivatives=False)
     if other is None:
         return None
-    sigmas = np.abs(other.values - residuals.values) / likelihood.sigma[residuals.observable]
-    worst = int(sigmas.argmax())
-    rows = np.concatenate(
-        [np.asarray(each.rows)[np.isfinite(each.values).nonzero()[0]] for each in misfit.data.trajectories]
-    )
-    return float(sigmas[worst]), f"{misfit.data.observables[residuals.observable[worst]]}, {rows[worst]}"
+    sigmas = np.abs(other.values - found.values) * levels.weights(found, likelihood.sizes)
+    worst, measured = int(sigmas.argmax()), found.measured
+    row = misfit.data.trajectories[measured.trajectory[worst]].rows[measured.row[worst]]
+    return float(sigmas[worst]), f"{misfit.data.observables[measured.observable[worst]]}, {row}"
 
 
-def check_derivatives(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+def _found(likelihood: Likelihood) -> Predictions:
+    assert likelihood.minimum.found is not None, "a finite likelihood has predictions"
+    return likelihood.minimum.found
+
+
+def check_derivatives(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
     """Compare the Jacobian at an optimum with differences: what is wrong, in words; empty if nothing is.
 
     A parameter that acts through a comparison, such as a lag time, has an effect but no derivative. Only differences
     that are the same to both sides count: elsewhere they say nothing.
     """
-    residuals = likelihood.minimum.residuals
-    assert residuals is not None, "a finite likelihood has residuals"
-    sigma = likelihood.sigma[residuals.observable]
+    found = _found(likelihood)
+    weights = levels.weights(found, likelihood.sizes)
     steps = _DIFFERENCE * np.diag(misfit.quantities.magnitudes)
-    ends = misfit.residuals_at(residuals.theta + np.concatenate([steps, -steps]))
+    ends = misfit.predictions_at(found.theta + np.concatenate([steps, -steps]))
     wrong = []
     for j, quantity in enumerate(misfit.quantities.free):
         both = ends[j], ends[j + len(steps)]
         if any(end is None for end in both):
             continue
-        up, down = ((end.values - residuals.values) / sigma for end in both if end is not None)
-        slope = residuals.jacobian[:, j] * steps[j, j] / sigma
+        up, down = ((end.values - found.values) * weights for end in both if end is not None)
+        slope = found.jacobian[:, j] * steps[j, j] * weights
         size = np.linalg.norm(up)
         smooth = np.linalg.norm(up + down) < 0.2 * size
         if size > _SEEN and smooth and np.linalg.norm(up - slope) > 0.5 * size:
@@ -128,13 +131,16 @@ def check_derivatives(misfit: Misfit, likelihood: Likelihood) -> list[str]:
     ]
 
 
-def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[np.float64]) -> list[str]:
+def quantities_at_zero(
+    misfit: Misfit, levels: Levels, likelihood: Likelihood, errors: NDArray[np.float64]
+) -> list[str]:
     """The names of the quantities that the search has driven to the bound of the log scale, zero.
 
     Those of which little is known, and without which the model explains the data as well.
 
     Args:
         misfit: model and data.
+        levels: the noise.
         likelihood: the optimum.
         errors: the standard error of each quantity on the scale of estimation, [n_free].
     """
@@ -144,40 +150,43 @@ def quantities_at_zero(misfit: Misfit, likelihood: Likelihood, errors: NDArray[n
             continue
         theta = likelihood.minimum.theta.copy()
         theta[j] = -np.inf
-        without = misfit.residuals(theta, derivatives=False)
-        if without is not None and negative_log_likelihood(without, likelihood.sigma) <= likelihood.nll + _NO_WORSE:
+        without = misfit.predictions(theta, derivatives=False)
+        if without is None or not levels.possible(without):
+            continue
+        if levels.nll(without, likelihood.sizes) <= likelihood.nll + _NO_WORSE:
             names.append(quantity.name)
     return names
 
 
-def worse_than_constant(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+def worse_than_constant(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
     """Of which observables a constant, their mean, explains clearly more than the model at an optimum, in words."""
     return [
         f"the model explains less of {name} than a constant would: this is a wrong optimum, which another "
         "start={name: value, ...} may avoid, or not the model of these data"
-        for name, count, ratio in _against_constants(misfit, likelihood)
+        for name, count, ratio in _against_constants(misfit, levels, likelihood)
         if 0.5 * count * np.log(ratio) > _MUCH_LIKELIER
     ]
 
 
-def no_better_than_constant(misfit: Misfit, likelihood: Likelihood) -> list[str]:
+def no_better_than_constant(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
     """Of which other observables the model explains no more, counting what is estimated, in words."""
     estimated = len(misfit.quantities.free) / len(misfit.data.observables)
     return [
         f"the model explains no more of {name} than a constant would: if {name} is not constant but for noise, "
         "give start={name: value, ...}"
-        for name, count, ratio in _against_constants(misfit, likelihood)
+        for name, count, ratio in _against_constants(misfit, levels, likelihood)
         if 0.5 * count * np.log(ratio) <= _MUCH_LIKELIER and ratio * (count - 1) >= max(count - estimated, 1)
     ]
 
 
-def _against_constants(misfit: Misfit, likelihood: Likelihood) -> Iterator[tuple[str, int, float]]:
+def _against_constants(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> Iterator[tuple[str, int, float]]:
     """The name of each observable, how many values it has, and how much more the model leaves than a constant does."""
-    residuals = likelihood.minimum.residuals
-    assert residuals is not None, "a finite likelihood has residuals"
-    names = misfit.data.observables
-    for k, (name, left) in enumerate(zip(names, residuals.mean_squares(len(names)), strict=True)):
-        column = misfit.data.column(k)
-        variance = (np.log(column) if misfit.noise == "lognormal" else column).var()
+    found = _found(likelihood)
+    names, measured = misfit.data.observables, found.measured
+    data = levels.transform(measured)
+    plain = Weighing(levels.rough(np.ones(len(names))), np.ones(0))
+    for k, (name, left) in enumerate(zip(names, plain.mean_squares(found), strict=True)):
+        column = data[measured.of(k)]
+        variance = column.var()
         if variance > 0 and left > 0:
             yield name, len(column), float(left / variance)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from torchivp.fitting.quantities import Quantity
 
 _TAIL = 0.025  # intervals hold 95 %
 _SINGULAR = 1e-7  # a direction with a singular value this much smaller than the largest counts as not determined
+_KNOWN = 1e12  # degrees of freedom of a size that is known
 _WEAK = 2.0  # a direction with a standard error of this many typical changes (on the log scale e^2) is weak
 
 
@@ -68,10 +71,11 @@ class Uncertainty:
         half = -special.stdtrit(np.maximum(freedom, self.freedom.min()), _TAIL) * np.sqrt(total)
         return np.where(self._is_determined(derivatives), half, np.inf)
 
-    def sigma_factors(self) -> NDArray[np.float64]:
-        """By what to multiply each sigma for the ends of its 95 % interval (chi-squared distribution), [2, n_sigma]."""
-        tails = [special.chdtri(self.freedom, tail) for tail in (_TAIL, 1 - _TAIL)]
-        return np.sqrt(self.counts / np.array(tails))
+    def sigma_factors(self, group: int) -> tuple[float, float]:
+        """By what to multiply the sigma of a group for the ends of its 95 % interval (chi-squared distribution)."""
+        tails = (special.chdtri(self.freedom[group], tail) for tail in (_TAIL, 1 - _TAIL))
+        low, high = (math.sqrt(self.counts[group] / tail) for tail in tails)
+        return low, high
 
     def _is_determined(self, derivatives: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether the data determine what has the `derivatives` [..., n_free]."""
@@ -86,19 +90,58 @@ class Uncertainty:
         return self.covariance / np.outer(errors, errors)
 
 
-def fisher_uncertainty(
-    scaled_jacobian: NDArray[np.float64], sigma: NDArray[np.intp], free: Sequence[Quantity]
-) -> Uncertainty:
-    """The uncertainty of theta from the Jacobian of the residuals over sigma.
+@dataclass(frozen=True)
+class Evidence:
+    """Rows whose cross product is the Fisher information about theta, from data with noise of one size, or a prior.
+
+    Attributes:
+        rows: [m, n_free].
+        count: how many values of data they are made of.
+        estimated: whether the size of the noise is estimated, so that intervals need Student's distribution.
+    """
+
+    rows: NDArray[np.float64]
+    count: int
+    estimated: bool
+
+
+def fisher_uncertainty(evidence: Sequence[Evidence], free: Sequence[Quantity], on_bound: NDArray[np.bool_]) -> Uncertainty:
+    """The uncertainty of theta.
 
     Args:
-        scaled_jacobian: [n, n_free]; its cross product is the Fisher information.
-        sigma: the number of the sigma of each residual, [n].
+        evidence: of each group of data, and of the priors.
         free: what the entries of theta are.
+        on_bound: which entries their bounds hold; they count as known, [n_free].
     """
     magnitudes = np.array([quantity.magnitude for quantity in free])
-    _, singular, directions = np.linalg.svd(scaled_jacobian * magnitudes, full_matrices=False)
+    jacobian = np.where(on_bound, 0.0, np.concatenate([each.rows for each in evidence]))
+    scaled = jacobian * magnitudes
+    fill = np.zeros((max(0, len(free) - len(scaled)), len(free)))  # so that there is a direction for each of the free
+    _, singular, directions = np.linalg.svd(np.concatenate([scaled, fill]), full_matrices=False)
     lost = singular <= _SINGULAR * singular.max(initial=0.0)
+    held = np.abs(directions[:, on_bound]).max(axis=1, initial=0.0) > 0.5
+    inverse = np.where(lost, 0.0, 1 / np.where(lost, 1.0, singular))
+    root = magnitudes[:, None] * directions.T * inverse
+    # What each residual moves the estimates by; its square is the residual's share of their covariance.
+    influence = jacobian @ root @ root.T
+    leverage = np.einsum("ni,ni->n", jacobian, influence)
+    ends = np.cumsum([0, *(len(each.rows) for each in evidence)])
+    groups = [slice(a, b) for a, b in pairwise(ends)]
+    parts = np.stack([influence[group].T @ influence[group] for group in groups])
+    counts = np.array([each.count for each in evidence], dtype=np.float64)
+    # A sigma of which a column has hardly more values than it takes to determine something has one degree of freedom.
+    freedom = np.maximum(counts - np.array([leverage[group].sum() for group in groups]), 1.0)
+    for k, each in enumerate(evidence):
+        if not each.estimated:
+            counts[k] = freedom[k] = _KNOWN
+    warnings = _undetermined(singular[~held], directions[~held], free)
+    return Uncertainty(parts, counts, freedom, directions[lost & ~held].T, magnitudes, warnings)
+
+
+def _undetermined(
+    singular: NDArray[np.float64], directions: NDArray[np.float64], free: Sequence[Quantity]
+) -> list[str]:
+    """Which combinations the data do not determine, or hardly, in words."""
     warnings = []
     for value, direction in zip(singular[::-1], directions[::-1], strict=True):
         if value <= _SINGULAR * singular.max():
@@ -107,17 +150,7 @@ def fisher_uncertainty(
             warnings.append(
                 f"the data hardly determine {_combination(direction, free)}: its standard error is {1 / value:.2g}"
             )
-    inverse = np.where(lost, 0.0, 1 / np.where(lost, 1.0, singular))
-    root = magnitudes[:, None] * directions.T * inverse
-    # What each residual moves the estimates by; its square is the residual's share of their covariance.
-    influence = scaled_jacobian @ root @ root.T
-    leverage = np.einsum("ni,ni->n", scaled_jacobian, influence)
-    groups = [sigma == k for k in range(sigma.max() + 1)]
-    parts = np.stack([influence[group].T @ influence[group] for group in groups])
-    counts = np.array([group.sum() for group in groups], dtype=np.float64)
-    # A sigma of which a column has hardly more values than it takes to determine something has one degree of freedom.
-    freedom = np.maximum(counts - np.array([leverage[group].sum() for group in groups]), 1.0)
-    return Uncertainty(parts, counts, freedom, directions[lost].T, magnitudes, warnings)
+    return warnings
 
 
 def _combination(direction: NDArray[np.float64], free: Sequence[Quantity]) -> str:
@@ -132,6 +165,6 @@ def _combination(direction: NDArray[np.float64], free: Sequence[Quantity]) -> st
 
 
 def _term(quantity: Quantity) -> str:
-    if quantity.log:
-        return f"log {quantity.name}"
+    if quantity.scale != "linear":
+        return f"{quantity.scale} {quantity.name}"
     return quantity.name if quantity.magnitude == 1 else f"{quantity.name}/{quantity.magnitude:.3g}"

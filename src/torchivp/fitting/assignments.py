@@ -1,0 +1,142 @@
+"""Numbers that follow from others: tied parameters, initial states that are formulas or steady states."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from torchivp.api.steady import steady_state
+from torchivp.expressions import Expression
+from torchivp.fitting.data import Dataset
+from torchivp.fitting.quantities import Assignment
+from torchivp.models.model import Model
+
+STEADY = "steady"
+
+
+def read_formula(
+    what: str, given: Any, names: Sequence[str]
+) -> tuple[tuple[str, ...], Callable[[Mapping[str, Tensor]], Tensor]]:
+    """The names that a formula uses, and the function of a dict of tensors that computes it.
+
+    Args:
+        what: what it is the formula of, for errors.
+        given: an expression, or a function of an object whose attributes are the names.
+        names: those that it may use.
+
+    Raises:
+        ValueError: it uses another name, or cannot be read.
+        TypeError: it is neither text nor a function.
+    """
+    if isinstance(given, str):
+        expression = Expression(given)
+        for name in expression.names:
+            if name not in names:
+                raise ValueError(f"the formula of {what}, {given!r}, uses {name!r}; it may use {', '.join(names)}")
+        return expression.names, lambda values: torch.as_tensor(expression(values), dtype=torch.float64)
+    if not callable(given):
+        raise TypeError(f"the formula of {what} must be text or a function, got {type(given).__name__}")
+    count = len(inspect.signature(given).parameters)
+    if count != 1:
+        raise ValueError(
+            f"the formula of {what} is a function of one object, whose attributes are {', '.join(names)}: "
+            f"lambda p: ..., got a function of {count} arguments"
+        )
+    read = _names_read(what, given, names)
+    return read, lambda values: torch.as_tensor(given(SimpleNamespace(**values)), dtype=torch.float64)
+
+
+class _Recorder:
+    """An object whose attributes are the names, which remembers those that are looked at."""
+
+    def __init__(self, what: str, names: Sequence[str]):
+        self.__dict__.update(_what=what, _names=names, read=[])
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise ValueError(f"the formula of {self._what} uses {name!r}; it may use {', '.join(self._names)}")
+        self.read.append(name)
+        return torch.ones((), dtype=torch.float64)
+
+
+def _names_read(what: str, function: Callable[..., Any], names: Sequence[str]) -> tuple[str, ...]:
+    """The names that a function of an object with these attributes looks at."""
+    recorder = _Recorder(what, names)
+    function(recorder)
+    return tuple(dict.fromkeys(recorder.read))
+
+
+def tie_assignments(
+    tied: Mapping[str, Any], parameters: Sequence[str], model: Model, data: Dataset
+) -> list[Assignment]:
+    """The parameters that are formulas of others, in an order in which they can be computed."""
+    formulas = {}
+    for name, given in tied.items():
+        others = [each for each in parameters if each != name]
+        formulas[name] = read_formula(name, given, others)
+    return [_assignment(name, *formulas[name], data) for name in _ordered(formulas)]
+
+
+def initial_assignments(
+    initial: Mapping[str, Any], parameters: Sequence[str], model: Model, data: Dataset
+) -> list[Assignment]:
+    """The initial states that are formulas of parameters and other initial states, or steady states."""
+    steady = [state for state, how in initial.items() if how == STEADY]
+    if steady and len(steady) < len(model.states):
+        others = [state for state in model.states if state not in steady]
+        raise ValueError(
+            f"a steady state is one of all states, and initial gives it to {', '.join(steady)} only: write "
+            f"initial='steady', or give {', '.join(others)} as parameters of the model"
+        )
+    if steady:
+        return [_steady(model)]
+    formulas = {}
+    for state, given in initial.items():
+        if given == "shared" or isinstance(given, int | float):
+            continue
+        others = [*parameters, *(each for each in model.states if each != state)]
+        formulas[state] = read_formula(f"{state}, initially,", given, others)
+    return [_assignment(state, *formulas[state], data) for state in _ordered(formulas)]
+
+
+def _ordered(formulas: Mapping[str, tuple[tuple[str, ...], Any]]) -> list[str]:
+    """The names such that each comes after those that its formula uses."""
+    done: list[str] = []
+    waiting = list(formulas)
+    while waiting:
+        ready = [name for name in waiting if not set(formulas[name][0]) & set(waiting) - {name}]
+        if not ready:
+            raise ValueError(f"{', '.join(waiting)} follow from each other in a circle: give one of them a value")
+        done += ready
+        waiting = [name for name in waiting if name not in ready]
+    return done
+
+
+def _assignment(
+    name: str, names: tuple[str, ...], formula: Callable[[Mapping[str, Tensor]], Tensor], data: Dataset
+) -> Assignment:
+    given = [name in series.constants for series in data.trajectories]
+    rows = None if not any(given) else tuple(i for i, known in enumerate(given) if not known)
+    return Assignment((name,), names, lambda values: (formula(values),), rows)
+
+
+def _steady(model: Model) -> Assignment:
+    """The initial state at which the model rests, found from its default state, with its derivatives."""
+    names = tuple(name for name, _ in model.named_parameters())
+
+    def derivative(t: Tensor, y: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(model, dict(zip(names, values, strict=True)), (t, y))
+
+    def rest(values: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        shape = torch.broadcast_shapes(*(values[name].shape for name in names))
+        flat = [values[name].expand(shape).reshape(-1) for name in names]
+        rows = [steady_state(derivative, model.initial_state(), args=each).y for each in zip(*flat, strict=True)]
+        return torch.stack(rows).reshape(*shape, len(model.states)).unbind(-1)
+
+    return Assignment(tuple(model.states), names, rest)

@@ -1,0 +1,378 @@
+"""What the user chooses to estimate, to hold, to tie and to share: the arguments of `fit` as `Quantities`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchivp.fitting.assignments import STEADY, initial_assignments, tie_assignments
+from torchivp.fitting.data import DataError, Dataset, Trajectory
+from torchivp.fitting.priors import read_prior
+from torchivp.fitting.quantities import Assignment, Quantities, Quantity, Scale
+from torchivp.models.model import Model
+
+SHARED = "shared"
+
+Formula = str | Callable[..., Any]
+"""An expression in names, such as "763 - infected", or a function of the object `p` whose attributes these are."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The arguments of `fit` that say what is estimated, as they were given."""
+
+    free: str | Iterable[str] | None = None
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    start: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    scale: Mapping[str, Scale] = field(default_factory=dict)
+    bounds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    priors: Mapping[str, Any] = field(default_factory=dict)
+    by: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, Formula] = field(default_factory=dict)
+    initial: str | Mapping[str, Formula | float] = field(default_factory=dict)
+
+
+def list_quantities(
+    model: Model, data: Dataset, choices: Choices | None = None, log_states: Iterable[str] = ()
+) -> Quantities:
+    """The quantities of a fit.
+
+    Args:
+        model: what is fitted.
+        data: to what.
+        choices: the arguments of the user.
+        log_states: the states whose initial values are positive, since their noise is lognormal.
+
+    Raises:
+        ValueError: a name is unknown or chosen in two ways that exclude each other, or a value is out of its bounds.
+    """
+    choices = choices or Choices()
+    chooser = _Chooser(model, data, choices, frozenset(log_states))
+    quantities = chooser.apply_values(chooser.parameters() + chooser.initial_states())
+    if not any(quantity.free for quantity in quantities):
+        raise ValueError("nothing is free, so there is nothing to fit: leave something out of fixed")
+    parameters = [name for name, _ in model.named_parameters()]
+    constants = {i: series.constants for i, series in enumerate(data.trajectories)}
+    return Quantities(
+        quantities,
+        parameters,
+        list(choices.parameters),
+        list(model.states),
+        len(data.trajectories),
+        constants,
+        chooser.assignments,
+    )
+
+
+class _Chooser:
+    """Makes quantities from the model, the data and the choices."""
+
+    def __init__(self, model: Model, data: Dataset, choices: Choices, log_states: frozenset[str]):
+        self.model, self.data, self.choices, self.log_states = model, data, choices, log_states
+        self.names = [*(name for name, _ in model.named_parameters()), *choices.parameters]
+        self.initial = self._read_initial()
+        self._check_names()
+        self.assignments: list[Assignment] = [
+            *tie_assignments(choices.tied, self.names, model, data),
+            *initial_assignments(self.initial, self.names, model, data),
+        ]
+        assigned = {target for each in self.assignments for target in each.targets}
+        self.computed = assigned | {name for name in self.initial if self.initial[name] == STEADY}
+
+    def _read_initial(self) -> dict[str, Formula | float]:
+        given = self.choices.initial
+        if isinstance(given, str):
+            if given not in (STEADY, SHARED):
+                raise ValueError(
+                    f"initial must be {STEADY!r}, {SHARED!r} or a dict by state, such as initial={{"
+                    f"{next(iter(self.model.states))!r}: 1.0}}, got {given!r}"
+                )
+            return dict.fromkeys(self.model.states, given)
+        for state in given:
+            if state not in self.model.states:
+                raise ValueError(f"initial names {state!r}, but the states are {', '.join(self.model.states)}")
+        return dict(given)
+
+    def _check_names(self) -> None:
+        """Refuse names that clash, and those that nothing has."""
+        choices, model = self.choices, self.model
+        own = {name for name, _ in model.named_parameters()}
+        for name, value in choices.parameters.items():
+            if name in own or name in model.states:
+                raise ValueError(f"parameters names {name!r}, which {type(model).__name__} has already: rename one")
+            if not name.isidentifier() or not math.isfinite(value):
+                raise ValueError(f"parameters must give names of Python's finite numbers, got {name!r}: {value!r}")
+        for argument, given in (("tied", choices.tied), ("by", choices.by)):
+            for name in given:
+                if name not in self.names:
+                    raise ValueError(
+                        f"{argument} names {name!r}, which is no parameter.{_close(name, self.names)} There are "
+                        f"{', '.join(self.names)}"
+                    )
+        if both := sorted(set(choices.tied) & {*choices.by, *choices.fixed, *choices.start}):
+            raise ValueError(f"{both[0]} is tied, so it cannot be in by, fixed or start too: drop it from one")
+
+    def parameters(self) -> list[Quantity]:
+        """A quantity for each parameter, or for each group of trajectories where `by` says so."""
+        quantities = []
+        for name, parameter in self.model.named_parameters():
+            if parameter.ndim != 0:
+                raise ValueError(
+                    f"the parameter {name} has shape {tuple(parameter.shape)}, and a fit estimates single numbers: "
+                    "make each a parameter of its own"
+                )
+            quantities += self._parameter(name, parameter.item(), self.model.is_positive(name))
+        for name, value in self.choices.parameters.items():
+            quantities += self._parameter(name, float(value), value > 0)
+        return quantities
+
+    def _parameter(self, name: str, value: float, log: bool) -> list[Quantity]:
+        if name in self.choices.tied or self._all_known(name):
+            return []
+        unit, meaning = self.model.units.get(name, ""), self.model.meanings.get(name, "")
+        magnitude = 1.0 if log else abs(value) or 1.0
+        scale: Scale = "log" if log else "linear"
+        one = Quantity(name, "parameter", name, None, value, True, scale, magnitude, unit, meaning)
+        if name not in self.choices.by:
+            return [one]
+        groups = self._groups(self.choices.by[name])
+        return [replace(one, name=f"{name}[{label}]", trajectories=tuple(rows)) for label, rows in groups.items()]
+
+    def _groups(self, column: str) -> dict[str, list[int]]:
+        """The trajectories with each label of a column."""
+        groups: dict[str, list[int]] = {}
+        for i, series in enumerate(self.data.trajectories):
+            label = self._label(series, str(column))
+            groups.setdefault(label, []).append(i)
+        return groups
+
+    def _label(self, series: Trajectory, column: str) -> str:
+        if column == self.data.trajectory_name:
+            return series.name
+        if column in series.labels:
+            return series.labels[column]
+        if column in series.constants:
+            return f"{series.constants[column]:g}"
+        known = [self.data.trajectory_name, *series.labels, *series.constants]
+        listed = ", ".join(str(each) for each in known if each is not None)
+        raise ValueError(
+            f"by groups the trajectories by {column!r}, which is no column that has one value in each of them; such are "
+            f"{listed or 'none: name the column of the trajectories, trajectory='}"
+        )
+
+    def initial_states(self) -> list[Quantity]:
+        """A quantity for each initial state that is not a formula: of each trajectory, or shared."""
+        quantities = []
+        for state in self.model.states:
+            if self.initial.get(state) == SHARED:
+                quantities.append(self._initial_state(state, None))
+        for i in range(len(self.data.trajectories)):
+            for state in self.model.states:
+                if state in self.computed or self.initial.get(state) == SHARED:
+                    continue
+                if state not in self.data.trajectories[i].constants:
+                    quantities.append(self._initial_state(state, i))
+        return quantities
+
+    def _initial_state(self, state: str, trajectory: int | None) -> Quantity:
+        model, data = self.model, self.data
+        log = model.is_positive(state) or state in self.log_states
+        series = data.trajectories[trajectory or 0]
+        label = f"[{series.name}]" if series.name and trajectory is not None else ""
+        default = model.default_state[list(model.states).index(state)]
+        value, magnitude = default, abs(default) or 1.0
+        if state in data.states:
+            k = data.states.index(state)
+            first = series.values[:, k]
+            if trajectory is None:
+                first = np.array([_first_known(each.values[:, k], np.nan) for each in data.trajectories])
+            value, magnitude = _first_value(first, data.column(k), log)
+        return Quantity(
+            name=f"{state}({series.t[0]:g}){label}",
+            kind="initial state",
+            key=state,
+            trajectories=None if trajectory is None else (trajectory,),
+            value=value,
+            free=True,
+            scale="log" if log else "linear",
+            magnitude=1.0 if log else magnitude,
+            unit=model.units.get(state, ""),
+            description=f"initial value: {model.states[state]}",
+        )
+
+    def _all_known(self, name: str) -> bool:
+        """Whether a parameter is a known constant in every trajectory."""
+        return all(name in series.constants for series in self.data.trajectories)
+
+    def apply_values(self, quantities: list[Quantity]) -> list[Quantity]:
+        """The quantities with their scales, bounds, priors and values, free or held."""
+        choices = self.choices
+        fixed = self._by_name(quantities, choices.fixed, "fixed")
+        fixed |= self._numbers_of_initial(quantities)
+        start = self._by_name(quantities, choices.start, "start")
+        scales = self._by_name(quantities, choices.scale, "scale", _check_scale)
+        bounds = self._by_name(quantities, choices.bounds, "bounds", _check_bounds)
+        priors = self._by_name(quantities, choices.priors, "priors", read_prior)
+        free = self._free_names(quantities, fixed)
+        chosen = []
+        for each in quantities:
+            lower, upper = bounds.get(each.name, (-math.inf, math.inf))
+            known = fixed.get(each.name, start.get(each.name))
+            is_free = each.name in free and each.name not in fixed
+            scale = scales.get(each.name, each.scale)
+            value = each.value if known is None else known
+            magnitude = each.magnitude
+            if scale != each.scale:
+                magnitude = 1.0 if scale != "linear" else abs(value) or 1.0
+            made = replace(
+                each,
+                value=value if known is not None else _into_bounds(value, lower, upper, scale),
+                free=is_free,
+                scale=scale,
+                magnitude=magnitude,
+                lower=lower,
+                upper=upper,
+                prior=priors.get(each.name),
+                assumed=not is_free and known is None,
+            )
+            _check_start(made, type(self.model).__name__)
+            chosen.append(made)
+        return chosen
+
+    def _numbers_of_initial(self, quantities: Sequence[Quantity]) -> dict[str, float]:
+        numbers = {state: float(x) for state, x in self.initial.items() if isinstance(x, int | float)}
+        return self._by_name(quantities, numbers, "initial")
+
+    def _free_names(self, quantities: Sequence[Quantity], fixed: Mapping[str, float]) -> set[str]:
+        given = self.choices.free
+        if given == "all":
+            return {each.name for each in quantities}
+        if given is None:
+            said = {state for state, how in self.initial.items() if how == SHARED}
+            free = {*self.data.states, *said}
+            return {each.name for each in quantities if each.kind == "parameter" or each.key in free}
+        names = dict.fromkeys([given] if isinstance(given, str) else given, 0.0)
+        found = set(self._by_name(quantities, names, "free"))
+        if both := found & set(fixed):
+            raise ValueError(f"{', '.join(sorted(both))} cannot be both free and fixed: drop it from one")
+        return found
+
+    def _by_name(
+        self,
+        quantities: Sequence[Quantity],
+        given: Mapping[str, Any],
+        argument: str,
+        read: Callable[[str, Any], Any] | None = None,
+    ) -> dict[str, Any]:
+        """What `given` says, by the full names of quantities; a state's or parameter's name stands for all of its."""
+        found = {}
+        for name, value in given.items():
+            named = [quantity.name for quantity in quantities if name in (quantity.name, quantity.key)]
+            if not named:
+                self._refuse_name(quantities, name, argument)
+            found.update(dict.fromkeys(named, (read or _number(argument))(name, value)))
+        return found
+
+    def _refuse_name(self, quantities: Sequence[Quantity], name: str, argument: str) -> None:
+        if name in self.computed or name in self.choices.tied:
+            raise ValueError(f"{argument} names {name!r}, which follows from others (tied or initial): drop it from one")
+        if any(name in series.constants for series in self.data.trajectories):
+            raise ValueError(f"{argument} names {name!r}, which the conditions give: drop it from one")
+        known = list(dict.fromkeys([*(each.key for each in quantities), *(each.name for each in quantities)]))
+        raise ValueError(
+            f"{argument} names {name!r}, which is no parameter or state.{_close(name, known)} There are "
+            f"{', '.join(known)}"
+        )
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _number(argument: str) -> Callable[[str, Any], float]:
+    def read(name: str, value: Any) -> float:
+        if not math.isfinite(value):
+            raise ValueError(f"{argument} gives {name} the value {value}, which is not a finite number")
+        return float(value)
+
+    return read
+
+
+def _check_scale(name: str, scale: Any) -> Scale:
+    if scale not in get_args(Scale):
+        raise ValueError(f"the scale of {name} must be one of {get_args(Scale)}, got {scale!r}")
+    return scale
+
+
+def _check_bounds(name: str, given: Any) -> tuple[float, float]:
+    try:
+        lower, upper = (float(-math.inf if end is None and i == 0 else math.inf if end is None else end)
+                        for i, end in enumerate(given))
+    except (TypeError, ValueError):
+        raise ValueError(f"the bounds of {name} must be (lower, upper), None for no bound, got {given!r}") from None
+    if not lower < upper:
+        raise ValueError(f"the bounds of {name} must be (lower, upper) with lower < upper, got {given!r}")
+    return lower, upper
+
+
+def _into_bounds(value: float, lower: float, upper: float, scale: Scale) -> float:
+    """A default value, moved into the bounds if need be."""
+    if lower < value < upper:
+        return value
+    if math.isfinite(lower) and math.isfinite(upper):
+        return math.sqrt(lower * upper) if scale == "log" and lower > 0 else 0.5 * (lower + upper)
+    if math.isfinite(lower):
+        return max(value, lower + (abs(lower) or 1.0))
+    return min(value, upper - 0.5 * (abs(upper) or 1.0))
+
+
+def _check_start(quantity: Quantity, model: str) -> None:
+    """Refuse a value that the scale or the bounds of a free quantity do not allow."""
+    if not quantity.free:
+        return
+    name, value, ends = quantity.name, quantity.value, (quantity.lower, quantity.upper)
+    if quantity.scale == "logit" and not all(map(math.isfinite, ends)):
+        raise ValueError(f"{name} is estimated on the logit scale, which needs bounds={{{quantity.key!r}: (lower, upper)}}")
+    if quantity.log and not value > 0:
+        raise ValueError(
+            f"{name} is estimated on the log scale, so its start value must be positive, got {value:g}: give "
+            f"start={{{quantity.key!r}: ...}} or leave it out of {model}.positive"
+        )
+    inside = ends[0] < value < ends[1] if quantity.scale == "logit" else ends[0] <= value <= ends[1]
+    if not inside:
+        raise ValueError(f"{name} starts at {value:g}, outside its bounds ({ends[0]:g}, {ends[1]:g}): mend one of them")
+    if quantity.prior is not None and not math.isfinite(quantity.prior.negative_log_density(value)):
+        raise ValueError(f"{name} starts at {value:g}, where its prior {quantity.prior.text} has no density: give start")
+
+
+def _first_known(series: NDArray[np.float64], otherwise: float) -> float:
+    known = series[np.isfinite(series)]
+    return float(known[0]) if len(known) else otherwise
+
+
+def _first_value(series: NDArray[np.float64], column: NDArray[np.float64], positive: bool) -> tuple[float, float]:
+    """The first value of a series that is not missing, and the magnitude of a whole column."""
+    magnitude = float(np.sqrt(np.mean(column**2))) or 1.0
+    value = _first_known(series, float(column.mean()))
+    return (max(value, 1e-2 * magnitude) if positive else value), magnitude
+
+
+def check_enough(data: Dataset, n_free: int) -> None:
+    """Refuse data of which there are no more than what is estimated.
+
+    Raises:
+        DataError: the message counts both.
+    """
+    if data.n_data <= n_free:
+        raise DataError(
+            f"too few data: {data.n_data} values for {n_free} free quantities, sigmas included: hold some, "
+            "fixed={name: value}"
+        )

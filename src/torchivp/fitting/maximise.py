@@ -1,0 +1,156 @@
+"""From a start to the maximum of the likelihood, with tolerances of the solves that the noise allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchivp.fitting.levels import Levels
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.optimise import Likelihood, Minimum, Search, Weighing
+from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.start import find_start
+from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
+from torchivp.solution import SolveError
+
+_SEARCH_RTOL = 1e-5  # the search for the start solves no more accurately than this
+_SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # nor in more steps, in all and per data time,
+_MARGIN = 10  # or than this many times those of the start that the user gave,
+_MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
+_MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
+_ATTEMPTS = 3  # how often to fit with smaller tolerances before giving up
+_TIGHTEN = 1e-2  # by what factor they shrink each time
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The maximum that was found.
+
+    Attributes:
+        likelihood: the maximum.
+        doubts: what is wrong with the solves there, in words.
+        rivals: what is to be said of other maxima.
+        floor: the smallest sensible size of the noise of each observable, [n_observed].
+    """
+
+    likelihood: Likelihood
+    doubts: list[str]
+    rivals: list[str]
+    floor: NDArray[np.float64]
+
+
+def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
+    """Find the maximum of the likelihood, with tolerances that the noise allows.
+
+    The size of the noise is not known before. So the solves at the maximum are compared with more accurate ones, and
+    where these differ, all is done again with smaller tolerances.
+
+    Args:
+        search: what is maximised.
+        given: whether the user has given start values.
+        automatic: whether the tolerances may be changed.
+
+    Raises:
+        RuntimeError: the model cannot be solved from any start.
+    """
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        likelihood, rivals, floor = _maximise(search, given)
+        verdict = check_solves(search.misfit, search.levels, likelihood)
+        tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
+        if not (attempts_left and automatic and verdict.inaccurate) or tighter.rtol < SMALLEST_RTOL:
+            return Maximum(likelihood, verdict.sentences, rivals, floor)
+        search.misfit = search.misfit.at_accuracy(tighter)
+    raise AssertionError("the last attempt returns")
+
+
+def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArray[np.float64]]:
+    """Find the start and the maximum of the likelihood, first with solves of little accuracy.
+
+    Returns:
+        The maximum, what is to be said of others, and the smallest sensible sizes of the noise.
+    """
+    misfit, exact = search.misfit, search.misfit.accuracy
+    scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
+    weighing = Weighing(search.levels.rough(scale), np.ones(0))
+    factor = max(1.0, _SEARCH_RTOL / exact.rtol)
+    while True:
+        rough = exact.scaled(factor)
+        search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
+        start = find_start(search, weighing, given)
+        begin = start.best
+        if begin.found is None:
+            raise RuntimeError(_unsolvable(search.misfit, given))
+        if factor == 1.0 or search.agrees(begin, misfit, weighing):
+            break
+        factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
+    roughly = search.maximise_likelihood(
+        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.found
+    )
+    search.misfit = misfit
+    best = roughly.minimum.theta if np.isfinite(roughly.nll) else begin.theta
+    likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=1e-9)
+    if not np.isfinite(likelihood.nll):
+        raise RuntimeError(
+            f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
+        )
+    return likelihood, [_rival(misfit.quantities, rival) for rival in start.rivals], exact.rtol * floor
+
+
+def _rival(quantities: Quantities, minimum: Minimum) -> str:
+    values = quantities.free_values(minimum.theta).tolist()
+    listed = [f"{each.name} = {value:.4g}" for each, value in zip(quantities.free, values, strict=True)]
+    return (
+        f"a second optimum explains the data as well, {', '.join(listed)}; the one reported is nearer to the "
+        "defaults of the model: if it is not the one meant, give start"
+    )
+
+
+def _search_steps(misfit: Misfit, given: bool) -> int:
+    """How many steps a solve of the search may take.
+
+    A random start may need any number of steps, which would make the search slow. So there is a limit, set by the
+    number of the data and by what the first start needs, that of the user or of the model's defaults.
+    """
+    accuracy = misfit.accuracy
+    longest = max(misfit.data.trajectories, key=lambda trajectory: len(trajectory.t))
+    span = max(trajectory.t[-1] - trajectory.t[0] for trajectory in misfit.data.trajectories)
+    steps = _SEARCH_STEPS + min(_SEARCH_STEPS_PER_TIME * len(longest.t), _MOST_SEARCH_STEPS)
+    steps += int(2 * span / accuracy.max_step)
+    try:
+        trial = misfit if given else misfit.at_accuracy(replace(accuracy, max_steps=_MOST_SEARCH_STEPS))
+        margin = _MARGIN if given else _MARGIN_OF_DEFAULTS
+        steps = max(steps, margin * trial.steps(misfit.quantities.theta()))
+    except SolveError:
+        pass
+    return min(steps, accuracy.max_steps)
+
+
+def _unsolvable(misfit: Misfit, given: bool) -> str:
+    """Why no start could be solved from."""
+    misfit.predictions(misfit.quantities.theta(), derivatives=False)
+    if given:
+        return f"the model cannot be solved from the start that was given: {misfit.failure}"
+    return (
+        "the model cannot be solved from any start: give start={name: value, ...}. From the defaults of the model: "
+        f"{misfit.failure}"
+    )
+
+
+def _data_size(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
+    """The root mean square of each observable; 1 for logarithms, [n_observed]."""
+    columns = [misfit.data.column(k) for k in range(len(misfit.data.observables))]
+    sizes = [float(np.sqrt(np.mean(column**2))) or 1.0 for column in columns]
+    return np.array([1.0 if noise.log else size for noise, size in zip(levels.noises, sizes, strict=True)])
+
+
+def data_scale(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
+    """The standard deviation of each observable on the scale of the noise, [n_observed]; one for all if shared."""
+    measured = misfit.measured()
+    values = levels.transform(measured)
+    scale = np.array([values[measured.of(k)].std() for k in range(len(levels.noises))])
+    for group in levels.groups:
+        own = list(group.observables)
+        scale[own] = np.sqrt(np.mean(scale[own] ** 2))
+    return np.where(scale > 0, scale, _data_size(misfit, levels))

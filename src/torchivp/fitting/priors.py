@@ -1,0 +1,120 @@
+"""What is known of a quantity before the data: prior distributions, as residuals of a least-squares problem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.distributions import Distribution, Normal
+
+if TYPE_CHECKING:
+    from torchivp.fitting.quantities import Quantities
+
+_FLAT = 1e-12  # a density that falls by less from its mode to a value has its parabola there
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A distribution of the value of a quantity, on its natural scale whatever the scale of estimation.
+
+    Attributes:
+        distribution: a continuous `torch.distributions` object of one number, with a mode.
+        mode: where its density is largest.
+        text: how a user writes it, for reports.
+    """
+
+    distribution: Distribution
+    mode: float
+    text: str
+
+    def negative_log_density(self, value: float) -> float:
+        """Minus the logarithm of the density; infinite outside the support."""
+        return -self._log_density(torch.tensor(value, dtype=torch.float64)).item()
+
+    def residual(self, value: float) -> tuple[float, float]:
+        """The signed deviance residual r and its slope: r^2 / 2 is what the density has lost since its mode, in logs."""
+        at = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            lost = self._log_density(torch.tensor(self.mode, dtype=torch.float64)) - self._log_density(at)
+            if not torch.isfinite(lost):
+                return math.inf, 0.0
+            (slope,) = torch.autograd.grad(lost, at, create_graph=True)
+            if lost.item() <= _FLAT:
+                curvature = torch.autograd.grad(slope, at)[0].item() if slope.requires_grad else 0.0
+                root = math.sqrt(max(curvature, 0.0))
+                return root * (value - self.mode), root
+        size = math.copysign(math.sqrt(2 * lost.item()), value - self.mode)
+        return size, slope.item() / size
+
+    def _log_density(self, value: torch.Tensor) -> torch.Tensor:
+        inside = self.distribution.support.check(value)  # pyright: ignore[reportOptionalMemberAccess]
+        if not bool(inside):
+            return torch.tensor(-math.inf, dtype=torch.float64)
+        return self.distribution.log_prob(value)
+
+
+def read_prior(name: str, given: Any) -> Prior:
+    """The prior of a quantity as the argument `priors` of `fit` gives it.
+
+    Args:
+        name: of the quantity, for errors.
+        given: a distribution of `torch.distributions`, or (mean, standard deviation) of a normal one.
+
+    Raises:
+        TypeError, ValueError: it is neither; the message shows one.
+    """
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2:
+        mean, deviation = float(given[0]), float(given[1])
+        if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
+            raise ValueError(f"the prior of {name} is (mean, standard deviation), a positive one, got {tuple(given)}")
+        given = Normal(mean, deviation)
+    if not isinstance(given, Distribution):
+        raise TypeError(
+            f"the prior of {name} must be a torch.distributions object, such as torch.distributions.LogNormal(0.0, 0.5), "
+            f"or (mean, standard deviation) of a normal one, got {type(given).__name__}"
+        )
+    if given.batch_shape + given.event_shape != torch.Size():
+        raise ValueError(f"the prior of {name} must be of one number, got shape {tuple(given.batch_shape)}")
+    double = _in_double(given)
+    try:
+        mode = float(double.mode)
+    except NotImplementedError:
+        mode = math.nan
+    if not math.isfinite(mode) or not math.isfinite(float(double.log_prob(torch.tensor(mode, dtype=torch.float64)))):
+        raise ValueError(
+            f"the prior of {name}, {given}, has no mode at which its density is finite: take another distribution, or "
+            f"bounds={{{name!r}: (lower, upper)}} for a uniform one"
+        )
+    return Prior(double, mode, str(given))
+
+
+def _in_double(given: Distribution) -> Distribution:
+    """The same distribution with its parameters in float64."""
+    names = [name for name in given.arg_constraints if name in vars(given) or hasattr(type(given), name)]
+    values = {name: getattr(given, name) for name in names}
+    chosen = {name: value.double() for name, value in values.items() if isinstance(value, torch.Tensor)}
+    if "probs" in chosen and "logits" in chosen:
+        del chosen["logits"]
+    try:
+        return type(given)(**chosen, validate_args=False)
+    except TypeError:
+        return given
+
+
+def prior_residuals(quantities: Quantities, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The residuals of the quantities that have a prior, [m], and their derivatives by theta, [m, n_free]."""
+    known = [j for j, quantity in enumerate(quantities.free) if quantity.prior is not None]
+    residuals, jacobian = np.zeros(len(known)), np.zeros((len(known), len(theta)))
+    if known:
+        values, slopes = quantities.free_values(theta), quantities.slopes(theta)
+        for i, j in enumerate(known):
+            prior = quantities.free[j].prior
+            assert prior is not None, "chosen so"
+            residuals[i], slope = prior.residual(values[j])
+            jacobian[i, j] = slope * slopes[j]
+    return residuals, jacobian
