@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.noise.deviance import log_gap, root_log
-from torchivp.fitting.noise.model import RELATIVE_FLOOR, Censored, Floats, NoiseModel
+from torchivp.fitting.noise.model import LARGEST, RELATIVE_FLOOR, SMALLEST, Censored, Floats, NoiseModel
 from torchivp.fitting.noise.search import best_size, best_sizes
 from torchivp.fitting.noise.standard import DoubleExponential, Gaussian, Standard, Student
 
@@ -89,12 +89,13 @@ class Continuous(NoiseModel):
     def information(self, h: Floats, size: Floats, censored: Censored, y: Floats) -> Floats:
         location = np.zeros((len(h), 1 + len(self.sizes)))
         location[:, 0] = self._location_slope(h) / self.spread(h, size)
-        scale = self.spread_slopes(h, size)
-        expected = self.standard.location_information * _outer(location)
-        expected += self.standard.scale_information * _outer(scale)
-        u = censored * self._deviation(y, h, size)[0]
-        observed = self.standard.hazard_slope(u)[:, None, None] * _outer(self._excess_slopes(y, h, size))
-        return np.where((censored == 0)[:, None, None], expected, observed)
+        about_location, about_scale = self.standard.information()
+        matrices = about_location * _outer(location) + about_scale * _outer(self.spread_slopes(h, size))
+        limit = censored != 0
+        y, h, size = y[limit], h[limit], size[limit]
+        u = censored[limit] * self._deviation(y, h, size)[0]
+        matrices[limit] = self.standard.hazard_slope(u)[:, None, None] * _outer(self._excess_slopes(y, h, size))
+        return matrices
 
     def standardised(self, y: Floats, h: Floats, size: Floats, censored: Censored) -> Floats:
         return np.where(censored == 0, self.standard.normal_score(self._deviation(y, h, size)[0]), np.nan)
@@ -157,7 +158,7 @@ class Lognormal(Continuous):
         return (int(wrong[0]), "is not positive, as data with lognormal noise are") if len(wrong) else None
 
     def possible(self, h: Floats) -> NDArray[np.bool_]:
-        return np.isfinite(h) & (h > 0)
+        return (h >= SMALLEST) & (h <= LARGEST)
 
     def exact_residuals(self, y: Floats, h: Floats, size: Floats) -> tuple[Floats, Floats]:
         sigma = size[:, 0]
@@ -189,7 +190,7 @@ class Proportional(Continuous):
         return int(wrong[0]), reason
 
     def possible(self, h: Floats) -> NDArray[np.bool_]:
-        return np.isfinite(h) & (h != 0)
+        return (np.abs(h) >= SMALLEST) & (np.abs(h) <= LARGEST)
 
     def spread(self, h: Floats, size: Floats) -> Floats:
         return size[:, 0] * np.abs(h)
@@ -248,11 +249,10 @@ class Combined(Continuous):
 
         def nll(sizes: Floats) -> tuple[float, Floats]:
             size = np.tile(sizes, (len(y), 1))
-            u = censored * self._deviation(y, h, size)[0]
             z = self._deviation(y, h, size)[0]
+            u = censored * z
             slope = np.where(censored == 0, 1 - z * z, -u * self.standard.hazard(u))
-            total = float(self.nll(y, h, size, censored).sum())
-            return total / len(y), slope @ self.spread_slopes(h, size)[:, 1:] / len(y)
+            return float(self.nll(y, h, size, censored).mean()), slope @ self.spread_slopes(h, size)[:, 1:] / len(y)
 
         starts = [(total, 1e-2 * share), (0.5 * total, 0.5 * share), (1e-2 * total, share)]
         return best_sizes(nll, starts, floors)

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy import special
 
 from torchivp.fitting.noise.deviance import log1p_over, log_gap, log_rising, log_rising_slope
-from torchivp.fitting.noise.model import RELATIVE_FLOOR, Censored, Floats, NoiseModel
+from torchivp.fitting.noise.model import LARGEST, RELATIVE_FLOOR, Censored, Floats, NoiseModel
 from torchivp.fitting.noise.search import best_size
 
 _MOST_DISPERSED = 1e4
+_SMALLEST = 1e-250  # prediction, whose inverse can still be multiplied
 
 
 class Counts(NoiseModel):
@@ -49,7 +50,7 @@ class Counts(NoiseModel):
         return int(wrong[0]), f"is a limit, which data with {self.name} noise cannot be"
 
     def possible(self, h: Floats) -> NDArray[np.bool_]:
-        return np.isfinite(h) & (h > 0)
+        return (h >= _SMALLEST) & (h <= LARGEST)
 
     def nll(self, y: Floats, h: Floats, size: Floats, censored: Censored) -> Floats:
         return self._nll(y, h, self.dispersion(h, size))

@@ -47,14 +47,13 @@ def log_gap(x: Floats, ratio: Floats, c: Floats) -> Floats:
         series += 2 / k * powers * sums
         powers = np.where(near, -x * powers, 0.0)
     far, ratio = np.where(near, 1.0, x), np.where(near, 2.0, ratio)
-    fraction = c * far / ratio
+    inner = c + b * ratio  # 1 + b x
+    low = b * far < -0.5
+    first = np.where(low, np.log(inner) / np.where(low, b, 1.0), log1p_over(np.where(low, 0.0, far), b))
+    fraction = c * far / ratio  # 1 - (1 + b x)/(1 + x)
     close = np.abs(fraction) < 0.5
-    shift = np.where(
-        close,
-        np.log1p(-np.where(close, fraction, 0.0)),
-        np.log(np.abs((c + b * ratio) / ratio)),  # c + b ratio is 1 + b x
-    )
-    return np.where(near, c * series, 2 * (shift + c * log1p_over(far, b)) / far / far)
+    shift = np.where(close, np.log1p(-np.where(close, fraction, 0.0)), np.log(np.abs(inner / ratio)))
+    return np.where(near, c * series, 2 * (shift + c * first) / far / far)
 
 
 def log_rising(y: Floats, a: Floats) -> Floats:

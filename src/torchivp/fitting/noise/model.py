@@ -14,6 +14,12 @@ Censored = NDArray[np.int8]
 RELATIVE_FLOOR = 1e-8
 """The smallest relative size, and the smallest dispersion, that `estimate` returns."""
 
+LARGEST = 1e100
+"""Predictions of a larger magnitude are not possible: solutions on their way to infinity, whose squares overflow."""
+
+SMALLEST = 1e-60
+"""Nor are those of a smaller one where the spread of the data shrinks with them."""
+
 
 class NoiseModel(ABC):
     """The distribution of data around predictions.
@@ -49,8 +55,12 @@ class NoiseModel(ABC):
         return None
 
     def possible(self, h: Floats) -> NDArray[np.bool_]:
-        """Whether data around each prediction have a density, [n]."""
-        return np.isfinite(h)
+        """Whether data around each prediction have a density, [n].
+
+        That is so for no prediction above 1e100 in magnitude, nor where noise shrinks with the prediction for one that is too
+        small to divide by.
+        """
+        return np.abs(h) <= LARGEST
 
     @abstractmethod
     def nll(self, y: Floats, h: Floats, size: Floats, censored: Censored) -> Floats:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize, minimize_scalar
 from torchivp.fitting.noise.model import Floats
 
 _SPACING = 0.5  # of trial sizes, on the log scale
+_ROUNDING = 1e-13  # the error of a function value
 
 
 def best_size(nll: Callable[[float], float], lower: float, upper: float) -> float:
@@ -25,8 +26,7 @@ def best_size(nll: Callable[[float], float], lower: float, upper: float) -> floa
     bounds = (trials[max(best - 1, 0)], trials[min(best + 1, len(trials) - 1)])
     found = minimize_scalar(lambda log: nll(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-9})
     least = float(found.fun)  # type: ignore[attr-defined]  # SciPy's annotation knows no attributes
-    rounding = 1e-13 * (1 + abs(least))
-    if nll(lower) <= least + rounding:
+    if nll(lower) <= least + _ROUNDING * (1 + abs(least)):
         return lower
     return math.exp(high) if values[-1] <= least else math.exp(float(found.x))  # type: ignore[attr-defined]
 
@@ -34,7 +34,7 @@ def best_size(nll: Callable[[float], float], lower: float, upper: float) -> floa
 def best_sizes(
     nll: Callable[[Floats], tuple[float, Floats]], starts: Sequence[Sequence[float]], floors: Sequence[float]
 ) -> Floats:
-    """Several sizes at which `nll` is least, none below its floor.
+    """Several sizes at which `nll` is least, none below its floor; a floor itself if it is as good as what is found.
 
     Args:
         nll: the function, of the sizes [k], with its derivatives with respect to their logarithms [k].
@@ -50,5 +50,9 @@ def best_sizes(
             lambda log: nll(np.exp(log)), first, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )
         if found.fun < least:
-            best, least = np.maximum(np.exp(found.x), floors), float(found.fun)
+            best, least = np.exp(found.x), float(found.fun)
+    for i, floor in enumerate(floors):
+        smaller = np.where(np.arange(len(best)) == i, floor, best)
+        if nll(smaller)[0] <= least + _ROUNDING * (1 + abs(least)):
+            best = smaller
     return best

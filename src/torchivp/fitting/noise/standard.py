@@ -15,20 +15,11 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class Standard(ABC):
-    """A symmetric distribution, with the functions that likelihoods are made of.
+    """A symmetric distribution, with the functions that likelihoods are made of."""
 
-    Attributes:
-        location_information: the Fisher information about a shift, at scale one.
-        scale_information: the Fisher information about the logarithm of the scale.
-    """
-
-    @property
     @abstractmethod
-    def location_information(self) -> float: ...
-
-    @property
-    @abstractmethod
-    def scale_information(self) -> float: ...
+    def information(self) -> tuple[float, float]:
+        """The Fisher information about a shift, and about the logarithm of the scale, at scale one."""
 
     @abstractmethod
     def log_density(self, z: Floats) -> Floats:
@@ -68,8 +59,8 @@ class Standard(ABC):
 class Gaussian(Standard):
     """The standard normal distribution."""
 
-    location_information = 1.0
-    scale_information = 2.0
+    def information(self) -> tuple[float, float]:
+        return 1.0, 2.0
 
     def log_density(self, z: Floats) -> Floats:
         return -0.5 * z * z - 0.5 * _LOG_2PI
@@ -101,8 +92,8 @@ class Gaussian(Standard):
 class DoubleExponential(Standard):
     """The Laplace distribution of density exp(-|z|)/2."""
 
-    location_information = 1.0
-    scale_information = 1.0
+    def information(self) -> tuple[float, float]:
+        return 1.0, 1.0
 
     def log_density(self, z: Floats) -> Floats:
         return -np.abs(z) - math.log(2)
@@ -134,13 +125,8 @@ class Student(Standard):
 
     df: float
 
-    @property
-    def location_information(self) -> float:
-        return (self.df + 1) / (self.df + 3)
-
-    @property
-    def scale_information(self) -> float:
-        return 2 * self.df / (self.df + 3)
+    def information(self) -> tuple[float, float]:
+        return (self.df + 1) / (self.df + 3), 2 * self.df / (self.df + 3)
 
     def log_density(self, z: Floats) -> Floats:
         constant = -special.betaln(0.5 * self.df, 0.5) - 0.5 * math.log(self.df)
