@@ -14,6 +14,7 @@ from torchivp.fitting.assignments import read_formula
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.maximise import Maximum
 from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.noise import NoiseModel
 from torchivp.fitting.optimise import ON_BOUND, Search
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.quantities import Quantities
@@ -230,10 +231,21 @@ def _size_estimates(
                     upper=value * upper,
                     free=True,
                     unit="",
-                    description=group.noise.meaning(name.removesuffix(group.label)),
+                    description=_meaning(group.noise, name.removesuffix(group.label)),
                 )
             )
     return estimates
+
+
+def _meaning(noise: NoiseModel, size: str) -> str:
+    """What a size of the noise means."""
+    if size == "sigma":
+        return "standard deviation of the noise" + (" of the logarithm" if noise.log else "")
+    if size == "relative":
+        return "standard deviation of the noise relative to the value"
+    if size == "scale":
+        return f"scale of the {noise.name} distribution of the noise"
+    return "overdispersion: the variance is h + dispersion h^2"
 
 
 def _size_errors(information: NDArray[np.float64], jacobian: NDArray[np.float64]) -> list[float]:

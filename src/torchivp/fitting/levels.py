@@ -266,7 +266,6 @@ def _check_values(levels: Levels, data: Dataset, measured: Measured) -> None:
             place = np.flatnonzero(part.which)[refused[0]]
             series = data.trajectories[measured.trajectory[place]]
             column, row = data.observables[measured.observable[place]], series.rows[measured.row[place]]
-            hint = " use noise='normal', or leave the value out" if noise.log else " use another noise, or leave it out"
-            raise DataError(
-                f"{noise.name} noise needs {refused[1]}, but column {column!r} holds {measured.y[place]:g} in {row}:{hint}"
-            )
+            hint = "use noise='normal', or leave the value out" if noise.log else "use another noise, or leave it out"
+            value = f"{measured.y[place]:g}"
+            raise DataError(f"column {column!r} holds {value} in {row}, which {refused[1]}: {hint}")

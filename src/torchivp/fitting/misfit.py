@@ -16,7 +16,7 @@ from torchivp.fitting.constraints import Constraint
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.inputs import Inputs
 from torchivp.fitting.measured import Measured, measurements
-from torchivp.fitting.observables import Observables
+from torchivp.fitting.observed import Observables
 from torchivp.fitting.paths import Paths, PathSolver, Rows
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.right_hand_side import check_gradient
