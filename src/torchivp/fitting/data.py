@@ -313,7 +313,7 @@ def _trajectory(
 ) -> Trajectory:
     times, own, places = t[rows], measured.take(rows), [table.rows[i] for i in rows]
     if kinds is not None:
-        into = merged_rows(times, [kinds[i] for i in rows.tolist()])
+        into = merged_rows(times, np.array(kinds)[rows].tolist())
         times, own = times[np.unique(into, return_index=True)[1]], own.merge(into)
         together: dict[int, list[str]] = {}
         for i, place in zip(into.tolist(), places, strict=True):

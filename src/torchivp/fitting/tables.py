@@ -54,7 +54,7 @@ def read_table(source: Any, what: str = "data") -> Table:
     if pandas is not None and isinstance(source, pandas.DataFrame):
         cells = [source.iloc[:, i].tolist() for i in range(source.shape[1])]
         return _table(source.columns, cells, name, [f"row {label}" for label in source.index])
-    if hasattr(source, "columns") or hasattr(source, "__narwhals_dataframe__"):
+    if hasattr(type(source), "columns") or hasattr(source, "__narwhals_dataframe__"):
         return _narwhals_table(source, what, name)
     raise _no_table(source, what)
 
@@ -156,7 +156,7 @@ def _excel_table(path: Path, sheet: str | None) -> Table:
         )
     chosen = sheets[sheet] if sheet is not None else book.worksheets[0]
     name = path.name if sheet is None else f"{path.name}#{sheet}"
-    rows = {i: row for i, row in enumerate(chosen.iter_rows(values_only=True), chosen.min_row) if any_cell(row)}
+    rows = {i: row for i, row in enumerate(chosen.iter_rows(values_only=True), 1) if any_cell(row)}
     if not rows:
         raise DataError(f"{name} is empty")
     (_, header), *below = rows.items()
