@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from torchivp.data.series import Series
-from torchivp.fitting.data import read_data
+from torchivp.fitting.data import DataError, read_data
 
 
 class TrajectoryDataset(Dataset[Series]):
@@ -62,18 +62,23 @@ class TrajectoryDataset(Dataset[Series]):
         """Read trajectories from a table.
 
         Args:
-            source: a pandas DataFrame, or the path of a CSV file with a header.
-            columns: the columns with the states, in order. Empty cells are missing values.
+            source: a table as `torchivp.fitting.read_data` takes it: the path of a file, a DataFrame or a dict of
+                columns.
+            columns: the columns with the states, in order. Empty cells are missing values. The rows of a trajectory
+                are sorted by time.
             time: the column with the times.
             trajectory: the column that tells trajectories apart; None if there is one.
             y0: as for the class.
             dtype: the dtype of times and states; None for torch's default.
 
         Raises:
-            DataError: the file or a column is missing, a cell is no number, or times are not in order.
-            ImportError: pandas is not installed.
+            DataError: the file or a column is missing, or a cell is no number.
+            ValueError: a trajectory has a time twice.
+            ImportError: a package is not installed that reads the format.
         """
         table = read_data(source, columns, time=time, observe=columns, trajectory=trajectory)
+        if any(each.censored is not None for each in table.trajectories):
+            raise DataError(f"a TrajectoryDataset holds no censored values: {'; '.join(table.notes)}")
         dtype = dtype or torch.get_default_dtype()
         times = [torch.as_tensor(each.t, dtype=dtype) for each in table.trajectories]
         states = [torch.as_tensor(each.values, dtype=dtype) for each in table.trajectories]

@@ -1,30 +1,36 @@
-"""Reading data: one table with a time column, observed columns and, if need be, a trajectory column.
-
-The only module that touches pandas, which it imports when it is used.
-"""
+"""Datasets: observed time series, made of one table with a time column and columns of data."""
 
 from __future__ import annotations
 
-import csv
-import difflib
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
-_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
-_NOT_NUMBERS = "Mmc"  # the kinds of columns of dates, durations and complex numbers, which pandas would convert
+from torchivp.fitting.cells import read_names
+from torchivp.fitting.conditions import Condition, constant_labels, read_conditions
+from torchivp.fitting.dates import TimeUnit, read_times
+from torchivp.fitting.doses import read_doses
+from torchivp.fitting.measurements import (
+    Columns,
+    Measurements,
+    columns_named,
+    merged_rows,
+    read_long,
+    read_wide,
+)
+from torchivp.fitting.observables import (
+    columns_called_like_states,
+    names_that_are_known,
+    observed_state,
+    read_observe,
+)
+from torchivp.fitting.table import DataError, Table, did_you_mean
+from torchivp.fitting.tables import import_pandas, read_table
 
-
-class DataError(ValueError):
-    """Data that cannot be fitted; the message says where and why in one line."""
+__all__ = ["DataError", "Dataset", "TimeUnit", "Trajectory", "import_pandas", "read_data", "read_doses"]
 
 
 @dataclass(frozen=True)
@@ -33,40 +39,81 @@ class Trajectory:
 
     Attributes:
         name: what the trajectory column calls it; empty if there is none.
-        t: the times, [T], strictly increasing.
-        values: the observations, [T, n_observed], NaN where missing.
+        t: the times, [T], in order; a time that stands more than once has replicates.
+        values: the observations, [T, n_observed], NaN where missing; the limit of detection where censored.
         rows: where each time stands in the source, [T]: "line 7 of data.csv" or "row 5".
+        sigma: the standard deviations of the noise as far as the data give them, [T, n_observed], NaN where they do
+            not; None if nowhere.
+        censored: [T, n_observed]: -1 where the true value lies below `values`, 1 where it lies above, else 0; None if
+            no value is censored.
+        constants: known constants of this trajectory, by name.
+        labels: what else is known of it, in text, by name.
+
+    Raises:
+        DataError: the shapes do not fit each other, or the times are not in order.
     """
 
     name: str
     t: NDArray[np.float64]
     values: NDArray[np.float64]
     rows: list[str]
+    sigma: NDArray[np.float64] | None = None
+    censored: NDArray[np.int8] | None = None
+    constants: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.t)
+        if np.ndim(self.values) != 2 or len(self.values) != count or len(self.rows) != count:
+            raise DataError(
+                f"a trajectory of {count} times needs values of shape ({count}, n_observed) and {count} rows, got "
+                f"values of shape {np.shape(self.values)} and {len(self.rows)} rows"
+            )
+        for what, array in (("sigma", self.sigma), ("censored", self.censored)):
+            if array is not None and np.shape(array) != np.shape(self.values):
+                raise DataError(f"{what} must have the shape of values, {np.shape(self.values)}, got {np.shape(array)}")
+        if not np.all(np.diff(self.t) >= 0):
+            raise DataError("the times of a trajectory must be in order, and none NaN: sort the rows")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Observations of some of a model's states.
+    """Observations of a model.
 
     Attributes:
         trajectories: the time series.
         observables: the names of the observed columns.
-        states: the state that each of them observes.
+        states: the state that each of them observes; None if it observes something else.
         time_name: the name of the time column.
         source: where the data come from, for reports.
         trajectory_name: the name of the column that tells the trajectories apart; None if there is none.
+        observe: what each column observes, as given: the name of a state, the text of an expression or a callable.
+            Default: the states.
+        notes: what was done to the data, in sentences.
+
+    Raises:
+        DataError: `observe` is left out, and a column observes no state.
     """
 
     trajectories: list[Trajectory]
     observables: list[str]
-    states: list[str]
+    states: list[str | None]
     time_name: str
     source: str
     trajectory_name: str | None = None
+    observe: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.observe:
+            object.__setattr__(self, "observe", dict(zip(self.observables, self.states, strict=True)))
+        for column, spec in self.observe.items():
+            if spec is None:
+                raise DataError(f"column {column!r} observes no state: say what it does, observe={{{column!r}: ...}}")
 
     @property
     def n_data(self) -> int:
-        """The number of values that are not missing."""
+        """The number of values that are not missing, censored ones among them."""
         return sum(int(np.isfinite(trajectory.values).sum()) for trajectory in self.trajectories)
 
     def column(self, k: int) -> NDArray[np.float64]:
@@ -88,241 +135,197 @@ class Dataset:
                 )
 
 
-def import_pandas() -> ModuleType:
-    """The module pandas.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
-    try:
-        import pandas
-    except ImportError:
-        raise ImportError("reading data and tables needs pandas: pip install 'torchivp[fit]'") from None
-    return pandas
-
-
 def read_data(
     source: Any,
     states: Sequence[str],
     *,
     time: str = "time",
-    observe: Sequence[str] | Mapping[str, str] | None = None,
+    observe: Sequence[str] | Mapping[str, Any] | None = None,
     trajectory: str | None = None,
+    sigma: Columns = None,
+    censored: Columns = None,
+    long: tuple[str, str] | None = None,
+    conditions: Any = None,
+    time_unit: TimeUnit | None = None,
+    names: Collection[str] = (),
 ) -> Dataset:
-    """Read observations of a model's states.
+    """Read observations of a model.
+
+    The cells of a text file are separated by commas, semicolons or tabs, whichever its header holds most of, or else by
+    spaces; with semicolons or tabs, numbers may have decimal commas. Lines that begin with # are comments. It is read
+    as UTF-8, as UTF-16 if it begins with the mark of that, or else as Windows-1252. Missing are cells that are empty,
+    NaN or one of pandas' words for it (NA, N/A, null, ...), and in columns of numbers "." and "-". A value such as
+    "<0.5" or "> 100" is censored at that limit. Rows are sorted by time; a time that stands more than once has
+    replicates.
 
     Args:
-        source: the path of a CSV file with a header, or a pandas DataFrame. The cells of a file are separated by
-            commas, semicolons or tabs, whichever its header holds most of; with semicolons, numbers may have decimal
-            commas. Lines that begin with # are comments.
+        source: the path of a text file with a header (.csv, .tsv, .txt), of an Excel workbook (.xlsx; "book.xlsx#Sheet"
+            for another sheet than the first) or of a Parquet file; a pandas or Polars DataFrame, or any other that
+            narwhals takes; or a dict from column to a list, an array [n] or a tensor [n].
         states: the names of the model's states, in order.
         time: the name of the time column. Names of columns are compared as text: 0 is "0".
-        observe: the observed columns: a dict from column to state; or a list, of columns that are called like
-            states, or else of one column per state in their order. Default: the columns called like states.
-        trajectory: the column that tells independent time series apart; None if there is one. Rows of a
-            trajectory stand in the order of time; trajectories may alternate.
+        observe: the observed columns: a dict from column to the name of a state, the text of an expression or a
+            callable; or a list, of columns that are called like states, or else of one column per state in their
+            order. Default: the columns called like states. With `long`, all names of the name column.
+        trajectory: the column that tells independent time series apart; None if there is one. Trajectories may
+            alternate.
+        sigma: the columns that hold the standard deviations of the noise, positive wherever there is a value: a dict
+            by observed column; with `long`, one column.
+        censored: the columns that say which values are limits: "<", "left" or -1 where the true value lies below, ">",
+            "right" or 1 where it lies above, 0, "none" or nothing elsewhere: a dict by observed column; with `long`,
+            one column.
+        long: (name column, value column) of a table of long form, with one measurement in each row: the names become
+            the observed columns. Measurements of one time stand in one row of the data.
+        conditions: what is known of the trajectories, a row for each: a table like `source`, with a column called like
+            `trajectory` or else in its first column, or a dict {trajectory: {name: value}}. Numbers become
+            `constants`, text `labels`.
+        time_unit: "seconds", "minutes", "hours", "days", "weeks" or "years" (of 365.25 days): what dates (ISO text or a
+            column of dates) are counted in, from the first of the table. Durations are taken in that unit.
+        names: other names that what is observed may consist of, such as parameters. A word that is none of them, and
+            resembles a state, is taken for a misspelt state.
 
     Returns:
-        The data; empty cells are missing values (NaN).
+        The data; `notes` say what was done to them.
 
     Raises:
-        DataError: the file or a column is missing, a cell is no number, times do not increase strictly within a
-            trajectory, or there is too little data.
-        ImportError: pandas is not installed.
+        DataError: the file or a column is missing, a cell is not what its column must hold, conditions are missing or
+            contradict each other, or there is too little data; the message says where.
+        TypeError: `source` is no table.
+        ValueError: an argument makes no sense.
+        ImportError: a package is not installed: narwhals for data frames other than pandas', openpyxl for Excel, and
+            pyarrow or Polars for Parquet.
     """
-    table = _table(source)
+    table = read_table(source)
     time, trajectory = str(time), None if trajectory is None else str(trajectory)
-    _check_column(table, time, "time")
-    t = _numbers(table, time)
-    for i in np.flatnonzero(np.isnan(t)):
-        raise DataError(f"the time column {time!r} is empty in {table.rows[i]}")
-    labels = np.full(len(t), "") if trajectory is None else _labels(table, trajectory)
-    mapping = _mapping(table, states, observe, [time] if trajectory is None else [time, trajectory])
-    values = np.stack([_numbers(table, column) for column in mapping], axis=1)
-    trajectories = []
-    for label in dict.fromkeys(labels):
-        of_label = np.flatnonzero(labels == label)
-        series = Trajectory(str(label), t[of_label], values[of_label], [table.rows[i] for i in of_label])
-        _check_trajectory(series, time)
-        trajectories.append(series)
-    dataset = Dataset(trajectories, list(mapping), list(mapping.values()), time, table.name, trajectory)
-    for k, column in enumerate(dataset.observables):
-        if not len(dataset.column(k)):
+    table.column(time, "time")
+    series = [""] * len(table.rows) if trajectory is None else read_names(table, trajectory, "trajectory")
+    pair = None if long is None else _pair(long)
+    kinds = None if pair is None else read_names(table, pair[0], "name")
+    specs = _specs(table, states, observe, [time, trajectory], kinds, names)
+    if kinds is not None:
+        kept = [i for i, kind in enumerate(kinds) if kind in specs]
+        table, series, kinds = table.take(kept), [series[i] for i in kept], [kinds[i] for i in kept]
+    t, notes_on_times = read_times(table, time, time_unit)
+    if pair is None or kinds is None:
+        measured = read_wide(table, list(specs), sigma, censored)
+    else:
+        measured = read_long(table, pair[1], kinds, list(specs), sigma, censored)
+    _check_values(table, list(specs), measured)
+    rows, notes_on_order = _rows_by_trajectory(table, time, t, series)
+    used = [time, str(trajectory), *(pair or ()), *specs, *columns_named(sigma), *columns_named(censored)]
+    known, notes_on_conditions = _conditions(table, rows, conditions, trajectory, used)
+    trajectories = [_trajectory(table, name, own, t, measured, kinds, known[name]) for name, own in rows.items()]
+    _check_times(trajectories)
+    notes = [*table.notes, *notes_on_times, *measured.notes, *notes_on_order, *notes_on_conditions]
+    observed = [observed_state(spec, states) for spec in specs.values()]
+    return Dataset(trajectories, list(specs), observed, time, table.name, trajectory, specs, notes)
+
+
+def _pair(long: tuple[str, str]) -> tuple[str, str]:
+    if isinstance(long, str) or len(long) != 2:
+        raise DataError(f"long must name two columns, long=('name column', 'value column'), got {long!r}")
+    return str(long[0]), str(long[1])
+
+
+def _specs(
+    table: Table,
+    states: Sequence[str],
+    observe: Sequence[str] | Mapping[str, Any] | None,
+    others: Sequence[str | None],
+    kinds: list[str] | None,
+    names: Collection[str],
+) -> dict[str, Any]:
+    """What each column observes, or with `kinds` (what each row of a long table measures) each of these."""
+    if observe is None and kinds is None:
+        columns = [column for column in table.columns if column not in others]
+        return columns_called_like_states(columns, states, table.name)
+    if observe is None and kinds is not None:
+        return names_that_are_known(list(dict.fromkeys(kinds)), states, names, table.name)
+    specs = read_observe(observe or {}, states, names)
+    for column in specs:
+        if kinds is None:
+            table.column(column, "data")
+        elif column not in kinds:
+            measured = ", ".join(dict.fromkeys(kinds))
+            raise DataError(
+                f"{table.name} has no measurements of {column!r}.{did_you_mean(column, set(kinds))} It has those of "
+                f"{measured}"
+            )
+    return specs
+
+
+def _check_values(table: Table, columns: Sequence[str], measured: Measurements) -> None:
+    for k, column in enumerate(columns):
+        if not np.isfinite(measured.values[:, k]).any():
             raise DataError(f"column {column!r} of {table.name} holds no values")
-    return dataset
 
 
-@dataclass(frozen=True)
-class _Table:
-    """What was read, before any cell is taken for a number.
-
-    Attributes:
-        cells: a DataFrame whose columns are called by text; its cells are text, or what a DataFrame held.
-        name: what errors and reports call it.
-        rows: what errors call each of its rows.
-        decimal_comma: whether its numbers are written with decimal commas.
-    """
-
-    cells: Any
-    name: str
-    rows: list[str]
-    decimal_comma: bool = False
-
-
-def _table(source: Any) -> _Table:
-    pandas = import_pandas()
-    if isinstance(source, str | Path):
-        return _csv_table(Path(source))
-    if not isinstance(source, pandas.DataFrame):
-        raise TypeError(f"data must be the path of a CSV file or a DataFrame, got {type(source).__name__}")
-    if source.empty:
-        raise DataError("the DataFrame holds no rows")
-    cells = source.set_axis([str(column) for column in source.columns], axis="columns")
-    return _Table(cells, "the DataFrame", [f"row {label}" for label in source.index])
+def _rows_by_trajectory(
+    table: Table, time: str, t: NDArray[np.float64], series: Sequence[str]
+) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
+    """The rows of each trajectory in the order of time, and a note if they were sorted."""
+    groups: dict[str, list[int]] = {}
+    for i, name in enumerate(series):
+        groups.setdefault(name, []).append(i)
+    rows = {name: np.array(own)[np.argsort(t[own], kind="stable")] for name, own in groups.items()}
+    moved = [name for name, own in rows.items() if np.any(np.diff(own) < 0)]
+    if not moved:
+        return rows, []
+    own = groups[moved[0]]
+    i = int(np.flatnonzero(np.diff(t[own]) < 0)[0])
+    falls = f"{time} goes from {t[own[i]]:g} to {t[own[i + 1]]:g} in {table.rows[own[i + 1]]}"
+    if not moved[0]:
+        several = "if there are several time series, name the column that tells them apart, trajectory='column'"
+        return rows, [f"the rows were sorted by time: {falls}; {several}"]
+    return rows, [f"the rows of trajectories {', '.join(map(repr, moved))} were sorted by time: {falls}"]
 
 
-def _csv_table(path: Path) -> _Table:
-    pandas = import_pandas()
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    # The header is read as a row like the others, so that pandas refuses lines that are longer: it would take their
-    # first cells for an index, and shift the rest.
-    options: dict[str, Any] = {"header": None, "dtype": str, "skip_blank_lines": False}
-    one_cell = {"sep": "\x1f", "quoting": csv.QUOTE_NONE, "keep_default_na": False, "encoding": "utf-8-sig"}
-    try:
-        lines = pandas.read_csv(path, **options, **one_cell)[0].tolist()
-        lines = ["" if line.lstrip().startswith("#") else line for line in lines]
-        first = next(i for i, line in enumerate(lines) if line.strip())
-        separator = max(",;\t", key=lines[first].count)
-        options |= {"sep": separator, "skipinitialspace": True, "skiprows": first}
-        cells = pandas.read_csv(StringIO("\n".join(lines)), **options).iloc[1:]
-    except (pandas.errors.EmptyDataError, StopIteration):
-        raise DataError(f"{path} is empty") from None
-    except (pandas.errors.ParserError, UnicodeDecodeError) as error:
-        longer = "saw" in str(error)
-        hint = ": a line has more cells than the header; decimal commas need semicolons between cells" if longer else ""
-        raise DataError(f"{path} is not a CSV file: {str(error).strip()}{hint}") from None
-    header = next(csv.reader((f"{line}\n" for line in lines[first:]), delimiter=separator, skipinitialspace=True))
-    cells.columns = [name.strip() for name in header]
-    cells = cells.dropna(how="all")
-    if cells.empty:
-        raise DataError(f"{path} holds no rows below its header")
-    rows = [f"line {first + label + 1} of {path.name}" for label in cells.index]
-    texts = (text for text in cells.to_numpy().ravel() if isinstance(text, str))
-    decimal_comma = separator == ";" and any(_DECIMAL_COMMA.fullmatch(text) for text in texts)
-    return _Table(cells, path.name, rows, decimal_comma)
+def _conditions(
+    table: Table,
+    rows: Mapping[str, NDArray[np.int64]],
+    conditions: Any,
+    trajectory: str | None,
+    used: Sequence[str],
+) -> tuple[dict[str, Condition], list[str]]:
+    """What is known of each trajectory, by the table of conditions and by the columns of text of the data."""
+    labels = constant_labels(table, {name: own.tolist() for name, own in rows.items()}, used)
+    if conditions is None:
+        return {name: Condition(labels=labels[name]) for name in rows}, []
+    known, notes = read_conditions(conditions, list(rows), trajectory)
+    for name, condition in known.items():
+        for label, text in labels[name].items():
+            if condition.labels.setdefault(label, text) != text:
+                raise DataError(
+                    f"{label!r} of trajectory {name!r} is {condition.labels[label]!r} in conditions, but {text!r} in "
+                    f"{table.name}"
+                )
+    return known, notes
 
 
-def _check_column(table: _Table, column: str, role: str) -> None:
-    columns = list(table.cells.columns)
-    if column not in columns:
-        close = difflib.get_close_matches(column, columns, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"{table.name} has no {role} column {column!r}.{hint} Its columns are {', '.join(columns)}")
-    if columns.count(column) > 1:
-        raise DataError(f"{table.name} has {columns.count(column)} columns called {column!r}: rename all but one")
+def _trajectory(
+    table: Table,
+    name: str,
+    rows: NDArray[np.int64],
+    t: NDArray[np.float64],
+    measured: Measurements,
+    kinds: Sequence[str] | None,
+    known: Condition,
+) -> Trajectory:
+    times, own, places = t[rows], measured.take(rows), [table.rows[i] for i in rows]
+    if kinds is not None:
+        into = merged_rows(times, np.array(kinds)[rows].tolist())
+        times, own = times[np.unique(into, return_index=True)[1]], own.merge(into)
+        together: dict[int, list[str]] = {}
+        for i, place in zip(into.tolist(), places, strict=True):
+            together.setdefault(i, []).append(place)
+        places = [", ".join(together[i]) for i in range(len(times))]
+    return Trajectory(name, times, own.values, places, own.sigma, own.censored, known.constants, known.labels)
 
 
-def _mapping(
-    table: _Table, states: Sequence[str], observe: Sequence[str] | Mapping[str, str] | None, others: Sequence[str]
-) -> dict[str, str]:
-    """Which state each observed column observes; `others` are the columns of times and trajectories."""
-    if observe is None:
-        columns = [column for column in table.cells.columns if column not in others]
-        mapping = {column: column for column in columns if column in states}
-        if not mapping:
-            call = ", ".join(f"{column!r}: state" for column in columns)
-            raise DataError(
-                f"no column of {table.name} is called like one of the states {', '.join(states)}: say which state each "
-                f"observes, observe={{{call}}}"
-            )
-    elif isinstance(observe, Mapping):
-        mapping = {str(column): state for column, state in observe.items()}
-    else:
-        mapping = _mapping_of_list([observe] if isinstance(observe, str) else [str(each) for each in observe], states)
-    if not mapping:
-        raise DataError("observe names no column")
-    for column, state in mapping.items():
-        _check_column(table, column, "data")
-        if state not in states:
-            raise DataError(f"column {column!r} is to observe {state!r}, but the states are {', '.join(states)}")
-    return mapping
-
-
-def _mapping_of_list(columns: Sequence[str], states: Sequence[str]) -> dict[str, str]:
-    """Which state each of the listed columns observes: the one of its name, or else that of its place."""
-    listed, known = ", ".join(columns), ", ".join(states)
-    for column in columns:
-        if columns.count(column) > 1:
-            raise DataError(f"observe lists {column!r} twice: {listed}")
-    if set(columns) <= set(states):
-        return {column: column for column in columns}
-    if len(columns) != len(states):
-        raise DataError(
-            f"observe lists {len(columns)} columns ({listed}) for the {len(states)} states {known}: "
-            "say which state each observes, observe={column: state}"
-        )
-    mapping = dict(zip(columns, states, strict=True))
-    for column, state in mapping.items():
-        if column in states and column != state:
-            raise DataError(
-                f"observe lists {listed} for the states {known}: by its place {column!r} observes {state!r}, by its "
-                "name another state; say which, observe={column: state}"
-            )
-    return mapping
-
-
-def _labels(table: _Table, column: str) -> NDArray[Any]:
-    """What a column calls the trajectory of each row."""
-    _check_column(table, column, "trajectory")
-    cells = table.cells[column]
-    for i in np.flatnonzero(cells.isna()):
-        raise DataError(f"the trajectory column {column!r} is empty in {table.rows[i]}")
-    return cells.astype(str).to_numpy()
-
-
-def _numbers(table: _Table, column: str) -> NDArray[np.float64]:
-    """A column as numbers, NaN where empty."""
-    cells = written = table.cells[column]
-    if table.decimal_comma:
-        for i in np.flatnonzero(cells.str.contains(".", regex=False, na=False)):
-            raise DataError(
-                f"{table.name} has decimal commas, so column {column!r} must not hold {cells.iloc[i]!r} in "
-                f"{table.rows[i]}: write all of its numbers the same way, without separators of thousands"
-            )
-        cells = cells.str.replace(",", ".", regex=False)
-    if cells.dtype.kind not in _NOT_NUMBERS:
-        cells = import_pandas().to_numeric(cells, errors="coerce")
-    if cells.dtype.kind in _NOT_NUMBERS:
-        numbers = np.full(len(cells), np.nan)
-    else:
-        numbers = cells.to_numpy(dtype=np.float64, na_value=np.nan)
-    for i in np.flatnonzero((np.isnan(numbers) & written.notna().to_numpy()) | np.isinf(numbers)):
-        cell = written.iloc[i]
-        hint = _hint_on_dates(column, cell)
-        raise DataError(f"column {column!r} must hold numbers, but holds {str(cell)!r} in {table.rows[i]}{hint}")
-    return numbers
-
-
-def _hint_on_dates(column: str, cell: Any) -> str:
-    """How to make numbers of a column of dates or durations; empty if it is none."""
-    days = "pandas.Timedelta(days=1)"
-    if isinstance(cell, import_pandas().Timedelta):
-        return f": take them in a unit, table[{column!r}] / {days}"
-    if not _DATE.match(str(cell)):
-        return ""
-    read = f"table = pandas.read_csv(path, parse_dates=[{column!r}]), " if isinstance(cell, str) else ""
-    return (
-        f": count from a first date, {read}table[{column!r}] = (table[{column!r}] - table[{column!r}].min()) / {days}"
-    )
-
-
-def _check_trajectory(series: Trajectory, time: str) -> None:
-    which = f" of trajectory {series.name!r}" if series.name else ""
-    for i in np.flatnonzero(np.diff(series.t) <= 0):
-        raise DataError(
-            f"the times{which} must increase strictly, but {time} goes from {series.t[i]:g} to {series.t[i + 1]:g} "
-            f"in {series.rows[i + 1]}: sort the rows, or name the trajectory column if there are several time series"
-        )
-    if len(series.t) < 2:
-        raise DataError(f"too few data: there is only one time{which}, and a fit needs two")
+def _check_times(trajectories: Sequence[Trajectory]) -> None:
+    if any(len(np.unique(each.t)) > 1 for each in trajectories):
+        return
+    if len(trajectories) > 1:
+        raise DataError("too few data: each trajectory has only one time, and a fit needs one that has two")
+    which = f" of trajectory {trajectories[0].name!r}" if trajectories[0].name else ""
+    raise DataError(f"too few data: there is only one time{which}, and a fit needs two")
