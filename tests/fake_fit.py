@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 
 import torchivp
 from torchivp.fitting import Dataset, Estimate, Trajectory
+from torchivp.fitting.noise import find_noise
+from torchivp.fitting.quantities import Quantity
 from torchivp.fitting.residual_checks import judge
 from torchivp.models import LotkaVolterra, Model
 
@@ -35,15 +38,15 @@ class Decay(Model):
 
 def estimate(name, kind, value, unit, description, error=0.06):
     """An estimate on the log scale whose relative error is `error`."""
-    return Estimate.build(
-        name, kind, value, error, 1.96 * error, log=True, free=True, unit=unit, description=description
-    )
+    quantity = Quantity(name, kind, name, None, value, True, "log", 1.0, unit, description)
+    return Estimate.build(quantity, value, error, 1.96 * error)
 
 
 def dataset(trajectories, observables, states, time_name):
     """Data from `(name, t, values)` of each trajectory."""
     rows = [Trajectory(name, t, values, [f"line {i + 2}" for i in range(len(t))]) for name, t, values in trajectories]
-    return Dataset(rows, observables, states, time_name, "lynx_hare.csv")
+    observe = dict(zip(observables, states, strict=True))
+    return Dataset(rows, observables, states, time_name, "lynx_hare.csv", observe=observe)
 
 
 @dataclass
@@ -54,7 +57,8 @@ class FakeFit:
     data: Dataset = None
     starts: list = field(default_factory=lambda: [[33.9, 5.93]])
     noise: str = "lognormal"
-    sigma_mode: str = "separate"
+    notes: list = field(default_factory=list)
+    penalty: float = 0.0
     converged: bool = True
     message: str = "the gradient is zero to tolerance"
     call: str = "result = fit(LotkaVolterra(), data)"
@@ -73,6 +77,7 @@ class FakeFit:
             self.data = dataset([("", TABLE[:, 0], TABLE[:, 1:])], ["hare", "lynx"], ["prey", "predator"], "year")
         names = list(self.data.observables)
         self.observed_states = self.data.states
+        self.levels = SimpleNamespace(noises=[find_noise(self.noise) for _ in names])
         initial = zip(self.model.states, self.starts[0], strict=True)
         self.estimates = [
             *(estimate(name, "parameter", value, "1/year", f"rate {name}") for name, value in RATES.items()),
@@ -101,12 +106,19 @@ class FakeFit:
         times = torch.as_tensor(t, dtype=torch.float64)
         return torchivp.solve_ivp(self.model, (first, float(t[-1])), start, t_eval=times).y.detach().numpy()
 
+    def observe(self, t, trajectory=0):
+        return self.predict(t, trajectory)[:, [list(self.model.states).index(state) for state in self.observed_states]]
+
+    def observable_band(self, t, trajectory=0):
+        curve = self.observe(t, trajectory)
+        return curve * math.exp(-0.15), curve * math.exp(0.15)
+
     def band(self, t, trajectory=0):
         curve = self.predict(t, trajectory)
         return curve * math.exp(-0.15), curve * math.exp(0.15)
 
     def prediction_band(self, t, trajectory=0):
-        curve = self.predict(t, trajectory)
+        curve = self.observe(t, trajectory)
         return curve * math.exp(-0.55), curve * math.exp(0.55)
 
     def residuals(self, trajectory=0):

@@ -11,17 +11,18 @@ from torch.overrides import _get_current_function_mode
 
 from simulated import simulate
 from torchivp.fitting import read_data
-from torchivp.fitting.misfit import Accuracy, Misfit, Noise
-from torchivp.fitting.quantities import list_quantities
+from torchivp.fitting.choices import Choices, list_quantities
+from torchivp.fitting.levels import read_levels
+from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.right_hand_side import DualArithmetic
+from torchivp.fitting.stretches import Accuracy
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 
 
-def misfit_of(model: Model, data, noise: Noise = "normal", **options) -> Misfit:
+def misfit_of(model: Model, data, log: bool = False) -> Misfit:
     dataset = read_data(data, list(model.states))
-    choice = {"free": None, "fixed": None, "start": None, **options}
-    quantities = list_quantities(model, dataset, lognormal=noise == "lognormal", **choice)
-    return Misfit(model, dataset, quantities, noise, Accuracy("dopri5", 1e-10, 1e-10, 10_000))
+    quantities = list_quantities(model, dataset, log_states=model.states if log else ())
+    return Misfit(model, dataset, quantities, Accuracy("dopri5", 1e-10, 1e-10, 10_000))
 
 
 class Unbatched(LotkaVolterra):
@@ -45,35 +46,35 @@ class OneState(Model):
 
 
 @pytest.mark.parametrize(
-    ("model", "noise", "count"),
+    ("model", "log", "count"),
     [
-        (LotkaVolterra(), "normal", 12),
-        (LotkaVolterra(), "lognormal", 101),
-        (Unbatched(), "lognormal", 12),
-        (Unbatched(), "normal", 101),
-        *((OneState(), noise, count) for noise in ("normal", "lognormal") for count in (12, 101)),
+        (LotkaVolterra(), False, 12),
+        (LotkaVolterra(), True, 101),
+        (Unbatched(), True, 12),
+        (Unbatched(), False, 101),
+        *((OneState(), log, count) for log in (False, True) for count in (12, 101)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Model) else str(value),
 )
-def test_the_jacobian_is_that_of_finite_differences(model, noise, count):
+def test_the_jacobian_is_that_of_finite_differences(model, log, count):
     data = simulate(model, np.linspace(0, 5, count), noise=0.1, lognormal=True)
     data.iloc[3, 1] = np.nan
-    misfit = misfit_of(model, data, noise)
+    misfit = misfit_of(model, data, log)
     theta = misfit.quantities.theta() + 0.1
-    found = misfit.residuals(theta)
+    found = misfit.predictions(theta)
     step = 1e-4
 
-    def residuals(at):
-        return misfit.residuals(at, derivatives=False).values
+    def values(at):
+        return misfit.predictions(at, derivatives=False).values
 
-    slopes = [(residuals(theta + d) - residuals(theta - d)) / (2 * step) for d in step * np.eye(len(theta))]
+    slopes = [(values(theta + d) - values(theta - d)) / (2 * step) for d in step * np.eye(len(theta))]
     np.testing.assert_allclose(found.jacobian, np.stack(slopes, axis=1), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.values, residuals(theta), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.values, values(theta), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("model", [LotkaVolterra(), Unbatched(), OneState()], ids=lambda model: type(model).__name__)
-def test_series_with_the_same_times_are_rows_of_one_solve(model):
-    """And give what each gives by itself, also beside a series with times of its own."""
+def test_series_are_rows_of_one_solve(model):
+    """And give what each gives by itself, whatever their times."""
     times = {"a": np.linspace(0, 3, 8), "b": np.linspace(0, 2, 5), "c": np.linspace(0, 3, 8)}
     tables = {name: simulate(model, t, noise=0.1, seed=i) for i, (name, t) in enumerate(times.items())}
     tables["a"].iloc[3, 1] = np.nan
@@ -85,33 +86,33 @@ def test_series_with_the_same_times_are_rows_of_one_solve(model):
     free = list(dict(model.named_parameters()))
 
     def misfit(dataset) -> Misfit:
-        quantities = list_quantities(model, dataset, lognormal=False, free=free, fixed=None, start=None)
-        return Misfit(model, dataset, quantities, "normal", Accuracy("dopri5", 1e-10, 1e-10, 10_000))
+        quantities = list_quantities(model, dataset, Choices(free=free))
+        return Misfit(model, dataset, quantities, Accuracy("dopri5", 1e-10, 1e-10, 10_000))
 
     of_all, singles = misfit(together), [misfit(read_data(table, [*model.states])) for table in tables.values()]
     theta = of_all.quantities.theta() + 0.1
     for derivatives in (True, False):
-        found = of_all.residuals(theta, derivatives=derivatives)
-        each = [single.residuals(theta, derivatives=derivatives) for single in singles]
+        found = of_all.predictions(theta, derivatives=derivatives)
+        each = [single.predictions(theta, derivatives=derivatives) for single in singles]
         np.testing.assert_allclose(found.values, np.concatenate([one.values for one in each]), atol=1e-7)
         np.testing.assert_allclose(found.jacobian, np.concatenate([one.jacobian for one in each]), atol=1e-6)
-    assert of_all.solves == 4
+    assert of_all.solves == 2
     thetas = np.stack([theta, theta - 0.2])
-    for found, at in zip(of_all.residuals_at(thetas), thetas, strict=True):
-        np.testing.assert_allclose(found.values, of_all.residuals(at, derivatives=False).values, atol=1e-7)
+    for found, at in zip(of_all.predictions_at(thetas), thetas, strict=True):
+        np.testing.assert_allclose(found.values, of_all.predictions(at, derivatives=False).values, atol=1e-7)
 
 
-def test_where_the_model_cannot_be_solved_the_residuals_elsewhere_are_as_good():
+def test_where_the_model_cannot_be_solved_the_predictions_elsewhere_are_as_good():
     class Explosion(LotkaVolterra):
         def forward(self, t, y):
             return self.alpha * y**2
 
     misfit = misfit_of(Explosion(), simulate(LotkaVolterra(), np.linspace(0, 2, 9)))
     small, large = np.full(6, -3.0), np.full(6, 3.0)
-    found, none, again = misfit.residuals_at(np.stack([small, large, small]))
+    found, none, again = misfit.predictions_at(np.stack([small, large, small]))
     assert none is None
     for each in (found, again):
-        np.testing.assert_array_equal(each.values, misfit.residuals(small, derivatives=False).values)
+        np.testing.assert_allclose(each.values, misfit.predictions(small, derivatives=False).values, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["alone", "vmap"])
@@ -164,7 +165,7 @@ def test_every_call_with_dual_numbers_has_the_fast_arithmetic():
             return super().forward(t, y)
 
     misfit = misfit_of(Watched(), simulate(LotkaVolterra(), np.linspace(0, 1, 3)))
-    misfit.residuals(misfit.quantities.theta())
+    misfit.predictions(misfit.quantities.theta())
     assert len(seen) > 10
     assert all(seen)
 
@@ -174,41 +175,44 @@ def test_both_ways_to_differentiate_agree():
     model = FitzHughNagumo()
     misfit = misfit_of(model, simulate(model, np.array(t)))
     theta = misfit.quantities.theta()
-    states, forwards = misfit.sensitivities(theta, 0, t, [0, 1])
-    misfit._shared.forwards = False
-    few_states, backwards = misfit.sensitivities(theta, 0, t[:40], [0, 1])
-    np.testing.assert_allclose(states[:40], few_states, rtol=1e-7)
-    np.testing.assert_allclose(forwards[:40], backwards, rtol=1e-6, atol=1e-6)
+    forwards = misfit.path(theta, 0, t)
+    misfit.step_loop.forwards = False
+    backwards = misfit.path(theta, 0, t[:40])
+    np.testing.assert_allclose(forwards.states[:40], backwards.states, rtol=1e-7)
+    np.testing.assert_allclose(forwards.state_slopes[:40], backwards.state_slopes, rtol=1e-6, atol=1e-6)
 
 
-def test_missing_values_have_no_residual():
+def test_missing_values_are_not_predicted():
     data = simulate(LotkaVolterra(), np.linspace(0, 3, 5))
     data.loc[1, "prey"] = np.nan
-    found = misfit_of(LotkaVolterra(), data).residuals(np.zeros(6))
-    assert found.observable.tolist() == [0, 1, 1, 0, 1, 0, 1, 0, 1]
+    found = misfit_of(LotkaVolterra(), data).predictions(np.zeros(6))
+    assert found.measured.observable.tolist() == [0, 1, 1, 0, 1, 0, 1, 0, 1]
 
 
 def test_the_horizon_is_a_part_of_the_times():
     misfit = misfit_of(LotkaVolterra(), simulate(LotkaVolterra(), np.linspace(0, 3, 10)))
-    whole = misfit.residuals(misfit.quantities.theta()).values
-    part = misfit.residuals(misfit.quantities.theta(), horizon=0.31).values
+    whole = misfit.predictions(misfit.quantities.theta()).values
+    part = misfit.predictions(misfit.quantities.theta(), horizon=0.31).values
     np.testing.assert_allclose(part, whole[:8], atol=1e-8)
 
 
-def test_a_solve_that_fails_has_no_residuals():
+def test_a_solve_that_fails_has_no_predictions():
     class Explosion(LotkaVolterra):
         def forward(self, t, y):
             return self.alpha * y**2
 
     data = simulate(LotkaVolterra(), np.linspace(0, 3, 10))
-    assert misfit_of(Explosion(), data).residuals(np.full(6, 3.0)) is None
+    assert misfit_of(Explosion(), data).predictions(np.full(6, 3.0)) is None
 
 
-def test_a_model_that_is_not_positive_has_no_lognormal_residuals():
+def test_a_model_that_is_not_positive_has_no_lognormal_noise():
     class Falling(LotkaVolterra):
         def forward(self, t, y):
             return -self.alpha * torch.ones_like(y)
 
     data = simulate(LotkaVolterra(), np.linspace(0, 3, 10))
-    assert misfit_of(Falling(), data, "lognormal").residuals(np.zeros(6)) is None
-    assert misfit_of(Falling(), data).residuals(np.zeros(6)) is not None
+    misfit = misfit_of(Falling(), data)
+    found = misfit.predictions(np.zeros(6))
+    for noise in ("normal", "lognormal"):
+        levels = read_levels(misfit.data, noise, "separate", misfit.measured())
+        assert levels.possible(found) == (noise == "normal")

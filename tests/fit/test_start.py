@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from torchivp.fitting import read_data, start
-from torchivp.fitting.misfit import Accuracy, Misfit, Residuals
-from torchivp.fitting.optimise import Minimum, Search
-from torchivp.fitting.quantities import list_quantities
+from torchivp.fitting.choices import list_quantities
+from torchivp.fitting.levels import read_levels
+from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.optimise import Minimum, Search, Weighing
+from torchivp.fitting.stretches import Accuracy
 from torchivp.models import Model
 
 
@@ -40,21 +42,24 @@ def test_the_search_ends_at_an_optimum_that_explains_enough_or_leaves_noise(patt
     All ways lead to the same optimum here, which leaves this fraction of the variance of the data.
     """
     data = read_data(pd.DataFrame({"time": np.arange(COUNT), "level": NOISE}), ["level"])
-    quantities = list_quantities(Level(), data, free=None, fixed=None, start=None, lognormal=False)
-    misfit = Misfit(Level(), data, quantities, "normal", Accuracy("dopri5", 1e-3, 1e-3, 100))
+    quantities = list_quantities(Level(), data)
+    misfit = Misfit(Level(), data, quantities, Accuracy("dopri5", 1e-3, 1e-3, 100))
+    levels = read_levels(data, "normal", "separate", misfit.measured())
     values = pattern * np.sqrt(left / np.mean(pattern**2))
-    residuals = Residuals(
-        quantities.theta(), values, np.zeros(COUNT, dtype=np.intp), np.zeros((COUNT, len(quantities.free))), 0.0
+    predictions = Predictions(
+        quantities.theta(), NOISE + values, np.zeros((COUNT, len(quantities.free))), misfit.measured()
     )
     tried = []
 
-    def minimise(search, theta, scale, name):
+    def minimise(search, theta, weighing, name):
         tried.append(name)
-        return Minimum(theta, float(np.sum(values**2)), True, residuals)
+        return Minimum(theta, float(np.sum(values**2)), True, predictions)
 
     candidates = [start._Candidate(quantities.theta(), f"start {i}") for i in range(WAYS)]
     monkeypatch.setattr(start, "_candidates", lambda *_: iter(candidates))
     monkeypatch.setattr(start, "_on_all_data", minimise)
-    found = start.find_start(Search(misfit, "separate", lambda *_: None, 100), np.ones(1), given=False)
-    assert found.best.residuals is residuals
+    found = start.find_start(
+        Search(misfit, levels, lambda *_: None, 100), Weighing(levels.rough(np.ones(1)), np.ones(0)), given=False
+    )
+    assert found.best.found is predictions
     assert len(tried) == ways

@@ -11,9 +11,11 @@ import torch
 from simulated import simulate
 from torchivp import Scheduled
 from torchivp.fitting import fit, read_data, trust
-from torchivp.fitting.misfit import Accuracy, Misfit
+from torchivp.fitting.choices import list_quantities
+from torchivp.fitting.levels import read_levels
+from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Likelihood, Minimum
-from torchivp.fitting.quantities import list_quantities
+from torchivp.fitting.stretches import Accuracy
 from torchivp.fitting.uncertainty import fisher_uncertainty
 from torchivp.models import Model
 
@@ -219,13 +221,14 @@ def test_the_check_of_the_solves_looks_at_the_right_hand_side_often_enough(metho
 
     data = pd.DataFrame({"time": np.linspace(0, 100, 21), "amount": 1.0})
     dataset = read_data(data, ["amount"])
-    quantities = list_quantities(Decay(), dataset, free=None, fixed=None, start=None, lognormal=False)
-    misfit = Misfit(Watched(1e-4), dataset, quantities, "normal", Accuracy(method, 1e-6, 1e-6, 10_000))
-    residuals = misfit.residuals(np.array([np.log(1e-4), 1.0]))
+    quantities = list_quantities(Decay(), dataset)
+    misfit = Misfit(Watched(1e-4), dataset, quantities, Accuracy(method, 1e-6, 1e-6, 10_000))
+    levels = read_levels(dataset, "normal", "separate", misfit.measured())
+    predictions = misfit.predictions(np.array([np.log(1e-4), 1.0]))
     monkeypatch.setattr(trust, "_LOOKS", 200)
     Watched.seen.clear()
-    likelihood = Likelihood(Minimum(residuals.theta, 1.0, True, residuals), np.ones(1), 1.0, True, False)
-    assert trust.check_solves(misfit, likelihood).sentences == []
+    likelihood = Likelihood(Minimum(predictions.theta, 1.0, True, predictions), np.ones(1), 1.0, True, False)
+    assert trust.check_solves(misfit, levels, likelihood).sentences == []
     assert np.diff(np.sort(Watched.seen)).max() == pytest.approx(100 / 200, rel=0.01)
 
 

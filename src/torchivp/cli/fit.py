@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -22,9 +22,13 @@ from torchivp.cli.arguments import (
 )
 from torchivp.fitting import FitResult, read_data
 from torchivp.fitting import fit as fit_model
-from torchivp.fitting.misfit import Noise, SigmaMode
 from torchivp.fitting.report import format_number, write_report
 from torchivp.models import find_model
+
+Noise = Literal[
+    "normal", "lognormal", "proportional", "combined", "laplace", "student_t", "poisson", "negative_binomial"
+]
+SigmaMode = Literal["separate", "shared"]
 
 EXAMPLES = """Examples:
 

@@ -190,9 +190,7 @@ def _different(misfit: Misfit, values: torch.Tensor) -> list[tuple[str, int]]:
     return [(f"[{series.name}]", i) for i, series in enumerate(misfit.data.trajectories)]
 
 
-def _derived_estimate(
-    name: str, value: float, slopes: NDArray[np.float64], uncertainty: Uncertainty
-) -> Estimate:
+def _derived_estimate(name: str, value: float, slopes: NDArray[np.float64], uncertainty: Uncertainty) -> Estimate:
     error = float(np.sqrt(max(slopes @ uncertainty.covariance @ slopes, 0.0)))
     reach = float(uncertainty.reach(slopes))
     error = error if np.isfinite(reach) else np.inf

@@ -282,7 +282,9 @@ class _Chooser:
 
     def _refuse_name(self, quantities: Sequence[Quantity], name: str, argument: str) -> None:
         if name in self.computed or name in self.choices.tied:
-            raise ValueError(f"{argument} names {name!r}, which follows from others (tied or initial): drop it from one")
+            raise ValueError(
+                f"{argument} names {name!r}, which follows from others (tied or initial): drop it from one"
+            )
         if any(name in series.constants for series in self.data.trajectories):
             raise ValueError(f"{argument} names {name!r}, which the conditions give: drop it from one")
         known = list(dict.fromkeys([*(each.key for each in quantities), *(each.name for each in quantities)]))
@@ -314,8 +316,10 @@ def _check_scale(name: str, scale: Any) -> Scale:
 
 def _check_bounds(name: str, given: Any) -> tuple[float, float]:
     try:
-        lower, upper = (float(-math.inf if end is None and i == 0 else math.inf if end is None else end)
-                        for i, end in enumerate(given))
+        lower, upper = (
+            float(-math.inf if end is None and i == 0 else math.inf if end is None else end)
+            for i, end in enumerate(given)
+        )
     except (TypeError, ValueError):
         raise ValueError(f"the bounds of {name} must be (lower, upper), None for no bound, got {given!r}") from None
     if not lower < upper:
@@ -340,7 +344,9 @@ def _check_start(quantity: Quantity, model: str) -> None:
         return
     name, value, ends = quantity.name, quantity.value, (quantity.lower, quantity.upper)
     if quantity.scale == "logit" and not all(map(math.isfinite, ends)):
-        raise ValueError(f"{name} is estimated on the logit scale, which needs bounds={{{quantity.key!r}: (lower, upper)}}")
+        raise ValueError(
+            f"{name} is estimated on the logit scale, which needs bounds={{{quantity.key!r}: (lower, upper)}}"
+        )
     if quantity.log and not value > 0:
         raise ValueError(
             f"{name} is estimated on the log scale, so its start value must be positive, got {value:g}: give "
@@ -350,7 +356,9 @@ def _check_start(quantity: Quantity, model: str) -> None:
     if not inside:
         raise ValueError(f"{name} starts at {value:g}, outside its bounds ({ends[0]:g}, {ends[1]:g}): mend one of them")
     if quantity.prior is not None and not math.isfinite(quantity.prior.negative_log_density(value)):
-        raise ValueError(f"{name} starts at {value:g}, where its prior {quantity.prior.text} has no density: give start")
+        raise ValueError(
+            f"{name} starts at {value:g}, where its prior {quantity.prior.text} has no density: give start"
+        )
 
 
 def _first_known(series: NDArray[np.float64], otherwise: float) -> float:

@@ -44,9 +44,7 @@ def read_constraints(given: Sequence[str], quantities: Quantities) -> list[Const
         expression = Expression(text)
         for name in expression.names:
             if name not in quantities.names:
-                raise ValueError(
-                    f"the constraint {text!r} uses {name!r}; there are {', '.join(quantities.names)}"
-                )
+                raise ValueError(f"the constraint {text!r} uses {name!r}; there are {', '.join(quantities.names)}")
         one = Constraint(expression, tuple(quantities.names.index(name) for name in expression.names))
         if not bool(one.holds(at_start)):
             raise ValueError(f"the constraint {text!r} does not hold at the start values: give start={{name: value}}")

@@ -98,7 +98,9 @@ class Levels:
     def rough(self, scale: NDArray[np.float64]) -> Levels:
         """Plain noise, normal or lognormal, of a known size for each observable, [n_observed]: for the first searches."""
         names = ["lognormal" if noise.log else "normal" for noise in self.noises]
-        return Levels([Group("", find_noise(n), (k,), (s,), 0) for k, (n, s) in enumerate(zip(names, scale, strict=True))])
+        return Levels(
+            [Group("", find_noise(n), (k,), (s,), 0) for k, (n, s) in enumerate(zip(names, scale, strict=True))]
+        )
 
     def transform(self, measured: Measured) -> NDArray[np.float64]:
         """The values on the scale of their noise, [n]: logarithms where it is lognormal."""
@@ -124,7 +126,10 @@ class Levels:
             They, [m, n] for n values, and their derivatives by the predictions, likewise.
         """
         pieces = [
-            (part.which, *part.group.noise.residuals(part.y, found.values[part.which], part.sizes(sizes), part.censored))
+            (
+                part.which,
+                *part.group.noise.residuals(part.y, found.values[part.which], part.sizes(sizes), part.censored),
+            )
             for part in self.parts(found.measured)
         ]
         m = max(values.shape[1] for _, values, _ in pieces)
@@ -260,7 +265,9 @@ def _check_values(levels: Levels, data: Dataset, measured: Measured) -> None:
     for part in levels.parts(measured):
         noise = part.group.noise
         if len(noise.sizes) != 1 and not np.isnan(part.sigma).all():
-            raise ValueError(f"sigmas are given for values with {noise.name} noise, which has no such size: noise='normal'")
+            raise ValueError(
+                f"sigmas are given for values with {noise.name} noise, which has no such size: noise='normal'"
+            )
         refused = noise.refusal(part.y, part.censored)
         if refused is not None:
             place = np.flatnonzero(part.which)[refused[0]]

@@ -219,7 +219,12 @@ class Matching:
     def _with_initial_states(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
         states = list(self._model.states)
         initial = {
-            quantity.name: float(self._curves.initial[slice(None) if quantity.trajectories is None else list(quantity.trajectories), states.index(quantity.key)].mean())
+            quantity.name: float(
+                self._curves.initial[
+                    slice(None) if quantity.trajectories is None else list(quantity.trajectories),
+                    states.index(quantity.key),
+                ].mean()
+            )
             for quantity in self._quantities.free
             if quantity.kind == "initial state"
         }

@@ -150,7 +150,9 @@ class Misfit:
         paths = self._solve(rows, dict(enumerate(measured.times)))
         ok = (paths.ok.reshape(len(thetas), count).all(1) & self._allowed(own)).tolist()
         shared = (len(thetas), count)
-        values, jacobian = self._observe(paths, own, slopes if derivatives else slopes[..., :0], measured.padded_times, shared)
+        values, jacobian = self._observe(
+            paths, own, slopes if derivatives else slopes[..., :0], measured.padded_times, shared
+        )
         at = (slice(None), measured.trajectory, measured.place, measured.observable)
         found: list[Predictions | None] = []
         for theta, well, h, by_theta in zip(thetas, ok, values[at], jacobian[at], strict=True):
@@ -238,9 +240,7 @@ class Misfit:
         paths = self._solve(self._rows(own, range(count), derivatives=False), times)
         return int(self._checked(paths).steps.max())
 
-    def path(
-        self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], derivatives: bool = True
-    ) -> Path:
+    def path(self, theta: NDArray[np.float64], trajectory: int, t: Sequence[float], derivatives: bool = True) -> Path:
         """States and observables of a trajectory at increasing times, with their derivatives by theta.
 
         Raises:

@@ -140,14 +140,13 @@ class _Walk:
                 self._y = self._y.index_copy(0, rows, y)
                 self._tangents = self._tangents.index_copy(0, rows, tangents)
 
-    def _solve(
-        self, active: NDArray[np.intp], pieces: Mapping[int, Piece], solver: Solver, accuracy: Accuracy
-    ) -> None:
+    def _solve(self, active: NDArray[np.intp], pieces: Mapping[int, Piece], solver: Solver, accuracy: Accuracy) -> None:
         inner = {i: [t for t in piece.outputs or [] if t < piece.end] for i, piece in pieces.items()}
         width = max(map(len, inner.values()))
         rows = torch.from_numpy(active)
         which = np.searchsorted(list(pieces), self._trajectories[active])  # pieces are in the order of trajectories
-        t = np.array([[*times, *[np.nan] * (width - len(times))] for times in inner.values()]).reshape(-1, width)
+        padded = [[*times, *[np.nan] * (width - len(times))] for times in inner.values()]
+        t = np.array(padded, dtype=np.float64).reshape(len(inner), width)
         ends = np.array([[piece.start, piece.end] for piece in pieces.values()])[which]
         stretch = Stretch(
             self._rows.parameters[rows],

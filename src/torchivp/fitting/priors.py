@@ -106,7 +106,9 @@ def _in_double(given: Distribution) -> Distribution:
         return given
 
 
-def prior_residuals(quantities: Quantities, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def prior_residuals(
+    quantities: Quantities, theta: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The residuals of the quantities that have a prior, [m], and their derivatives by theta, [m, n_free]."""
     known = [j for j, quantity in enumerate(quantities.free) if quantity.prior is not None]
     residuals, jacobian = np.zeros(len(known)), np.zeros((len(known), len(theta)))

@@ -239,7 +239,9 @@ class Quantities:
         every = torch.cat([values, self._known.expand(*values.shape[:-1], -1)], -1)
         columns = list(every[..., self._source].unbind(-1))
         for each in self.assignments:
-            for column, value in zip(self._columns(each.targets), each.function(self._named(columns, each)), strict=True):
+            for column, value in zip(
+                self._columns(each.targets), each.function(self._named(columns, each)), strict=True
+            ):
                 columns[column] = self._where(each, value, columns[column])
         return torch.stack([column.expand(columns[0].shape) for column in columns], -1)
 

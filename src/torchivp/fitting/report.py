@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torchivp.fitting import FitResult
 
-KINDS = {"parameter": "Parameters", "initial state": "Initial states", "sigma": "Noise"}
+KINDS = {"parameter": "Parameters", "derived": "Derived", "initial state": "Initial states", "sigma": "Noise"}
 
 
 def write_report(result: FitResult, folder: str | Path, command: str | None = None) -> Path:
@@ -53,7 +53,7 @@ def write_report(result: FitResult, folder: str | Path, command: str | None = No
     text = environment.get_template("report.html").render(
         result=result,
         model=type(result.model).__name__,
-        observed=list(zip(result.data.observables, result.observed_states, strict=True)),
+        observed=_observed(result),
         groups={title: [entry for entry in result.estimates if entry.kind == kind] for kind, title in KINDS.items()},
         images=images,
         code=command or result.call,
@@ -62,6 +62,18 @@ def write_report(result: FitResult, folder: str | Path, command: str | None = No
     )
     page.write_text(text, encoding="utf-8")
     return page
+
+
+def _observed(result: FitResult) -> list[tuple[str, str]]:
+    """What each column observes, in words."""
+    words = []
+    for name, state in zip(result.data.observables, result.observed_states, strict=True):
+        if state is not None:
+            words.append((name, f"the model’s {state} ({result.model.states[state]})"))
+        else:
+            spec = result.data.observe[name]
+            words.append((name, spec if isinstance(spec, str) else "a function of states and parameters"))
+    return words
 
 
 def _figures(result: FitResult) -> dict[str, Figure]:
@@ -90,6 +102,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["number"] = format_number
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     return environment
 
 

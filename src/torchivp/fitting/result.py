@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Path as ModelPath
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.misfit import Path as ModelPath
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.quantities import Kind, Quantity, Scale
 from torchivp.fitting.residual_checks import Verdict, judge
@@ -372,9 +372,7 @@ class FitResult:
             raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
         return times.tolist(), position
 
-    def _path(
-        self, t: ArrayLike, trajectory: int, derivatives: bool = True
-    ) -> tuple[ModelPath, NDArray[np.intp]]:
+    def _path(self, t: ArrayLike, trajectory: int, derivatives: bool = True) -> tuple[ModelPath, NDArray[np.intp]]:
         """The path of a trajectory at the times in order, and where each of the given ones stands among them."""
         times, position = self._times(t, trajectory)
         return self.misfit.path(self.theta, trajectory, times, derivatives), position

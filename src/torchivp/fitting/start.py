@@ -140,9 +140,7 @@ def _nearest(search: Search, weighing: Weighing, best: Minimum, found: list[Mini
     return Start(nearest, rivals)
 
 
-def _candidates(
-    search: Search, weighing: Weighing, given: bool, little: Callable[[], bool]
-) -> Iterator[_Candidate]:
+def _candidates(search: Search, weighing: Weighing, given: bool, little: Callable[[], bool]) -> Iterator[_Candidate]:
     """Where to begin; `little` says whether the candidates so far led to nothing that explains much."""
     misfit = search.misfit
     number = 0
@@ -187,9 +185,7 @@ def _first_horizon(misfit: Misfit) -> float:
     return min(1.0, max(0.1, 2 * len(misfit.quantities.free) / misfit.data.n_data))
 
 
-def _refine(
-    search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str, horizon: float
-) -> Minimum:
+def _refine(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str, horizon: float) -> Minimum:
     """Fit the first part of the data roughly, holding back what it says nothing about."""
     stage = f"{stage}, first {horizon:.0%} of the data"
     return search.minimise(theta, weighing, stage, horizon=horizon, tolerance=1e-3, max_iterations=20, prior_width=30.0)

@@ -105,7 +105,9 @@ class Evidence:
     estimated: bool
 
 
-def fisher_uncertainty(evidence: Sequence[Evidence], free: Sequence[Quantity], on_bound: NDArray[np.bool_]) -> Uncertainty:
+def fisher_uncertainty(
+    evidence: Sequence[Evidence], free: Sequence[Quantity], on_bound: NDArray[np.bool_]
+) -> Uncertainty:
     """The uncertainty of theta.
 
     Args:

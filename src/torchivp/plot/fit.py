@@ -17,7 +17,7 @@ from torchivp.plot.solution import draw_orbit
 from torchivp.plot.style import GRID, INK, MUTED, color_of, label_with_unit, new_figure, style_axes
 
 if TYPE_CHECKING:
-    from torchivp.fitting import FitResult
+    from torchivp.fitting import FitResult, Trajectory
 
 CURVE_POINTS = 400
 SMALL_CURVE_POINTS = 120
@@ -34,10 +34,10 @@ class Panel(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """The fitted states of a trajectory at times [T], with the edges of their bands, each [T, n_states]."""
+    """The fitted observables of a trajectory at times [T], with the edges of their bands, each [T, n_observed]."""
 
     t: np.ndarray
-    states: np.ndarray
+    values: np.ndarray
     band: tuple[np.ndarray, np.ndarray]
     prediction: tuple[np.ndarray, np.ndarray]
 
@@ -119,7 +119,7 @@ def plot_phase(result: FitResult, trajectory: int = 0) -> Figure:
     labels = [_state_label(result, state) for state in states[:2]]
     style_axes(axes, *labels)
     axes.grid(False)
-    if set(states[:2]) <= set(result.observed_states):
+    if {*states[:2]} <= {*result.observed_states}:
         x, y = (data.values[:, result.observed_states.index(state)] for state in states[:2])
         axes.plot(x, y, color=MUTED, linewidth=0.7, linestyle=":", zorder=2)
         axes.plot(x, y, "o", color=INK, markersize=5, markeredgecolor="white", zorder=3, label="data")
@@ -174,38 +174,56 @@ def _curves(result: FitResult, trajectory: int) -> Curves:
     """What is drawn of the fit to one trajectory."""
     points = CURVE_POINTS if len(result.data.trajectories) == 1 else SMALL_CURVE_POINTS
     t = _fine_times(result.data.trajectories[trajectory].t, points)
-    states = result.predict(t, trajectory)
-    return Curves(t, states, result.band(t, trajectory), result.prediction_band(t, trajectory))
+    values = result.observe(t, trajectory)
+    return Curves(t, values, result.observable_band(t, trajectory), result.prediction_band(t, trajectory))
 
 
 def _draw_fit_panel(axes: Axes, result: FitResult, panel: Panel, curves: Curves) -> None:
     """Draw one observable of one trajectory: bands, curve and data."""
     data = result.data.trajectories[panel.trajectory]
-    values = data.values[:, panel.observable]
-    name, state = result.data.observables[panel.observable], result.observed_states[panel.observable]
-    column = list(result.model.states).index(state)
-    color = color_of(panel.observable)
-    title = data.name if len(result.data.trajectories) > 1 else f"{name}: {result.model.states[state]}"
+    column = panel.observable
+    values = data.values[:, column]
+    color = color_of(column)
+    title = data.name if len(result.data.trajectories) > 1 else _observable_title(result, column)
     style_axes(axes, result.data.time_name, _observable_label(result, panel.observable), title)
     if _is_logarithmic(result, panel.observable):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     band, prediction = ([edge[:, column] for edge in edges] for edges in (curves.band, curves.prediction))
-    low, high = _value_limits(axes, np.concatenate([values, curves.states[:, column]]), *prediction)
+    low, high = _value_limits(axes, np.concatenate([values, curves.values[:, column]]), *prediction)
     if panel.trajectory > 0:  # which shares its axis with the panels before
         low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
     axes.set_ylim(low, high)
     for edges, alpha in ((prediction, PREDICTION_ALPHA), (band, CURVE_ALPHA)):
         axes.fill_between(curves.t, *_within_reach(axes, edges), color=color, alpha=alpha, linewidth=0)
-    axes.plot(curves.t, curves.states[:, column], color=color, linewidth=1.8)
-    axes.plot(data.t, values, "o", color=INK, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+    axes.plot(curves.t, curves.values[:, column], color=color, linewidth=1.8)
+    _draw_values(axes, data, column)
     axes.margins(x=0.015)
+
+
+def _draw_values(axes: Axes, data: Trajectory, column: int) -> None:
+    """Draw the data of a column: dots, and triangles that point to where a censored value lies."""
+    censored = np.zeros(len(data.t)) if data.censored is None else data.censored[:, column]
+    for side, marker in ((0, "o"), (-1, "v"), (1, "^")):
+        of = censored == side
+        if of.any():
+            values = data.values[of, column]
+            axes.plot(data.t[of], values, marker, color=INK, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+
+
+def _observable_title(result: FitResult, column: int) -> str:
+    """The name of an observable, and what it is."""
+    name, state = result.data.observables[column], result.observed_states[column]
+    if state is not None:
+        return f"{name}: {result.model.states[state]}"
+    observed = result.data.observe[name]
+    return f"{name}: {observed}" if isinstance(observed, str) else name
 
 
 def _is_logarithmic(result: FitResult, observable: int) -> bool:
     """Whether the values of an observable have a logarithmic axis."""
     values = np.concatenate([trajectory.values[:, observable] for trajectory in result.data.trajectories])
-    return result.noise == "lognormal" and bool(np.nanmax(values) > 100 * np.nanmin(values))
+    return result.levels.noises[observable].log and bool(np.nanmax(values) > 100 * np.nanmin(values))
 
 
 def _value_limits(axes: Axes, shown: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
@@ -274,7 +292,8 @@ def _fine_times(t: np.ndarray, points: int) -> np.ndarray:
 
 def _observable_label(result: FitResult, observable: int) -> str:
     """The name of an observable with the unit of its state."""
-    unit = result.model.units.get(result.observed_states[observable])
+    state = result.observed_states[observable]
+    unit = None if state is None else result.model.units.get(state)
     return label_with_unit(result.data.observables[observable], unit)
 
 
