@@ -57,8 +57,8 @@ class NoiseModel(ABC):
     def possible(self, h: Floats) -> NDArray[np.bool_]:
         """Whether data around each prediction have a density, [n].
 
-        That is so for no prediction above 1e100 in magnitude, nor where noise shrinks with the prediction for one that is too
-        small to divide by.
+        That is so for no prediction above 1e100 in magnitude, nor, where the spread of the data shrinks with it, for
+        one that is too small to divide by.
         """
         return np.abs(h) <= LARGEST
 
