@@ -150,7 +150,7 @@ class NegativeBinomial(Counts):
         return size[:, 0]
 
     def probability_up_to(self, y: Floats, h: Floats, a: Floats) -> Floats:
-        return np.where(y < 0, 0.0, special.betainc(1 / a, np.maximum(y, 0.0) + 1, 1 / (1 + a * h)))
+        return np.where(y < 0, 0.0, special.betaincc(np.maximum(y, 0.0) + 1, 1 / a, a * h / (1 + a * h)))
 
     def probability_above(self, y: Floats, h: Floats, a: Floats) -> Floats:
         return special.betainc(y + 1, 1 / a, a * h / (1 + a * h))
