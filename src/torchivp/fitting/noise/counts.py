@@ -140,7 +140,8 @@ class NegativeBinomial(Counts):
     """Negative binomial noise: counts with mean h and variance h + dispersion h^2.
 
     They are Poisson counts about a mean that scatters itself: h times a gamma variable with mean 1 and variance
-    dispersion.
+    dispersion. Probabilities are incomplete beta functions of dispersion h/(1 + dispersion h), or of 1 minus that if
+    it is the smaller.
     """
 
     name: ClassVar[str] = "negative_binomial"
@@ -150,10 +151,10 @@ class NegativeBinomial(Counts):
         return size[:, 0]
 
     def probability_up_to(self, y: Floats, h: Floats, a: Floats) -> Floats:
-        return np.where(y < 0, 0.0, special.betaincc(np.maximum(y, 0.0) + 1, 1 / a, a * h / (1 + a * h)))
+        return np.where(y < 0, 0.0, _beta(special.betaincc, special.betainc, np.maximum(y, 0.0) + 1, 1 / a, a * h))
 
     def probability_above(self, y: Floats, h: Floats, a: Floats) -> Floats:
-        return special.betainc(y + 1, 1 / a, a * h / (1 + a * h))
+        return _beta(special.betainc, special.betaincc, y + 1, 1 / a, a * h)
 
     def estimate(self, y: Floats, h: Floats, censored: Censored, floor: float) -> Floats:
         """See `NoiseModel.estimate`; at most 10 000, which data can exceed that are all but zero."""
@@ -190,6 +191,15 @@ class NegativeBinomial(Counts):
     def draw(self, h: Floats, size: Floats, rng: np.random.Generator) -> Floats:
         a = size[:, 0]
         return rng.poisson(h * a * rng.standard_gamma(1 / a)).astype(np.float64)
+
+
+def _beta(little: np.ufunc, large: np.ufunc, count: Floats, n: Floats, v: Floats) -> Floats:
+    """An incomplete beta function of (count, n) at v/(1 + v), or of (n, count) at 1/(1 + v) where v is 1 or more."""
+    probability = np.empty(np.broadcast_shapes(count.shape, v.shape))
+    small = np.broadcast_to(v < 1, probability.shape)
+    little(count, n, v / (1 + v), out=probability, where=small)
+    large(n, count, 1 / (1 + v), out=probability, where=~small)
+    return probability
 
 
 def _blocks(h: Floats, a: Floats) -> Floats:
