@@ -332,6 +332,17 @@ def test_sizes_have_a_floor(model):
     np.testing.assert_array_equal(model.estimate(h[:0], h[:0], exact(0), 1e-3), found)
 
 
+def test_sizes_are_finite_where_the_likelihood_has_no_maximum():
+    h = np.arange(1.0, 9.0)
+    assert NOISE_MODELS["negative_binomial"].estimate(np.zeros(8), h / 1e3, exact(8), 1e-6) == pytest.approx(1e4)
+    for model in CENSORABLE:
+        for factor in (0.5, 2.0):  # said to lie above: the predictions do so as well, or they do not
+            found = model.estimate(factor * h, h, exact(8) + np.int8(1), 1e-6)
+            assert np.isfinite(found).all() and (found > 0).all()
+            if factor < 1:
+                np.testing.assert_allclose(found, np.where(np.array(model.sizes) == "relative", 1e-8, 1e-6))
+
+
 def test_noise_of_one_kind_is_found_to_be_of_that_kind():
     h = np.random.default_rng(1).uniform(0.5, 12, 300)
     rng = np.random.default_rng(3)
@@ -492,6 +503,20 @@ def test_standardised_data_are_quantile_residuals(model):
     reference = distribution(model, h, size)
     expected = np.where(y < h, stats.norm.ppf(reference.cdf(y)), stats.norm.isf(reference.sf(y)))
     np.testing.assert_allclose(model.standardised(y, h, size, exact(len(y))), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_least_dispersed_counts_are_those_of_poisson():
+    y, h, poisson, other = np.arange(60.0), np.full(60, 9.0), NOISE_MODELS["poisson"], NOISE_MODELS["negative_binomial"]
+    none, least = np.zeros((60, 0)), np.full((60, 1), 1e-8)
+    for name in ("nll", "standardised"):
+        expected = getattr(poisson, name)(y, h, none, exact(60))
+        np.testing.assert_allclose(getattr(other, name)(y, h, least, exact(60)), expected, rtol=1e-6)
+    for found, expected in zip(
+        other.residuals(y, h, least, exact(60)), poisson.residuals(y, h, none, exact(60)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for p in (0.01, 0.6, 0.99):
+        np.testing.assert_array_equal(other.quantiles(h, least, p), poisson.quantiles(h, none, p))
 
 
 def test_tails_of_counts_join_where_their_probability_leaves_the_floats():

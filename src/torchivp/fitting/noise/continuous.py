@@ -49,10 +49,12 @@ class Continuous(NoiseModel):
 
     def nll(self, y: Floats, h: Floats, size: Floats, censored: Censored) -> Floats:
         z, spread = self._deviation(y, h, size)
-        density = np.log(spread) - self.standard.log_density(z)
+        nll = np.log(spread) - self.standard.log_density(z)
         if self.log:
-            density += np.log(y)
-        return np.where(censored == 0, density, -self.standard.log_tail(censored * z))
+            nll += np.log(y)
+        limit = censored != 0
+        nll[limit] = -self.standard.log_tail((censored * z)[limit])
+        return nll
 
     def residuals(self, y: Floats, h: Floats, size: Floats, censored: Censored) -> tuple[Floats, Floats]:
         values, slopes = np.zeros((len(y), self.n_residuals)), np.zeros((len(y), self.n_residuals))
@@ -250,12 +252,13 @@ class Combined(Continuous):
         def nll(sizes: Floats) -> tuple[float, Floats]:
             size = np.tile(sizes, (len(y), 1))
             z = self._deviation(y, h, size)[0]
-            u = censored * z
-            slope = np.where(censored == 0, 1 - z * z, -u * self.standard.hazard(u))
+            slope, limit = 1 - z * z, censored != 0
+            u = (censored * z)[limit]
+            slope[limit] = -u * self.standard.hazard(u)
             return float(self.nll(y, h, size, censored).mean()), slope @ self.spread_slopes(h, size)[:, 1:] / len(y)
 
         starts = [(total, 1e-2 * share), (0.5 * total, 0.5 * share), (1e-2 * total, share)]
-        return best_sizes(nll, starts, floors)
+        return best_sizes(nll, starts, floors, [_WIDEST * total, _WIDEST**2 * share])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from torchivp.fitting.noise.model import LARGEST, RELATIVE_FLOOR, Censored, Floa
 from torchivp.fitting.noise.search import best_size
 
 _MOST_DISPERSED = 1e4
+_BLOCKS = 160  # of counts over which sums are taken, of each of two kinds
+_AT_ONCE = 256  # data for which they are taken at once
 _SMALLEST = 1e-250  # prediction, whose inverse can still be multiplied
 
 
@@ -138,7 +140,8 @@ class NegativeBinomial(Counts):
     """Negative binomial noise: counts with mean h and variance h + dispersion h^2.
 
     They are Poisson counts about a mean that scatters itself: h times a gamma variable with mean 1 and variance
-    dispersion.
+    dispersion. Probabilities are incomplete beta functions of dispersion h/(1 + dispersion h), or of 1 minus that if
+    it is the smaller.
     """
 
     name: ClassVar[str] = "negative_binomial"
@@ -148,12 +151,13 @@ class NegativeBinomial(Counts):
         return size[:, 0]
 
     def probability_up_to(self, y: Floats, h: Floats, a: Floats) -> Floats:
-        return np.where(y < 0, 0.0, special.betainc(1 / a, np.maximum(y, 0.0) + 1, 1 / (1 + a * h)))
+        return np.where(y < 0, 0.0, _beta(special.betaincc, special.betainc, np.maximum(y, 0.0) + 1, 1 / a, a * h))
 
     def probability_above(self, y: Floats, h: Floats, a: Floats) -> Floats:
-        return special.betainc(y + 1, 1 / a, a * h / (1 + a * h))
+        return _beta(special.betainc, special.betaincc, y + 1, 1 / a, a * h)
 
     def estimate(self, y: Floats, h: Floats, censored: Censored, floor: float) -> Floats:
+        """See `NoiseModel.estimate`; at most 10 000, which data can exceed that are all but zero."""
         if not len(y):
             return np.array([RELATIVE_FLOOR])
 
@@ -169,32 +173,44 @@ class NegativeBinomial(Counts):
         """
         a, information = size[:, 0], np.zeros((len(h), 2, 2))
         information[:, 0, 0] = 1 / (h * (1 + a * h))
-        information[:, 1, 1] = [self._about_dispersion(mean, each) for mean, each in zip(h, a, strict=True)]
+        for first in range(0, len(h), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            information[some, 1, 1] = self._about_dispersion(h[some, None], a[some, None])
         return information
 
-    def _about_dispersion(self, h: float, a: float) -> float:
-        """The expected squared derivative of the log probability with respect to log a."""
+    def _about_dispersion(self, h: Floats, a: Floats) -> Floats:
+        """The expected squared derivative of the log probability with respect to log a, [n], for columns [n, 1]."""
         edges = _blocks(h, a)
-        means, dispersions = np.full(len(edges), h), np.full(len(edges), a)
-        masses = np.diff(self.probability_up_to(edges - 1, means, dispersions))
-        middles, dispersions = 0.5 * (edges[:-1] + edges[1:] - 1), dispersions[:-1]
-        v = np.array([a * h])
-        constant = h * h * (1 / (1 + v) - 0.5 * log_gap(v, 1 + v, np.ones(1)))
-        scores = a * (log_rising_slope(middles, dispersions) - middles * h / (1 + v) + constant)
-        return float(np.maximum(masses, 0.0) @ scores**2)
+        masses = np.diff(self.probability_up_to(edges - 1, h, a))
+        middles = np.maximum(edges[:, :-1], 0.5 * (edges[:, :-1] + edges[:, 1:] - 1))
+        v = a * h
+        constant = h * h * (1 / (1 + v) - 0.5 * log_gap(v, 1 + v, np.ones_like(v)))
+        scores = a * (log_rising_slope(middles, a) - middles * h / (1 + v) + constant)
+        return (masses * scores**2).sum(1)
 
     def draw(self, h: Floats, size: Floats, rng: np.random.Generator) -> Floats:
         a = size[:, 0]
         return rng.poisson(h * a * rng.standard_gamma(1 / a)).astype(np.float64)
 
 
-def _blocks(h: float, a: float) -> Floats:
-    """Where blocks of counts begin that together hold all but none of the probability: single counts if they are few.
+def _beta(little: np.ufunc, large: np.ufunc, count: Floats, n: Floats, v: Floats) -> Floats:
+    """An incomplete beta function of (count, n) at v/(1 + v), or of (n, count) at 1/(1 + v) where v is 1 or more."""
+    probability = np.empty(np.broadcast_shapes(count.shape, v.shape))
+    small = np.broadcast_to(v < 1, probability.shape)
+    little(count, n, v / (1 + v), out=probability, where=small)
+    large(n, count, 1 / (1 + v), out=probability, where=~small)
+    return probability
 
-    Blocks are narrow compared with the standard deviation, and with the distance from the lowest count.
+
+def _blocks(h: Floats, a: Floats) -> Floats:
+    """Where blocks of counts begin that together hold all but none of the probability, in order, [n, n_blocks + 1].
+
+    Blocks are narrow compared with the standard deviation, and with the distance from the lowest count; single counts
+    where there are few. Some are empty.
     """
     deviation = np.sqrt(h + a * h * h)
-    low, high = max(0.0, h - 10 * deviation), h + 10 * deviation
-    end = high + 40 * (1 + a * h) - low
-    edges = np.concatenate([np.linspace(low, high, 256), low + np.geomspace(1, end + 2, 256), [low, low + end + 2]])
-    return np.unique(np.floor(edges))
+    low, high = np.maximum(0.0, np.floor(h - 8 * deviation)), h + 8 * deviation
+    end = high + 40 * (1 + a * h) - low + 2
+    along = np.linspace(0, 1, _BLOCKS)
+    edges = [low, low + (high - low) * along, low + end**along]
+    return np.sort(np.floor(np.concatenate(edges, 1)), 1)

@@ -57,8 +57,8 @@ class NoiseModel(ABC):
     def possible(self, h: Floats) -> NDArray[np.bool_]:
         """Whether data around each prediction have a density, [n].
 
-        That is so for no prediction above 1e100 in magnitude, nor where noise shrinks with the prediction for one that is too
-        small to divide by.
+        That is so for no prediction above 1e100 in magnitude, nor, where the spread of the data shrinks with it, for
+        one that is too small to divide by.
         """
         return np.abs(h) <= LARGEST
 
@@ -77,7 +77,7 @@ class NoiseModel(ABC):
 
         Returns:
             The residuals [n, m], with an m that is the same for all data, and their derivatives with respect to h
-            [n, m]. The first of them is positive where the prediction is too large.
+            [n, m]. The first of them is positive where the prediction is larger than is most likely.
         """
 
     @abstractmethod
@@ -92,7 +92,8 @@ class NoiseModel(ABC):
                 relative sizes and dispersions is 1e-8.
 
         Returns:
-            The sizes; the floors if there are no data.
+            The sizes; the floors if there are no data. Sizes that grow without bound, which limits or counts of zero
+            can make them do, stop at a large multiple of the largest residual, dispersions at 10 000.
         """
 
     @abstractmethod

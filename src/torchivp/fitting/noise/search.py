@@ -10,7 +10,7 @@ from scipy.optimize import minimize, minimize_scalar
 
 from torchivp.fitting.noise.model import Floats
 
-_SPACING = 0.5  # of trial sizes, on the log scale
+_SPACING = 1.0  # of trial sizes, on the log scale
 _ROUNDING = 1e-13  # the error of a function value
 
 
@@ -32,7 +32,10 @@ def best_size(nll: Callable[[float], float], lower: float, upper: float) -> floa
 
 
 def best_sizes(
-    nll: Callable[[Floats], tuple[float, Floats]], starts: Sequence[Sequence[float]], floors: Sequence[float]
+    nll: Callable[[Floats], tuple[float, Floats]],
+    starts: Sequence[Sequence[float]],
+    floors: Sequence[float],
+    ceilings: Sequence[float],
 ) -> Floats:
     """Several sizes at which `nll` is least, none below its floor; a floor itself if it is as good as what is found.
 
@@ -40,12 +43,13 @@ def best_sizes(
         nll: the function, of the sizes [k], with its derivatives with respect to their logarithms [k].
         starts: where to start; the best of what is found from there is returned.
         floors: the least values, [k].
+        ceilings: the largest, [k].
     """
-    bounds = [(math.log(floor), None) for floor in floors]
+    bounds = list(zip(np.log(floors), np.log(ceilings), strict=True))
     best, least = np.array(floors), math.inf
     for start in starts:
         first = np.log(np.maximum(start, floors))
-        options = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 500}
+        options = {"ftol": 1e-14, "gtol": 1e-7, "maxiter": 500}
         found = minimize(
             lambda log: nll(np.exp(log)), first, jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )

@@ -142,13 +142,12 @@ class Student(Standard):
         Digital Library of Mathematical Functions, 8.17.8.
         """
         tail = special.stdtr(self.df, -np.abs(u))
-        a = 0.5 * self.df
-        size = np.hypot(1.0, u / math.sqrt(self.df))
-        x = size**-2.0
-        series = np.log(special.hyp2f1(a, 0.5, a + 1, x)) - math.log(2 * a) - special.betaln(a, 0.5)
-        direct = np.log(np.maximum(tail, np.finfo(float).tiny))
-        small = np.where(tail > 1e-290, direct, series - self.df * np.log(size))
-        return np.where(u > 0, small, np.log1p(-tail))
+        small = tail < 1e-290
+        logs = np.log(np.where(small, 1.0, tail))
+        a, size = 0.5 * self.df, np.hypot(1.0, u[small] / math.sqrt(self.df))
+        series = np.log(special.hyp2f1(a, 0.5, a + 1, size**-2.0)) - math.log(2 * a) - special.betaln(a, 0.5)
+        logs[small] = series - self.df * np.log(size)
+        return np.where(u > 0, logs, np.log1p(-tail))
 
     def quantile(self, p: float) -> float:
         return float(special.stdtrit(self.df, p))
