@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from torchivp.fitting.quantities import Quantities, Quantity
 from torchivp.fused.refusal import CannotFuse
-from torchivp.fused.sensitivities import Directions, Sensitivities
+from torchivp.fused.sensitivities import Sensitivities, Solved
 from torchivp.methods import find_method
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.models.model import Model
@@ -50,10 +50,8 @@ class ModelKernel:
         self._kernel = Sensitivities(derivative, len(self._states), len(names), found, owner=type(model))
         free = [quantity for quantity in quantities.free if quantity.kind == "initial state"]
         parameters = [names.index(q.key) for q in quantities.free if q.kind == "parameter"]
-        self._directions = Directions(
-            tuple(sorted({self._states.index(quantity.key) for quantity in free})),
-            tuple(p for p in parameters if p in self._kernel.used),
-        )
+        self._starting = sorted({self._states.index(quantity.key) for quantity in free})
+        self._moving = tuple(p for p in parameters if p in self._kernel.used)
 
     def observables(
         self,
@@ -67,10 +65,10 @@ class ModelKernel:
 
         None if a solve fails.
         """
-        solved = self._solve(thetas, group, t, Directions(), accuracy)
+        solved = self._solve(thetas, group, t, False, accuracy)
         if solved is None:
             return None
-        states = solved[0][..., list(columns)].unflatten(0, (len(thetas), len(group))).movedim(2, 1).numpy()
+        states = solved.states[..., list(columns)].unflatten(0, (len(thetas), len(group))).movedim(2, 1).numpy()
         return [(of_one, np.zeros((*of_one.shape, 0))) for of_one in states]
 
     def sensitivities(
@@ -85,10 +83,10 @@ class ModelKernel:
 
         None if a solve fails.
         """
-        solved = self._solve(theta[None], group, t, self._directions, accuracy)
+        solved = self._solve(theta[None], group, t, True, accuracy)
         if solved is None:
             return None
-        states, changes = (x[..., list(columns)].movedim(1, 0) for x in solved[:2])  # [T, n, (directions), columns]
+        states, changes = (x[..., list(columns)].movedim(1, 0) for x in (solved.states, solved.tangents))
         slopes = states.new_zeros(*states.shape, len(theta))
         values = self._quantities.values(torch.tensor(theta))
         scales = [values[i] if q.log else 1.0 for i, q in enumerate(self._quantities.all) if q.free]
@@ -100,45 +98,54 @@ class ModelKernel:
 
     def _direction(self, quantity: Quantity, group: Sequence[int]) -> tuple[slice, int | None]:
         """The rows that move with a quantity, and the number of the direction in which; None if none does."""
-        states, parameters = self._directions.states, self._directions.parameters
         if quantity.kind == "parameter":
             number = self._names.index(quantity.key)
-            return slice(None), len(states) + parameters.index(number) if number in parameters else None
+            moves = number in self._moving
+            return slice(None), len(self._starting) + self._moving.index(number) if moves else None
         if quantity.trajectory not in group:
             return slice(0), None
         row = group.index(quantity.trajectory)
-        return slice(row, row + 1), states.index(self._states.index(quantity.key))
+        return slice(row, row + 1), self._starting.index(self._states.index(quantity.key))
 
     def steps(
         self, theta: NDArray[np.float64], group: Sequence[int], t: Sequence[float], accuracy: Accuracy
     ) -> int | None:
         """The largest number of steps of the trajectories; None if a solve fails."""
-        solved = self._solve(theta[None], group, t, Directions(), accuracy)
-        return None if solved is None else int(solved[2].max())
+        solved = self._solve(theta[None], group, t, False, accuracy)
+        return None if solved is None else int(solved.steps.max())
 
     def _solve(
         self,
         thetas: NDArray[np.float64],
         group: Sequence[int],
         t: Sequence[float],
-        directions: Directions,
+        derivatives: bool,
         accuracy: Accuracy,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    ) -> Solved | None:
         values = self._quantities.values(torch.tensor(thetas))
         starts = torch.stack([self._quantities.initial_state(values, i) for i in group], dim=1).flatten(0, 1)
         parameters = values[:, : len(self._names)].repeat_interleave(len(group), 0).T.contiguous()
         atol = torch.as_tensor(accuracy.atol, dtype=torch.float64).expand(len(self._states))
-        return self._kernel.solve(
+        rows, n = starts.shape
+        moving = self._moving if derivatives else ()
+        tangents = starts.new_zeros(rows, (len(self._starting) if derivatives else 0) + len(moving), n)
+        for d, state in enumerate(self._starting if derivatives else ()):
+            tangents[:, d, state] = 1.0
+        outputs = torch.tensor(t, dtype=torch.float64)
+        solved = self._kernel.solve(
             starts,
+            tangents,
             parameters,
-            t[0],
-            torch.tensor(t, dtype=torch.float64),
-            directions,
+            outputs[:1].expand(rows),
+            outputs[-1:].expand(rows),
+            outputs.expand(rows, -1),
+            moving,
             rtol=accuracy.rtol,
             atol=atol,
             controller=PIDController(max_step=accuracy.max_step),
             max_steps=accuracy.max_steps,
         )
+        return solved if solved.ok.all() else None
 
 
 def plain(pieces: Sequence[Any]) -> bool:

@@ -232,38 +232,76 @@ def _of_some(function: Function, which: Sequence[int], inputs: Sequence[Tensor])
     return of_some
 
 
-def tangents_of(function: Function, state: int | None, states: int, moved: Sequence[int]) -> Function:
-    """The slopes, and how they change as the state and the inputs do: the variational equations.
+def changes_along(function: Function, by: Sequence[int], count: int) -> Function:
+    """How a function of `count` inputs, which gives one tensor, changes as the inputs `by` move along seeds.
 
-    Args:
-        function: gives the slopes.
-        state: the number of the state among its inputs; None if it does not use it.
-        states: how many directions leave the inputs where they are, as initial states do.
-        moved: the number of the input, of one element, that moves in each further direction.
-
-    Returns:
-        A function of all inputs and the tangents of the state, [directions, *state].
+    The seeds are arguments behind the inputs, one for each of `by`.
     """
 
-    def of_directions(*arguments: Tensor) -> tuple[Tensor, ...]:
-        inputs, tangents = list(arguments[:-1]), arguments[-1]
+    def changes(*arguments: Tensor) -> tuple[Tensor, ...]:
+        inputs, seeds = arguments[:count], arguments[count:]
+        of = _of_some(function, by, inputs)
+        return (torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), tuple(seeds))[1],)
 
-        found, here = [], function(*inputs)[0]
-        for d, tangent in enumerate(tangents.unbind()):
-            numbers = [] if state is None else [state]
-            seeds = [] if state is None else [tangent]
-            if d >= states:
-                numbers.append(moved[d - states])
-                seeds.append(torch.ones_like(inputs[numbers[-1]]))
-            if not numbers:
-                found.append(torch.zeros_like(here))
-                continue
-            of = _of_some(function, numbers, inputs)
-            primals = tuple(inputs[i] for i in numbers)
-            found.append(torch.func.jvp(lambda *x, of=of: of(*x)[0], primals, tuple(seeds))[1])
-        return here, torch.stack(found)
+    return changes
 
-    return of_directions
+
+def variations_of(function: Function, state: int | None, moved: Sequence[int]) -> Function:
+    """What a function gives, which is one tensor, and how that changes: the terms of the variational equations.
+
+    Args:
+        function: the function.
+        state: the number of the state among its inputs; None if it does not use it.
+        moved: the numbers of inputs of one element.
+
+    Returns:
+        A function of all inputs and a tangent of the state. It gives the value, its derivative by each of `moved`, and
+        last its change along the tangent.
+    """
+
+    def variations(*arguments: Tensor) -> tuple[Tensor, ...]:
+        inputs, tangent = arguments[:-1], arguments[-1]
+
+        def along(number: int, seed: Tensor) -> Tensor:
+            return changes_along(function, [number], len(inputs))(*inputs, seed)[0]
+
+        here = function(*inputs)[0]
+        each = [along(number, torch.ones_like(inputs[number])) for number in moved]
+        return here, *each, torch.zeros_like(here) if state is None else along(state, tangent)
+
+    return variations
+
+
+def merge_repeats(graph: fx.Graph) -> None:
+    """Compute once what a graph computes twice: each derivative computes the values that it is made of anew."""
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            key = ("get_attr", id(getattr(graph.owning_module, str(node.target))))
+        elif node.op == "call_function":
+            key = (node.target, _key(node.args), _key(tuple(node.kwargs.items())))
+        else:
+            continue
+        if known.setdefault(key, node) is not node:
+            node.replace_all_uses_with(known[key])
+            graph.erase_node(node)
+
+
+def _key(x: Any) -> Any:
+    """What is equal of arguments that are the same; numbers of different types are not."""
+    if isinstance(x, fx.Node):
+        return x
+    return tuple(map(_key, x)) if isinstance(x, list | tuple) else (type(x), repr(x))
+
+
+def depending_on(graph: fx.Graph, number: int) -> set[fx.Node]:
+    """An input, and all that depends on it but for the output."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    found = {inputs[number]}
+    for node in graph.nodes:
+        if node.op != "output" and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 _FEW = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,11 +81,23 @@ class Lowering:
         Raises:
             CannotFuse: an operation has no C++.
         """
+        lines, _, outputs = self.lower_in_two(graph, inputs, (), of)
+        return lines, outputs
+
+    def lower_in_two(
+        self, graph: fx.Graph, inputs: Sequence[Array], late: Collection[fx.Node], of: str = "func"
+    ) -> tuple[list[str], list[str], list[Array]]:
+        """The same, with the lines of the nodes `late`, which no others depend on, apart: for the body of a loop."""
         self._begin()
         self._of = of
         once, kept = len(self.once), self.kept
         try:
-            outputs = self._lower(graph, inputs)
+            of_placeholders = dict(zip((n for n in graph.nodes if n.op == "placeholder"), inputs, strict=True))
+            self._lower([n for n in graph.nodes if n not in late and n.op != "output"], of_placeholders)
+            early, self._lines = self._lines, []
+            self._lower([n for n in graph.nodes if n in late], of_placeholders)
+            (end,) = (n for n in graph.nodes if n.op == "output")
+            outputs = [self.array(x) for x in end.args[0]]
         except CannotFuse:
             del self.once[once:]  # others are lowered still
             self.kept = kept
@@ -95,22 +107,18 @@ class Lowering:
                 f"{of} holds {self._held} numbers at a time, more than the {_LARGEST} that a kernel keeps near the "
                 "processor: it is as fast without"
             )
-        return self._lines, outputs
+        return early, self._lines, outputs
 
-    def _lower(self, graph: fx.Graph, inputs: Sequence[Array]) -> list[Array]:
-        placeholders = iter(inputs)
-        for node in graph.nodes:
+    def _lower(self, nodes: Sequence[fx.Node], inputs: dict[fx.Node, Array]) -> None:
+        for node in nodes:
             self._node = node
             if node.op == "placeholder":
-                self._values[node] = self._input(node, next(placeholders))
+                self._values[node] = self._input(node, inputs[node])
             elif node.op == "get_attr":
                 value = getattr(node.graph.owning_module, str(node.target))
                 self._values[node] = Array.known(value.detach().cpu()) if isinstance(value, Tensor) else value
-            elif node.op == "output":
-                return [self.array(x) for x in node.args[0]]
             else:
                 self._values[node] = self._call(node)
-        raise AssertionError("a graph ends with its outputs")
 
     def _input(self, node: fx.Node, array: Array) -> Array:
         """An input, which comes as real numbers, as what it is."""
