@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp as scipy_solve
 from torch.autograd import forward_ad
 
 from compilers import needs_compiler
 from stiff_problems import hires, robertson
-from torchivp import ODE_METHODS, PIDController, SolveError, solve_ivp
-from torchivp.fused.refusal import CannotFuse
+from torchivp import ODE_METHODS, PIDController, solve_ivp
 from torchivp.fused.sensitivities import Sensitivities
 
 pytestmark = needs_compiler

@@ -96,7 +96,5 @@ def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))
         controller = plan.controller if isinstance(plan.controller, PIDController) else None
-        found[row] = failure_of(
-            outcomes, row, y, problem, norm, plan.method, controller, plan.max_steps, plan.describe
-        )
+        found[row] = failure_of(outcomes, row, y, problem, norm, plan.method, controller, plan.max_steps, plan.describe)
     return found

@@ -232,44 +232,21 @@ def _of_some(function: Function, which: Sequence[int], inputs: Sequence[Tensor])
     return of_some
 
 
-def changes_along(function: Function, by: Sequence[int], count: int) -> Function:
-    """How a function of `count` inputs, which gives one tensor, changes as the inputs `by` move along seeds.
+def with_change(function: Function, by: Sequence[int], count: int) -> Function:
+    """What a function of `count` inputs, which gives one tensor, gives, and its change as the inputs `by` move.
 
-    The seeds are arguments behind the inputs, one for each of `by`.
+    How they move are arguments behind the inputs, one for each of `by`.
     """
 
-    def changes(*arguments: Tensor) -> tuple[Tensor, ...]:
+    def changing(*arguments: Tensor) -> tuple[Tensor, ...]:
         inputs, seeds = arguments[:count], arguments[count:]
+        if not by:
+            value = function(*inputs)[0]
+            return value, torch.zeros_like(value)
         of = _of_some(function, by, inputs)
-        return (torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), tuple(seeds))[1],)
+        return torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), tuple(seeds))
 
-    return changes
-
-
-def variations_of(function: Function, state: int | None, moved: Sequence[int]) -> Function:
-    """What a function gives, which is one tensor, and how that changes: the terms of the variational equations.
-
-    Args:
-        function: the function.
-        state: the number of the state among its inputs; None if it does not use it.
-        moved: the numbers of inputs of one element.
-
-    Returns:
-        A function of all inputs and a tangent of the state. It gives the value, its derivative by each of `moved`, and
-        last its change along the tangent.
-    """
-
-    def variations(*arguments: Tensor) -> tuple[Tensor, ...]:
-        inputs, tangent = arguments[:-1], arguments[-1]
-
-        def along(number: int, seed: Tensor) -> Tensor:
-            return changes_along(function, [number], len(inputs))(*inputs, seed)[0]
-
-        here = function(*inputs)[0]
-        each = [along(number, torch.ones_like(inputs[number])) for number in moved]
-        return here, *each, torch.zeros_like(here) if state is None else along(state, tangent)
-
-    return variations
+    return changing
 
 
 def merge_repeats(graph: fx.Graph) -> None:
@@ -294,14 +271,13 @@ def _key(x: Any) -> Any:
     return tuple(map(_key, x)) if isinstance(x, list | tuple) else (type(x), repr(x))
 
 
-def depending_on(graph: fx.Graph, number: int) -> set[fx.Node]:
-    """An input, and all that depends on it but for the output."""
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    found = {inputs[number]}
+def depending_on(graph: fx.Graph, first: int) -> list[fx.Node]:
+    """The inputs from a number on, and what depends on them but for the output, in order."""
+    found = dict.fromkeys([node for node in graph.nodes if node.op == "placeholder"][first:])
     for node in graph.nodes:
-        if node.op != "output" and not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op != "output" and any(x in found for x in node.all_input_nodes):
+            found[node] = None
+    return list(found)
 
 
 _FEW = 64

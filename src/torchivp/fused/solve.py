@@ -280,7 +280,9 @@ def _threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:
     lanes = kernel.form.lanes
     vectors = -(-rows // lanes)
     block = min(max(vectors // 8, 1), _BLOCK) * lanes
-    return (torch.get_num_threads() if vectors * kernel.steps * kernel.form.size > _FEW * kernel.form.states else 1), block
+    return (
+        torch.get_num_threads() if vectors * kernel.steps * kernel.form.size > _FEW * kernel.form.states else 1
+    ), block
 
 
 def _size_steps(call: SolveCall, controller: PIDController | None, error_order: int) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from torchivp.fused.arrays import Array
 from torchivp.fused.call import BEGIN, NOW
 from torchivp.fused.graphs import (
     Function,
-    changes_along,
     core_graph,
     depending_on,
     merge_repeats,
     uses,
-    variations_of,
+    with_change,
 )
 from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.trace import Traced
@@ -48,8 +47,8 @@ class TangentKernel(Kernel):
 
     def _lowered_field(self) -> list[str]:
         values, examples, form = self.traced.values, self.traced.examples, self.form
-        self._derive(uses(core_graph(values, examples)))
-        lines, value, changes, _ = self._variations(values, examples, self.inputs, "dy", "func")
+        graph, lines, value, changes, _ = self._varied(values, examples, self.inputs, "dy", "func")
+        self._derive(uses(graph)[: len(examples)])
         field = _function("field", "typename Lanes<W>::R* dy", [*lines, *value, *changes])
         return [*field, *self._bend()] if form.coefficients.uses_jacobian else field
 
@@ -59,9 +58,13 @@ class TangentKernel(Kernel):
         by = [roles.index(role) for role in ("y", "t") if role in roles]
         seeds = [torch.zeros_like(examples[i]) for i in by]
         held = [Array.stored("stage" if roles[i] == "y" else "shift", examples[i].shape) for i in by]
-        along = changes_along(self.traced.values, by, len(examples))
-        lines, _, changes, varies = self._variations(
-            along, [*examples, *seeds], [*self.inputs, *held], "bent", "the second derivative of func"
+        along = with_change(self.traced.values, by, len(examples))
+        _, lines, _, changes, varies = self._varied(
+            lambda *inputs: along(*inputs)[1:],
+            [*examples, *seeds],
+            [*self.inputs, *held],
+            "bent",
+            "the second derivative of func",
         )
         arguments = "const typename Lanes<W>::R* stage, const typename Lanes<W>::R& tau, typename Lanes<W>::R* bent"
         first = "const typename Lanes<W>::R shift[1] = {tau}; (void)stage; (void)shift; (void)bent;"
@@ -70,34 +73,41 @@ class TangentKernel(Kernel):
             *_function("bend", arguments, [first, *lines, *changes] if varies else [first]),
         ]
 
-    def _variations(
+    def _varied(
         self, function: Function, examples: Sequence[Tensor], inputs: Sequence[Array], goal: str, of: str
-    ) -> tuple[list[str], list[str], list[str], bool]:
+    ) -> tuple[fx.Graph, list[str], list[str], list[str], bool]:
         """A function with its changes in C++.
 
         Returns:
-            The lines that compute the value and what the changes have in common, those that write the value to `goal`,
-            those that write the changes behind it, and whether it changes at all.
+            The graph; the lines that compute the value and what the changes have in common, those that write the value
+            to `goal`, those that write the changes behind it; and whether it changes at all.
         """
-        roles, size, lowering = self.form.roles, self.form.states, self.lowering
-        y = roles.index("y") if "y" in roles else None
-        varied = variations_of(function, y, [number for _, number in self._moved])
-        graph = core_graph(varied, [*examples, torch.zeros(size, dtype=self.form.dtype)])
+        size, lowering, dtype = self.form.states, self.lowering, self.form.dtype
+        by = [i for i, role in enumerate(self.form.roles) if role == "y"]
+        by_state = len(by)
+        by += sorted({number for _, number in self._moved})
+        varied = with_change(function, by, len(examples))
+        graph = core_graph(varied, [*examples, *(torch.zeros_like(examples[i], dtype=dtype) for i in by)])
         merge_repeats(graph)
-        late = depending_on(graph, len(examples))
-        tangent = Array.stored("v", (size,))
-        lines, within, (value, *each, along) = lowering.lower_in_two(graph, [*inputs, tangent], late, of)
-        changes = [
+        still = [Array.known(torch.zeros(examples[i].shape, dtype=dtype)) for i in by]
+        seeds = [[Array.stored("v", (size,))] * by_state + still[by_state:]]
+        for _, number in self._moved:
+            one = Array.known(torch.ones(examples[number].shape, dtype=dtype))
+            seeds.append([one if i == number else x for i, x in zip(by, still, strict=True)])
+        linear = depending_on(graph, len(examples))
+        lines, (value,), changes = lowering.lower_linear(graph, inputs, linear, seeds, of)
+        (within, along), *each = changes
+        written = [
             "for (int d = STATES; d < N; d += STATES) {",
             f"const typename Lanes<W>::R* v = y + d; typename Lanes<W>::R* to = {goal} + d; (void)v;",
             *within,
             *lowering.written(along, "to"),
             "}",
         ]
-        for (direction, _), by_input in zip(self._moved, each, strict=True):
-            changes += lowering.added(by_input, goal, size * (1 + direction))
-        varies = not all(x.is_zero() for x in (*each, along))
-        return lines, lowering.written(value, goal), changes, varies
+        for (direction, _), (own, change) in zip(self._moved, each, strict=True):
+            written += [*own, *lowering.added(change, goal, size * (1 + direction))]
+        varies = not all(change.is_zero() for _, change in changes)
+        return graph, lines, lowering.written(value, goal), written, varies
 
 
 def _function(name: str, arguments: str, lines: Sequence[str]) -> list[str]:
