@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torchivp.fused.endings import failure_of
 from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field
 from torchivp.fused.kernel import Form, Kernel
+from torchivp.fused.moving_rows import MovingRows
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes, OutOfOrder
@@ -29,6 +29,8 @@ from torchivp.problem import Problem
 from torchivp.state import StateLayout
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import Times
+
+_TINY = torch.finfo(torch.float64).tiny
 
 _MOST = 64
 """A kernel has so many directions at most."""
@@ -108,7 +110,8 @@ class Sensitivities:
         parameters = [torch.ones((), dtype=torch.float64) for _ in range(n_parameters)]
         self._reading = Field(self._layout).read(func, parameters, one_row=True, owner=owner)
         self.used = frozenset(role for role in self._reading.roles if isinstance(role, int))
-        self._kernels: dict[tuple[int, tuple[int, ...]], list[tuple[slice, Kernel]]] = {}
+        self._kernels: dict[tuple[int, tuple[int, ...]], list[tuple[slice | None, Kernel]]] = {}
+        self._rtols: dict[float, Tensor] = {}
 
     def solve(
         self,
@@ -148,79 +151,59 @@ class Sensitivities:
             CannotFuse: there is no kernel; the message says why.
             ValueError: a tensor does not fit, or outputs are not in order.
         """
-        rows, n = self._check(y0, tangents, parameters, t0, t1, t, moving, atol)
-        times = FusedTimes(t0.contiguous(), t1.contiguous(), _as_read(t), check="all" if t.shape[1] else "none")
-        tolerances = (
-            torch.full((1, n), rtol, dtype=torch.float64),
-            atol.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(0),
-        )
-        inputs = self._inputs(parameters)
-        found: list[tuple[Tensor, Tensor]] = []
-        for where, kernel in self._kernels_for(tangents.shape[1], moving):
-            start = torch.cat((y0.unsqueeze(1), tangents[:, where]), 1)
-            solve = FusedSolve(
-                kernel, start, (rows,), start.shape[1:], times, controller, *tolerances, max_steps, inputs, ()
-            )
-            try:
-                found.append(solve.run())
-            except OutOfOrder:
-                raise ValueError(_out_of_order(t0, t1, t)) from None
-        values, last = found[0]
-        outcomes = solve.outcomes  # pyright: ignore[reportPossiblyUnboundVariable]: there is always a kernel
-        why = None
+        given = MovingRows(y0, tangents, parameters, t0, t1, t, moving, rtol, atol, controller, max_steps)
+        given.check(self._size, self._count)
+        directions = tangents.shape[1]
+        solves = [
+            self._run(kernel, given, tangents if part is None else tangents[:, part])
+            for part, kernel in self._kernels_for(directions, moving)
+        ]
+        solve, (values, last) = solves[0]
+        outcomes = solve.outcomes
+        # What ten thousand calls make of their results is worth the fewest calls of torch.
+        states, final = values.select(2, 0), last.select(1, 0)
+        if len(solves) == 1:
+            changes, final_changes = values.narrow(2, 1, directions), last.narrow(1, 1, directions)
+        else:
+            changes = torch.cat([values[:, :, 1:] for _, (values, _) in solves], 2)
+            final_changes = torch.cat([last[:, 1:] for _, (_, last) in solves], 1)
+        ok, why = torch.from_numpy(outcomes.counts[0] == SUCCESS), None
         if not solve.well:
-            why = self._why(outcomes, last[:, 0].clone(), parameters.clone(), t0, t1, rtol, atol, controller, max_steps)
-            for _, final in found:
-                final[torch.from_numpy(outcomes.counts[0] != SUCCESS)] = torch.nan
-        changes, final_changes = values[:, :, 1:], last[:, 1:]
-        if len(found) > 1:
-            changes = torch.cat([x[:, :, 1:] for x, _ in found], 2)
-            final_changes = torch.cat([x[:, 1:] for _, x in found], 1)
-        return Solved(
-            values[:, :, 0],
-            changes,
-            last[:, 0],
-            final_changes,
-            torch.from_numpy(outcomes.accepted),
-            torch.from_numpy(outcomes.counts[0] == SUCCESS),
-            why,
-        )
+            why = self._why(given, outcomes, final.clone())
+            final[~ok] = final_changes[~ok] = torch.nan
+        return Solved(states, changes, final, final_changes, torch.from_numpy(outcomes.accepted), ok, why)
 
-    def _check(
-        self,
-        y0: Tensor,
-        tangents: Tensor,
-        parameters: Tensor,
-        t0: Tensor,
-        t1: Tensor,
-        t: Tensor,
-        moving: tuple[int, ...],
-        atol: Tensor,
-    ) -> tuple[int, int]:
-        """The numbers of rows and states, where everything fits."""
-        n, rows = self._size, len(y0)
-        shapes = {
-            "y0": (y0, (rows, n)),
-            "tangents": (tangents, (rows, tangents.shape[1] if tangents.ndim == 3 else "D", n)),
-            "parameters": (parameters, (self._count, rows)),
-            "t0": (t0, (rows,)),
-            "t1": (t1, (rows,)),
-            "t": (t, (rows, t.shape[1] if t.ndim == 2 else "T")),
-            "atol": (atol, (n,)),
-        }
-        for name, (tensor, shape) in shapes.items():
-            if tensor.shape != shape or tensor.dtype != torch.float64 or tensor.device.type != "cpu":
-                wanted = ", ".join(map(str, shape))
-                raise ValueError(
-                    f"{name} must be a float64 tensor of shape [{wanted}] on the CPU, and is {tensor.dtype} of shape "
-                    f"{list(tensor.shape)} on {tensor.device}"
-                )
-        if len(moving) > tangents.shape[1] or not all(0 <= p < self._count for p in moving):
-            raise ValueError(
-                f"moving must be numbers of parameters from 0 to {self._count - 1}, one for each of the last of the "
-                f"{tangents.shape[1]} directions at most, and is {moving}"
-            )
-        return rows, n
+    def _run(self, kernel: Kernel, given: MovingRows, tangents: Tensor) -> tuple[FusedSolve, tuple[Tensor, Tensor]]:
+        """What was solved; the outputs, [rows, T, 1 + directions, n], and the ends, [rows, 1 + directions, n]."""
+        y0, t = given.y0.unsqueeze(1), given.t
+        if len(t) > 1 and t.stride(0) == 0:
+            t = t[:1]  # which all rows share
+        times = FusedTimes(
+            given.t0.contiguous(), given.t1.contiguous(), t.contiguous(), check="all" if t.shape[1] else "none"
+        )
+        solve = FusedSolve(
+            kernel,
+            torch.cat((y0, tangents), 1),
+            (y0.shape[0],),
+            (1 + tangents.shape[1], self._size),
+            times,
+            given.controller,
+            self._rtol_of(given.rtol),
+            given.atol.clamp_min(_TINY).unsqueeze(0),
+            given.max_steps,
+            self._inputs(given.parameters),
+            (),
+        )
+        try:
+            found = solve.run()
+        except OutOfOrder:
+            raise ValueError(given.out_of_order()) from None
+        return solve, found
+
+    def _rtol_of(self, rtol: float) -> Tensor:
+        if rtol not in self._rtols:
+            self._rtols[rtol] = torch.full((1, self._size), rtol, dtype=torch.float64)
+        return self._rtols[rtol]
 
     def _inputs(self, parameters: Tensor) -> list[Tensor | None]:
         """What func is called with, as the kernel reads it."""
@@ -234,8 +217,8 @@ class Sensitivities:
             for role, x in zip(reading.roles, reading.inputs, strict=True)
         ]
 
-    def _kernels_for(self, directions: int, moving: tuple[int, ...]) -> list[tuple[slice, Kernel]]:
-        """The kernels, and which directions each is for."""
+    def _kernels_for(self, directions: int, moving: tuple[int, ...]) -> list[tuple[slice | None, Kernel]]:
+        """The kernels, and which directions each is for; None for all."""
         found = self._kernels.get((directions, moving))
         if found is None:
             most = max(1, min(_MOST, _LARGEST // self._size - 1))
@@ -243,7 +226,10 @@ class Sensitivities:
             bounds = [directions * i // parts for i in range(parts + 1)]
             still = directions - len(moving)
             found = [
-                (slice(a, b), self._kernel(b - a, moving[max(a - still, 0) : max(b - still, 0)]))
+                (
+                    None if parts == 1 else slice(a, b),
+                    self._kernel(b - a, moving[max(a - still, 0) : max(b - still, 0)]),
+                )
                 for a, b in itertools.pairwise(bounds)
             ]
             self._kernels[directions, moving] = found
@@ -269,23 +255,14 @@ class Sensitivities:
         except (NoCompiler, CompileError) as error:
             return CannotFuse(str(error))
 
-    def _why(
-        self,
-        outcomes: Outcomes,
-        last: Tensor,
-        parameters: Tensor,
-        t0: Tensor,
-        t1: Tensor,
-        rtol: float,
-        atol: Tensor,
-        controller: PIDController,
-        max_steps: int,
-    ) -> Callable[[int], str]:
-        """Says of a row that failed why it did, from what the kernel knew then."""
-        norm = ErrorNorm(rtol, atol.unsqueeze(0), self._layout.parts(), torch.float64)
+    def _why(self, given: MovingRows, outcomes: Outcomes, last: Tensor) -> Callable[[int], str]:
+        """Says of a row that failed why it did, from what was known then."""
+        norm = ErrorNorm(given.rtol, given.atol.unsqueeze(0), self._layout.parts(), torch.float64)
+        parameters, spans = given.parameters.clone(), torch.stack((given.t0, given.t1), 1)
 
         def why(row: int) -> str:
-            times = Times(float(t0[row]), float(t1[row]), None)
+            start, end = spans[row].tolist()
+            times = Times(start, end, None)
             problem = Problem.build(self._func, last[row], times, tuple(parameters[:, row]))
             return failure_of(
                 outcomes,
@@ -294,8 +271,8 @@ class Sensitivities:
                 problem,
                 norm,
                 self._method,
-                controller,
-                max_steps,
+                given.controller,
+                given.max_steps,
                 self._layout.name,
             ).message
 
@@ -311,23 +288,3 @@ def _coefficients_of(method: type[Method]) -> Coefficients:
             f"error estimate, and {method.__name__} is neither: choose method='rodas5p' or 'tsit5'"
         )
     return ExplicitCoefficients.of(method.tableau)
-
-
-def _as_read(t: Tensor) -> Tensor:
-    """The outputs, once if all rows share them."""
-    return t[:1].contiguous() if len(t) > 1 and t.stride(0) == 0 else t.contiguous()
-
-
-def _out_of_order(t0: Tensor, t1: Tensor, t: Tensor) -> str:
-    """Which outputs are not in order."""
-    for row in range(len(t)):
-        start, end = float(t0[row]), float(t1[row])
-        wanted = t[row][~t[row].isnan()] * (1.0 if end >= start else -1.0)
-        low, high = sorted((start, end))
-        known = t[row][~t[row].isnan()]
-        if ((wanted.diff() < 0).any() or (known < low).any() or (known > high).any()) or not math.isfinite(high - low):
-            break
-    return (
-        f"the outputs t of row {row} must lie between t0 = {start:g} and t1 = {end:g}, none before the one that it "
-        f"follows, with NaN for none, and are {t[row].tolist()}"
-    )

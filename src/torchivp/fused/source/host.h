@@ -40,7 +40,8 @@ static bool in_order(const Solve& s, int64_t row, bool wider) {
 // The same of the rows that are to be looked at: CHECK_FIRST is for outputs that are the same for all.
 constexpr int64_t CHECK_FIRST = 1;
 static bool all_in_order(const Solve& s) {
-  const int64_t rows = s.check_wanted == CHECK_FIRST || !(s.span_stride || s.wanted_stride) ? 1 : s.rows;
+  int64_t rows = s.rows;
+  if (s.check_wanted == CHECK_FIRST || (rows && !s.span_stride && !s.wanted_stride)) rows = 1;
   for (int64_t row = 0; row < rows; ++row)
     if (!in_order(s, row, s.check_wanted != CHECK_FIRST)) return false;
   return true;
