@@ -51,7 +51,11 @@ def unit_starts(rows, n, moving=()):
     return tangents
 
 
-def solved(kernel, rows=3, moving=(0, 2), tangents=None, t=T, span=(0.0, 3.0), **options):
+MOVING = (1, 0, 2)
+"""The parameters that move in the last of five directions, the first of which func does not use."""
+
+
+def solved(kernel, rows=3, moving=MOVING, tangents=None, t=T, span=(0.0, 3.0), **options):
     """The pendulum's solutions; times are those of all rows, or one for each."""
     tangents = unit_starts(rows, 2, moving) if tangents is None else tangents
     t0, t1 = (torch.as_tensor(x, dtype=FLOAT).expand(rows) for x in span)
@@ -75,11 +79,15 @@ def test_they_are_the_derivatives_of_the_steps_taken(kernel, stiff_kernel, metho
         torch.testing.assert_close(found.states[row], solution.y.detach(), rtol=1e-10, atol=1e-11)
         for time in (2, 6):
             for state in range(2):
-                by_start, by_value = torch.autograd.grad(solution.y[time, state], [start, values], retain_graph=True)
-                expected = torch.cat([by_start, by_value[[0, 2]]])
+                of = solution.y[time, state]
+                by_start, by_value = torch.autograd.grad(of, [start, values], retain_graph=True)
+                expected = torch.cat([by_start, by_value[list(MOVING)]])
                 torch.testing.assert_close(found.tangents[row, time, :, state], expected, rtol=1e-8, atol=1e-11)
         torch.testing.assert_close(found.final[row], found.states[row, -1], rtol=0, atol=0)
         torch.testing.assert_close(found.final_tangents[row], found.tangents[row, -1], rtol=0, atol=0)
+
+
+OTHERS = ("rosenbrock23", "rodas4")
 
 
 def forced(t, y, k, w):
@@ -148,7 +156,7 @@ def test_of_stiff_problems_by_dual_numbers_through_the_step_loop(name, method):
             batch_dims=1,
             max_steps=5000,
         )
-        states, expected = forward_ad.unpack_dual(y.y)
+        states, expected = forward_ad.unpack_dual(y.y.detach())
     assert y.stats[0].accepted == found.steps[0]
     scale = found.states[0].abs().amax(0)
     assert float(((states[0] - found.states[0]).abs() / scale).max()) < 1e-8
@@ -183,7 +191,7 @@ def test_tangents_are_handed_on_from_piece_to_piece(kernel):
         t0,
         t1,
         t1[:, None],
-        (0, 2),
+        MOVING,
         rtol=1e-6,
         atol=ATOL,
         max_steps=10,
@@ -195,26 +203,18 @@ def test_tangents_are_handed_on_from_piece_to_piece(kernel):
 
 
 @pytest.mark.parametrize("method", ["tsit5", "rodas5p"])
-def test_tangents_are_linear_in_those_at_the_start(kernel, stiff_kernel, method):
-    kernel = kernel if method == "tsit5" else stiff_kernel
-    units = solved(kernel, moving=())
-    mixed = torch.tensor([[[2.0, -3.0], [0.0, 0.0]]], dtype=FLOAT).expand(3, -1, -1)
-    found = solved(kernel, moving=(), tangents=mixed)
-    expected = 2.0 * units.tangents[:, :, 0] - 3.0 * units.tangents[:, :, 1]
-    torch.testing.assert_close(found.tangents[:, :, 0], expected, rtol=1e-10, atol=1e-10)
-    assert not found.tangents[:, :, 1].any()
-
-
-@pytest.mark.parametrize("method", ["tsit5", "rodas5p"])
-def test_a_parameter_that_func_does_not_use_moves_the_start_alone(kernel, stiff_kernel, method):
+def test_tangents_are_those_of_the_start_carried_along_and_those_of_parameters(kernel, stiff_kernel, method):
     kernel = kernel if method == "tsit5" else stiff_kernel
     assert kernel.used == {0, 2}
-    units = solved(kernel, moving=())
-    found = solved(kernel, moving=(1, 0), tangents=unit_starts(3, 2, ()))
-    torch.testing.assert_close(found.tangents[:, :, 0], units.tangents[:, :, 0], rtol=1e-12, atol=1e-12)
-    by_damping = solved(kernel).tangents[:, :, 2]
-    expected = units.tangents[:, :, 1] + by_damping
-    torch.testing.assert_close(found.tangents[:, :, 1], expected, rtol=1e-10, atol=1e-10)
+    units = solved(kernel).tangents
+    start = torch.zeros(3, 5, 2, dtype=FLOAT)
+    start[:, 0] = numbers(2.0, -3.0)
+    start[:, 2] = start[:, 3] = numbers(1.0, 0.5)
+    found = solved(kernel, tangents=start).tangents
+    carried = units[:, :, 0] + 0.5 * units[:, :, 1]
+    expected = [2.0 * units[:, :, 0] - 3.0 * units[:, :, 1], 0.0 * carried, carried, carried + units[:, :, 3]]
+    torch.testing.assert_close(found[:, :, :4], torch.stack(expected, 2), rtol=1e-10, atol=1e-10)
+    assert not units[:, :, 2].any()
 
 
 def test_each_row_has_its_own_times(kernel):
@@ -233,7 +233,7 @@ def test_each_row_has_its_own_times(kernel):
     assert torch.equal(same_times[0], same_times[1]) and torch.equal(same_times[0], same_times[2])
     for at in (1, 2):
         assert torch.equal(found.states[2, at], Y0[2]) and torch.equal(
-            found.tangents[2, at], unit_starts(1, 2, (0, 2))[0]
+            found.tangents[2, at], unit_starts(1, 2, MOVING)[0]
         )
     backwards = solve_ivp(
         pendulum, (2.0, -1.0), Y0[1], t_eval=[2.0, 1.5, -1.0], args=tuple(PARAMETERS[:, 1]), method="tsit5", atol=ATOL
@@ -250,7 +250,7 @@ def test_a_row_does_not_depend_on_its_neighbours(kernel, stiff_kernel):
 
 def test_no_rows_and_no_outputs(kernel):
     none = solved(kernel, rows=0)
-    assert none.states.shape == (0, 7, 2) and none.tangents.shape == (0, 7, 4, 2) and none.ok.shape == (0,)
+    assert none.states.shape == (0, 7, 2) and none.tangents.shape == (0, 7, 5, 2) and none.ok.shape == (0,)
     found = solved(kernel, t=torch.empty(0, dtype=FLOAT))
     assert found.states.shape == (3, 0, 2)
     torch.testing.assert_close(found.final_tangents, solved(kernel).tangents[:, -1], rtol=1e-12, atol=1e-12)
@@ -284,27 +284,27 @@ def test_more_directions_than_a_kernel_holds_take_several_calls():
 # --- against numbers of others ---------------------------------------------------------------------------------------
 
 
-def test_a_linear_equation_has_its_closed_form():
+@pytest.mark.parametrize(("method", "rtol"), [("dopri8", 1e-9), pytest.param("rodas5p", 1e-6, marks=pytest.mark.sweep)])
+def test_a_linear_equation_has_its_closed_form(method, rtol):
     """y = y0 exp(-k t): dy/dk = -t y."""
     decay = numbers(2.0) * torch.exp(-0.7 * T)
-    for method, rtol in (("dopri8", 1e-9), ("rodas5p", 1e-6)):
-        kernel = Sensitivities(lambda t, y, k: -k * y, 1, 1, ODE_METHODS[method])
-        found = kernel.solve(
-            numbers(2.0)[None],
-            numbers(1.0, 0.0)[None, :, None],
-            numbers(0.7)[None],
-            T[:1],
-            T[-1:],
-            T[None],
-            (0,),
-            rtol=1e-12,
-            atol=numbers(1e-14),
-            controller=PIDController(),
-            max_steps=10_000,
-        )
-        torch.testing.assert_close(found.states[0, :, 0], decay, rtol=rtol, atol=0)
-        torch.testing.assert_close(found.tangents[0, :, 0, 0], decay / 2.0, rtol=rtol, atol=0)
-        torch.testing.assert_close(found.tangents[0, :, 1, 0], -T * decay, rtol=rtol, atol=1e-12)
+    kernel = Sensitivities(lambda t, y, k: -k * y, 1, 1, ODE_METHODS[method])
+    found = kernel.solve(
+        numbers(2.0)[None],
+        numbers(1.0, 0.0)[None, :, None],
+        numbers(0.7)[None],
+        T[:1],
+        T[-1:],
+        T[None],
+        (0,),
+        rtol=1e-12,
+        atol=numbers(1e-14),
+        controller=PIDController(),
+        max_steps=10_000,
+    )
+    torch.testing.assert_close(found.states[0, :, 0], decay, rtol=rtol, atol=0)
+    torch.testing.assert_close(found.tangents[0, :, 0, 0], decay / 2.0, rtol=rtol, atol=0)
+    torch.testing.assert_close(found.tangents[0, :, 1, 0], -T * decay, rtol=rtol, atol=1e-12)
 
 
 def test_finite_differences_of_the_solution_by_scipy(stiff_kernel):
@@ -320,7 +320,7 @@ def test_finite_differences_of_the_solution_by_scipy(stiff_kernel):
         return scipy_solve(func, (0.0, 3.0), [angle, 0.0], **options).y.T
 
     eps = 1e-5
-    for direction, which in ((0, 2), (2, 0), (3, 1)):
+    for direction, which in ((0, 2), (3, 0), (4, 1)):
         low, high = ([0.1, 0.5, 1.0] for _ in range(2))
         low[which] -= eps
         high[which] += eps
@@ -328,26 +328,26 @@ def test_finite_differences_of_the_solution_by_scipy(stiff_kernel):
         np.testing.assert_allclose(found.tangents[0, :, direction].numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["rodas5p", "rosenbrock23", "rodas4"])
+@pytest.mark.parametrize("method", ["rodas5p", *(pytest.param(m, marks=pytest.mark.sweep) for m in OTHERS)])
 def test_finite_differences_of_the_numerical_solution(method):
     """With steps of one size, the solution by a kernel is a smooth function of what moves."""
     kernel = Sensitivities(forced, 2, 2, ODE_METHODS[method])
-    controller = PIDController(first_step=0.05, min_step=0.05, max_step=0.05, accept_at_min_step=True)
+    controller = PIDController(first_step=0.0625, min_step=0.0625, max_step=0.0625, accept_at_min_step=True)
     t = numbers(0.0, 0.13, 0.5, 0.77, 1.0)
 
-    def at(y0, k, tangents, moving=()):
-        span = T.new_zeros(1), T.new_ones(1)
-        options = {"rtol": 1e-3, "atol": numbers(1e-3, 1e-3), "controller": controller, "max_steps": 100}
-        return kernel.solve(y0[None], tangents[None], k[:, None], *span, t[None], moving, **options)
+    tangents = unit_starts(1, 2, (0, 1))
 
-    y0, k, none = numbers(1.0, 0.5), numbers(30.0, 0.7), torch.zeros(0, 2, dtype=FLOAT)
-    found = at(y0, k, unit_starts(1, 2, (0, 1))[0], (0, 1))
-    assert found.steps[0] == 20
+    def at(moved):
+        y0, k = numbers(1.0, 0.5) + moved[:2], numbers(30.0, 0.7) + moved[2:]
+        options = {"rtol": 1e-3, "atol": numbers(1e-3, 1e-3), "controller": controller, "max_steps": 100}
+        return kernel.solve(y0[None], tangents, k[:, None], t[:1], t[-1:], t[None], (0, 1), **options)
+
+    found = at(torch.zeros(4, dtype=FLOAT))
+    assert found.steps[0] == 16
     for direction in range(4):
         step = torch.zeros(4, dtype=FLOAT)
         step[direction] = 1e-5 * (30.0 if direction == 2 else 1.0)
-        ahead, behind = (at(y0 + s * step[:2], k + s * step[2:], none).states for s in (1.0, -1.0))
-        expected = (ahead - behind) / (2.0 * step[direction])
+        expected = (at(step).states - at(-step).states) / (2.0 * step[direction])
         torch.testing.assert_close(found.tangents[:, :, direction], expected, rtol=1e-6, atol=1e-8)
 
 
@@ -373,7 +373,7 @@ def test_a_row_that_fails_says_why_as_the_loop_does_and_has_nan_where_it_did_not
     assert found.tangents[:, -1].isnan().all() and found.final.isnan().all() and found.final_tangents.isnan().all()
 
 
-@pytest.mark.parametrize("method", ["tsit5", "rodas5p"])
+@pytest.mark.parametrize("method", ["tsit5", pytest.param("rodas5p", marks=pytest.mark.sweep)])
 def test_rows_that_fail_leave_the_others_alone(method):
     kernel = Sensitivities(explodes, 1, 1, ODE_METHODS[method])
     y0, t = numbers(0.2, 3.0, math.nan).unsqueeze(1), numbers(0.1, 2.0)
@@ -394,7 +394,7 @@ def test_rows_that_fail_leave_the_others_alone(method):
     torch.testing.assert_close(found.tangents[0, :, 0, 0], exact, rtol=1e-6, atol=0)
     reached = found.states[1, 0, 0], found.states[1, 1, 0], found.final[1, 0]
     assert math.isfinite(reached[0]) and reached[1].isnan() and reached[2].isnan()
-    assert "singular" in found.failure(1) and "t = 0.333333" in found.failure(1)
+    assert "t = 0.333333" in found.failure(1)
     assert found.failure(2) == "the initial state is not finite: y[0] = nan"
     with pytest.raises(ValueError, match="row 0 has not failed: ask for one where ok is False"):
         found.failure(0)
