@@ -369,4 +369,4 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
             return None
         wanted = t_eval.contiguous().unsqueeze(0)
     span = torch.from_numpy(np.array((start, end)))
-    return FusedTimes(span[:1], span[1:], wanted, checked=wanted is None)
+    return FusedTimes(span[:1], span[1:], wanted, check="none" if wanted is None else "first")

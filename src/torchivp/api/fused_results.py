@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api.rows import raise_failures
-from torchivp.failures import Failures
+from torchivp.fused.endings import failure_of
 from torchivp.fused.solve import SUCCESS, FusedSolve, Outcomes
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import single_problem
@@ -87,12 +87,6 @@ def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
     )
 
 
-_ENDINGS = dict(
-    enumerate(("success", "out_of_steps", "no_progress", "not_finite", "error_not_finite", "underflow", "tolerance"), 1)
-)
-"""How rows end, as the kernel numbers it."""
-
-
 def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
     """Why the rows that did not reach their ends did not, in sentences."""
     outcomes, found = solve.outcomes, {}
@@ -101,25 +95,6 @@ def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
         y = solve.last_states[row : row + 1]
         problem = single_problem(plan.problem, row, y)
         norm = plan.norm.take(torch.tensor([row]))
-        adaptive = isinstance(plan.controller, PIDController)
-        (code, accepted, rejected, *_), (t, taken, _, error) = outcomes.of(row)
-        failures, ending = Failures(problem, norm, plan.describe, adaptive), _ENDINGS[code]
-        if ending == "out_of_steps":
-            counts = f"{accepted} accepted, {rejected} rejected"
-            found[row] = failures.out_of_steps(t, taken, plan.max_steps, counts, False)
-        elif ending == "no_progress":
-            found[row] = failures.no_progress(t, taken)
-        elif ending == "not_finite":
-            found[row] = failures.non_finite(t, y, taken)
-        else:
-            with torch.no_grad():
-                t1 = t + math.copysign(taken, problem.times.end - t)
-                step = plan.method(y, problem.real_dtype, norm).step(problem.func, t, t1, y, None)
-            if ending == "error_not_finite":
-                found[row] = failures.norm_undefined(t, step, error)
-            elif ending == "underflow":
-                found[row] = failures.underflow(t, step, error, taken)
-            else:
-                assert isinstance(plan.controller, PIDController)
-                found[row] = failures.tolerance_not_met(t, step, error, plan.controller.min_step)
+        controller = plan.controller if isinstance(plan.controller, PIDController) else None
+        found[row] = failure_of(outcomes, row, y, problem, norm, plan.method, controller, plan.max_steps, plan.describe)
     return found

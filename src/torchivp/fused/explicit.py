@@ -99,7 +99,7 @@ class ExplicitCoefficients:
             ADAPTIVE=adaptive,
         )
 
-    def step(self, size: int, adaptive: bool) -> str:
+    def step(self, size: int, states: int, adaptive: bool) -> str:
         """`step` and what dense output needs; the slope at the start is known."""
         lines = [
             source_file("explicit.h"),
@@ -114,7 +114,7 @@ class ExplicitCoefficients:
         if not self.fsal:
             lines += per_element(size, f"y1[e] = y0[e] + h * ({combination(self.b)});")
         if adaptive:
-            lines += per_element(size, f"error[e] = h * ({combination(self.error)});")
+            lines += per_element(states, f"error[e] = h * ({combination(self.error)});")
         lines += ["(void)y; (void)error;", "}"]
         lines += [f"template <int W> FUSED void extra_slopes({_ARGUMENTS}) {{"]
         if len(self.c) > self.stages:

@@ -232,38 +232,52 @@ def _of_some(function: Function, which: Sequence[int], inputs: Sequence[Tensor])
     return of_some
 
 
-def tangents_of(function: Function, state: int | None, states: int, moved: Sequence[int]) -> Function:
-    """The slopes, and how they change as the state and the inputs do: the variational equations.
+def with_change(function: Function, by: Sequence[int], count: int) -> Function:
+    """What a function of `count` inputs, which gives one tensor, gives, and its change as the inputs `by` move.
 
-    Args:
-        function: gives the slopes.
-        state: the number of the state among its inputs; None if it does not use it.
-        states: how many directions leave the inputs where they are, as initial states do.
-        moved: the number of the input, of one element, that moves in each further direction.
-
-    Returns:
-        A function of all inputs and the tangents of the state, [directions, *state].
+    How they move are arguments behind the inputs, one for each of `by`.
     """
 
-    def of_directions(*arguments: Tensor) -> tuple[Tensor, ...]:
-        inputs, tangents = list(arguments[:-1]), arguments[-1]
+    def changing(*arguments: Tensor) -> tuple[Tensor, ...]:
+        inputs, seeds = arguments[:count], arguments[count:]
+        if not by:
+            value = function(*inputs)[0]
+            return value, torch.zeros_like(value)
+        of = _of_some(function, by, inputs)
+        return torch.func.jvp(lambda *leaves: of(*leaves)[0], tuple(inputs[i] for i in by), tuple(seeds))
 
-        found, here = [], function(*inputs)[0]
-        for d, tangent in enumerate(tangents.unbind()):
-            numbers = [] if state is None else [state]
-            seeds = [] if state is None else [tangent]
-            if d >= states:
-                numbers.append(moved[d - states])
-                seeds.append(torch.ones_like(inputs[numbers[-1]]))
-            if not numbers:
-                found.append(torch.zeros_like(here))
-                continue
-            of = _of_some(function, numbers, inputs)
-            primals = tuple(inputs[i] for i in numbers)
-            found.append(torch.func.jvp(lambda *x, of=of: of(*x)[0], primals, tuple(seeds))[1])
-        return here, torch.stack(found)
+    return changing
 
-    return of_directions
+
+def merge_repeats(graph: fx.Graph) -> None:
+    """Compute once what a graph computes twice: each derivative computes the values that it is made of anew."""
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            key = ("get_attr", id(getattr(graph.owning_module, str(node.target))))
+        elif node.op == "call_function":
+            key = (node.target, _key(node.args), _key(tuple(node.kwargs.items())))
+        else:
+            continue
+        if known.setdefault(key, node) is not node:
+            node.replace_all_uses_with(known[key])
+            graph.erase_node(node)
+
+
+def _key(x: Any) -> Any:
+    """What is equal of arguments that are the same; numbers of different types are not."""
+    if isinstance(x, fx.Node):
+        return x
+    return tuple(map(_key, x)) if isinstance(x, list | tuple) else (type(x), repr(x))
+
+
+def depending_on(graph: fx.Graph, first: int) -> list[fx.Node]:
+    """The inputs from a number on, and what depends on them but for the output, in order."""
+    found = dict.fromkeys([node for node in graph.nodes if node.op == "placeholder"][first:])
+    for node in graph.nodes:
+        if node.op != "output" and any(x in found for x in node.all_input_nodes):
+            found[node] = None
+    return list(found)
 
 
 _FEW = 64

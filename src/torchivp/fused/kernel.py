@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchivp.fused.arrays import Array
 from torchivp.fused.call import BEGIN, NOW, SOLVE, SolveCall, loaded, structure
 from torchivp.fused.derivatives import Derivatives
-from torchivp.fused.graphs import core_graph, tangents_of, uses
+from torchivp.fused.graphs import core_graph, uses
 from torchivp.fused.lower import Lowering
 from torchivp.fused.pull import PullKernel
 from torchivp.fused.refusal import CannotFuse
@@ -26,8 +27,8 @@ class Form:
     Attributes:
         coefficients: the method.
         dtype: the dtype of the state.
-        size: the number of elements of a row's state.
-        parts: the bounds of its leaves.
+        size: the number of elements of a row's state, and of its tangents behind it.
+        parts: the bounds of the leaves of the state.
         adaptive: whether steps are sized by their error.
         roles: what each input of the graph is: "t", "y", "shared" or "row".
     """
@@ -42,6 +43,11 @@ class Form:
     @property
     def real(self) -> str:
         return "double" if self.dtype == torch.float64 else "float"
+
+    @property
+    def states(self) -> int:
+        """The number of elements of the state without tangents."""
+        return self.parts[-1]
 
     @property
     def lanes(self) -> int:
@@ -82,15 +88,19 @@ class Kernel:
         self.steps = 100
 
     def _lowered_field(self) -> list[str]:
-        """The lines of the function; its derivatives, if the method needs them, are an attribute."""
-        form, lowering = self.form, self.lowering
+        """The function in C++; its derivatives, if the method needs them, are an attribute."""
         graph = core_graph(self.traced.values, self.traced.examples)
-        lines, (slope,) = lowering.lower(graph, self.inputs)
-        lines = [*lines, *lowering.written(slope, "dy")]
+        lines, (slope,) = self.lowering.lower(graph, self.inputs)
+        self._derive(uses(graph))
+        head = f"template <int W> FUSED void field({NOW}, typename Lanes<W>::R* dy) {{"
+        return [head, BEGIN, *lines, *self.lowering.written(slope, "dy"), "}"]
+
+    def _derive(self, used: Sequence[bool]) -> None:
+        """The derivatives, if the method needs them, of a function that uses some of its inputs."""
+        form = self.form
         if form.coefficients.uses_jacobian:
-            used = [role for role, is_used in zip(form.roles, uses(graph), strict=True) if is_used]
-            self.derivatives = Derivatives(self.traced, form.roles, used, form.size, lowering, self.inputs)
-        return lines
+            roles = [role for role, is_used in zip(form.roles, used, strict=True) if is_used]
+            self.derivatives = Derivatives(self.traced, form.roles, roles, form.states, self.lowering, self.inputs)
 
     def _input(self, i: int, role: str, example: Tensor) -> Array:
         shape = tuple(example.shape)
@@ -106,7 +116,7 @@ class Kernel:
             [
                 "#define SOLVES",
                 *self.beginning(structure("Solve", SOLVE)),
-                self.form.coefficients.step(self.form.size, self.form.adaptive),
+                self.form.coefficients.step(self.form.size, self.form.states, self.form.adaptive),
                 source_file("solve.h"),
                 source_file(shell),
             ]
@@ -146,10 +156,7 @@ class Kernel:
             "const In<1> in(s); real* u = in.u; (void)u;",
             *self.lowering.once,
             "}",
-            f"template <int W> FUSED void field({NOW}, typename Lanes<W>::R* dy) {{",
-            BEGIN,
             *self._field,
-            "}",
             *([] if self.derivatives is None else self.derivatives.code(NOW, BEGIN)),
         ]
 
@@ -172,32 +179,3 @@ class Kernel:
         if isinstance(found, CannotFuse):
             raise found
         return found
-
-
-class TangentKernel(Kernel):
-    """The kernel of a function together with its variational equations.
-
-    The state of a row is that of the function, then its tangents, direction by direction. Steps are sized by the error
-    of the function's state alone, so that they are those without tangents.
-
-    Args:
-        traced: the function.
-        form: what the kernel is for, with the size of all of the state.
-        states: how many directions move the initial state alone.
-        moved: the number of the input that moves in each further direction.
-    """
-
-    def __init__(self, traced: Traced, form: Form, states: int, moved: tuple[int, ...]):
-        self._states = states
-        self._moved = moved
-        super().__init__(traced, form)
-
-    def _lowered_field(self) -> list[str]:
-        roles, traced, lowering = self.form.roles, self.traced, self.lowering
-        y = roles.index("y") if "y" in roles else None
-        count, size = self._states + len(self._moved), self.form.parts[-1]
-        tangents = Array.stored("y", (count, size), offset=size)
-        examples = [*traced.examples, torch.zeros(count, size, dtype=self.form.dtype)]
-        graph = core_graph(tangents_of(traced.values, y, self._states, self._moved), examples)
-        lines, (slope, change) = lowering.lower(graph, [*self.inputs, tangents])
-        return [*lines, *lowering.written(slope, "dy"), *lowering.written(change, "dy", size)]

@@ -81,11 +81,47 @@ class Lowering:
         Raises:
             CannotFuse: an operation has no C++.
         """
+        lines, outputs, _ = self.lower_linear(graph, inputs, (), (), of)
+        return lines, outputs
+
+    def lower_linear(
+        self,
+        graph: fx.Graph,
+        inputs: Sequence[Array],
+        linear: Sequence[fx.Node],
+        seeds: Sequence[Sequence[Array]],
+        of: str = "func",
+    ) -> tuple[list[str], list[Array], list[tuple[list[str], Array]]]:
+        """The same where the last output is a linear function of the last inputs, each time for other seeds.
+
+        Args:
+            graph: the graph.
+            inputs: its inputs, without the last.
+            linear: the last inputs and all nodes that depend on them.
+            seeds: what the last inputs are, each time.
+            of: what it is in refusals.
+
+        Returns:
+            The lines of what does not depend on seeds; all outputs, or with seeds those but the last; and each time the
+            lines of the rest and the last output.
+        """
         self._begin()
         self._of = of
         once, kept = len(self.once), self.kept
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        (end,) = (node for node in graph.nodes if node.op == "output")
+        results, changes = list(end.args[0]), []
         try:
-            outputs = self._lower(graph, inputs)
+            later = set(linear)
+            self._lower(
+                [node for node in graph.nodes if node not in later and node.op != "output"], placeholders, inputs
+            )
+            lines = self._lines
+            for seed in seeds:
+                self._lines = []
+                self._lower_linear(linear, dict(zip(placeholders[len(inputs) :], seed, strict=True)))
+                changes.append((self._lines, self.array(results[-1])))
+            outputs = [self.array(x) for x in (results[:-1] if seeds else results)]
         except CannotFuse:
             del self.once[once:]  # others are lowered still
             self.kept = kept
@@ -95,22 +131,43 @@ class Lowering:
                 f"{of} holds {self._held} numbers at a time, more than the {_LARGEST} that a kernel keeps near the "
                 "processor: it is as fast without"
             )
-        return self._lines, outputs
+        return lines, outputs, changes
 
-    def _lower(self, graph: fx.Graph, inputs: Sequence[Array]) -> list[Array]:
-        placeholders = iter(inputs)
-        for node in graph.nodes:
+    def _lower(self, nodes: Sequence[fx.Node], placeholders: Sequence[fx.Node], inputs: Sequence[Array]) -> None:
+        given = dict(zip(placeholders, inputs, strict=False))
+        for node in nodes:
             self._node = node
             if node.op == "placeholder":
-                self._values[node] = self._input(node, next(placeholders))
+                self._values[node] = self._input(node, given[node])
             elif node.op == "get_attr":
                 value = getattr(node.graph.owning_module, str(node.target))
                 self._values[node] = Array.known(value.detach().cpu()) if isinstance(value, Tensor) else value
-            elif node.op == "output":
-                return [self.array(x) for x in node.args[0]]
             else:
                 self._values[node] = self._call(node)
-        raise AssertionError("a graph ends with its outputs")
+
+    def _lower_linear(self, nodes: Sequence[fx.Node], seeds: dict[fx.Node, Array]) -> None:
+        """Nodes that are linear in seeds: where all of these are zero that they depend on, they are too."""
+        later = set(nodes)
+        for node in nodes:
+            self._node = node
+            if node in seeds:
+                self._values[node] = seeds[node]
+                continue
+            depends = [self._values[x] for x in node.all_input_nodes if x in later]
+            if isinstance(node.meta.get("val"), Tensor) and all(isinstance(x, Array) and x.is_zero() for x in depends):
+                self._values[node] = Array.known(torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype))
+            else:
+                self._values[node] = self._summand(node) or self._call(node)
+
+    def _summand(self, node: fx.Node) -> Array | None:
+        """What a sum is of which all but one summand is known to be zero."""
+        if _name_of(node) != "add" or node.kwargs.get("alpha", 1) != 1:
+            return None
+        left, right = (self.array(self._value(x)) for x in node.args)
+        for one, other in ((left, right), (right, left)):
+            if other.is_zero() and one.shape == tuple(node.meta["val"].shape) and one.kind == "real":
+                return one
+        return None
 
     def _input(self, node: fx.Node, array: Array) -> Array:
         """An input, which comes as real numbers, as what it is."""

@@ -61,11 +61,11 @@ class RosenbrockCoefficients:
             ADAPTIVE=adaptive,
         )
 
-    def step(self, size: int, adaptive: bool) -> str:
+    def step(self, size: int, states: int, adaptive: bool) -> str:
         return "\n".join([self._tables(), source_file("rosenbrock.h")])
 
     def pull(self) -> tuple[str, str]:
-        return self.step(0, True), source_file("pull_rosenbrock.h")
+        return self.step(0, 0, True), source_file("pull_rosenbrock.h")
 
     def _tables(self) -> str:
         of = self.tableau

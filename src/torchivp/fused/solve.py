@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,12 @@ _FEW = 5000
 
 SUCCESS = 1
 
+Check = Literal["none", "first", "all"]
+"""Of which rows the outputs are looked at: of the first alone, whose outputs are those of all rows and differ from each
+other; or of all, of which some may be the same, and NaN none."""
+
+_CHECKS: dict[Check, int] = {"none": 0, "first": 1, "all": 2}
+
 
 @dataclass
 class FusedTimes:
@@ -36,14 +42,14 @@ class FusedTimes:
         end: where it ends, likewise.
         wanted: the outputs, [rows, T] or [1, T], NaN for none; None for the ends of all steps.
         grid: the ends of fixed steps, [rows, n] or [1, n]; None for adaptive steps.
-        checked: whether the outputs are known to be in order; if not, the kernel looks first.
+        check: which outputs the kernel looks at before it begins, whether they are in order.
     """
 
     start: Tensor
     end: Tensor
     wanted: Tensor | None
     grid: Tensor | None = None
-    checked: bool = True
+    check: Check = "none"
 
 
 class OutOfOrder(Exception):
@@ -182,7 +188,7 @@ class FusedSolve(NodeSolve):
         call.span_stride = len(times.start) > 1
         if times.wanted is not None:
             call.wanted, call.wanted_stride = times.wanted.data_ptr(), outputs if len(times.wanted) > 1 else 0
-            call.check_wanted = not times.checked
+            call.check_wanted = _CHECKS[times.check]
         call.y0, call.rtol, call.atol = y0.data_ptr(), self.rtol.data_ptr(), self.atol.data_ptr()
         call.rtol_stride = size if len(self.rtol) > 1 else 0
         call.atol_stride = size if len(self.atol) > 1 else 0
@@ -274,7 +280,9 @@ def _threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:
     lanes = kernel.form.lanes
     vectors = -(-rows // lanes)
     block = min(max(vectors // 8, 1), _BLOCK) * lanes
-    return (torch.get_num_threads() if vectors * kernel.steps > _FEW else 1), block
+    return (
+        torch.get_num_threads() if vectors * kernel.steps * kernel.form.size > _FEW * kernel.form.states else 1
+    ), block
 
 
 def _size_steps(call: SolveCall, controller: PIDController | None, error_order: int) -> None:

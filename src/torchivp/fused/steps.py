@@ -35,11 +35,14 @@ class Coefficients(Protocol):
     def solves(self) -> int: ...
 
     def declarations(self, size: int, parts: Sequence[int], adaptive: bool) -> str:
-        """What the loop must know of the method and the state; `parts` are the bounds of the leaves of the state."""
+        """What the loop must know of the method and the state; `parts` are the bounds of its leaves.
+
+        What follows the last leaf are tangents, whose errors are not looked at.
+        """
         ...
 
-    def step(self, size: int, adaptive: bool) -> str:
-        """What a solve does in a step."""
+    def step(self, size: int, states: int, adaptive: bool) -> str:
+        """What a solve does in a step with a state of `size` elements, of which the first `states` have an error."""
         ...
 
     def pull(self) -> tuple[str, str]:
@@ -54,7 +57,7 @@ def source_file(name: str) -> str:
 
 def constants(size: int, parts: Sequence[int], **known: int | bool) -> str:
     """Numbers and truths that the loops are compiled for."""
-    numbers = {"N": size, "PARTS": len(parts) - 1} | known
+    numbers = {"N": size, "STATES": parts[-1], "PARTS": len(parts) - 1} | known
     types = {bool: "bool", int: "int"}
     lines = [f"constexpr {types[type(x)]} {name} = {str(x).lower()};" for name, x in numbers.items()]
     return "\n".join([*lines, f"CONSTANT int PART[] = {{{', '.join(map(str, parts))}}};"])

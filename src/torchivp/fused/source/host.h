@@ -22,21 +22,34 @@ template <class Work> static void in_threads(int64_t threads, int64_t blocks, co
 }
 
 #ifdef SOLVES
-// Whether the outputs, the same for all rows, lie in order within the span.
-static bool in_order(const Solve& s) {
-  const double direction = *s.end >= *s.start ? 1 : -1;
-  double before = -INFINITY;
+// Whether the outputs of a row lie in order within its span: each after the other, or, in the wider sense, none before
+// the other, where those that are not a number do not count.
+static bool in_order(const Solve& s, int64_t row, bool wider) {
+  const double start = s.start[row * s.span_stride], end = s.end[row * s.span_stride];
+  const double direction = end >= start ? 1 : -1, *wanted = s.wanted + row * s.wanted_stride;
+  double before = wider ? start * direction : -INFINITY, first = NAN;
   for (int64_t i = 0; i < s.outputs; ++i) {
-    const double t = s.wanted[i] * direction;
-    if (!(t > before)) return false;
-    before = t;
+    const double t = wanted[i] * direction;
+    if (wider ? t < before : !(t > before)) return false;
+    if (first != first) first = t;
+    if (t == t) before = t;
   }
-  return s.outputs == 0 || (s.wanted[0] * direction >= *s.start * direction && before <= *s.end * direction);
+  return first != first || (first >= start * direction && before <= end * direction);
+}
+
+// The same of the rows that are to be looked at: CHECK_FIRST is for outputs that are the same for all.
+constexpr int64_t CHECK_FIRST = 1;
+static bool all_in_order(const Solve& s) {
+  int64_t rows = s.rows;
+  if (s.check_wanted == CHECK_FIRST || (rows && !s.span_stride && !s.wanted_stride)) rows = 1;
+  for (int64_t row = 0; row < rows; ++row)
+    if (!in_order(s, row, s.check_wanted != CHECK_FIRST)) return false;
+  return true;
 }
 
 extern "C" int64_t solve(const Solve* call) {
   const Solve& s = *call;
-  if (s.check_wanted && !in_order(s)) return 0;
+  if (s.check_wanted && !all_in_order(s)) return 0;
   once(s);
   if (s.rows == 1) {
     Rows<1>(s).run(0, 1);

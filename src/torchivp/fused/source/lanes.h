@@ -6,12 +6,14 @@
 typedef long long int64_t;
 typedef int int32_t;
 #define FUSED __device__ inline
+#define CALLED __device__ __noinline__
 #else
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #define FUSED static inline __attribute__((always_inline))
+#define CALLED static __attribute__((noinline))
 #endif
 
 template <int W> struct Lanes;

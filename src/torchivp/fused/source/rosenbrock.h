@@ -2,15 +2,23 @@
 // the state and the time at the start, the stages u_i solve
 //   (I - h gamma J) u_i = h gamma f(t_i, y0 + sum_j A_ij u_j) + sum_j COUPLING_ij u_j + h^2 gamma BY_TIME_i T
 // and the step ends at y0 + sum_i B_i u_i. k[0] is the slope at the start, k[i + 1] the stage u_i.
+//
+// Tangents of the state obey what these equations become when they are differentiated along a direction, with the step
+// size held: the same matrix, f replaced by its change, and h gamma times the change of
+//   J u_i + h BY_TIME_i T
+// at the start with u_i held, which `bend` computes from second derivatives of the function.
 
 // What steps start from besides the slope: the entries of J that vary, and T.
 template <int W> struct Start {
-  typename Lanes<W>::R entries[ENTRIES > 0 ? ENTRIES : 1], by_time[N];
+  typename Lanes<W>::R entries[ENTRIES > 0 ? ENTRIES : 1], by_time[STATES];
 };
 
 template <int W> FUSED void begin_step(
     const typename Lanes<W>::D& t, const typename Lanes<W>::R* y, const In<W>& in, typename Lanes<W>::R* slope,
     Start<W>& start) {
+#ifdef TANGENTS
+  field<W>(to_real<W>(t), y, in, slope);  // the change of the slope; the slope itself comes with the derivatives
+#endif
   derivatives<W>(to_real<W>(t), y, in, slope, start.entries, start.by_time);
 }
 
@@ -20,32 +28,32 @@ template <int W> struct Factors {
   typedef typename Lanes<W>::R R;
   typedef typename Lanes<W>::I I;
 
-  R lu[N][N], inverse[N];  // those of the pivots
-  R poison;                // zero, or not a number where a pivot is not finite
-  I from[N];               // where the rows were
+  R lu[STATES][STATES], inverse[STATES];  // those of the pivots
+  R poison;                               // zero, or not a number where a pivot is not finite
+  I from[STATES];                         // where the rows were
   bool exchanged;
 
   // I - scale J.
   DEVICE void set(const R& scale, const Start<W>& start) {
-    for (int i = 0; i < N; ++i)
-      for (int j = 0; j < N; ++j) lu[i][j] = up<W>(i == j);
+    for (int i = 0; i < STATES; ++i)
+      for (int j = 0; j < STATES; ++j) lu[i][j] = up<W>(i == j);
     for (int n = 0; n < ENTRIES; ++n) lu[ENTRY_ROW[n]][ENTRY_COLUMN[n]] -= scale * start.entries[n];
     for (int n = 0; n < FIXED; ++n) lu[FIXED_ROW[n]][FIXED_COLUMN[n]] -= scale * FIXED_VALUE[n];
-    for (int i = 0; i < N; ++i) from[i] = up_i<W>(i);
+    for (int i = 0; i < STATES; ++i) from[i] = up_i<W>(i);
     exchanged = false;
     poison = up<W>(0);
   }
 
   DEVICE void factorise() {
-    for (int k = 0; k < N; ++k) {
+    for (int k = 0; k < STATES; ++k) {
       exchange(k);
       inverse[k] = up<W>(1) / lu[k][k];
       poison += real(0) * lu[k][k];
-      for (int i = k + 1; i < N; ++i) {
+      for (int i = k + 1; i < STATES; ++i) {
         if (!any<W>(lu[i][k] != 0)) continue;  // as in most places of a sparse matrix
         const R l = lu[i][k] * inverse[k];
         lu[i][k] = l;
-        for (int j = k + 1; j < N; ++j) lu[i][j] -= l * lu[k][j];
+        for (int j = k + 1; j < STATES; ++j) lu[i][j] -= l * lu[k][j];
       }
     }
   }
@@ -55,7 +63,7 @@ template <int W> struct Factors {
     R largest = f_abs<W>(lu[k][k]);
     I at = up_i<W>(k);
     bool some = false;
-    for (int i = k + 1; i < N; ++i) {
+    for (int i = k + 1; i < STATES; ++i) {
       const R size = f_abs<W>(lu[i][k]);
       const typename Lanes<W>::M larger = size > largest;
       if (!any<W>(larger)) continue;
@@ -65,11 +73,11 @@ template <int W> struct Factors {
     }
     if (!some) return;
     exchanged = true;
-    for (int i = k + 1; i < N; ++i) {
+    for (int i = k + 1; i < STATES; ++i) {
       const auto here = at == up_i<W>(i);
       if (!any<W>(here)) continue;
       const typename Lanes<W>::M m = narrow_i<W>(here);
-      for (int j = 0; j < N; ++j) {
+      for (int j = 0; j < STATES; ++j) {
         const R upper = lu[k][j];
         lu[k][j] = sel(m, lu[i][j], upper);
         lu[i][j] = sel(m, upper, lu[i][j]);
@@ -81,26 +89,26 @@ template <int W> struct Factors {
   }
 
   DEVICE void solve(R* x) const {
-    R b[N];
-    for (int i = 0; i < N; ++i) b[i] = exchanged ? gather_lanes<W>(x, from[i]) : x[i];
-    for (int i = 1; i < N; ++i)
+    R b[STATES];
+    for (int i = 0; i < STATES; ++i) b[i] = exchanged ? gather_lanes<W>(x, from[i]) : x[i];
+    for (int i = 1; i < STATES; ++i)
       for (int j = 0; j < i; ++j) b[i] -= lu[i][j] * b[j];
-    for (int i = N - 1; i >= 0; --i) {
-      for (int j = i + 1; j < N; ++j) b[i] -= lu[i][j] * x[j];
+    for (int i = STATES - 1; i >= 0; --i) {
+      for (int j = i + 1; j < STATES; ++j) b[i] -= lu[i][j] * x[j];
       x[i] = b[i] * inverse[i];
     }
   }
 
   DEVICE void solve_transposed(R* x) const {
-    R b[N];
-    for (int i = 0; i < N; ++i) {
+    R b[STATES];
+    for (int i = 0; i < STATES; ++i) {
       b[i] = x[i];
       for (int j = 0; j < i; ++j) b[i] -= lu[j][i] * b[j];
       b[i] *= inverse[i];
     }
-    for (int i = N - 2; i >= 0; --i)
-      for (int j = i + 1; j < N; ++j) b[i] -= lu[j][i] * b[j];
-    for (int i = 0; i < N; ++i)
+    for (int i = STATES - 2; i >= 0; --i)
+      for (int j = i + 1; j < STATES; ++j) b[i] -= lu[j][i] * b[j];
+    for (int i = 0; i < STATES; ++i)
       if (exchanged) scatter<W, false>(x, from[i], b[i]); else x[i] = b[i];
   }
 };
@@ -134,8 +142,16 @@ template <int W> FUSED void stages(
         for (int j = 0; j < i; ++j) u[e] += real(COUPLING[i][j]) * k[j + 1][e];
       }
     }
-    if (MOVES) for (int e = 0; e < N; ++e) u[e] += real(BY_TIME[i]) * (scale * h * start.by_time[e]);
+    if (MOVES) for (int e = 0; e < STATES; ++e) u[e] += real(BY_TIME[i]) * (scale * h * start.by_time[e]);
     factors.solve(u);
+#ifdef TANGENTS
+    if (BENDS) {
+      R bent[N];
+      bend<W>(to_real<W>(t0), y0, in, u, real(BY_TIME[i]) * h, bent);
+      for (int e = STATES; e < N; ++e) u[e] += scale * bent[e];
+    }
+    for (int e = STATES; e < N; e += STATES) factors.solve(u + e);
+#endif
   }
 }
 
@@ -146,11 +162,11 @@ template <int W> FUSED void step(
   stages<W>(t0, t1, y0, in, k, start, factors);
   for (int e = 0; e < N; ++e) {
     y1[e] = y0[e];
+    for (int j = 0; j < STAGES; ++j) y1[e] += real(B[j]) * k[j + 1][e];
+  }
+  for (int e = 0; e < STATES; ++e) {
     error[e] = up<W>(0);
-    for (int j = 0; j < STAGES; ++j) {
-      y1[e] += real(B[j]) * k[j + 1][e];
-      error[e] += real(ERROR[j]) * k[j + 1][e];
-    }
+    for (int j = 0; j < STAGES; ++j) error[e] += real(ERROR[j]) * k[j + 1][e];
   }
 }
 

@@ -1,4 +1,7 @@
 // The loop over steps, of W rows side by side: as rows/loop.py has it, each row with its own time and step size.
+//
+// Of the N elements of a row the first STATES are the state, and the others, if any, its tangents: these are carried
+// along, and neither their errors nor whether they are finite has a say in the steps.
 
 enum Outcome : int64_t {
   UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE
@@ -16,7 +19,7 @@ template <int W> struct Rows {
 
   const Solve& s;
   In<W> in;
-  R y[N], k[SLOPES][N], rtol[N], atol[N];
+  R y[N], k[SLOPES][N], rtol[STATES], atol[STATES];
   Start<W> at_start;  // what the next step starts from besides k[0]
   D t, end, h, last, before, smallest;
   D ahead;  // the next output of each row, NaN after its last
@@ -42,8 +45,8 @@ template <int W> struct Rows {
     const double span = fabs(s.end[i * s.span_stride] - s.start[i * s.span_stride]);
     const double tiny = 2.2250738585072014e-308, of_span = 4.930380657631324e-32 * span;
     put(smallest, l, of_span > tiny ? of_span : tiny);
-    for (int e = 0; e < N; ++e) {
-      put(y[e], l, s.y0[i * N + e]);
+    for (int e = 0; e < N; ++e) put(y[e], l, s.y0[i * N + e]);
+    for (int e = 0; e < STATES; ++e) {
       put(rtol[e], l, s.rtol[i * s.rtol_stride + e]);
       put(atol[e], l, s.atol[i * s.atol_stride + e]);
     }
@@ -76,7 +79,13 @@ template <int W> struct Rows {
   }
 
   DEVICE void look_ahead(int l) {
-    put(ahead, l, next[l] < s.outputs ? s.wanted[row[l] * s.wanted_stride + next[l]] : double(NAN));
+    double t = NAN;
+    for (; next[l] < s.outputs; ++next[l]) {
+      t = s.wanted[row[l] * s.wanted_stride + next[l]];
+      if (t == t) break;
+      for (int e = 0; e < N; ++e) s.values[(row[l] * s.outputs + next[l]) * N + e] = real(NAN);
+    }
+    put(ahead, l, t);
   }
   DEVICE void keep(int l, const real* value) {
     for (int e = 0; e < N; ++e) s.values[(row[l] * s.outputs + next[l]) * N + e] = value[e];
@@ -84,10 +93,11 @@ template <int W> struct Rows {
     look_ahead(l);
   }
   DEVICE void keep_state(int l) {  // where the output is the end of a step
-    if (at_d<W>(ahead, l) != at_d<W>(t, l)) return;
-    real value[N];
-    for (int e = 0; e < N; ++e) value[e] = at<W>(y[e], l);
-    keep(l, value);
+    while (at_d<W>(ahead, l) == at_d<W>(t, l)) {
+      real value[N];
+      for (int e = 0; e < N; ++e) value[e] = at<W>(y[e], l);
+      keep(l, value);
+    }
   }
 
   // Rows that have been given a lane: their first outputs, slopes and step sizes.
@@ -97,7 +107,7 @@ template <int W> struct Rows {
       if (!fresh[l]) continue;
       keep_state(l);
       bool finite = true;
-      for (int e = 0; e < N; ++e) finite &= at<W>(y[e], l) - at<W>(y[e], l) == 0;
+      for (int e = 0; e < STATES; ++e) finite &= at<W>(y[e], l) - at<W>(y[e], l) == 0;
       if (!finite) finish(l, NOT_FINITE);
       else if (at_d<W>(t, l) == at_d<W>(end, l)) finish(l, SUCCESS);
       else some = true;
@@ -137,8 +147,8 @@ template <int W> struct Rows {
 
   // Root mean square of x / tolerance: over each leaf, the largest.
   DEVICE D size_of(const R* x, const R* a, const R* b) const {
-    R scaled[N];
-    for (int e = 0; e < N; ++e) scaled[e] = x[e] / (f_max<W>(f_abs<W>(a[e]), f_abs<W>(b[e])) * rtol[e] + atol[e]);
+    R scaled[STATES];
+    for (int e = 0; e < STATES; ++e) scaled[e] = x[e] / (f_max<W>(f_abs<W>(a[e]), f_abs<W>(b[e])) * rtol[e] + atol[e]);
     D largest = up_d<W>(0);
     for (int p = 0; p < PARTS; ++p) {
       R sum = up<W>(0);
@@ -153,7 +163,7 @@ template <int W> struct Rows {
   DEVICE D first_size(const R* slope) {
     const D of_state = size_of(y, y, y), of_slope = size_of(slope, y, y), span = end - t;
     D h0 = up_d<W>(0);
-    R at_h0[N], moved[N], change[N];
+    R at_h0[N], moved[N], change[STATES];
     for (int l = 0; l < W; ++l) {
       const double a = at_d<W>(of_state, l), b = at_d<W>(of_slope, l);
       const double guess = a >= 1e-5 && b >= 1e-5 ? 0.01 * a / b : 1e-6;
@@ -161,7 +171,7 @@ template <int W> struct Rows {
     }
     for (int e = 0; e < N; ++e) moved[e] = y[e] + to_real<W>(h0) * slope[e];
     field<W>(to_real<W>(t + h0), moved, in, at_h0);
-    for (int e = 0; e < N; ++e) change[e] = at_h0[e] - slope[e];
+    for (int e = 0; e < STATES; ++e) change[e] = at_h0[e] - slope[e];
     const D bend = size_of(change, y, y);
     D found = up_d<W>(0);
     for (int l = 0; l < W; ++l) {
@@ -344,7 +354,7 @@ template <int W> struct Rows {
   DEVICE void after_overflow(int l, const D& taken, const R* y1) {
     set_lane<W>(overflowed, l, false);
     bool same = true, flat = true;
-    for (int e = 0; e < N; ++e) {
+    for (int e = 0; e < STATES; ++e) {
       same &= at<W>(y1[e], l) == at<W>(y[e], l);
       flat &= at<W>(k[0][e], l) == 0;
     }
@@ -354,7 +364,7 @@ template <int W> struct Rows {
   // Of fixed steps.
   DEVICE void check_finite(MD& accept, const D& taken, const R* y1) {
     R sum = up<W>(0);
-    for (int e = 0; e < N; ++e) sum += y1[e] - y1[e];
+    for (int e = 0; e < STATES; ++e) sum += y1[e] - y1[e];
     const MD bad = widen<W>(sum != 0) & active;
     if (!any<W>(bad)) return;
     for (int l = 0; l < W; ++l) if (is_set<W>(bad, l)) finish(l, NOT_FINITE, at_d<W>(taken, l));
@@ -369,7 +379,7 @@ template <int W> struct Rows {
     const bool small = smaller < fmax(16 * spacing(at_d<W>(t, l)), at_d<W>(smallest, l));
     if (!small && at_d<W>(h, l) > s.min_step) return;
     bool state_finite = true;
-    for (int e = 0; e < N; ++e) state_finite &= at<W>(y1[e], l) - at<W>(y1[e], l) == 0;
+    for (int e = 0; e < STATES; ++e) state_finite &= at<W>(y1[e], l) - at<W>(y1[e], l) == 0;
     const int64_t why = finite ? (small ? UNDERFLOW : TOLERANCE) : state_finite ? ERROR_NOT_FINITE : NOT_FINITE;
     finish(l, why, at_d<W>(taken, l), smaller, error);
   }
