@@ -167,9 +167,7 @@ def test_rows_are_sorted_by_time_and_replicates_stay(csv):
 def test_trajectories_are_sorted_each_on_its_own(csv):
     data = read_data(csv("run,time,prey\na,0,1\nb,3,3\na,1,2\nb,1,4\nc,7,1\n"), STATES, trajectory="run")
     assert [(each.name, each.t.tolist()) for each in data.trajectories] == [("a", [0, 1]), ("b", [1, 3]), ("c", [7])]
-    assert data.notes == [
-        "the rows of trajectories 'b' were sorted by time: time goes from 3 to 1 in line 5 of data.csv"
-    ]
+    assert data.notes == ["the rows of trajectory 'b' were sorted by time: time goes from 3 to 1 in line 5 of data.csv"]
     assert data.trajectory_name == "run"
 
 
@@ -298,6 +296,14 @@ def test_a_wide_and_a_long_table_of_the_same_data_agree():
     for each in first.trajectories:
         np.testing.assert_array_equal(each.t, by_name[each.name].t)
         np.testing.assert_array_equal(each.values, by_name[each.name].values)
+
+
+def test_a_long_table_is_in_order_if_each_quantity_is():
+    long = {"time": [0, 1, 0, 1], "what": ["prey", "prey", "predator", "predator"], "value": [1, 2, 3, 4]}
+    assert not read_data(long, STATES, long=("what", "value")).notes
+    long["time"] = [1, 0, 0, 1]
+    (note,) = read_data(long, STATES, long=("what", "value")).notes
+    assert note.startswith("the rows were sorted by time: time goes from 1 to 0 in row 1")
 
 
 # Conditions

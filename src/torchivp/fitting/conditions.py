@@ -67,7 +67,7 @@ def read_conditions(
 
 
 def constant_labels(
-    table: Table, groups: Mapping[str, Sequence[int]], used: Sequence[str]
+    table: Table, groups: Mapping[str, Sequence[int]], used: Sequence[str | None]
 ) -> dict[str, dict[str, str]]:
     """The columns of text that are constant within each trajectory, as labels by trajectory.
 

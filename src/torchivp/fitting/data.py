@@ -197,22 +197,21 @@ def read_data(
     """
     table = read_table(source)
     time, trajectory = str(time), None if trajectory is None else str(trajectory)
-    table.column(time, "time")
+    t, notes_on_times = read_times(table, time, time_unit)
     series = [""] * len(table.rows) if trajectory is None else read_names(table, trajectory, "trajectory")
     pair = None if long is None else _pair(long)
     kinds = None if pair is None else read_names(table, pair[0], "name")
     specs = _specs(table, states, observe, [time, trajectory], kinds, names)
     if kinds is not None:
         kept = [i for i, kind in enumerate(kinds) if kind in specs]
-        table, series, kinds = table.take(kept), [series[i] for i in kept], [kinds[i] for i in kept]
-    t, notes_on_times = read_times(table, time, time_unit)
+        table, t, series, kinds = table.take(kept), t[kept], [series[i] for i in kept], [kinds[i] for i in kept]
     if pair is None or kinds is None:
         measured = read_wide(table, list(specs), sigma, censored)
     else:
         measured = read_long(table, pair[1], kinds, list(specs), sigma, censored)
     _check_values(table, list(specs), measured)
-    rows, notes_on_order = _rows_by_trajectory(table, time, t, series)
-    used = [time, str(trajectory), *(pair or ()), *specs, *columns_named(sigma), *columns_named(censored)]
+    rows, notes_on_order = _rows_by_trajectory(table, time, t, series, kinds)
+    used = [time, trajectory, *(pair or ()), *specs, *columns_named(sigma), *columns_named(censored)]
     known, notes_on_conditions = _conditions(table, rows, conditions, trajectory, used)
     trajectories = [_trajectory(table, name, own, t, measured, kinds, known[name]) for name, own in rows.items()]
     _check_times(trajectories)
@@ -261,23 +260,27 @@ def _check_values(table: Table, columns: Sequence[str], measured: Measurements) 
 
 
 def _rows_by_trajectory(
-    table: Table, time: str, t: NDArray[np.float64], series: Sequence[str]
+    table: Table, time: str, t: NDArray[np.float64], series: Sequence[str], kinds: Sequence[str] | None
 ) -> tuple[dict[str, NDArray[np.int64]], list[str]]:
-    """The rows of each trajectory in the order of time, and a note if they were sorted."""
+    """The rows of each trajectory in the order of time, and a note if those of one quantity were not."""
     groups: dict[str, list[int]] = {}
+    last: dict[tuple[str, str], int] = {}
+    falls: dict[str, str] = {}
     for i, name in enumerate(series):
         groups.setdefault(name, []).append(i)
+        before = last.get(kind := (name, "" if kinds is None else kinds[i]), i)
+        if t[i] < t[before]:
+            falls.setdefault(name, f"{time} goes from {t[before]:g} to {t[i]:g} in {table.rows[i]}")
+        last[kind] = i
     rows = {name: np.array(own)[np.argsort(t[own], kind="stable")] for name, own in groups.items()}
-    moved = [name for name, own in rows.items() if np.any(np.diff(own) < 0)]
-    if not moved:
+    if not falls:
         return rows, []
-    own = groups[moved[0]]
-    i = int(np.flatnonzero(np.diff(t[own]) < 0)[0])
-    falls = f"{time} goes from {t[own[i]]:g} to {t[own[i + 1]]:g} in {table.rows[own[i + 1]]}"
-    if not moved[0]:
+    fall = next(iter(falls.values()))
+    if "" in falls:
         several = "if there are several time series, name the column that tells them apart, trajectory='column'"
-        return rows, [f"the rows were sorted by time: {falls}; {several}"]
-    return rows, [f"the rows of trajectories {', '.join(map(repr, moved))} were sorted by time: {falls}"]
+        return rows, [f"the rows were sorted by time: {fall}; {several}"]
+    named = f"trajectory {next(iter(falls))!r}" if len(falls) == 1 else f"trajectories {', '.join(map(repr, falls))}"
+    return rows, [f"the rows of {named} were sorted by time: {fall}"]
 
 
 def _conditions(
@@ -285,7 +288,7 @@ def _conditions(
     rows: Mapping[str, NDArray[np.int64]],
     conditions: Any,
     trajectory: str | None,
-    used: Sequence[str],
+    used: Sequence[str | None],
 ) -> tuple[dict[str, Condition], list[str]]:
     """What is known of each trajectory, by the table of conditions and by the columns of text of the data."""
     labels = constant_labels(table, {name: own.tolist() for name, own in rows.items()}, used)
