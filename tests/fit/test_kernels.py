@@ -9,9 +9,10 @@ from compilers import needs_compiler
 from simulated import simulate
 from torchivp import Scheduled, fit
 from torchivp.fitting import read_data
+from torchivp.fitting.choices import Choices, list_quantities
 from torchivp.fitting.kernels import ModelKernel
-from torchivp.fitting.misfit import Accuracy, Misfit
-from torchivp.fitting.quantities import list_quantities
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.stretches import Accuracy
 from torchivp.models import LotkaVolterra, Model
 
 pytestmark = needs_compiler
@@ -29,20 +30,20 @@ def two_series():
     return pandas.concat([data.assign(series="a"), (1.3 * data).assign(time=data["time"], series="b")])
 
 
-def test_residuals_and_their_jacobian_are_those_of_the_step_loop():
+def test_predictions_and_their_jacobian_are_those_of_the_step_loop():
     model = LotkaVolterra().double()
     dataset = read_data(two_series(), list(model.states), trajectory="series")
-    quantities = list_quantities(model, dataset, free=None, fixed={"delta": 1.0}, start=None, lognormal=True)
-    misfit = Misfit(model, dataset, quantities, "lognormal", Accuracy("dopri5", 1e-9, (1e-10, 1e-10), 10_000))
+    quantities = list_quantities(model, dataset, Choices(fixed={"delta": 1.0}), list(model.states))
+    misfit = Misfit(model, dataset, quantities, Accuracy("dopri5", 1e-9, (1e-10, 1e-10), 10_000))
     theta = quantities.theta()
-    expected, steps = misfit.residuals(theta), misfit.steps(theta)
-    several = misfit.residuals_at(np.stack([theta, 1.01 * theta]))
-    misfit.kernel = ModelKernel(model, quantities, "dopri5")
-    found = misfit.residuals(theta)
+    expected, steps = misfit.predictions(theta), misfit.steps(theta)
+    several = misfit.predictions_at(np.stack([theta, 1.01 * theta]))
+    misfit.use(ModelKernel(model, "dopri5"))
+    found = misfit.predictions(theta)
     assert expected is not None and found is not None
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-7, atol=1e-8)
     np.testing.assert_allclose(found.jacobian, expected.jacobian, rtol=1e-6, atol=1e-7)
-    for one, same in zip(misfit.residuals_at(np.stack([theta, 1.01 * theta])), several, strict=True):
+    for one, same in zip(misfit.predictions_at(np.stack([theta, 1.01 * theta])), several, strict=True):
         assert one is not None and same is not None
         np.testing.assert_allclose(one.values, same.values, rtol=1e-7, atol=1e-8)
     assert abs(misfit.steps(theta) - steps) <= 0.1 * steps
@@ -63,10 +64,10 @@ def test_a_solve_that_fails_in_a_kernel_says_why():
     data = simulate(LotkaVolterra(), np.linspace(0, 4, 12), noise=0.1, lognormal=True)
     model = LotkaVolterra().double()
     dataset = read_data(data, list(model.states))
-    quantities = list_quantities(model, dataset, free=None, fixed=None, start=None, lognormal=False)
-    misfit = Misfit(model, dataset, quantities, "normal", Accuracy("dopri5", 1e-9, 1e-9, 5))
-    misfit.kernel = ModelKernel(model, quantities, "dopri5")
-    assert misfit.residuals(quantities.theta()) is None
+    quantities = list_quantities(model, dataset)
+    misfit = Misfit(model, dataset, quantities, Accuracy("dopri5", 1e-9, 1e-9, 5))
+    misfit.use(ModelKernel(model, "dopri5"))
+    assert misfit.predictions(quantities.theta()) is None
     assert "max_steps = 5" in misfit.failure
 
 
@@ -76,11 +77,11 @@ def test_what_has_no_kernel_is_refused_or_solved_without():
         fit(Branching(), data, backend="fused")
     with pytest.raises(ValueError, match="unknown backend 'jit'"):
         fit(LotkaVolterra(), data, backend="jit")
-    with pytest.raises(ValueError, match="kernels of explicit Runge-Kutta methods for fits, and 'bdf' is none"):
+    with pytest.raises(ValueError, match="backend='fused' has no kernel for this fit"):
         fit(LotkaVolterra(), data, backend="fused", method="bdf")
 
 
-def test_series_on_which_something_acts_are_solved_step_by_step():
+def test_series_on_which_something_acts_are_solved_piece_by_piece():
     dose = Scheduled(torch.tensor([1.0]), lambda t, y: y + 0.5)
 
     class Decay(Model):

@@ -210,7 +210,7 @@ def test_other_sources_are_refused(tmp_path):
 
 def test_lognormal_noise_needs_positive_data(csv):
     path = csv(GOOD.replace("35.2", "0"))
-    with refused(DataError, "column 'lynx' holds 0 in line 5 of data.csv: use noise='normal', or leave the value out"):
+    with refused(DataError, "column 'lynx' holds 0 in line 5 of data.csv, which is not positive, as data with lognormal noise are: use noise"):
         fit(LotkaVolterra(), path, time="year", observe=["hare", "lynx"], noise="lognormal")
 
 
@@ -223,8 +223,11 @@ def test_there_must_be_more_data_than_unknowns(csv):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"noise": "poisson"}, "noise must be one of ('normal', 'lognormal'), got 'poisson'"),
-        ({"sigma": "one"}, "sigma must be one of ('separate', 'shared'), got 'one'"),
+        ({"noise": "poison"}, "unknown noise 'poison'. Did you mean 'poisson'?"),
+        ({"noise": "poisson"}, "column 'prey' holds 1.07977 in row 1, which is not a whole number from 0 on"),
+        ({"noise": {"hare": "normal"}}, "noise names 'hare', but the observables are prey, predator"),
+        ({"noise": "poisson", "sigma": 2.0}, "sigma gives prey one number, and poisson noise has no sizes"),
+        ({"sigma": "one"}, "sigma must be one of ('separate', 'shared') or a positive number, got 'one'"),
         ({"method": "rk4"}, "'rk4' takes fixed steps, and a fit needs an adaptive method such as 'dopri5'"),
         ({"method": "dopri"}, "unknown method 'dopri'"),
         ({"fixed": {"alhpa": 1.0}}, "fixed names 'alhpa', which is no parameter or state. Did you mean 'alpha'?"),

@@ -15,8 +15,9 @@ from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Likelihood, Minimum
+from torchivp.fitting.quantities import Quantity
 from torchivp.fitting.stretches import Accuracy
-from torchivp.fitting.uncertainty import fisher_uncertainty
+from torchivp.fitting.uncertainty import Evidence, fisher_uncertainty
 from torchivp.models import Model
 
 
@@ -381,7 +382,7 @@ def test_two_columns_of_a_state_do_not_add_their_noise():
     result = fit(Decay(), data, observe={"fine": "amount", "coarse": "amount"}, start={"rate": 0.7})
     lower, upper = result.prediction_band([1.0])
     sigma = result["sigma(coarse)"].value
-    assert 1.96 * sigma < (upper - lower)[0, 0] / 2 < 2.4 * sigma
+    assert 1.96 * sigma < (upper - lower)[0, 1] / 2 < 2.4 * sigma
 
 
 def test_intervals_are_those_of_regression():
@@ -392,13 +393,11 @@ def test_intervals_are_those_of_regression():
     beta, rss, *_ = np.linalg.lstsq(design, y, rcond=None)
     ml = np.sqrt(rss[0] / 6)
 
-    class Free:
-        magnitude, log, name = 1.0, False, "x"
-
-    uncertainty = fisher_uncertainty(design / ml, np.zeros(6, dtype=np.intp), [Free(), Free()])
+    free = [Quantity(name, "parameter", name, None, 1.0, True, "linear", 1.0, "", "") for name in "ab"]
+    uncertainty = fisher_uncertainty([Evidence(design / ml, 6, True)], free, np.zeros(2, dtype=bool))
     unbiased = rss[0] / 4 * np.linalg.inv(design.T @ design)
     np.testing.assert_allclose(uncertainty.reach(np.eye(2)), 2.776445 * np.sqrt(np.diag(unbiased)), rtol=1e-6)
-    low, high = (ml * uncertainty.sigma_factors())[:, 0]
+    low, high = ml * np.array(uncertainty.sigma_factors(0))
     np.testing.assert_allclose([low, high], np.sqrt(rss[0] / np.array([11.143287, 0.484419])), rtol=1e-5)
     new = uncertainty.reach(np.array([[1.0, 2.5]]), np.array([[ml**2]]))
     at = np.array([1.0, 2.5])

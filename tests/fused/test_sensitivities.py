@@ -368,7 +368,7 @@ def test_a_row_that_fails_says_why_as_the_loop_does_and_has_nan_where_it_did_not
     found = solved(kernel, max_steps=5)
     assert not found.ok.any()
     for row in (0, 2):
-        assert found.failure(row) == why_of_the_loop(row, "tsit5", atol=ATOL, max_steps=5)
+        assert found.failure(row).message == why_of_the_loop(row, "tsit5", atol=ATOL, max_steps=5)
     assert not found.states[:, 0].isnan().any() and found.states[:, -1].isnan().all()
     assert found.tangents[:, -1].isnan().all() and found.final.isnan().all() and found.final_tangents.isnan().all()
 
@@ -394,8 +394,8 @@ def test_rows_that_fail_leave_the_others_alone(method):
     torch.testing.assert_close(found.tangents[0, :, 0, 0], exact, rtol=1e-6, atol=0)
     reached = found.states[1, 0, 0], found.states[1, 1, 0], found.final[1, 0]
     assert math.isfinite(reached[0]) and reached[1].isnan() and reached[2].isnan()
-    assert "t = 0.333333" in found.failure(1)
-    assert found.failure(2) == "the initial state is not finite: y[0] = nan"
+    assert "t = 0.333333" in found.failure(1).message
+    assert found.failure(2).message == "the initial state is not finite: y[0] = nan"
     with pytest.raises(ValueError, match="row 0 has not failed: ask for one where ok is False"):
         found.failure(0)
 

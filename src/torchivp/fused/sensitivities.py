@@ -26,6 +26,7 @@ from torchivp.methods.method import Method
 from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.problem import Problem
+from torchivp.solution import Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import Times
@@ -58,10 +59,10 @@ class Solved:
     final_tangents: Tensor
     steps: Tensor
     ok: Tensor
-    _why: Callable[[int], str] | None
+    _why: Callable[[int], Status] | None
 
-    def failure(self, row: int) -> str:
-        """Why a row did not reach its end, in a sentence.
+    def failure(self, row: int) -> Status:
+        """Why a row did not reach its end.
 
         Raises:
             ValueError: it did.
@@ -255,12 +256,12 @@ class Sensitivities:
         except (NoCompiler, CompileError) as error:
             return CannotFuse(str(error))
 
-    def _why(self, given: MovingRows, outcomes: Outcomes, last: Tensor) -> Callable[[int], str]:
+    def _why(self, given: MovingRows, outcomes: Outcomes, last: Tensor) -> Callable[[int], Status]:
         """Says of a row that failed why it did, from what was known then."""
         norm = ErrorNorm(given.rtol, given.atol.unsqueeze(0), self._layout.parts(), torch.float64)
         parameters, spans = given.parameters.clone(), torch.stack((given.t0, given.t1), 1)
 
-        def why(row: int) -> str:
+        def why(row: int) -> Status:
             start, end = spans[row].tolist()
             times = Times(start, end, None)
             problem = Problem.build(self._func, last[row], times, tuple(parameters[:, row]))
@@ -274,7 +275,7 @@ class Sensitivities:
                 given.controller,
                 given.max_steps,
                 self._layout.name,
-            ).message
+            )
 
         return why
 
