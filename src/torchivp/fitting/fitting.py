@@ -36,8 +36,8 @@ from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 
-_WORTH_COMPILING = 500
-"""A solve of so many steps, of which a fit takes tens, takes longer than to compile a kernel."""
+_WORTH_COMPILING = 40
+"""Of solves of so many steps a fit takes as many as last longer than to compile a kernel."""
 
 
 def fit(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.data import Dataset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """The n values that were measured: of each trajectory in the order of time, all observables of a time together.
 
