@@ -12,6 +12,7 @@ from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.start import find_start
+from torchivp.fitting.stiffness import choose_method
 from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
 from torchivp.solution import SolveError
 
@@ -71,6 +72,8 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArr
     Returns:
         The maximum, what is to be said of others, and the smallest sensible sizes of the noise.
     """
+    if search.choose_method:
+        search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
     weighing = Weighing(search.levels.rough(scale), np.ones(0))
@@ -85,6 +88,9 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArr
         if factor == 1.0 or search.agrees(begin, misfit, weighing):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
+    if search.choose_method:
+        misfit = choose_method(misfit, begin.theta)
+        search.misfit = search.misfit.at_accuracy(replace(search.misfit.accuracy, method=misfit.accuracy.method))
     roughly = search.maximise_likelihood(
         begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.found
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import Progress
+from torchivp.fitting.together import side_by_side
+
+T = TypeVar("T")
 
 # A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
 _FAILED = 1e6
@@ -100,6 +104,7 @@ class Search:
         levels: the noise.
         progress: told of every iteration.
         max_iterations: the largest number of iterations of one search.
+        choose_method: whether the method of the solves may be changed where another is cheaper.
         iterations: the number of iterations so far.
     """
 
@@ -107,6 +112,7 @@ class Search:
     levels: Levels
     progress: Progress
     max_iterations: int
+    choose_method: bool = False
     iterations: int = field(default=0)
 
     def minimise(
@@ -202,6 +208,21 @@ class Search:
             if settled:
                 break
         return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
+
+    def side_by_side(self, parts: Sequence[Callable[[Search], T]]) -> list[T]:
+        """Parts of this search that do not depend on each other, whose solves are rows of one; what they return."""
+        copies = [replace(self, iterations=0) for _ in parts]
+
+        def runs(part: Callable[[Search], T], own: Search) -> Callable[[Misfit], T]:
+            def run(misfit: Misfit) -> T:
+                own.misfit = misfit
+                return part(own)
+
+            return run
+
+        found = side_by_side(self.misfit, [runs(part, own) for part, own in zip(parts, copies, strict=True)])
+        self.iterations += sum(own.iterations for own in copies)
+        return found
 
     def agrees(self, minimum: Minimum, exact: Misfit, weighing: Weighing) -> bool:
         """Whether a more exact misfit says of a minimum what the search has found.

@@ -212,7 +212,9 @@ def _screened(search: Search, weighing: Weighing, horizon: float) -> Iterator[ND
         for found in coarse.predictions_at(starts, horizon)
     ]
     best = [starts[i] for i in np.argsort(costs)[:_REFINED] if np.isfinite(costs[i])]
-    refined = [_refine(search, theta, weighing, "random starts", horizon) for theta in best]
+    refined = search.side_by_side(
+        [lambda one, theta=theta: _refine(one, theta, weighing, "random starts", horizon) for theta in best]
+    )
     refined.sort(key=lambda minimum: minimum.cost)
     yield from _distinct([minimum.theta for minimum in refined if minimum.found is not None])[:_FOLLOWED]
 
