@@ -61,7 +61,7 @@ def read_system(text: str, source: str) -> System:
     statements = read_statements(text, source)
     derivatives = _by_name(statements, "derivative")
     if not derivatives:
-        raise ExpressionError(f"{source} holds no equation: write at least one such as prey' = alpha*prey")
+        raise ExpressionError(f"there is no equation in {source}: write at least one such as prey' = alpha*prey")
     values, starts = _by_name(statements, "value"), _by_name(statements, "initial value")
     constant, positive, real = (_listed(statements, kind) for kind in ("constant", "positive", "real"))
     for name, statement in values.items():
