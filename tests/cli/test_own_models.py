@@ -68,7 +68,8 @@ def test_equations_are_simulated(capsys):
 
 def test_equations_are_fitted(capsys, tmp_path):
     report = tmp_path / "report"
-    assert main(["fit", *HARES, "--equations", str(DATA / "predators.txt"), "--out", str(report)]) == 0
+    start = ["--start", "alpha=0.55,beta=0.028,gamma=0.8,delta=0.024"]
+    assert main(["fit", *HARES, *start, "--equations", str(DATA / "predators.txt"), "--out", str(report)]) == 0
     out = capsys.readouterr().out
     assert "nll 122.926   AIC 261.852" in out and "1/(predator year)" in out
     page = (report / "index.html").read_text()

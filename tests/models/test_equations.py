@@ -211,7 +211,7 @@ REFUSED = {
     "x' = a\nconstant: a": "^line 2 of .*: a cannot be constant, because no line gives it a number: add a = number",
     "x' = a\na = x\nconstant: a": "^line 3 of .*: a cannot be constant",
     "prey' = a\npray(0) = 1": "^line 2 of .*: pray has an initial value, but no equation. .*'prey'.* Add pray'",
-    "x' = z\nz' = x\nx(0) = 1\nz(1) = 1": r"^line 4 of .*: initial values must be those of one time, got x\(0\), z\(1\)",
+    "x' = z\nz' = x\nx(0) = 1\nz(1) = 1": r"^line 4 of .* must be those of one time, got x\(0\), z\(1\)",
     "x' = a\nx(0) = a": "^line 2 of .*: the initial value of x must be a number, got 'a'",
     "x' = a\nx(t0) = 1": "^line 2 of .*: the time in the brackets must be a number, got 't0'",
     "x' = a\nx = 3": r"^line 2 of .*: x is a state, whose initial value is given by x\(0\) = ...",

@@ -23,7 +23,9 @@ torchivp simulate lotka-volterra --t 0,20 --out sim.csv --plot sim.png
 
 torchivp simulate lotka-volterra --t 0,20 --set alpha=1.2 --set beta=0.8 --state 10,5
 
-torchivp simulate lorenz --t 0,40 --points 4001 --method dopri8 --rtol 1e-9 --atol 1e-12 > lorenz.csv"""
+torchivp simulate lorenz --t 0,40 --points 4001 --method dopri8 --rtol 1e-9 --atol 1e-12 > lorenz.csv
+
+torchivp simulate --equations predators.txt --t 1900,1920 --set alpha=0.6"""
 
 
 def simulate(
