@@ -7,6 +7,7 @@ import math
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torchivp.fitting.choices import Choices, Formula, check_enough, list_quanti
 from torchivp.fitting.constraints import read_constraints
 from torchivp.fitting.data import Dataset, read_data, read_doses
 from torchivp.fitting.inputs import Inputs, read_inputs
+from torchivp.fitting.journal import Journal
 from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
 from torchivp.fitting.maximise import find_maximum
@@ -75,6 +77,8 @@ def fit(
     schedule: Scheduled | Sequence[Scheduled] | Mapping[str, Scheduled | Sequence[Scheduled]] | None = None,
     doses: Any = None,
     max_iterations: int = 200,
+    starts: int | None = None,
+    checkpoint: str | Path | None = None,
     backend: Backend = "auto",
     progress: bool | Progress = False,
 ) -> FitResult:
@@ -140,6 +144,10 @@ def fit(
         doses: a table of doses, with the columns `time`, "amount", and if need be `trajectory` and "state": each adds
             its amount to the state (by default the first one of the model).
         max_iterations: the largest number of iterations of each search.
+        starts: search from so many starts, spread within bounds and priors, or around the start values, instead of from
+            as many as it takes to be sure; `result.attempts` says where each led.
+        checkpoint: a file to which all solves are written as they are made. A fit that was killed goes on from it when
+            it is repeated with the same arguments, and ends at the same bits.
         backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
             model, in which the derivatives are too (see "Compiled kernels" in the documentation), a ValueError if there
             is none; "auto", a kernel where there can be one and a solve is so long that it pays to compile it.
@@ -164,9 +172,9 @@ def fit(
         >>> fit(torchivp.models.Pendulum(), data, fixed={"velocity": 0.0}).free_names
         ['length', 'damping', 'angle(0)']
     """
-    began = clock.perf_counter()
     free = free if free is None or isinstance(free, str) else list(free)
     arguments = dict(locals())
+    began = clock.perf_counter()
     _check_arguments(model, method)
     modes, columns = _split_sigma(sigma)
     dataset = data
@@ -201,20 +209,28 @@ def fit(
     quantities = list_quantities(model, dataset, choices, log_states)
     check_enough(dataset, len(quantities.free) + len(levels.names))
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
-    accuracy = Accuracy(EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
+    accuracy = Accuracy(
+        EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
+    )
     inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
     misfit = Misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs)
     misfit.constraints = read_constraints(constraints, quantities)
     misfit.check_gradient()
     _choose_solver(misfit, check_backend(backend))
+    if starts is not None and (start is not None or starts < 1):
+        raise ValueError(f"starts={starts} must be a positive number, and stands instead of start: give one of them")
+    if checkpoint is not None:
+        misfit.journal = Journal(checkpoint, _identity(arguments, dataset, misfit))
     with show_progress(progress) as tell:
-        search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO)
+        search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
         maximum = find_maximum(search, given=start is not None, automatic=atol is None)
         doubts = [
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
             *worse_than_constant(search.misfit, levels, maximum.likelihood),
         ]
+    if misfit.journal is not None:
+        misfit.journal.close()
     call = python_call(fit, arguments, dataset)
     return assemble(search, replace(maximum, doubts=doubts), derived or {}, call, clock.perf_counter() - began)
 
@@ -224,6 +240,15 @@ def _check_arguments(model: Model, method: str) -> None:
         raise TypeError(f"model must be a torchivp.models.Model, got {type(model).__name__}")
     if method != AUTO and find_method(method).error_order is None:
         raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
+
+
+def _identity(arguments: Mapping[str, Any], data: Dataset, misfit: Misfit) -> list[Any]:
+    """What tells a fit apart from others, whose solves are of no use to it."""
+    left_out = ("data", "model", "progress", "checkpoint", "observe", "derived")
+    said = {name: value for name, value in arguments.items() if name not in left_out}
+    series = [(one.name, one.t.tolist(), one.values.tolist(), one.constants) for one in data.trajectories]
+    states = [(name, value.tolist()) for name, value in misfit.model.state_dict().items()]
+    return [said, series, data.observe, type(misfit.model).__qualname__, states, repr(misfit.model)]
 
 
 def _split_sigma(sigma: Any) -> tuple[Any, dict[str, str]]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -37,7 +41,7 @@ class Journal:
     def __init__(self, path: str | Path, fit: Sequence[Any]):
         self._path = Path(path)
         self._entries: dict[bytes, Entry] = {}
-        identity = hashlib.sha256(repr(fit).encode()).hexdigest()
+        identity = hashlib.sha256(repr(_identity(fit)).encode()).hexdigest()
         if self._path.exists() and self._path.stat().st_size:
             end = self._read(identity)
             with self._path.open("r+b") as file:  # an entry that was being written when the fit was killed
@@ -65,9 +69,7 @@ class Journal:
                 end = file.tell()
             return end
 
-    def key(
-        self, accuracy: Accuracy, theta: NDArray[np.float64], horizon: float, derivatives: bool
-    ) -> bytes:
+    def key(self, accuracy: Accuracy, theta: NDArray[np.float64], horizon: float, derivatives: bool) -> bytes:
         """What identifies a solve."""
         said = repr((accuracy, horizon, derivatives)).encode()
         return hashlib.sha256(said + np.ascontiguousarray(theta).tobytes()).digest()
@@ -92,6 +94,26 @@ class Journal:
         self._file.close()
 
 
+def _identity(value: Any) -> Any:
+    """What is the same in another process: without addresses, functions by what they do."""
+    if isinstance(value, Mapping):
+        return [(str(key), _identity(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_identity(item) for item in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "to_dict"):
+        return _identity(value.to_dict())
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        inner = [cell.cell_contents for cell in value.__closure__ or ()]
+        constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
+        return [value.__qualname__, code.co_code, code.co_names, constants, _identity(inner)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, *(_identity(getattr(value, each.name)) for each in fields(value))]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
 def _write(file: BinaryIO, value: Any) -> None:
     """A value, with its length before it, by which a torn end is known."""
     data = pickle.dumps(value, protocol=5)
@@ -112,8 +134,6 @@ class _Plain(pickle.Unpickler):
     """Reads arrays, numbers, text and bytes, and nothing that could run code."""
 
     def __init__(self, data: bytes):
-        import io
-
         super().__init__(io.BytesIO(data))
 
     def find_class(self, module: str, name: str) -> Any:

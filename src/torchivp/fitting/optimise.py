@@ -105,6 +105,7 @@ class Search:
         progress: told of every iteration.
         max_iterations: the largest number of iterations of one search.
         choose_method: whether the method of the solves may be changed where another is cheaper.
+        starts: from how many starts to search; None for as many as it takes.
         iterations: the number of iterations so far.
     """
 
@@ -113,6 +114,7 @@ class Search:
     progress: Progress
     max_iterations: int
     choose_method: bool = False
+    starts: int | None = None
     iterations: int = field(default=0)
 
     def minimise(

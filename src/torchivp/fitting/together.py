@@ -78,7 +78,9 @@ class Broker:
         for (_, horizon, derivatives), alike in kinds.items():
             try:
                 thetas = np.stack([request.theta for request in alike])
-                for request, answer in zip(alike, alike[0].misfit.predictions_at(thetas, horizon, derivatives), strict=True):
+                for request, answer in zip(
+                    alike, alike[0].misfit.predictions_at(thetas, horizon, derivatives), strict=True
+                ):
                     request.answer = answer
             except BaseException as error:
                 for request in alike:
