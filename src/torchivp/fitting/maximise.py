@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.multistart import Attempt, best_minimum, search_from_many
+from torchivp.fitting.multistart import Attempt, best_minimum, search_from_many, spread_starts
 from torchivp.fitting.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.start import Start, find_start
-from torchivp.fitting.stiffness import choose_method
+from torchivp.fitting.stiffness import choose_method, choose_method_for_many
 from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
 from torchivp.solution import SolveError
 
@@ -83,6 +83,8 @@ def _maximise(search: Search, given: bool) -> Maximum:
         if search.starts is None:
             start, attempts = find_start(search, weighing, given), []
         else:
+            if search.choose_method:
+                search.misfit = choose_method_for_many(search.misfit, spread_starts(search, search.starts))
             attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts)
             start = Start(best_minimum(search, attempts), [])
         begin = start.best

@@ -16,6 +16,7 @@ EXPLICIT, STIFF = "dopri5", "rodas5p"
 
 _MANY = 2000  # steps that make one look whether a problem is stiff,
 _TIMES_FEWER = 10  # which it is if a method for stiff problems takes so many times fewer
+_FEW = 0.05  # the fraction of starts that may be given up for the cheaper method
 _ROUGH = 1e-5  # with which both are tried
 
 
@@ -34,6 +35,18 @@ def choose_method(misfit: Misfit, theta: NDArray[np.float64]) -> Misfit:
     if stiff * _TIMES_FEWER <= explicit:
         return misfit.at_accuracy(replace(accuracy, method=STIFF))
     return misfit.at_accuracy(replace(accuracy, method=EXPLICIT))
+
+
+def choose_method_for_many(misfit: Misfit, thetas: NDArray[np.float64]) -> Misfit:
+    """The misfit solved by the method for stiff problems, if some of the `thetas` [n, n_free] can be solved by it alone."""
+    if misfit.accuracy.method == STIFF:
+        return misfit
+    failed = np.array([found is None for found in misfit.predictions_at(thetas)])
+    if not failed.any():
+        return misfit
+    stiff = misfit.at_accuracy(replace(misfit.accuracy, method=STIFF))
+    mended = sum(found is not None for found in stiff.predictions_at(thetas[failed]))
+    return stiff if mended >= max(1, _FEW * len(thetas)) else misfit
 
 
 def _steps(misfit: Misfit, accuracy: Accuracy, theta: NDArray[np.float64]) -> float:
