@@ -20,7 +20,7 @@ from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
 from torchivp.fitting.constraints import read_constraints
 from torchivp.fitting.data import Dataset, read_data, read_doses
-from torchivp.fitting.inputs import Inputs, read_inputs
+from torchivp.fitting.inputs import Inputs, from_first_change, read_inputs
 from torchivp.fitting.journal import Journal
 from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
@@ -140,7 +140,8 @@ def fit(
         jump_times: times at which the right-hand side jumps, such as the beginning and the end of an infusion: steps
             end on them.
         schedule: changes of the state at known times: a `torchivp.Scheduled`, several, or a dict of these by the names
-            of the trajectories. An observation at such a time is one of the state after it.
+            of the trajectories. An observation at such a time is one of the state after it. A trajectory begins at its
+            first change, if that is before its first time.
         doses: a table of doses, with the columns `time`, "amount", and if need be `trajectory` and "state": each adds
             its amount to the state (by default the first one of the model).
         max_iterations: the largest number of iterations of each search.
@@ -192,6 +193,8 @@ def fit(
             time_unit=time_unit,
             names={*dict(model.named_parameters()), *(parameters or {}), *getattr(model, "definitions", {})},
         )
+    inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
+    dataset = from_first_change(dataset, inputs)
     levels = read_levels(dataset, noise, modes, measurements(dataset))
     log_states = {state for state, kind in zip(dataset.states, levels.noises, strict=True) if state and kind.log}
     choices = Choices(
@@ -212,7 +215,6 @@ def fit(
     accuracy = Accuracy(
         EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
     )
-    inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
     misfit = Misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs)
     misfit.constraints = read_constraints(constraints, quantities)
     misfit.check_gradient()

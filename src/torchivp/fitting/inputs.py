@@ -5,15 +5,17 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchivp.events.event import Scheduled
+from torchivp.fitting.data import Dataset, Trajectory
 
 Change = Callable[[Tensor], Tensor]
 
@@ -89,6 +91,10 @@ class Inputs:
             pieces.append(Piece(a, b, own, changes.get(a, []), changes.get(b, []) if a < b == end else []))
         return pieces
 
+    def times(self, trajectory: str) -> list[float]:
+        """When something changes the state of a trajectory."""
+        return sorted(self._changes(trajectory))
+
     def _changes(self, trajectory: str) -> dict[float, list[Change]]:
         found: dict[float, list[Change]] = {}
         for schedule in self.scheduled.get(trajectory, ()):
@@ -132,3 +138,37 @@ def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequen
     if not all(map(math.isfinite, jumps)):
         raise ValueError(f"jump_times must be finite, got {jumps}")
     return Inputs(tuple(jumps), scheduled)
+
+
+def from_first_change(data: Dataset, inputs: Inputs) -> Dataset:
+    """The data with trajectories that begin at their first change of the state, if that is before their first time.
+
+    Their initial state is the one before that change.
+    """
+    trajectories, earlier = [], []
+    for series in data.trajectories:
+        first = min(inputs.times(series.name), default=series.t[0])
+        if first < series.t[0]:
+            earlier.append(series.name)
+            series = _beginning_at(series, first)
+        trajectories.append(series)
+    if not earlier:
+        return data
+    which = f" of {', '.join(earlier)}" if data.trajectory_name is not None else ""
+    note = f"the data{which} begin after the first dose, so the initial state is the one before that"
+    return replace(data, trajectories=trajectories, notes=[*data.notes, note])
+
+
+def _beginning_at(series: Trajectory, t: float) -> Trajectory:
+    """A trajectory with a row before the others, in which nothing was measured."""
+    nothing = np.full((1, series.values.shape[1]), np.nan)
+    return replace(
+        series,
+        t=np.concatenate([[t], series.t]),
+        values=np.concatenate([nothing, series.values]),
+        rows=["the first dose", *series.rows],
+        sigma=None if series.sigma is None else np.concatenate([nothing, series.sigma]),
+        censored=None
+        if series.censored is None
+        else np.concatenate([np.zeros(nothing.shape, dtype=np.int8), series.censored]),
+    )
