@@ -13,7 +13,7 @@ from simulated import simulate
 from torchivp.fitting import read_data
 from torchivp.fitting.misfit import Accuracy, Misfit, Noise
 from torchivp.fitting.quantities import list_quantities
-from torchivp.fitting.right_hand_side import DualArithmetic
+from torchivp.dual_numbers import DualArithmetic
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 
 

@@ -17,13 +17,13 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
+from torchivp.dual_numbers import DualArithmetic
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.inputs import Inputs, Piece
 from torchivp.fitting.kernels import ModelKernel, plain
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.right_hand_side import (
     REFUSALS,
-    DualArithmetic,
     Way,
     call_rows,
     check_gradient,
