@@ -73,6 +73,8 @@ class DualArithmetic(TorchFunctionMode):
                     args = _with_tangents(*args, _is_wrapped) if self._thorough else args
                 elif self._thorough or not args[0].ndim == args[1].ndim > 0:
                     args = _with_tangents(*args, is_dual)
+        elif self._thorough and func in _OF_THREE and any(map(is_dual, args)):
+            args = tuple(map(as_dual, args))
         return func(*args, **(kwargs or {}))
 
 
@@ -93,6 +95,11 @@ def as_dual(x: Tensor) -> Tensor:
     return forward_ad.make_dual(x, torch.zeros_like(x))
 
 
+def without_tangent(x: Tensor) -> Tensor:
+    """The same without a tangent."""
+    return forward_ad.unpack_dual(x).primal
+
+
 def _is_wrapped(x: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(x)
 
@@ -101,6 +108,7 @@ _OF_TWO = {
     *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, torch.add, torch.sub, torch.mul, torch.div),
     *(Tensor.minimum, Tensor.maximum, torch.minimum, torch.maximum),
 }
+_OF_THREE = {torch.addcmul, Tensor.addcmul, Tensor.addcmul_}
 _WITH_NUMBER: dict[Callable[..., Any], Callable[..., Any]] = {
     **dict.fromkeys((Tensor.add, torch.add), torch.ops.aten.add.Scalar),
     **dict.fromkeys((Tensor.sub, torch.sub), torch.ops.aten.sub.Scalar),

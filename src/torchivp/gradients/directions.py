@@ -99,7 +99,8 @@ class Sensitivities:
 
     def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor | None]:
         """The gradients of all inputs, given those of the outputs, [rows, T, size], and of the states before changes."""
-        slopes = _along(self.states.flatten(2), grad.flatten(1))
+        count = len(self.states)
+        slopes = _along(self.states.reshape(count, self.states.shape[1], -1), grad.reshape(count, -1))
         if len(self.rows):
             rows = torch.from_numpy(self.rows).to(slopes.device)
             slopes = slopes.index_add(0, rows, _along(self.before, grad_before))

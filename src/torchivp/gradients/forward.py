@@ -144,8 +144,9 @@ def _copied(inputs: RowInputs, directions: Directions) -> RowProblem:
     start = [x.flatten(0, 1) for x in duals[:first]]
     args = dict(zip(inputs.moving, duals[first:], strict=False))
     used = list(zip(inputs.parameters, duals[first + len(inputs.moving) :], strict=True))
-    copies = Copies(count, args, used, partial(_look, inputs))
-    return copies.problem(inputs.started_from(start))
+    started = inputs.started_from(start)
+    moving = started.moving.any or any(action.moving is not None for action in started.actions)
+    return Copies(count, moving, args, used, partial(_look, inputs)).problem(started)
 
 
 def _look(inputs: RowInputs, value: Tensor, function: FunctionOnCopies, t: Tensor, y: Tensor) -> None:
