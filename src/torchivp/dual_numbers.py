@@ -74,7 +74,7 @@ class DualArithmetic(TorchFunctionMode):
                 elif self._thorough or not args[0].ndim == args[1].ndim > 0:
                     args = _with_tangents(*args, is_dual)
         elif self._thorough and func in _OF_THREE and any(map(is_dual, args)):
-            args = tuple(map(as_dual, args))
+            args = (args[0], *map(as_dual, args[1:]))  # the first may be written to
         return func(*args, **(kwargs or {}))
 
 
@@ -92,12 +92,8 @@ def as_dual(x: Tensor) -> Tensor:
     """The same as a dual number, with the tangent zero if it has none; what has no derivatives as it is."""
     if is_dual(x) or not (x.is_floating_point() or x.is_complex()):
         return x
+    x = x.contiguous()  # a tangent must have its strides, and memory of its own for each element
     return forward_ad.make_dual(x, torch.zeros_like(x))
-
-
-def without_tangent(x: Tensor) -> Tensor:
-    """The same without a tangent."""
-    return forward_ad.unpack_dual(x).primal
 
 
 def _is_wrapped(x: Tensor) -> bool:

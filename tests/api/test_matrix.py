@@ -227,7 +227,7 @@ def with_dose(p, **options):
 
 
 def ways(call, read, exact):
-    for gradient in ("direct", "checkpointed", "backsolve"):
+    for gradient in ("direct", "checkpointed", "backsolve", "forward"):
         yield gradient, Door(lambda p, g=gradient: call(p, gradient=g), read, exact)
 
 

@@ -10,7 +10,7 @@ from torchivp import SDEStratonovich, odeint, odeint_adjoint, sdeint, sdeint_adj
 
 D = torch.float64
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 
 
 def one(value=1.0):

@@ -26,7 +26,7 @@ def peak(gradient, steps):
 def test_direct_grows_with_the_number_of_steps_and_the_others_do_not():
     few, many = 16, 256
     growth = {
-        gradient: peak(gradient, many) / peak(gradient, few) for gradient in ("direct", "checkpointed", "backsolve")
+        gradient: peak(gradient, many) / peak(gradient, few) for gradient in ("direct", "checkpointed", "backsolve", "forward")
     }
     assert growth["direct"] > 10
     assert growth["checkpointed"] < 6  # sqrt(16) = 4
@@ -61,7 +61,7 @@ def test_rejected_attempts_leave_nothing():
     assert per_step[1] == pytest.approx(per_step[0], rel=0.1)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_solve_is_freed_by_counting_references(gradient, backward):
     """No cycle keeps a graph alive until the garbage collector runs."""

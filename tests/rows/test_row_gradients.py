@@ -557,7 +557,7 @@ def test_the_values_do_not_depend_on_whether_a_gradient_is_wanted(gradient):
     assert [stats.accepted for stats in wanted.stats] == [stats.accepted for stats in plain.stats]
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_second_derivatives(gradient):
     def hessian(batch):
         y0, mu = leaf(Y0[:2]), leaf(MU[:2])
@@ -602,7 +602,7 @@ def test_derivatives_by_times_are_those_of_the_steps(method, step_size, gradient
     assert torch.autograd.gradgradcheck(run, inputs, atol=1e-5, fast_mode=True)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_second_derivatives_by_times_of_adaptive_steps(batch_dims, gradient):
     """Of y0 exp(-a (t - t0)): with the start among the outputs, and at the ends of all steps."""

@@ -145,8 +145,7 @@ def _copied(inputs: RowInputs, directions: Directions) -> RowProblem:
     args = dict(zip(inputs.moving, duals[first:], strict=False))
     used = list(zip(inputs.parameters, duals[first + len(inputs.moving) :], strict=True))
     started = inputs.started_from(start)
-    moving = started.moving.any or any(action.moving is not None for action in started.actions)
-    return Copies(count, moving, args, used, partial(_look, inputs)).problem(started)
+    return Copies(count, args, used, partial(_look, inputs)).problem(started)
 
 
 def _look(inputs: RowInputs, value: Tensor, function: FunctionOnCopies, t: Tensor, y: Tensor) -> None:
@@ -160,7 +159,7 @@ def _look(inputs: RowInputs, value: Tensor, function: FunctionOnCopies, t: Tenso
     if any(id(x) in wanted for x in strangers):
         refuse_graph(function.name)
     if strangers:
-        inputs.late.meet(strangers, lambda: (function.tracked(t.detach(), y.detach()), []))
+        inputs.late.meet(strangers, lambda: (function.at(t.detach(), y.detach(), ()), []))
 
 
 def _solve_of_copies(solve: ReplayedSolve, problem: RowProblem, count: int) -> ReplayedSolve:

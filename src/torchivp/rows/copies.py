@@ -20,12 +20,13 @@ from torch._functorch.vmap import lazy_load_decompositions, vmap_increment_nesti
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from torchivp.dual_numbers import without_tangent
+from torchivp.dual_numbers import parts
 from torchivp.generators import Generators
+from torchivp.rows.both_ways import Leaves, same, same_backwards
 from torchivp.rows.function import FunctionOnRows, RowByRow, RowFunction
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.times import RowTimes
-from torchivp.torch_func import without_graph
+from torchivp.torch_func import as_leaf, is_dual, without_graph
 
 Look = Callable[[Tensor, "FunctionOnCopies", Tensor, Tensor], None]
 """Looks at the graph of a value, which has no business there, of a function at these times and states."""
@@ -37,14 +38,12 @@ class Copies:
 
     Attributes:
         count: how many copies there are.
-        moving: whether times move.
         args: by place among the leaves of the arguments, tensors [copies, ...].
         used: tensors that the functions use besides, each with what stands for it in the copies, [copies, ...].
         look: told of values that autograd would follow further.
     """
 
     count: int
-    moving: bool
     args: dict[int, Tensor]
     used: Sequence[tuple[Tensor, Tensor]]
     look: Look
@@ -98,12 +97,15 @@ class CopiedFunction:
         copies: what each copy has for itself.
         mapped: whether it is called for all copies at once, by `torch.func.vmap`.
         tried: whether that has worked once.
+        checked: whether its derivatives forwards have been compared with those backwards.
+        watched: whether autograd must watch the state for them to be right.
     """
 
     def __init__(self, function: RowFunction, copies: Copies) -> None:
         self.function = function
         self.copies = copies
         self.mapped, self.tried = copies.count > 1, False
+        self.checked, self.watched = False, False
         self.jac = function.jac and CopiedFunction(function.jac, copies)
 
     def on(self, rows: Tensor | None) -> FunctionOnCopies:
@@ -130,7 +132,8 @@ class FunctionOnCopies(RowByRow):
         self._owner = owner
         self._inner = owner.function.on(rows)
         self._leaves, self._spec = pytree.tree_flatten(self._inner.args)
-        self._own = self._args_of(rows) if owner.function.takes_args else {}
+        args = self._args_of(rows) if owner.function.takes_args else {}
+        self._places, self._own = list(args), list(args.values())
         self.sparsity, self.projection = self._inner.sparsity, self._inner.projection
         self.jacobian = owner.jac and owner.jac.on(rows)
 
@@ -161,40 +164,69 @@ class FunctionOnCopies(RowByRow):
         """What the user's function is called in messages."""
         return self._owner.function.call.name
 
-    def tracked(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
-        """The values, with the graph that they have where autograd watches."""
-        with torch.enable_grad():
-            return self._of_all(t, y, extra)
-
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
         self.calls += 1
-        tracked = torch.is_grad_enabled() and (y.requires_grad or t.requires_grad)
-        value = self.tracked(t, y, *extra)
-        if not value.requires_grad or tracked:
+        owner = self._owner
+        if torch.is_grad_enabled() and (y.requires_grad or t.requires_grad):
+            return self.at(t, y, extra)
+        if not owner.checked:
+            owner.checked, owner.watched = True, self._loses_tangents(t, y, extra)
+        y = _watched(y) if owner.watched else y
+        value = self.at(t, y, extra)
+        if not value.requires_grad:
             return value
-        self._owner.copies.look(value, self, t, y)
+        owner.copies.look(value, self, t, y)
         return without_graph(value)
 
-    def _of_all(self, t: Tensor, y: Tensor, extra: Sequence[Tensor]) -> Tensor:
-        """The values of all copies: in one call, or if the user's function cannot do that, one after the other."""
-        copies = self._owner.copies
-        count = copies.count
-        used = [own for _, own in copies.used]
+    def _loses_tangents(self, t: Tensor, y: Tensor, extra: Sequence[Tensor]) -> bool:
+        """Whether the user's function gives other derivatives forwards where autograd does not watch the state.
+
+        It may look whether it does, and detach the state if not, in order to differentiate by it.
+
+        Raises:
+            RuntimeError: the derivatives forwards are not those backwards.
+        """
+        generators = Generators(y.device)
+        before = generators.now()
+        plain = self.at(t, y, extra)
+        generators.put_back(before)
+        leaves = Leaves(_watched(y), [*map(_watched, self._own)], [_watched(x) for _, x in self._owner.copies.used])
+        watched = self.at(t, leaves.y, extra, leaves)
+        generators.put_back(before)
+        if not same_backwards(watched, t, leaves, self._owner.copies.count):
+            raise RuntimeError(
+                f"gradient='forward' differentiates {self.name} forwards, and PyTorch finds other derivatives so than "
+                "backwards: something in it loses them in forward mode, as a compiled function or a "
+                "torch.autograd.Function with a wrong jvp does. Use gradient='checkpointed'"
+            )
+        return not same(parts(plain)[1], parts(watched)[1])
+
+    def at(self, t: Tensor, y: Tensor, extra: Sequence[Tensor], leaves: Leaves | None = None) -> Tensor:
+        """The values of all copies, with the graph that they have where autograd watches.
+
+        They come from one call, or if the user's function cannot do that, one after the other.
+        """
+        owner = self._owner
+        count = owner.copies.count
+        own = self._own if leaves is None else leaves.own
+        used = [x for _, x in owner.copies.used] if leaves is None else leaves.used
         # A time that all share is no batch, so that a function may look at its value.
-        shared = not (copies.moving or t.requires_grad)
-        times = without_tangent(t[: len(t) // count]) if shared else _by_copy(t, count)
-        inputs = (times, *(_by_copy(x, count) for x in (y, *extra)), *self._own.values(), *used)
-        if self._owner.mapped:
-            before = None if self._owner.tried else Generators(y.device).now()  # to ask for it takes long
-            try:
-                values = _mapped(self._of_one, inputs[:1] if shared else (), inputs[0 if not shared else 1 :], count)
-                self._owner.tried = True
-                return values.flatten(0, 1)
-            except Exception:  # of any kind: if the cause is another, it will show itself again
-                self._owner.mapped = False
-                if before is not None:
-                    Generators(y.device).put_back(before)
-        return torch.cat(self._one_by_one(inputs, shared, Generators(y.device)))
+        shared = not (is_dual(t) or t.requires_grad)
+        generators = Generators(y.device)
+        with torch.enable_grad():
+            times = t[: len(t) // count] if shared else _by_copy(t, count)
+            inputs = (times, *(_by_copy(x, count) for x in (y, *extra)), *own, *used)
+            if owner.mapped:
+                before = None if owner.tried else generators.now()  # to ask for it takes long
+                try:
+                    values = _mapped(self._of_one, inputs[:1] if shared else (), inputs[1 if shared else 0 :], count)
+                    owner.tried = True
+                    return values.flatten(0, 1)
+                except Exception:  # of any kind: if the cause is another, it will show itself again
+                    owner.mapped = False
+                    if before is not None:
+                        generators.put_back(before)
+            return torch.cat(self._one_by_one(inputs, shared, generators))
 
     def _one_by_one(self, inputs: Sequence[Tensor], shared: bool, generators: Generators) -> list[Tensor]:
         before, found = generators.now(), []
@@ -212,7 +244,7 @@ class FunctionOnCopies(RowByRow):
         used = self._owner.copies.used
         extra = others[: len(others) - len(self._own) - len(used)]
         args = list(self._leaves)
-        for i, own in zip(self._own, others[len(extra) :], strict=False):
+        for i, own in zip(self._places, others[len(extra) :], strict=False):
             args[i] = own
         instead = _Instead([x for x, _ in used], others[len(others) - len(used) :]) if used else nullcontext()
         with instead:
@@ -225,6 +257,12 @@ def _mapped(function: Callable[..., Tensor], shared: Sequence[Tensor], own: Sequ
     with vmap_increment_nesting(count, "same") as level:
         value = function(*shared, *(_functorch._add_batch_dim(x, 0, level) for x in own))
         return _functorch._remove_batch_dim(value, level, count, 0)
+
+
+def _watched(x: Tensor) -> Tensor:
+    """The same, as a leaf that autograd watches."""
+    with torch.enable_grad():
+        return as_leaf(x)
 
 
 def _by_copy(x: Tensor, count: int) -> Tensor:
