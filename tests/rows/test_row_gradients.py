@@ -18,6 +18,7 @@ GRADIENTS = {
     "checkpointed": "checkpointed",
     "three checkpoints": Checkpointed(checkpoints=3),
     "backsolve": "backsolve",
+    "forward": "forward",
 }
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 Y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.5, -1.0], [-1.0, 0.3]], dtype=D)
@@ -411,8 +412,8 @@ MASKS = ["chosen", "where", "nan_to_num", "first output"]
     ("fails", "gradient", "mask"),
     [
         *(("blow-up", gradient, mask) for gradient in GRADIENTS for mask in MASKS),
-        *(("NaN y0", gradient, mask) for gradient, mask in zip(GRADIENTS, MASKS, strict=True)),
-        *(("NaN in func", gradient, mask) for gradient, mask in zip(GRADIENTS, reversed(MASKS), strict=True)),
+        *(("NaN y0", gradient, mask) for gradient, mask in zip(GRADIENTS, [*MASKS, MASKS[0]], strict=True)),
+        *(("NaN in func", gradient, mask) for gradient, mask in zip(GRADIENTS, [*reversed(MASKS), MASKS[1]], strict=True)),
     ],
 )
 def test_a_failed_row_masked_out_contributes_nothing(gradient, mask, fails):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,21 +98,29 @@ class Sensitivities:
     rows: np.ndarray
     blocks: Sequence[Block | None]
 
+    @cached_property
+    def _finite(self) -> bool:
+        return bool(torch.isfinite(self.states).all()) and bool(torch.isfinite(self.before).all())
+
     def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor | None]:
         """The gradients of all inputs, given those of the outputs, [rows, T, size], and of the states before changes."""
         count = len(self.states)
-        slopes = _along(self.states.reshape(count, self.states.shape[1], -1), grad.reshape(count, -1))
+        slopes = _along(self.states.flatten(2), grad.reshape(count, self.states[0, 0].numel()), self._finite)
         if len(self.rows):
             rows = torch.from_numpy(self.rows).to(slopes.device)
-            slopes = slopes.index_add(0, rows, _along(self.before, grad_before))
+            slopes = slopes.index_add(0, rows, _along(self.before, grad_before, self._finite))
         return [None if block is None else block.gradient(slopes) for block in self.blocks]
 
 
-def _along(tangents: Tensor, grad: Tensor) -> Tensor:
+def _along(tangents: Tensor, grad: Tensor, finite: bool) -> Tensor:
     """The derivatives of a real number along directions, [n, directions], by `tangents` [n, directions, m] of values.
 
-    `grad` are its gradients by these, [n, m]; what does not count may be infinite.
+    `grad` are its gradients by these, [n, m]. If not all tangents are `finite`, those of values that do not count, whose
+    gradient is zero, do not matter: they may be those of a row that failed.
     """
     if tangents.is_complex():
-        tangents, grad = torch.view_as_real(tangents).flatten(2), torch.view_as_real(grad).flatten(1)
-    return torch.matmul(tangents, grad.unsqueeze(2)).squeeze(2)
+        tangents, grad = torch.view_as_real(tangents).flatten(2), torch.view_as_real(grad.resolve_conj()).flatten(1)
+    if finite:
+        return torch.matmul(tangents, grad.unsqueeze(2)).squeeze(2)
+    grad = grad.unsqueeze(1)
+    return torch.where(grad == 0, 0.0, tangents * grad).sum(2)
