@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,7 +73,7 @@ class ForwardSolve(NodeSolve):
         ValueError: it has too many inputs.
     """
 
-    sensitivities: Sensitivities
+    sensitivities: Sensitivities | None = None
 
     def __init__(self, options: Forward, solve: ReplayedSolve) -> None:
         self.solve = solve
@@ -84,7 +85,8 @@ class ForwardSolve(NodeSolve):
 
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         results = self.solve.forward(tensors)
-        self.sensitivities = _sensitivities(self.solve, self.directions)
+        if self.directions.count:
+            self.sensitivities = _sensitivities(self.solve, self.directions)
         return results
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -94,7 +96,7 @@ class ForwardSolve(NodeSolve):
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """Products of the gradients of the results with their derivatives."""
-        return self.sensitivities.gradients(*grads)
+        return [None] * len(tensors) if self.sensitivities is None else self.sensitivities.gradients(*grads)
 
 
 def _check_count(directions: Directions, inputs: RowInputs, most: int) -> None:
@@ -121,7 +123,8 @@ def _sensitivities(solve: ReplayedSolve, directions: Directions) -> Sensitivitie
     """The derivatives of what a solve has given, by its steps taken again with dual numbers."""
     count, inputs, record = directions.count, solve.inputs, solve.record
     late, problem = inputs.late, solve.plan.problem
-    with torch.no_grad(), dual_numbers(), DualArithmetic(thorough=True), late.watching():
+    with torch.no_grad(), dual_numbers(), DualArithmetic(thorough=True), late.watching(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # in an operation that is mapped
         copied = _copied(inputs, directions)
         again = _solve_of_copies(solve, copied, count)
         states, before = map(parts, again.run_again(copied))

@@ -17,11 +17,13 @@ class Leaves(NamedTuple):
 
     Attributes:
         y: the states, [copies * rows, size].
+        extra: what there is for each row besides, [copies * rows, ...].
         own: the arguments that each copy has for itself, [copies, ...].
         used: what stands for what it uses besides, [copies, ...].
     """
 
     y: Tensor
+    extra: Sequence[Tensor]
     own: Sequence[Tensor]
     used: Sequence[Tensor]
 
@@ -36,7 +38,7 @@ def same_backwards(value: Tensor, t: Tensor, leaves: Leaves, copies: int) -> boo
     if parts(t)[1].any() or not torch.isfinite(tangent).all():
         return True
     weights = _weights(value)
-    inputs = [leaves.y, *leaves.own, *leaves.used]
+    inputs = [x for x in (leaves.y, *leaves.extra, *leaves.own, *leaves.used) if x.requires_grad]
     found: list[Tensor | None] = [None] * len(inputs)
     if value.requires_grad:
         found = list(torch.autograd.grad(value, inputs, weights, retain_graph=True, allow_unused=True))

@@ -20,6 +20,7 @@ from torch._functorch.vmap import lazy_load_decompositions, vmap_increment_nesti
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import caller_casts
 from torchivp.dual_numbers import parts
 from torchivp.generators import Generators
 from torchivp.rows.both_ways import Leaves, same, same_backwards
@@ -104,7 +105,7 @@ class CopiedFunction:
     def __init__(self, function: RowFunction, copies: Copies) -> None:
         self.function = function
         self.copies = copies
-        self.mapped, self.tried = copies.count > 1, False
+        self.mapped, self.tried = copies.count > 1 and not caller_casts(), False  # autocast does not see into a map
         self.checked, self.watched = False, False
         self.jac = function.jac and CopiedFunction(function.jac, copies)
 
@@ -190,8 +191,9 @@ class FunctionOnCopies(RowByRow):
         before = generators.now()
         plain = self.at(t, y, extra)
         generators.put_back(before)
-        leaves = Leaves(_watched(y), [*map(_watched, self._own)], [_watched(x) for _, x in self._owner.copies.used])
-        watched = self.at(t, leaves.y, extra, leaves)
+        used = [x for _, x in self._owner.copies.used]
+        leaves = Leaves(_watched(y), *([*map(_watched, given)] for given in (extra, self._own, used)))
+        watched = self.at(t, leaves.y, leaves.extra, leaves)
         generators.put_back(before)
         if not same_backwards(watched, t, leaves, self._owner.copies.count):
             raise RuntimeError(
@@ -260,7 +262,9 @@ def _mapped(function: Callable[..., Tensor], shared: Sequence[Tensor], own: Sequ
 
 
 def _watched(x: Tensor) -> Tensor:
-    """The same, as a leaf that autograd watches."""
+    """The same, as a leaf that autograd watches if it can."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return x
     with torch.enable_grad():
         return as_leaf(x)
 
