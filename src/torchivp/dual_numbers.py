@@ -26,12 +26,11 @@ def dual_numbers() -> Iterator[None]:
     There is one level for all threads of a process, so that one thread waits for another here. For other threads that
     solve, `in_forward_mode()` stays false.
     """
-    with _one_at_a_time, own_level():
-        with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first of them makes it import
-                forward_ad.make_dual(torch.ones(()), torch.ones(()))
-            yield
+    with _one_at_a_time, own_level(), forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first of them makes it import
+            forward_ad.make_dual(torch.ones(()), torch.ones(()))
+        yield
 
 
 def parts(dual: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,10 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
 
 from simulated import simulate
+from torchivp.dual_numbers import DualArithmetic
 from torchivp.fitting import read_data
 from torchivp.fitting.misfit import Accuracy, Misfit, Noise
 from torchivp.fitting.quantities import list_quantities
-from torchivp.dual_numbers import DualArithmetic
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 
 

@@ -413,7 +413,10 @@ MASKS = ["chosen", "where", "nan_to_num", "first output"]
     [
         *(("blow-up", gradient, mask) for gradient in GRADIENTS for mask in MASKS),
         *(("NaN y0", gradient, mask) for gradient, mask in zip(GRADIENTS, [*MASKS, MASKS[0]], strict=True)),
-        *(("NaN in func", gradient, mask) for gradient, mask in zip(GRADIENTS, [*reversed(MASKS), MASKS[1]], strict=True)),
+        *(
+            ("NaN in func", gradient, mask)
+            for gradient, mask in zip(GRADIENTS, [*reversed(MASKS), MASKS[1]], strict=True)
+        ),
     ],
 )
 def test_a_failed_row_masked_out_contributes_nothing(gradient, mask, fails):

@@ -103,7 +103,7 @@ class Sensitivities:
         return bool(torch.isfinite(self.states).all()) and bool(torch.isfinite(self.before).all())
 
     def gradients(self, grad: Tensor, grad_before: Tensor) -> list[Tensor | None]:
-        """The gradients of all inputs, given those of the outputs, [rows, T, size], and of the states before changes."""
+        """The gradients of all inputs, given those of the outputs, [rows, T, size], and of states before changes."""
         count = len(self.states)
         slopes = _along(self.states.flatten(2), grad.reshape(count, self.states[0, 0].numel()), self._finite)
         if len(self.rows):
@@ -115,8 +115,8 @@ class Sensitivities:
 def _along(tangents: Tensor, grad: Tensor, finite: bool) -> Tensor:
     """The derivatives of a real number along directions, [n, directions], by `tangents` [n, directions, m] of values.
 
-    `grad` are its gradients by these, [n, m]. If not all tangents are `finite`, those of values that do not count, whose
-    gradient is zero, do not matter: they may be those of a row that failed.
+    `grad` are its gradients by these, [n, m]. If not all tangents are `finite`, those of values that do not count,
+    whose gradient is zero, do not matter: they may be those of a row that failed.
     """
     if tangents.is_complex():
         tangents, grad = torch.view_as_real(tangents).flatten(2), torch.view_as_real(grad.resolve_conj()).flatten(1)

@@ -113,8 +113,8 @@ def _check_count(directions: Directions, inputs: RowInputs, most: int) -> None:
     numbers = [(name, sum(counts[a:b])) for name, a, b in named]
     shown = ", ".join(f"{number} in {name}" for name, number in numbers if number)
     raise ValueError(
-        f"gradient='forward' differentiates by at most {most} numbers, and here there are {directions.count} ({shown}): "
-        f"use gradient='checkpointed', whose cost does not depend on how many there are, or raise the limit, "
+        f"gradient='forward' differentiates by at most {most} numbers, and here there are {directions.count} ({shown})"
+        f": use gradient='checkpointed', whose cost does not depend on how many there are, or raise the limit, "
         f"gradient=Forward(max_inputs={directions.count})"
     )
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch._functorch.vmap import lazy_load_decompositions, vmap_increment_nesting
+from torch._functorch.predispatch import lazy_load_decompositions
+from torch._functorch.vmap import vmap_increment_nesting
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -24,7 +25,7 @@ from torchivp.boundary import caller_casts
 from torchivp.dual_numbers import parts
 from torchivp.generators import Generators
 from torchivp.rows.both_ways import Leaves, same, same_backwards
-from torchivp.rows.function import FunctionOnRows, RowByRow, RowFunction
+from torchivp.rows.function import RowByRow, RowFunction
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.times import RowTimes
 from torchivp.torch_func import as_leaf, is_dual, without_graph
@@ -114,7 +115,9 @@ class CopiedFunction:
         count = self.copies.count
         chosen = None if rows is None else rows[: len(rows) // count]
         if rows is not None and chosen is not None:
-            every = (chosen + torch.arange(count, device=rows.device).unsqueeze(1) * self.function.layout.rows).flatten()
+            every = (
+                chosen + torch.arange(count, device=rows.device).unsqueeze(1) * self.function.layout.rows
+            ).flatten()
             assert torch.equal(rows, every), "all copies take the same steps"
         return FunctionOnCopies(self, chosen)
 
