@@ -153,8 +153,9 @@ class Lowering:
             if node in seeds:
                 self._values[node] = seeds[node]
                 continue
-            depends, value = [self._values[x] for x in node.all_input_nodes if x in later], node.meta.get("val")
+            depends = [self._values[x] for x in node.all_input_nodes if x in later]
             if _is_linear(node) and all(isinstance(x, Array) and x.is_zero() for x in depends):
+                value = node.meta["val"]
                 self._values[node] = Array.known(torch.zeros(value.shape, dtype=value.dtype))
             else:
                 self._values[node] = self._summand(node) or self._call(node)
