@@ -192,8 +192,9 @@ def test_gradients_through_sparse_systems_are_those_through_dense_ones(gradient)
     torch.testing.assert_close(gradients(jac_sparsity=(1, 1)), gradients(), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", FEW)
-@pytest.mark.parametrize("options", [{"jac": chain_jacobian}, {"jac_sparsity": (1, 1)}])
+@pytest.mark.parametrize(
+    ("method", "options"), covering(FEW, ["rodas5p"], [{"jac": chain_jacobian}, {"jac_sparsity": (1, 1)}])
+)
 def test_transforms_and_inference_mode_take_both(method, options):
     expected = solved(method).final
 

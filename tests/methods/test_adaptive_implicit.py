@@ -147,12 +147,11 @@ def relative_derivatives():
     return found
 
 
-@pytest.mark.parametrize(("method", "way"), covering(["kvaerno3", "kvaerno5"], ["radau5"], ["direct", "checkpointed"]))
+@pytest.mark.parametrize(("method", "way"), covering(["kvaerno5"], ["radau5"], ["direct", "checkpointed"]))
 def test_gradients_of_robertson(method, way):
     """With respect to the rate constants."""
     rates = [double(rate).squeeze(0).requires_grad_() for rate in RATES]
-    rtol = 1e-6 if method == "kvaerno3" else 1e-7
-    end = end_of_robertson(rates, method=method, rtol=rtol, atol=1e-4 * rtol, gradient=way)
+    end = end_of_robertson(rates, method=method, rtol=1e-7, atol=1e-11, gradient=way)
     found = torch.autograd.grad(end, rates)
     relative = [gradient.item() * rate for gradient, rate in zip(found, RATES, strict=True)]
     assert relative == pytest.approx(relative_derivatives(), rel=1e-5)
@@ -163,7 +162,7 @@ def test_gradients_of_hires():
     k = double(280.0).squeeze(0).requires_grad_()
 
     def end(k, **options):
-        return solve_ivp(hires, (0.0, 5.0), y0, args=(k,), t_eval=[5.0], method="radau5", **options).y[0, 5]
+        return solve_ivp(hires, (0.0, 1.0), y0, args=(k,), t_eval=[1.0], method="radau5", **options).y[0, 5]
 
     h = 280.0 * 1e-4
     exact = (end(280.0 + h, rtol=1e-9, atol=1e-13) - end(280.0 - h, rtol=1e-9, atol=1e-13)).item() / (2 * h)

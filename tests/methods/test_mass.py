@@ -313,7 +313,7 @@ def test_states_are_consistent_after_what_changes_them():
 # --- gradients ---
 
 
-def objective(y0, p, method, gradient="direct", mixed=False, span=(0.0, 1.0), **options):
+def objective(y0, p, method, gradient="direct", mixed=False, span=(0.0, 1.0), step_size=0.1, **options):
     solution = solve_ivp(
         mixed_learned if mixed else learned,
         span,
@@ -324,7 +324,7 @@ def objective(y0, p, method, gradient="direct", mixed=False, span=(0.0, 1.0), **
         gradient=gradient,
         rtol=1e-9,
         atol=1e-11,
-        **({} if method == "bdf" else {"step_size": 0.05}),
+        **({} if method == "bdf" else {"step_size": step_size}),
         **options,
     )
     total = solution.final.square().sum()
@@ -364,7 +364,7 @@ def test_gradients(method, gradient, case):
     "options", [{}, {"events": JUMP}, {"gradient": "checkpointed"}], ids=["plain", "events", "replayed"]
 )
 def test_derivatives_by_the_ends_of_the_span(method, options):
-    span = double(0.0, 1.0).requires_grad_()
+    span, options = double(0.0, 1.0).requires_grad_(), {"step_size": 0.05, **options}
     (found,) = torch.autograd.grad(objective(Y0, P, method, span=span, **options), span)
     with torch.no_grad():
         for end, step in enumerate(double((1e-4, 0.0), (0.0, 1e-4))):
