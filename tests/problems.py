@@ -4,6 +4,7 @@ import itertools
 from functools import cache
 
 import numpy as np
+import pytest
 import scipy.integrate
 import torch
 
@@ -20,6 +21,13 @@ FIXED = [
 """Those of fixed step in odeint."""
 ADAPTIVE = [name for name in METHODS if ODE_METHODS[name].error_order is not None and name not in FIXED]
 DIFFERENTIABLE = [name for name in METHODS if ODE_METHODS[name].differentiable]
+KINDS = (
+    *("heun", "rk4", "dopri5", "dopri8"),  # explicit: with and without a slope handed on, with fixed and own steps
+    *("implicit_euler", "trapezoid", "sdirk2", "kvaerno3"),  # stage by stage: one, the first explicit, none, adaptive
+    *("radauIIA3", "radau5", "gl4"),  # all stages at once: stiffly accurate, adaptive, not stiffly accurate
+    *("rosenbrock23", "rodas5p", "bdf", "auto", "adams", "explicit_adams", "implicit_adams", "scipy_solver"),
+)
+"""A method of every kind: those that take steps by the same code differ by their coefficients alone."""
 
 
 def covering(every, some, *axes):
@@ -33,6 +41,20 @@ def covering(every, some, *axes):
     chosen |= {(name, i) for name in some for i in range(len(combinations))}
     names = [*every, *(name for name in some if name not in every)]
     return [(name, *values) for name in names for i, values in enumerate(combinations) if (name, i) in chosen]
+
+
+def sampled(cases, some=KINDS):
+    """Those `cases` that are of `some` for the fast tests, and the others for the sweep (`-m sweep`).
+
+    A case is a name, or a tuple that begins with one; `some` are names, or cases. Use it for what a test asks of code
+    that the names share. What is a name's own, as order and stability are of its coefficients, is tested of every name.
+    """
+    found = []
+    for case in cases:
+        values = case if isinstance(case, tuple) else (case,)
+        chosen = case in some or values[0] in some
+        found.append(case if chosen else pytest.param(*values, marks=pytest.mark.sweep))
+    return found
 
 
 def double(*values, grad=False):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from problems import ADAPTIVE, FIXED
+from problems import ADAPTIVE, FIXED, sampled
 from torchivp import ODE_METHODS, Outcome, SolveError, odeint, solve_ivp
 
 ONE = torch.ones(1, dtype=torch.float64)
@@ -20,9 +20,9 @@ def failing(func, y0=ONE, span=(0.0, 2.0), **options):
     return solution
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", sampled(ADAPTIVE))
 def test_a_singularity(method):
-    rtol = 1e-4 if ODE_METHODS[method].order < 3 and method != "fehlberg2" else 1e-6
+    rtol = 1e-4 if ODE_METHODS[method].order < 4 and method != "fehlberg2" else 1e-6
     solution = failing(lambda t, y: y**2, method=method, rtol=rtol, atol=rtol)  # y = 1 / (1 - t)
     assert solution.status.outcome in (Outcome.STEP_UNDERFLOW, Outcome.NON_FINITE)
     assert solution.status.t == pytest.approx(1.0, abs=1e-2)
@@ -127,7 +127,7 @@ def test_the_limit_on_steps_is_for_the_whole_solve():
         odeint(lambda t, y: torch.cos(3 * t) * y, ONE, t, options={"max_num_steps": 30})
 
 
-@pytest.mark.parametrize("method", FIXED + ADAPTIVE)
+@pytest.mark.parametrize("method", sampled(FIXED + ADAPTIVE))
 def test_func_that_is_not_finite(method):
     step = {"step_size": 0.01} if method in FIXED else {}
     solution = failing(lambda t, y: torch.sqrt(1.0 - t) * y, method=method, **step)

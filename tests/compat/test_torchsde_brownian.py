@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchsde as theirs
 
+from problems import covering
 from torchivp.compat.torchsde import _brownian as ours
 from torchivp.compat.torchsde._brownian import brownian_interval
 from torchivp.compat.torchsde._brownian.interval_tree import IntervalTree
@@ -87,8 +88,7 @@ def test_every_order_and_levy_area(order, levy):
         compare(0.0, 1.0, queries(order, 25), size=shape, entropy=5, levy_area_approximation=levy)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("cache_size", [None, 2, 7, 45, 300])
+@pytest.mark.parametrize(("order", "cache_size"), covering(ORDERS, ["random", "walk"], [None, 2, 7, 45, 300]))
 def test_tree_adapted_to_observed_queries(order, cache_size):
     asked = queries("random", 20, -2.0, 3.5) + queries(order, 300, -2.0, 3.5) + queries("walk", 30, -2.0, 3.5)
     compare(-2.0, 3.5, asked, size=(2,), entropy=11, cache_size=cache_size)
@@ -104,8 +104,9 @@ def test_lengths_that_shrink_refine_the_tree_again():
     compare(0.0, 1.0, asked, size=(), entropy=2, cache_size=10)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dt", [2.0, 0.3, 0.01, torch.tensor(1e-3)])
+@pytest.mark.parametrize(
+    ("order", "dt"), covering(ORDERS, ["random", "walk"], [2.0, 0.3, 0.01, torch.tensor(1e-3)]), ids=str
+)
 def test_dt_hint(order, dt):
     asked = queries(order, 60)
     compare(0.0, 1.0, asked, size=(2,), entropy=3, dt=dt, cache_size=7, levy_area_approximation="space-time")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from problems import FIXED, METHODS, double
+from problems import FIXED, METHODS, covering, double, sampled
 from torchivp import ODE_METHODS, Event, Outcome, Scheduled, solve_ivp
 
 D = torch.float64
@@ -46,7 +46,7 @@ def assert_same_gradients(values, expected, inputs, rtol=1e-6, atol=1e-7):
 # Values
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS))
 def test_a_dosing_table_with_every_method(method):
     """Steps end on the doses exactly, so each method is as accurate as without them."""
     times, doses, k = double(0.5, 1.25, 3.1), double(2.0, 1.0, 4.0), double(0.7)[0]
@@ -242,10 +242,14 @@ def test_values_for_all_rows_and_for_each():
 # Gradients
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("method", ["dopri5", "rk4", SLOW_ONE])
-@pytest.mark.parametrize("backwards", [False, True])
-def test_gradients_of_a_dosing_table(gradient, method, backwards):
+@pytest.mark.parametrize(
+    ("method", "gradient", "backwards"),
+    [
+        *covering(["rk4"], ["dopri5"], GRADIENTS, [False, True]),
+        *(pytest.param("radauIIA5", gradient, False, marks=pytest.mark.slow) for gradient in GRADIENTS),
+    ],
+)
+def test_gradients_of_a_dosing_table(method, gradient, backwards):
     """With respect to the times of the doses, the doses, the rate, the initial amount, start, end and output times."""
     sign = -1.0 if backwards else 1.0
     times = (sign * double(0.5, 1.25, 3.1)).requires_grad_()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from problems import covering, double
+from problems import covering, double, sampled
 from stiff_problems import STIFF, hires, robertson
 from torchivp import ODE_METHODS, Outcome, PIDController, odeint, solve_ivp
 from torchivp.error_norm import ErrorNorm
@@ -100,7 +100,7 @@ def test_the_error_estimates_have_their_orders():
         assert math.log2(errors[0] / errors[1]) == pytest.approx(method.error_order + 1, abs=0.3), name
 
 
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("method", sampled(ADAPTIVE))
 def test_rows_are_solved_as_if_alone(method):
     """To the last bit, though they differ in stiffness, in their steps and in when they get new Jacobians."""
     k1, k2, k3 = double(0.04, 0.4, 0.01), double(3e7, 3e5, 3e6), double(1e4, 1e3, 1e5)
@@ -147,12 +147,11 @@ def relative_derivatives():
     return found
 
 
-@pytest.mark.parametrize(("method", "way"), covering(["kvaerno3", "kvaerno5"], ["radau5"], ["direct", "checkpointed"]))
+@pytest.mark.parametrize(("method", "way"), covering(["kvaerno5"], ["radau5"], ["direct", "checkpointed"]))
 def test_gradients_of_robertson(method, way):
     """With respect to the rate constants."""
     rates = [double(rate).squeeze(0).requires_grad_() for rate in RATES]
-    rtol = 1e-6 if method == "kvaerno3" else 1e-7
-    end = end_of_robertson(rates, method=method, rtol=rtol, atol=1e-4 * rtol, gradient=way)
+    end = end_of_robertson(rates, method=method, rtol=1e-7, atol=1e-11, gradient=way)
     found = torch.autograd.grad(end, rates)
     relative = [gradient.item() * rate for gradient, rate in zip(found, RATES, strict=True)]
     assert relative == pytest.approx(relative_derivatives(), rel=1e-5)
@@ -163,7 +162,7 @@ def test_gradients_of_hires():
     k = double(280.0).squeeze(0).requires_grad_()
 
     def end(k, **options):
-        return solve_ivp(hires, (0.0, 5.0), y0, args=(k,), t_eval=[5.0], method="radau5", **options).y[0, 5]
+        return solve_ivp(hires, (0.0, 1.0), y0, args=(k,), t_eval=[1.0], method="radau5", **options).y[0, 5]
 
     h = 280.0 * 1e-4
     exact = (end(280.0 + h, rtol=1e-9, atol=1e-13) - end(280.0 - h, rtol=1e-9, atol=1e-13)).item() / (2 * h)

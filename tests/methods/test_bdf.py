@@ -1,5 +1,6 @@
 """Backward differentiation formulas: coefficients, orders, stiff problems beside SciPy, rows, events, gradients."""
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -197,21 +198,33 @@ def weighted_end(y0, rate, func, **options):
     return (y * torch.linspace(1.0, 2.0, y.shape[-1], dtype=y.dtype)).sum() * 1e2
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
-@pytest.mark.parametrize("name", ["ROBER", "HIRES"])
-def test_gradients_agree_with_finite_differences(name, gradient):
-    func = {"ROBER": robertson, "HIRES": hires}[name]
-    y0, rate = STIFF[name].y0 + 0.01, {"ROBER": 0.04, "HIRES": 280.0}[name]
-    leaves = y0.clone().requires_grad_(), double(rate).squeeze().requires_grad_()
-    found = torch.autograd.grad(weighted_end(*leaves, func, gradient=gradient), leaves)
-    direction = torch.linspace(0.1, 0.3, len(y0), dtype=torch.float64)
+@cache
+def directional_derivative(name):
+    """Of the weighted end along the direction (v, rate) in the initial state and the rate, by finite differences."""
+    func, y0, rate, direction = perturbed(name)
 
     def along(s):
         return weighted_end(y0 + s * direction, double(rate * (1 + s)).squeeze(), func).item()
 
     h = 5e-3
-    expected = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
-    assert ((found[0] * direction).sum() + rate * found[1]).item() == pytest.approx(expected, rel=1e-5)
+    return (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
+
+
+def perturbed(name):
+    """A stiff problem away from its start: func, the initial state, a rate, and a direction of the state."""
+    y0 = STIFF[name].y0 + 0.01
+    direction = torch.linspace(0.1, 0.3, len(y0), dtype=torch.float64)
+    return {"ROBER": robertson, "HIRES": hires}[name], y0, {"ROBER": 0.04, "HIRES": 280.0}[name], direction
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+@pytest.mark.parametrize("name", ["ROBER", "HIRES"])
+def test_gradients_agree_with_finite_differences(name, gradient):
+    func, y0, rate, direction = perturbed(name)
+    leaves = y0.clone().requires_grad_(), double(rate).squeeze().requires_grad_()
+    found = torch.autograd.grad(weighted_end(*leaves, func, gradient=gradient), leaves)
+    along = ((found[0] * direction).sum() + rate * found[1]).item()
+    assert along == pytest.approx(directional_derivative(name), rel=1e-5)
 
 
 @pytest.mark.parametrize("gradient", ["direct", "checkpointed"])

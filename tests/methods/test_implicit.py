@@ -10,7 +10,7 @@ import pytest
 import scipy.integrate
 import torch
 
-from problems import covering, double
+from problems import covering, double, sampled
 from torchivp import ODE_METHODS, Checkpointed, Outcome, odeint, solve_ivp
 from torchivp.methods import find_method
 from torchivp.methods.implicit import linear
@@ -238,7 +238,7 @@ def test_a_failure_says_what_to_do():
     )
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_a_state_that_is_not_finite_costs_no_more_evaluations(method):
     calls = []
 
@@ -267,9 +267,16 @@ def test_options_are_checked():
         solve_ivp(stiff, (0.0, 1.0), double(1.0), method="gl4")
 
 
+WAYS = [("direct", "dense"), (Checkpointed(2), "dense"), ("direct", "krylov")]
+
+
 @pytest.mark.parametrize(
     ("method", "way"),
-    covering(ORDERS, ["sdirk2", "radauIIA3"], [("direct", "dense"), (Checkpointed(2), "dense"), ("direct", "krylov")]),
+    sampled(
+        covering(
+            ORDERS, ["sdirk2", "radauIIA3"], [("direct", "dense"), (Checkpointed(2), "dense"), ("direct", "krylov")]
+        )
+    ),
     ids=str,
 )
 def test_gradients(method, way):
@@ -293,7 +300,7 @@ def test_gradients(method, way):
     assert torch.autograd.gradgradcheck(run, inputs, rtol=1e-5, atol=1e-7, fast_mode=True)
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_gradients_of_complex_states(method):
     def run(y0, p):
         def func(t, y):
@@ -306,7 +313,7 @@ def test_gradients_of_complex_states(method):
     assert torch.autograd.gradcheck(run, inputs, rtol=1e-6, atol=1e-8, fast_mode=True)
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_gradients_do_not_change_with_the_tolerance_of_newton(method):
     """They are those of the exact stages: not of iterations, however few."""
     grads = []
@@ -326,7 +333,7 @@ def test_no_graph_is_built_without_a_gradient():
         assert not solve_ivp(pendulum, (0.0, 1.0), y0, args=(p,), method="radauIIA5", step_size=0.1).y.requires_grad
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_krylov_equals_dense(method, monkeypatch):
     """On a system of 30 equations; "auto" takes the one for small systems and the other for large ones."""
 
@@ -366,7 +373,7 @@ def test_gmres():
     assert gmres(lambda v: v * torch.nan, right, 1e-3).isfinite().all()
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_function_transforms(method):
     def run(y0, p):
         return solve_ivp(pendulum, (0.0, 1.0), y0, args=(p,), method=method, step_size=0.5, **TIGHT).y[-1]
@@ -396,7 +403,7 @@ def turned(method, p, y0):
     return torch.linalg.matrix_power(factor, 5) @ y0
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_jacobians_for_each_entry_of_a_batch(method):
     """Two vmaps at work, one of them in the Jacobian. That of y' = A y is the same for every state."""
     fixed = ODE_METHODS[method].at_steps(fixed=True)
@@ -439,7 +446,7 @@ class Square(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("method", "gradient"), covering(ORDERS, ["sdirk2", "gl4"], ["direct", "checkpointed", "backsolve"])
+    ("method", "gradient"), sampled(covering(ORDERS, ["sdirk2", "gl4"], ["direct", "checkpointed", "backsolve"]))
 )
 def test_a_backward_pass_that_cannot_be_batched(method, gradient):
     """A Jacobian is then found row by row: where autograd looks for anomalies, and where a function of the user's does
@@ -488,7 +495,7 @@ def test_krylov_is_refused_within_transforms():
         )
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_a_function_that_differentiates(method):
     """As Hamiltonian networks do; with and without a gradient of the solve, and in inference mode."""
 
@@ -513,7 +520,7 @@ def test_a_function_that_differentiates(method):
     assert plain_cost == solve_ivp(plain, (0.0, 1.0), double(1.0, 0.5), **options).stats.evaluations
 
 
-@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("method", sampled(ORDERS))
 def test_a_function_that_uses_its_memory_again(method):
     memory = torch.empty(2, dtype=torch.float64)
 
@@ -552,9 +559,9 @@ def test_a_tableau_of_one_s_own():
 
 
 def decayed(p, method):
-    """Of y' = -p y^2 from 1 to 1 / (1 + 2 p), nearly."""
+    """Of y' = -p y^2 from 1 to 1 / (1 + p), nearly."""
     func = lambda t, y: -p * y * y
-    return odeint(func, double(1.0), [0.0, 2.0], method=method, options={"step_size": 0.5}, **TIGHT)[-1, 0]
+    return odeint(func, double(1.0), [0.0, 1.0], method=method, options={"step_size": 0.5}, **TIGHT)[-1, 0]
 
 
 @pytest.mark.parametrize("method", ["implicit_euler", "sdirk2", "trapezoid", "gl6"])

@@ -86,7 +86,7 @@ def test_adaptive_steps_follow_the_tolerance(method):
         return torch.stack((-torch.sin(t), y[0] * y[1]))
 
     for rtol in (1e-4, 1e-6):
-        solution = solve_ivp((slow, fast), (0.0, 5.0), double(1.0, 1.0), method=method, rtol=rtol, atol=rtol)
+        solution = solve_ivp((slow, fast), (0.0, 2.0), double(1.0, 1.0), method=method, rtol=rtol, atol=rtol)
         t = solution.t
         expected = torch.stack((torch.cos(t), torch.exp(torch.sin(t) - 0.5 * t)), 1)
         assert (solution.y - expected).abs().max() < 50 * rtol
@@ -123,8 +123,8 @@ def test_rows_are_solved_as_if_alone():
     k, y0 = double(1.0, 1e3, 1e6)[:, None], double(1.0, 0.7, 0.2, -0.4, 0.0, 1.0).reshape(3, 2)
 
     def solved(rows):
-        options = {"method": "kencarp4", "rtol": 1e-5, "atol": 1e-7, "batch_dims": 1, "t_eval": [0.7, 3.0]}
-        return solve_ivp((slow, fast), (0.0, 3.0), y0[rows], args=(k[rows],), **options)
+        options = {"method": "kencarp4", "rtol": 1e-5, "atol": 1e-7, "batch_dims": 1, "t_eval": [0.7, 1.0]}
+        return solve_ivp((slow, fast), (0.0, 1.0), y0[rows], args=(k[rows],), **options)
 
     together = solved([0, 1, 2])
     for row in range(3):
@@ -132,8 +132,8 @@ def test_rows_are_solved_as_if_alone():
         assert torch.equal(alone.y[0], together.y[row])
         for count in ("accepted", "rejected", "iterations"):
             assert getattr(alone.stats[0], count) == getattr(together.stats[row], count)
-        single = solve_ivp((slow, fast), (0.0, 3.0), y0[row], args=(k[row],), method="kencarp4", rtol=1e-5, atol=1e-7,
-                           t_eval=[0.7, 3.0])  # fmt: skip
+        single = solve_ivp((slow, fast), (0.0, 1.0), y0[row], args=(k[row],), method="kencarp4", rtol=1e-5, atol=1e-7,
+                           t_eval=[0.7, 1.0])  # fmt: skip
         torch.testing.assert_close(together.y[row], single.y, rtol=1e-4, atol=1e-5)
 
 
@@ -202,8 +202,8 @@ def test_gradients(method, way, dims):
 
     def end(y0, k, explicit, implicit, gradient="direct"):
         pair = (Field(explicit, driven), Field(implicit, drawn))
-        options = {"method": method, "t_eval": [0.4, 1.0], "step_size": 0.1, "gradient": gradient, "batch_dims": dims}
-        solution = solve_ivp(pair, (0.0, 1.0), y0, args=(k,), **options, **TIGHT)
+        options = {"method": method, "t_eval": [0.25, 0.4], "step_size": 0.1, "gradient": gradient, "batch_dims": dims}
+        solution = solve_ivp(pair, (0.0, 0.4), y0, args=(k,), **options, **TIGHT)
         return solution.y.square().sum(), pair
 
     one = torch.tensor(1.0, dtype=torch.float64)
@@ -222,7 +222,7 @@ def test_gradients(method, way, dims):
 def test_forward_mode_and_transforms():
     def end(p):
         pair = (lambda t, y: p * driven(t, y), lambda t, y: drawn(t, y) - p * y)
-        return solve_ivp(pair, (0.0, 1.0), Y0, method="kencarp4", t_eval=[1.0], step_size=0.05, **TIGHT).y[0, 0]
+        return solve_ivp(pair, (0.0, 1.0), Y0, method="kencarp4", t_eval=[1.0], step_size=0.2, **TIGHT).y[0, 0]
 
     p = torch.tensor(0.7, dtype=torch.float64)
     expected = central_difference(lambda x: end(torch.tensor(x, dtype=torch.float64)).item(), 0.7)

@@ -81,8 +81,9 @@ def test_the_last_state_has_its_gradient_whatever_is_asked_for(gradient, t_eval,
     options = {} if batch is None else {"events": doses(), "batch_dims": batch}
     y0 = torch.full((1, 1)[: 1 + (batch or 0)], 7.0, dtype=D)
     solution = solve_ivp(
-        decay, (0.0, end), y0, args=(rate,), t_eval=t_eval, gradient=gradient, rtol=1e-10, atol=1e-10, **options
-    )
+        decay, (0.0, end), y0, args=(rate,), t_eval=t_eval, gradient=gradient, method="dopri8", rtol=1e-10, atol=1e-10,
+        **options,
+    )  # fmt: skip
     amounts = [(7.0, 0.0)] if batch is None else [(107.0, 0.0), (50.0, 6.0)]
     expected = sum(amount * torch.exp(-rate * (end - t)) for amount, t in amounts)
     torch.testing.assert_close(solution.final.sum(), expected, rtol=1e-8, atol=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
 
-from problems import covering
+from problems import covering, sampled
 from torchivp import ODE_METHODS, Backsolve, Checkpointed, Event, Scheduled, SolveError, solve_ivp
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
 from torchivp.methods.ode.runge_kutta import ButcherTableau
@@ -31,6 +31,11 @@ each_gradient = pytest.mark.parametrize("gradient", GRADIENTS)
 def accuracy(gradient):
     """How well the gradient of a batch agrees with that of single solves: the adjoint is solved anew."""
     return {"rtol": 1e-5, "atol": 1e-6} if gradient == "backsolve" else {"rtol": 1e-8, "atol": 1e-9}
+
+
+def tolerances(gradient):
+    """Those of comparisons with single solves: the other gradients are of the steps, however long these are."""
+    return TIGHT if gradient == "backsolve" else {"rtol": 1e-5, "atol": 1e-7}
 
 
 class Oscillators(torch.nn.Module):
@@ -85,7 +90,9 @@ def assert_all_close(found, expected, **accuracy):
     ("method", "gradient"), covering(["tsit5", "dopri8", "bosh3", "heun3"], ["dopri5", "rk4"], GRADIENTS)
 )
 def test_gradients_are_those_of_the_rows_alone(gradient, method):
-    options = {"step_size": 0.02} if method in ("rk4", "heun3") else TIGHT
+    options = tolerances(gradient)
+    if method in ("rk4", "heun3"):
+        options = {"step_size": 0.02 if gradient == "backsolve" else 0.1}
     if method == "bosh3":
         options = {"rtol": 1e-5, "atol": 1e-7}
 
@@ -200,7 +207,7 @@ def bouncing(y0, mu, method, gradient="direct", batch_dims=1, **options):
                      gradient=gradient, batch_dims=batch_dims, **TIGHT, **options)  # fmt: skip
 
 
-@pytest.mark.parametrize("method", IMPLICIT)
+@pytest.mark.parametrize("method", sampled(IMPLICIT))
 def test_implicit_methods_with_events_take_rows_to_the_last_bit(method):
     together = bouncing(Y0, MU, method)
     assert set(together.events.row.tolist()) - {0} and len(together.events.row) < 20
@@ -307,7 +314,7 @@ def test_stacked_models_each_with_its_row(gradient):
     def func(t, y, parameters):
         return vmap(lambda p, y: functional_call(models[0], p, (y,)))(parameters, y)
 
-    common = {"t_eval": T_EVAL, "gradient": GRADIENTS[gradient], **TIGHT}
+    common = {"t_eval": T_EVAL, "gradient": GRADIENTS[gradient], **tolerances(gradient)}
     y = solve_ivp(func, (0.0, 1.0), Y0[:3], args=(stacked,), batch_dims=1, **common).y
     (y * weights(y)).sum().backward()
     pairs = zip(models, Y0[:3], strict=True)
@@ -340,7 +347,7 @@ def test_a_pytree_in_two_batch_dimensions(gradient):
         return {"x": y["v"].sum(-1), "v": -k[..., None] * y["v"] + torch.sin(y["x"] * t)[..., None]}
 
     x, v, k = torch.randn(2, 2, dtype=D), torch.randn(2, 2, 3, dtype=D), torch.rand(2, 2, dtype=D)
-    common = {"t_eval": torch.tensor([0.4, 1.0], dtype=D), "gradient": GRADIENTS[gradient], **TIGHT}
+    common = {"t_eval": torch.tensor([0.4, 1.0], dtype=D), "gradient": GRADIENTS[gradient], **tolerances(gradient)}
 
     def gradients(solve):
         leaves = leaf(x), leaf(v), leaf(k)
@@ -367,7 +374,7 @@ def test_complex_states(gradient):
     def gradients(batch):
         y0, w = leaf(torch.tensor([[1 + 1j], [2 - 1j], [0.5j]], dtype=torch.cdouble)), leaf(MU[:3])
         func = lambda t, y, w: (1j * w[..., None] - 0.3) * y * y.abs()
-        options = {"t_eval": torch.tensor([0.5, 1.0], dtype=D), "gradient": GRADIENTS[gradient], **TIGHT}
+        options = {"t_eval": torch.tensor([0.5, 1.0], dtype=D), "gradient": GRADIENTS[gradient], **tolerances(gradient)}
         if batch:
             y = solve_ivp(func, (0.0, 1.0), y0, args=(w,), batch_dims=1, **options).y
         else:
@@ -381,7 +388,7 @@ def test_complex_states(gradient):
 @pytest.mark.parametrize("count", [2, 3, 7, None])
 def test_few_checkpoints_give_the_gradients_of_direct(count):
     """Rows of very different lengths, in all directions."""
-    span = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=D), torch.tensor([0.1, 6.0, 1.0, -2.0], dtype=D)
+    span = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=D), torch.tensor([0.1, 3.0, 1.0, 0.0], dtype=D)
 
     def gradients(gradient):
         func, y0, mu = Oscillators(), leaf(Y0), leaf(MU)
@@ -408,10 +415,10 @@ def failing():
 MASKS = ["chosen", "where", "nan_to_num", "first output"]
 
 
-@pytest.mark.parametrize(  # every gradient with every mask, and with every failure
+@pytest.mark.parametrize(  # every mask with the gradient that most often is taken, every gradient with every failure
     ("fails", "gradient", "mask"),
     [
-        *(("blow-up", gradient, mask) for gradient in GRADIENTS for mask in MASKS),
+        *(("blow-up", gradient, mask) for gradient, mask in covering(GRADIENTS, ["checkpointed"], MASKS)),
         *(("NaN y0", gradient, mask) for gradient, mask in zip(GRADIENTS, [*MASKS, MASKS[0]], strict=True)),
         *(
             ("NaN in func", gradient, mask)
@@ -565,7 +572,7 @@ def test_the_values_do_not_depend_on_whether_a_gradient_is_wanted(gradient):
 def test_second_derivatives(gradient):
     def hessian(batch):
         y0, mu = leaf(Y0[:2]), leaf(MU[:2])
-        func, options = Oscillators(), {"t_eval": [1.0], "gradient": gradient, **TIGHT}
+        func, options = Oscillators(), {"t_eval": [1.0], "gradient": gradient, **tolerances(gradient)}
         if batch:
             y = solve_ivp(func, (0.0, 1.0), y0, args=(mu,), batch_dims=1, **options).y
         else:
@@ -576,8 +583,9 @@ def test_second_derivatives(gradient):
     assert_all_close(hessian(True), hessian(False), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
-@pytest.mark.parametrize(("method", "step_size"), [("rk4", 0.27), ("heun2", 0.33)])
+@pytest.mark.parametrize(
+    ("method", "step_size", "gradient"), [("rk4", 0.27, "checkpointed"), ("heun2", 0.33, "direct")]
+)
 def test_derivatives_by_times_are_those_of_the_steps(method, step_size, gradient):
     """Of first and second order: by start, end, outputs at and within steps, and by the times of doses."""
     start, end = leaf(torch.tensor([0.1, 0.0], dtype=D)), leaf(torch.tensor([1.0, 1.3], dtype=D))

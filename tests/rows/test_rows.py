@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from problems import METHODS, covering
+from problems import METHODS, covering, sampled
 from torchivp import ODE_METHODS, Outcome, PIController, PIDController, SolveError, solve_ivp
 from torchivp.stepsize.constant import ConstantSteps
 
@@ -18,11 +18,11 @@ NAN = math.nan
 SOME_METHODS = ["dopri5", "tsit5", "dopri8", "bosh3", "rk4", "gl4", "adams"]
 
 
-def steps_of(name):
+def steps_of(name, step_size=0.1):
     """Options with which any method can solve the small problems here."""
     method = ODE_METHODS[name]
     adapts = method.error_order is not None or method.sizes_steps
-    return {} if adapts else {"step_size": 0.05}
+    return {} if adapts else {"step_size": step_size}
 
 
 def van_der_pol(t, y, mu):
@@ -100,7 +100,7 @@ def test_each_row_is_the_single_solve(method):
 
 
 @pytest.mark.filterwarnings("ignore:Functional iteration")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS))
 def test_each_row_returns_its_steps(method):
     """Without t_eval the rows are of different lengths, filled up with NaN."""
     rtol = 1e-3 if ODE_METHODS[method].order < 3 else 1e-5
@@ -116,10 +116,11 @@ def test_each_row_returns_its_steps(method):
 
 @pytest.mark.filterwarnings("ignore:Functional iteration")
 @pytest.mark.parametrize(
-    "method", [name for name in METHODS if not (ODE_METHODS[name].varies_order or ODE_METHODS[name].sizes_steps)]
+    "method",
+    sampled(name for name in METHODS if not (ODE_METHODS[name].varies_order or ODE_METHODS[name].sizes_steps)),
 )
 def test_each_row_takes_fixed_steps_with_any_method(method):
-    check_each_row(van_der_pol, (0.0, 1.01), VDP, (4,), args=(MU,), method=method, step_size=0.1)
+    check_each_row(van_der_pol, (0.0, 0.51), VDP, (4,), args=(MU,), method=method, step_size=0.1)
 
 
 def scalar(t, y, a):
@@ -368,14 +369,14 @@ T_EVAL = torch.linspace(0.0, 2.0, 9, dtype=D)
 @pytest.mark.parametrize(
     ("method", "size"),
     [
-        *itertools.product(["dopri5", "tsit5", "dopri8", "bosh3", "heun", "rk4"], [1, 2, 3, 5, 8, 31, 33, 64, 100]),
-        *itertools.product(METHODS, [2, 33]),
+        *itertools.product(["dopri5", "rk4"], [1, 2, 3, 5, 8, 31, 33, 64, 100]),
+        *covering(METHODS, ["tsit5", "gl4", "adams", "rodas5p"], [2, 33]),
     ],
 )
 def test_a_row_does_not_depend_on_the_others_to_the_last_bit(method, size):
     """Alone or among others, in any order: sums over the elements of a row are taken in one order."""
     y0, a, b = random_rows(9, size)
-    options = {"method": method, "rtol": 1e-4, "t_eval": T_EVAL[:5], "batch_dims": 1, **steps_of(method)}
+    options = {"method": method, "rtol": 1e-4, "t_eval": T_EVAL[:5], "batch_dims": 1, **steps_of(method, 0.2)}
     together = solve_ivp(elementwise, (0.0, 1.0), y0, args=(a, b), **options)
     for rows in (torch.tensor([4]), torch.tensor([8, 2]), torch.tensor([3, 1, 2]), torch.randperm(9)[:7]):
         some = solve_ivp(elementwise, (0.0, 1.0), y0[rows], args=(a[rows], b[rows]), **options)

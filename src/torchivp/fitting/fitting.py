@@ -19,7 +19,7 @@ from torchivp.fitting.assemble import assemble
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
 from torchivp.fitting.constraints import read_constraints
-from torchivp.fitting.data import Dataset, read_data, read_doses
+from torchivp.fitting.data import Dataset, TimeUnit, read_data, read_doses
 from torchivp.fitting.inputs import Inputs, from_first_change, read_inputs
 from torchivp.fitting.journal import Journal
 from torchivp.fitting.kernels import ModelKernel
@@ -51,7 +51,7 @@ def fit(
     observe: Sequence[str] | Mapping[str, Any] | None = None,
     trajectory: str | None = None,
     long: tuple[str, str] | None = None,
-    time_unit: str | None = None,
+    time_unit: TimeUnit | None = None,
     conditions: Any = None,
     censored: Mapping[str, str] | None = None,
     noise: Noise | Mapping[str, Noise] = "normal",

@@ -84,7 +84,7 @@ class Observables:
             own: the locals, [rows, n_locals].
         """
         if self.plain:
-            return y[..., self._columns].numpy()
+            return torch.stack([y[..., k] for k in self._columns if isinstance(k, int)], -1).numpy()
         with torch.no_grad():
             return torch.stack([self._value(each, t, y, own) for each in self._columns], -1).numpy()
 

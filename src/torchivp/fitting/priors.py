@@ -101,7 +101,8 @@ def _in_double(given: Distribution) -> Distribution:
     if "probs" in chosen and "logits" in chosen:
         del chosen["logits"]
     try:
-        return type(given)(**chosen, validate_args=False)
+        kind: Any = type(given)
+        return kind(**chosen, validate_args=False)
     except TypeError:
         return given
 
