@@ -20,9 +20,11 @@ from torchivp.models.model import Model
 STEADY = "steady"
 
 
-def read_formula(
-    what: str, given: Any, names: Sequence[str]
-) -> tuple[tuple[str, ...], Callable[[Mapping[str, Tensor]], Tensor]]:
+Named = tuple[tuple[str, ...], Callable[[Mapping[str, Tensor]], Tensor]]
+"""The names that a formula uses, and the function of a dict of tensors that computes it."""
+
+
+def read_formula(what: str, given: Any, names: Sequence[str]) -> Named:
     """The names that a formula uses, and the function of a dict of tensors that computes it.
 
     Args:
@@ -56,12 +58,13 @@ class _Recorder:
     """An object whose attributes are the names, which remembers those that are looked at."""
 
     def __init__(self, what: str, names: Sequence[str]):
-        self.__dict__.update(_what=what, _names=names, read=[])
+        self._what, self._names = what, names
+        self._read: list[str] = []
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in self._names:
             raise ValueError(f"the formula of {self._what} uses {name!r}; it may use {', '.join(self._names)}")
-        self.read.append(name)
+        self._read.append(name)
         return torch.ones((), dtype=torch.float64)
 
 
@@ -69,18 +72,18 @@ def _names_read(what: str, function: Callable[..., Any], names: Sequence[str]) -
     """The names that a function of an object with these attributes looks at."""
     recorder = _Recorder(what, names)
     function(recorder)
-    return tuple(dict.fromkeys(recorder.read))
+    return tuple(dict.fromkeys(recorder._read))
 
 
 def tie_assignments(
     tied: Mapping[str, Any], parameters: Sequence[str], model: Model, data: Dataset
 ) -> list[Assignment]:
     """The parameters that are formulas of others, in an order in which they can be computed."""
-    formulas = {}
+    formulas: dict[str, Named] = {}
     for name, given in tied.items():
         others = [each for each in parameters if each != name]
         formulas[name] = read_formula(name, given, others)
-    return [_assignment(name, *formulas[name], data) for name in _ordered(formulas)]
+    return [_assignment(name, formulas[name], data) for name in _ordered(formulas)]
 
 
 def initial_assignments(
@@ -96,16 +99,16 @@ def initial_assignments(
         )
     if steady:
         return [_steady(model)]
-    formulas = {}
+    formulas: dict[str, Named] = {}
     for state, given in initial.items():
         if given == "shared" or isinstance(given, int | float):
             continue
         others = [*parameters, *(each for each in model.states if each != state)]
         formulas[state] = read_formula(f"{state}, initially,", given, others)
-    return [_assignment(state, *formulas[state], data) for state in _ordered(formulas)]
+    return [_assignment(state, formulas[state], data) for state in _ordered(formulas)]
 
 
-def _ordered(formulas: Mapping[str, tuple[tuple[str, ...], Any]]) -> list[str]:
+def _ordered(formulas: Mapping[str, Named]) -> list[str]:
     """The names such that each comes after those that its formula uses."""
     done: list[str] = []
     waiting = list(formulas)
@@ -118,9 +121,8 @@ def _ordered(formulas: Mapping[str, tuple[tuple[str, ...], Any]]) -> list[str]:
     return done
 
 
-def _assignment(
-    name: str, names: tuple[str, ...], formula: Callable[[Mapping[str, Tensor]], Tensor], data: Dataset
-) -> Assignment:
+def _assignment(name: str, named: Named, data: Dataset) -> Assignment:
+    names, formula = named
     given = [name in series.constants for series in data.trajectories]
     rows = None if not any(given) else tuple(i for i, known in enumerate(given) if not known)
     return Assignment((name,), names, lambda values: (formula(values),), rows)

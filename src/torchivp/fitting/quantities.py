@@ -226,7 +226,7 @@ class Quantities:
         """Which entries of theta are closer to a bound than this many typical changes, [n_free]."""
         with np.errstate(invalid="ignore"):
             gaps = np.minimum(theta - self.lower, self.upper - theta)
-        return np.less(gaps, distance * self.magnitudes)
+        return np.asarray(gaps < distance * self.magnitudes)
 
     def theta(self, values: Mapping[str, float] | None = None) -> NDArray[np.float64]:
         """The vector `theta` at the start values, some of which `values` may replace, by name."""

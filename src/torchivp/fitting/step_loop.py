@@ -172,16 +172,19 @@ class StepLoop:
 
     def _backwards(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
         """One row, by a backward pass for each number that comes out; the tangents follow by the chain rule."""
-        leaves = [x[0].detach().clone().requires_grad_() for x in (stretch.y, stretch.parameters)]
+        y, parameters = (x[0].detach().clone().requires_grad_() for x in (stretch.y, stretch.parameters))
         with torch.enable_grad():
-            solution = self._solve_one(stretch, *leaves, None, accuracy)
+            solution = self._solve_one(stretch, y, parameters, None, accuracy)
             outputs = solution.y
         if not solution.status.ok:
             return Solved.nothing(stretch, solution.status)
         every = torch.eye(outputs.numel(), dtype=outputs.dtype).unflatten(1, outputs.shape)
-        by_start, by_parameters = pull_back(
-            lambda row: torch.autograd.grad(outputs, leaves, row, retain_graph=True, materialize_grads=True), every
-        )
+
+        def pull(row: Tensor) -> Tensor:
+            found = torch.autograd.grad(outputs, (y, parameters), row, retain_graph=True, materialize_grads=True)
+            return torch.cat(found)
+
+        by_start, by_parameters = pull_back(pull, every).split([len(y), len(parameters)], dim=1)
         tangents = stretch.tangents[0] @ by_start.T  # [directions, T * n]
         if stretch.moving:
             tangents[-len(stretch.moving) :] += by_parameters[:, list(stretch.moving)].T
