@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from torchivp.models.model import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from torchivp.fitting.profiles import Profile
 
 Band = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -282,6 +285,29 @@ class FitResult:
 
         found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
         return found[0] if len(found) == 1 else found
+
+    def profile(self, name: str, level: float = 0.95) -> Profile:
+        """The profile likelihood of a free quantity, and the interval that follows from it.
+
+        The quantity is moved away from its estimate, and at each value the others are estimated anew, until the
+        log-likelihood has fallen by what ends the interval; that place is found to a thousandth of the half width. Where
+        it does not fall so far within 10 typical changes (powers of e on the log scale, at most 25 of them) or 5 half
+        widths of the interval of the estimate, or where a bound comes first, the interval is open on that side.
+
+        Args:
+            name: one of `free_names`.
+            level: the probability of the interval.
+
+        Raises:
+            ValueError: no free parameter or initial state is called so, or `level` is no probability.
+        """
+        from torchivp.fitting.profiles import profile
+
+        return profile(self, name, level)
+
+    def profiles(self, names: Sequence[str] | None = None, level: float = 0.95) -> dict[str, Profile]:
+        """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`."""
+        return {name: self.profile(name, level) for name in (self.free_names if names is None else names)}
 
     def dictionary(self) -> dict[str, Any]:
         """The result as plain numbers, strings, lists and dicts; what is not finite is None."""
