@@ -12,6 +12,8 @@ from scipy.optimize import brentq
 
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.progress import silent
+from torchivp.fitting.quantities import Scale
 
 if TYPE_CHECKING:
     from torchivp.fitting.result import FitResult
@@ -42,7 +44,10 @@ class Profile:
     Attributes:
         name: of the quantity.
         level: the probability of the interval.
+        scale: on which it is estimated.
         estimate: the value that the fit found.
+        error: its standard error on that scale by the Fisher information, for comparison; infinite where the data do not
+            determine it, NaN where a bound holds it.
         values: of the quantity, increasing, [m].
         nll: the smallest negative log-likelihood at each, priors included, [m].
         thetas: where it is: the free quantities on their scales of estimation, [m, n_free].
@@ -57,7 +62,9 @@ class Profile:
 
     name: str
     level: float
+    scale: Scale
     estimate: float
+    error: float
     values: NDArray[np.float64]
     nll: NDArray[np.float64]
     thetas: NDArray[np.float64] = field(repr=False)
@@ -77,9 +84,14 @@ class Profile:
     @property
     def sentence(self) -> str:
         """The interval in words."""
-        text = f"{self.name} = {self.estimate:.4g}, {100 * self.level:g} % interval from {self.lower:.4g} to {self.upper:.4g}"
+        interval = f"{100 * self.level:g} % interval from {self.lower:.4g} to {self.upper:.4g}"
         sides = [("below", self.open_below), ("above", self.open_above)]
-        return "; ".join([text, *(f"open {side}: {why}" for side, why in sides if why is not None)])
+        return "; ".join(
+            [
+                f"{self.name} = {self.estimate:.4g}, {interval}",
+                *(f"open {side}: {why}" for side, why in sides if why is not None),
+            ]
+        )
 
 
 @dataclass
@@ -126,7 +138,9 @@ def profile(result: FitResult, name: str, level: float = 0.95) -> Profile:
     return Profile(
         name=name,
         level=level,
+        scale=quantity.scale,
         estimate=quantity.from_scale(walk.start.x),
+        error=result[name].scale_error,
         values=np.array([quantity.from_scale(point.x) for point in points]),
         nll=np.array([walk.nll_min + point.fall for point in points]),
         thetas=np.array([point.theta for point in points]),
@@ -153,13 +167,13 @@ def _warnings(walk: _Walk, points: Sequence[_Point]) -> list[str]:
         names = [quantity.name for quantity in walk.search.misfit.quantities.free]
         start = ", ".join(f"{name!r}: {value:.6g}" for name, value in zip(names, values, strict=True))
         warnings.append(
-            f"the profile of {walk.quantity.name} leads to a negative log-likelihood that is {-best.fall:.3g} smaller, so "
-            f"the fit was not at its optimum: fit again with start={{{start}}}"
+            f"the profile of {walk.quantity.name} leads to a negative log-likelihood that is {-best.fall:.3g} smaller, "
+            f"so the fit was not at its optimum: fit again with start={{{start}}}"
         )
     if unsettled := sum(not point.settled for point in points):
         warnings.append(
-            f"at {unsettled} of {len(points)} points of the profile of {walk.quantity.name} the search for the others has "
-            "not converged, so that the likelihood there may be larger: give fit a larger max_iterations"
+            f"at {unsettled} of {len(points)} points of the profile of {walk.quantity.name} the search for the others "
+            "has not converged, so that the likelihood there may be larger: give fit a larger max_iterations"
         )
     return warnings
 
@@ -174,7 +188,7 @@ class _Walk:
     """
 
     def __init__(self, result: FitResult, entry: int, level: float):
-        self.search: Search = replace(result.search, progress=lambda *news: None, iterations=0)
+        self.search: Search = replace(result.search, progress=silent, iterations=0)
         quantities = self.search.misfit.quantities
         self.quantity, self._entry, self._floor = quantities.free[entry], entry, result.floor
         self.nll_min = result.nll + result.penalty
@@ -300,7 +314,7 @@ class _Walk:
         """Why the interval does not end: a bound comes first, or the likelihood does not fall."""
         value, bound = self.quantity.from_scale(last.x), self._bounds[sign > 0]
         risen = f"{max(last.fall, 0.0):.2g} of the {self.limit:.3g} that end it"
-        if abs(last.x - bound) <= 1e-12 * max(1.0, abs(bound)):
+        if np.isfinite(bound) and abs(last.x - bound) <= 1e-12 * max(1.0, abs(bound)):
             return f"the bound {value:.4g} comes first, where the negative log-likelihood has risen by {risen}"
         return f"{'up' if sign > 0 else 'down'} to {value:.4g} the negative log-likelihood rises by {risen}"
 

@@ -195,7 +195,9 @@ def fisher_uncertainty(
     for k, each in enumerate(evidence):
         if not each.estimated:
             counts[k] = freedom[k] = _KNOWN
-    known = [_direction(value, row, singular.max(initial=0.0), free) for value, row in zip(singular, directions, strict=True)]
+    known = [
+        _direction(value, row, singular.max(initial=0.0), free) for value, row in zip(singular, directions, strict=True)
+    ]
     kept = [each for each, one in zip(known, held, strict=True) if not one]
     warnings = _undetermined(kept)
     return Uncertainty(parts, counts, freedom, directions[lost & ~held].T, magnitudes, warnings, kept)
