@@ -99,7 +99,7 @@ def test_other_data_are_not_compared(decay):
         compare([decay])
     with pytest.raises(TypeError, match=r"compare takes several fits, compare\(\[one, other\]\), got FitResult"):
         compare(decay)
-    with pytest.raises(TypeError, match="compare takes what fit or FitResult.load returned, got int"):
+    with pytest.raises(TypeError, match=r"compare takes what fit or FitResult\.load returned, got int"):
         compare([decay, 3])
 
 
@@ -225,7 +225,7 @@ def test_files_that_hold_no_fit_are_refused(decay, tmp_path):
     with pytest.raises(ValueError, match="is damaged"):
         FitResult.load(path)
     path.write_bytes(stored.replace(b"Decay", b"Decoy"))
-    with pytest.raises(ValueError, match="needs what is not there: .*Decoy.*Import or define the class of its model"):
+    with pytest.raises(ValueError, match=r"needs what is not there: .*Decoy.*Import or define the class of its model"):
         FitResult.load(path)
 
 

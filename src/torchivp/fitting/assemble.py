@@ -149,7 +149,7 @@ def _estimates(
 def _derived(
     misfit: Misfit, theta: NDArray[np.float64], uncertainty: Uncertainty, derived: Mapping[str, Any]
 ) -> list[Estimate]:
-    """What follows from the estimates: tied parameters, initial states that are formulas, and what the user asked for."""
+    """What follows from the estimates: tied parameters, initial states that are formulas, what the user asked for."""
     quantities = misfit.quantities
     own, slopes = quantities.locals_and_slopes(theta)
     estimates = []
@@ -292,8 +292,8 @@ def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bou
     names = [each.name for each, bound in zip(misfit.quantities.free, on_bound, strict=True) if bound]
     if names:
         warnings.append(
-            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} at a bound, and the standard errors of the others "
-            "take that as known: if the bound is not a fact, widen it"
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} at a bound, and the standard errors of the "
+            "others take that as known: if the bound is not a fact, widen it"
         )
     at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
     for name in at_zero:

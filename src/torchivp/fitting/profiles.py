@@ -46,8 +46,8 @@ class Profile:
         level: the probability of the interval.
         scale: on which it is estimated.
         estimate: the value that the fit found.
-        error: its standard error on that scale by the Fisher information, for comparison; infinite where the data do not
-            determine it, NaN where a bound holds it.
+        error: its standard error on that scale by the Fisher information, for comparison; infinite where the data do
+            not determine it, NaN where a bound holds it.
         values: of the quantity, increasing, [m].
         nll: the smallest negative log-likelihood at each, priors included, [m].
         thetas: where it is: the free quantities on their scales of estimation, [m, n_free].
@@ -300,7 +300,7 @@ class _Walk:
 
         width = _WIDTH * max(abs(inner.x - self.start.x), 0.1 * abs(outer.x - self.start.x))
         try:
-            end = float(brentq(root, inner.x, outer.x, xtol=width, rtol=1e-12))
+            end, _ = brentq(root, inner.x, outer.x, xtol=width, full_output=True)
         except _Unsolvable:
             return self._open(points, sign, self._unsolvable(inner))
         every = sorted([*points[1:-2], *found.values()], key=lambda point: sign * point.x)
@@ -313,7 +313,7 @@ class _Walk:
     def _never(self, last: _Point, sign: int) -> str:
         """Why the interval does not end: a bound comes first, or the likelihood does not fall."""
         value, bound = self.quantity.from_scale(last.x), self._bounds[sign > 0]
-        risen = f"{max(last.fall, 0.0):.2g} of the {self.limit:.3g} that end it"
+        risen = f"{f'{last.fall:.2g}' if last.fall > 1e-3 else 'less than 0.001'} of the {self.limit:.3g} that end it"
         if np.isfinite(bound) and abs(last.x - bound) <= 1e-12 * max(1.0, abs(bound)):
             return f"the bound {value:.4g} comes first, where the negative log-likelihood has risen by {risen}"
         return f"{'up' if sign > 0 else 'down'} to {value:.4g} the negative log-likelihood rises by {risen}"

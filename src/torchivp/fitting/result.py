@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,9 +97,19 @@ class FitResult(FitSummary):
     floor: NDArray[np.float64]
     uncertainty: Uncertainty = field(repr=False)
     call: str
+    model_name: str = field(init=False, repr=False)
+    source: str = field(init=False, repr=False)
+    observables: dict[str, str] = field(init=False, repr=False)
+    noises: dict[str, str] = field(init=False, repr=False)
+    fingerprint: str = field(init=False, repr=False)
+    directions: list[Direction] = field(init=False, repr=False)
     verdict: Verdict = field(init=False)
 
     def __post_init__(self):
+        self.model_name, self.source = type(self.model).__name__, self.data.source
+        self.observables = {name: text_of(self.data.observe[name]) for name in self.data.observables}
+        self.noises = dict(zip(self.data.observables, (noise.name for noise in self.levels.noises), strict=True))
+        self.fingerprint, self.directions = fingerprint(self.data), self.uncertainty.directions
         self.verdict = judge(self)
         self.warnings = self.warnings + self.verdict.findings
 
@@ -115,26 +124,6 @@ class FitResult(FitSummary):
         return self.data.states
 
     @property
-    def model_name(self) -> str:
-        """The name of the class of the model."""
-        return type(self.model).__name__
-
-    @property
-    def source(self) -> str:
-        """Where the data come from."""
-        return self.data.source
-
-    @property
-    def observables(self) -> dict[str, str]:
-        """What each column observes, in words."""
-        return {name: text_of(self.data.observe[name]) for name in self.data.observables}
-
-    @property
-    def noises(self) -> dict[str, str]:
-        """The kind of noise of each observable."""
-        return dict(zip(self.data.observables, (noise.name for noise in self.levels.noises), strict=True))
-
-    @property
     def priors(self) -> dict[str, str]:
         """The priors of the free quantities that have one, in words, by name."""
         free = self.misfit.quantities.free
@@ -147,16 +136,6 @@ class FitResult(FitSummary):
         by = "a compiled kernel" if self.misfit.compiled else "the step loop"
         atol = ", ".join(f"{each:.2g}" for each in np.atleast_1d(accuracy.atol))
         return f"{accuracy.method} in {by}, rtol {accuracy.rtol:.2g}, atol {atol}"
-
-    @property
-    def directions(self) -> list[Direction]:
-        """See `determined`."""
-        return self.uncertainty.directions
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """What tells the data apart from others (see `torchivp.fitting.compare`)."""
-        return fingerprint(self.data)
 
     @property
     def sigma(self) -> NDArray[np.float64]:
@@ -253,8 +232,8 @@ class FitResult(FitSummary):
 
         Args:
             name: what to call it.
-            formula: an expression in parameters and (initial) states, such as "beta / gamma", or a function of an object
-                that has these as attributes.
+            formula: an expression in parameters and (initial) states, such as "beta / gamma", or a function of an
+                object that has these as attributes.
 
         Returns:
             The estimate; a list with one for each trajectory if they differ.
