@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torchivp.fitting import FitResult, Profile
 
+_DIRECTIONS = 6  # how many combinations the page shows, those that the data determine least
 KINDS = {"parameter": "Parameters", "derived": "Derived", "initial state": "Initial states", "sigma": "Noise"}
 
 
@@ -64,7 +65,7 @@ def write_report(
         observed=_observed(result),
         limits=_limits(result),
         profiles=shown,
-        directions=result.determined(),
+        directions=result.determined()[: -_DIRECTIONS - 1 : -1],
         groups={title: [entry for entry in result.estimates if entry.kind == kind] for kind, title in KINDS.items()},
         images=images,
         code=command or result.call,
@@ -94,9 +95,9 @@ def _limits(result: FitResult) -> list[str]:
         sides = [series.censored[:, k] for series in result.data.trajectories if series.censored is not None]
         every = np.concatenate(sides) if sides else np.zeros(0)
         counts = {"below": int((every == -1).sum()), "above": int((every == 1).sum())}
-        said = " and ".join(f"{count} {side} their limits" for side, count in counts.items() if count)
+        said = " and ".join(f"{count} {side}" for side, count in counts.items() if count)
         if said:
-            words.append(f"of the {len(result.data.column(k))} values of {name}, {said}")
+            words.append(f"of the {len(result.data.column(k))} values of {name}, known to lie beyond limits are {said}")
     return words
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator
+from scipy.interpolate import PchipInterpolator
 
 from torchivp.plot.style import INK, MUTED, color_of, new_figure, style_axes
 
@@ -71,10 +72,24 @@ def _draw(axes: Axes, profile: Profile) -> None:
     axes.axvspan(max(profile.lower, low), min(profile.upper, high), color=color_of(0), alpha=0.13, linewidth=0)
     axes.axhline(profile.fall, color=MUTED, linewidth=0.9, linestyle="--")
     _draw_parabola(axes, profile)
-    axes.plot(profile.values, rise, "o-", color=color_of(0), linewidth=1.6, markersize=3.5)
+    axes.plot(*_smooth(profile, rise), color=color_of(0), linewidth=1.6)
+    axes.plot(profile.values, rise, "o", color=color_of(0), markersize=3.5)
+    axes.margins(x=0.1)
     axes.plot([profile.estimate], [0.0], "o", color=INK, markersize=6, markeredgecolor="white")
     margin = 0.04 * profile.fall
     axes.set_ylim(min(rise.min(), 0.0) - margin, max(1.25 * profile.fall, min(rise.max(), 1.6 * profile.fall)))
+
+
+def _smooth(profile: Profile, rise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A curve through the points: through the signed roots of the rise, which are nearly a line."""
+    log = profile.scale == "log" and profile.values[0] > 0
+    x = np.log(profile.values) if log else profile.values
+    if (rise < 0).any() or len(x) < 3 or (np.diff(x) <= 0).any():
+        return profile.values, rise
+    at = np.log(profile.estimate) if log else profile.estimate
+    fine = np.linspace(x[0], x[-1], 400)
+    root = PchipInterpolator(x, np.sign(x - at) * np.sqrt(rise))(fine)
+    return (np.exp(fine) if log else fine), root**2
 
 
 def _draw_parabola(axes: Axes, profile: Profile) -> None:
