@@ -157,6 +157,53 @@ def test_an_interval_may_be_open_on_one_side():
     assert found.open_above is not None and found.upper == np.inf
 
 
+def test_counts_have_the_profile_of_their_probabilities():
+    counts = np.array([3.0, 5.0, 2.0, 7.0, 4.0, 1.0, 3.0, 6.0, 2.0])
+    result = fit_quickly(Line(), pd.DataFrame({"time": T, "y": counts}), noise="poisson", fixed={"slope": 0.0})
+    total, n = counts.sum(), len(counts)
+
+    def rise(mean):
+        return n * mean - total * np.log(mean) - (total - total * np.log(total / n))
+
+    limit = stats.chi2.ppf(0.95, 1) / 2
+    ends = [optimize.brentq(lambda mean: rise(mean) - limit, *ends) for ends in ((0.5, total / n), (total / n, 20.0))]
+    found = result.profile("y(0)")
+    assert (found.lower, found.upper) == pytest.approx(ends, rel=1e-3)
+    np.testing.assert_allclose(found.nll - result.nll, rise(found.values), atol=1e-8)
+
+
+def test_with_two_sigmas_the_intervals_are_those_of_the_one_that_matters():
+    data = pd.DataFrame({"time": T, "y": LINE["y"], "z": 5.0 + 0.5 * T + 40.0 * np.sin(9 * T)})
+    both = fit_quickly(Line(), data, observe={"y": "y", "z": "y + shift"}, parameters={"shift": 4.0})
+    alone = fit_quickly(Line(), LINE)
+    one, same = both.profile("slope"), alone.profile("slope")
+    assert (one.lower, one.upper) == pytest.approx((same.lower, same.upper), rel=0.02)
+
+
+def test_at_a_bound_the_interval_goes_one_way():
+    data = noisy(np.exp(-0.5 * T), 0.05)
+    result = fit_quickly(Decay(), data, fixed={"y": 1.0}, start={"rate": 0.7}, bounds={"rate": (0.6, 2.0)}, sigma=0.05)
+    found = result.profile("rate")
+    assert result["rate"].value == pytest.approx(0.6) and found.lower == pytest.approx(0.6)
+    assert found.open_below is not None and found.open_below.startswith("the bound 0.6 comes first")
+
+    def nll(rate):
+        return 0.5 * np.sum((data["y"] - np.exp(-rate * T)) ** 2) / 0.05**2
+
+    end = optimize.brentq(lambda rate: nll(rate) - nll(0.6) - stats.chi2.ppf(0.95, 1) / 2, 0.6, 2.0)
+    assert found.upper - 0.6 == pytest.approx(end - 0.6, rel=5e-3)
+
+
+@pytest.mark.slow
+def test_intervals_cover():
+    curve, covered = 2.0 * np.exp(-0.8 * T), []
+    for seed in range(60):
+        result = fit(Decay(), noisy(curve, 0.3, seed), start={"rate": 0.8}, rtol=1e-6, backend="fused")
+        found = result.profile("rate")
+        covered.append(found.lower <= 0.8 <= found.upper)
+    assert sum(covered) >= 52, "95 % of 60 are 57, give or take 1.7"
+
+
 def test_priors_count():
     flat = fit_quickly(Product(), noisy(np.exp(-0.5 * T), 0.05), start={"a": 0.4}, priors={"b": (1.0, 0.1)})
     found = flat.profile("b")
