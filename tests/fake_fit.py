@@ -59,6 +59,9 @@ class FakeFit:
     noise: str = "lognormal"
     notes: list = field(default_factory=list)
     penalty: float = 0.0
+    priors: dict = field(default_factory=dict)
+    solver: str = "dopri5 in the step loop, rtol 1e-08, atol 1e-06"
+    directions: list = field(default_factory=list)
     converged: bool = True
     message: str = "the gradient is zero to tolerance"
     call: str = "result = fit(LotkaVolterra(), data)"
@@ -97,6 +100,12 @@ class FakeFit:
     @property
     def verdict(self):
         return judge(self)
+
+    def determined(self):
+        return self.directions
+
+    def __getitem__(self, name):
+        return next(entry for entry in self.estimates if entry.name == name)
 
     def predict(self, t, trajectory=0):
         start = torch.tensor(self.starts[trajectory], dtype=torch.float64)

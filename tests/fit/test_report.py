@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fake_fit import FakeFit, several_trajectories
+from torchivp.fitting import Direction, Profile
 from torchivp.fitting.report import format_number, write_report
 from torchivp.fitting.residual_checks import judge
 
@@ -119,6 +120,71 @@ def test_one_state_has_no_phase_plane_and_unknown_correlations_no_picture(tmp_pa
 def test_the_command_is_shown_or_else_the_call(tmp_path):
     assert "torchivp fit 'my data.csv'" in read(FakeFit(), tmp_path, command="torchivp fit 'my data.csv'").text
     assert "result = fit(LotkaVolterra(), data)" in read(FakeFit(), tmp_path).text
+
+
+def limited() -> FakeFit:
+    """A fit in which two values of hare are only known to be small, and one of lynx to be large."""
+    result = FakeFit()
+    censored = np.zeros((21, 2), dtype=np.int8)
+    censored[:2, 0], censored[5, 1] = -1, 1
+    result.data.trajectories[0] = replace(result.data.trajectories[0], censored=censored)
+    return result
+
+
+def test_limits_are_counted_and_explained(tmp_path):
+    text = read(limited(), tmp_path).text
+    assert "Of the 21 values of hare, known to lie beyond limits are 2 below; of the 21 values of lynx, known" in text
+    assert "Triangles are limits, and point to where the values lie." in text
+
+
+def profile_of(name, **options) -> Profile:
+    values = np.linspace(0.4, 0.7, 7)
+    nll = 134.97 + 300 * (values - 0.55) ** 2
+    return Profile(
+        **{"name": name, "level": 0.95, "scale": "log", "estimate": 0.55, "error": 0.06, "values": values, "nll": nll}
+        | {"thetas": np.zeros((7, 6)), "nll_min": 134.97, "fall": 1.92, "lower": 0.47, "upper": 0.63}
+        | {"open_below": None, "open_above": None, "warnings": []}
+        | options
+    )
+
+
+def test_profiles_are_shown_if_there_are_some(tmp_path, page):
+    shut = profile_of("alpha", warnings=["the search is lost"])
+    ajar = profile_of("beta", upper=np.inf, open_above="up to 9 the negative log-likelihood rises by 1 of the 1.92")
+    text = read(FakeFit(), tmp_path, profiles={"alpha": shut, "beta": ajar}).text
+    assert (tmp_path / "profiles.png").exists()
+    assert "alpha 0.5500 0.4700 to 0.6300 The search is lost." in text
+    assert "beta 0.5500 0.4700 to open Open above: up to 9 the negative log-likelihood rises by 1 of the 1.92." in text
+    assert "Profile likelihoods" not in page.text
+
+
+def test_all_profiles_are_computed_if_asked_for(tmp_path):
+    result = FakeFit()
+    result.profiles = lambda: {name: profile_of(name) for name in result.free_names}
+    assert "beta 0.5500 0.4700 to 0.6300" in read(result, tmp_path, profiles=True).text
+
+
+def test_priors_are_listed_and_derived_quantities_explained(tmp_path, page):
+    result = FakeFit(priors={"alpha": "Normal(loc: 0.5, scale: 0.1)"}, penalty=0.3)
+    result.estimates.append(replace(result.estimates[0], name="ratio", kind="derived", description="alpha/gamma"))
+    text = read(result, tmp_path).text
+    assert "Priors name estimate prior alpha 0.5470 Normal(loc: 0.5, scale: 0.1)" in text
+    assert "the priors have fallen by 0.3000 from" in text
+    assert "What is derived follows from the others, with its standard error by the delta method." in text
+    assert "Priors" not in page.text and "What is derived" not in page.text
+
+
+def test_the_least_determined_combinations_are_listed(tmp_path):
+    made = [Direction(10.0 ** (4 - i), 10.0 ** (i / 2 - 2), "well", f"quantity {i}", {}) for i in range(8)]
+    made.append(Direction(0.0, np.inf, "not", "the combination 0.71 log alpha -0.71 log beta", {}))
+    text = read(FakeFit(directions=made), tmp_path).text
+    assert "determined 0.71 log alpha -0.71 log beta – 0.00 not quantity 7 32 0.00100 well" in text
+    assert "quantity 3" in text and "quantity 2" not in text
+    assert "the least determined first; 3 more are determined better." in text
+
+
+def test_the_page_says_how_the_model_was_solved(page):
+    assert "The model was solved by dopri5 in the step loop, rtol 1e-08, atol 1e-06." in page.text
 
 
 def test_verdict_on_noise():

@@ -1,5 +1,6 @@
 import io
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -55,6 +56,29 @@ def test_fit_draws_the_state_that_a_column_observes():
     result = FakeFit(data=dataset([swapped], ["lynx", "hare"], ["predator", "prey"], "year"))
     curve = plot_fit(result).axes[0].lines[0].get_ydata()
     assert curve.max() < 60  # lynx, of which there are fewer than hare
+
+
+def test_many_trajectories_of_two_observables_stand_two_in_a_row():
+    t, values = FakeFit().data.trajectories[0].t, FakeFit().data.trajectories[0].values
+    named = [(f"island {i}", t, (1 + i) * values) for i in range(6)]
+    result = FakeFit(data=dataset(named, ["hare", "lynx"], ["prey", "predator"], "year"), starts=[[33.9, 5.93]] * 6)
+    panels = visible(rendered(plot_fit(result)))
+    assert [axes.get_title("left") for axes in panels] == [f"island {i // 2}" for i in range(12)]
+    assert [axes.get_ylabel() for axes in panels] == ["hare", "lynx"] * 6
+    assert len({axes.get_position().y0 for axes in panels}) == 3, "four in each of three rows"
+    for k in (0, 1):
+        assert len({axes.get_ylim() for axes in panels[k::2]}) == 1, "one scale for each observable"
+
+
+def test_limits_are_triangles_that_the_legend_explains():
+    result = FakeFit()
+    censored = np.zeros((21, 2), dtype=np.int8)
+    censored[:2, 0] = -1
+    result.data.trajectories[0] = replace(result.data.trajectories[0], censored=censored)
+    figure = rendered(plot_fit(result))
+    (triangles,) = (line for line in figure.axes[0].lines if line.get_marker() == "v")
+    np.testing.assert_array_equal(triangles.get_ydata(), result.data.trajectories[0].values[:2, 0])
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "value below this"
 
 
 def test_trajectories_are_small_multiples_on_the_same_scale():

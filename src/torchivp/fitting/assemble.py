@@ -18,7 +18,8 @@ from torchivp.fitting.noise import NoiseModel
 from torchivp.fitting.optimise import ON_BOUND, Search
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.result import Estimate, FitResult
+from torchivp.fitting.result import FitResult
+from torchivp.fitting.summary import Estimate
 from torchivp.fitting.trust import no_better_than_constant, quantities_at_zero
 from torchivp.fitting.uncertainty import Evidence, Uncertainty, fisher_uncertainty
 from torchivp.models.model import Model
@@ -149,7 +150,7 @@ def _estimates(
 def _derived(
     misfit: Misfit, theta: NDArray[np.float64], uncertainty: Uncertainty, derived: Mapping[str, Any]
 ) -> list[Estimate]:
-    """What follows from the estimates: tied parameters, initial states that are formulas, and what the user asked for."""
+    """What follows from the estimates: tied parameters, initial states that are formulas, what the user asked for."""
     quantities = misfit.quantities
     own, slopes = quantities.locals_and_slopes(theta)
     estimates = []
@@ -178,8 +179,9 @@ def derive(
     for each, gradient in zip(names, gradients, strict=True):
         if gradient is not None:
             by_theta += gradient.numpy()[:, None] * slopes[:, quantities.names.index(each)]
+    text = given if isinstance(given, str) else ""
     return [
-        _derived_estimate(f"{name}{label}", values[i].item(), by_theta[i], uncertainty)
+        _derived_estimate(f"{name}{label}", values[i].item(), by_theta[i], uncertainty, text)
         for label, i in _different(misfit, values.detach())
     ]
 
@@ -191,11 +193,13 @@ def _different(misfit: Misfit, values: torch.Tensor) -> list[tuple[str, int]]:
     return [(f"[{series.name}]", i) for i, series in enumerate(misfit.data.trajectories)]
 
 
-def _derived_estimate(name: str, value: float, slopes: NDArray[np.float64], uncertainty: Uncertainty) -> Estimate:
+def _derived_estimate(
+    name: str, value: float, slopes: NDArray[np.float64], uncertainty: Uncertainty, formula: str = ""
+) -> Estimate:
     error = float(np.sqrt(max(slopes @ uncertainty.covariance @ slopes, 0.0)))
     reach = float(uncertainty.reach(slopes))
     error = error if np.isfinite(reach) else np.inf
-    return Estimate(name, "derived", value, error, "linear", error, value - reach, value + reach, False, "", "")
+    return Estimate(name, "derived", value, error, "linear", error, value - reach, value + reach, False, "", formula)
 
 
 def _size_estimates(
@@ -289,8 +293,8 @@ def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bou
     names = [each.name for each, bound in zip(misfit.quantities.free, on_bound, strict=True) if bound]
     if names:
         warnings.append(
-            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} at a bound, and the standard errors of the others "
-            "take that as known: if the bound is not a fact, widen it"
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} at a bound, and the standard errors of the "
+            "others take that as known: if the bound is not a fact, widen it"
         )
     at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
     for name in at_zero:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +42,7 @@ def read_formula(what: str, given: Any, names: Sequence[str]) -> Named:
         for name in expression.names:
             if name not in names:
                 raise ValueError(f"the formula of {what}, {given!r}, uses {name!r}; it may use {', '.join(names)}")
-        return expression.names, lambda values: torch.as_tensor(expression(values), dtype=torch.float64)
+        return expression.names, _Text(expression)
     if not callable(given):
         raise TypeError(f"the formula of {what} must be text or a function, got {type(given).__name__}")
     count = len(inspect.signature(given).parameters)
@@ -51,7 +52,37 @@ def read_formula(what: str, given: Any, names: Sequence[str]) -> Named:
             f"lambda p: ..., got a function of {count} arguments"
         )
     read = _names_read(what, given, names)
-    return read, lambda values: torch.as_tensor(given(SimpleNamespace(**values)), dtype=torch.float64)
+    return read, _OfAttributes(given)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A formula in words."""
+
+    expression: Expression
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+        return torch.as_tensor(self.expression(values), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _OfAttributes:
+    """A function of an object whose attributes are the values."""
+
+    given: Callable[..., Any]
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+        return torch.as_tensor(self.given(SimpleNamespace(**values)), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Single:
+    """A formula as the function of an assignment with one target."""
+
+    formula: Callable[[Mapping[str, Tensor]], Tensor]
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        return (self.formula(values),)
 
 
 class _Recorder:
@@ -125,20 +156,28 @@ def _assignment(name: str, named: Named, data: Dataset) -> Assignment:
     names, formula = named
     given = [name in series.constants for series in data.trajectories]
     rows = None if not any(given) else tuple(i for i, known in enumerate(given) if not known)
-    return Assignment((name,), names, lambda values: (formula(values),), rows)
+    return Assignment((name,), names, _Single(formula), rows)
 
 
 def _steady(model: Model) -> Assignment:
     """The initial state at which the model rests, found from its default state, with its derivatives."""
     names = tuple(name for name, _ in model.named_parameters())
+    return Assignment(tuple(model.states), names, _Rest(model, names))
 
-    def derivative(t: Tensor, y: Tensor, *values: Tensor) -> Tensor:
-        return functional_call(model, dict(zip(names, values, strict=True)), (t, y))
 
-    def rest(values: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        shape = torch.broadcast_shapes(*(values[name].shape for name in names))
-        flat = [values[name].expand(shape).reshape(-1) for name in names]
-        rows = [steady_state(derivative, model.initial_state(), args=each).y for each in zip(*flat, strict=True)]
-        return torch.stack(rows).reshape(*shape, len(model.states)).unbind(-1)
+@dataclass(frozen=True)
+class _Rest:
+    """The steady state of a model as a function of its parameters."""
 
-    return Assignment(tuple(model.states), names, rest)
+    model: Model
+    names: tuple[str, ...]
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        shape = torch.broadcast_shapes(*(values[name].shape for name in self.names))
+        flat = [values[name].expand(shape).reshape(-1) for name in self.names]
+        start = self.model.initial_state()
+        rows = [steady_state(self._derivative, start, args=each).y for each in zip(*flat, strict=True)]
+        return torch.stack(rows).reshape(*shape, len(self.model.states)).unbind(-1)
+
+    def _derivative(self, t: Tensor, y: Tensor, *values: Tensor) -> Tensor:
+        return functional_call(self.model, dict(zip(self.names, values, strict=True)), (t, y))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -94,6 +94,11 @@ class Misfit:
         """Why the last solve that failed did so, in a sentence."""
         return self._failure[0]
 
+    @property
+    def compiled(self) -> bool:
+        """Whether something else than the step loop solves the model."""
+        return self._paths.solver is not self.step_loop
+
     def use(self, solver: Solver) -> None:
         """Solve by something else than the step loop."""
         self._paths.solver = solver
@@ -108,6 +113,18 @@ class Misfit:
         """The same misfit for one of several searches side by side, whose solves the broker puts together."""
         other = copy.copy(self)
         other._broker = (broker, number)
+        return other
+
+    def with_data(self, data: Dataset) -> Misfit:
+        """The same misfit with other values of data that have the same times, columns and trajectories."""
+        other = copy.copy(self)
+        other.data, other._measured = data, {}
+        return other
+
+    def without_kernel(self) -> Misfit:
+        """The same misfit, solved by the step loop: a kernel belongs to its process, and this can be stored."""
+        other = copy.copy(self)
+        other._paths = replace(self._paths, solver=self.step_loop)
         return other
 
     def check_gradient(self) -> None:

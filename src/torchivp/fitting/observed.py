@@ -151,15 +151,34 @@ def _function(column: str, given: Callable[..., Any], states: Sequence[str], par
             "where y has the states and p the parameters as attributes"
         )
 
-    def formula(values: Mapping[str, Tensor]) -> Tensor:
-        y = SimpleNamespace(**{name: values[name] for name in states})
-        p = SimpleNamespace(**{name: values[name] for name in parameters})
+    return _OfAttributes(column, given, count == 3, tuple(states), tuple(parameters))
+
+
+@dataclass(frozen=True)
+class _OfAttributes:
+    """An observable that is a function of objects with attributes.
+
+    Attributes:
+        column: what it is of, for errors.
+        given: the function, `(y, p)` or `(t, y, p)`.
+        timed: whether the time is its first argument.
+        states: the attributes of y.
+        parameters: those of p.
+    """
+
+    column: str
+    given: Callable[..., Any]
+    timed: bool
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+        y = SimpleNamespace(**{name: values[name] for name in self.states})
+        p = SimpleNamespace(**{name: values[name] for name in self.parameters})
         try:
-            return given(y, p) if count == 2 else given(values["t"], y, p)
+            return self.given(values["t"], y, p) if self.timed else self.given(y, p)
         except AttributeError as error:
             raise DataError(
-                f"column {column!r} observes a function that fails: {error}. y has {', '.join(states)}; p has "
-                f"{', '.join(parameters)}"
+                f"column {self.column!r} observes a function that fails: {error}. y has {', '.join(self.states)}; "
+                f"p has {', '.join(self.parameters)}"
             ) from error
-
-    return formula

@@ -72,7 +72,7 @@ def read_prior(name: str, given: Any) -> Prior:
         mean, deviation = float(given[0]), float(given[1])
         if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
             raise ValueError(f"the prior of {name} is (mean, standard deviation), a positive one, got {tuple(given)}")
-        given = Normal(mean, deviation)
+        given = Normal(torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64))
     if not isinstance(given, Distribution):
         raise TypeError(
             f"the prior of {name} must be a torch.distributions object, such as torch.distributions.LogNormal(0.0, 0.5), "

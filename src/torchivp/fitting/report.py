@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import platform
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,22 +18,29 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-    from torchivp.fitting import FitResult
+    from torchivp.fitting import FitResult, Profile
 
+_DIRECTIONS = 6  # how many combinations the page shows, those that the data determine least
 KINDS = {"parameter": "Parameters", "derived": "Derived", "initial state": "Initial states", "sigma": "Noise"}
 
 
-def write_report(result: FitResult, folder: str | Path, command: str | None = None) -> Path:
+def write_report(
+    result: FitResult,
+    folder: str | Path,
+    command: str | None = None,
+    profiles: bool | Mapping[str, Profile] = False,
+) -> Path:
     """Write a report on a fit.
 
     The folder receives `index.html`, a page that needs neither the network nor any other file; the pictures in it,
-    `fit.png`, `residuals.png`, `phase.png` (models of two states or more) and `correlation.png` (two estimates or
-    more); and `result.json`. Files of the same names are overwritten.
+    `fit.png`, `residuals.png`, `phase.png` (models of two states or more), `correlation.png` (two estimates or
+    more) and `profiles.png` (if there are profiles); and `result.json`. Files of the same names are overwritten.
 
     Args:
         result: the fit.
         folder: where to write; made if it does not exist.
         command: what the page shows as the way to repeat the fit; None for the call of `fit` in Python.
+        profiles: True to compute the profile likelihoods of all free quantities and show them, or those that were.
 
     Returns:
         The path of `index.html`.
@@ -43,8 +51,9 @@ def write_report(result: FitResult, folder: str | Path, command: str | None = No
     environment = _environment()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    shown = result.profiles() if profiles is True else dict(profiles or {})
     images = {}
-    for name, figure in _figures(result).items():
+    for name, figure in _figures(result, shown).items():
         path = folder / f"{name}.png"
         figure.savefig(path)
         images[name] = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -54,6 +63,9 @@ def write_report(result: FitResult, folder: str | Path, command: str | None = No
         result=result,
         model=type(result.model).__name__,
         observed=_observed(result),
+        limits=_limits(result),
+        profiles=shown,
+        directions=result.determined()[: -_DIRECTIONS - 1 : -1],
         groups={title: [entry for entry in result.estimates if entry.kind == kind] for kind, title in KINDS.items()},
         images=images,
         code=command or result.call,
@@ -76,15 +88,30 @@ def _observed(result: FitResult) -> list[tuple[str, str]]:
     return words
 
 
-def _figures(result: FitResult) -> dict[str, Figure]:
+def _limits(result: FitResult) -> list[str]:
+    """How many values of each column are limits, in words; empty if none are."""
+    words = []
+    for k, name in enumerate(result.data.observables):
+        sides = [series.censored[:, k] for series in result.data.trajectories if series.censored is not None]
+        every = np.concatenate(sides) if sides else np.zeros(0)
+        counts = {"below": int((every == -1).sum()), "above": int((every == 1).sum())}
+        said = " and ".join(f"{count} {side}" for side, count in counts.items() if count)
+        if said:
+            words.append(f"of the {len(result.data.column(k))} values of {name}, known to lie beyond limits are {said}")
+    return words
+
+
+def _figures(result: FitResult, profiles: Mapping[str, Profile]) -> dict[str, Figure]:
     """The pictures that make sense for this fit, by name."""
-    from torchivp.plot import plot_correlation, plot_fit, plot_phase, plot_residuals
+    from torchivp.plot import plot_correlation, plot_fit, plot_phase, plot_profiles, plot_residuals
 
     figures = {"fit": plot_fit(result), "residuals": plot_residuals(result)}
     if len(result.model.states) > 1:
         figures["phase"] = plot_phase(result)
     if len(result.free_names) > 1 and np.isfinite(np.asarray(result.correlation)).all():
         figures["correlation"] = plot_correlation(result)
+    if profiles:
+        figures["profiles"] = plot_profiles(profiles)
     return figures
 
 

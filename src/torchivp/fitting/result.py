@@ -2,86 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from torchivp.fitting.data import Dataset, import_pandas
+from torchivp.fitting.comparison import fingerprint
+from torchivp.fitting.curves import FitCurves
+from torchivp.fitting.data import Dataset
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.misfit import Path as ModelPath
 from torchivp.fitting.multistart import Attempt
 from torchivp.fitting.optimise import Search
-from torchivp.fitting.quantities import Kind, Quantity, Scale
 from torchivp.fitting.residual_checks import Verdict, judge
-from torchivp.fitting.uncertainty import Uncertainty
+from torchivp.fitting.summary import Estimate, FitSummary, text_of
+from torchivp.fitting.uncertainty import Direction, Uncertainty
 from torchivp.models.model import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Band = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A parameter, an initial state, a size of the noise, or what follows from these.
-
-    Attributes:
-        name: such as "alpha", "prey(1900)", "sigma(hare)".
-        kind: "parameter", "initial state", "sigma" or "derived".
-        value: the estimate, or the value at which it was held.
-        standard_error: of the value, by the delta method; NaN if it was held, infinite if the data do not determine it.
-        scale: the scale of estimation, "log", "linear" or "logit".
-        scale_error: the standard error on that scale.
-        lower: lower end of the 95 % interval; but for sigmas, it is symmetric on the scale of estimation.
-        upper: its upper end.
-        free: whether it was estimated.
-        unit: its unit; may be empty.
-        description: its meaning.
-    """
-
-    name: str
-    kind: Kind
-    value: float
-    standard_error: float
-    scale: Scale
-    scale_error: float
-    lower: float
-    upper: float
-    free: bool
-    unit: str
-    description: str
-
-    @staticmethod
-    def build(quantity: Quantity, value: float, scale_error: float, reach: float) -> Estimate:
-        """The estimate of a quantity with its interval, from its standard error and half the width on its scale."""
-        at = quantity.to_scale(value) if quantity.free else value
-        with np.errstate(over="ignore"):
-            lower, upper = (quantity.from_scale(at + side) for side in (-reach, reach))
-        return Estimate(
-            quantity.name,
-            quantity.kind,
-            value,
-            abs(quantity.slope(value)) * scale_error if np.isfinite(scale_error) else scale_error,
-            quantity.scale,
-            scale_error,
-            lower,
-            upper,
-            quantity.free,
-            quantity.unit,
-            quantity.description,
-        )
+    from torchivp.fitting.bootstrap import Bootstrap
+    from torchivp.fitting.gradient_check import GradientCheck
+    from torchivp.fitting.profiles import Profile
+    from torchivp.fitting.storing import StoredFit
 
 
 @dataclass(repr=False)
-class FitResult:
+class FitResult(FitCurves, FitSummary):
     """A model fitted to data by maximum likelihood.
 
     Attributes:
@@ -147,22 +98,21 @@ class FitResult:
     attempts: list[Attempt] = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
     call: str
+    model_name: str = field(init=False, repr=False)
+    source: str = field(init=False, repr=False)
+    observables: dict[str, str] = field(init=False, repr=False)
+    noises: dict[str, str] = field(init=False, repr=False)
+    fingerprint: str = field(init=False, repr=False)
+    directions: list[Direction] = field(init=False, repr=False)
     verdict: Verdict = field(init=False)
 
     def __post_init__(self):
+        self.model_name, self.source = type(self.model).__name__, self.data.source
+        self.observables = {name: text_of(self.data.observe[name]) for name in self.data.observables}
+        self.noises = dict(zip(self.data.observables, (noise.name for noise in self.levels.noises), strict=True))
+        self.fingerprint, self.directions = fingerprint(self.data), self.uncertainty.directions
         self.verdict = judge(self)
         self.warnings = self.warnings + self.verdict.findings
-
-    def __getitem__(self, name: str) -> Estimate:
-        """The estimate called `name`.
-
-        Raises:
-            KeyError: there is none of that name; the message lists the names.
-        """
-        for estimate in self.estimates:
-            if estimate.name == name:
-                return estimate
-        raise KeyError(f"no estimate is called {name!r}; there are {', '.join(each.name for each in self.estimates)}")
 
     @property
     def misfit(self) -> Misfit:
@@ -175,89 +125,18 @@ class FitResult:
         return self.data.states
 
     @property
-    def noise(self) -> str:
-        """The kind of noise, or the kinds of the observables in their order."""
-        kinds = [noise.name for noise in self.levels.noises]
-        return kinds[0] if len(set(kinds)) == 1 else ", ".join(kinds)
+    def priors(self) -> dict[str, str]:
+        """The priors of the free quantities that have one, in words, by name."""
+        free = self.misfit.quantities.free
+        return {quantity.name: quantity.prior.text for quantity in free if quantity.prior is not None}
 
     @property
-    def sigma(self) -> NDArray[np.float64]:
-        """The first size of the noise of each observable, [n_observed]: mostly its standard deviation."""
-        return self.levels.per_observable(self.sizes)
-
-    def predict(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
-        """The states of the fitted model.
-
-        Args:
-            t: times in any order, [T], none before the first data time of the trajectory.
-            trajectory: the number of the trajectory.
-
-        Returns:
-            The states, [T, n_states].
-
-        Raises:
-            ValueError: a time lies before the first data time, or there is no such trajectory.
-            SolveError: the model cannot be solved up to the last of the times.
-        """
-        path, position = self._path(t, trajectory, derivatives=False)
-        return path.states[position]
-
-    def observe(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
-        """The observables of the fitted model, without noise, [T, n_observed]; else as `predict`."""
-        path, position = self._path(t, trajectory, derivatives=False)
-        return path.observables[position]
-
-    def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
-        """The pointwise 95 % confidence band of the states: where the curves lie.
-
-        By the delta method, for positive states on the log scale. Arguments and errors as of `predict`.
-
-        Returns:
-            Its lower and upper edge, each [T, n_states]; infinitely wide where the data do not determine the curve.
-        """
-        path, position = self._path(t, trajectory)
-        assert path.state_slopes is not None, "derivatives were asked for"
-        log = np.array([self._is_log(state) for state in self.model.states])
-        return _edges(path.states[position], self.uncertainty.reach(path.state_slopes[position]), log)
-
-    def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
-        """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
-        path, position = self._path(t, trajectory)
-        reach = self.uncertainty.reach(path.observable_slopes[position])
-        return _edges(path.observables[position], reach, self._log_observables())
-
-    def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
-        """The pointwise 95 % prediction band: where new observations fall, each [T, n_observed].
-
-        The band of the curve and the noise together. Arguments and errors as of `band`.
-        """
-        path, position = self._path(t, trajectory)
-        h, slopes = path.observables[position], path.observable_slopes[position]
-        log = np.array([noise.log for noise in self.levels.noises])
-        lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
-        number = {k: i for i, k in enumerate(self._groups_with_data())}
-        for k, group in enumerate(self.levels.of_observable):
-            noise, known = self.levels.noises[k], self.levels.groups[group].known
-            if noise.name in ("normal", "lognormal") and known is None:
-                # The noise is estimated, so that its share of the width has the same Student's distribution.
-                added = np.zeros((len(h), len(self.uncertainty.counts)))
-                added[:, number[group]] = (self.sigma[k] * (h[:, k] if noise.log else 1.0)) ** 2
-                reach = self.uncertainty.reach(slopes[:, k], added)
-                lower[:, k], upper[:, k] = _edges(h[:, k], reach, log[k])
-            else:
-                sizes = self._sizes_of(group, len(h))
-                for edge, level, sign in ((lower, 0.025, -1), (upper, 0.975, 1)):
-                    gap = np.hypot(edge[:, k] - h[:, k], noise.quantiles(h[:, k], sizes, level) - h[:, k])
-                    edge[:, k] = h[:, k] + sign * gap
-        return lower, upper
-
-    def _groups_with_data(self) -> list[int]:
-        return [self.levels.groups.index(part.group) for part in self.levels.parts(self.misfit.measured())]
-
-    def _sizes_of(self, group: int, count: int) -> NDArray[np.float64]:
-        one = self.levels.groups[group]
-        own = one.known if one.known is not None else self.sizes[one.first : one.first + one.count]
-        return np.broadcast_to(np.asarray(own, dtype=np.float64), (count, len(own)))
+    def solver(self) -> str:
+        """How the model was solved at the optimum, in words."""
+        accuracy = self.misfit.accuracy
+        by = "a compiled kernel" if self.misfit.compiled else "the step loop"
+        atol = ", ".join(f"{each:.2g}" for each in np.atleast_1d(accuracy.atol))
+        return f"{accuracy.method} in {by}, rtol {accuracy.rtol:.2g}, atol {atol}"
 
     def residuals(self, trajectory: int = 0) -> NDArray[np.float64]:
         """The residuals over sigma on the scale of the noise, [T, n_observed]; NaN where data are missing.
@@ -275,8 +154,8 @@ class FitResult:
 
         Args:
             name: what to call it.
-            formula: an expression in parameters and (initial) states, such as "beta / gamma", or a function of an object
-                that has these as attributes.
+            formula: an expression in parameters and (initial) states, such as "beta / gamma", or a function of an
+                object that has these as attributes.
 
         Returns:
             The estimate; a list with one for each trajectory if they differ.
@@ -286,56 +165,105 @@ class FitResult:
         found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
         return found[0] if len(found) == 1 else found
 
-    def dictionary(self) -> dict[str, Any]:
-        """The result as plain numbers, strings, lists and dicts; what is not finite is None."""
-        plain = {
-            "model": type(self.model).__name__,
-            "source": self.data.source,
-            "observables": {name: _text(self.data.observe[name]) for name in self.data.observables},
-            "noise": dict(zip(self.data.observables, (noise.name for noise in self.levels.noises), strict=True)),
-            "estimates": [dataclasses.asdict(estimate) for estimate in self.estimates],
-            "rss": self.rss,
-            "covariance": self.covariance.tolist(),
-            "correlation": self.correlation.tolist(),
-            "verdict": self.verdict.sentence,
-        }
-        scalars = "nll penalty aic aicc bic n_data n_free converged message warnings notes iterations solves seconds free_names call"
-        return _finite({**plain, **{name: getattr(self, name) for name in scalars.split()}})
+    def profile(self, name: str, level: float = 0.95) -> Profile:
+        """The profile likelihood of a free quantity, and the interval that follows from it.
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The result as JSON, also written to the file `path` if one is given."""
-        text = json.dumps(self.dictionary(), indent=2, ensure_ascii=False)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
+        The quantity is moved away from its estimate, and at each value the others are estimated anew, until the
+        log-likelihood has fallen by what ends the interval; that place is found to a thousandth of the half width.
+        Where it does not fall so far within 10 typical changes (powers of e on the log scale, at most 25 of them) or
+        5 half widths of the interval of the estimate, or where a bound comes first, the interval is open on that side.
 
-    def summary(self) -> str:
-        """The result as text: the estimates in a table, the measures of fit, the verdict and the warnings.
+        Args:
+            name: one of `free_names`.
+            level: the probability of the interval.
 
         Raises:
-            ImportError: pandas is not installed.
+            ValueError: no free parameter or initial state is called so, or `level` is no probability.
         """
-        table = import_pandas().DataFrame(
-            {
-                "": [estimate.name for estimate in self.estimates],
-                "estimate": [estimate.value for estimate in self.estimates],
-                "std. error": [estimate.standard_error for estimate in self.estimates],
-                "95 % from": [estimate.lower for estimate in self.estimates],
-                "to": [estimate.upper for estimate in self.estimates],
-                "unit": [estimate.unit if estimate.free else f"{estimate.unit} (held)" for estimate in self.estimates],
-            }
-        )
-        head = (
-            f"{type(self.model).__name__} fitted to {self.data.source}: {self.n_data} values, {self.noise} noise, "
-            f"{self.n_free} free quantities"
-        )
-        fit = (
-            f"negative log-likelihood {self.nll:.6g}, AIC {self.aic:.6g}, AICc {self.aicc:.6g}, BIC {self.bic:.6g}\n"
-            f"{self.message}\n{self.verdict.sentence}"
-        )
-        warnings = [f"warning: {warning}" for warning in self.warnings]
-        text = table.to_string(index=False, float_format="{:.6g}".format, na_rep="")
-        return "\n".join([head, "", text, "", fit, *warnings])
+        from torchivp.fitting.profiles import profile
+
+        return profile(self, name, level)
+
+    def profiles(self, names: Sequence[str] | None = None, level: float = 0.95) -> dict[str, Profile]:
+        """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`."""
+        return {name: self.profile(name, level) for name in (self.free_names if names is None else names)}
+
+    def bootstrap(self, n: int, kind: Literal["parametric", "residual"] = "parametric", seed: int = 0) -> Bootstrap:
+        """How much the estimates scatter when the data are drawn again from the fit, and fitted from its optimum.
+
+        With normal and lognormal noise, the noise that is drawn is `sqrt(values/degrees of freedom)` times as large as
+        the sigmas, which the likelihood makes too small where values are few; intervals of estimates do the same (see
+        `Uncertainty`). Values of an observable that were below or above a limit, and those drawn beyond it, are
+        limits again; where its limits differ, only those that were. Source: A. C. Davison, D. V. Hinkley, "Bootstrap
+        Methods and their Application", Cambridge University Press (1997), chapters 2 and 6.
+
+        Args:
+            n: how many sets of data to draw; some 1000 for intervals, 50 for standard errors.
+            kind: "parametric" to draw from the noise around the fitted curves; "residual" to put the residuals of the
+                fit, each observable's (or those of all that share a sigma), less their mean, in random places.
+            seed: of the random numbers; set i is the same for every n.
+
+        Returns:
+            The estimates. A fit that fails is NaN there, and says why in `failures`.
+
+        Raises:
+            ValueError: n or kind makes no sense; or kind is "residual", and noise is neither normal nor lognormal, or a
+                value is censored.
+        """
+        from torchivp.fitting.bootstrap import bootstrap
+
+        return bootstrap(self, n, kind, seed)
+
+    def check_gradient(self) -> GradientCheck:
+        """Compare the Jacobian of the predictions at the optimum with differences, of more accurate solves.
+
+        Returns:
+            The largest relative error for each free quantity, and what that means in a sentence.
+        """
+        from torchivp.fitting.gradient_check import check_gradient
+
+        return check_gradient(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Store all of the fit in a file, from which `FitResult.load` makes a result that can predict.
+
+        The file holds Python's pickle of the fit, so that the classes of its model and functions must be found by
+        import when it is loaded. `to_json` stores the numbers alone, for any program and for ever.
+
+        Args:
+            path: of the file; overwritten.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: a part of the fit cannot be stored, such as a model whose class is defined within a function, or
+                a lambda; the message names it.
+        """
+        from torchivp.fitting.storing import save
+
+        return save(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> FitResult | StoredFit:
+        """Read what `save` or `to_json` wrote.
+
+        The file of `save` is a pickle: loading it can run any code that it names, so open those only that you trust. A
+        fit solved by a kernel is solved by the step loop after that.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            A `FitResult` from a file of `save`; from JSON a `StoredFit`, which has the numbers, `summary`, `to_frame`,
+            `determined` and its place in `compare`, but cannot predict.
+
+        Raises:
+            ValueError: the file is neither, is of another format, or needs a class that is not there.
+        """
+        from torchivp.fitting.storing import load
+
+        return load(path)
 
     def plot(self) -> Figure:
         """Data and fitted curves with their bands, as a matplotlib figure."""
@@ -343,71 +271,22 @@ class FitResult:
 
         return plot_fit(self)
 
-    def report(self, folder: str | Path, command: str | None = None) -> Path:
+    def report(
+        self,
+        folder: str | Path,
+        command: str | None = None,
+        profiles: bool | Mapping[str, Profile] = False,
+    ) -> Path:
         """Write a report on the fit.
 
         Args:
             folder: where to; made if need be.
             command: the command that made the fit, to be quoted.
+            profiles: True to compute the profile likelihoods of all free quantities and show them, or those that were.
 
         Returns:
             The path of the report.
         """
         from torchivp.fitting.report import write_report
 
-        return write_report(self, folder, command)
-
-    def __repr__(self) -> str:
-        values = ", ".join(f"{estimate.name}={estimate.value:.6g}" for estimate in self.estimates)
-        return f"FitResult({values}; nll={self.nll:.6g}, {'converged' if self.converged else 'not converged'})"
-
-    def _trajectory(self, trajectory: int) -> int:
-        count = len(self.data.trajectories)
-        if not 0 <= trajectory < count:
-            raise ValueError(f"there is no trajectory {trajectory}: they are numbered from 0 to {count - 1}")
-        return trajectory
-
-    def _times(self, t: ArrayLike, trajectory: int) -> tuple[list[float], NDArray[np.intp]]:
-        """The times in order, each once, and where each of the given ones stands among them."""
-        first = self.data.trajectories[self._trajectory(trajectory)].t[0]
-        times, position = np.unique(np.atleast_1d(np.asarray(t, dtype=np.float64)), return_inverse=True)
-        if times[0] < first:
-            raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
-        return times.tolist(), position
-
-    def _path(self, t: ArrayLike, trajectory: int, derivatives: bool = True) -> tuple[ModelPath, NDArray[np.intp]]:
-        """The path of a trajectory at the times in order, and where each of the given ones stands among them."""
-        times, position = self._times(t, trajectory)
-        return self.misfit.path(self.theta, trajectory, times, derivatives), position
-
-    def _is_log(self, state: str) -> bool:
-        observed = [noise for of, noise in zip(self.data.states, self.levels.noises, strict=True) if of == state]
-        return self.model.is_positive(state) or any(noise.log for noise in observed)
-
-    def _log_observables(self) -> NDArray[np.bool_]:
-        """Which observables have bands on the log scale, [n_observed]."""
-        each = zip(self.data.states, self.levels.noises, strict=True)
-        return np.array([noise.log or (state is not None and self._is_log(state)) for state, noise in each])
-
-
-def _text(observed: Any) -> str:
-    """What an observable is, in words."""
-    return observed if isinstance(observed, str) else getattr(observed, "__name__", "a function")
-
-
-def _edges(states: NDArray[np.float64], reach: NDArray[np.float64], log: NDArray[np.bool_] | np.bool_) -> Band:
-    """The edges of bands that reach as far to both sides, on the log scale for the states where `log`."""
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        factor = np.exp(np.where(log, reach / np.abs(states), 0.0))
-        return np.where(log, states / factor, states - reach), np.where(log, states * factor, states + reach)
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for numbers that are not finite, at any depth."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return write_report(self, folder, command, profiles)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,35 @@ _TAIL = 0.025  # intervals hold 95 %
 _SINGULAR = 1e-7  # a direction with a singular value this much smaller than the largest counts as not determined
 _KNOWN = 1e12  # degrees of freedom of a size that is known
 _WEAK = 2.0  # a direction with a standard error of this many typical changes (on the log scale e^2) is weak
+
+
+Knowledge = Literal["well", "weakly", "not"]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A combination of quantities, an eigenvector of the Fisher information, and how well the data determine it.
+
+    The information is that about the quantities on their scales of estimation, in typical changes: a factor e on the
+    log scale, the size of the quantity on the linear one.
+
+    Attributes:
+        eigenvalue: of the information.
+        standard_error: of the combination, in typical changes: 1/sqrt(eigenvalue); infinite where it is zero.
+        determined: "well"; "weakly", with a standard error above 2; or "not", where nothing but rounding does.
+        combination: in words: one quantity, or the weighted sum of those that matter most.
+        weights: of all quantities by name; their squares sum to one.
+    """
+
+    eigenvalue: float
+    standard_error: float
+    determined: Knowledge
+    combination: str
+    weights: dict[str, float]
+
+    def __str__(self) -> str:
+        how = {"well": "determined", "weakly": "weakly determined", "not": "not determined"}[self.determined]
+        return f"{how}: {self.combination} (eigenvalue {self.eigenvalue:.3g}, standard error {self.standard_error:.2g})"
 
 
 @dataclass(frozen=True)
@@ -38,6 +68,8 @@ class Uncertainty:
         undetermined: the other directions, as orthonormal columns in units of typical changes, [n_free, m].
         magnitudes: those units, [n_free].
         warnings: what is not determined, or only weakly, in words.
+        directions: the eigenvectors of the Fisher information, the best determined first, without those that a bound
+            holds.
     """
 
     parts: NDArray[np.float64]
@@ -46,6 +78,7 @@ class Uncertainty:
     undetermined: NDArray[np.float64]
     magnitudes: NDArray[np.float64]
     warnings: list[str]
+    directions: list[Direction]
 
     @property
     def covariance(self) -> NDArray[np.float64]:
@@ -65,11 +98,37 @@ class Uncertainty:
             noise: variances that are added, by the sigma that they come from, [..., n_sigma].
         """
         shares = np.einsum("...i,kij,...j->...k", derivatives, self.parts, derivatives)
-        shares = (shares if noise is None else shares + noise) * (self.counts / self.freedom)
+        total, freedom = self._of_shares(shares if noise is None else shares + noise)
+        half = -special.stdtrit(freedom, _TAIL) * np.sqrt(total)
+        return np.where(self._is_determined(derivatives), half, np.inf)
+
+    def _of_shares(self, shares: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The variance of what has these variances by the sigmas they come from [..., n_sigma], and its freedom."""
+        shares = shares * (self.counts / self.freedom)
         total = np.maximum(shares.sum(-1), np.finfo(float).tiny)
         freedom = total**2 / np.maximum((shares**2 / self.freedom).sum(-1), np.finfo(float).tiny)
-        half = -special.stdtrit(np.maximum(freedom, self.freedom.min()), _TAIL) * np.sqrt(total)
-        return np.where(self._is_determined(derivatives), half, np.inf)
+        return total, np.maximum(freedom, self.freedom.min())
+
+    def fall(self, entry: int, level: float) -> float:
+        """By how much the log-likelihood falls from its maximum to the ends of an interval of an entry of theta.
+
+        For many data half of a quantile of the chi-squared distribution, 1.92 for 95 %. For few, with sigmas that are
+        estimated, n/2 log(1 + t^2/f) with the quantile t of Student's distribution with f degrees of freedom, and n
+        values that f of them are left of. This makes the intervals of the profile those of regression, exactly so where
+        the model is linear with one sigma: D. M. Bates, D. G. Watts, "Nonlinear Regression Analysis and Its
+        Applications", Wiley (1988), section 6.1. With several sigmas, n and f are those of `reach`.
+
+        Args:
+            entry: of theta.
+            level: the probability of the interval.
+        """
+        shares = self.parts[:, entry, entry]
+        if not shares.any():  # nothing determines it
+            shares = (self.freedom == self.freedom.min()).astype(np.float64)
+        total, freedom = self._of_shares(shares)
+        values = freedom * total / shares.sum()
+        quantile = special.stdtrit(freedom, 0.5 * (1 + level))
+        return float(0.5 * values * np.log1p(quantile**2 / freedom))
 
     def sigma_factors(self, group: int) -> tuple[float, float]:
         """By what to multiply the sigma of a group for the ends of its 95 % interval (chi-squared distribution)."""
@@ -136,21 +195,35 @@ def fisher_uncertainty(
     for k, each in enumerate(evidence):
         if not each.estimated:
             counts[k] = freedom[k] = _KNOWN
-    warnings = _undetermined(singular[~held], directions[~held], free)
-    return Uncertainty(parts, counts, freedom, directions[lost & ~held].T, magnitudes, warnings)
+    known = [
+        _direction(value, row, singular.max(initial=0.0), free) for value, row in zip(singular, directions, strict=True)
+    ]
+    kept = [each for each, one in zip(known, held, strict=True) if not one]
+    warnings = _undetermined(kept)
+    return Uncertainty(parts, counts, freedom, directions[lost & ~held].T, magnitudes, warnings, kept)
 
 
-def _undetermined(
-    singular: NDArray[np.float64], directions: NDArray[np.float64], free: Sequence[Quantity]
-) -> list[str]:
-    """Which combinations the data do not determine, or hardly, in words."""
+def _direction(value: float, direction: NDArray[np.float64], largest: float, free: Sequence[Quantity]) -> Direction:
+    lost = value <= _SINGULAR * largest
+    how: Knowledge = "not" if lost else "weakly" if value < 1 / _WEAK else "well"
+    return Direction(
+        eigenvalue=float(value) ** 2,
+        standard_error=math.inf if lost else 1 / float(value),
+        determined=how,
+        combination=_combination(direction, free),
+        weights={quantity.name: float(weight) for quantity, weight in zip(free, direction, strict=True)},
+    )
+
+
+def _undetermined(directions: Sequence[Direction]) -> list[str]:
+    """Which combinations the data do not determine, or hardly, in words: the worst first."""
     warnings = []
-    for value, direction in zip(singular[::-1], directions[::-1], strict=True):
-        if value <= _SINGULAR * singular.max():
-            warnings.append(f"the data do not determine {_combination(direction, free)}")
-        elif value * _WEAK < 1:
+    for each in reversed(directions):
+        if each.determined == "not":
+            warnings.append(f"the data do not determine {each.combination}")
+        elif each.determined == "weakly":
             warnings.append(
-                f"the data hardly determine {_combination(direction, free)}: its standard error is {1 / value:.2g}"
+                f"the data hardly determine {each.combination}: its standard error is {each.standard_error:.2g}"
             )
     return warnings
 

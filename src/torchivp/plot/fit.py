@@ -23,6 +23,10 @@ CURVE_POINTS = 400
 SMALL_CURVE_POINTS = 120
 MAX_TRAJECTORIES = 24
 COLUMNS = 3
+SIDE_BY_SIDE = 4
+"""More trajectories than this, of two observables each, stand two in a row."""
+
+MAX_WIDTH = 12
 CURVE_ALPHA, PREDICTION_ALPHA = 0.35, 0.13
 
 
@@ -55,10 +59,14 @@ def plot_fit(result: FitResult) -> Figure:
     """
     layout = _panel_layout(len(result.data.trajectories), len(result.data.observables))
     rows, columns = layout.shape
-    figure = new_figure(8 if columns == 1 else 4 * columns, 0.7 + (2.9 if columns == 1 else 2.4) * rows)
+    width = 8 if columns == 1 else min(4 * columns, MAX_WIDTH)
+    figure = new_figure(width, 0.7 + (2.9 if columns == 1 else 2.4) * rows)
     one_kind = len(result.data.observables) == 1
-    share = "none" if columns == 1 else "all" if one_kind else "col"
-    grid = figure.subplots(rows, columns, sharex=True, sharey=share, squeeze=False)
+    grid = figure.subplots(
+        rows, columns, sharex=True, sharey="all" if one_kind and columns > 1 else "none", squeeze=False
+    )
+    if columns > 1 and not one_kind:
+        _share_by_observable(grid, layout)
     curves = [_curves(result, trajectory) for trajectory in range(min(len(result.data.trajectories), MAX_TRAJECTORIES))]
     for (row, column), axes, panel in zip(np.ndindex(rows, columns), grid.flat, layout.flat, strict=True):
         if panel is None:
@@ -163,11 +171,21 @@ def _panel_layout(trajectories: int, observables: int) -> np.ndarray:
     panels = [Panel(trajectory, observable) for trajectory in range(trajectories) for observable in range(observables)]
     one_column = trajectories == 1 and observables > 1
     columns = 1 if one_column else min(trajectories, COLUMNS) if observables == 1 else observables
+    if trajectories > SIDE_BY_SIDE and observables == 2:
+        columns = 2 * observables
     rows = -(-len(panels) // columns)
     layout = np.empty(rows * columns, dtype=object)
     for place, panel in enumerate(panels):
         layout[place] = panel
     return layout.reshape(rows, columns)
+
+
+def _share_by_observable(grid: np.ndarray, layout: np.ndarray) -> None:
+    """Give the panels of each observable the same axis of values."""
+    first: dict[int, Axes] = {}
+    for axes, panel in zip(grid.flat, layout.flat, strict=True):
+        if panel is not None and first.setdefault(panel.observable, axes) is not axes:
+            axes.sharey(first[panel.observable])
 
 
 def _curves(result: FitResult, trajectory: int) -> Curves:
@@ -204,11 +222,12 @@ def _draw_fit_panel(axes: Axes, result: FitResult, panel: Panel, curves: Curves)
 def _draw_values(axes: Axes, data: Trajectory, column: int) -> None:
     """Draw the data of a column: dots, and triangles that point to where a censored value lies."""
     censored = np.zeros(len(data.t)) if data.censored is None else data.censored[:, column]
-    for side, marker in ((0, "o"), (-1, "v"), (1, "^")):
+    for side, marker, size in ((0, "o", 5), (-1, "v", 7), (1, "^", 7)):
         of = censored == side
         if of.any():
             values = data.values[of, column]
-            axes.plot(data.t[of], values, marker, color=INK, markersize=5, markeredgecolor="white", markeredgewidth=0.8)
+            style = {"color": INK, "markersize": size, "markeredgecolor": "white", "markeredgewidth": 0.8}
+            axes.plot(data.t[of], values, marker, **style)
 
 
 def _observable_title(result: FitResult, column: int) -> str:
@@ -255,7 +274,18 @@ def _add_band_legend(figure: Figure, result: FitResult) -> None:
         Patch(color=MUTED, alpha=0.55, linewidth=0, label="95 % band of the curve"),
         Patch(color=MUTED, alpha=0.2, linewidth=0, label="95 % prediction band"),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, fontsize=10, labelcolor=INK)
+    limits = [series.censored for series in result.data.trajectories if series.censored is not None]
+    for side, marker, words in ((-1, "v", "value below this"), (1, "^", "value above this")):
+        if any((each == side).any() for each in limits):
+            handles.append(Line2D([], [], marker=marker, linestyle="", color=INK, markersize=6, label=words))
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=len(handles) if figure.get_figwidth() > 9 else 4,
+        frameon=False,
+        fontsize=10,
+        labelcolor=INK,
+    )
     count = len(result.data.trajectories)
     if count > MAX_TRAJECTORIES:
         figure.supxlabel(f"the first {MAX_TRAJECTORIES} of {count} trajectories", color=MUTED, fontsize=10)
