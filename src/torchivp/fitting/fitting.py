@@ -7,9 +7,11 @@ import math
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from torchivp.api.fused import Backend, check_backend
 from torchivp.checks import check_positive
@@ -22,18 +24,21 @@ from torchivp.fitting.data import Dataset, read_data, read_doses
 from torchivp.fitting.inputs import Inputs, read_inputs
 from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
-from torchivp.fitting.maximise import find_maximum
+from torchivp.fitting.maximise import find_maximum, maximise, maximise_innovations
 from torchivp.fitting.measured import measurements
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
 from torchivp.fitting.result import FitResult
+from torchivp.fitting.stochastic.filter import Filter
+from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
 from torchivp.fitting.stretches import Accuracy
 from torchivp.fitting.trust import check_derivatives, worse_than_constant
 from torchivp.fused.refusal import CannotFuse
 from torchivp.methods import find_method
 from torchivp.models.model import Model
+from torchivp.models.stochastic_model import StochasticModel
 from torchivp.solution import SolveError
 
 _WORTH_COMPILING = 40
@@ -182,7 +187,12 @@ def fit(
             time_unit=time_unit,
             names={*dict(model.named_parameters()), *(parameters or {}), *getattr(model, "definitions", {})},
         )
-    levels = read_levels(dataset, noise, modes, measurements(dataset))
+    measurement = None
+    if isinstance(model, StochasticModel):
+        _check_stochastic(model, schedule, doses)
+        measurement = read_measurement(model, dataset, noise, modes)
+        dataset = measurement.data
+    levels = measurement.levels() if measurement else read_levels(dataset, noise, modes, measurements(dataset))
     log_states = {state for state, kind in zip(dataset.states, levels.noises, strict=True) if state and kind.log}
     choices = Choices(
         free,
@@ -196,18 +206,19 @@ def fit(
         tied or {},
         initial or {},
     )
-    quantities = list_quantities(model, dataset, choices, log_states)
+    quantities = list_quantities(model, dataset, choices, log_states, measurement.quantities if measurement else ())
     check_enough(dataset, len(quantities.free) + len(levels.names))
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
     inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
-    misfit = Misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs)
+    misfit = _misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs, measurement)
     misfit.constraints = read_constraints(constraints, quantities)
     misfit.check_gradient()
     _choose_solver(misfit, check_backend(backend), method)
     with show_progress(progress) as tell:
         search = Search(misfit, levels, tell, max_iterations)
-        maximum = find_maximum(search, given=start is not None, automatic=atol is None)
+        how = maximise_innovations if measurement else partial(maximise, given=start is not None)
+        maximum = find_maximum(search, how, automatic=atol is None)
         doubts = [
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
@@ -222,6 +233,43 @@ def _check_arguments(model: Model, method: str) -> None:
         raise TypeError(f"model must be a torchivp.models.Model, got {type(model).__name__}")
     if find_method(method).error_order is None:
         raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
+
+
+def _check_stochastic(model: StochasticModel, schedule: Any, doses: Any) -> None:
+    """Refuse what the filter of a stochastic model cannot do, and a diffusion of the wrong shape."""
+    name, n = type(model).__name__, len(model.states)
+    if schedule is not None or doses is not None:
+        raise ValueError(
+            f"{name} is a stochastic model, and what {'doses' if doses is not None else 'schedule'} changes of the state "
+            "at known times would change its covariance too, which is not solved: make it part of the right-hand side, "
+            "such as an infusion with jump_times"
+        )
+    with torch.no_grad():
+        shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
+        covariance = tuple(model.initial_covariance().shape)
+    fits = shape == (n,) if model.noise_type == "diagonal" else len(shape) == 2 and shape[0] == n
+    if not fits:
+        wanted = f"({n},), one number for each state" if model.noise_type == "diagonal" else f"({n}, number of noises)"
+        raise ValueError(
+            f"{name}.noise_type is {model.noise_type!r}, so that its diffusion of one state has the shape {wanted}, got "
+            f"{shape}: return another, or set noise_type"
+        )
+    if covariance != (n, n):
+        raise ValueError(f"{name}.initial_covariance must return the shape ({n}, {n}), got {covariance}")
+
+
+def _misfit(
+    model: Model,
+    data: Dataset,
+    quantities: Quantities,
+    accuracy: Accuracy,
+    inputs: Inputs,
+    measurement: Measurement | None,
+) -> Misfit:
+    if measurement is None:
+        return Misfit(model, data, quantities, accuracy, inputs)
+    assert isinstance(model, StochasticModel), "a copy of one"
+    return Filter(model, data, quantities, accuracy, inputs, measurement)
 
 
 def _split_sigma(sigma: Any) -> tuple[Any, dict[str, str]]:
@@ -253,7 +301,7 @@ def _choose_solver(misfit: Misfit, backend: Backend, method: str) -> None:
     """Let a kernel solve the model, if one is to."""
     if backend == "eager":
         return
-    if backend == "auto":
+    if backend == "auto" and misfit.solved is misfit.model:  # the moments of a stochastic model are always worth it
         try:
             rough = misfit.at_accuracy(replace(misfit.accuracy, max_steps=_WORTH_COMPILING))
             if rough.steps(misfit.quantities.theta()) < _WORTH_COMPILING:
@@ -261,7 +309,7 @@ def _choose_solver(misfit: Misfit, backend: Backend, method: str) -> None:
         except SolveError:
             pass
     try:
-        misfit.use(ModelKernel(misfit.model, method))
+        misfit.use(ModelKernel(misfit.solved, method))
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,7 +42,11 @@ class Maximum:
     floor: NDArray[np.float64]
 
 
-def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
+Found = tuple[Likelihood, list[str], NDArray[np.float64]]
+"""A maximum, what is to be said of others, and the smallest sensible size of the noise of each observable."""
+
+
+def find_maximum(search: Search, maximise: Callable[[Search], Found], automatic: bool) -> Maximum:
     """Find the maximum of the likelihood, with tolerances that the noise allows.
 
     The size of the noise is not known before. So the solves at the maximum are compared with more accurate ones, and
@@ -49,14 +54,14 @@ def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
 
     Args:
         search: what is maximised.
-        given: whether the user has given start values.
+        maximise: finds the maximum at given tolerances.
         automatic: whether the tolerances may be changed.
 
     Raises:
         RuntimeError: the model cannot be solved from any start.
     """
     for attempts_left in reversed(range(_ATTEMPTS)):
-        likelihood, rivals, floor = _maximise(search, given)
+        likelihood, rivals, floor = maximise(search)
         verdict = check_solves(search.misfit, search.levels, likelihood)
         tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
         if not (attempts_left and automatic and verdict.inaccurate) or tighter.rtol < SMALLEST_RTOL:
@@ -65,11 +70,15 @@ def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
     raise AssertionError("the last attempt returns")
 
 
-def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArray[np.float64]]:
+def maximise(search: Search, given: bool) -> Found:
     """Find the start and the maximum of the likelihood, first with solves of little accuracy.
 
-    Returns:
-        The maximum, what is to be said of others, and the smallest sensible sizes of the noise.
+    Args:
+        search: what is maximised.
+        given: whether the user has given start values.
+
+    Raises:
+        RuntimeError: the model cannot be solved from any start.
     """
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
@@ -96,6 +105,30 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArr
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
     return likelihood, [_rival(misfit.quantities, rival) for rival in start.rivals], exact.rtol * floor
+
+
+def maximise_innovations(search: Search) -> Found:
+    """Find the maximum of the likelihood of a stochastic model from its start values.
+
+    What is expected of each observation follows the observations before, so that a path cannot run out of step with
+    them; one start is enough where the values of the parameters are of the right sizes.
+
+    Raises:
+        RuntimeError: the model cannot be solved from there.
+    """
+    misfit, exact = search.misfit, search.misfit.accuracy
+    floor, theta = np.zeros(len(misfit.data.observables)), misfit.quantities.theta()
+    search.misfit = misfit.at_accuracy(exact.scaled(max(1.0, _SEARCH_RTOL / exact.rtol)))
+    roughly = search.maximise_likelihood(theta, floor, "maximum likelihood, roughly", tolerance=1e-6)
+    search.misfit = misfit
+    best = roughly.minimum.theta if np.isfinite(roughly.nll) else theta
+    likelihood = search.maximise_likelihood(best, floor, "maximum likelihood", tolerance=1e-9)
+    if not np.isfinite(likelihood.nll):
+        raise RuntimeError(
+            f"the moments of {type(misfit.model).__name__} cannot be solved from the start: {misfit.failure}: give "
+            "start={name: value, ...}, or another sigma"
+        )
+    return likelihood, [], floor
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:

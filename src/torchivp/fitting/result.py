@@ -183,7 +183,7 @@ class FitResult:
         return self.levels.per_observable(self.sizes)
 
     def predict(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
-        """The states of the fitted model.
+        """The states of the fitted model; of a stochastic model, their expectations given the data up to each time.
 
         Args:
             t: times in any order, [T], none before the first data time of the trajectory.
@@ -207,7 +207,8 @@ class FitResult:
     def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the states: where the curves lie.
 
-        By the delta method, for positive states on the log scale. Arguments and errors as of `predict`.
+        By the delta method, for positive states on the log scale. That of a stochastic model holds the state itself,
+        which is not a curve known but for parameters. Arguments and errors as of `predict`.
 
         Returns:
             Its lower and upper edge, each [T, n_states]; infinitely wide where the data do not determine the curve.
@@ -215,12 +216,14 @@ class FitResult:
         path, position = self._path(t, trajectory)
         assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
-        return _edges(path.states[position], self.uncertainty.reach(path.state_slopes[position]), log)
+        known = None if path.spread is None else path.spread.states[position]
+        return _edges(path.states[position], self._reach(path.state_slopes[position], known), log)
 
     def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
         path, position = self._path(t, trajectory)
-        reach = self.uncertainty.reach(path.observable_slopes[position])
+        known = None if path.spread is None else path.spread.observables[position]
+        reach = self._reach(path.observable_slopes[position], known)
         return _edges(path.observables[position], reach, self._log_observables())
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
@@ -230,6 +233,9 @@ class FitResult:
         """
         path, position = self._path(t, trajectory)
         h, slopes = path.observables[position], path.observable_slopes[position]
+        if path.spread is not None:
+            variances = path.spread.observables[position] + np.nan_to_num(path.spread.measurements)
+            return _edges(h, self._reach(slopes, variances), self._log_observables())
         log = np.array([noise.log for noise in self.levels.noises])
         lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
         number = {k: i for i, k in enumerate(self._groups_with_data())}
@@ -247,6 +253,12 @@ class FitResult:
                     gap = np.hypot(edge[:, k] - h[:, k], noise.quantiles(h[:, k], sizes, level) - h[:, k])
                     edge[:, k] = h[:, k] + sign * gap
         return lower, upper
+
+    def _reach(self, slopes: NDArray[np.float64], variances: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Half the width of 95 % intervals of what has these slopes by theta, and variances that come from no sigma."""
+        if variances is None:
+            return self.uncertainty.reach(slopes)
+        return self.uncertainty.reach(slopes, variances[..., None] * np.eye(len(self.uncertainty.counts))[0])
 
     def _groups_with_data(self) -> list[int]:
         return [self.levels.groups.index(part.group) for part in self.levels.parts(self.misfit.measured())]
