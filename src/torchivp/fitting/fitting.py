@@ -309,7 +309,7 @@ def _choose_solver(misfit: Misfit, backend: Backend, method: str) -> None:
         except SolveError:
             pass
     try:
-        misfit.use(ModelKernel(misfit.solved, method))
+        misfit.use(ModelKernel(misfit.solved, method, misfit.owner))
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -19,12 +21,13 @@ class ModelKernel:
     Args:
         model: the model, in float64.
         method: the name of the method.
+        owner: what tells its right-hand side apart from others of the same code; default the class of the model.
 
     Raises:
         CannotFuse: there is no kernel; the message says why.
     """
 
-    def __init__(self, model: Model, method: str):
+    def __init__(self, model: Model, method: str, owner: Any = None):
         names = [name for name, _ in model.named_parameters()]
 
         def derivative(t: Tensor, y: Tensor, first: Tensor, last: Tensor, *values: Tensor) -> Tensor:
@@ -32,7 +35,9 @@ class ModelKernel:
             return functional_call(model, dict(zip(names, values, strict=True)), (inside, y))
 
         self._n_states = len(model.states)
-        self._kernel = Sensitivities(derivative, self._n_states, 2 + len(names), find_method(method), owner=type(model))
+        self._kernel = Sensitivities(
+            derivative, self._n_states, 2 + len(names), find_method(method), owner=owner or type(model)
+        )
 
     def solve(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
         """Solve a stretch of each row."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ class Misfit:
         model: as given; likewise `data`, `quantities`, `accuracy` and `inputs`.
         observables: what the columns of the data measure.
         solved: what solvers solve: the model.
+        owner: what tells its right-hand side apart from others.
         step_loop: solves it in torch.
         constraints: where one does not hold, there are no predictions.
     """
@@ -75,6 +77,7 @@ class Misfit:
         self.inputs = inputs or Inputs()
         self.observables = Observables(model, data, quantities)
         self.solved: Model = model
+        self.owner: Any = type(model)
         self.step_loop = StepLoop(model, float(data.trajectories[0].t[0]))
         self._paths = PathSolver(data, self.inputs, self.step_loop)
         self._failure = ["no solve has failed"]  # shared by copies at other accuracies
@@ -308,7 +311,7 @@ class Spread:
     Attributes:
         states: their variances, [T, n_states].
         observables: those of the observables, [T, n_observed].
-        measurements: those of the measurements around them, [n_observed]; NaN where each datum has its own.
+        measurements: those of the measurements around them, [n_observed].
     """
 
     states: NDArray[np.float64]

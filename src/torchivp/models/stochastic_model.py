@@ -10,9 +10,9 @@ from torchivp.models.model import Model
 
 
 class StochasticModel(Model):
-    """Base of the stochastic models that `torchivp.fit` estimates: `dy = model(t, y) dt + model.diffusion(t, y) dW`.
+    """Base of the stochastic models that `torchivp.fit` estimates, dy = forward(t, y) dt + diffusion(t, y) dW.
 
-    W is a vector of independent standard Wiener processes, and the equation is one in Itô's sense. A subclass is written
+    W are independent standard Wiener processes, and the equation is one in Itô's sense. A subclass is written
     like one of `Model`, and defines `diffusion` too, with parameters of the same kind:
 
         >>> class OrnsteinUhlenbeck(StochasticModel):

@@ -63,8 +63,9 @@ class Filter(Misfit):
         super().__init__(model, data, quantities, accuracy, inputs)
         start = float(data.trajectories[0].t[0])
         self.measurement = measurement
-        self.solved: Moments = Moments(model, start)
-        self.step_loop = StepLoop(self.solved, start)
+        self.solved = self._moments = Moments(model, start)
+        self.owner = self._moments.owner
+        self.step_loop = StepLoop(self._moments, start)
         self._paths = PathSolver(data, self.inputs, self.step_loop)
         self._sizes = measurement.covariance_sizes(accuracy, list(model.states))
 
@@ -135,7 +136,7 @@ class Filter(Misfit):
         states = len(self.directions[0]) if derivatives else 0
         still = rows.tangents.new_zeros(len(own), silent, len(self.model.states))
         tangents = torch.cat([rows.tangents[:, :states], still, rows.tangents[:, states:]], 1)
-        belief = Belief.initial(self.solved, rows.y0, tangents, rows.parameters, rows.moving)
+        belief = Belief.initial(self._moments, rows.y0, tangents, rows.parameters, rows.moving)
         self._paths.solves += 1
         return Walk(
             belief,
@@ -182,12 +183,10 @@ class Filter(Misfit):
         every, all_slopes = self.quantities.locals_and_slopes(theta)
         own, slopes = every[trajectory : trajectory + 1], all_slopes[trajectory : trajectory + 1]
         measured = self.measured()
-        times = np.union1d([x for x in measured.times[trajectory] if x <= t[-1]], t).tolist()
+        times = np.union1d([x for x in measured.times[trajectory] if x <= t[-1]], t[-1:]).tolist()
         walk = self._walk(own, [trajectory], {trajectory: times}, derivatives)
-        kept = walk.keep(measured, set(t))
-        if walk.failure is not None:
-            raise SolveError(walk.failure)
-        means, covariances, tangents = kept
+        belief = walk.keep(measured, t)
+        means, covariances, tangents = belief.mean, belief.covariance, belief.mean_tangents
         paths = Paths(means[None], tangents[None], walk.ok, walk.steps)
         chosen = slopes if derivatives else slopes[..., :0]
         values, jacobian = self._observe(paths, own[None], chosen[None], np.array(t)[None], (1, 1))
@@ -196,7 +195,7 @@ class Filter(Misfit):
         spread = Spread(
             covariances.diagonal(dim1=-2, dim2=-1).numpy().clip(0.0),
             np.einsum("tki,tij,tkj->tk", by_state, covariances.numpy(), by_state).clip(0.0),
-            self.measurement.deviations(own[0], self.quantities) ** 2,
+            self.measurement.typical(self.measurement.deviations(own[0], self.quantities)) ** 2,
         )
         return Path(means.numpy(), by_theta, values[0, 0], jacobian[0, 0], spread)
 

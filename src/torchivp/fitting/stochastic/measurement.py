@@ -85,6 +85,15 @@ class Measurement:
         columns = self.read(quantities).columns
         return np.array([float(own[each]) if isinstance(each, int) else each for each in columns])
 
+    def typical(self, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The deviations, where each datum has its own their root mean square, [n_observed]."""
+        every = measurements(self.data)
+        own = [
+            np.sqrt(np.nanmean(every.sigma[every.of(k)] ** 2)) if np.isnan(deviations[k]) else deviations[k]
+            for k in range(len(deviations))
+        ]
+        return np.array(own)
+
     def without_starts(self, measured: Measured) -> Measured:
         """The data but for the first values that are where a trajectory starts."""
         kept = ~(np.isin(measured.observable, list(self.starts)) & (measured.place == 0))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call, jacfwd, vjp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchivp.fitting.right_hand_side import REFUSALS
 from torchivp.models.model import Model
 from torchivp.models.stochastic_model import StochasticModel
+
+
+_graphs: WeakKeyDictionary[type, list[fx.GraphModule]] = WeakKeyDictionary()
+"""What was read of each class of models: a kernel is made for each of them once."""
 
 
 class Moments(Model):
@@ -29,6 +33,9 @@ class Moments(Model):
     Args:
         model: the stochastic model, in float64.
         t: a time at which it may be called.
+
+    Attributes:
+        owner: what tells its right-hand side apart from others.
     """
 
     def __init__(self, model: StochasticModel, t: float):
@@ -40,15 +47,24 @@ class Moments(Model):
         super().__init__(**model.values())
         self._names, self._count = list(model.values()), n
         self._parts = [_Parts(model)]  # in a list, so that its parameters are not those of this module
-        self._graph = self._read(t)
+        self.owner, self._graph = self._read(t)
 
-    def _read(self, t: float) -> Callable[..., Tensor]:
+    def _read(self, t: float) -> tuple[Any, Callable[..., Tensor]]:
+        """The right-hand side as a graph, the one of an earlier fit if it is the same, and what tells it apart."""
+        from torch.fx.experimental.proxy_tensor import make_fx  # which takes a second
+
+        kind = type(self._parts[0].model)
         values = [parameter.detach().clone() for parameter in self.parameters()]
         trace: Any = make_fx(self._derivative, tracing_mode="fake", _allow_non_fake_inputs=True)
         try:
-            return trace(torch.tensor(t, dtype=torch.float64), self.initial_state() + 0.1, *values).forward
+            graph = trace(torch.tensor(t, dtype=torch.float64), self.initial_state() + 0.1, *values)
         except REFUSALS:
-            return self._derivative
+            return kind, self._derivative
+        known = _graphs.setdefault(kind, [])
+        same = next((each for each in known if _equal(each, graph)), None)
+        if same is None:
+            known.append(graph)
+        return same or graph, (same or graph).forward
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative of the moments of one row, [n + n (n + 1)/2]."""
@@ -58,7 +74,8 @@ class Moments(Model):
         n, parts = self._count, self._parts[0]
         named = dict(zip(self._names, parameters, strict=True))
         mean, covariance = z[:n], self._square(z[n:])
-        drift, pull = vjp(lambda y: parts.call("forward", named, t, y), mean)
+        pulled: Any = vjp(lambda y: parts.call("forward", named, t, y), mean)
+        drift, pull = pulled
         jacobian = torch.stack([pull(row)[0] for row in torch.eye(n, dtype=z.dtype).unbind(0)])
         strength = parts.call("diffusion", named, t, mean)
         noise = torch.diag_embed(strength * strength) if parts.diagonal else strength @ strength.T
@@ -92,6 +109,19 @@ class Moments(Model):
             if derivatives:
                 slopes = vmap(jacfwd(of_row))(parameters).movedim(-1, 1)
         return found, slopes
+
+
+def _equal(a: fx.GraphModule, b: fx.GraphModule) -> bool:
+    """Whether two graphs compute the same."""
+    if a.code != b.code:
+        return False
+    constants = (dict(each.named_buffers()) for each in (a, b))
+    mine, other = ({**found, **_tensors(each)} for found, each in zip(constants, (a, b), strict=True))
+    return mine.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in mine.items())
+
+
+def _tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
+    return {name: x for name, x in vars(graph).items() if isinstance(x, Tensor)}
 
 
 class _Parts(nn.Module):

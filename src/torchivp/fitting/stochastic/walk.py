@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torchivp.fitting.observed import Linearised, Observables
 from torchivp.fitting.stochastic.measurement import Deviations
 from torchivp.fitting.stochastic.moments import Moments
 from torchivp.fitting.stretches import Accuracy, Solver, Stretch
-from torchivp.solution import Outcome, Status
+from torchivp.solution import Outcome, SolveError, Status
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class Belief:
             changes[:, directions - len(moving) :] = by_parameters[:, list(moving)]
         return Belief(y0, covariance, tangents, changes)
 
-    def of(self, rows: Tensor) -> Belief:
+    @staticmethod
+    def joined(beliefs: Sequence[Belief]) -> Belief:
+        """The rows of several, one below the other."""
+        parts = ("mean", "covariance", "mean_tangents", "covariance_tangents")
+        return Belief(*(torch.cat([getattr(each, part) for each in beliefs]) for part in parts))
+
+    def of(self, rows: Any) -> Belief:
         """That of some of the rows."""
         parts = (self.mean, self.covariance, self.mean_tangents, self.covariance_tangents)
         return Belief(*(part[rows] for part in parts))
@@ -177,6 +184,7 @@ class Walk:
     def __post_init__(self) -> None:
         self.ok = torch.ones(len(self.own), dtype=torch.bool)
         self.steps = torch.zeros(len(self.own), dtype=torch.long)
+        self._passed: list[Belief] = []
 
     def observe_all(self, measured: Measured) -> Seen:
         """Walk to the end: the innovations of all data. The rows are those of thetas and of all trajectories."""
@@ -187,26 +195,29 @@ class Walk:
             pass
         return seen
 
-    def keep(self, measured: Measured, wanted: set[float]) -> tuple[Tensor, Tensor, Tensor]:
-        """Walk to the end with one row: the means and covariances at the times wanted, and the tangents of the means.
+    def keep(self, measured: Measured, wanted: Sequence[float]) -> Belief:
+        """Walk to the end with one row: what is believed at increasing times, as the rows of a belief.
 
-        Those at the time of an observation are the ones after it.
+        At the time of an observation that is what it leads to.
+
+        Raises:
+            SolveError: the row does not get there.
         """
-        kept: list[tuple[Tensor, ...]] = []
-        times = self.borders.times[self.trajectories[0]]
-        for b in self._stops(measured, None):
+        times, kept = self.borders.times[self.trajectories[0]], []
+        for b in self._stops(measured, None, wanted):
+            kept += self._passed
             if times[b] in wanted:
-                belief = self.belief
-                kept.append((belief.mean[0], belief.covariance[0], belief.mean_tangents[0]))
-        means, covariances, tangents = (torch.stack(part) for part in zip(*kept, strict=True))
-        return means, covariances, tangents
+                kept.append(replace(self.belief))
+        if self.failure is not None:
+            raise SolveError(self.failure)
+        return Belief.joined(kept)
 
-    def _stops(self, measured: Measured, seen: Seen | None) -> Iterator[int]:
+    def _stops(self, measured: Measured, seen: Seen | None, wanted: Sequence[float] = ()) -> Iterator[int]:
         """Go from border to border, and say at which the rows are."""
         waiting = self._by_border(measured)
         for b in range(self.borders.times.shape[1]):
             if b:
-                self._advance(b)
+                self._advance(b, wanted)
             for data in waiting.get(b, ()):
                 self._correct(measured, data, seen)
             yield b
@@ -232,8 +243,8 @@ class Walk:
         slots.append(np.full(len(self.borders.times), -1))
         slots[-1][i] = datum
 
-    def _advance(self, b: int) -> None:
-        """Solve from the border before to this one."""
+    def _advance(self, b: int, wanted: Sequence[float]) -> None:
+        """Solve from the border before to this one; a single row may pass times at which it is wanted."""
         ends = self.borders.times[self.trajectories][:, b - 1 : b + 1]
         rows = torch.from_numpy(np.flatnonzero(self.ok.numpy() & ~np.isnan(ends[:, 1])))
         if not len(rows):
@@ -241,10 +252,13 @@ class Walk:
         own = self.belief.of(rows)
         z, tangents = own.packed()
         start, end = torch.from_numpy(ends)[rows].unbind(1)
-        nowhere = z.new_empty(len(rows), 0)
-        parts = (self.parameters[rows], z, tangents, self.moving, start.contiguous(), end.contiguous(), nowhere)
+        inner = [t for t in wanted if float(ends[0, 0]) < t < float(ends[0, 1])]
+        t = torch.tensor(inner, dtype=z.dtype).expand(len(rows), -1)
+        parts = (self.parameters[rows], z, tangents, self.moving, start.contiguous(), end.contiguous(), t)
         solved = self.solver.solve(Stretch(*parts, self.borders.sided), self.accuracy)
         self.belief.put(rows, Belief.unpacked(solved.final, solved.final_tangents, own.mean.shape[-1]))
+        passed = Belief.unpacked(solved.states, solved.tangents, own.mean.shape[-1])
+        self._passed = [passed.of((slice(None), k)) for k in range(len(inner))]
         self.steps[rows] += solved.steps
         self.ok[rows] &= solved.ok
         self.failure = self.failure or solved.failure
