@@ -210,7 +210,10 @@ def test_other_sources_are_refused(tmp_path):
 
 def test_lognormal_noise_needs_positive_data(csv):
     path = csv(GOOD.replace("35.2", "0"))
-    with refused(DataError, "column 'lynx' holds 0 in line 5 of data.csv, which is not positive, as data with lognormal noise are: use noise"):
+    with refused(
+        DataError,
+        "column 'lynx' holds 0 in line 5 of data.csv, which is not positive, as data with lognormal noise are: use noise",
+    ):
         fit(LotkaVolterra(), path, time="year", observe=["hare", "lynx"], noise="lognormal")
 
 

@@ -379,14 +379,14 @@ def _first_value(series: NDArray[np.float64], column: NDArray[np.float64], posit
     return (max(value, 1e-2 * magnitude) if positive else value), magnitude
 
 
-def check_enough(data: Dataset, n_free: int) -> None:
-    """Refuse data of which there are no more than what is estimated.
+def check_enough(data: Dataset, n_free: int, used: int = 0) -> None:
+    """Refuse data of which there are no more than what is estimated, but for some that are used for something else.
 
     Raises:
         DataError: the message counts both.
     """
-    if data.n_data <= n_free:
+    if data.n_data - used <= n_free:
         raise DataError(
-            f"too few data: {data.n_data} values for {n_free} free quantities, sigmas included: hold some, "
+            f"too few data: {data.n_data - used} values for {n_free} free quantities, sigmas included: hold some, "
             "fixed={name: value}"
         )

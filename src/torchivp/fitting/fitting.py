@@ -190,7 +190,12 @@ def fit(
     measurement = None
     if isinstance(model, StochasticModel):
         _check_stochastic(model, schedule, doses)
-        measurement = read_measurement(model, dataset, noise, modes)
+        named = [free] if isinstance(free, str) else free or []
+        said = [fixed or {}, start or {}, scale or {}, bounds or {}, priors or {}]
+        said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
+        measurement = read_measurement(
+            model, dataset, noise, modes, [*named, *(name for each in said for name in each)]
+        )
         dataset = measurement.data
     levels = measurement.levels() if measurement else read_levels(dataset, noise, modes, measurements(dataset))
     log_states = {state for state, kind in zip(dataset.states, levels.noises, strict=True) if state and kind.log}
@@ -207,7 +212,8 @@ def fit(
         initial or {},
     )
     quantities = list_quantities(model, dataset, choices, log_states, measurement.quantities if measurement else ())
-    check_enough(dataset, len(quantities.free) + len(levels.names))
+    used = len(measurement.starts) if measurement else 0
+    check_enough(dataset, len(quantities.free) + len(levels.names), used)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(method, rtol, tolerance, max_steps, check_positive("max_step", max_step))
     inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
@@ -223,6 +229,7 @@ def fit(
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
             *worse_than_constant(search.misfit, levels, maximum.likelihood),
+            *levels.doubts(maximum.likelihood.minimum.found),
         ]
     call = python_call(fit, arguments, dataset)
     return assemble(search, replace(maximum, doubts=doubts), derived or {}, call, clock.perf_counter() - began)

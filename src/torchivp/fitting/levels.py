@@ -210,6 +210,10 @@ class Levels:
                 sizes[group.first : group.first + group.count] = estimated
         return sizes
 
+    def doubts(self, found: Predictions | None) -> list[str]:
+        """What is wrong with the noise at a maximum of the likelihood, in words; empty if nothing is."""
+        return []
+
     def at(self, found: Predictions) -> Levels:
         """The levels of a result, whose predictions are these."""
         return self

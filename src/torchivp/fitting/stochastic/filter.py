@@ -83,7 +83,7 @@ class Filter(Misfit):
         )
 
     def measured(self, horizon: float = 1.0) -> Measured:
-        """What was measured, but for exact first values, which are where the trajectories start."""
+        """What was measured, but for the values that the trajectories start from."""
         if horizon not in self._measured:
             self._measured[horizon] = self.measurement.without_starts(measurements(self.data, horizon))
         return self._measured[horizon]
@@ -137,17 +137,24 @@ class Filter(Misfit):
         still = rows.tangents.new_zeros(len(own), silent, len(self.model.states))
         tangents = torch.cat([rows.tangents[:, :states], still, rows.tangents[:, states:]], 1)
         belief = Belief.initial(self._moments, rows.y0, tangents, rows.parameters, rows.moving)
+        moved = self.moved if derivatives else []
+        deviations = self.measurement.read(self.quantities)
+        for start in self.measurement.starts:
+            at = torch.from_numpy(np.flatnonzero(np.array(trajectories) == start.trajectory))
+            given = self.data.trajectories[start.trajectory].sigma
+            sigma = np.full(len(at), np.nan if given is None else given[start.row, start.observable])
+            belief.widen(at, start.state, *deviations.variances(start.observable, sigma, own[at], moved))
         self._paths.solves += 1
         return Walk(
             belief,
             rows.parameters,
             rows.moving,
             own,
-            self.moved if derivatives else [],
+            moved,
             np.array(trajectories),
             Borders.of(times, len(self.data.trajectories), self.inputs.jump_times),
             self.observables,
-            self.measurement.read(self.quantities),
+            deviations,
             self._paths.solver,
             self._of_moments(self.accuracy),
         )

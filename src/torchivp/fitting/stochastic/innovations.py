@@ -21,6 +21,7 @@ _LOG_2PI = math.log(2 * math.pi)
 _ROOM = 3.0
 """By which power of e a variance may shrink in a search before its logarithm counts no longer."""
 _LEAST = 0.1
+_NOTHING = 1e-10  # the fraction of the variances of others that a variance never is
 
 
 @dataclass
@@ -119,6 +120,20 @@ class InnovationLevels(Levels):
     def at_floor(self, sizes: Floats, floor: Floats) -> bool:
         """Never: a variance is that of the model."""
         return False
+
+    def doubts(self, found: Predictions | None) -> list[str]:
+        """Of which observables a value is expected too exactly to be true: the likelihood has no maximum there."""
+        if found is None:
+            return []
+        variances, observable = _innovations(found).variances, found.measured.observable
+        ratios = [variances[observable == k] for k in range(len(self.noises))]
+        return [
+            f"a value of observable {k + 1} is met exactly, and the likelihood grows without bound as its standard "
+            "deviation goes to zero: an estimated initial state does that, which fixed, or an initial_covariance of the "
+            "model, prevents, and so does a known sigma"
+            for k, each in enumerate(ratios)
+            if len(each) and each.min() < _NOTHING * np.median(each)
+        ]
 
     def at(self, found: Predictions) -> Levels:
         """These levels with the standard deviations of the measurements that were found."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchivp.fitting.data import DataError, Dataset, Trajectory
+from torchivp.fitting.data import DataError, Dataset
 from torchivp.fitting.levels import MODES, Group
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.noise import find_noise
@@ -55,21 +55,44 @@ class Deviations:
 
 
 @dataclass(frozen=True)
+class Start:
+    """A value that a trajectory starts from.
+
+    Attributes:
+        trajectory: the number of the trajectory.
+        observable: that of the column.
+        state: that of the state.
+        row: that of the row of the trajectory.
+    """
+
+    trajectory: int
+    observable: int
+    state: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Measurement:
     """The data of a stochastic model, and how exact they are.
 
+    A state that is observed at the beginning, and of whose beginning nothing is said, starts from what is then known of
+    it: its first value, as exactly as that is measured. This is the limit of little knowledge before the data: J. Durbin
+    and S. J. Koopman, "Time Series Analysis by State Space Methods", 2nd edition, Oxford (2012), chapter 5. (If it were
+    estimated, it would meet that value exactly, and the likelihood would grow without bound as the standard deviation of
+    the measurement goes to zero.)
+
     Attributes:
-        data: with exact first values among the known constants of their trajectories.
+        data: with the values that trajectories start from among their known constants.
         of: of each observable, the name of the standard deviation that is estimated, or a number; NaN where each value
             has its own.
         quantities: the standard deviations that are estimated.
-        starts: the observables whose first values are where the trajectories start.
+        starts: the values that trajectories start from.
     """
 
     data: Dataset
     of: list[str | float]
     quantities: list[Quantity]
-    starts: frozenset[int]
+    starts: list[Start]
 
     def levels(self) -> InnovationLevels:
         """The likelihood."""
@@ -95,8 +118,10 @@ class Measurement:
         return np.array(own)
 
     def without_starts(self, measured: Measured) -> Measured:
-        """The data but for the first values that are where a trajectory starts."""
-        kept = ~(np.isin(measured.observable, list(self.starts)) & (measured.place == 0))
+        """The data but for the values that trajectories start from."""
+        used = {(each.trajectory, each.observable, each.row) for each in self.starts}
+        every = zip(measured.trajectory.tolist(), measured.observable.tolist(), measured.row.tolist(), strict=True)
+        kept = np.array([each not in used for each in every])
         parts = ("y", "observable", "trajectory", "place", "row", "censored", "sigma")
         return replace(measured, **{name: getattr(measured, name)[kept] for name in parts})
 
@@ -114,7 +139,9 @@ class Measurement:
         return _FINE * atol * min(ratios, default=0.1 / accuracy.rtol)
 
 
-def read_measurement(model: StochasticModel, data: Dataset, noise: Any, sigma: Any) -> Measurement:
+def read_measurement(
+    model: StochasticModel, data: Dataset, noise: Any, sigma: Any, named: Iterable[str]
+) -> Measurement:
     """What the arguments of `fit` say of the measurements of a stochastic model.
 
     Args:
@@ -122,6 +149,7 @@ def read_measurement(model: StochasticModel, data: Dataset, noise: Any, sigma: A
         data: the data.
         noise: as given.
         sigma: as given, without columns of standard deviations.
+        named: the names of states, or of their initial values, of which other arguments say something.
 
     Raises:
         ValueError: an argument makes no sense for a stochastic model; the message says what does.
@@ -146,10 +174,12 @@ def read_measurement(model: StochasticModel, data: Dataset, noise: Any, sigma: A
             quantities[quantity.name] = quantity
     exact = [k for k, each in enumerate(of) if each == 0.0]
     _check_exact(data, exact, every)
-    uncertain = model.initial_covariance().diagonal()
-    names = list(model.states)
-    starts = frozenset(k for k in exact if uncertain[names.index(str(data.states[k]))] == 0)
-    trajectories = [_with_start(series, data, starts) for series in data.trajectories]
+    starts, states, trajectories = _starts(model, data, named), list(model.states), list(data.trajectories)
+    for each in starts:
+        series = trajectories[each.trajectory]
+        value = float(series.values[each.row, each.observable])
+        constants = {**series.constants, states[each.state]: value}
+        trajectories[each.trajectory] = replace(series, constants=constants)
     return Measurement(replace(data, trajectories=trajectories), of, list(quantities.values()), starts)
 
 
@@ -235,10 +265,16 @@ def _check_exact(data: Dataset, exact: Sequence[int], measured: Measured) -> Non
             )
 
 
-def _with_start(series: Trajectory, data: Dataset, starts: frozenset[int]) -> Trajectory:
-    """A trajectory whose exact first values are known constants."""
-    at_start = series.values[series.t == series.t[0]]
-    first = {
-        str(data.states[k]): float(value) for k in sorted(starts) for value in at_start[:, k] if np.isfinite(value)
-    }
-    return replace(series, constants={**series.constants, **first})
+def _starts(model: StochasticModel, data: Dataset, named: Iterable[str]) -> list[Start]:
+    """The values in the data that trajectories start from: of each state that nothing else is said of, the first."""
+    said, states = list(named), list(model.states)
+    known = model.initial_covariance().diagonal() > 0
+    starts: dict[tuple[int, str], Start] = {}
+    for i, series in enumerate(data.trajectories):
+        for k, state in enumerate(data.states):
+            if state is None or state in series.constants or (i, state) in starts or bool(known[states.index(state)]):
+                continue
+            rows = np.flatnonzero((series.t == series.t[0]) & np.isfinite(series.values[:, k]))
+            if len(rows) and not any(name == state or name.startswith(f"{state}(") for name in said):
+                starts[i, state] = Start(i, k, states.index(state), int(rows[0]))
+    return list(starts.values())

@@ -78,6 +78,11 @@ class Belief:
         parts = (self.mean, self.covariance, self.mean_tangents, self.covariance_tangents)
         return Belief(*(part[rows] for part in parts))
 
+    def widen(self, rows: Tensor, state: int, variance: Tensor, tangents: Tensor) -> None:
+        """Add a variance [n] to that of a state in some rows, with its tangents [n, n_directions]."""
+        self.covariance[rows, state, state] += variance
+        self.covariance_tangents[rows, :, state, state] += tangents
+
     def put(self, rows: Tensor, other: Belief) -> None:
         """Believe something else of some of the rows."""
         self.mean = self.mean.index_copy(0, rows, other.mean)
