@@ -118,7 +118,7 @@ def check_slopes(result, theta, step=1e-5):
 @pytest.fixture(scope="module")
 def noisy():
     """Measurements with noise, one of them missing, of an Ornstein-Uhlenbeck process."""
-    y = draw_ou() + 0.2 * np.random.default_rng(1).standard_normal(len(T))
+    y = draw_ou() + 0.3 * np.random.default_rng(2).standard_normal(len(T))
     y[4] = np.nan
     return y, fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, backend="fused")
 
@@ -299,21 +299,29 @@ def test_jumps_of_the_drift_are_seen():
     np.testing.assert_allclose(result["rest"].value, rest, rtol=1e-6)
 
 
+@needs_compiler
 def test_step_loop_and_kernel_agree():
-    t, x = T[:4], draw_ou()[:4]
-    results = [
-        fit(
-            OrnsteinUhlenbeck(),
-            {"time": t, "x": x},
-            sigma=0.2,
-            fixed={"rate": 0.7, "rest": 0.3},
-            rtol=1e-6,
-            atol=1e-7,
-            backend=backend,
-        )
-        for backend in ("eager", "auto")
-    ]
-    np.testing.assert_allclose(results[0].theta, results[1].theta, rtol=1e-4)
+    x = {"time": T[:4], "x": draw_ou()[:4]}
+    result = fit(OrnsteinUhlenbeck(), x, sigma=0.2, free="rest", backend="fused")
+    theta, misfit = result.theta + 0.1, result.misfit
+    kernel = misfit.predictions(theta)
+    misfit.use(misfit.step_loop)
+    loop = misfit.predictions(theta)
+    for name in ("values", "jacobian", "variances", "variance_jacobian"):
+        np.testing.assert_allclose(getattr(loop, name), getattr(kernel, name), rtol=1e-7, atol=1e-9)
+
+
+@needs_compiler
+def test_measurements_that_seem_exact():
+    y = draw_ou()
+    result = fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, fixed={"rest": 0.3}, backend="fused")
+    exact = fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, fixed={"rest": 0.3}, sigma=0, backend="fused")
+    assert result["sigma(x)"].value < 1e-3
+    assert (
+        "sigma(x) is at its bound, zero: the noise of the model alone explains the data as well" in result.warnings[0]
+    )
+    np.testing.assert_allclose(result.nll, exact.nll, rtol=1e-5)
+    assert np.isfinite(result.band(T)).all()
 
 
 def test_sdeint_draws_paths():
@@ -392,7 +400,8 @@ def test_diffusion_of_the_wrong_kind():
 @needs_compiler
 def test_free_initial_state_that_meets_its_value_exactly():
     y = draw_ou() + 0.2 * np.random.default_rng(1).standard_normal(len(T))
-    result = fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, start={"x": 1.0, "sigma(x)": 1e-4}, backend="fused")
+    free = {"start": {"x": 1.0, "sigma(x)": 1e-4}, "fixed": {"rate": 0.7, "rest": 0.3}}
+    result = fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, backend="fused", **free)
     assert "x(0)" in result.free_names and not result.converged
     assert "a value of observable 1 is met exactly, and the likelihood grows without bound" in result.warnings[0]
     known = fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, free=["rest", "x"], sigma=0.2, backend="fused")

@@ -271,9 +271,13 @@ def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bou
             "take that as known: if the bound is not a fact, widen it"
         )
     at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
+    sigmas = {each.name for each in misfit.quantities.free if each.kind == "sigma"}
     for name in at_zero:
         warnings.append(
-            f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, "
+            f"{name} is at its bound, zero: the noise of the model alone explains the data as well; sigma=0 says that "
+            "they are exact"
+            if name in sigmas
+            else f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, "
             f"leave it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log "
             "scale (by default all parameters)"
         )

@@ -25,6 +25,8 @@ from torchivp.models.model import Model
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_ROUNDING = 1e-9
+
 Band = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -217,14 +219,15 @@ class FitResult:
         assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
         known = None if path.spread is None else path.spread.states[position]
-        return _edges(path.states[position], self._reach(path.state_slopes[position], known), log)
+        states = path.states[position]
+        return _edges(states, self._reach(path.state_slopes[position], states, known), log)
 
     def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
         path, position = self._path(t, trajectory)
         known = None if path.spread is None else path.spread.observables[position]
-        reach = self._reach(path.observable_slopes[position], known)
-        return _edges(path.observables[position], reach, self._log_observables())
+        h = path.observables[position]
+        return _edges(h, self._reach(path.observable_slopes[position], h, known), self._log_observables())
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % prediction band: where new observations fall, each [T, n_observed].
@@ -235,7 +238,7 @@ class FitResult:
         h, slopes = path.observables[position], path.observable_slopes[position]
         if path.spread is not None:
             variances = path.spread.observables[position] + np.nan_to_num(path.spread.measurements)
-            return _edges(h, self._reach(slopes, variances), self._log_observables())
+            return _edges(h, self._reach(slopes, h, variances), self._log_observables())
         log = np.array([noise.log for noise in self.levels.noises])
         lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
         number = {k: i for i, k in enumerate(self._groups_with_data())}
@@ -254,10 +257,15 @@ class FitResult:
                     edge[:, k] = h[:, k] + sign * gap
         return lower, upper
 
-    def _reach(self, slopes: NDArray[np.float64], variances: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        """Half the width of 95 % intervals of what has these slopes by theta, and variances that come from no sigma."""
+    def _reach(
+        self, slopes: NDArray[np.float64], values: NDArray[np.float64], variances: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Half the width of 95 % intervals of values with these slopes by theta, and variances that come from no sigma."""
         if variances is None:
             return self.uncertainty.reach(slopes)
+        # Where a datum says all, a slope is made of rounding.
+        little = np.abs(slopes) * self.uncertainty.magnitudes < _ROUNDING * np.abs(values).max(0)[:, None]
+        slopes = np.where(little, 0.0, slopes)
         return self.uncertainty.reach(slopes, variances[..., None] * np.eye(len(self.uncertainty.counts))[0])
 
     def _groups_with_data(self) -> list[int]:
