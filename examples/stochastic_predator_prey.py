@@ -32,7 +32,7 @@ BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8A8A8A"
 class PredatorPrey(StochasticModel):
     """The logarithms of prey and predators, as Itô's formula has them."""
 
-    states = {"log_prey": "logarithm of the prey", "log_predator": "logarithm of the predators"}
+    states = {"log_prey": "logarithm of the prey", "log_predator": "logarithm of the predators"}  # noqa: RUF012
     default_state = (0.0, 0.0)
 
     def __init__(self, alpha, beta, gamma, delta, wobble):
@@ -71,7 +71,8 @@ def draw(picture, result, t, path, counted):
         panel.semilogy(fine, np.exp(curves[:, k]), color=colour, lw=1.6, label="expected, given the counts so far")
         panel.semilogy(t, np.exp(path[:, k]), color=GREY, lw=1.1, ls="--", label="simulated")
         panel.semilogy(t, np.exp(counted[:, k]), "o", ms=3.5, color=INK, label="counted")
-        panel.set(ylabel=name)
+        panel.set(ylabel=name, yticks=[0.25, 0.5, 1, 2, 4], yticklabels=["0.25", "0.5", "1", "2", "4"])
+        panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.18), fontsize=9)
     panels[1].set(xlabel="time")
@@ -94,7 +95,9 @@ def main():
     picture = arguments.out / "stochastic_predator_prey.png"
     draw(picture, result, t, path, counted)
     print(f"negative log-likelihood {result.nll:.4g}; {result.verdict.sentence} Picture: {picture}")
-    off = [abs(result[name].scale_error) ** -1 * abs(np.log(result[name].value / truth)) for name, truth in names.items()]
+    off = [
+        abs(result[name].scale_error) ** -1 * abs(np.log(result[name].value / truth)) for name, truth in names.items()
+    ]
     if not result.converged or max(off) > 4:
         raise SystemExit("the fit is wrong")
 

@@ -244,6 +244,20 @@ def _squares(levels: Levels, found: Predictions, observables: Sequence[str]) -> 
     return dict(zip(observables, sums.tolist(), strict=True))
 
 
+def _at_zero(misfit: Misfit, name: str) -> str:
+    """That a quantity on the log scale may be zero, in words."""
+    if name in [each.name for each in misfit.quantities.free if each.kind == "sigma"]:
+        return (
+            f"{name} is at its bound, zero: the noise of the model alone explains the data as well; sigma=0 says that "
+            "they are exact"
+        )
+    return (
+        f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, leave it "
+        f"out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log scale (by "
+        "default all parameters)"
+    )
+
+
 def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bound: NDArray[np.bool_]) -> list[str]:
     misfit, levels, likelihood = search.misfit, search.levels, maximum.likelihood
     warnings = []
@@ -271,16 +285,7 @@ def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bou
             "take that as known: if the bound is not a fact, widen it"
         )
     at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
-    sigmas = {each.name for each in misfit.quantities.free if each.kind == "sigma"}
-    for name in at_zero:
-        warnings.append(
-            f"{name} is at its bound, zero: the noise of the model alone explains the data as well; sigma=0 says that "
-            "they are exact"
-            if name in sigmas
-            else f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, "
-            f"leave it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log "
-            "scale (by default all parameters)"
-        )
+    warnings += [_at_zero(misfit, name) for name in at_zero]
     if not at_zero:  # which says as much
         warnings += no_better_than_constant(misfit, levels, likelihood)
     said = [f"determine {name}" for name in at_zero]

@@ -91,7 +91,8 @@ def fit(
     are found.
 
     Args:
-        model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64.
+        model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64. That of a
+            `StochasticModel` is a filter: see "Stochastic models" in the documentation.
         data: a table (see `read_data`): the path of a CSV, TSV, Parquet or Excel file, a pandas or Polars DataFrame, a
             dict of columns; or a `Dataset`.
         time: the name of the time column.
@@ -109,6 +110,7 @@ def fit(
             "poisson" or "negative_binomial", or a `NoiseModel`; or a dict of these by observed column.
         sigma: the size of the noise: "separate" to estimate one per observed column, "shared" for one for all, a number
             that is known, or the name of a column that holds the standard deviation of each value; or a dict of these.
+            0 for states of a `StochasticModel` that are measured exactly.
         free: the names of what to estimate (an initial state by the name of its state); "all"; or None for all
             parameters and the initial states of observed states. What is not free is held at its value in `fixed`,
             in `start`, or else a parameter at its value in `model`, an observed initial state at its first datum,
@@ -229,7 +231,7 @@ def fit(
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
             *worse_than_constant(search.misfit, levels, maximum.likelihood),
-            *levels.doubts(maximum.likelihood.minimum.found),
+            *levels.doubts(maximum.likelihood.minimum.found, dataset.observables),
         ]
     call = python_call(fit, arguments, dataset)
     return assemble(search, replace(maximum, doubts=doubts), derived or {}, call, clock.perf_counter() - began)
@@ -247,9 +249,9 @@ def _check_stochastic(model: StochasticModel, schedule: Any, doses: Any) -> None
     name, n = type(model).__name__, len(model.states)
     if schedule is not None or doses is not None:
         raise ValueError(
-            f"{name} is a stochastic model, and what {'doses' if doses is not None else 'schedule'} changes of the state "
-            "at known times would change its covariance too, which is not solved: make it part of the right-hand side, "
-            "such as an infusion with jump_times"
+            f"{name} is a stochastic model, and what {'doses' if doses is not None else 'schedule'} changes of the "
+            "state at known times would change its covariance too, which is not solved: make it part of the right-hand "
+            "side, such as an infusion with jump_times"
         )
     with torch.no_grad():
         shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
@@ -258,8 +260,8 @@ def _check_stochastic(model: StochasticModel, schedule: Any, doses: Any) -> None
     if not fits:
         wanted = f"({n},), one number for each state" if model.noise_type == "diagonal" else f"({n}, number of noises)"
         raise ValueError(
-            f"{name}.noise_type is {model.noise_type!r}, so that its diffusion of one state has the shape {wanted}, got "
-            f"{shape}: return another, or set noise_type"
+            f"{name}.noise_type is {model.noise_type!r}, so that its diffusion of one state has the shape {wanted}, "
+            f"got {shape}: return another, or set noise_type"
         )
     if covariance != (n, n):
         raise ValueError(f"{name}.initial_covariance must return the shape ({n}, {n}), got {covariance}")

@@ -210,8 +210,8 @@ class Levels:
                 sizes[group.first : group.first + group.count] = estimated
         return sizes
 
-    def doubts(self, found: Predictions | None) -> list[str]:
-        """What is wrong with the noise at a maximum of the likelihood, in words; empty if nothing is."""
+    def doubts(self, found: Predictions | None, names: Sequence[str]) -> list[str]:
+        """What is wrong with the noise of observables at a maximum of the likelihood, in words; empty if nothing is."""
         return []
 
     def at(self, found: Predictions) -> Levels:

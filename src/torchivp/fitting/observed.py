@@ -68,6 +68,7 @@ class Observables:
     """
 
     def __init__(self, model: Model, data: Dataset, quantities: Quantities):
+        self.names = list(data.observables)
         self._states = list(model.states)
         self._locals = quantities.names
         self._parameters = [name for name in quantities.names if name not in model.states]

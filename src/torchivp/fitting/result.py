@@ -260,7 +260,7 @@ class FitResult:
     def _reach(
         self, slopes: NDArray[np.float64], values: NDArray[np.float64], variances: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:
-        """Half the width of 95 % intervals of values with these slopes by theta, and variances that come from no sigma."""
+        """Half the width of 95 % intervals of values with these slopes by theta, and variances besides."""
         if variances is None:
             return self.uncertainty.reach(slopes)
         # Where a datum says all, a slope is made of rounding.

@@ -45,12 +45,11 @@ class Innovations(Predictions):
 class InnovationLevels(Levels):
     """The density of observations one by one, each given those before: that of all together.
 
-    Its negative logarithm is half the sum of e²/S + log 2πS, with innovations e and their variances S. What the sizes of
-    the noise are to other models, the variances are here: `estimate` takes them from where a search stands, and the next
-    one measures against them. The standard deviations of the measurements are entries of theta.
+    Its negative logarithm is half the sum of e²/S + log 2πS, with innovations e and their variances S: F. C. Schweppe,
+    "Evaluation of likelihood functions for Gaussian signals", IEEE Transactions on Information Theory 11 (1965).
 
-    F. C. Schweppe, "Evaluation of likelihood functions for Gaussian signals", IEEE Transactions on Information Theory 11
-    (1965).
+    What the sizes of the noise are to other models, the variances are here: `estimate` takes them from where a search
+    stands, and the next one measures against them. The standard deviations of the measurements are entries of theta.
     """
 
     def __init__(self, groups: Sequence[Group]):
@@ -84,7 +83,7 @@ class InnovationLevels(Levels):
         return float(0.5 * np.sum(squares + np.log(variances) + _LOG_2PI))
 
     def standardised(self, found: Predictions, sizes: Floats) -> Floats:
-        """The innovations over their standard deviations, standard normal and independent if the model is right, [n]."""
+        """The innovations over their standard deviations, [n]: standard normal, independent if the model is right."""
         return (found.measured.y - found.values) / np.sqrt(_innovations(found).variances)
 
     def information(self, found: Predictions, sizes: Floats) -> list[tuple[Part, Floats]]:
@@ -121,17 +120,17 @@ class InnovationLevels(Levels):
         """Never: a variance is that of the model."""
         return False
 
-    def doubts(self, found: Predictions | None) -> list[str]:
+    def doubts(self, found: Predictions | None, names: Sequence[str]) -> list[str]:
         """Of which observables a value is expected too exactly to be true: the likelihood has no maximum there."""
         if found is None:
             return []
         variances, observable = _innovations(found).variances, found.measured.observable
-        ratios = [variances[observable == k] for k in range(len(self.noises))]
+        own = [variances[observable == k] for k in range(len(names))]
         return [
-            f"a value of observable {k + 1} is met exactly, and the likelihood grows without bound as its standard "
-            "deviation goes to zero: an estimated initial state does that, which fixed, or an initial_covariance of the "
-            "model, prevents, and so does a known sigma"
-            for k, each in enumerate(ratios)
+            f"a value of {name} is met exactly, and the likelihood grows without bound as its standard "
+            "deviation goes to zero: an estimated initial state does that, which fixed, an initial_covariance of the "
+            "model or a known sigma prevents"
+            for name, each in zip(names, own, strict=True)
             if len(each) and each.min() < _NOTHING * np.median(each)
         ]
 
@@ -142,7 +141,7 @@ class InnovationLevels(Levels):
         return settled
 
     def per_observable(self, sizes: Floats) -> Floats:
-        """The standard deviation of the measurement of each observable, [n_observed]; NaN where it is not one number."""
+        """The standard deviation of the measurement of each observable, [n_observed]; NaN where it is no number."""
         return getattr(self, "_deviations", np.full(len(self.noises), np.nan))
 
 

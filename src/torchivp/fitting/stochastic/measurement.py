@@ -75,11 +75,11 @@ class Start:
 class Measurement:
     """The data of a stochastic model, and how exact they are.
 
-    A state that is observed at the beginning, and of whose beginning nothing is said, starts from what is then known of
-    it: its first value, as exactly as that is measured. This is the limit of little knowledge before the data: J. Durbin
-    and S. J. Koopman, "Time Series Analysis by State Space Methods", 2nd edition, Oxford (2012), chapter 5. (If it were
-    estimated, it would meet that value exactly, and the likelihood would grow without bound as the standard deviation of
-    the measurement goes to zero.)
+    A state that is observed at the beginning, and of whose beginning nothing is said, starts from what is then known
+    of it: its first value, as exactly as that is measured. This is the limit of little knowledge before the data:
+    J. Durbin and S. J. Koopman, "Time Series Analysis by State Space Methods", 2nd edition, Oxford (2012), chapter 5.
+    (If it were estimated, it would meet that value exactly, and the likelihood would grow without bound as the standard
+    deviation of the measurement goes to zero.)
 
     Attributes:
         data: with the values that trajectories start from among their known constants.
@@ -189,8 +189,8 @@ def _check_noise(model: StochasticModel, data: Dataset, noise: Any) -> None:
         if find_noise(kind).name != "normal":
             raise ValueError(
                 f"{type(model).__name__} is a stochastic model, whose measurements have normal noise, got noise="
-                f"{find_noise(kind).name!r}: leave noise out; if the noise is lognormal, fit the logarithms of the data, "
-                "observe={'log_x': 'log(x)'}"
+                f"{find_noise(kind).name!r}: leave noise out; if the noise is lognormal, fit the logarithms of the "
+                "data, observe={'log_x': 'log(x)'}"
             )
     for series in data.trajectories:
         if series.censored is not None and series.censored.any():
@@ -212,7 +212,8 @@ def _modes(data: Dataset, sigma: Any) -> list[str | float]:
     for mode in modes:
         if mode not in MODES and not (isinstance(mode, int | float) and np.isfinite(mode) and mode >= 0):
             raise ValueError(
-                f"sigma must be one of {MODES}, a positive number, or 0 for a state that is observed exactly, got {mode!r}"
+                f"sigma must be one of {MODES}, a positive number, or 0 for a state that is observed exactly, got "
+                f"{mode!r}"
             )
     return modes
 

@@ -14,7 +14,6 @@ from torchivp.fitting.right_hand_side import REFUSALS
 from torchivp.models.model import Model
 from torchivp.models.stochastic_model import StochasticModel
 
-
 _graphs: WeakKeyDictionary[type, list[fx.GraphModule]] = WeakKeyDictionary()
 """What was read of each class of models: a kernel is made for each of them once."""
 
@@ -22,13 +21,13 @@ _graphs: WeakKeyDictionary[type, list[fx.GraphModule]] = WeakKeyDictionary()
 class Moments(Model):
     """The ordinary differential equation of the mean m and the covariance P of a stochastic model.
 
-    m' = f(m) and P' = F P + P Fᵀ + G Gᵀ, with F = df/dm and G the diffusion at m: exact where f is linear and G does not
-    depend on the state, and otherwise the first-order approximation of the extended Kalman filter. A. H. Jazwinski,
+    m' = f(m) and P' = F P + P Fᵀ + G Gᵀ, with F = df/dm and G the diffusion at m: exact where f is linear and G does
+    not depend on the state, and otherwise the first-order approximation of the extended Kalman filter. A. H. Jazwinski,
     "Stochastic Processes and Filtering Theory", Academic Press (1970), chapter 9.
 
-    The states are those of the model and the lower triangle of P, row by row; the parameters are those of the model. The
-    right-hand side is read once as a graph of plain operations, which dual numbers and kernels can follow; where the
-    model looks at values, it is computed anew each time.
+    The states are those of the model and the lower triangle of P, row by row; the parameters are those of the model.
+    The right-hand side is read once as a graph of plain operations, which dual numbers and kernels can follow; where
+    the model looks at values, it is computed anew each time.
 
     Args:
         model: the stochastic model, in float64.
@@ -41,9 +40,10 @@ class Moments(Model):
     def __init__(self, model: StochasticModel, t: float):
         n = len(model.states)
         names = list(model.states)
+        covariances = {f"cov({names[i]}, {names[j]})": "" for i in range(n) for j in range(i + 1)}
         # Of the class in general, these are of this object.
-        self.states = {**model.states, **{f"cov({names[i]}, {names[j]})": "" for i in range(n) for j in range(i + 1)}}  # type: ignore[misc]
-        self.default_state = (*model.default_state, *(0.0 for _ in range(n * (n + 1) // 2)))  # type: ignore[misc]
+        self.states = {**model.states, **covariances}  # type: ignore[misc]
+        self.default_state = (*model.default_state, *(0.0 for _ in covariances))  # type: ignore[misc]
         super().__init__(**model.values())
         self._names, self._count = list(model.values()), n
         self._parts = [_Parts(model)]  # in a list, so that its parameters are not those of this module

@@ -296,7 +296,7 @@ class Walk:
             self.ok[rows] &= ~bad
             self.failure = self.failure or Status(
                 Outcome.NON_FINITE,
-                f"the variance of observable {k + 1} at time {time:g} given the data before is not positive: no noise "
-                "reaches it",
+                f"the variance of {self.observables.names[k]} at time {time:g} given the data before is not positive: "
+                "no noise reaches it",
                 time,
             )
