@@ -44,11 +44,14 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
     assert found is not None, "a finite likelihood has predictions"
     on_bound = quantities.on_bound(theta, ON_BOUND)
     information = levels.information(found, likelihood.sizes)
-    uncertainty = fisher_uncertainty(_evidence(information, found, quantities), quantities.free, on_bound)
+    priors = prior_residuals(quantities, theta)[1]
+    evidence = levels.evidence(found, likelihood.sizes)
+    evidence += [Evidence(priors, len(priors), False)] if len(priors) else []
+    uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound)
     sizes = _size_estimates(levels, information, likelihood.sizes, found, uncertainty)
     estimates = _estimates(quantities, theta, uncertainty, on_bound)
     estimates += _derived(misfit, theta, uncertainty, derived)
-    nll, n_data = likelihood.nll, data.n_data
+    nll, n_data = likelihood.nll, len(found.values)
     n_free = len(quantities.free) + len(sizes)
     ended = "converged" if likelihood.converged else f"not converged within {search.max_iterations} iterations"
     if likelihood.converged and maximum.doubts:
@@ -56,7 +59,7 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
     return FitResult(
         model=_fitted(misfit, theta),
         data=data,
-        levels=levels,
+        levels=levels.at(found),
         sizes=likelihood.sizes,
         estimates=estimates + sizes,
         nll=nll,
@@ -89,30 +92,6 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
         uncertainty=uncertainty,
         call=call,
     )
-
-
-def _evidence(
-    information: Sequence[tuple[Part, NDArray[np.float64]]], found: Predictions, quantities: Quantities
-) -> list[Evidence]:
-    """What each group of data says about theta, and the priors."""
-    evidence = []
-    for part, of_each in information:
-        jacobian = found.jacobian[part.which]
-        rows = np.sqrt(of_each[:, 0, 0])[:, None] * jacobian
-        if part.group.count and np.any(of_each[:, 0, 1:]):
-            rows = _without_sizes(of_each, jacobian)
-        evidence.append(Evidence(rows, len(jacobian), part.group.count > 0))
-    priors = prior_residuals(quantities, found.theta)[1]
-    return [*evidence, Evidence(priors, len(priors), False)] if len(priors) else evidence
-
-
-def _without_sizes(information: NDArray[np.float64], jacobian: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows whose cross product is the information about theta that is left when the sizes are estimated too."""
-    values, vectors = np.linalg.eigh(information)
-    roots = np.sqrt(np.maximum(values, 0.0))[:, :, None] * np.swapaxes(vectors, 1, 2)  # [n, 1 + k, 1 + k]
-    of_theta = (roots[:, :, :1] * jacobian[:, None]).reshape(-1, jacobian.shape[1])
-    of_sizes, _ = np.linalg.qr(roots[:, :, 1:].reshape(len(of_theta), -1))
-    return of_theta - of_sizes @ (of_sizes.T @ of_theta)
 
 
 def _fitted(misfit: Misfit, theta: NDArray[np.float64]) -> Model:
@@ -270,6 +249,20 @@ def _squares(levels: Levels, found: Predictions, observables: Sequence[str]) -> 
     return dict(zip(observables, sums.tolist(), strict=True))
 
 
+def _at_zero(misfit: Misfit, name: str) -> str:
+    """That a quantity on the log scale may be zero, in words."""
+    if name in [each.name for each in misfit.quantities.free if each.kind == "sigma"]:
+        return (
+            f"{name} is at its bound, zero: the noise of the model alone explains the data as well; sigma=0 says that "
+            "they are exact"
+        )
+    return (
+        f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, leave it "
+        f"out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log scale (by "
+        "default all parameters)"
+    )
+
+
 def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bound: NDArray[np.bool_]) -> list[str]:
     misfit, levels, likelihood = search.misfit, search.levels, maximum.likelihood
     warnings = []
@@ -297,12 +290,7 @@ def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bou
             "others take that as known: if the bound is not a fact, widen it"
         )
     at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
-    for name in at_zero:
-        warnings.append(
-            f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, "
-            f"leave it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log "
-            "scale (by default all parameters)"
-        )
+    warnings += [_at_zero(misfit, name) for name in at_zero]
     if not at_zero:  # which says as much
         warnings += no_better_than_constant(misfit, levels, likelihood)
     said = [f"determine {name}" for name in at_zero]

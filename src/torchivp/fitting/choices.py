@@ -40,7 +40,11 @@ class Choices:
 
 
 def list_quantities(
-    model: Model, data: Dataset, choices: Choices | None = None, log_states: Iterable[str] = ()
+    model: Model,
+    data: Dataset,
+    choices: Choices | None = None,
+    log_states: Iterable[str] = (),
+    deviations: Sequence[Quantity] = (),
 ) -> Quantities:
     """The quantities of a fit.
 
@@ -49,13 +53,14 @@ def list_quantities(
         data: to what.
         choices: the arguments of the user.
         log_states: the states whose initial values are positive, since their noise is lognormal.
+        deviations: of the measurements of a stochastic model.
 
     Raises:
         ValueError: a name is unknown or chosen in two ways that exclude each other, or a value is out of its bounds.
     """
     choices = choices or Choices()
     chooser = _Chooser(model, data, choices, frozenset(log_states))
-    quantities = chooser.apply_values(chooser.parameters() + chooser.initial_states())
+    quantities = chooser.apply_values([*chooser.parameters(), *chooser.initial_states(), *deviations])
     if not any(quantity.free for quantity in quantities):
         raise ValueError("nothing is free, so there is nothing to fit: leave something out of fixed")
     parameters = [name for name, _ in model.named_parameters()]
@@ -63,7 +68,7 @@ def list_quantities(
     return Quantities(
         quantities,
         parameters,
-        list(choices.parameters),
+        [*choices.parameters, *(each.name for each in deviations)],
         list(model.states),
         len(data.trajectories),
         constants,
@@ -257,9 +262,10 @@ class _Chooser:
         if given is None:
             said = {state for state, how in self.initial.items() if how == SHARED}
             free = {*self.data.states, *said}
-            return {each.name for each in quantities if each.kind == "parameter" or each.key in free}
+            return {each.name for each in quantities if each.kind != "initial state" or each.key in free}
         names = dict.fromkeys([given] if isinstance(given, str) else given, 0.0)
         found = set(self._by_name(quantities, names, "free"))
+        found |= {each.name for each in quantities if each.kind == "sigma" and each.name not in fixed}
         if both := found & set(fixed):
             raise ValueError(f"{', '.join(sorted(both))} cannot be both free and fixed: drop it from one")
         return found
@@ -373,14 +379,14 @@ def _first_value(series: NDArray[np.float64], column: NDArray[np.float64], posit
     return (max(value, 1e-2 * magnitude) if positive else value), magnitude
 
 
-def check_enough(data: Dataset, n_free: int) -> None:
-    """Refuse data of which there are no more than what is estimated.
+def check_enough(data: Dataset, n_free: int, used: int = 0) -> None:
+    """Refuse data of which there are no more than what is estimated, but for some that are used for something else.
 
     Raises:
         DataError: the message counts both.
     """
-    if data.n_data <= n_free:
+    if data.n_data - used <= n_free:
         raise DataError(
-            f"too few data: {data.n_data} values for {n_free} free quantities, sigmas included: hold some, "
+            f"too few data: {data.n_data - used} values for {n_free} free quantities, sigmas included: hold some, "
             "fixed={name: value}"
         )

@@ -12,6 +12,8 @@ from torchivp.fitting.misfit import Path as ModelPath
 from torchivp.fitting.uncertainty import Uncertainty
 from torchivp.models.model import Model
 
+_ROUNDING = 1e-9
+
 Band = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -36,7 +38,7 @@ class FitCurves:
         return self.levels.per_observable(self.sizes)
 
     def predict(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
-        """The states of the fitted model.
+        """The states of the fitted model; of a stochastic model, their expectations given the data up to each time.
 
         Args:
             t: times in any order, [T], none before the first data time of the trajectory.
@@ -60,7 +62,8 @@ class FitCurves:
     def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the states: where the curves lie.
 
-        By the delta method, for positive states on the log scale. Arguments and errors as of `predict`.
+        By the delta method, for positive states on the log scale. That of a stochastic model holds the state itself,
+        which is not a curve known but for parameters. Arguments and errors as of `predict`.
 
         Returns:
             Its lower and upper edge, each [T, n_states]; infinitely wide where the data do not determine the curve.
@@ -68,13 +71,16 @@ class FitCurves:
         path, position = self._path(t, trajectory)
         assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
-        return _edges(path.states[position], self.uncertainty.reach(path.state_slopes[position]), log)
+        known = None if path.spread is None else path.spread.states[position]
+        states = path.states[position]
+        return _edges(states, self._reach(path.state_slopes[position], states, known), log)
 
     def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
         path, position = self._path(t, trajectory)
-        reach = self.uncertainty.reach(path.observable_slopes[position])
-        return _edges(path.observables[position], reach, self._log_observables())
+        known = None if path.spread is None else path.spread.observables[position]
+        h = path.observables[position]
+        return _edges(h, self._reach(path.observable_slopes[position], h, known), self._log_observables())
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % prediction band: where new observations fall, each [T, n_observed].
@@ -83,6 +89,9 @@ class FitCurves:
         """
         path, position = self._path(t, trajectory)
         h, slopes = path.observables[position], path.observable_slopes[position]
+        if path.spread is not None:
+            variances = path.spread.observables[position] + np.nan_to_num(path.spread.measurements)
+            return _edges(h, self._reach(slopes, h, variances), self._log_observables())
         log = np.array([noise.log for noise in self.levels.noises])
         lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
         number = {k: i for i, k in enumerate(self._groups_with_data())}
@@ -100,6 +109,17 @@ class FitCurves:
                     gap = np.hypot(edge[:, k] - h[:, k], noise.quantiles(h[:, k], sizes, level) - h[:, k])
                     edge[:, k] = h[:, k] + sign * gap
         return lower, upper
+
+    def _reach(
+        self, slopes: NDArray[np.float64], values: NDArray[np.float64], variances: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Half the width of 95 % intervals of values with these slopes by theta, and variances besides."""
+        if variances is None:
+            return self.uncertainty.reach(slopes)
+        # Where a datum says all, a slope is made of rounding.
+        little = np.abs(slopes) * self.uncertainty.magnitudes < _ROUNDING * np.abs(values).max(0)[:, None]
+        slopes = np.where(little, 0.0, slopes)
+        return self.uncertainty.reach(slopes, variances[..., None] * np.eye(len(self.uncertainty.counts))[0])
 
     def _groups_with_data(self) -> list[int]:
         return [self.levels.groups.index(part.group) for part in self.levels.parts(self.misfit.measured())]

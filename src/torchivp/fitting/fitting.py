@@ -7,6 +7,7 @@ import math
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torchivp.fitting.inputs import Inputs, from_first_change, read_inputs
 from torchivp.fitting.journal import Journal
 from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
-from torchivp.fitting.maximise import find_maximum
+from torchivp.fitting.maximise import find_maximum, maximise, maximise_innovations
 from torchivp.fitting.measured import measurements
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Search
@@ -32,11 +33,15 @@ from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
 from torchivp.fitting.result import FitResult
 from torchivp.fitting.stiffness import AUTO, EXPLICIT
+from torchivp.fitting.stochastic.filter import Filter
+from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
+from torchivp.fitting.stochastic.refusals import check_stochastic
 from torchivp.fitting.stretches import Accuracy
 from torchivp.fitting.trust import check_derivatives, worse_than_constant
 from torchivp.fused.refusal import CannotFuse
 from torchivp.methods import find_method
 from torchivp.models.model import Model
+from torchivp.models.stochastic_model import StochasticModel
 from torchivp.solution import SolveError
 
 _WORTH_COMPILING = 40
@@ -91,7 +96,8 @@ def fit(
     are found.
 
     Args:
-        model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64.
+        model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64. That of a
+            `StochasticModel` is a filter: see "Stochastic models" in the documentation.
         data: a table (see `read_data`): the path of a CSV, TSV, Parquet or Excel file, a pandas or Polars DataFrame, a
             dict of columns; or a `Dataset`.
         time: the name of the time column.
@@ -109,6 +115,7 @@ def fit(
             "poisson" or "negative_binomial", or a `NoiseModel`; or a dict of these by observed column.
         sigma: the size of the noise: "separate" to estimate one per observed column, "shared" for one for all, a number
             that is known, or the name of a column that holds the standard deviation of each value; or a dict of these.
+            0 for states of a `StochasticModel` that are measured exactly.
         free: the names of what to estimate (an initial state by the name of its state); "all"; or None for all
             parameters and the initial states of observed states. What is not free is held at its value in `fixed`,
             in `start`, or else a parameter at its value in `model`, an observed initial state at its first datum,
@@ -195,7 +202,17 @@ def fit(
         )
     inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
     dataset = from_first_change(dataset, inputs)
-    levels = read_levels(dataset, noise, modes, measurements(dataset))
+    measurement = None
+    if isinstance(model, StochasticModel):
+        check_stochastic(model, schedule=schedule, doses=doses, starts=starts)
+        named = [free] if isinstance(free, str) else free or []
+        said = [fixed or {}, start or {}, scale or {}, bounds or {}, priors or {}]
+        said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
+        measurement = read_measurement(
+            model, dataset, noise, modes, [*named, *(name for each in said for name in each)]
+        )
+        dataset = measurement.data
+    levels = measurement.levels() if measurement else read_levels(dataset, noise, modes, measurements(dataset))
     log_states = {state for state, kind in zip(dataset.states, levels.noises, strict=True) if state and kind.log}
     choices = Choices(
         free,
@@ -209,13 +226,14 @@ def fit(
         tied or {},
         initial or {},
     )
-    quantities = list_quantities(model, dataset, choices, log_states)
-    check_enough(dataset, len(quantities.free) + len(levels.names))
+    quantities = list_quantities(model, dataset, choices, log_states, measurement.quantities if measurement else ())
+    used = len(measurement.starts) if measurement else 0
+    check_enough(dataset, len(quantities.free) + len(levels.names), used)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(
         EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
     )
-    misfit = Misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs)
+    misfit = _misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs, measurement)
     misfit.constraints = read_constraints(constraints, quantities)
     misfit.check_gradient()
     _choose_solver(misfit, check_backend(backend))
@@ -225,11 +243,13 @@ def fit(
         misfit.journal = Journal(checkpoint, _identity(arguments, dataset, misfit))
     with show_progress(progress) as tell:
         search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
-        maximum = find_maximum(search, given=start is not None, automatic=atol is None)
+        how = maximise_innovations if measurement else partial(maximise, given=start is not None)
+        maximum = find_maximum(search, how, automatic=atol is None)
         doubts = [
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
             *worse_than_constant(search.misfit, levels, maximum.likelihood),
+            *levels.doubts(maximum.likelihood.minimum.found, dataset.observables),
         ]
     if misfit.journal is not None:
         misfit.journal.close()
@@ -251,6 +271,20 @@ def _identity(arguments: Mapping[str, Any], data: Dataset, misfit: Misfit) -> li
     series = [(one.name, one.t.tolist(), one.values.tolist(), one.constants) for one in data.trajectories]
     states = [(name, value.tolist()) for name, value in misfit.model.state_dict().items()]
     return [said, series, data.observe, type(misfit.model).__qualname__, states, repr(misfit.model)]
+
+
+def _misfit(
+    model: Model,
+    data: Dataset,
+    quantities: Quantities,
+    accuracy: Accuracy,
+    inputs: Inputs,
+    measurement: Measurement | None,
+) -> Misfit:
+    if measurement is None:
+        return Misfit(model, data, quantities, accuracy, inputs)
+    assert isinstance(model, StochasticModel), "a copy of one"
+    return Filter(model, data, quantities, accuracy, inputs, measurement)
 
 
 def _split_sigma(sigma: Any) -> tuple[Any, dict[str, str]]:
@@ -282,7 +316,7 @@ def _choose_solver(misfit: Misfit, backend: Backend) -> None:
     """Let a kernel solve the model, if one is to."""
     if backend == "eager":
         return
-    if backend == "auto":
+    if backend == "auto" and misfit.solved is misfit.model:  # the moments of a stochastic model are always worth it
         try:
             rough = misfit.at_accuracy(replace(misfit.accuracy, max_steps=_WORTH_COMPILING))
             if rough.steps(misfit.quantities.theta()) < _WORTH_COMPILING:
@@ -290,7 +324,7 @@ def _choose_solver(misfit: Misfit, backend: Backend) -> None:
         except SolveError:
             pass
     try:
-        misfit.use(ModelKernel(misfit.model, misfit.accuracy.method))
+        misfit.use(ModelKernel(misfit.solved, misfit.accuracy.method, misfit.owner))
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None

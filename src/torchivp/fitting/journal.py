@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torchivp.fitting.stretches import Accuracy
 
-Entry = tuple[NDArray[np.float64], NDArray[np.float64]] | None
-"""Predictions and their Jacobian; None where the model could not be solved."""
+Entry = tuple[NDArray[np.float64], ...] | None
+"""The numbers of predictions; None where the model could not be solved."""
 
 _FORMAT = "torchivp fit journal 1"
 

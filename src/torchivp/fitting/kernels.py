@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -18,29 +20,30 @@ class ModelKernel:
 
     Args:
         model: the model, in float64.
-        method: the name of the method; there may be solves by others, for which kernels are made when they are asked for.
+        method: the name of the method; kernels for others are made when solves by them are asked for.
+        owner: what tells its right-hand side apart from others of the same code; default the class of the model.
 
     Raises:
         CannotFuse: there is no kernel; the message says why.
     """
 
-    def __init__(self, model: Model, method: str):
+    def __init__(self, model: Model, method: str, owner: Any = None):
         names = [name for name, _ in model.named_parameters()]
 
         def derivative(t: Tensor, y: Tensor, first: Tensor, last: Tensor, *values: Tensor) -> Tensor:
             inside = t.maximum(first).minimum(last)  # where the right-hand side jumps at the ends of a stretch
             return functional_call(model, dict(zip(names, values, strict=True)), (inside, y))
 
-        self._model, self._derivative = model, derivative
+        self._derivative, self._owner = derivative, owner or type(model)
         self._n_states, self._n_parameters = len(model.states), len(names)
         self._kernels: dict[str, Sensitivities] = {}
         self._kernel(method)
 
     def _kernel(self, method: str) -> Sensitivities:
         if method not in self._kernels:
-            count, owner = 2 + self._n_parameters, type(self._model)
+            count = 2 + self._n_parameters
             self._kernels[method] = Sensitivities(
-                self._derivative, self._n_states, count, find_method(method), owner=owner
+                self._derivative, self._n_states, count, find_method(method), owner=self._owner
             )
         return self._kernels[method]
 

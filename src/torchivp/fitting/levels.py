@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.data import DataError, Dataset
 from torchivp.fitting.measured import Measured
 from torchivp.fitting.noise import NoiseModel, find_noise
+from torchivp.fitting.uncertainty import Evidence
 
 if TYPE_CHECKING:
     from torchivp.fitting.misfit import Predictions
@@ -143,6 +144,10 @@ class Levels:
             every[: values.shape[1], which], slopes[: values.shape[1], which] = values.T, changes.T
         return every, slopes
 
+    def residual_jacobian(self, found: Predictions, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The derivatives of the numbers of `least_squares` by theta, [m, n, n_free]."""
+        return self.least_squares(found, sizes)[1][..., None] * found.jacobian
+
     def _each(self, found: Predictions, function: Callable[[Part, NDArray], NDArray]) -> NDArray[np.float64]:
         """A number for each value, from the part that it is in and its prediction."""
         out = np.empty(len(found.values))
@@ -178,6 +183,21 @@ class Levels:
             out[part.which] = np.sqrt(information[:, 0, 0])
         return out
 
+    def distances(self, found: Predictions, other: Predictions, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far other predictions are from those found, in standard deviations of the noise, [n]."""
+        return np.abs(other.values - found.values) * self.weights(found, sizes)
+
+    def evidence(self, found: Predictions, sizes: NDArray[np.float64]) -> list[Evidence]:
+        """What each group of values says about theta, with the sizes of its noise estimated too."""
+        evidence = []
+        for part, of_each in self.information(found, sizes):
+            jacobian = found.jacobian[part.which]
+            rows = np.sqrt(of_each[:, 0, 0])[:, None] * jacobian
+            if part.group.count and np.any(of_each[:, 0, 1:]):
+                rows = _without_sizes(of_each, jacobian)
+            evidence.append(Evidence(rows, len(jacobian), part.group.count > 0))
+        return evidence
+
     def estimate(self, found: Predictions, floor: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sizes that make the data most likely, none below the `floor` of its observable, [n_observed]."""
         sizes = np.ones(len(self.names))
@@ -189,6 +209,14 @@ class Levels:
                 estimated = group.noise.estimate(part.y[unknown], h, part.censored[unknown], least)
                 sizes[group.first : group.first + group.count] = estimated
         return sizes
+
+    def doubts(self, found: Predictions | None, names: Sequence[str]) -> list[str]:
+        """What is wrong with the noise of observables at a maximum of the likelihood, in words; empty if nothing is."""
+        return []
+
+    def at(self, found: Predictions) -> Levels:
+        """The levels of a result, whose predictions are these."""
+        return self
 
     def at_floor(self, sizes: NDArray[np.float64], floor: NDArray[np.float64]) -> bool:
         """Whether a size is as small as the error of the solver, and so means nothing."""
@@ -203,6 +231,15 @@ class Levels:
             own = group.known if group.known is not None else sizes[group.first : group.first + group.count].tolist()
             out[list(group.observables)] = own[0] if len(own) else np.nan
         return out
+
+
+def _without_sizes(information: NDArray[np.float64], jacobian: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows whose cross product is the information about theta that is left when the sizes are estimated too."""
+    values, vectors = np.linalg.eigh(information)
+    roots = np.sqrt(np.maximum(values, 0.0))[:, :, None] * np.swapaxes(vectors, 1, 2)  # [n, 1 + k, 1 + k]
+    of_theta = (roots[:, :, :1] * jacobian[:, None]).reshape(-1, jacobian.shape[1])
+    of_sizes, _ = np.linalg.qr(roots[:, :, 1:].reshape(len(of_theta), -1))
+    return of_theta - of_sizes @ (of_sizes.T @ of_theta)
 
 
 def read_levels(

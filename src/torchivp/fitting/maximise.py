@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,7 +46,7 @@ class Maximum:
     attempts: list[Attempt]
 
 
-def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
+def find_maximum(search: Search, maximise: Callable[[Search], Maximum], automatic: bool) -> Maximum:
     """Find the maximum of the likelihood, with tolerances that the noise allows.
 
     The size of the noise is not known before. So the solves at the maximum are compared with more accurate ones, and
@@ -53,14 +54,14 @@ def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
 
     Args:
         search: what is maximised.
-        given: whether the user has given start values.
+        maximise: finds the maximum at given tolerances.
         automatic: whether the tolerances may be changed.
 
     Raises:
         RuntimeError: the model cannot be solved from any start.
     """
     for attempts_left in reversed(range(_ATTEMPTS)):
-        maximum = _maximise(search, given)
+        maximum = maximise(search)
         verdict = check_solves(search.misfit, search.levels, maximum.likelihood)
         tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
         if not (attempts_left and automatic and verdict.inaccurate) or tighter.rtol < SMALLEST_RTOL:
@@ -69,8 +70,16 @@ def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
     raise AssertionError("the last attempt returns")
 
 
-def _maximise(search: Search, given: bool) -> Maximum:
-    """Find the start and the maximum of the likelihood, first with solves of little accuracy."""
+def maximise(search: Search, given: bool) -> Maximum:
+    """Find the start and the maximum of the likelihood, first with solves of little accuracy.
+
+    Args:
+        search: what is maximised.
+        given: whether the user has given start values.
+
+    Raises:
+        RuntimeError: the model cannot be solved from any start.
+    """
     if search.choose_method:
         search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
@@ -108,6 +117,32 @@ def _maximise(search: Search, given: bool) -> Maximum:
         )
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
+
+
+def maximise_innovations(search: Search) -> Maximum:
+    """Find the maximum of the likelihood of a stochastic model from its start values.
+
+    What is expected of each observation follows the observations before, so that a path cannot run out of step with
+    them; one start is enough where the values of the parameters are of the right sizes.
+
+    Raises:
+        RuntimeError: the model cannot be solved from there.
+    """
+    if search.choose_method:
+        search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
+    misfit, exact = search.misfit, search.misfit.accuracy
+    floor, theta = np.zeros(len(misfit.data.observables)), misfit.quantities.theta()
+    search.misfit = misfit.at_accuracy(exact.scaled(max(1.0, _SEARCH_RTOL / exact.rtol)))
+    roughly = search.maximise_likelihood(theta, floor, "maximum likelihood, roughly", tolerance=1e-6)
+    search.misfit = misfit
+    best = roughly.minimum.theta if np.isfinite(roughly.nll) else theta
+    likelihood = search.maximise_likelihood(best, floor, "maximum likelihood", tolerance=1e-9)
+    if not np.isfinite(likelihood.nll):
+        raise RuntimeError(
+            f"the moments of {type(misfit.model).__name__} cannot be solved from the start: {misfit.failure}: give "
+            "start={name: value, ...}, or another sigma"
+        )
+    return Maximum(likelihood, [], [], floor, [])
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ class Predictions:
     jacobian: NDArray[np.float64]
     measured: Measured
 
+    @property
+    def numbers(self) -> tuple[NDArray[np.float64], ...]:
+        """What a journal keeps."""
+        return self.values, self.jacobian
+
 
 class Misfit:
     """A model and the data that it is to explain.
@@ -60,7 +66,9 @@ class Misfit:
     Attributes:
         model: as given; likewise `data`, `quantities`, `accuracy` and `inputs`.
         observables: what the columns of the data measure.
-        step_loop: solves the model in torch.
+        solved: what solvers solve: the model.
+        owner: what tells its right-hand side apart from others.
+        step_loop: solves it in torch.
         constraints: where one does not hold, there are no predictions.
         journal: of all predictions, if one is kept.
     """
@@ -76,6 +84,8 @@ class Misfit:
         self.model, self.data, self.quantities, self.accuracy = model, data, quantities, accuracy
         self.inputs = inputs or Inputs()
         self.observables = Observables(model, data, quantities)
+        self.solved: Model = model
+        self.owner: Any = type(model)
         self.step_loop = StepLoop(model, float(data.trajectories[0].t[0]))
         self._paths = PathSolver(data, self.inputs, self.step_loop)
         self._failure = ["no solve has failed"]  # shared by copies at other accuracies
@@ -168,31 +178,47 @@ class Misfit:
         self, thetas: NDArray[np.float64], horizon: float = 1.0, derivatives: bool = False
     ) -> list[Predictions | None]:
         """Those at each of the `thetas` [n, n_free], by one solve of all trajectories at all of them."""
-        journal, measured = self.journal, self.measured(horizon)
+        journal = self.journal
         if journal is None:
-            return self._solved_at(thetas, measured, derivatives)
+            return self._solved_at(thetas, horizon, derivatives)
         keys = [journal.key(self.accuracy, theta, horizon, derivatives) for theta in thetas]
         new = [i for i, key in enumerate(keys) if key not in journal]
         if new:
-            for i, found in zip(new, self._solved_at(thetas[new], measured, derivatives), strict=True):
-                journal.add(keys[i], None if found is None else (found.values, found.jacobian))
+            for i, found in zip(new, self._solved_at(thetas[new], horizon, derivatives), strict=True):
+                journal.add(keys[i], None if found is None else found.numbers)
             journal.flush()
-        entries = [journal[key] for key in keys]
+        measured, entries = self.measured(horizon), [journal[key] for key in keys]
         return [
-            None if entry is None else Predictions(theta, *entry, measured)
+            None if entry is None else self._restored(theta, entry, measured)
             for theta, entry in zip(thetas, entries, strict=True)
         ]
 
-    def _solved_at(
-        self, thetas: NDArray[np.float64], measured: Measured, derivatives: bool
-    ) -> list[Predictions | None]:
+    def _restored(
+        self, theta: NDArray[np.float64], numbers: Sequence[NDArray[np.float64]], measured: Measured
+    ) -> Predictions:
+        """Predictions from the numbers that a journal keeps."""
+        values, jacobian = numbers
+        return Predictions(theta, values, jacobian, measured)
+
+    def _solved_at(self, thetas: NDArray[np.float64], horizon: float, derivatives: bool) -> list[Predictions | None]:
         try:
             own, slopes = self.quantities.locals_and_slopes(thetas)
         except SolveError as error:  # of a steady state, of one of them
             self._failure[0] = error.status.message
             if len(thetas) == 1:
                 return [None]
-            return [self._solved_at(theta[None], measured, derivatives)[0] for theta in thetas]
+            return [self._solved_at(theta[None], horizon, derivatives)[0] for theta in thetas]
+        return self._predicted(thetas, own, slopes, self.measured(horizon), derivatives)
+
+    def _predicted(
+        self,
+        thetas: NDArray[np.float64],
+        own: Tensor,
+        slopes: NDArray[np.float64],
+        measured: Measured,
+        derivatives: bool,
+    ) -> list[Predictions | None]:
+        """The predictions at thetas [n, n_free] with these locals, [n, n_trajectories, n_locals] and by theta."""
         count = len(self.data.trajectories)
         rows = self._rows(own.flatten(0, 1), list(range(count)) * len(thetas), derivatives)
         paths = self._solve(rows, dict(enumerate(measured.times)))
@@ -202,12 +228,17 @@ class Misfit:
             paths, own, slopes if derivatives else slopes[..., :0], measured.padded_times, shared
         )
         at = (slice(None), measured.trajectory, measured.place, measured.observable)
-        found: list[Predictions | None] = []
-        for theta, well, h, by_theta in zip(thetas, ok, values[at], jacobian[at], strict=True):
-            if well and not (np.isfinite(h).all() and np.isfinite(by_theta).all()):
-                self._failure[0], well = NOT_FINITE, False
-            found.append(Predictions(theta, h, by_theta, measured) if well else None)
-        return found
+        every = zip(thetas, ok, values[at], jacobian[at], strict=True)
+        return [
+            self._finite(Predictions(theta, h, by, measured), h, by) if well else None for theta, well, h, by in every
+        ]
+
+    def _finite(self, found: Predictions, *numbers: NDArray[np.float64]) -> Predictions | None:
+        """Predictions, if the numbers that they are made of are finite."""
+        if all(np.isfinite(each).all() for each in numbers):
+            return found
+        self._failure[0] = NOT_FINITE
+        return None
 
     def _allowed(self, own: Tensor) -> Tensor:
         """Where all constraints hold, [n_thetas]."""
@@ -235,6 +266,13 @@ class Misfit:
         moving, n = self.quantities.moving, len(self.quantities.state_names)
         states = np.flatnonzero(moving[-n:]).tolist()
         return tuple(states), tuple(np.flatnonzero(moving[: len(self.quantities.parameter_names)]).tolist())
+
+    @cached_property
+    def moved(self) -> list[int]:
+        """The number of the local that each direction moves."""
+        states, parameters = self.directions
+        first = len(self.quantities.names) - len(self.quantities.state_names)
+        return [*(first + state for state in states), *parameters]
 
     def _solve(self, rows: Rows, times: Mapping[int, Sequence[float]]) -> Paths:
         paths = self._paths.solve(rows, times, self.accuracy)
@@ -265,13 +303,10 @@ class Misfit:
             values = self.observables.values(t, paths.states, flat).reshape(*shape, times.shape[1], -1)
             return values, np.zeros((*values.shape, 0))
         seen = self.observables.with_slopes(t, paths.states, flat)
-        states, parameters = self.directions
-        n = len(self.quantities.state_names)
-        moved = [*(len(self.quantities.names) - n + state for state in states), *parameters]
         flat_slopes = slopes.reshape(-1, *slopes.shape[2:])
         # By the way of the states: first how each observable moves with each direction, then the chain rule.
         by_direction = seen.by_state @ np.swapaxes(paths.tangents.numpy(), -1, -2)
-        jacobian = np.einsum("rtkd,rdf->rtkf", by_direction, flat_slopes[:, moved], optimize=True)
+        jacobian = np.einsum("rtkd,rdf->rtkf", by_direction, flat_slopes[:, self.moved], optimize=True)
         if not self.observables.plain:
             jacobian += np.einsum("rtkl,rlf->rtkf", seen.by_local, flat_slopes, optimize=True)
         return seen.values.reshape(*shape, *seen.values.shape[1:]), jacobian.reshape(*shape, *jacobian.shape[1:])
@@ -298,10 +333,7 @@ class Misfit:
         own, slopes = every[trajectory : trajectory + 1], all_slopes[trajectory : trajectory + 1]
         rows = self._rows(own, [trajectory], derivatives)
         paths = self._checked(self._solve(rows, {trajectory: list(t)}))
-        states, parameters = self.directions
-        n = len(self.quantities.state_names)
-        moved = [*(len(self.quantities.names) - n + state for state in states), *parameters]
-        by_theta = np.einsum("tds,df->tsf", paths.tangents[0].numpy(), slopes[0][moved]) if derivatives else None
+        by_theta = np.einsum("tds,df->tsf", paths.tangents[0].numpy(), slopes[0][self.moved]) if derivatives else None
         chosen = slopes if derivatives else slopes[..., :0]
         values, jacobian = self._observe(paths, own[None], chosen[None], np.array(t)[None], (1, 1))
         return Path(paths.states[0].numpy(), by_theta, values[0, 0], jacobian[0, 0])
@@ -321,9 +353,26 @@ class Path:
         state_slopes: their derivatives by theta, [T, n_states, n_free]; None if they were not wanted.
         observables: [T, n_observed].
         observable_slopes: [T, n_observed, n_free]; [..., 0] if they were not wanted.
+        spread: of a stochastic model: how uncertain they are besides.
     """
 
     states: NDArray[np.float64]
     state_slopes: NDArray[np.float64] | None
     observables: NDArray[np.float64]
     observable_slopes: NDArray[np.float64]
+    spread: Spread | None = None
+
+
+@dataclass
+class Spread:
+    """How uncertain the states of a stochastic model are where its parameters are known.
+
+    Attributes:
+        states: their variances, [T, n_states].
+        observables: those of the observables, [T, n_observed].
+        measurements: those of the measurements around them, [n_observed].
+    """
+
+    states: NDArray[np.float64]
+    observables: NDArray[np.float64]
+    measurements: NDArray[np.float64]

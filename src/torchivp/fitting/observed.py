@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.func import grad, jvp
 
 from torchivp.expressions import Expression, compile_expressions
 from torchivp.fitting.data import DataError, Dataset
@@ -37,6 +38,23 @@ class Observed:
     by_local: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Linearised:
+    """An observable of many states, and its slope there, with their tangents in several directions.
+
+    Attributes:
+        value: [rows].
+        slope: by the states, [rows, n_states].
+        value_tangents: [rows, n_directions].
+        slope_tangents: [rows, n_directions, n_states].
+    """
+
+    value: Tensor
+    slope: Tensor
+    value_tangents: Tensor
+    slope_tangents: Tensor
+
+
 class Observables:
     """The observables of a fit.
 
@@ -50,6 +68,7 @@ class Observables:
     """
 
     def __init__(self, model: Model, data: Dataset, quantities: Quantities):
+        self.names = list(data.observables)
         self._states = list(model.states)
         self._locals = quantities.names
         self._parameters = [name for name in quantities.names if name not in model.states]
@@ -110,6 +129,42 @@ class Observables:
                     if gradient is not None:
                         slopes[..., k, :] = gradient.numpy()
         return Observed(values, by_state, by_local)
+
+    def linearised(
+        self, k: int, t: Tensor, y: Tensor, own: Tensor, tangents: Tensor, own_tangents: Tensor
+    ) -> Linearised:
+        """An observable at the states of many rows.
+
+        Args:
+            k: its number.
+            t: the times, [rows].
+            y: the states, [rows, n_states].
+            own: the locals, [rows, n_locals].
+            tangents: of the states, [rows, n_directions, n_states].
+            own_tangents: those of the locals of any row, [n_directions, n_locals].
+        """
+        column, (rows, directions, n) = self._columns[k], tangents.shape
+        if isinstance(column, int):
+            slope = torch.zeros_like(y)
+            slope[:, column] = 1.0
+            return Linearised(y[:, column], slope, tangents[:, :, column], torch.zeros_like(tangents))
+
+        def both(state: Tensor, mine: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+            def total(s: Tensor) -> tuple[Tensor, Tensor]:
+                value = self._value(column, times, s, mine).expand(len(s))
+                return value.sum(), value
+
+            slope, value = grad(total, has_aux=True)(state)
+            return value, slope
+
+        value, slope = both(y, own, t)
+        if not directions:
+            return Linearised(value, slope, y.new_zeros(rows, 0), torch.zeros_like(tangents))
+        many = [x.repeat_interleave(directions, 0) for x in (y, own, t)]
+        moved = (tangents.flatten(0, 1), own_tangents.repeat(rows, 1))
+        found: Any = jvp(lambda state, mine: both(state, mine, many[2]), (many[0], many[1]), moved)
+        values, slopes = found[1]
+        return Linearised(value, slope, values.view(rows, directions), slopes.view(rows, directions, n))
 
     def _value(self, column: int | Formula, t: Tensor, y: Tensor, own: Tensor) -> Tensor:
         if isinstance(column, int):

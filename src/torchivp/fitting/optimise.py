@@ -335,8 +335,8 @@ class _Target:
         assert self.latest is not None, "the search accepts only points where the model can be solved"
         self.accepted = self.latest
         self.search.report(self.stage, self.latest)
-        _, slopes = self._weighed(self.latest)
-        of_data = (slopes[..., None] * self.latest.jacobian[:, self.moved] * self.magnitudes).reshape(-1, len(u))
+        slopes = self.weighing.levels.residual_jacobian(self.latest, self.weighing.sizes)
+        of_data = (slopes[..., self.moved] * self.magnitudes).reshape(-1, len(u))
         known = prior_residuals(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved] * self.magnitudes
         jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)
         gradient = jacobian.T @ values

@@ -20,12 +20,12 @@ Scale = Literal["log", "linear", "logit"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A parameter or an initial state.
+    """A parameter, an initial state, or the standard deviation of a measurement.
 
     Attributes:
         name: how reports and arguments call it: "alpha", "alpha[wild type]" of a group, "prey(1900)", or "prey(0)[A]"
             of trajectory A.
-        kind: "parameter" or "initial state".
+        kind: "parameter", "initial state" or "sigma".
         key: the name of the parameter or state in the model.
         trajectories: the numbers of the trajectories that it belongs to; None for all.
         value: the value at which it is held, or from which the search starts.
@@ -118,9 +118,9 @@ class Quantities:
     its initial state. Each is a quantity, a known constant, or assigned from other locals.
 
     Args:
-        quantities: parameters first, then initial states.
+        quantities: parameters first, then initial states, then standard deviations.
         parameters: the names of the parameters of the model.
-        extras: the names of the further parameters.
+        extras: the names of the further parameters, and of standard deviations.
         states: the names of the states.
         n_trajectories: the number of trajectories.
         constants: known locals of some trajectories, by number of trajectory and name.
@@ -226,7 +226,7 @@ class Quantities:
         """Which entries of theta are closer to a bound than this many typical changes, [n_free]."""
         with np.errstate(invalid="ignore"):
             gaps = np.minimum(theta - self.lower, self.upper - theta)
-        return np.asarray(gaps < distance * self.magnitudes)
+        return np.array(gaps < distance * self.magnitudes, dtype=bool)
 
     def theta(self, values: Mapping[str, float] | None = None) -> NDArray[np.float64]:
         """The vector `theta` at the start values, some of which `values` may replace, by name."""

@@ -129,7 +129,7 @@ class StepLoop:
 
     def _batch(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
         """All rows at once, each with rows of dual numbers for its tangents."""
-        rows, directions, n = stretch.tangents.shape
+        rows, directions = stretch.tangents.shape[:2]
         each = max(directions, 1)
         way = self._find_way_of_batches()
         arithmetic = DualArithmetic() if directions else nullcontext()

@@ -91,7 +91,7 @@ def _difference(misfit: Misfit, levels: Levels, accuracy: Accuracy, likelihood: 
     other = misfit.at_accuracy(accuracy).predictions(found.theta, derivatives=False)
     if other is None:
         return None
-    sigmas = np.abs(other.values - found.values) * levels.weights(found, likelihood.sizes)
+    sigmas = levels.distances(found, other, likelihood.sizes)
     worst, measured = int(sigmas.argmax()), found.measured
     row = misfit.data.trajectories[measured.trajectory[worst]].rows[measured.row[worst]]
     return float(sigmas[worst]), f"{misfit.data.observables[measured.observable[worst]]}, {row}"

@@ -11,6 +11,7 @@ from torchivp.models.model import Model
 from torchivp.models.pendulum import Pendulum
 from torchivp.models.robertson import Robertson
 from torchivp.models.sir import SIR
+from torchivp.models.stochastic_model import StochasticModel
 from torchivp.models.van_der_pol import VanDerPol
 
 MODELS: dict[str, type[Model]] = {
@@ -35,6 +36,7 @@ __all__ = [
     "Model",
     "Pendulum",
     "Robertson",
+    "StochasticModel",
     "VanDerPol",
     "find_model",
 ]

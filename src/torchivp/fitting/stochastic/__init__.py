@@ -1,0 +1,1 @@
+"""Stochastic models fitted by the likelihood of their innovations: the extended Kalman filter."""
