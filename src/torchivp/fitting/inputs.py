@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchivp.events.event import Scheduled
+from torchivp.fitting.right_hand_side import DualArithmetic
 
 Change = Callable[[Tensor], Tensor]
 
@@ -48,7 +49,7 @@ def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tup
     if not changes:
         return y, tangents
     rows, directions, n = tangents.shape
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), forward_ad.dual_level(), DualArithmetic():
         state, dual = y, forward_ad.make_dual(y.repeat_interleave(directions, 0), tangents.reshape(-1, n))
         for change in changes:
             # One state at a time, since a change that writes `y[0] + dose` means one.
