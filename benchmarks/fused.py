@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import torchivp
 from torchivp import ODE_METHODS, PIDController
-from torchivp.fused.sensitivities import Directions, Sensitivities
+from torchivp.fused.sensitivities import Sensitivities
 
 DOUBLE = torch.float64
 TIMES = torch.linspace(0.0, 20.0, 101, dtype=DOUBLE)
@@ -65,10 +65,10 @@ def lorenz(t: Tensor, y: Tensor, rho: Tensor) -> Tensor:
     return torch.stack([10.0 * (v - x), x * (rho - z) - v, x * v - 8.0 / 3.0 * z], -1)
 
 
-def robertson(t: Tensor, y: Tensor, k: Tensor) -> Tensor:
+def robertson(t: Tensor, y: Tensor, k: Tensor, k2: float | Tensor = 3e7, k3: float | Tensor = 1e4) -> Tensor:
     """Robertson's three reactions; `k` is the rate constant of the first."""
     a, b, c = y.unbind(-1)
-    slow, fast, back = k * a, 3e7 * b * b, 1e4 * b * c
+    slow, fast, back = k * a, k2 * b * b, k3 * b * c
     return torch.stack((back - slow, slow - back - fast, fast), -1)
 
 
@@ -278,34 +278,45 @@ def diffrax_gradient(y0: Tensor) -> Iterator[Way]:
     yield Way("diffrax, jit, rows", lambda: total(start, rates)[0].block_until_ready(), 5)
 
 
-def sensitivities(rows: int) -> Iterator[Way]:
-    """The same with the derivatives of all outputs by the four rates and both initial states."""
+def sensitivities(rows: int, states: int = 2) -> Iterator[Way]:
+    """The same with the derivatives of all outputs by the four rates, and by so many initial states."""
     kernel = Sensitivities(
         lambda t, y, a, b, c, d: lotka_volterra(t, y, torch.stack([a, b, c, d])), 2, 4, ODE_METHODS["dopri5"]
     )
     y0, parameters = starts(rows), RATES.unsqueeze(1).expand(4, rows).contiguous()
+    t0, t1, atol = torch.zeros(rows, dtype=DOUBLE), TIMES[-1:].expand(rows), torch.full((2,), 1e-8, dtype=DOUBLE)
+    tangents = torch.zeros(rows, states + 4, 2, dtype=DOUBLE)
+    tangents[:, :states] = torch.eye(2, dtype=DOUBLE)[:states]
 
-    def ours(directions: Directions) -> Call:
-        return lambda: kernel.solve(
-            y0,
-            parameters,
-            0.0,
-            TIMES,
-            directions,
-            rtol=TOLERANCES["rtol"],
-            atol=torch.full((2,), TOLERANCES["atol"], dtype=DOUBLE),
-            controller=PIDController(),
-            max_steps=100_000,
-        )
+    def ours(start: Tensor, moving: tuple[int, ...]) -> Call:
+        options = {"rtol": 1e-6, "atol": atol, "controller": PIDController(), "max_steps": 100_000}
+        return lambda: kernel.solve(y0, start, parameters, t0, t1, TIMES.expand(rows, -1), moving, **options)
 
-    yield Way("torchivp fused", ours(Directions((0, 1), (0, 1, 2, 3))), 100)
-    yield Way("torchivp fused, without derivatives", ours(Directions()), 100)
+    repeats = 100 if rows < 1000 else 5
+    yield Way("torchivp fused", ours(tangents, (0, 1, 2, 3)), repeats)
+    yield Way("torchivp fused, without derivatives", ours(tangents[:, :0], ()), repeats)
     if rows == 1:
         yield from by_heyoka(100, order=1)
         ode = diffsol(", x0 = 10, y0 = 5", "x0", "y0")
         if ode is not None:
             values, t = np.concatenate([RATES.numpy(), START.numpy()]), TIMES.numpy()
             yield Way("diffsol, forward sensitivities", lambda: ode.solve_fwd_sens(values, t).ys[:, -1], 100)
+
+
+def stiff_sensitivities(rows: int) -> Iterator[Way]:
+    """Robertson's reactions at 40 times, with the derivatives of all outputs by the three rates."""
+    kernel = Sensitivities(robertson, 3, 3, ODE_METHODS["rodas5p"])
+    y0 = torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE).expand(rows, 3)
+    rates = torch.tensor([0.04, 3e7, 1e4], dtype=DOUBLE).unsqueeze(1).expand(3, rows)
+    t, atol = torch.logspace(-5, 5, 40, dtype=DOUBLE), torch.full((3,), 1e-10, dtype=DOUBLE)
+    t0, t1, tangents = torch.zeros(rows, dtype=DOUBLE), t[-1:].expand(rows), torch.zeros(rows, 3, 3, dtype=DOUBLE)
+
+    def ours(start: Tensor, moving: tuple[int, ...]) -> Call:
+        options = {"rtol": 1e-6, "atol": atol, "controller": PIDController(), "max_steps": 100_000}
+        return lambda: kernel.solve(y0, start, rates, t0, t1, t.expand(rows, -1), moving, **options)
+
+    yield Way("torchivp fused, rodas5p", ours(tangents, (0, 1, 2)), 100)
+    yield Way("torchivp fused, rodas5p, without derivatives", ours(tangents[:, :0], ()), 100)
 
 
 def many_lorenz(rows: int = 10_000) -> Iterator[Way]:
@@ -526,6 +537,8 @@ WORK: dict[str, Work] = {
     "forward and backward, 30 rows": Work(partial(backward, 30)),
     "forward sensitivities, 1 row": Work(partial(sensitivities, 1)),
     "forward sensitivities, 30 rows": Work(partial(sensitivities, 30)),
+    "forward sensitivities by the rates, 10 000 rows": Work(partial(sensitivities, 10_000, 0)),
+    "forward sensitivities of Robertson, 1 row": Work(partial(stiff_sensitivities, 1)),
     "Lorenz, 10 000 rows": Work(many_lorenz, 10_000, exact_lorenz),
     "network, 256 rows, forward": Work(partial(network, False)),
     "network, 256 rows, forward and backward": Work(partial(network, True)),

@@ -14,6 +14,7 @@ from torchivp.fitting.result import FitResult
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.forward import Forward
 from torchivp.methods import ODE_METHODS
 from torchivp.methods.sde import SDE_METHODS, Capability, sde_methods
 from torchivp.models import MODELS
@@ -47,6 +48,7 @@ __all__ = [
     "Event",
     "EventLog",
     "FitResult",
+    "Forward",
     "GridSteps",
     "Outcome",
     "PIController",

@@ -117,7 +117,8 @@ class Stats:
         accepted: steps taken.
         rejected: step attempts that were thrown away.
         backward: the same for the last backward pass; None before there was one, and for `direct`, whose
-            backward pass is autograd's. In a batch, or with events, `checkpointed` counts its steps alone.
+            backward pass is autograd's. For `forward` it is that of taking the steps again, in the forward pass. In a
+            batch, or with events, `checkpointed` counts its steps alone.
         jacobians: matrices of derivatives that implicit methods made.
         factorisations: matrices of linear systems that they factorised.
         solves: linear systems that they solved.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +28,28 @@ def may_be_tracked() -> bool:
     return inside_transform() or in_forward_mode()
 
 
+_own_level: list[int] = []
+"""The thread that has entered forward mode for a gradient of the library's own, if one has."""
+
+
 def in_forward_mode() -> bool:
-    """Whether forward-mode differentiation (`torch.autograd.forward_ad`) is at work, with or without a gradient."""
-    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+    """Whether forward-mode differentiation (`torch.autograd.forward_ad`) is at work, with or without a gradient.
+
+    Its level is one for all threads; that which a gradient has entered in another thread is none of this thread's.
+    """
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return not _own_level or _own_level[-1] == threading.get_ident()
+
+
+@contextmanager
+def own_level() -> Iterator[None]:
+    """Within this, a level of forward mode is one that this thread enters for a gradient of the library's own."""
+    _own_level.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        _own_level.pop()
 
 
 def is_dual(x: Any) -> bool:

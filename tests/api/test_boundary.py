@@ -105,7 +105,7 @@ def test_gradients_replay_func_in_the_autocast_of_the_caller(door, within):
     assert abs(y0.grad.item() - value) < loose and abs(rate.grad.item() + value) < loose
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_a_network_under_autocast_is_trained_like_one_without(gradient, batch_dims):
     torch.manual_seed(0)

@@ -96,7 +96,7 @@ def solutions():
             )
     yield solve_ivp(lambda t, y: {"a": -y["a"]}, (0.0, 1.0), {"a": y0}, dense_output=True)
     events = [Event(level, apply=doubled), Scheduled([0.2], dosed, values=torch.ones(1, 2))]
-    for gradient in ("direct", "checkpointed", "backsolve"):
+    for gradient in ("direct", "checkpointed", "backsolve", "forward"):
         one, many = (torch.ones(shape, dtype=D, requires_grad=True) for shape in (2, (3, 2)))
         yield solve_ivp(field, (0.0, 1.0), one, gradient=gradient)
         yield solve_ivp(field, (0.0, 1.0), one, gradient=gradient, events=events)

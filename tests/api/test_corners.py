@@ -101,7 +101,7 @@ def test_the_graph_is_freed_with_the_result(door):
         gc.enable()
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_times_asked_for_at_the_ends_of_the_span(gradient):
     """With a span of its own, an output at its start or end still depends on the time it was asked for."""
     t = torch.tensor([0.0, 0.5, 1.0], dtype=D, requires_grad=True)
@@ -115,7 +115,7 @@ def test_times_asked_for_at_the_ends_of_the_span(gradient):
     assert start.grad.item() == pytest.approx(1 + math.exp(-0.5) + math.exp(-1), rel=1e-6)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_the_span_requires_a_gradient_and_every_step_is_returned(gradient):
     t = torch.tensor([0.0, 1.0], dtype=D, requires_grad=True)
     y0 = torch.ones(1, dtype=D, requires_grad=True)

@@ -105,7 +105,7 @@ def test_a_state_of_several_dimensions_has_a_jacobian_of_twice_as_many():
 
 
 @pytest.mark.parametrize(
-    ("method", "gradient"), covering(USING, ["rodas5p", "radau5"], ["direct", "checkpointed", "backsolve"])
+    ("method", "gradient"), covering(USING, ["rodas5p", "radau5"], ["direct", "checkpointed", "backsolve", "forward"])
 )
 def test_gradients_are_those_without_a_given_jacobian(method, gradient):
     """A given one has no history that could be wrong: derivatives find theirs by autograd."""
@@ -121,7 +121,7 @@ def test_gradients_are_those_without_a_given_jacobian(method, gradient):
         torch.testing.assert_close(gradients(**options), expected, **tolerance)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_a_jacobian_that_is_nearly_right_leaves_gradients_right(gradient):
     """Newton's iteration finds the same slopes with it, and their derivatives are by the exact one."""
 

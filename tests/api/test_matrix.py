@@ -227,7 +227,7 @@ def with_dose(p, **options):
 
 
 def ways(call, read, exact):
-    for gradient in ("direct", "checkpointed", "backsolve"):
+    for gradient in ("direct", "checkpointed", "backsolve", "forward"):
         yield gradient, Door(lambda p, g=gradient: call(p, gradient=g), read, exact)
 
 
@@ -492,15 +492,19 @@ odeint_dense                .   .   .   .   .   .   .   .   .   .   .    .   .  
 solve_ivp, direct           .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   c  . .   .   .
 solve_ivp, checkpointed     .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
 solve_ivp, backsolve        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . r   .   .
+solve_ivp, forward          .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
 rows, direct                .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
 rows, checkpointed          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
 rows, backsolve             .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
+rows, forward               .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
 events, direct              .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   .   c  . A   .   .
 events, checkpointed        .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
 events, backsolve           .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
+events, forward             .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
 schedule, direct            .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
 schedule, checkpointed      .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
 schedule, backsolve         .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
+schedule, forward           .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
 sdeint                      .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
 sdeint_adjoint              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N r   .   .
 sdeint, checkpointed        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N .   .   .

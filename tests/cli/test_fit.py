@@ -129,7 +129,7 @@ def test_a_fit_that_does_not_converge_is_reported_and_fails(recorder, capsys, tm
         ("yaer,hare,lynx\n1,2,3\n2,3,4\n", HARES, "no time column 'year'. Did you mean 'yaer'?"),
         ("year,hare,lynx\n1,2,3\n2,few,4\n", HARES, "column 'hare' must hold numbers, but holds 'few' in line 3"),
         ("year,hare,lynx\n1,2,3\n1,3,4\n", HARES, "too few data: there is only one time"),
-        ("year,hare,lynx\n1,2,3\n2,0,4\n", HARES, "positive data"),
+        ("year,hare,lynx\n1,2,3\n2,0,4\n", HARES, "is not positive"),
         (DATA, ["--model", "lotka-voltera"], "unknown model 'lotka-voltera'. Did you mean 'lotka-volterra'?"),
         (DATA, [*HARES, "--noise", "gamma"], "'gamma' is not one of 'normal', 'lognormal'"),
         (DATA, [*HARES, "--sigma", "none"], "'none' is not one of 'separate', 'shared'"),

@@ -1,5 +1,7 @@
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,7 @@ def test_examples_in_help_are_understood(capsys, monkeypatch, tmp_path):
     from torchivp.cli.simulate import EXAMPLES as simulate
 
     monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[2] / "examples/data/predators.txt", tmp_path)
     for line in (models + "\n" + simulate).splitlines():
         if line.startswith("torchivp "):
             assert main(line.partition(" > ")[0].split()[1:]) == 0, capsys.readouterr().err

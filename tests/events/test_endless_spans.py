@@ -37,7 +37,7 @@ def test_backwards_and_beside_rows_whose_span_ends():
     assert torch.allclose(solution.t_final, torch.tensor([-math.log(8.0), -1.0], dtype=D), rtol=1e-9)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_gradients_of_the_time_of_the_event(gradient):
     y0 = torch.tensor([[1.0], [2.0]], dtype=D, requires_grad=True)
     solution = solve_ivp(

@@ -11,7 +11,7 @@ from torchivp import Backsolve, Checkpointed, Event, solve_ivp
 
 D = torch.float64
 SLOW_ONE = pytest.param("radauIIA5", marks=pytest.mark.slow)
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-11}
 
 
@@ -418,8 +418,16 @@ def test_a_row_whose_event_only_grazes_makes_no_nan_in_the_others(gradient):
     y0 = torch.tensor([[0.0], [0.0]], dtype=D, requires_grad=True)
     depth = double(0.0, 0.01).requires_grad_()
     event = Event(lambda t, y, depth: (y[..., 0] - 0.5) ** 2 - depth, direction=-1, apply=lambda t, y, depth: y + 1.0)
-    solution = solve_ivp(lambda t, y, depth: torch.ones_like(y), (0.0, 1.0), y0, args=(depth,), events=event,
+
+    def solved():
+        return solve_ivp(lambda t, y, depth: torch.ones_like(y), (0.0, 1.0), y0, args=(depth,), events=event,
                          batch_dims=1, t_eval=[1.0], method="rk4", step_size=0.25, gradient=gradient)  # fmt: skip
+
+    if gradient == "forward":  # which finds the derivatives of all rows
+        with pytest.raises(RuntimeError, match="has no finite derivative"):
+            solved()
+        return
+    solution = solved()
     log = solution.events
     assert log.t.tolist() == pytest.approx([0.5, 0.4], abs=1e-12)
     for values, by_depth in ((log.t[1:], -1 / (2 * 0.1)), (log.y_after[1], -1 / (2 * 0.1)), (solution.y[1], 0.0)):

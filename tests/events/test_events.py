@@ -216,7 +216,7 @@ def test_an_event_at_the_end(method, end):
     assert solution.y.flatten().tolist() == pytest.approx([0.0, end + 1], abs=1e-8)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_an_event_that_never_happens(gradient):
     y0 = double(1.0, 0.0).requires_grad_()
     event = Event(lambda t, y: y[0] + 2.0, apply=lambda t, y: -y, terminal=True)
@@ -789,7 +789,7 @@ def test_reported_events_come_before_the_event_that_ends_the_step():
     assert solution.t.tolist() == pytest.approx([0.0, 0.5], abs=1e-12)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "radauIIA5"])
 def test_gradients_of_reported_events(gradient, method):
     """y = a cos(w t) is at c at the times arccos(c / a) / w, and again a period later."""

@@ -12,7 +12,7 @@ from torchivp import ODE_METHODS, Event, Outcome, Scheduled, solve_ivp
 
 D = torch.float64
 SLOW_ONE = pytest.param("radauIIA5", marks=pytest.mark.slow)
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 
 

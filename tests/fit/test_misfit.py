@@ -10,11 +10,11 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode
 
 from simulated import simulate
+from torchivp.dual_numbers import DualArithmetic
 from torchivp.fitting import read_data
 from torchivp.fitting.choices import Choices, list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.right_hand_side import DualArithmetic
 from torchivp.fitting.stretches import Accuracy
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 

@@ -57,7 +57,7 @@ def test_the_search_ends_at_an_optimum_that_explains_enough_or_leaves_noise(patt
 
     candidates = [start._Candidate(quantities.theta(), f"start {i}") for i in range(WAYS)]
     monkeypatch.setattr(start, "_candidates", lambda *_: iter(candidates))
-    monkeypatch.setattr(start, "_on_all_data", minimise)
+    monkeypatch.setattr(start, "on_all_data", minimise)
     found = start.find_start(
         Search(misfit, levels, lambda *_: None, 100), Weighing(levels.rough(np.ones(1)), np.ones(0)), given=False
     )

@@ -12,8 +12,9 @@ from compilers import needs_compiler
 from torchivp import ODE_METHODS
 from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field
-from torchivp.fused.kernel import Form, Kernel, TangentKernel
+from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
+from torchivp.fused.tangents import TangentKernel
 from torchivp.state import StateLayout
 
 
@@ -72,12 +73,12 @@ def test_kernels_are_cuda_too(func, w, method, dtype):
     assert ".entry pull" in ptx(kernel.pull(shared).source("cuda.h"))
 
 
-def test_sensitivities_are_cuda_too():
+@pytest.mark.parametrize("method", ["dopri5", "rodas5p"])
+def test_sensitivities_are_cuda_too(method):
     reading = Field(StateLayout(torch.ones(2, dtype=torch.float64))).read(
         pendulum, (torch.ones((), dtype=torch.float64),)
     )
-    form = Form(
-        ExplicitCoefficients.of(ODE_METHODS["dopri5"].tableau), torch.float64, 6, (0, 2), True, tuple(reading.roles)
-    )
+    kind = RosenbrockCoefficients if method == "rodas5p" else ExplicitCoefficients
+    form = Form(kind.of(ODE_METHODS[method].tableau), torch.float64, 6, (0, 2), True, tuple(reading.roles))
     moved = (reading.roles.index("shared"),)
-    assert ".entry solve" in ptx(TangentKernel(reading.traced, form, 1, moved).source("cuda.h"))
+    assert ".entry solve" in ptx(TangentKernel(reading.traced, form, moved).source("cuda.h"))

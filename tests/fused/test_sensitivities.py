@@ -156,13 +156,53 @@ def test_of_stiff_problems_by_dual_numbers_through_the_step_loop(name, method):
             batch_dims=1,
             max_steps=5000,
         )
-        states, expected = forward_ad.unpack_dual(y.y.detach())
+        states, expected = (x.detach() for x in forward_ad.unpack_dual(y.y))
     assert y.stats[0].accepted == found.steps[0]
     scale = found.states[0].abs().amax(0)
     assert float(((states[0] - found.states[0]).abs() / scale).max()) < 1e-8
     expected = expected.movedim(0, 1)
     scale = expected.abs().amax(0)  # of each direction and state
     assert float(((expected - found.tangents[0]).abs() / scale.clamp(min=1e-300)).max()) < 1e-6
+
+
+def of_many_operations(t, y, a, b, c):
+    """Operations whose changes are made of many others, with ties and branches that not all directions come to."""
+    weights = torch.softmax(torch.stack([a * y[0], b, torch.sin(c) * t]), 0)
+    matrix = torch.outer(weights, torch.stack([c, y[1], a * b]))
+    kinked = torch.where(y > b, torch.clamp(y * a, max=1.5), y**c)
+    scaled = y / torch.linalg.vector_norm(y) + torch.logsumexp(kinked, 0) * torch.ones_like(y)
+    steps = torch.cumsum(scaled, 0).flip(0)
+    return -y + 0.3 * (matrix @ steps) - torch.relu(kinked - kinked.mean()) + torch.prod(weights) * y.amax()
+
+
+@pytest.mark.parametrize("method", [pytest.param("tsit5", marks=pytest.mark.sweep), "rodas5p"])
+def test_of_many_operations(method):
+    kernel = Sensitivities(of_many_operations, 3, 3, ODE_METHODS[method])
+    y0, k, t = numbers(1.0, 0.4, 2.0), numbers(0.8, 0.5, 1.4), numbers(0.4, 1.0)
+    atol = torch.full((3,), 1e-7, dtype=FLOAT)
+    options = {"rtol": 1e-5, "max_steps": 1000}
+    span = t.new_zeros(1), t[-1:]
+    found = kernel.solve(
+        y0[None],
+        unit_starts(1, 3, (2, 0, 1)),
+        k[:, None],
+        *span,
+        t[None],
+        (2, 0, 1),
+        atol=atol,
+        controller=PIDController(),
+        **options,
+    )
+
+    def solution(y0, k):
+        return solve_ivp(
+            of_many_operations, (0.0, 1.0), y0, t_eval=t, args=tuple(k), method=method, atol=1e-7, **options
+        )
+
+    assert solution(y0, k).stats.accepted == found.steps[0]
+    by_start, by_value = torch.autograd.functional.jacobian(lambda y0, k: solution(y0, k).y, (y0, k))
+    expected = torch.cat([by_start, by_value[..., [2, 0, 1]]], -1).movedim(-1, 1)
+    torch.testing.assert_close(found.tangents[0], expected, rtol=1e-8, atol=1e-10)
 
 
 # --- rows, pieces and outputs ----------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_sdes(method, second):
     same(solve, ONES.expand(4, 3), second=second)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_the_slope_at_an_event_draws_nothing(gradient):
     """The numbers are those of a solve without a gradient, and without the slope of the event, which is not needed."""
     for wanted in (False, True):
@@ -179,7 +179,7 @@ def test_numbers_that_are_drawn_once_for_all(how):
 def test_looking_for_leaves_draws_nothing():
     """The closure is searched, and the numbers are those that a solve without a search draws."""
     model = Dropout()
-    for gradient in ("direct", "checkpointed", "backsolve"):
+    for gradient in ("direct", "checkpointed", "backsolve", "forward"):
         torch.manual_seed(3)
         y = solve_ivp(lambda t, y: model(t, y), (0.0, 1.0), ONES, gradient=gradient, method="rk4", step_size=0.1).y
         following = torch.rand(1)

@@ -9,7 +9,7 @@ import torch
 from problems import DIFFERENTIABLE, METHODS, LotkaVolterra, covering, double
 from torchivp import ODE_METHODS, Backsolve, Checkpointed, odeint, odeint_adjoint, solve_ivp
 
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 EXACT = ["direct", Checkpointed(), Checkpointed(2), Checkpointed(5)]
 T = [0.0, 0.3, 0.35, 1.0]
 

@@ -9,7 +9,7 @@ import torch
 from torchivp import Scheduled, odeint, odeint_adjoint, solve_ivp
 from torchivp.nn import NeuralODE
 
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 

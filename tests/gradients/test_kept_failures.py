@@ -12,7 +12,7 @@ from torchivp import SolveError, odeint, odeint_adjoint, odeint_dense, odeint_ev
 
 D = torch.float64
 pytestmark = pytest.mark.usefixtures("few_objects")
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 
 
 class Explosion(torch.nn.Module):

@@ -59,13 +59,13 @@ WAYS = {
         f"rows, {gradient}": lambda func, y0, gradient=gradient: (
             solve_ivp(func, (0.0, 1.0), y0.expand(2, 3), t_eval=[1.0], batch_dims=1, gradient=gradient, **FEW).y
         )
-        for gradient in ("direct", "checkpointed", "backsolve")
+        for gradient in ("direct", "checkpointed", "backsolve", "forward")
     },
     **{
         f"events, {gradient}": lambda func, y0, gradient=gradient: (
             solve_ivp(func, (0.0, 1.0), y0, t_eval=[1.0], events=EVENTS, gradient=gradient, **FEW).y
         )
-        for gradient in ("direct", "checkpointed", "backsolve")
+        for gradient in ("direct", "checkpointed", "backsolve", "forward")
     },
     **{
         f"sdeint, {gradient}": lambda func, y0, gradient=gradient: sdeint(

@@ -61,7 +61,7 @@ def test_rejected_attempts_leave_nothing():
     assert per_step[1] == pytest.approx(per_step[0], rel=0.1)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_solve_is_freed_by_counting_references(gradient, backward):
     """No cycle keeps a graph alive until the garbage collector runs."""

@@ -397,7 +397,7 @@ def test_rows_take_the_steps_of_single_solves_to_the_last_bit(method, size):
 
 
 @unconverged
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("method", ALL)
 def test_rows_that_start_anew_beside_rows_that_do_not(method, gradient):
     """Each is what it is alone, at outputs within the steps of the new start too, and so are the gradients."""

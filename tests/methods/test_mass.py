@@ -136,7 +136,7 @@ def test_large_systems_with_a_singular_mass_decouple_and_need_no_matrix():
         assert torch.allclose(found[50:], 1.0 + 0.1 * expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_the_gradient_of_a_regular_mass(gradient):
     y0 = double(1.0, 0.0, 0.5)
 

@@ -13,7 +13,7 @@ from torchivp import Backsolve, SolveError, odeint, solve_ivp
 from torchivp.models import LotkaVolterra
 from torchivp.nn import JacobianNorm, KineticEnergy, NeuralODE, TimeLinear, TimeSequential, penalty
 
-GRADIENTS = ["direct", "checkpointed", "backsolve"]
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
 
 
 class Field(nn.Module):

@@ -72,7 +72,7 @@ def test_gradients_flow_through_dense_output_and_the_last_state(method, options)
     torch.testing.assert_close(grad_end, solution.final[:, 1] + 3, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("t_eval", [None, [1.0], [1.0, 10.0], []])
 @pytest.mark.parametrize("batch", [None, 0, 1])
 def test_the_last_state_has_its_gradient_whatever_is_asked_for(gradient, t_eval, batch):
@@ -92,7 +92,7 @@ def test_the_last_state_has_its_gradient_whatever_is_asked_for(gradient, t_eval,
     assert solution.y.shape[1 if batch else 0] == (len(t_eval) if t_eval is not None else len(solution.t.flatten()))
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_the_last_state_moves_with_the_event_that_ends_the_solve(gradient):
     """A ball from height h lands with the speed sqrt(20 h) after sqrt(h / 5)."""
     h = torch.tensor(3.0, dtype=D, requires_grad=True)

@@ -18,6 +18,7 @@ GRADIENTS = {
     "checkpointed": "checkpointed",
     "three checkpoints": Checkpointed(checkpoints=3),
     "backsolve": "backsolve",
+    "forward": "forward",
 }
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 Y0 = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.5, -1.0], [-1.0, 0.3]], dtype=D)
@@ -411,8 +412,11 @@ MASKS = ["chosen", "where", "nan_to_num", "first output"]
     ("fails", "gradient", "mask"),
     [
         *(("blow-up", gradient, mask) for gradient in GRADIENTS for mask in MASKS),
-        *(("NaN y0", gradient, mask) for gradient, mask in zip(GRADIENTS, MASKS, strict=True)),
-        *(("NaN in func", gradient, mask) for gradient, mask in zip(GRADIENTS, reversed(MASKS), strict=True)),
+        *(("NaN y0", gradient, mask) for gradient, mask in zip(GRADIENTS, [*MASKS, MASKS[0]], strict=True)),
+        *(
+            ("NaN in func", gradient, mask)
+            for gradient, mask in zip(GRADIENTS, [*reversed(MASKS), MASKS[1]], strict=True)
+        ),
     ],
 )
 def test_a_failed_row_masked_out_contributes_nothing(gradient, mask, fails):
@@ -557,7 +561,7 @@ def test_the_values_do_not_depend_on_whether_a_gradient_is_wanted(gradient):
     assert [stats.accepted for stats in wanted.stats] == [stats.accepted for stats in plain.stats]
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 def test_second_derivatives(gradient):
     def hessian(batch):
         y0, mu = leaf(Y0[:2]), leaf(MU[:2])
@@ -602,7 +606,7 @@ def test_derivatives_by_times_are_those_of_the_steps(method, step_size, gradient
     assert torch.autograd.gradgradcheck(run, inputs, atol=1e-5, fast_mode=True)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve"])
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_second_derivatives_by_times_of_adaptive_steps(batch_dims, gradient):
     """Of y0 exp(-a (t - t0)): with the start among the outputs, and at the ends of all steps."""

@@ -715,6 +715,9 @@ REFUSALS = {
     "adjoint of ODEs by name": (
         Problem(), {"gradient": "backsolve"}, ValueError, "gradient='backsolve' is for ODEs: use sdeint_adjoint"
     ),
+    "derivatives forwards": (
+        Problem(), {"gradient": "forward"}, ValueError, "gradient='forward' is for ODEs: use gradient='direct', within"
+    ),
     "carry of another shape": (
         Changed(sde_type="stratonovich"),
         {"method": "reversible_heun", "extra_solver_state": (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3, 2))},

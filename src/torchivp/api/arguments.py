@@ -16,6 +16,7 @@ from torchivp.failures import is_finite
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.forward import Forward
 from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
 from torchivp.jacobian_check import check_given_jacobian
 from torchivp.mass import Mass
@@ -28,9 +29,14 @@ from torchivp.state import StateLayout
 from torchivp.times import Times
 from torchivp.torch_func import read
 
-Gradient = Direct | Checkpointed | Backsolve
-GradientName = Literal["direct", "checkpointed", "backsolve"]
-GRADIENTS: dict[str, type[Gradient]] = {"direct": Direct, "checkpointed": Checkpointed, "backsolve": Backsolve}
+Gradient = Direct | Checkpointed | Backsolve | Forward
+GradientName = Literal["direct", "checkpointed", "backsolve", "forward"]
+GRADIENTS: dict[str, type[Gradient]] = {
+    "direct": Direct,
+    "checkpointed": Checkpointed,
+    "backsolve": Backsolve,
+    "forward": Forward,
+}
 """Every way to differentiate a solve, by the name that `gradient=` takes."""
 
 

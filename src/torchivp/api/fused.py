@@ -26,6 +26,7 @@ from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.forward import Forward
 from torchivp.gradients.node import as_node
 from torchivp.integrate import Controller, check_controller
 from torchivp.methods.consistent import slopes_of
@@ -194,6 +195,8 @@ def _refuse_what_kernels_lack(
         )
     if isinstance(gradient, Backsolve):
         raise CannotFuse("kernels have the gradient of the steps taken, not gradient='backsolve'")
+    if isinstance(gradient, Forward):
+        raise CannotFuse("kernels differentiate backwards, not gradient='forward'")
     check_controller(controller, method)
     if may_be_tracked():
         raise CannotFuse("kernels are not followed by torch.func transforms and forward mode")

@@ -163,11 +163,12 @@ def solve_ivp(
             state. Default 1e-6, and 1e-4 for states of single precision or less.
         atol: absolute tolerance per step, likewise. Default 1e-9, and 1e-6.
         args: further arguments of `func`; tensors among them, at any depth, receive gradients.
-        params: the tensors that `checkpointed` and `backsolve` compute gradients for, besides `y0`, `args` and
+        params: the tensors that gradients other than `direct` are computed for, besides `y0`, `args` and
             times. Default: those of `func` if it is a module, and the leaves that one evaluation finds in use.
         gradient: how to differentiate: "direct" (autograd through the steps), "checkpointed" (the same gradient in
-            little memory, by replaying steps), "backsolve" (the continuous adjoint), or an object with options
-            such as `Checkpointed(checkpoints=20)`.
+            little memory, by replaying steps), "backsolve" (the continuous adjoint), "forward" (the derivatives by at
+            most 100 numbers, integrated along: for few inputs and many outputs, whose backward passes then cost next
+            to nothing), or an object with options such as `Checkpointed(checkpoints=20)`.
         dense_output: also return `Solution.sol`, the solution at any time, in a batch NaN outside a row's span.
         step_size: take fixed steps of this size, with any method but `adams`, `bdf` and `scipy_solver`, which size
             their own; methods without an error estimate need it.

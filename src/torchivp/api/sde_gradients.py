@@ -9,6 +9,7 @@ from torch import Tensor
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.forward import Forward
 from torchivp.gradients.sde_checkpointed import SDECheckpointed
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_reversible import SDEReversible
@@ -42,6 +43,11 @@ def find_sde_gradient(gradient: Any) -> SDEGradient:
         given = repr(gradient) if isinstance(gradient, str) else "Backsolve(...)"
         raise ValueError(
             f"gradient={given} is for ODEs: use sdeint_adjoint, which solves the adjoint equations of an SDE backwards"
+        )
+    if isinstance(gradient, Forward) or gradient == "forward":
+        raise ValueError(
+            "gradient='forward' is for ODEs: use gradient='direct', within torch.autograd.forward_ad where derivatives "
+            "forwards are wanted"
         )
     names = ", ".join(map(repr, SDE_GRADIENTS))
     if not isinstance(gradient, str):

@@ -20,10 +20,10 @@ from torchivp.cli.arguments import (
     parse_pairs,
     parse_values,
 )
+from torchivp.cli.choice import MODEL_HELP, EquationsFile, choose_model
 from torchivp.fitting import FitResult, read_data
 from torchivp.fitting import fit as fit_model
 from torchivp.fitting.report import format_number, write_report
-from torchivp.models import find_model
 
 Noise = Literal[
     "normal", "lognormal", "proportional", "combined", "laplace", "student_t", "poisson", "negative_binomial"
@@ -36,14 +36,19 @@ torchivp fit lynx_hare.csv --model lotka-volterra --time year --observe hare,lyn
 
 torchivp fit flu.csv --model sir --time day --observe ill=infected --fix susceptible=762 --start beta=2 --out flu
 
-torchivp fit doses.csv --model van-der-pol --time hour --trajectory patient --free mu --out doses"""
+torchivp fit doses.csv --model van-der-pol --time hour --trajectory patient --free mu --out doses
+
+torchivp fit lynx_hare.csv --equations predators.txt --time year --observe hare=prey,lynx=predator --out report
+
+torchivp fit growth.csv --model growth.py:Growth --out growth"""
 
 
 def fit(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help="CSV file with a header line; empty cells are missing values.")],
-    model: Annotated[str, typer.Option(help="Name of the model; torchivp models lists them.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the report; made if need be.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=False)] = None,
+    equations: EquationsFile = None,
     time: Annotated[str, typer.Option(help="Column that holds the times.")] = "time",
     observe: Annotated[
         str | None,
@@ -84,7 +89,7 @@ def fit(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> int:
     """Fit a model to measurements in a CSV file, and write a report."""
-    chosen = find_model(model)()
+    chosen = choose_model(model, equations, option="--model")
     table = read_data(data, list(chosen.states), time=time, observe=_parse_observe(observe), trajectory=trajectory)
     out.mkdir(parents=True, exist_ok=True)  # so that it cannot fail when the work is done
     result = fit_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,9 @@ import typer
 
 from torchivp import Solution, solve_ivp
 from torchivp.cli.arguments import AbsoluteTolerance, Method, RelativeTolerance, parse_numbers, parse_values
+from torchivp.cli.choice import MODEL_HELP, EquationsFile, choose_model
 from torchivp.methods import find_method
-from torchivp.models import Model, find_model
+from torchivp.models import Model
 
 EXAMPLES = """Examples:
 
@@ -21,12 +23,15 @@ torchivp simulate lotka-volterra --t 0,20 --out sim.csv --plot sim.png
 
 torchivp simulate lotka-volterra --t 0,20 --set alpha=1.2 --set beta=0.8 --state 10,5
 
-torchivp simulate lorenz --t 0,40 --points 4001 --method dopri8 --rtol 1e-9 --atol 1e-12 > lorenz.csv"""
+torchivp simulate lorenz --t 0,40 --points 4001 --method dopri8 --rtol 1e-9 --atol 1e-12 > lorenz.csv
+
+torchivp simulate --equations predators.txt --t 1900,1920 --set alpha=0.6"""
 
 
 def simulate(
-    model: Annotated[str, typer.Argument(help="Name of the model; torchivp models lists them.", show_default=False)],
     t: Annotated[str, typer.Option(help="Start and end, such as 0,20.", show_default=False)],
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=False)] = None,
+    equations: EquationsFile = None,
     points: Annotated[int, typer.Option(help="Number of times to write, evenly spaced.", min=2)] = 101,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set a parameter; may be repeated.")
@@ -42,8 +47,9 @@ def simulate(
     plot: Annotated[Path | None, typer.Option(help="Picture to write: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Solve a model and write its states over time as CSV."""
-    parameters = parse_values("--set", set_ or [])
-    chosen = _build_model(model, parameters)
+    chosen = choose_model(model, equations, option="MODEL")
+    name = str(equations or model)
+    _set_parameters(chosen, name, parse_values("--set", set_ or []))
     span = parse_numbers("--t", t)
     if len(span) != 2 or not np.isfinite(span).all() or span[0] == span[1]:
         raise ValueError(f"--t must be a start and another end, such as 0,20; got {t!r}")
@@ -65,22 +71,24 @@ def simulate(
     if plot is not None:
         from torchivp.plot import plot_solution
 
-        plot_solution(solution, list(chosen.states), title=model).savefig(plot)
+        plot_solution(solution, list(chosen.states), title=name).savefig(plot)
     _write_csv(solution, list(chosen.states), out)
 
 
-def _build_model(name: str, parameters: dict[str, float]) -> Model:
-    """The model of that name, with these values for some of its parameters.
+def _set_parameters(model: Model, name: str, values: dict[str, float]) -> None:
+    """Give some of the parameters of a model these values.
 
     Raises:
-        ValueError: there is no such model, or it has no such parameter.
+        ValueError: it has no such parameter, or a value is not finite.
     """
-    model = find_model(name)
-    known = model().values()
-    for parameter in parameters:
+    known = dict(model.named_parameters())
+    for parameter, value in values.items():
         if parameter not in known:
             raise ValueError(f"{name} has no parameter {parameter!r}: its parameters are {', '.join(known)}")
-    return model(**parameters)
+        if not math.isfinite(value):
+            raise ValueError(f"--set {parameter} must be a finite number, got {value}")
+        with torch.no_grad():
+            known[parameter].fill_(value)
 
 
 def _write_csv(solution: Solution, states: list[str], out: Path | None) -> None:

@@ -30,6 +30,7 @@ class Expression:
 
     Attributes:
         text: the formula, without spaces around it.
+        tree: its syntax tree, from Python's `ast`.
         names: the names in it that are neither functions nor constants, in order of appearance.
 
     Raises:

@@ -185,7 +185,10 @@ class Translation:
         joined = terms[0]
         for term in terms[1:]:
             joined = self._code.assign(f"_{name}imum({joined.name}, {term.name})")
-        return joined if bound is None else self._code.assign(f"_clamp_{name}({joined.name}, {bound!r})")
+        if bound is None:
+            return joined
+        clamp = "_clamp_max" if name == "min" else "_clamp_min"
+        return self._code.assign(f"{clamp}({joined.name}, {bound!r})")
 
     def _constant(self, node: ast.expr, function: Callable[..., Any], *values: float) -> float:
         """What a function gives for constants, as a finite float."""

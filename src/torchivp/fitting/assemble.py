@@ -84,6 +84,7 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
         standardised=found.measured.tables(levels.standardised(found, likelihood.sizes), data),
         search=search,
         floor=maximum.floor,
+        attempts=maximum.attempts,
         uncertainty=uncertainty,
         call=call,
     )
@@ -178,7 +179,7 @@ def derive(
         if gradient is not None:
             by_theta += gradient.numpy()[:, None] * slopes[:, quantities.names.index(each)]
     return [
-        _derived_estimate(f"{name}{label}", float(values[i]), by_theta[i], uncertainty)
+        _derived_estimate(f"{name}{label}", values[i].item(), by_theta[i], uncertainty)
         for label, i in _different(misfit, values.detach())
     ]
 

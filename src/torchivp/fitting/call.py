@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from torchivp.fitting.data import Dataset
+from torchivp.models.equations import Equations
+from torchivp.models.function_model import FunctionModel
 from torchivp.models.model import Model
 
 
@@ -33,7 +35,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
     return "\n".join(
         [
             "from torchivp import fit",
-            _import_line(type(model)),
+            *_import_lines(model),
             "",
             "result = fit(",
             f"    {_constructor(model)},",
@@ -44,32 +46,80 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
     )
 
 
-def _import_line(model: type[Model]) -> str:
-    """Where the class of the model comes from: an import, or else a comment."""
-    module, (first, *inner) = model.__module__, model.__qualname__.split(".")
+def _import_lines(model: Model) -> list[str]:
+    """Where the class of the model comes from, and the function in it."""
+    lines = [_import_line(type(model), "class")]
+    if type(model) is FunctionModel:
+        lines.append(_import_line(model.func, "function"))
+    return lines
+
+
+def _import_line(source: Any, kind: str) -> str:
+    """Where a class or function comes from: an import, or else a comment."""
+    module, qualified = getattr(source, "__module__", None), getattr(source, "__qualname__", None)
+    if module is None or qualified is None:
+        return f"# func is a {type(source).__name__}"
+    first, *inner = qualified.split(".")
     if module.startswith("torchivp.models."):
         module = "torchivp.models"
     if module == "__main__":
         program = getattr(sys.modules["__main__"], "__file__", None)
         if program is None:
-            return f"# {model.__qualname__} is a class of the session in which the fit was made"
+            return f"# {qualified} is a {kind} of the session in which the fit was made"
         module = Path(program).stem
     if "<locals>" in inner:
-        return f"# {model.__name__} is a class within {first} of {module}"
+        return f"# {_written_name(source)} is a {kind} within {first} of {module}"
+    if first == "<lambda>":
+        return f"# func is a lambda of {module}"
     return f"from {module} import {first}"
 
 
+def _written_name(source: Any) -> str:
+    """How a class or function is called where it is known."""
+    qualified = getattr(source, "__qualname__", "<lambda>")
+    name = source.__name__ if "<locals>" in qualified else qualified
+    return "func" if name == "<lambda>" else name
+
+
 def _constructor(model: Model) -> str:
-    """The model as it was before the fit, with the parameters that are not at their defaults."""
-    accepted = inspect.signature(type(model)).parameters
-    given = [
-        f"{name}={value!r}"
-        for name, value in model.values().items()
-        if name in accepted and accepted[name].default != value
-    ]
-    of_function = "<locals>" in type(model).__qualname__
-    name = type(model).__name__ if of_function else type(model).__qualname__
-    return f"{name}({', '.join(given)})"
+    """The model as it was before the fit, with what is not at its default."""
+    if type(model) is Equations:
+        arguments = [_text_literal(model.text), *_changes(model, Equations(model.text))]
+    elif type(model) is FunctionModel:
+        arguments = _of_function(model)
+    else:
+        accepted = inspect.signature(type(model)).parameters
+        arguments = [
+            f"{name}={value!r}"
+            for name, value in model.values().items()
+            if name in accepted and accepted[name].default != value
+        ]
+    return f"{_written_name(type(model))}({', '.join(arguments)})"
+
+
+def _changes(model: Equations, plain: Equations) -> list[str]:
+    """What was said of equations beside their text, whose model is `plain`."""
+    before = plain.values()
+    given = {name: value for name, value in model.values().items() if value != before[name]}
+    positive = Equations(model.text, positive=None, **given).positive
+    changed = [f"{name}={value!r}" for name, value in given.items()]
+    return changed if model.positive == positive else [f"positive={list(model.positive or ())!r}", *changed]
+
+
+def _of_function(model: FunctionModel) -> list[str]:
+    """The arguments that make a model of a function."""
+    states = dict(zip(model.states, model.default_state, strict=True))
+    meanings = {**{name: text for name, text in model.states.items() if text != name}, **model.meanings}
+    given = {"states": states, "parameters": model.values(), "units": model.units, "meanings": meanings}
+    arguments = [_written_name(model.func), *(f"{name}={value!r}" for name, value in given.items() if value)]
+    return arguments if model.positive is None else [*arguments, f"positive={list(model.positive)!r}"]
+
+
+def _text_literal(text: str) -> str:
+    """A text as Python, on lines of its own if it can be."""
+    if any(each in text for each in ("\\", '"""', "\r")):
+        return repr(text)
+    return f'"""\n{text.strip()}\n"""'
 
 
 def _plain(value: Any) -> Any:

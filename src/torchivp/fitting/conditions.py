@@ -54,13 +54,14 @@ def read_conditions(
     if (twice := repeated(names)) is not None:
         first, second = [table.rows[i] for i, name in enumerate(names) if name == twice][:2]
         raise DataError(f"{table.name} has two rows for trajectory {twice!r}, in {first} and {second}: leave one out")
+    conditions, notes = _conditions(table, key, names)
     for name in trajectories:
-        if name not in names:
+        if name not in conditions:
             raise DataError(
                 f"{table.name} has no row for trajectory {name!r} of the data: column {key!r} names {', '.join(names)}"
             )
-    conditions, notes = _conditions(table, key, names)
-    extra = [name for name in names if name not in trajectories]
+    known = set(trajectories)
+    extra = [name for name in names if name not in known]
     if extra:
         notes.append(f"{table.name} has rows for {', '.join(extra)}, of which there are no data: they were ignored")
     return {name: conditions[name] for name in trajectories}, table.notes + notes

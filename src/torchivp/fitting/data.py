@@ -213,7 +213,8 @@ def read_data(
     rows, notes_on_order = _rows_by_trajectory(table, time, t, series, kinds)
     used = [time, trajectory, *(pair or ()), *specs, *columns_named(sigma), *columns_named(censored)]
     known, notes_on_conditions = _conditions(table, rows, conditions, trajectory, used)
-    trajectories = [_trajectory(table, name, own, t, measured, kinds, known[name]) for name, own in rows.items()]
+    of_rows = None if kinds is None else np.array(kinds)
+    trajectories = [_trajectory(table, name, own, t, measured, of_rows, known[name]) for name, own in rows.items()]
     _check_times(trajectories)
     notes = [*table.notes, *notes_on_times, *measured.notes, *notes_on_order, *notes_on_conditions]
     observed = [observed_state(spec, states) for spec in specs.values()]
@@ -221,7 +222,7 @@ def read_data(
 
 
 def _pair(long: tuple[str, str]) -> tuple[str, str]:
-    if isinstance(long, str) or len(long) != 2:
+    if not isinstance(long, tuple | list) or len(long) != 2:
         raise DataError(f"long must name two columns, long=('name column', 'value column'), got {long!r}")
     return str(long[0]), str(long[1])
 
@@ -240,7 +241,7 @@ def _specs(
         return columns_called_like_states(columns, states, table.name)
     if observe is None and kinds is not None:
         return names_that_are_known(list(dict.fromkeys(kinds)), states, names, table.name)
-    specs = read_observe(observe or {}, states, names)
+    specs = read_observe({} if observe is None else observe, states, names)
     for column in specs:
         if kinds is None:
             table.column(column, "data")
@@ -311,12 +312,12 @@ def _trajectory(
     rows: NDArray[np.int64],
     t: NDArray[np.float64],
     measured: Measurements,
-    kinds: Sequence[str] | None,
+    kinds: NDArray[np.str_] | None,
     known: Condition,
 ) -> Trajectory:
     times, own, places = t[rows], measured.take(rows), [table.rows[i] for i in rows]
     if kinds is not None:
-        into = merged_rows(times, np.array(kinds)[rows].tolist())
+        into = merged_rows(times, kinds[rows].tolist())
         times, own = times[np.unique(into, return_index=True)[1]], own.merge(into)
         together: dict[int, list[str]] = {}
         for i, place in zip(into.tolist(), places, strict=True):

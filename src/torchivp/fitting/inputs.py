@@ -5,18 +5,30 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchivp.dual_numbers import DualArithmetic
 from torchivp.events.event import Scheduled
-from torchivp.fitting.right_hand_side import DualArithmetic
+from torchivp.fitting.data import Dataset, Trajectory
+from torchivp.fitting.doses import Dose
 
-Change = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Addition:
+    """Adds an amount to one state, which leaves tangents as they are."""
+
+    state: int
+    amount: float
+
+
+Change = Addition | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,23 +54,31 @@ def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tup
     """States after changes, with their tangents.
 
     Args:
-        changes: of one state [n_states] each, in order.
+        changes: in order; functions are of one state [n_states].
         y: the states, [rows, n_states].
         tangents: [rows, n_directions, n_states].
     """
-    if not changes:
-        return y, tangents
+    for change in changes:
+        if isinstance(change, Addition):
+            y = y.clone()
+            y[:, change.state] += change.amount
+        else:
+            y, tangents = _apply(change, y, tangents)
+    return y, tangents
+
+
+def _apply(change: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """States after a change that may be any function, with their tangents."""
     rows, directions, n = tangents.shape
-    with torch.no_grad(), forward_ad.dual_level(), DualArithmetic():
-        state, dual = y, forward_ad.make_dual(y.repeat_interleave(directions, 0), tangents.reshape(-1, n))
-        for change in changes:
-            # One state at a time, since a change that writes `y[0] + dose` means one.
-            state = torch.stack([change(row) for row in state])
-            if directions:
-                dual = torch.stack([change(row) for row in dual])
-        moved = forward_ad.unpack_dual(dual).tangent
-    moved = torch.zeros_like(tangents) if moved is None else moved.unflatten(0, (rows, directions))
-    return state, moved
+    with torch.no_grad(), forward_ad.dual_level():
+        # One state at a time, since a change that writes `y[0] + dose` means one.
+        state = torch.stack([change(row) for row in y])
+        if not directions:
+            return state, tangents
+        dual = forward_ad.make_dual(y.repeat_interleave(directions, 0), tangents.reshape(-1, n))
+        with DualArithmetic():
+            moved = forward_ad.unpack_dual(torch.stack([change(row) for row in dual])).tangent
+    return state, torch.zeros_like(tangents) if moved is None else moved.unflatten(0, (rows, directions))
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,10 @@ class Inputs:
             pieces.append(Piece(a, b, own, changes.get(a, []), changes.get(b, []) if a < b == end else []))
         return pieces
 
+    def times(self, trajectory: str) -> list[float]:
+        """When something changes the state of a trajectory."""
+        return sorted(self._changes(trajectory))
+
     def _changes(self, trajectory: str) -> dict[float, list[Change]]:
         found: dict[float, list[Change]] = {}
         for schedule in self.scheduled.get(trajectory, ()):
@@ -101,6 +125,8 @@ class Inputs:
 
 def _change(schedule: Scheduled, t: float, number: int) -> Change:
     """What a schedule does at the time with this number."""
+    if isinstance(schedule.apply, Dose) and schedule.values is not None:
+        return Addition(schedule.apply.state, float(torch.as_tensor(schedule.values)[number]))
     value: tuple[Any, ...] = () if schedule.values is None else (torch.as_tensor(schedule.values)[number],)
     return lambda y: schedule.apply(torch.tensor(t, dtype=torch.float64), y, *value)
 
@@ -133,3 +159,37 @@ def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequen
     if not all(map(math.isfinite, jumps)):
         raise ValueError(f"jump_times must be finite, got {jumps}")
     return Inputs(tuple(jumps), scheduled)
+
+
+def from_first_change(data: Dataset, inputs: Inputs) -> Dataset:
+    """The data with trajectories that begin at their first change of the state, if that is before their first time.
+
+    Their initial state is the one before that change.
+    """
+    trajectories, earlier = [], []
+    for series in data.trajectories:
+        first = min(inputs.times(series.name), default=series.t[0])
+        if first < series.t[0]:
+            earlier.append(series.name)
+            series = _beginning_at(series, first)
+        trajectories.append(series)
+    if not earlier:
+        return data
+    which = f" of {', '.join(earlier)}" if data.trajectory_name is not None else ""
+    note = f"the data{which} begin after the first dose, so the initial state is the one before that"
+    return replace(data, trajectories=trajectories, notes=[*data.notes, note])
+
+
+def _beginning_at(series: Trajectory, t: float) -> Trajectory:
+    """A trajectory with a row before the others, in which nothing was measured."""
+    nothing = np.full((1, series.values.shape[1]), np.nan)
+    return replace(
+        series,
+        t=np.concatenate([[t], series.t]),
+        values=np.concatenate([nothing, series.values]),
+        rows=["the first dose", *series.rows],
+        sigma=None if series.sigma is None else np.concatenate([nothing, series.sigma]),
+        censored=None
+        if series.censored is None
+        else np.concatenate([np.zeros(nothing.shape, dtype=np.int8), series.censored]),
+    )

@@ -18,7 +18,7 @@ class ModelKernel:
 
     Args:
         model: the model, in float64.
-        method: the name of the method.
+        method: the name of the method; there may be solves by others, for which kernels are made when they are asked for.
 
     Raises:
         CannotFuse: there is no kernel; the message says why.
@@ -31,15 +31,25 @@ class ModelKernel:
             inside = t.maximum(first).minimum(last)  # where the right-hand side jumps at the ends of a stretch
             return functional_call(model, dict(zip(names, values, strict=True)), (inside, y))
 
-        self._n_states = len(model.states)
-        self._kernel = Sensitivities(derivative, self._n_states, 2 + len(names), find_method(method), owner=type(model))
+        self._model, self._derivative = model, derivative
+        self._n_states, self._n_parameters = len(model.states), len(names)
+        self._kernels: dict[str, Sensitivities] = {}
+        self._kernel(method)
+
+    def _kernel(self, method: str) -> Sensitivities:
+        if method not in self._kernels:
+            count, owner = 2 + self._n_parameters, type(self._model)
+            self._kernels[method] = Sensitivities(
+                self._derivative, self._n_states, count, find_method(method), owner=owner
+            )
+        return self._kernels[method]
 
     def solve(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
         """Solve a stretch of each row."""
         sides = [stretch.start, stretch.end]
         if stretch.sided:
             sides = [torch.nextafter(*sides), torch.nextafter(*reversed(sides))]
-        found = self._kernel.solve(
+        found = self._kernel(accuracy.method).solve(
             stretch.y,
             stretch.tangents,
             torch.cat([torch.stack(sides), stretch.parameters.T]).contiguous(),

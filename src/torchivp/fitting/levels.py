@@ -96,9 +96,7 @@ class Levels:
             for group in self.groups:
                 which = np.isin(measured.observable, group.observables)
                 if which.any():
-                    parts.append(
-                        Part(group, which, measured.y[which], measured.censored[which], measured.sigma[which])
-                    )
+                    parts.append(Part(group, which, measured.y[which], measured.censored[which], measured.sigma[which]))
             self._parts[measured] = parts
         return self._parts[measured]
 

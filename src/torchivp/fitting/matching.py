@@ -156,7 +156,8 @@ class Matching:
         self._quantities = misfit.quantities
         self._curves = curves
         free = self._quantities.free
-        self._index = torch.tensor([i for i, quantity in enumerate(free) if quantity.kind == "parameter"])
+        numbers = [i for i, quantity in enumerate(free) if quantity.kind == "parameter"]
+        self._index = torch.tensor(numbers, dtype=torch.long)
         self._theta = torch.tensor(self._quantities.theta())
         self._trajectory = torch.tensor(curves.trajectory)
         self._widths = misfit.quantities.magnitudes[self._index.numpy()]

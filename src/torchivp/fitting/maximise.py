@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.multistart import Attempt, best_minimum, search_from_many, spread_starts
 from torchivp.fitting.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.start import find_start
+from torchivp.fitting.start import Start, find_start
+from torchivp.fitting.stiffness import choose_method, choose_method_for_many
 from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
 from torchivp.solution import SolveError
 
@@ -33,12 +35,14 @@ class Maximum:
         doubts: what is wrong with the solves there, in words.
         rivals: what is to be said of other maxima.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
+        attempts: the starts that were asked for, the most likely first.
     """
 
     likelihood: Likelihood
     doubts: list[str]
     rivals: list[str]
     floor: NDArray[np.float64]
+    attempts: list[Attempt]
 
 
 def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
@@ -56,21 +60,19 @@ def find_maximum(search: Search, given: bool, automatic: bool) -> Maximum:
         RuntimeError: the model cannot be solved from any start.
     """
     for attempts_left in reversed(range(_ATTEMPTS)):
-        likelihood, rivals, floor = _maximise(search, given)
-        verdict = check_solves(search.misfit, search.levels, likelihood)
+        maximum = _maximise(search, given)
+        verdict = check_solves(search.misfit, search.levels, maximum.likelihood)
         tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
         if not (attempts_left and automatic and verdict.inaccurate) or tighter.rtol < SMALLEST_RTOL:
-            return Maximum(likelihood, verdict.sentences, rivals, floor)
+            return replace(maximum, doubts=verdict.sentences)
         search.misfit = search.misfit.at_accuracy(tighter)
     raise AssertionError("the last attempt returns")
 
 
-def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArray[np.float64]]:
-    """Find the start and the maximum of the likelihood, first with solves of little accuracy.
-
-    Returns:
-        The maximum, what is to be said of others, and the smallest sensible sizes of the noise.
-    """
+def _maximise(search: Search, given: bool) -> Maximum:
+    """Find the start and the maximum of the likelihood, first with solves of little accuracy."""
+    if search.choose_method:
+        search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
     weighing = Weighing(search.levels.rough(scale), np.ones(0))
@@ -78,13 +80,22 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArr
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
-        start = find_start(search, weighing, given)
+        if search.starts is None:
+            start, attempts = find_start(search, weighing, given), []
+        else:
+            if search.choose_method:
+                search.misfit = choose_method_for_many(search.misfit, spread_starts(search, search.starts))
+            attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts)
+            start = Start(best_minimum(search, attempts), [])
         begin = start.best
         if begin.found is None:
             raise RuntimeError(_unsolvable(search.misfit, given))
-        if factor == 1.0 or search.agrees(begin, misfit, weighing):
+        if factor == 1.0 or search.starts is not None or search.agrees(begin, misfit, weighing):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
+    if search.choose_method:
+        misfit = choose_method(misfit, begin.theta)
+        search.misfit = search.misfit.at_accuracy(replace(search.misfit.accuracy, method=misfit.accuracy.method))
     roughly = search.maximise_likelihood(
         begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.found
     )
@@ -95,7 +106,8 @@ def _maximise(search: Search, given: bool) -> tuple[Likelihood, list[str], NDArr
         raise RuntimeError(
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
-    return likelihood, [_rival(misfit.quantities, rival) for rival in start.rivals], exact.rtol * floor
+    rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
+    return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:

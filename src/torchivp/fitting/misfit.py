@@ -15,6 +15,7 @@ from torch import Tensor
 from torchivp.fitting.constraints import Constraint
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.inputs import Inputs
+from torchivp.fitting.journal import Journal
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.observed import Observables
 from torchivp.fitting.paths import Paths, PathSolver, Rows
@@ -22,6 +23,7 @@ from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.right_hand_side import check_gradient
 from torchivp.fitting.step_loop import StepLoop
 from torchivp.fitting.stretches import Accuracy, Solver
+from torchivp.fitting.together import Broker
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 
@@ -60,6 +62,7 @@ class Misfit:
         observables: what the columns of the data measure.
         step_loop: solves the model in torch.
         constraints: where one does not hold, there are no predictions.
+        journal: of all predictions, if one is kept.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Misfit:
         self._failure = ["no solve has failed"]  # shared by copies at other accuracies
         self._measured: dict[float, Measured] = {}
         self.constraints: list[Constraint] = []
+        self.journal: Journal | None = None
+        self._broker: tuple[Broker, int] | None = None
 
     @property
     def solves(self) -> int:
@@ -97,6 +102,12 @@ class Misfit:
         """The same misfit, solved in another way."""
         other = copy.copy(self)
         other.accuracy = accuracy
+        return other
+
+    def through(self, broker: Broker, number: int) -> Misfit:
+        """The same misfit for one of several searches side by side, whose solves the broker puts together."""
+        other = copy.copy(self)
+        other._broker = (broker, number)
         return other
 
     def check_gradient(self) -> None:
@@ -131,20 +142,40 @@ class Misfit:
         Returns:
             The predictions; None if a solve fails, or a prediction or a derivative is not finite.
         """
+        if self._broker is not None:
+            broker, number = self._broker
+            return broker.ask(number, self, theta, horizon, derivatives)
         return self.predictions_at(theta[None], horizon, derivatives)[0]
 
     def predictions_at(
         self, thetas: NDArray[np.float64], horizon: float = 1.0, derivatives: bool = False
     ) -> list[Predictions | None]:
         """Those at each of the `thetas` [n, n_free], by one solve of all trajectories at all of them."""
-        measured = self.measured(horizon)
+        journal, measured = self.journal, self.measured(horizon)
+        if journal is None:
+            return self._solved_at(thetas, measured, derivatives)
+        keys = [journal.key(self.accuracy, theta, horizon, derivatives) for theta in thetas]
+        new = [i for i, key in enumerate(keys) if key not in journal]
+        if new:
+            for i, found in zip(new, self._solved_at(thetas[new], measured, derivatives), strict=True):
+                journal.add(keys[i], None if found is None else (found.values, found.jacobian))
+            journal.flush()
+        entries = [journal[key] for key in keys]
+        return [
+            None if entry is None else Predictions(theta, *entry, measured)
+            for theta, entry in zip(thetas, entries, strict=True)
+        ]
+
+    def _solved_at(
+        self, thetas: NDArray[np.float64], measured: Measured, derivatives: bool
+    ) -> list[Predictions | None]:
         try:
             own, slopes = self.quantities.locals_and_slopes(thetas)
         except SolveError as error:  # of a steady state, of one of them
             self._failure[0] = error.status.message
             if len(thetas) == 1:
                 return [None]
-            return [self.predictions(theta, horizon, derivatives) for theta in thetas]
+            return [self._solved_at(theta[None], measured, derivatives)[0] for theta in thetas]
         count = len(self.data.trajectories)
         rows = self._rows(own.flatten(0, 1), list(range(count)) * len(thetas), derivatives)
         paths = self._solve(rows, dict(enumerate(measured.times)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torchivp.fitting.table import DataError, did_you_mean
@@ -59,6 +59,8 @@ def read_observe(
     """
     if isinstance(observe, Mapping):
         specs = {str(column): spec for column, spec in observe.items()}
+    elif not isinstance(observe, Iterable):
+        raise DataError(f"observe must be a list of columns or a dict, observe={{column: state}}, got {observe!r}")
     else:
         specs = _listed([observe] if isinstance(observe, str) else [str(each) for each in observe], states)
     if not specs:

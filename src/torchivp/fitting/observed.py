@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchivp.expressions import Expression
+from torchivp.expressions import Expression, compile_expressions
 from torchivp.fitting.data import DataError, Dataset
 from torchivp.fitting.quantities import Quantities
 from torchivp.models.model import Model
@@ -60,7 +60,6 @@ class Observables:
                 self._states.index(state) if known else self._read(column, data.observe[column], model)
             )
         self.plain = all(isinstance(each, int) for each in self._columns)
-        self.uses = frozenset().union(*(each.names for each in self._columns if isinstance(each, _Named)))
 
     def _read(self, column: str, given: Any, model: Model) -> Formula:
         if not isinstance(given, str):
@@ -125,30 +124,22 @@ class _Named:
     """An expression, in which names that the model defines stand for their expressions."""
 
     def __init__(self, expression: Expression, definitions: Mapping[str, Expression]):
-        self._expression, self._definitions = expression, definitions
-        self.names = tuple(dict.fromkeys(self._resolved(expression.names)))
-
-    def _resolved(self, names: Sequence[str]) -> list[str]:
-        found = []
-        for name in names:
-            inner = self._definitions.get(name)
-            found += [name] if inner is None else self._resolved(inner.names)
-        return found
+        used = _all_names(expression.names, definitions)
+        inner = {name: formula for name, formula in definitions.items() if name in used}
+        self.names = tuple(name for name in used if name not in definitions)
+        self._compute = compile_expressions([expression], inner, self.names)
 
     def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
-        return torch.as_tensor(self._expression(_Defined(values, self._definitions)))
+        return self._compute(values["t"], *(values[name] for name in self.names))[0]
 
 
-class _Defined(dict[str, Tensor]):
-    """Values by name, those that the model defines computed when they are asked for."""
-
-    def __init__(self, values: Mapping[str, Tensor], definitions: Mapping[str, Expression]):
-        super().__init__(values)
-        self._definitions = definitions
-
-    def __missing__(self, name: str) -> Tensor:
-        self[name] = torch.as_tensor(self._definitions[name](self))
-        return self[name]
+def _all_names(names: Sequence[str], definitions: Mapping[str, Expression]) -> dict[str, None]:
+    """The names, and those in the definitions of them, in order."""
+    found = dict.fromkeys(names)
+    for name in names:
+        if name in definitions:
+            found |= _all_names(definitions[name].names, definitions)
+    return found
 
 
 def _function(column: str, given: Callable[..., Any], states: Sequence[str], parameters: Sequence[str]) -> Formula:

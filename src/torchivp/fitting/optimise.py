@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,10 @@ from scipy.optimize import least_squares
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import prior_residuals
-from torchivp.fitting.progress import Progress
+from torchivp.fitting.progress import Progress, silent
+from torchivp.fitting.together import side_by_side
+
+T = TypeVar("T")
 
 # A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
 _FAILED = 1e6
@@ -100,6 +104,8 @@ class Search:
         levels: the noise.
         progress: told of every iteration.
         max_iterations: the largest number of iterations of one search.
+        choose_method: whether the method of the solves may be changed where another is cheaper.
+        starts: from how many starts to search; None for as many as it takes.
         iterations: the number of iterations so far.
     """
 
@@ -107,6 +113,8 @@ class Search:
     levels: Levels
     progress: Progress
     max_iterations: int
+    choose_method: bool = False
+    starts: int | None = None
     iterations: int = field(default=0)
 
     def minimise(
@@ -203,6 +211,21 @@ class Search:
                 break
         return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
 
+    def side_by_side(self, parts: Sequence[Callable[[Search], T]]) -> list[T]:
+        """Parts of this search that do not depend on each other, whose solves are rows of one; what they return."""
+        copies = [replace(self, iterations=0) for _ in parts]
+
+        def runs(part: Callable[[Search], T], own: Search) -> Callable[[Misfit], T]:
+            def run(misfit: Misfit) -> T:
+                own.misfit = misfit
+                return part(own)
+
+            return run
+
+        found = side_by_side(self.misfit, [runs(part, own) for part, own in zip(parts, copies, strict=True)])
+        self.iterations += sum(own.iterations for own in copies)
+        return found
+
     def agrees(self, minimum: Minimum, exact: Misfit, weighing: Weighing) -> bool:
         """Whether a more exact misfit says of a minimum what the search has found.
 
@@ -220,6 +243,8 @@ class Search:
     def report(self, stage: str, found: Predictions) -> None:
         """Tell the user of an iteration."""
         self.iterations += 1
+        if self.progress is silent:
+            return
         sizes = self.levels.estimate(found, np.full(len(self.levels.noises), np.finfo(float).tiny))
         self.progress(stage, self.iterations, self.levels.nll(found, sizes))
 
@@ -273,7 +298,8 @@ class _Target:
         if self.latest is not None and not weighing.levels.possible(self.latest):
             self.latest = None
         self.accepted = self.latest
-        self.count = 0 if self.latest is None else weighing.residuals(self.latest).size
+        self._last: tuple[Predictions, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+        self.count = 0 if self.latest is None else self._weighed(self.latest)[0].size
 
     def _predictions(self, theta: NDArray[np.float64]) -> Predictions | None:
         found = self.search.misfit.predictions(theta, self.horizon)
@@ -292,7 +318,13 @@ class _Target:
         tail = np.concatenate([np.minimum(known, _FAILED), self.prior @ u])
         if self.latest is None:
             return np.concatenate([np.full(self.count, _FAILED), tail])
-        return np.concatenate([self.weighing.residuals(self.latest).ravel(), tail])
+        return np.concatenate([self._weighed(self.latest)[0].ravel(), tail])
+
+    def _weighed(self, found: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The residuals of predictions and their slopes, those of the last ones kept."""
+        if self._last is None or self._last[0] is not found:
+            self._last = found, self.weighing.levels.least_squares(found, self.weighing.sizes)
+        return self._last[1]
 
     def jacobian(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
         """The Jacobian at the point where the residuals were last computed, which the search has accepted.
@@ -303,7 +335,7 @@ class _Target:
         assert self.latest is not None, "the search accepts only points where the model can be solved"
         self.accepted = self.latest
         self.search.report(self.stage, self.latest)
-        _, slopes = self.weighing.levels.least_squares(self.latest, self.weighing.sizes)
+        _, slopes = self._weighed(self.latest)
         of_data = (slopes[..., None] * self.latest.jacobian[:, self.moved] * self.magnitudes).reshape(-1, len(u))
         known = prior_residuals(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved] * self.magnitudes
         jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)

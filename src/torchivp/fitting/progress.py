@@ -29,7 +29,7 @@ def show_progress(progress: bool | Progress) -> Iterator[Progress]:
             a terminal, else a line for each stage), or a function to call.
     """
     if progress is False:
-        yield _silent
+        yield silent
     elif progress is not True:
         yield progress
     elif sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
@@ -45,8 +45,8 @@ def _line(stage: str, iteration: int, nll: float) -> str:
     return f"{stage}: iteration {iteration}, negative log-likelihood {nll:.6g}"
 
 
-def _silent(stage: str, iteration: int, nll: float) -> None:
-    pass
+def silent(stage: str, iteration: int, nll: float) -> None:
+    """Say nothing."""
 
 
 class _StageLines:

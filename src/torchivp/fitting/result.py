@@ -16,6 +16,7 @@ from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.misfit import Path as ModelPath
+from torchivp.fitting.multistart import Attempt
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.quantities import Kind, Quantity, Scale
 from torchivp.fitting.residual_checks import Verdict, judge
@@ -112,6 +113,7 @@ class FitResult:
         standardised: the residuals over sigma, [T, n_observed] for each trajectory; NaN where data are missing.
         search: what has found it.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
+        attempts: with `starts`, where each start led, the most likely first.
         call: the call of `fit` that gave it, as Python.
     """
 
@@ -142,6 +144,7 @@ class FitResult:
     standardised: list[NDArray[np.float64]] = field(repr=False)
     search: Search = field(repr=False)
     floor: NDArray[np.float64]
+    attempts: list[Attempt] = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
     call: str
     verdict: Verdict = field(init=False)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
-from torch.overrides import TorchFunctionMode
 
+from torchivp.dual_numbers import DualArithmetic, dual_numbers, parts
 from torchivp.models.model import Model
-from torchivp.torch_func import inside_transform, is_dual
 
 Way = Literal["together", "columns", "mapped", "singly"]
 """How to call a model with many rows: once, if it takes batches, with parameters of shape [n] or [n, 1]; by torch.vmap;
@@ -51,56 +49,6 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
     return torch.stack([one({name: value[i] for name, value in named.items()}, times[i], y[i]) for i in rows])
 
 
-class DualArithmetic(TorchFunctionMode):
-    """Arithmetic of dual numbers with Python's numbers and with constant tensors, thirty times as fast as PyTorch's.
-
-    PyTorch takes `x / 3` for a quotient of two tensors, and finds out in Python code of its own what becomes of the
-    tangent that the 3 does not have; the first time it imports its compiler for that, which takes a second. It has the
-    same operations for a tensor and a number, which need no second one. A constant tensor, such as the time, is given
-    the tangent zero. To find out whether a tensor is a dual number takes as long as to multiply it, so that two
-    tensors are looked at only if one may be the time, or another constant, and the other rows: not of equal dimensions.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if not kwargs and len(args) == 2 and isinstance(args[0], Tensor):
-            if type(args[1]) in (int, float):
-                func = _WITH_NUMBER.get(func, func)
-            elif func in _OF_TWO and isinstance(args[1], Tensor) and not args[0].ndim == args[1].ndim > 0:
-                args = _with_tangents(*args)
-        return func(*args, **(kwargs or {}))
-
-
-def _with_tangents(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, and if one of them is a dual number, so is the other."""
-    if inside_transform():
-        return a, b
-    moving, other = is_dual(a), is_dual(b)
-    if moving and not other and b.is_floating_point():
-        b = forward_ad.make_dual(b, torch.zeros_like(b))
-    elif other and not moving and a.is_floating_point():
-        a = forward_ad.make_dual(a, torch.zeros_like(a))
-    return a, b
-
-
-_OF_TWO = {
-    *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, torch.add, torch.sub, torch.mul, torch.div),
-    *(Tensor.minimum, Tensor.maximum, torch.minimum, torch.maximum),
-}
-_WITH_NUMBER: dict[Callable[..., Any], Callable[..., Any]] = {
-    **dict.fromkeys((Tensor.add, torch.add), torch.ops.aten.add.Scalar),
-    **dict.fromkeys((Tensor.sub, torch.sub), torch.ops.aten.sub.Scalar),
-    **dict.fromkeys((Tensor.mul, torch.mul), torch.ops.aten.mul.Scalar),
-    **dict.fromkeys((Tensor.div, torch.div), torch.ops.aten.div.Scalar),
-    Tensor.__rtruediv__: lambda x, number: torch.ops.aten.mul.Scalar(x.reciprocal(), number),
-}
-
-
 def way_forwards(model: Model, time: Tensor) -> Way:
     """The fastest way to call a model with rows of dual numbers that gives what a call for each row gives.
 
@@ -111,10 +59,8 @@ def way_forwards(model: Model, time: Tensor) -> Way:
     A model that indexes states as `y[..., i]` takes batches; one that treats all states alike does so with parameters
     as columns. Others may mix the rows up without an error, which shows in their values.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first dual number makes it import
-        with forward_ad.dual_level():
-            forward_ad.make_dual(torch.ones(()), torch.ones(()))
+    with dual_numbers():  # what the first of them makes torch import warns of itself
+        pass
     count = len(model.states) + 1
     spread = torch.linspace(1.0, 1.5, count, dtype=torch.float64)
     with torch.no_grad(), forward_ad.dual_level(), DualArithmetic():
@@ -132,16 +78,10 @@ def way_forwards(model: Model, time: Tensor) -> Way:
             except REFUSALS:
                 continue
             if rows.shape == states.shape and all(
-                _same(*pair) for pair in zip(_parts(rows), _parts(singly), strict=True)
+                _same(*pair) for pair in zip(parts(rows), parts(singly), strict=True)
             ):
                 return way
     return "singly"
-
-
-def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
-    """The value and the tangent, zero where there is none."""
-    value, tangent = forward_ad.unpack_dual(dual)
-    return value, torch.zeros_like(value) if tangent is None else tangent
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -79,7 +79,7 @@ def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
         if candidate.growing and not settled:
             minimum = _extend_horizon(search, candidate.theta, weighing, candidate.name)
         else:
-            minimum = _on_all_data(search, candidate.theta, weighing, candidate.name)
+            minimum = on_all_data(search, candidate.theta, weighing, candidate.name)
         if minimum.found is None:
             continue
         exact = _EXACT * len(minimum.found.values)
@@ -164,7 +164,8 @@ def _candidates(search: Search, weighing: Weighing, given: bool, little: Callabl
             yield _Candidate(theta, f"start {number}")
 
 
-def _on_all_data(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str) -> Minimum:
+def on_all_data(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str) -> Minimum:
+    """Fit all data from a start, roughly."""
     return search.minimise(theta, weighing, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
 
 
@@ -177,7 +178,7 @@ def _extend_horizon(search: Search, theta: NDArray[np.float64], weighing: Weighi
             return minimum
         theta = minimum.theta
         horizon *= 1.5
-    return _on_all_data(search, theta, weighing, stage)
+    return on_all_data(search, theta, weighing, stage)
 
 
 def _first_horizon(misfit: Misfit) -> float:
@@ -212,7 +213,9 @@ def _screened(search: Search, weighing: Weighing, horizon: float) -> Iterator[ND
         for found in coarse.predictions_at(starts, horizon)
     ]
     best = [starts[i] for i in np.argsort(costs)[:_REFINED] if np.isfinite(costs[i])]
-    refined = [_refine(search, theta, weighing, "random starts", horizon) for theta in best]
+    refined = search.side_by_side(
+        [lambda one, theta=theta: _refine(one, theta, weighing, "random starts", horizon) for theta in best]
+    )
     refined.sort(key=lambda minimum: minimum.cost)
     yield from _distinct([minimum.theta for minimum in refined if minimum.found is not None])[:_FOLLOWED]
 

@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
-from torchivp.fitting.right_hand_side import REFUSALS, DualArithmetic, Way, call_rows, way_forwards
+from torchivp.dual_numbers import DualArithmetic
+from torchivp.fitting.right_hand_side import REFUSALS, Way, call_rows, way_forwards
 from torchivp.fitting.stretches import Accuracy, Solved, Stretch
 from torchivp.models.model import Model
 from torchivp.solution import BatchSolution, Solution, Status

@@ -146,7 +146,7 @@ def quantities_at_zero(
     """
     names = []
     for j, quantity in enumerate(misfit.quantities.free):
-        if not quantity.log or errors[j] < _LITTLE_KNOWN:
+        if not quantity.log or quantity.lower > 0 or errors[j] < _LITTLE_KNOWN:
             continue
         theta = likelihood.minimum.theta.copy()
         theta[j] = -np.inf

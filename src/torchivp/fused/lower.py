@@ -154,8 +154,9 @@ class Lowering:
                 self._values[node] = seeds[node]
                 continue
             depends = [self._values[x] for x in node.all_input_nodes if x in later]
-            if isinstance(node.meta.get("val"), Tensor) and all(isinstance(x, Array) and x.is_zero() for x in depends):
-                self._values[node] = Array.known(torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype))
+            if _is_linear(node) and all(isinstance(x, Array) and x.is_zero() for x in depends):
+                value = node.meta["val"]
+                self._values[node] = Array.known(torch.zeros(value.shape, dtype=value.dtype))
             else:
                 self._values[node] = self._summand(node) or self._call(node)
 
@@ -486,6 +487,14 @@ def _is_narrower(value: Any, dtype: torch.dtype) -> bool:
     """Whether numbers have fewer digits than those of a dtype."""
     first = value[0] if isinstance(value, list | tuple) else value
     return isinstance(first, Tensor) and first.dtype is torch.float32 and dtype is torch.float64
+
+
+def _is_linear(node: fx.Node) -> bool:
+    """Whether a node of a linear function gives zero for zeros: one tensor, and not one like another in shape alone."""
+    value, name = node.meta.get("val"), _name_of(node)
+    return (
+        isinstance(value, Tensor) and value.is_floating_point() and not name.startswith("new_") and "_like" not in name
+    )
 
 
 def _name_of(node: fx.Node) -> str:

@@ -15,6 +15,7 @@ from torchivp.gradients.adjoint import adjoint_gradients, check_adjoint_of_rows
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
+from torchivp.gradients.forward import Forward, ForwardSolve
 from torchivp.gradients.node import as_node
 from torchivp.gradients.refusals import (
     refuse_dense_output,
@@ -34,7 +35,7 @@ from torchivp.torch_func import in_forward_mode, without_derivatives
 
 def solve_rows(
     plan: RowIntegration,
-    gradient: Direct | Checkpointed | Backsolve,
+    gradient: Direct | Checkpointed | Backsolve | Forward,
     parameters: Sequence[Tensor] | None,
     dense: bool = False,
 ) -> RowResult:
@@ -71,7 +72,8 @@ def solve_rows(
     refuse_dense_output(dense)
     if isinstance(gradient, Backsolve):
         check_adjoint_of_rows(plan, gradient)
-    states, before = as_node(solve, inputs.tensors)
+    node = ForwardSolve(gradient, solve) if isinstance(gradient, Forward) else solve
+    states, before = as_node(node, inputs.tensors)
     return solve.result(states, before)
 
 

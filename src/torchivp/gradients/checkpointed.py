@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torchivp.generators import Generators
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import Drawn, RecordedDraws
 from torchivp.gradients.inputs import find_parameters, refuse_inside_transform
-from torchivp.gradients.node import as_node
+from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.refusals import refuse_dense_output, refuse_forward_mode, refuse_undifferentiable
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
@@ -56,19 +56,43 @@ class Checkpointed:
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
         """Integrate; returns the states [T, size], their times, how it ended and what it cost."""
-        if inside_transform():
-            refuse_inside_transform("gradient='checkpointed'", integration.problem, parameters)
-            return Direct().solve(integration, None, interpolants)
-        found = find_parameters(integration, parameters)
-        inputs = RowInputs(as_rows(integration), found)
-        if not inputs.used:
-            return Direct().solve(integration, found, interpolants)
-        refuse_undifferentiable(type(integration.method), wanted=True)
-        refuse_forward_mode("gradient='checkpointed'", "gradient='direct'")
-        refuse_dense_output(interpolants is not None)
-        solve = _CheckpointedSolve(integration, inputs, self.checkpoints)
-        result = solve.result(*as_node(solve, inputs.tensors))
-        return result.states[0], solve.reached, result.status[0], result.stats[0]
+        return solve_as_node(self.name, integration, parameters, interpolants, self.checkpoints, lambda solve: solve)
+
+
+def solve_as_node(
+    name: str,
+    integration: Integration,
+    parameters: Sequence[Tensor] | None,
+    interpolants: Interpolants | None,
+    limit: int | None,
+    node: Callable[[ReplayedSolve], NodeSolve],
+) -> tuple[Tensor, list[float], Status, Stats]:
+    """Integrate one row as one node of autograd's graph, whose steps can be taken again.
+
+    Args:
+        name: that of the gradient.
+        integration: how to integrate.
+        parameters: what the caller has named besides the state, times and arguments.
+        interpolants: the dense output, if it was asked for.
+        limit: the largest number of checkpoints; None for about the square root of the number of steps.
+        node: what differentiates the solve, given the solve.
+
+    Returns:
+        The states [T, size], their times, how it ended and what it cost.
+    """
+    if inside_transform():
+        refuse_inside_transform(f"gradient='{name}'", integration.problem, parameters)
+        return Direct().solve(integration, None, interpolants)
+    found = find_parameters(integration, parameters)
+    inputs = RowInputs(as_rows(integration), found)
+    if not inputs.used:
+        return Direct().solve(integration, found, interpolants)
+    refuse_undifferentiable(type(integration.method), wanted=True)
+    refuse_forward_mode(f"gradient='{name}'", "gradient='direct'")
+    refuse_dense_output(interpolants is not None)
+    solve = _CheckpointedSolve(integration, inputs, limit)
+    result = solve.result(*as_node(node(solve), inputs.tensors))
+    return result.states[0], solve.reached, result.status[0], result.stats[0]
 
 
 class _CheckpointedSolve(ReplayedSolve):

@@ -41,16 +41,19 @@ class Inputs:
 
     Attributes:
         late: looks for those that only later steps use.
+        start: what the solve starts from.
+        moving: the places, among the leaves of `args`, of the tensors that require a gradient.
         parameters: other tensors that the functions use.
         tensors: `start`, then the tensors of `args` that require a gradient, then the parameters.
     """
 
     def __init__(self, start: Sequence[Tensor], args: Any, parameters: Parameters) -> None:
         self.late = parameters.late
+        self.start = list(start)
         self.parameters = list(parameters.tensors)
         self._args, self._args_spec = pytree.tree_flatten(args)
-        self._moving = [i for i, leaf in enumerate(self._args) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        self.tensors: list[Tensor] = [*start, *(self._args[i] for i in self._moving), *self.parameters]
+        self.moving = [i for i, leaf in enumerate(self._args) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.tensors: list[Tensor] = [*start, *(self._args[i] for i in self.moving), *self.parameters]
 
     @property
     def needed(self) -> bool:
@@ -60,9 +63,9 @@ class Inputs:
     def args_on_leaves(self) -> tuple[Any, list[Tensor]]:
         """`args` with leaves for its tensors that require a gradient, and what stands in `tensors` after the start."""
         args = list(self._args)
-        for i in self._moving:
+        for i in self.moving:
             args[i] = args[i].detach().requires_grad_()
-        return pytree.tree_unflatten(args, self._args_spec), [*(args[i] for i in self._moving), *self.parameters]
+        return pytree.tree_unflatten(args, self._args_spec), [*(args[i] for i in self.moving), *self.parameters]
 
 
 class GradientInputs(Inputs):

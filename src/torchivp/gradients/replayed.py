@@ -74,6 +74,7 @@ class ReplayedSolve(NodeSolve):
         times: the times of the outputs, [rows, T + 1], with that of the last state after them.
         last: the place of the last state of each row among these.
         dense: the solutions within all steps, if they were asked for.
+        evaluations: how often func was called for each row when all steps were last taken again.
     """
 
     record: Record
@@ -82,6 +83,7 @@ class ReplayedSolve(NodeSolve):
     dense: list[RowSteps] | None = None
     status: list[Status]
     stats: list[Stats]
+    evaluations: np.ndarray
     _expected: Tensor | None = None  # what steps taken again must lead to, if func draws random numbers
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, limit: int | None):
@@ -128,6 +130,11 @@ class ReplayedSolve(NodeSolve):
         if self.replayable and self.replay.drawn is not None:
             self._expected = states.clone()  # not what is returned: that would be a cycle
 
+    def expect_again(self, solve: ReplayedSolve, copies: int) -> None:
+        """Steps taken again are to lead to what those of another solve are to lead to, so many times over."""
+        expected = solve._expected
+        self._expected = None if expected is None else expected.repeat(copies, 1, 1)
+
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
         return self.run_again(problem), leaves
@@ -136,7 +143,7 @@ class ReplayedSolve(NodeSolve):
         """What `run` returns, by all steps taken again from the start of the `problem`."""
         start = Checkpoint(0, problem.y0.detach(), np.zeros(problem.rows, dtype=np.int64))
         replayed = self.replay.run(problem, start, problem.y0, None, self.replay.most, dense)
-        self.dense = replayed.outputs.dense
+        self.dense, self.evaluations = replayed.outputs.dense, replayed.evaluations
         states, _ = replayed.outputs.collect(problem.y0, self.times.shape[1])
         if self._expected is not None:
             check_repeated(states, self._expected)

@@ -52,17 +52,19 @@ class RowInputs(Inputs):
 
         The history of the originals hangs on none of them, except on the parameters, which the functions hold.
         """
-        y, problem = y.detach().requires_grad_(), self.problem
         args, others = self.args_on_leaves()
-        restated = replace(problem, y0=y).with_args(problem.func.args.with_leaves(args))
-        actions, scheduled = list(restated.actions), []
-        for number, name, value in self._schedules:
-            leaf = value.detach().requires_grad_()
-            actions[number] = replace(actions[number], **{name: leaf})
-            scheduled.append(leaf)
-        times = {name: tensor.detach().requires_grad_() for name, tensor in self._times.items()}
-        restated = replace(restated, actions=actions, moving=problem.moving.with_tensors(times))
-        return restated, [y, *scheduled, *times.values(), *others]
+        start = [x.detach().requires_grad_() for x in (y, *self.start[1:])]
+        restated = self.started_from(start).with_args(self.problem.func.args.with_leaves(args))
+        return restated, [*start, *others]
+
+    def started_from(self, start: Sequence[Tensor]) -> RowProblem:
+        """The problem with other tensors in the places of `self.start`."""
+        y0, *others = start
+        count, actions = len(self._schedules), list(self.problem.actions)
+        for (number, name, _), tensor in zip(self._schedules, others[:count], strict=True):
+            actions[number] = replace(actions[number], **{name: tensor})
+        moving = self.problem.moving.with_tensors(dict(zip(self._times, others[count:], strict=True)))
+        return replace(self.problem, y0=y0, actions=actions, moving=moving)
 
 
 def find_row_inputs(problem: RowProblem, named: Sequence[Tensor] | None, look: bool) -> RowInputs:

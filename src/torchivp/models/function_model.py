@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ class FunctionModel(DescribedModel):
             self._refuse(f"{len(slopes)} derivatives")
         return list(slopes)
 
-    def _refuse(self, got: str) -> None:
+    def _refuse(self, got: str) -> NoReturn:
         raise ValueError(
             f"{_name_of(self.func)} must return a derivative for each of {', '.join(self.states)}, in a dict by name, "
             f"in a list in their order or as a tensor shaped like the state; got {got}"

@@ -20,7 +20,7 @@ class System:
         derivatives: the right side of each state's equation.
         initial: the initial value of each state.
         definitions: the quantities that are defined by formulas, each after those that it uses.
-        parameters: the value of each parameter, in order of appearance.
+        parameters: the value of each parameter: first those that have lines, in their order.
         units: the units that were given, of states, parameters and definitions.
         meanings: the meanings that were given, likewise.
         stated: the statement that gives each name its value or equation.
@@ -61,7 +61,7 @@ def read_system(text: str, source: str) -> System:
     statements = read_statements(text, source)
     derivatives = _by_name(statements, "derivative")
     if not derivatives:
-        raise ExpressionError(f"{source} holds no equation: write at least one such as prey' = alpha*prey")
+        raise ExpressionError(f"there is no equation in {source}: write at least one such as prey' = alpha*prey")
     values, starts = _by_name(statements, "value"), _by_name(statements, "initial value")
     constant, positive, real = (_listed(statements, kind) for kind in ("constant", "positive", "real"))
     for name, statement in values.items():
@@ -108,10 +108,9 @@ def _listed(statements: list[Statement], kind: str) -> dict[str, Statement]:
 
 
 def _appearing(statements: list[Statement]) -> Iterator[str]:
-    """The names of values, and those in formulas, in order of appearance; not the time."""
+    """The names that have lines of their own, in their order; then those in formulas; not the time."""
+    yield from (statement.name for statement in statements if statement.kind == "value")
     for statement in statements:
-        if statement.kind == "value":
-            yield statement.name
         if statement.kind in ("value", "derivative"):
             yield from (name for name in statement.formula.names if name != "t")
 

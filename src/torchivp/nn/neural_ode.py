@@ -39,7 +39,7 @@ class NeuralODE(nn.Module):
         method: as in `solve_ivp`.
         rtol: as in `solve_ivp`.
         atol: as in `solve_ivp`.
-        gradient: as in `solve_ivp`: "direct", "checkpointed", "backsolve" or an object with options.
+        gradient: as in `solve_ivp`: "direct", "checkpointed", "backsolve", "forward" or an object with options.
         batch_dims: how many leading dimensions of `y0` number samples that step on their own, as in `solve_ivp`. With
             0 all samples share their steps.
         augment: the number of zeros that every sample gets as further features or channels, which gives its trajectory

@@ -29,13 +29,17 @@ class RowArguments:
     Args:
         args: a pytree; tensors in it that begin with the batch dimensions have an entry for each row.
         layout: the state of all rows.
+
+    Attributes:
+        leaves: the leaves of the pytree.
+        per_row: which of them have an entry for each row.
     """
 
     def __init__(self, args: Sequence[Any], layout: StateLayout):
         self.leaves, self._spec = pytree.tree_flatten(tuple(args))
         self._layout = layout
         dims = len(layout.lead)
-        self._per_row = [
+        self.per_row = [
             dims > 0 and isinstance(leaf, Tensor) and tuple(leaf.shape[:dims]) == layout.lead for leaf in self.leaves
         ]
 
@@ -48,7 +52,7 @@ class RowArguments:
         dims, count = len(self._layout.lead), self._layout.rows
         leaves = [
             leaf.reshape(count, *leaf.shape[dims:])[rows] if per_row else leaf
-            for leaf, per_row in zip(self.leaves, self._per_row, strict=True)
+            for leaf, per_row in zip(self.leaves, self.per_row, strict=True)
         ]
         return pytree.tree_unflatten(leaves, self._spec)
 
@@ -232,6 +236,7 @@ class FunctionOnRows(RowByRow):
         args: the further arguments for them.
 
     Attributes:
+        args: the further arguments.
         sparsity: where its Jacobian may have entries.
         projection: what is before dy/dt, in equations whose right-hand side this is; None for nothing.
         jacobian: what the user gave for its Jacobian, on these rows.
@@ -243,7 +248,7 @@ class FunctionOnRows(RowByRow):
         self._function = function.call
         self._result = partial(function.result, layout)
         self._layout = layout
-        self._args = args
+        self.args = args
         self.sparsity = function.sparsity
         self.projection = function.projection
         self._time_shape = torch.Size(function.time_shape(layout))
@@ -257,6 +262,12 @@ class FunctionOnRows(RowByRow):
         """The explicit and the implicit part, if it is the sum of two functions."""
         return copies_calling(self, "_function", self._function.summands)
 
+    def with_args(self, args: tuple[Any, ...]) -> FunctionOnRows:
+        """The same function with other arguments for these rows."""
+        other = copy.copy(self)
+        other.args = args
+        return other
+
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
         self.calls += 1
         layout, time_shape = self._layout, self._time_shape
@@ -266,7 +277,7 @@ class FunctionOnRows(RowByRow):
         if extra:
             values = [x.reshape(layout.lead + tuple(x.shape[1:]) if x.ndim > 1 else time_shape) for x in extra]
         try:
-            value = self._function(t, y, self._shape, *values, *self._args)
+            value = self._function(t, y, self._shape, *values, *self.args)
         except ValueError as error:
             if "values to unpack" in str(error) and layout.lead:
                 raise _Unpacked(str(error), layout) from error

@@ -57,6 +57,8 @@ class Continuous(NoiseModel):
         return nll
 
     def residuals(self, y: Floats, h: Floats, size: Floats, censored: Censored) -> tuple[Floats, Floats]:
+        if not censored.any():
+            return self.exact_residuals(y, h, size)
         values, slopes = np.zeros((len(y), self.n_residuals)), np.zeros((len(y), self.n_residuals))
         exact, limit = censored == 0, censored != 0
         values[exact], slopes[exact] = self.exact_residuals(y[exact], h[exact], size[exact])
