@@ -37,7 +37,7 @@ class Problem:
         linear: the estimates that are not positive, which SciPy moves as they are; it moves the logarithms of others.
         bounds: of all of them.
         sparsity: which estimates each prediction depends on, [n, n_estimates]; None for all.
-        horizons: the parts of the data that SciPy fits first, one after the other.
+        shorter: problems with more and more of the beginning of the data, which SciPy solves first.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Problem:
     linear: bool = False
     bounds: tuple[float, float] = (-np.inf, np.inf)
     sparsity: np.ndarray | None = None
-    horizons: Sequence[float] = ()
+    shorter: Sequence[Problem] = ()
 
 
 def states_at(func: Any, t: np.ndarray, y0: Any, solves: Solves, args: tuple = ()) -> np.ndarray:

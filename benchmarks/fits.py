@@ -52,16 +52,13 @@ def by_scipy(problem: Problem, sigma: np.ndarray) -> Values:
     u = at if problem.linear else np.log(at)
     if np.isfinite(problem.bounds[0]):
         u = np.clip(u, *(end + gap for end, gap in zip(problem.bounds, (1e-6, -1e-6), strict=True)))
-    weights = 1 / sigma[problem.observable]
-    for horizon in (*problem.horizons, 1.0):
-        counts = np.bincount(problem.observable)
-        place = np.concatenate([np.arange(n) / max(n - 1, 1) for n in counts])
-        used = weights * (place <= horizon)
+    for part in (*problem.shorter, problem):
+        weights = 1 / sigma[part.observable]
 
         def residuals(u: np.ndarray) -> np.ndarray:
             values = dict(zip(names, u if problem.linear else np.exp(u), strict=True))
-            found = problem.predict(values, problem.solves)
-            return np.nan_to_num((found - problem.y) * used, nan=_FAILED, posinf=_FAILED, neginf=-_FAILED)
+            found = part.predict(values, part.solves)
+            return np.nan_to_num((found - part.y) * weights, nan=_FAILED, posinf=_FAILED, neginf=-_FAILED)
 
         u = least_squares(residuals, u, bounds=problem.bounds, jac_sparsity=problem.sparsity).x
     return dict(zip(names, (u if problem.linear else np.exp(u)).tolist(), strict=True))
