@@ -14,10 +14,21 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchivp.dual_numbers import DualArithmetic
 from torchivp.events.event import Scheduled
 from torchivp.fitting.data import Dataset, Trajectory
+from torchivp.fitting.doses import Dose
 
-Change = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Addition:
+    """Adds an amount to one state, which leaves tangents as they are."""
+
+    state: int
+    amount: float
+
+
+Change = Addition | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,23 +54,31 @@ def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tup
     """States after changes, with their tangents.
 
     Args:
-        changes: of one state [n_states] each, in order.
+        changes: in order; functions are of one state [n_states].
         y: the states, [rows, n_states].
         tangents: [rows, n_directions, n_states].
     """
-    if not changes:
-        return y, tangents
+    for change in changes:
+        if isinstance(change, Addition):
+            y = y.clone()
+            y[:, change.state] += change.amount
+        else:
+            y, tangents = _apply(change, y, tangents)
+    return y, tangents
+
+
+def _apply(change: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """States after a change that may be any function, with their tangents."""
     rows, directions, n = tangents.shape
     with torch.no_grad(), forward_ad.dual_level():
-        state, dual = y, forward_ad.make_dual(y.repeat_interleave(directions, 0), tangents.reshape(-1, n))
-        for change in changes:
-            # One state at a time, since a change that writes `y[0] + dose` means one.
-            state = torch.stack([change(row) for row in state])
-            if directions:
-                dual = torch.stack([change(row) for row in dual])
-        moved = forward_ad.unpack_dual(dual).tangent
-    moved = torch.zeros_like(tangents) if moved is None else moved.unflatten(0, (rows, directions))
-    return state, moved
+        # One state at a time, since a change that writes `y[0] + dose` means one.
+        state = torch.stack([change(row) for row in y])
+        if not directions:
+            return state, tangents
+        dual = forward_ad.make_dual(y.repeat_interleave(directions, 0), tangents.reshape(-1, n))
+        with DualArithmetic():
+            moved = forward_ad.unpack_dual(torch.stack([change(row) for row in dual])).tangent
+    return state, torch.zeros_like(tangents) if moved is None else moved.unflatten(0, (rows, directions))
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,8 @@ class Inputs:
 
 def _change(schedule: Scheduled, t: float, number: int) -> Change:
     """What a schedule does at the time with this number."""
+    if isinstance(schedule.apply, Dose) and schedule.values is not None:
+        return Addition(schedule.apply.state, float(torch.as_tensor(schedule.values)[number]))
     value: tuple[Any, ...] = () if schedule.values is None else (torch.as_tensor(schedule.values)[number],)
     return lambda y: schedule.apply(torch.tensor(t, dtype=torch.float64), y, *value)
 
