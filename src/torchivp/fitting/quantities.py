@@ -199,7 +199,7 @@ class Quantities:
     @property
     def moving(self) -> NDArray[np.bool_]:
         """Which locals depend on theta, in some trajectory, [n_locals]."""
-        return self._moving.any(0)
+        return np.logical_or.reduce(self._moving, axis=0)
 
     def values(self, theta: Tensor) -> Tensor:
         """The values of all quantities, [..., n], at `theta` [..., n_free]; differentiable."""
