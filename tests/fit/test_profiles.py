@@ -159,7 +159,9 @@ def test_an_interval_may_be_open_on_one_side():
 
 def test_counts_have_the_profile_of_their_probabilities():
     counts = np.array([3.0, 5.0, 2.0, 7.0, 4.0, 1.0, 3.0, 6.0, 2.0])
-    result = fit_quickly(Line(), pd.DataFrame({"time": T, "y": counts}), noise="poisson", fixed={"slope": 0.0})
+    result = fit_quickly(
+        Line(), pd.DataFrame({"time": T, "y": counts}), noise="poisson", fixed={"slope": 0.0}, start={"y": 4.0}
+    )
     total, n = counts.sum(), len(counts)
 
     def rise(mean):
@@ -174,7 +176,9 @@ def test_counts_have_the_profile_of_their_probabilities():
 
 def test_with_two_sigmas_the_intervals_are_those_of_the_one_that_matters():
     data = pd.DataFrame({"time": T, "y": LINE["y"], "z": 5.0 + 0.5 * T + 40.0 * np.sin(9 * T)})
-    both = fit_quickly(Line(), data, observe={"y": "y", "z": "y + shift"}, parameters={"shift": 4.0})
+    both = fit_quickly(
+        Line(), data, observe={"y": "y", "z": "y + shift"}, parameters={"shift": 4.0}, start={"slope": 0.5}
+    )
     alone = fit_quickly(Line(), LINE)
     one, same = both.profile("slope"), alone.profile("slope")
     assert (one.lower, one.upper) == pytest.approx((same.lower, same.upper), rel=0.02)

@@ -135,6 +135,7 @@ def test_limits_are_counted_and_explained(tmp_path):
     text = read(limited(), tmp_path).text
     assert "Of the 21 values of hare, known to lie beyond limits are 2 below; of the 21 values of lynx, known" in text
     assert "Triangles are limits, and point to where the values lie." in text
+    assert "Values that are known to lie beyond limits have no residuals." in text
 
 
 def profile_of(name, **options) -> Profile:

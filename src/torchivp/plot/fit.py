@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ SIDE_BY_SIDE = 4
 """More trajectories than this, of two observables each, stand two in a row."""
 
 MAX_WIDTH = 12
+MANY_DOTS = 60
 CURVE_ALPHA, PREDICTION_ALPHA = 0.35, 0.13
 
 
@@ -299,7 +300,7 @@ def _draw_residuals_over_time(axes: Axes, times: list[np.ndarray], series: list[
     for t, residuals in zip(times, series, strict=True):
         present = np.isfinite(residuals)
         axes.plot(t[present], residuals[present], color=color_of(color), linewidth=0.7, alpha=0.5)
-        axes.plot(t, residuals, "o", color=color_of(color), markersize=5, markeredgecolor="white")
+        axes.plot(t, residuals, "o", color=color_of(color), **_dots(sum(map(len, series))))
 
 
 def _draw_normal_quantiles(axes: Axes, residuals: np.ndarray, color: int) -> None:
@@ -312,7 +313,14 @@ def _draw_normal_quantiles(axes: Axes, residuals: np.ndarray, color: int) -> Non
     )
     axes.fill_between(middle, lower, upper, color=GRID, linewidth=0, zorder=0.5)
     axes.plot(middle, middle, color=MUTED, linewidth=1)
-    axes.plot(middle, ordered, "o", color=color_of(color), markersize=5, markeredgecolor="white")
+    axes.plot(middle, ordered, "o", color=color_of(color), **_dots(len(ordered)))
+
+
+def _dots(count: int) -> dict[str, Any]:
+    """What so many dots look like: with a white edge, where they are few enough not to hide each other by it."""
+    if count <= MANY_DOTS:
+        return {"markersize": 5, "markeredgecolor": "white"}
+    return {"markersize": 3.5, "markeredgewidth": 0}
 
 
 def _fine_times(t: np.ndarray, points: int) -> np.ndarray:
