@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from torchivp.api.fused import Backend, check_backend
 from torchivp.checks import check_positive
@@ -31,6 +30,7 @@ from torchivp.fitting.optimise import Search
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
 from torchivp.fitting.result import FitResult
+from torchivp.fitting.stochastic.check import check_stochastic
 from torchivp.fitting.stochastic.filter import Filter
 from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
 from torchivp.fitting.stretches import Accuracy
@@ -191,7 +191,7 @@ def fit(
         )
     measurement = None
     if isinstance(model, StochasticModel):
-        _check_stochastic(model, schedule, doses)
+        check_stochastic(model, schedule, doses)
         named = [free] if isinstance(free, str) else free or []
         said = [fixed or {}, start or {}, scale or {}, bounds or {}, priors or {}]
         said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
@@ -242,29 +242,6 @@ def _check_arguments(model: Model, method: str) -> None:
         raise TypeError(f"model must be a torchivp.models.Model, got {type(model).__name__}")
     if find_method(method).error_order is None:
         raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
-
-
-def _check_stochastic(model: StochasticModel, schedule: Any, doses: Any) -> None:
-    """Refuse what the filter of a stochastic model cannot do, and a diffusion of the wrong shape."""
-    name, n = type(model).__name__, len(model.states)
-    if schedule is not None or doses is not None:
-        raise ValueError(
-            f"{name} is a stochastic model, and what {'doses' if doses is not None else 'schedule'} changes of the "
-            "state at known times would change its covariance too, which is not solved: make it part of the right-hand "
-            "side, such as an infusion with jump_times"
-        )
-    with torch.no_grad():
-        shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
-        covariance = tuple(model.initial_covariance().shape)
-    fits = shape == (n,) if model.noise_type == "diagonal" else len(shape) == 2 and shape[0] == n
-    if not fits:
-        wanted = f"({n},), one number for each state" if model.noise_type == "diagonal" else f"({n}, number of noises)"
-        raise ValueError(
-            f"{name}.noise_type is {model.noise_type!r}, so that its diffusion of one state has the shape {wanted}, "
-            f"got {shape}: return another, or set noise_type"
-        )
-    if covariance != (n, n):
-        raise ValueError(f"{name}.initial_covariance must return the shape ({n}, {n}), got {covariance}")
 
 
 def _misfit(

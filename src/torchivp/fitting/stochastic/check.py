@@ -1,0 +1,36 @@
+"""Stochastic models that cannot be fitted, and what cannot be asked of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchivp.models.stochastic_model import StochasticModel
+
+
+def check_stochastic(model: StochasticModel, schedule: Any, doses: Any) -> None:
+    """Refuse what the filter of a stochastic model cannot do, and a diffusion of the wrong shape.
+
+    Raises:
+        ValueError: the message says what to do.
+    """
+    name, n = type(model).__name__, len(model.states)
+    if schedule is not None or doses is not None:
+        raise ValueError(
+            f"{name} is a stochastic model, and what {'doses' if doses is not None else 'schedule'} changes of the "
+            "state at known times would change its covariance too, which is not solved: make it part of the right-hand "
+            "side, such as an infusion with jump_times"
+        )
+    with torch.no_grad():
+        shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
+        covariance = tuple(model.initial_covariance().shape)
+    fits = shape == (n,) if model.noise_type == "diagonal" else len(shape) == 2 and shape[0] == n
+    if not fits:
+        wanted = f"({n},), one number for each state" if model.noise_type == "diagonal" else f"({n}, number of noises)"
+        raise ValueError(
+            f"{name}.noise_type is {model.noise_type!r}, so that its diffusion of one state has the shape {wanted}, "
+            f"got {shape}: return another, or set noise_type"
+        )
+    if covariance != (n, n):
+        raise ValueError(f"{name}.initial_covariance must return the shape ({n}, {n}), got {covariance}")
