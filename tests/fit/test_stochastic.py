@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from scipy.linalg import expm
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
@@ -82,6 +83,23 @@ class Predators(StochasticModel):
         first = torch.stack([self.common * y[..., 0], self.own * y[..., 0]], -1)
         second = torch.stack([self.common * y[..., 1], torch.zeros_like(y[..., 1])], -1)
         return torch.stack([first, second], -2)
+
+
+class Pendulum(StochasticModel):
+    """A spring that is pushed at random."""
+
+    states: ClassVar = {"x": "position", "v": "velocity"}
+    default_state = (1.0, 0.0)
+    noise_type = "general"
+
+    def __init__(self, stiffness=2.0, damping=0.4, push=0.5):
+        super().__init__(stiffness=stiffness, damping=damping, push=push)
+
+    def forward(self, t, y):
+        return torch.stack([y[..., 1], -self.stiffness * y[..., 0] - self.damping * y[..., 1]], -1)
+
+    def diffusion(self, t, y):
+        return torch.stack([torch.zeros_like(y[..., :1]), self.push.expand_as(y[..., :1])], -2)
 
 
 def ou_moments(t, rate, rest, strength, x0, spread=0.0):
@@ -223,6 +241,37 @@ def test_initial_covariance_may_depend_on_parameters():
     check_slopes(result, result.theta + np.array([0.2, -0.1, 0.1]))
     exact = fit(Stationary(), {"time": T, "x": y}, initial={"x": "rest"}, sigma=0, backend="fused")
     assert exact.n_data == len(T)  # the first value is no longer known
+
+
+@needs_compiler
+def test_hidden_states_of_a_linear_system():
+    t = np.linspace(0.0, 4.0, 9)
+    x = np.exp(-0.2 * t) * np.cos(1.4 * t) + 0.3 * np.cumsum(np.random.default_rng(7).standard_normal(9))
+    data = {"time": t, "x": x, "error": 0.1 + 0.02 * np.arange(9)}
+    held = {"fixed": {"x": 1.0, "v": -0.1, "damping": 0.4}, "backend": "fused"}
+    result = fit(Pendulum(), data, observe={"x": "x"}, sigma={"x": "error"}, **held)
+
+    def nll(theta):
+        """By the joint distribution of all positions: covariances by Van Loan's matrix exponential."""
+        (k, push), c = np.exp(theta), 0.4
+        drift, noise = np.array([[0.0, 1.0], [-k, -c]]), np.diag([0.0, push**2])
+        flows = [expm(drift * s) for s in t]
+        blocks = [expm(np.block([[-drift, noise], [np.zeros((2, 2)), drift.T]]) * s) for s in t]
+        spreads = [block[2:, 2:].T @ block[:2, 2:] for block in blocks]
+        covariance = np.empty((9, 9))
+        for i in range(9):
+            for j in range(i + 1):
+                covariance[i, j] = covariance[j, i] = (flows[i - j] @ spreads[j])[0, 0]  # times are equidistant
+        mean = [(flow @ [1.0, -0.1])[0] for flow in flows]
+        return -multivariate_normal(mean, covariance + np.diag(data["error"] ** 2)).logpdf(x)
+
+    assert result.n_data == 9 and np.isnan(result.sigma).all()
+    for theta in (result.theta, result.theta + np.array([0.3, -0.2])):
+        np.testing.assert_allclose(nll_at(result, theta)[0], nll(theta), rtol=1e-6)
+    best = minimize(nll, result.theta + 0.1, method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-13})
+    np.testing.assert_allclose(result.theta, best.x, atol=1e-4)
+    lower, upper = result.prediction_band(t)
+    assert (upper - lower > 2 * 1.96 * 0.18).all()  # the measurements are taken to be as exact as they are on average
 
 
 @needs_compiler

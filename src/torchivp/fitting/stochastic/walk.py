@@ -276,7 +276,8 @@ class Walk:
             return
         rows, datum = torch.from_numpy(chosen), numbers[chosen]
         k, here = int(measured.observable[datum[0]]), self.belief.of(rows)
-        t = torch.tensor([measured.times[measured.trajectory[d]][measured.place[d]] for d in datum])
+        times = [measured.times[measured.trajectory[d]][measured.place[d]] for d in datum]
+        t = torch.tensor(times, dtype=self.own.dtype)
         moves = torch.eye(self.own.shape[1], dtype=self.own.dtype)[list(self.moved)]
         linear = self.observables.linearised(k, t, here.mean, self.own[rows], here.mean_tangents, moves)
         r, moved_r = self.deviations.variances(k, measured.sigma[datum], self.own[rows], self.moved)
