@@ -212,7 +212,7 @@ def test_lognormal_noise_needs_positive_data(csv):
     path = csv(GOOD.replace("35.2", "0"))
     with refused(
         DataError,
-        "column 'lynx' holds 0 in line 5 of data.csv, which is not positive, as data with lognormal noise are: use noise",
+        "column 'lynx' holds 0 in line 5 of data.csv, which is not positive, as data with lognormal noise are",
     ):
         fit(LotkaVolterra(), path, time="year", observe=["hare", "lynx"], noise="lognormal")
 

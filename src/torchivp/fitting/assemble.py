@@ -257,8 +257,8 @@ def _at_zero(misfit: Misfit, name: str) -> str:
             "they are exact"
         )
     return (
-        f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, leave it "
-        f"out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log scale (by "
+        f"{name} is at its bound, zero: the model explains the data as well without it. If it may be negative, leave "
+        f"it out of the positive of {type(misfit.model).__name__}, which names what is estimated on the log scale (by "
         "default all parameters)"
     )
 

@@ -168,7 +168,7 @@ class _Chooser:
         known = [self.data.trajectory_name, *series.labels, *series.constants]
         listed = ", ".join(str(each) for each in known if each is not None)
         raise ValueError(
-            f"by groups the trajectories by {column!r}, which is no column that has one value in each of them; such are "
+            f"by groups the trajectories by {column!r}, which is no column that has one value in each; such are "
             f"{listed or 'none: name the column of the trajectories, trajectory='}"
         )
 

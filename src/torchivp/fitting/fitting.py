@@ -102,8 +102,8 @@ def fit(
             dict of columns; or a `Dataset`.
         time: the name of the time column.
         observe: the observed columns: a dict from column to what it observes, which is a state, an expression in states
-            and parameters such as "scale * (prey + predator)", or a function `lambda y, p: p.scale * y.prey`; or a list,
-            of columns that are called like states, or else of one column per state in their order. Default: the
+            and parameters such as "scale * (prey + predator)", or a function `lambda y, p: p.scale * y.prey`; or a
+            list, of columns that are called like states, or else of one column per state in their order. Default: the
             columns called like states.
         trajectory: the column that tells time series with initial states of their own apart; None if there is one.
         long: (name column, value column) of a table in long form, with one measurement per row.
@@ -132,8 +132,8 @@ def fit(
         tied: from a parameter to the formula by which it follows from others.
         scale: by name, the scale of estimation: "log", "linear" or "logit" (between its bounds).
         bounds: by name, (lower, upper), None for no bound.
-        priors: by name, what is known beforehand of a value: a distribution of `torch.distributions`, or (mean, standard
-            deviation) of a normal one. The maximum is then that of the density a posteriori.
+        priors: by name, what is known beforehand of a value: a distribution of `torch.distributions`, or (mean,
+            standard deviation) of a normal one. The maximum is then that of the density a posteriori.
         constraints: inequalities between parameters, such as "ka > ke".
         derived: formulas whose values are to be reported with their standard errors, such as {"R0": "beta / gamma"}.
         method: an adaptive ODE method; "auto" for "dopri5", or "rodas5p" where that takes ten times fewer steps, as it

@@ -27,8 +27,8 @@ _FORMAT = "torchivp fit journal 1"
 class Journal:
     """The solves of a fit by what was asked for.
 
-    A fit decides nothing by chance or by the clock. So a repeated fit that finds its solves here asks for the same ones in
-    the same order, up to where it was interrupted, and goes on from there: to the same bits.
+    A fit decides nothing by chance or by the clock. So a repeated fit that finds its solves here asks for the same ones
+    in the same order, up to where it was interrupted, and goes on from there: to the same bits.
 
     Args:
         path: of the file, which is made if it does not exist.

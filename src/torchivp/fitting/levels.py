@@ -102,7 +102,7 @@ class Levels:
         return self._parts[measured]
 
     def rough(self, scale: NDArray[np.float64]) -> Levels:
-        """Plain noise, normal or lognormal, of a known size for each observable, [n_observed]: for the first searches."""
+        """Plain noise, normal or lognormal, of a known size for each observable [n_observed], for first searches."""
         names = ["lognormal" if noise.log else "normal" for noise in self.noises]
         return Levels(
             [Group("", find_noise(n), (k,), (s,), 0) for k, (n, s) in enumerate(zip(names, scale, strict=True))]

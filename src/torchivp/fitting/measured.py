@@ -45,7 +45,7 @@ class Measured:
         return self.observable == observable
 
     def tables(self, values: NDArray[np.float64], data: Dataset) -> list[NDArray[np.float64]]:
-        """Numbers [n], one for each value, as tables shaped like those of the trajectories; NaN where data are missing."""
+        """Numbers [n], one for each value, as tables like those of the trajectories; NaN where data are missing."""
         found = []
         for i, series in enumerate(data.trajectories):
             own = self.trajectory == i

@@ -198,12 +198,12 @@ def _all_names(names: Sequence[str], definitions: Mapping[str, Expression]) -> d
 
 
 def _function(column: str, given: Callable[..., Any], states: Sequence[str], parameters: Sequence[str]) -> Formula:
-    """An observable that is a function `(y, p)` or `(t, y, p)` of objects whose attributes are states and parameters."""
+    """An observable that is a function `(y, p)` or `(t, y, p)` of objects with states and parameters as attributes."""
     count = len(inspect.signature(given).parameters)
     if count not in (2, 3):
         raise DataError(
-            f"column {column!r} observes a function of {count} arguments: write lambda y, p: ... or lambda t, y, p: ..., "
-            "where y has the states and p the parameters as attributes"
+            f"column {column!r} observes a function of {count} arguments: write lambda y, p: ... or lambda t, y, p: ..., where "
+            " y has the states and p the parameters as attributes"
         )
 
     return _OfAttributes(column, given, count == 3, tuple(states), tuple(parameters))

@@ -180,8 +180,8 @@ class Search:
     ) -> Likelihood:
         """Maximise the likelihood by iteratively reweighted least squares.
 
-        Minimise the residuals at given sizes of the noise, choose the sizes that make these most likely, and repeat: the
-        fixed point is where the derivatives of the likelihood with respect to quantities and sizes vanish.
+        Minimise the residuals at given sizes of the noise, choose the sizes that make these most likely, and repeat:
+        the fixed point is where the derivatives of the likelihood with respect to quantities and sizes vanish.
 
         Args:
             theta: where to start, [n_free], where the model can be solved.

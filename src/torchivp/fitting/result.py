@@ -39,7 +39,7 @@ class FitResult(FitCurves, FitSummary):
         model: the model with the estimated parameters: a copy.
         data: the data, with `trajectories`, `observables` and `time_name`.
         levels: the noise of the observables.
-        sizes: those of its sizes that were estimated, [n_sizes]; of a stochastic model the variances of the innovations,
+        sizes: those of its sizes that were estimated, [n_sizes]; of a stochastic model the variances of innovations,
             [n_data].
         estimates: parameters, initial states, what follows from them, and sigmas, free and held.
         nll: the negative log-likelihood: minus the logarithm of the density of the observed values.

@@ -38,7 +38,7 @@ def choose_method(misfit: Misfit, theta: NDArray[np.float64]) -> Misfit:
 
 
 def choose_method_for_many(misfit: Misfit, thetas: NDArray[np.float64]) -> Misfit:
-    """The misfit solved by the method for stiff problems, if some of the `thetas` [n, n_free] can be solved by it alone."""
+    """The misfit solved by the method for stiff problems, if it alone can solve some of the `thetas` [n, n_free]."""
     if misfit.accuracy.method == STIFF:
         return misfit
     failed = np.array([found is None for found in misfit.predictions_at(thetas)])
@@ -50,7 +50,7 @@ def choose_method_for_many(misfit: Misfit, thetas: NDArray[np.float64]) -> Misfi
 
 
 def _steps(misfit: Misfit, accuracy: Accuracy, theta: NDArray[np.float64]) -> float:
-    """How many steps a solve takes: all that are allowed if they do not suffice, infinitely many if it fails at once."""
+    """How many steps a solve takes: all that are allowed if they do not suffice, infinitely many if it fails."""
     try:
         return misfit.at_accuracy(accuracy).steps(theta)
     except SolveError as error:

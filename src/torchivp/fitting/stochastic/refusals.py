@@ -20,8 +20,8 @@ def check_stochastic(model: StochasticModel, *, schedule: Any, doses: Any, start
         )
     if starts is not None:
         raise ValueError(
-            f"{name} is a stochastic model, whose search has one start, since what is expected of each observation follows "
-            "the ones before: give start={name: value, ...} instead of starts"
+            f"{name} is a stochastic model, whose search has one start, since what is expected of each observation "
+            "follows the ones before: give start={name: value, ...} instead of starts"
         )
     with torch.no_grad():
         shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
