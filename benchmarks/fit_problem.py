@@ -35,7 +35,7 @@ class Problem:
         solves: how SciPy solves.
         truth: the values that made the data, where these have no noise.
         linear: the estimates that are not positive, which SciPy moves as they are; it moves the logarithms of others.
-        bounds: of all of them.
+        bounds: SciPy's, of what it moves.
         sparsity: which estimates each prediction depends on, [n, n_estimates]; None for all.
         shorter: problems with more and more of the beginning of the data, which SciPy solves first.
     """
@@ -51,7 +51,7 @@ class Problem:
     solves: Solves = field(default_factory=lambda: {"method": "LSODA", "rtol": 1e-8, "atol": 1e-8})
     truth: Values | None = None
     linear: bool = False
-    bounds: tuple[float, float] = (-np.inf, np.inf)
+    bounds: tuple[Any, Any] = (-np.inf, np.inf)
     sparsity: np.ndarray | None = None
     shorter: Sequence[Problem] = ()
 

@@ -85,7 +85,7 @@ def until(horizon: float, name: str, truth: Model, begin: Model, y0: Sequence[fl
     t = np.linspace(0, horizon, round(100 * horizon) + 1)
     y = exact(func, t, y0, tuple(truth.values().values()))
     table = pandas.DataFrame({"time": t, **dict(zip(truth.states, y, strict=True))})
-    options = {"fixed": dict(zip(truth.states, y0, strict=True)), "method": "dopri8"}
+    options = {"fixed": dict(zip(truth.states, y0, strict=True)), "method": "dopri8", "start": None}
 
     def predict(p: Values, solves: Solves) -> np.ndarray:
         return states_at(func, t, y0, solves, tuple(p.values())).ravel()
@@ -102,6 +102,7 @@ def until(horizon: float, name: str, truth: Model, begin: Model, y0: Sequence[fl
         {"method": "LSODA", "rtol": 1e-10, "atol": 1e-10},
         truth.values(),
         type(truth) is Lorenz,
+        (np.zeros(3), np.array([22.0, 60.0, 6.0])) if type(truth) is Lorenz else (-np.inf, np.inf),
     )
 
 

@@ -18,8 +18,10 @@ from torchivp.fitting.stiffness import choose_method, choose_method_for_many
 from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
 from torchivp.solution import SolveError
 
-_SEARCH_RTOL = 1e-5  # the search for the start solves no more accurately than this
-_SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # nor in more steps, in all and per data time,
+_SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = (
+    500,
+    10,
+)  # the search for the start solves in no more steps than this, in all and per data time,
 _MARGIN = 10  # or than this many times those of the start that the user gave,
 _MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
 _MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
@@ -85,7 +87,7 @@ def maximise(search: Search, given: bool) -> Maximum:
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
     weighing = Weighing(search.levels.rough(scale), np.ones(0))
-    factor = max(1.0, _SEARCH_RTOL / exact.rtol)
+    factor = max(1.0, search.rtol / exact.rtol)
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
@@ -102,6 +104,7 @@ def maximise(search: Search, given: bool) -> Maximum:
         if factor == 1.0 or search.starts is not None or search.agrees(begin, misfit, weighing):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
+        search.rtol = factor * exact.rtol
     if search.choose_method:
         misfit = choose_method(misfit, begin.theta)
         search.misfit = search.misfit.at_accuracy(replace(search.misfit.accuracy, method=misfit.accuracy.method))

@@ -28,6 +28,8 @@ from torchivp.fitting.together import Broker
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 
+_AT_A_TIME = 1 << 15  # numbers of the tables of observables
+
 NOT_FINITE = "an observable, or its derivative with respect to what is free, is not finite"
 
 
@@ -222,15 +224,25 @@ class Misfit:
         count = len(self.data.trajectories)
         rows = self._rows(own.flatten(0, 1), list(range(count)) * len(thetas), derivatives)
         paths = self._solve(rows, dict(enumerate(measured.times)))
-        ok = (paths.ok.reshape(len(thetas), count).all(1) & self._allowed(own)).tolist()
-        shared = (len(thetas), count)
-        values, jacobian = self._observe(
-            paths, own, slopes if derivatives else slopes[..., :0], measured.padded_times, shared
-        )
+        ok = (paths.ok.reshape(len(thetas), count).all(1) & self._allowed(own)).numpy()
+        slopes = slopes if derivatives else slopes[..., :0]
         at = (slice(None), measured.trajectory, measured.place, measured.observable)
-        every = zip(thetas, ok, values[at], jacobian[at], strict=True)
+        n = len(measured.trajectory)
+        every, by_theta = np.empty((len(thetas), n)), np.empty((len(thetas), n, slopes.shape[-1]))
+        # So many at a time that what is computed on the way stays in the caches.
+        most = max(1, _AT_A_TIME // (count * measured.padded_times.shape[1] * len(self.quantities.names)))
+        for i in range(0, len(thetas), most):
+            some = slice(i, i + most)
+            of_some = paths.part(slice(i * count, (i + most) * count))
+            shape = (len(own[some]), count)
+            values, jacobian = self._observe(of_some, own[some], slopes[some], measured.padded_times, shape)
+            every[some], by_theta[some] = values[at], jacobian[at]
+        finite = np.isfinite(every).all(1) & np.isfinite(by_theta).all((1, 2))
+        if not finite[ok].all():
+            self._failure[0] = NOT_FINITE
         return [
-            self._finite(Predictions(theta, h, by, measured), h, by) if well else None for theta, well, h, by in every
+            Predictions(theta, h, by, measured) if well else None
+            for theta, well, h, by in zip(thetas, ok & finite, every, by_theta, strict=True)
         ]
 
     def _finite(self, found: Predictions, *numbers: NDArray[np.float64]) -> Predictions | None:

@@ -73,8 +73,8 @@ def spread_starts(search: Search, count: int) -> NDArray[np.float64]:
     """The default start and points of a Sobol sequence, [count, n_free].
 
     Within the bounds where a quantity has both, along its prior where it has one, else around its default: powers of
-    ten on the log scale, twice its size on the linear one. An observed initial state without either starts from its first
-    value in the data.
+    ten on the log scale, twice its size on the linear one. An observed initial state without either starts from its
+    first value in the data.
     """
     misfit = search.misfit
     quantities = misfit.quantities

@@ -107,6 +107,9 @@ class Search:
         choose_method: whether the method of the solves may be changed where another is cheaper.
         starts: from how many starts to search; None for as many as it takes.
         iterations: the number of iterations so far.
+        rtol: the search for the start solves no more accurately than this; less once it has fitted the errors of its
+            solves.
+        matched: candidates from integral matching, along smooth curves or not, since they are the same in every search.
     """
 
     misfit: Misfit
@@ -116,6 +119,8 @@ class Search:
     choose_method: bool = False
     starts: int | None = None
     iterations: int = field(default=0)
+    rtol: float = 1e-5
+    matched: dict[bool, list[NDArray[np.float64]]] = field(default_factory=dict)
 
     def minimise(
         self,

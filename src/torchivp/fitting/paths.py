@@ -53,6 +53,10 @@ class Paths:
     steps: Tensor
     failure: Status | None = None
 
+    def part(self, rows: slice) -> Paths:
+        """Those of some of the rows."""
+        return Paths(self.states[rows], self.tangents[rows], self.ok[rows], self.steps[rows], self.failure)
+
 
 @dataclass
 class PathSolver:

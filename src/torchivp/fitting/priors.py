@@ -75,8 +75,8 @@ def read_prior(name: str, given: Any) -> Prior:
         given = Normal(torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64))
     if not isinstance(given, Distribution):
         raise TypeError(
-            f"the prior of {name} must be a torch.distributions object, such as torch.distributions.LogNormal(0.0, 0.5), or "
-            f"(mean, standard deviation) of a normal one, got {type(given).__name__}"
+            f"the prior of {name} must be a torch.distributions object, such as torch.distributions.LogNormal(0, 0.5), "
+            f"or (mean, standard deviation) of a normal one, got {type(given).__name__}"
         )
     if given.batch_shape + given.event_shape != torch.Size():
         raise ValueError(f"the prior of {name} must be of one number, got shape {tuple(given.batch_shape)}")

@@ -41,11 +41,12 @@ class Start:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Where a search may begin; `growing` if it is to fit the beginning of the data first."""
+    """Where a search may begin; `growing` if it is to fit the beginning of the data first, at least so much of them."""
 
     theta: NDArray[np.float64]
     name: str
     growing: bool = False
+    beginning: float = 0.1
 
 
 def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
@@ -77,7 +78,7 @@ def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
 
     for candidate in _candidates(search, weighing, given, little):
         if candidate.growing and not settled:
-            minimum = _extend_horizon(search, candidate.theta, weighing, candidate.name)
+            minimum = _extend_horizon(search, candidate, weighing)
         else:
             minimum = on_all_data(search, candidate.theta, weighing, candidate.name)
         if minimum.found is None:
@@ -147,9 +148,11 @@ def _candidates(search: Search, weighing: Weighing, given: bool, little: Callabl
     if given:
         yield _Candidate(misfit.quantities.theta(), "start 1")
         yield _Candidate(misfit.quantities.theta(), "start 1", growing=True)
+        if little():
+            yield _Candidate(misfit.quantities.theta(), "start 1", growing=True, beginning=0.01)
         return
     if set(misfit.model.states) == set(misfit.data.states) and not any(misfit.inputs.scheduled.values()):
-        for number, theta in enumerate(_matched(misfit, search.levels), 1):
+        for number, theta in enumerate(_matched(search), 1):
             yield _Candidate(theta, f"start {number}")
             yield _Candidate(theta, f"start {number}", growing=True)
     else:
@@ -169,9 +172,10 @@ def on_all_data(search: Search, theta: NDArray[np.float64], weighing: Weighing, 
     return search.minimise(theta, weighing, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
 
 
-def _extend_horizon(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str) -> Minimum:
+def _extend_horizon(search: Search, candidate: _Candidate, weighing: Weighing) -> Minimum:
     """Fit the beginning of the data, then go on from there to more and more of them."""
-    horizon = _first_horizon(search.misfit)
+    theta, stage = candidate.theta, candidate.name
+    horizon = _first_horizon(search.misfit, candidate.beginning)
     while horizon < 0.8:
         minimum = _refine(search, theta, weighing, stage, horizon)
         if minimum.found is None:
@@ -181,9 +185,9 @@ def _extend_horizon(search: Search, theta: NDArray[np.float64], weighing: Weighi
     return on_all_data(search, theta, weighing, stage)
 
 
-def _first_horizon(misfit: Misfit) -> float:
-    """The fraction of the data with twice as many values as there are free quantities; at least a tenth."""
-    return min(1.0, max(0.1, 2 * len(misfit.quantities.free) / misfit.data.n_data))
+def _first_horizon(misfit: Misfit, least: float = 0.1) -> float:
+    """The fraction of the data with twice as many values as there are free quantities, or the least one."""
+    return min(1.0, max(least, 2 * len(misfit.quantities.free) / misfit.data.n_data))
 
 
 def _refine(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str, horizon: float) -> Minimum:
@@ -192,15 +196,20 @@ def _refine(search: Search, theta: NDArray[np.float64], weighing: Weighing, stag
     return search.minimise(theta, weighing, stage, horizon=horizon, tolerance=1e-3, max_iterations=20, prior_width=30.0)
 
 
-def _matched(misfit: Misfit, levels: Levels) -> Iterator[NDArray[np.float64]]:
+def _matched(search: Search) -> Iterator[NDArray[np.float64]]:
     """Candidates from integral matching along smooth curves, and along curves through the data."""
     for smoothing in (True, False):
-        curves = smooth(misfit, levels, smoothing)
-        if curves is None:
-            continue
-        matching = Matching(misfit, curves)
-        if not matching.empty:
-            yield from _distinct(matching.estimates(_random(misfit), _FOLLOWED))[:2]
+        if smoothing not in search.matched:
+            search.matched[smoothing] = _matched_along(search.misfit, search.levels, smoothing)
+        yield from search.matched[smoothing]
+
+
+def _matched_along(misfit: Misfit, levels: Levels, smoothing: bool) -> list[NDArray[np.float64]]:
+    curves = smooth(misfit, levels, smoothing)
+    if curves is None:
+        return []
+    matching = Matching(misfit, curves)
+    return [] if matching.empty else _distinct(matching.estimates(_random(misfit), _FOLLOWED))[:2]
 
 
 def _screened(search: Search, weighing: Weighing, horizon: float) -> Iterator[NDArray[np.float64]]:
