@@ -18,10 +18,7 @@ from torchivp.fitting.stiffness import choose_method, choose_method_for_many
 from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
 from torchivp.solution import SolveError
 
-_SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = (
-    500,
-    10,
-)  # the search for the start solves in no more steps than this, in all and per data time,
+_SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # the search for a start takes no more, in all and per data time,
 _MARGIN = 10  # or than this many times those of the start that the user gave,
 _MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
 _MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
@@ -135,7 +132,7 @@ def maximise_innovations(search: Search) -> Maximum:
         search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
     floor, theta = np.zeros(len(misfit.data.observables)), misfit.quantities.theta()
-    search.misfit = misfit.at_accuracy(exact.scaled(max(1.0, _SEARCH_RTOL / exact.rtol)))
+    search.misfit = misfit.at_accuracy(exact.scaled(max(1.0, search.rtol / exact.rtol)))
     roughly = search.maximise_likelihood(theta, floor, "maximum likelihood, roughly", tolerance=1e-6)
     search.misfit = misfit
     best = roughly.minimum.theta if np.isfinite(roughly.nll) else theta

@@ -202,8 +202,8 @@ def _function(column: str, given: Callable[..., Any], states: Sequence[str], par
     count = len(inspect.signature(given).parameters)
     if count not in (2, 3):
         raise DataError(
-            f"column {column!r} observes a function of {count} arguments: write lambda y, p: ... or lambda t, y, p: ..., "
-            "where y has the states and p the parameters as attributes"
+            f"column {column!r} observes a function of {count} arguments: write lambda y, p: ... or lambda t, y, p: "
+            "..., where y has the states and p the parameters as attributes"
         )
 
     return _OfAttributes(column, given, count == 3, tuple(states), tuple(parameters))
