@@ -26,6 +26,9 @@ from torchivp.models.model import Model
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from torchivp.fitting.posterior import Posterior
+    from torchivp.fitting.progress import Progress
+
 Band = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
@@ -285,6 +288,44 @@ class FitResult:
 
         found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
         return found[0] if len(found) == 1 else found
+
+    def sample(
+        self,
+        draws: int = 1000,
+        warmup: int = 500,
+        walkers: int | None = None,
+        seed: int = 0,
+        progress: bool | Progress = False,
+    ) -> Posterior:
+        """Samples of all that was estimated from its distribution given the data, the sizes of the noise among it.
+
+        An ensemble of walkers explores the density, likelihood times priors, from around the optimum. Constraints and
+        bounds hold. What has no prior is flat on its scale of estimation within its bounds, the sizes of the noise on
+        the log scale. The solves of all walkers are rows of one, as accurate as those of the fit.
+
+        The moves are those of C. J. F. ter Braak, "A Markov chain Monte Carlo version of the genetic algorithm
+        Differential Evolution", Statistics and Computing 16 (2006), as emcee makes them: D. Foreman-Mackey et al.,
+        "emcee: the MCMC hammer", PASP 125 (2013).
+
+        Args:
+            draws: how many samples of each walker to keep.
+            warmup: how many to leave out before.
+            walkers: how many of them, at least two for each quantity; default four, and at least 32.
+            seed: of the random numbers: the same seed, the same samples.
+            progress: True to show on the terminal how it is getting on, or a function `progress(stage, step, nll)` that
+                is told of every step with the mean negative log-likelihood of the walkers.
+
+        Returns:
+            A `Posterior`. Its `warnings` say whether the chains are long enough.
+
+        Raises:
+            ImportError: emcee is not installed.
+            ValueError: neither data nor priors nor bounds determine what is to be sampled, or there are too few walkers.
+            RuntimeError: the model cannot be solved around the optimum.
+        """
+        from torchivp.fitting.posterior import sample_posterior
+
+        return sample_posterior(self, draws, warmup, walkers, seed, progress)
 
     def dictionary(self) -> dict[str, Any]:
         """The result as plain numbers, strings, lists and dicts; what is not finite is None."""
