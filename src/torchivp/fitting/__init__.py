@@ -2,6 +2,7 @@
 
 from torchivp.fitting.data import DataError, Dataset, Trajectory, read_data, read_doses
 from torchivp.fitting.fitting import fit
+from torchivp.fitting.posterior import Marginal, Posterior
 from torchivp.fitting.progress import Progress
 from torchivp.fitting.result import Estimate, FitResult
 
@@ -10,6 +11,8 @@ __all__ = [
     "Dataset",
     "Estimate",
     "FitResult",
+    "Marginal",
+    "Posterior",
     "Progress",
     "Trajectory",
     "fit",

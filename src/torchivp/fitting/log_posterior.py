@@ -59,14 +59,16 @@ class LogPosterior:
         if not len(inside):
             return found
         count = len(self.quantities.free)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # far from the data
             every = self.misfit.predictions_at(points[inside, :count], derivatives=False)
-            for i, predictions in zip(inside, every, strict=True):
-                if predictions is None or not self.levels.possible(predictions):
-                    continue
-                nll = self.levels.nll(predictions, np.exp(points[i, count:]))
-                if np.isfinite(nll):
-                    found[i] = prior[i] - nll, nll
+            solved = [(i, predictions) for i, predictions in zip(inside, every, strict=True) if predictions is not None]
+            if not solved:
+                return found
+            at = np.array([i for i, _ in solved])
+            values = np.stack([predictions.values for _, predictions in solved])
+            nll = self.levels.nll_at(solved[0][1].measured, values, np.exp(points[at, count:]))
+        known = np.isfinite(nll)
+        found[at[known]] = np.stack([prior[at] - nll, nll], axis=1)[known]
         return found
 
     def log_prior(self, points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -303,14 +303,15 @@ class FitResult:
         bounds hold. What has no prior is flat on its scale of estimation within its bounds, the sizes of the noise on
         the log scale. The solves of all walkers are rows of one, as accurate as those of the fit.
 
-        The moves are those of C. J. F. ter Braak, "A Markov chain Monte Carlo version of the genetic algorithm
-        Differential Evolution", Statistics and Computing 16 (2006), as emcee makes them: D. Foreman-Mackey et al.,
-        "emcee: the MCMC hammer", PASP 125 (2013).
+        Four of five moves are those of C. J. F. ter Braak, "A Markov chain Monte Carlo version of the genetic algorithm
+        Differential Evolution", Statistics and Computing 16 (2006), the fifth that of J. Goodman and J. Weare, "Ensemble
+        samplers with affine invariance", Comm. App. Math. Comp. Sci. 5 (2010), as emcee makes them: D. Foreman-Mackey et
+        al., "emcee: the MCMC hammer", PASP 125 (2013).
 
         Args:
             draws: how many samples of each walker to keep.
             warmup: how many to leave out before.
-            walkers: how many of them, at least two for each quantity; default four, and at least 32.
+            walkers: how many of them, at least two for each quantity; default four, and at least 64.
             seed: of the random numbers: the same seed, the same samples.
             progress: True to show on the terminal how it is getting on, or a function `progress(stage, step, nll)` that
                 is told of every step with the mean negative log-likelihood of the walkers.
