@@ -2,6 +2,7 @@
 
 import io
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pandas
@@ -28,8 +29,8 @@ LINE = pandas.DataFrame({"time": T, "y": 1 + 0.7 * T + 0.5 * np.random.default_r
 class Drift(Model):
     """Linear in what is estimated, so that its posterior is known."""
 
-    states = {"y": "position"}
-    units = {"y": "m", "rate": "m/s"}
+    states: ClassVar = {"y": "position"}
+    units: ClassVar = {"y": "m", "rate": "m/s"}
     default_state = (0.0,)
     positive = ()
 
@@ -40,8 +41,8 @@ class Drift(Model):
         return self.rate + 0 * y
 
 
-def fitted(**options):
-    return fit(Drift(), LINE, **{"backend": "fused", "rtol": 1e-6, **options})
+def fitted(data=LINE, **options):
+    return fit(Drift(), data, **{"backend": "fused", "rtol": 1e-6, **options})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def known_sigma():
 
 @pytest.fixture(scope="module")
 def posterior(known_sigma):
-    return known_sigma.sample(400, 100, walkers=128, seed=1)
+    return known_sigma.sample(250, 60, walkers=128, seed=1)
 
 
 def test_a_linear_model_has_the_posterior_of_the_textbook(posterior):
@@ -82,7 +83,7 @@ def test_the_density_is_that_of_data_and_priors(known_sigma, posterior):
 
 def test_a_size_of_the_noise_that_is_sampled_gives_student_s_distribution():
     result = fitted()
-    sampled = result.sample(400, 100, walkers=200)
+    sampled = result.sample(300, 80, walkers=200)
     freedom = len(T) - 2
     estimate, left, *_ = np.linalg.lstsq(DESIGN, LINE["y"], rcond=None)
     scale = np.sqrt(np.linalg.inv(DESIGN.T @ DESIGN)[0, 0] * left[0] / freedom)
@@ -97,52 +98,36 @@ def test_a_size_of_the_noise_that_is_sampled_gives_student_s_distribution():
     assert sampled.samples["sigma(y)"].min() > 0
 
 
-class Share(Model):
-    """A constant between 0 and 1."""
-
-    states = {"part": "what there is of it"}
-    default_state = (0.5,)
-    positive = ()
-
-    def __init__(self, share: float = 0.5):
-        super().__init__(share=share)
-
-    def forward(self, t, y):
-        return self.share + 0 * y
-
-
-@pytest.mark.parametrize("scale", ["logit", "linear", "log"])
+@pytest.mark.parametrize("scale", ["logit", "log"])
 def test_a_prior_is_a_density_of_the_value_on_any_scale_of_estimation(scale):
     """The scale decides how the walkers move, and not what they find."""
-    data = pandas.DataFrame({"time": [0.0, 0.5, 1.0], "part": [0.0, 0.2, 0.1]})
+    data = pandas.DataFrame({"time": [0.0, 0.5, 1.0], "y": [0.0, 0.2, 0.1]})
     prior = torch.distributions.Beta(1.5, 2.0)
-    options = {"fixed": {"part": 0.0}, "bounds": {"share": (0.0, 1.0)}, "scale": {"share": scale}, "sigma": 0.3}
-    result = fit(Share(), data, priors={"share": prior}, backend="fused", rtol=1e-6, **options)
-    sampled = result.sample(200, 50, walkers=200)
+    options = {"fixed": {"y": 0.0}, "bounds": {"rate": (0.0, 1.0)}, "scale": {"rate": scale}, "sigma": 0.3}
+    sampled = fitted(data, priors={"rate": prior}, **options).sample(150, 50, walkers=200)
     grid = np.linspace(0, 1, 4001)[1:-1]
-    residuals = (data["part"].to_numpy()[:, None] - np.array([[0.0], [0.5], [1.0]]) * grid) / 0.3
+    residuals = (data["y"].to_numpy()[:, None] - np.array([[0.0], [0.5], [1.0]]) * grid) / 0.3
     weights = stats.beta(1.5, 2.0).pdf(grid) * np.exp(-0.5 * (residuals**2).sum(0))
     weights /= weights.sum()
     mean = weights @ grid
     deviation = np.sqrt(weights @ (grid - mean) ** 2)
-    found = sampled["share"]
+    found = sampled["rate"]
     assert found.mean == pytest.approx(mean, abs=4 * deviation / np.sqrt(found.effective_size))
     assert found.deviation == pytest.approx(deviation, rel=0.06)
-    assert 0 < sampled.samples["share"].min() and sampled.samples["share"].max() < 1
+    assert sampled.samples["rate"].min() > 0 and sampled.samples["rate"].max() < 1
 
 
 def test_bounds_and_constraints_hold_where_nothing_else_does():
     """Without a prior, what is estimated on the linear scale is flat between its bounds."""
-    data = pandas.DataFrame({"time": [0.0, 1.0, 2.0], "part": [0.0, 0.5, 1.0]})
-    options = {"fixed": {"part": 0.0}, "bounds": {"share": (0.0, 0.9), "other": (0.0, 1.0)}, "sigma": 100.0}
-    options |= {"parameters": {"other": 0.2}, "scale": {"other": "linear"}, "constraints": ["other < share"]}
-    result = fit(Share(), data, observe={"part": "part + 0*other"}, backend="fused", rtol=1e-6, **options)
-    sampled = result.sample(250, 80, walkers=200)
-    share, other = sampled.samples["share"], sampled.samples["other"]
-    assert (other < share).all() and other.min() > 0 and share.max() < 0.9
-    assert share.mean() == pytest.approx(0.6, abs=0.03)  # uniform on a triangle
+    data = pandas.DataFrame({"time": [0.0, 1.0, 2.0], "y": [0.0, 0.5, 1.0]})
+    options = {"fixed": {"y": 0.0}, "bounds": {"rate": (0.0, 0.9), "other": (0.0, 1.0)}, "sigma": 100.0}
+    options |= {"parameters": {"other": 0.2}, "scale": {"other": "linear"}, "constraints": ["other < rate"]}
+    sampled = fitted(data, observe={"y": "y + 0*other"}, **options).sample(250, 80, walkers=200)
+    rate, other = sampled.samples["rate"], sampled.samples["other"]
+    assert (other < rate).all() and other.min() > 0 and rate.max() < 0.9
+    assert rate.mean() == pytest.approx(0.6, abs=0.03)  # uniform on a triangle
     assert other.mean() == pytest.approx(0.3, abs=0.03)
-    np.testing.assert_allclose(sampled.derive("share - other"), share - other)
+    np.testing.assert_allclose(sampled.derive("rate - other"), rate - other)
 
 
 def test_the_same_seed_gives_the_same_bits(known_sigma):
@@ -183,7 +168,10 @@ def test_autocorrelation_times_are_those_of_a_process_that_is_known():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"walkers": 3}, "walkers must be a whole number of at least 4, got 3: an ensemble needs two walkers for each of"),
+        (
+            {"walkers": 3},
+            "walkers must be a whole number of at least 4, got 3: an ensemble needs two walkers for each of",
+        ),
         ({"draws": 0}, "draws must be a whole number of at least 1, got 0"),
         ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
@@ -196,7 +184,9 @@ def test_arguments_without_sense_are_refused(known_sigma, options, message):
 
 def test_what_nothing_determines_is_refused():
     result = fitted(sigma=0.5, observe={"y": "y + 0*other"}, parameters={"other": 1.0})
-    with pytest.raises(ValueError, match="there is no distribution to sample: nothing determines other. Fit with priors"):
+    with pytest.raises(
+        ValueError, match=r"there is no distribution to sample: nothing determines other\. Fit with priors"
+    ):
         result.sample()
 
 
@@ -218,10 +208,10 @@ def test_progress_hears_of_every_step(known_sigma, capfd):
 
 def test_the_summary_and_the_text(posterior):
     lines = posterior.summary().splitlines()
-    assert lines[0].startswith("Drift given the DataFrame: 128 walkers, 400 draws of each, ")
+    assert lines[0].startswith("Drift given the DataFrame: 128 walkers, 250 draws of each, ")
     assert lines[2].split()[:3] == ["mean", "sd", "2.5"]
     assert lines[3].split()[0] == "rate" and lines[3].split()[-1] == "m/s"
-    assert repr(posterior).startswith("Posterior(rate=0.") and repr(posterior).endswith("128 walkers, 400 draws)")
+    assert repr(posterior).startswith("Posterior(rate=0.") and repr(posterior).endswith("128 walkers, 250 draws)")
     with pytest.raises(KeyError, match="no quantity was sampled that is called 'rat'; there are rate, y\\(0\\)"):
         posterior["rat"]
     np.testing.assert_allclose(posterior.derive("2*rate"), 2 * posterior.samples["rate"])

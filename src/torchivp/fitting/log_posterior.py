@@ -76,13 +76,11 @@ class LogPosterior:
         inside = ((points >= self.lower) & (points <= self.upper)).all(1)
         density = np.where(inside, 0.0, -np.inf)
         theta = points[:, : len(self.quantities.free)]
-        if self._priors and inside.any():
+        if self._priors:
             values, slopes = self.quantities.free_values(theta), self.quantities.slopes(theta)
-            for j, prior in self._priors:
-                for i in np.flatnonzero(np.isfinite(density)):
-                    # The density of a value, times how fast the value changes with the coordinate.
-                    with np.errstate(divide="ignore"):
-                        density[i] += np.log(abs(slopes[i, j])) - prior.negative_log_density(float(values[i, j]))
+            with np.errstate(all="ignore"):  # out of bounds
+                for j, prior in self._priors:  # the density of a value, times how fast it changes with the coordinate
+                    density += prior.log_densities(values[:, j]) + np.log(np.abs(slopes[:, j]))
         return np.where(np.isfinite(density), density, -np.inf)
 
     def values(self, points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -164,7 +164,7 @@ class Posterior:
             import arviz
         except ImportError as error:
             raise ImportError("to_arviz() needs arviz, which is missing: pip install 'torchivp[bayes]'") from error
-        groups = {"posterior": self.samples, "sample_stats": {"lp": self.log_density, "nll": self.nll}}
+        groups: dict[str, Any] = {"posterior": self.samples, "sample_stats": {"lp": self.log_density, "nll": self.nll}}
         if int(arviz.__version__.split(".")[0]) >= 1:
             return arviz.from_dict(groups)
         return arviz.from_dict(**groups)
@@ -191,7 +191,9 @@ def sample_posterior(
     check_whole_number("warmup", warmup, 0)
     check_whole_number("seed", seed, 0)
     hint = f": an ensemble needs two walkers for each of the {n} quantities and sizes that are sampled"
-    walkers = check_whole_number("walkers", max(_FEWEST_WALKERS, 4 * n) if walkers is None else walkers, 2 * n, hint=hint)
+    walkers = check_whole_number(
+        "walkers", max(_FEWEST_WALKERS, 4 * n) if walkers is None else walkers, 2 * n, hint=hint
+    )
     _check_proper(result)
     start = _start(result, density, walkers, np.random.default_rng(seed))
     moves = [(emcee.moves.DEMove(), 0.8), (emcee.moves.StretchMove(), 0.2)]
@@ -248,8 +250,8 @@ def _check_proper(result: FitResult) -> None:
         if loose:
             raise ValueError(
                 f"there is no distribution to sample: nothing determines {', '.join(loose)}. Fit with "
-                f"priors={{{loose[0]!r}: (mean, standard deviation)}} or bounds={{{loose[0]!r}: (lower, upper)}}, or hold "
-                "it in fixed"
+                f"priors={{{loose[0]!r}: (mean, standard deviation)}} or bounds={{{loose[0]!r}: (lower, upper)}}, or "
+                "hold it in fixed"
             )
 
 
@@ -258,9 +260,7 @@ def _is_between(quantity: Quantity) -> bool:
     return bool(np.isfinite(quantity.ends).all())
 
 
-def _start(
-    result: FitResult, density: LogPosterior, walkers: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _start(result: FitResult, density: LogPosterior, walkers: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Walkers around the optimum, as far from it as its standard errors say, where there is a density, [walkers, n]."""
     free, count = result.misfit.quantities.free, len(result.theta)
     magnitudes = np.array([quantity.magnitude for quantity in free])
@@ -328,7 +328,7 @@ def _warnings(
         )
     if acceptance < 0.1:
         warnings.append(
-            f"only {acceptance:.1%} of the proposals were accepted: the distribution may be far from a normal one; take "
-            "more walkers, another scale or narrower priors"
+            f"only {acceptance:.1%} of the proposals were accepted: the distribution may be far from a normal one; "
+            "take more walkers, another scale or narrower priors"
         )
     return warnings

@@ -304,9 +304,9 @@ class FitResult:
         the log scale. The solves of all walkers are rows of one, as accurate as those of the fit.
 
         Four of five moves are those of C. J. F. ter Braak, "A Markov chain Monte Carlo version of the genetic algorithm
-        Differential Evolution", Statistics and Computing 16 (2006), the fifth that of J. Goodman and J. Weare, "Ensemble
-        samplers with affine invariance", Comm. App. Math. Comp. Sci. 5 (2010), as emcee makes them: D. Foreman-Mackey et
-        al., "emcee: the MCMC hammer", PASP 125 (2013).
+        Differential Evolution", Statistics and Computing 16 (2006), the fifth that of J. Goodman and J. Weare,
+        "Ensemble samplers with affine invariance", Comm. App. Math. Comp. Sci. 5 (2010), as emcee makes them:
+        D. Foreman-Mackey et al., "emcee: the MCMC hammer", PASP 125 (2013).
 
         Args:
             draws: how many samples of each walker to keep.
@@ -321,7 +321,8 @@ class FitResult:
 
         Raises:
             ImportError: emcee is not installed.
-            ValueError: neither data nor priors nor bounds determine what is to be sampled, or there are too few walkers.
+            ValueError: neither data nor priors nor bounds determine what is to be sampled, or an argument makes no
+                sense.
             RuntimeError: the model cannot be solved around the optimum.
         """
         from torchivp.fitting.posterior import sample_posterior

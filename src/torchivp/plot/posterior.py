@@ -67,5 +67,5 @@ def _few_ticks(axes: Axes, labels_left: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
     axes.tick_params(labelsize=8, labelleft=labels_left)
-    axes.xaxis.label.set_size(9)
-    axes.yaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.yaxis.label.set_fontsize(9)
