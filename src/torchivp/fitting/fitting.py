@@ -177,7 +177,7 @@ def fit(
     arguments = dict(locals())
     began = clock.perf_counter()
     _check_arguments(model, method)
-    modes, columns = _split_sigma(sigma)
+    modes, columns = _split_sigma(sigma, long is not None)
     dataset = data
     if not isinstance(data, Dataset):
         dataset = read_data(
@@ -253,8 +253,10 @@ def _identity(arguments: Mapping[str, Any], data: Dataset, misfit: Misfit) -> li
     return [said, series, data.observe, type(misfit.model).__qualname__, states, repr(misfit.model)]
 
 
-def _split_sigma(sigma: Any) -> tuple[Any, dict[str, str]]:
+def _split_sigma(sigma: Any, long: bool) -> tuple[Any, dict[str, str] | str]:
     """What `sigma` says of each observable, without the columns of standard deviations, and these."""
+    if long and isinstance(sigma, str) and sigma not in MODES:
+        return "separate", sigma
     if not isinstance(sigma, Mapping):
         return sigma, {}
     columns = {str(name): each for name, each in sigma.items() if isinstance(each, str) and each not in MODES}
