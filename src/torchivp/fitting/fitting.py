@@ -108,7 +108,8 @@ def fit(
         noise: "normal", "lognormal", "proportional", "combined" (constant and proportional), "laplace", "student_t",
             "poisson" or "negative_binomial", or a `NoiseModel`; or a dict of these by observed column.
         sigma: the size of the noise: "separate" to estimate one per observed column, "shared" for one for all, a number
-            that is known, or the name of a column that holds the standard deviation of each value; or a dict of these.
+            that is known, or with `long` the name of a column that holds the standard deviation of each value; or a
+            dict of these by observed column, without `long` names of columns among them.
         free: the names of what to estimate (an initial state by the name of its state); "all"; or None for all
             parameters and the initial states of observed states. What is not free is held at its value in `fixed`,
             in `start`, or else a parameter at its value in `model`, an observed initial state at its first datum,
