@@ -13,7 +13,12 @@ from scipy.signal import lfilter
 
 from compilers import needs_compiler
 from torchivp import fit
+from torchivp.fitting import read_data
+from torchivp.fitting.levels import read_levels
 from torchivp.fitting.log_posterior import LogPosterior
+from torchivp.fitting.measured import measurements
+from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.noise import NOISE_MODELS
 from torchivp.fitting.posterior import autocorrelation_time
 from torchivp.models import Model
 from torchivp.plot import plot_posterior
@@ -79,6 +84,34 @@ def test_the_density_is_that_of_data_and_priors(known_sigma, posterior):
     assert posterior.log_density[3, 7] == pytest.approx(stats.norm.logpdf(point[0], 0.4, 0.1) - nll, rel=1e-7)
     nowhere = LogPosterior(known_sigma.misfit, known_sigma.levels, known_sigma.floor)(np.full((1, 2), np.nan))
     assert nowhere.tolist() == [[-np.inf, np.inf]]
+
+
+@pytest.mark.parametrize("kind", NOISE_MODELS)
+def test_likelihoods_at_many_points_are_those_at_each(kind):
+    table = {"time": [0.0, 1.0, 2.0], "a": [3.0, 5.0, 2.0], "b": [1.0, np.nan, 2.0], "b_sd": [0.5, 0.5, 0.1]}
+    data = read_data(table, ["a", "b"], sigma={"b": "b_sd"})
+    measured = measurements(data)
+    levels = read_levels(data, {"a": kind}, "separate", measured)
+    rng = np.random.default_rng(0)
+    values, sizes = rng.uniform(1, 5, (4, 5)), rng.uniform(0.2, 2, (4, len(levels.names)))
+    many = levels.nll_at(measured, values, sizes)
+    each = [Predictions(np.ones(0), h, np.ones((5, 0)), measured) for h in values]
+    np.testing.assert_allclose(many, [levels.nll(one, size) for one, size in zip(each, sizes, strict=True)], rtol=1e-14)
+    values[1, 0] = np.inf
+    assert np.isposinf(levels.nll_at(measured, values, sizes)[1])
+
+
+def test_walkers_begin_within_a_bound_on_which_the_optimum_is():
+    result = fitted(sigma=0.5, bounds={"rate": (None, 0.5)})
+    assert result["rate"].value == pytest.approx(0.5)
+    sampled = result.sample(150, 50, walkers=100)
+    least_squares, scale = np.linalg.lstsq(DESIGN, LINE["y"], rcond=None)[0][0], np.sqrt(0.25 / (11 * T.var()))
+    exact = stats.truncnorm(-np.inf, (0.5 - least_squares) / scale, least_squares, scale)
+    assert sampled.samples["rate"].max() < 0.5
+    assert sampled["rate"].mean == pytest.approx(
+        exact.mean(), abs=4 * exact.std() / sampled["rate"].effective_size ** 0.5
+    )
+    assert sampled["rate"].deviation == pytest.approx(exact.std(), rel=0.1)
 
 
 def test_a_size_of_the_noise_that_is_sampled_gives_student_s_distribution():

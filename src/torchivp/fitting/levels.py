@@ -169,7 +169,8 @@ class Levels:
         for part in self.parts(measured):
             noise, h, every = part.group.noise, values[:, part.which].ravel(), part.sizes(sizes)
             y, censored = np.tile(part.y, len(values)), np.tile(part.censored, len(values))
-            each = noise.nll(y, h, every.reshape(-1, every.shape[-1]), censored)
+            with np.errstate(all="ignore"):  # far from the data
+                each = noise.nll(y, h, every.reshape(len(h), every.shape[-1]), censored)
             total += np.where(noise.possible(h), each, np.inf).reshape(len(values), -1).sum(1)
         return total
 

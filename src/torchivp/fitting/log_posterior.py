@@ -59,7 +59,7 @@ class LogPosterior:
         if not len(inside):
             return found
         count = len(self.quantities.free)
-        with np.errstate(all="ignore"):  # far from the data
+        with np.errstate(all="ignore"):  # far from the optimum
             every = self.misfit.predictions_at(points[inside, :count], derivatives=False)
             solved = [(i, predictions) for i, predictions in zip(inside, every, strict=True) if predictions is not None]
             if not solved:
