@@ -80,7 +80,6 @@ def test_equations_are_fitted(capsys, tmp_path):
 @pytest.mark.usefixtures("growth")
 def test_a_model_of_a_python_file_is_fitted(monkeypatch):
     given = []
-    monkeypatch.setattr(torchivp.cli.fit, "read_data", lambda *args, **options: None)
     monkeypatch.setattr(torchivp.cli.fit, "fit_model", lambda *args, **options: given.append(args[0]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["fit", "data.csv", "--model", "growth.py:Growth", "--out", "report"])

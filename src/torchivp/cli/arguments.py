@@ -50,6 +50,18 @@ def parse_numbers(option: str, text: str) -> list[float]:
         raise ValueError(f"{option} must be numbers with commas between them, such as 0,20; got {text!r}") from None
 
 
+def split_at_commas(text: str) -> list[str]:
+    """The parts of a text between commas that stand outside all brackets: `a=min(x,1)` is one of `a=min(x,1),b=y`."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     """The pairs in `name=value`, `a=x,b=y`, ...
 
@@ -57,7 +69,7 @@ def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
         ValueError: one of them is no such pair, or a name comes twice.
     """
     pairs: dict[str, str] = {}
-    for pair in (pair for text in texts for pair in text.split(",")):
+    for pair in (pair for text in texts for pair in split_at_commas(text)):
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not (name and equals and value):
             raise ValueError(f"{option} must be name=value, got {pair!r}")
@@ -67,6 +79,27 @@ def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def parse_one_or_pairs(option: str, texts: Sequence[str]) -> str | dict[str, str]:
+    """A word that stands for all, such as `shared`; else the pairs in `name=value`, ...
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if all("=" in text for text in texts):
+        return parse_pairs(option, texts)
+    if len(texts) > 1:
+        raise ValueError(f"{option} must be one word for all, or name=value for each, got {' and '.join(texts)}")
+    return texts[0].strip()
+
+
+def number_or_text(text: str) -> float | str:
+    """A number where the text is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def parse_values(option: str, texts: Sequence[str]) -> dict[str, float]:
     """The numbers in `name=1.5`, `a=1,b=2`, ...
 
@@ -74,3 +107,34 @@ def parse_values(option: str, texts: Sequence[str]) -> dict[str, float]:
         ValueError: one of them is no such pair, or its value is no number.
     """
     return {name: parse_number(f"{option} {name}", text) for name, text in parse_pairs(option, texts).items()}
+
+
+def parse_ranges(option: str, texts: Sequence[str]) -> dict[str, tuple[float | None, float | None]]:
+    """The bounds in `name=lower:upper`, `a=0:,b=:5`, ...: None where one is left out.
+
+    Raises:
+        ValueError: one of them is no such range.
+    """
+    ranges = {}
+    for name, text in parse_pairs(option, texts).items():
+        lower, colon, upper = text.partition(":")
+        if not colon or not (lower.strip() or upper.strip()):
+            raise ValueError(f"{option} {name} must be lower:upper, such as 0:1, 0: or :1, got {text!r}")
+        ends = [parse_number(f"{option} {name}", end) if end.strip() else None for end in (lower, upper)]
+        ranges[name] = (ends[0], ends[1])
+    return ranges
+
+
+def parse_normal(option: str, texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """The means and standard deviations in `name=mean:sd`, ...
+
+    Raises:
+        ValueError: one of them is no such pair of numbers.
+    """
+    found = {}
+    for name, text in parse_pairs(option, texts).items():
+        mean, colon, deviation = text.partition(":")
+        if not colon:
+            raise ValueError(f"{option} {name} must be mean:sd, such as 0.5:0.1, got {text!r}")
+        found[name] = tuple(parse_number(f"{option} {name}", number) for number in (mean, deviation))
+    return found

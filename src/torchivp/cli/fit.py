@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TextTable
 
+from torchivp.cli import fit_options as options
 from torchivp.cli.arguments import (
-    AbsoluteTolerance,
-    Method,
-    RelativeTolerance,
+    number_or_text,
     parse_names,
+    parse_normal,
     parse_numbers,
+    parse_one_or_pairs,
     parse_pairs,
+    parse_ranges,
     parse_values,
 )
-from torchivp.cli.choice import MODEL_HELP, EquationsFile, choose_model
-from torchivp.fitting import FitResult, read_data
+from torchivp.cli.choice import choose_model
+from torchivp.fitting import FitResult
 from torchivp.fitting import fit as fit_model
 from torchivp.fitting.report import format_number, write_report
 
-Noise = Literal[
-    "normal", "lognormal", "proportional", "combined", "laplace", "student_t", "poisson", "negative_binomial"
-]
-SigmaMode = Literal["separate", "shared"]
+T = TypeVar("T")
 
 EXAMPLES = """Examples:
 
@@ -40,94 +39,139 @@ torchivp fit doses.csv --model van-der-pol --time hour --trajectory patient --fr
 
 torchivp fit lynx_hare.csv --equations predators.txt --time year --observe hare=prey,lynx=predator --out report
 
-torchivp fit growth.csv --model growth.py:Growth --out growth"""
+torchivp fit growth.csv --model growth.py:Growth --out growth
+
+torchivp fit blood.csv --equations pk.txt --doses doses.csv --trajectory patient --observe conc=amount/volume \
+--noise combined --prior ka=1:0.3 --constraint 'ka > ke' --derive 't_half=log(2)/ke' --json"""
 
 
 def fit(
     context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="CSV file with a header line; empty cells are missing values.")],
-    out: Annotated[Path, typer.Option(help="Folder for the report; made if need be.", show_default=False)],
-    model: Annotated[str | None, typer.Option(help=MODEL_HELP, show_default=False)] = None,
-    equations: EquationsFile = None,
-    time: Annotated[str, typer.Option(help="Column that holds the times.")] = "time",
-    observe: Annotated[
-        str | None,
-        typer.Option(
-            help="Observed columns: a,b in the order of the model's states, or column=state,... Default: by name."
-        ),
-    ] = None,
-    trajectory: Annotated[
-        str | None, typer.Option(help="Column that tells independent time series apart.", show_default=False)
-    ] = None,
-    noise: Annotated[Noise, typer.Option(help="Distribution of the noise.")] = "normal",
-    sigma: Annotated[
-        SigmaMode, typer.Option(help="Size of the noise: one for each column, or one for all.")
-    ] = "separate",
-    free: Annotated[
-        str | None,
-        typer.Option(
-            help="What to estimate: a,b,... or all. Default: parameters, and initial values of observed states."
-        ),
-    ] = None,
-    fix: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Hold a parameter or initial value; may be repeated.")
-    ] = None,
-    start: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Start the search there; may be repeated.")
-    ] = None,
-    method: Method = "dopri5",
-    rtol: RelativeTolerance = 1e-8,
-    atol: AbsoluteTolerance = None,
-    max_step: Annotated[
-        float, typer.Option(help="No step of the solver is longer; at most as long as the shortest input.")
-    ] = math.inf,
-    jump_times: Annotated[
-        str | None,
-        typer.Option(help="Times at which the right-hand side jumps: a,b,...; steps end on them.", show_default=False),
-    ] = None,
-    max_iterations: Annotated[int, typer.Option(help="Give up a search after so many iterations.", min=1)] = 200,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    data: options.Table,
+    time: options.Time = "time",
+    observe: options.Observe = None,
+    trajectory: options.Trajectory = None,
+    long: options.Long = None,
+    time_unit: options.TimeUnit = None,
+    conditions: options.Conditions = None,
+    doses: options.Doses = None,
+    censored: options.Censored = None,
+    model: options.ModelName = None,
+    equations: options.EquationsFile = None,
+    initial: options.Initial = None,
+    parameter: options.Parameter = None,
+    tie: options.Tie = None,
+    by: options.By = None,
+    jump_times: options.JumpTimes = None,
+    noise: options.Noise = None,
+    sigma: options.Sigma = None,
+    free: options.Free = None,
+    fix: options.Fix = None,
+    start: options.Start = None,
+    starts: options.Starts = None,
+    scale: options.Scale = None,
+    bounds: options.Bounds = None,
+    prior: options.PriorOption = None,
+    constraint: options.ConstraintOption = None,
+    derive: options.Derive = None,
+    method: options.Method = "auto",
+    rtol: options.Rtol = 1e-8,
+    atol: options.Atol = None,
+    max_step: options.MaxStep = None,
+    max_steps: options.MaxSteps = None,
+    max_iterations: options.MaxIterations = 200,
+    backend: options.BackendOption = "auto",
+    checkpoint: options.Checkpoint = None,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> int:
-    """Fit a model to measurements in a CSV file, and write a report."""
+    """Fit a model to measurements in a table, and write a report."""
     chosen = choose_model(model, equations, option="--model")
-    table = read_data(data, list(chosen.states), time=time, observe=_parse_observe(observe), trajectory=trajectory)
-    out.mkdir(parents=True, exist_ok=True)  # so that it cannot fail when the work is done
-    result = fit_model(
-        chosen,
-        table,
-        noise=noise,
-        sigma=sigma,
-        free="all" if free == "all" else None if free is None else parse_names("--free", free),
-        fixed=parse_values("--fix", fix or []),
-        start=parse_values("--start", start) if start else None,
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        max_step=max_step,
-        jump_times=() if jump_times is None else parse_numbers("--jump-times", jump_times),
-        max_iterations=max_iterations,
-        progress=not quiet,
-    )
-    page = write_report(result, out, command=context.obj)
-    if not quiet:
+    if quiet and out is None and not json:
+        raise ValueError("--quiet without --out or --json would say nothing of the result: give --out folder")
+    given = {
+        "time": time,
+        "observe": _read(_observe, "--observe", observe),
+        "trajectory": trajectory,
+        "long": _read(_long, "--long", long),
+        "time_unit": time_unit,
+        "conditions": conditions,
+        "doses": doses,
+        "censored": _read(parse_one_or_pairs, "--censored", censored),
+        "noise": _read(parse_one_or_pairs, "--noise", noise),
+        "sigma": _read(_numbers_or_words, "--sigma", sigma),
+        "free": "all" if free == "all" else _read(parse_names, "--free", free),
+        "fixed": _read(parse_values, "--fix", fix),
+        "start": _read(parse_values, "--start", start),
+        "initial": _read(_numbers_or_words, "--initial", initial),
+        "parameters": _read(parse_values, "--parameter", parameter),
+        "by": _read(parse_pairs, "--by", by),
+        "tied": _read(parse_pairs, "--tie", tie),
+        "scale": _read(parse_pairs, "--scale", scale),
+        "bounds": _read(parse_ranges, "--bounds", bounds),
+        "priors": _read(parse_normal, "--prior", prior),
+        "constraints": constraint,
+        "derived": _read(parse_pairs, "--derive", derive),
+        "method": method,
+        "rtol": rtol,
+        "atol": atol,
+        "max_step": max_step,
+        "max_steps": max_steps,
+        "jump_times": _read(parse_numbers, "--jump-times", jump_times),
+        "max_iterations": max_iterations,
+        "starts": starts,
+        "checkpoint": checkpoint,
+        "backend": backend,
+        "progress": not quiet,
+    }
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # so that it cannot fail when the work is done
+    result = fit_model(chosen, data, **{name: value for name, value in given.items() if value is not None})
+    page = None if folder is None else write_report(result, folder, command=context.obj)
+    if json:
+        print(result.to_json())
+    elif not quiet:
         _print_result(result, page)
     if result.converged:
         return 0
-    print(f"torchivp: the fit has {result.message}; its report is {page}", file=sys.stderr)
+    report = "" if page is None else f"; its report is {page}"
+    print(f"torchivp: the fit has {result.message}{report}", file=sys.stderr)
     return 1
 
 
-def _parse_observe(text: str | None) -> list[str] | dict[str, str] | None:
-    """What `--observe` says: columns, or the state that each column observes."""
-    if text is None:
-        return None
-    return parse_pairs("--observe", [text]) if "=" in text else parse_names("--observe", text)
+def _read(parse: Callable[[str, Any], T], option: str, given: Any) -> T | None:
+    """What an option says; None if it was not given."""
+    return None if given is None else parse(option, given)
 
 
-def _print_result(result: FitResult, page: Path) -> None:
+def _observe(option: str, texts: Sequence[str]) -> list[str] | dict[str, str]:
+    """What `--observe` says: columns, or what each column observes."""
+    if any("=" in text for text in texts):
+        return parse_pairs(option, texts)
+    return [name for text in texts for name in parse_names(option, text)]
+
+
+def _long(option: str, text: str) -> tuple[str, str]:
+    names = parse_names(option, text)
+    if len(names) != 2:
+        raise ValueError(f"{option} must be two columns, of names and of values, such as what,value; got {text!r}")
+    return names[0], names[1]
+
+
+def _numbers_or_words(option: str, texts: Sequence[str]) -> float | str | dict[str, float | str]:
+    """One number or word for all, or one for each name."""
+    said = parse_one_or_pairs(option, texts)
+    if isinstance(said, Mapping):
+        return {name: number_or_text(text) for name, text in said.items()}
+    return number_or_text(said)
+
+
+def _print_result(result: FitResult, page: Path | None) -> None:
     """Print estimates, statistics, the verdict, warnings and where the report is."""
     console = Console(markup=False, highlight=False)
-    table = Table("", "estimate", "s.e.", "95 % interval", "unit")
+    table = TextTable("", "estimate", "s.e.", "95 % interval", "unit")
     for column in table.columns[1:4]:
         column.justify, column.no_wrap = "right", True
     for estimate in result.estimates:
@@ -140,4 +184,5 @@ def _print_result(result: FitResult, page: Path) -> None:
     console.print(result.verdict.sentence, style="green" if result.verdict.good else "yellow", soft_wrap=True)
     for warning in result.warnings:
         console.print(f"warning: {warning}", style="yellow", soft_wrap=True)
-    console.print(f"Report: {page}", soft_wrap=True)
+    if page is not None:
+        console.print(f"Report: {page}", soft_wrap=True)

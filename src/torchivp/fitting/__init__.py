@@ -5,6 +5,7 @@ from torchivp.fitting.comparison import compare
 from torchivp.fitting.data import DataError, Dataset, Trajectory, read_data, read_doses
 from torchivp.fitting.fitting import fit
 from torchivp.fitting.gradient_check import GradientCheck
+from torchivp.fitting.posterior import Marginal, Posterior
 from torchivp.fitting.profiles import Profile
 from torchivp.fitting.progress import Progress
 from torchivp.fitting.result import FitResult
@@ -20,6 +21,8 @@ __all__ = [
     "Estimate",
     "FitResult",
     "GradientCheck",
+    "Marginal",
+    "Posterior",
     "Profile",
     "Progress",
     "StoredFit",

@@ -24,7 +24,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
     """
     model, source = arguments["model"], arguments["data"]
     path = isinstance(source, str | Path)
-    said = {"time": data.time_name, "observe": dict(zip(data.observables, data.states, strict=True))}
+    said = {"time": data.time_name, "observe": dict(data.observe)}
     if data.trajectory_name is not None:
         said["trajectory"] = data.trajectory_name
     for name, parameter in inspect.signature(function).parameters.items():

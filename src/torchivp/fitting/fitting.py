@@ -114,8 +114,9 @@ def fit(
         noise: "normal", "lognormal", "proportional", "combined" (constant and proportional), "laplace", "student_t",
             "poisson" or "negative_binomial", or a `NoiseModel`; or a dict of these by observed column.
         sigma: the size of the noise: "separate" to estimate one per observed column, "shared" for one for all, a number
-            that is known, or the name of a column that holds the standard deviation of each value; or a dict of these.
-            0 for states of a `StochasticModel` that are measured exactly.
+            that is known, or with `long` the name of a column that holds the standard deviation of each value; or a
+            dict of these by observed column, without `long` names of columns among them. 0 for states of a
+            `StochasticModel` that are measured exactly.
         free: the names of what to estimate (an initial state by the name of its state); "all"; or None for all
             parameters and the initial states of observed states. What is not free is held at its value in `fixed`,
             in `start`, or else a parameter at its value in `model`, an observed initial state at its first datum,
@@ -184,7 +185,7 @@ def fit(
     arguments = dict(locals())
     began = clock.perf_counter()
     _check_arguments(model, method)
-    modes, columns = _split_sigma(sigma)
+    modes, columns = _split_sigma(sigma, long is not None)
     dataset = data
     if not isinstance(data, Dataset):
         dataset = read_data(
@@ -287,8 +288,10 @@ def _misfit(
     return Filter(model, data, quantities, accuracy, inputs, measurement)
 
 
-def _split_sigma(sigma: Any) -> tuple[Any, dict[str, str]]:
+def _split_sigma(sigma: Any, long: bool) -> tuple[Any, dict[str, str] | str]:
     """What `sigma` says of each observable, without the columns of standard deviations, and these."""
+    if long and isinstance(sigma, str) and sigma not in MODES:
+        return "separate", sigma
     if not isinstance(sigma, Mapping):
         return sigma, {}
     columns = {str(name): each for name, each in sigma.items() if isinstance(each, str) and each not in MODES}

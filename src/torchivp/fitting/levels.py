@@ -62,12 +62,15 @@ class Part:
     sigma: NDArray[np.float64]
 
     def sizes(self, every: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sizes of each value, [n, k], from `every` that is estimated; its own sigma where one is given."""
+        """The sizes of each value, [..., n, k], from `every` one that is estimated, [..., n_sizes].
+
+        Where a value has a sigma of its own, it is that.
+        """
         group = self.group
-        own = np.array(group.known) if group.known is not None else every[group.first : group.first + group.count]
-        sizes = np.broadcast_to(own, (len(self.y), len(group.noise.sizes))).copy()
+        own = np.array(group.known) if group.known is not None else every[..., group.first : group.first + group.count]
+        sizes = np.broadcast_to(own[..., None, :], (*every.shape[:-1], len(self.y), len(group.noise.sizes))).copy()
         if len(group.noise.sizes) == 1:
-            sizes[:, 0] = np.where(np.isnan(self.sigma), sizes[:, 0], self.sigma)
+            sizes[..., 0] = np.where(np.isnan(self.sigma), sizes[..., 0], self.sigma)
         return sizes
 
 
@@ -159,6 +162,22 @@ class Levels:
         """Minus the logarithm of the density of the data."""
         each = self._each(found, lambda part, h: part.group.noise.nll(part.y, h, part.sizes(sizes), part.censored))
         return float(each.sum())
+
+    def nll_at(
+        self, measured: Measured, values: NDArray[np.float64], sizes: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Minus the logarithm of the density of the data at many predictions [m, n] and sizes [m, n_sizes], [m].
+
+        Infinite where there can be no data with such predictions.
+        """
+        total = np.zeros(len(values))
+        for part in self.parts(measured):
+            noise, h, every = part.group.noise, values[:, part.which].ravel(), part.sizes(sizes)
+            y, censored = np.tile(part.y, len(values)), np.tile(part.censored, len(values))
+            with np.errstate(all="ignore"):  # far from the data
+                each = noise.nll(y, h, every.reshape(len(h), every.shape[-1]), censored)
+            total += np.where(noise.possible(h), each, np.inf).reshape(len(values), -1).sum(1)
+        return total
 
     def standardised(self, found: Predictions, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
         """The residuals, standard normal if the model is right, [n]; NaN for values that are censored."""

@@ -36,6 +36,12 @@ class Prior:
         """Minus the logarithm of the density; infinite outside the support."""
         return -self._log_density(torch.tensor(value, dtype=torch.float64)).item()
 
+    def log_densities(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The logarithm of the density at each value, of any shape; minus infinity outside the support."""
+        at = torch.as_tensor(values)
+        inside = self.distribution.support.check(at)  # pyright: ignore[reportOptionalMemberAccess]
+        return torch.where(inside, self.distribution.log_prob(torch.where(inside, at, self.mode)), -math.inf).numpy()
+
     def residual(self, value: float) -> tuple[float, float]:
         """The signed deviance residual r and its slope: r^2 / 2 is what the log density has lost since its mode."""
         at = torch.tensor(value, dtype=torch.float64, requires_grad=True)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from torchivp.fitting.bootstrap import Bootstrap
     from torchivp.fitting.gradient_check import GradientCheck
+    from torchivp.fitting.posterior import Posterior
     from torchivp.fitting.profiles import Profile
+    from torchivp.fitting.progress import Progress
     from torchivp.fitting.storing import StoredFit
 
 
@@ -165,6 +167,46 @@ class FitResult(FitCurves, FitSummary):
 
         found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
         return found[0] if len(found) == 1 else found
+
+    def sample(
+        self,
+        draws: int = 1000,
+        warmup: int = 500,
+        walkers: int | None = None,
+        seed: int = 0,
+        progress: bool | Progress = False,
+    ) -> Posterior:
+        """Samples of all that was estimated from its distribution given the data, the sizes of the noise among it.
+
+        An ensemble of walkers explores the density, likelihood times priors, from around the optimum. Constraints and
+        bounds hold. What has no prior is flat on its scale of estimation within its bounds, the sizes of the noise on
+        the log scale. The solves of all walkers are rows of one, as accurate as those of the fit.
+
+        Four of five moves are those of C. J. F. ter Braak, "A Markov chain Monte Carlo version of the genetic algorithm
+        Differential Evolution", Statistics and Computing 16 (2006), the fifth that of J. Goodman and J. Weare,
+        "Ensemble samplers with affine invariance", Comm. App. Math. Comp. Sci. 5 (2010), as emcee makes them:
+        D. Foreman-Mackey et al., "emcee: the MCMC hammer", PASP 125 (2013).
+
+        Args:
+            draws: how many samples of each walker to keep.
+            warmup: how many to leave out before.
+            walkers: how many of them, at least two for each quantity; default four, and at least 64.
+            seed: of the random numbers: the same seed, the same samples.
+            progress: True to show on the terminal how it is getting on, or a function `progress(stage, step, nll)` that
+                is told of every step with the mean negative log-likelihood of the walkers.
+
+        Returns:
+            A `Posterior`. Its `warnings` say whether the chains are long enough.
+
+        Raises:
+            ImportError: emcee is not installed.
+            ValueError: neither data nor priors nor bounds determine what is to be sampled, or an argument makes no
+                sense.
+            RuntimeError: the model cannot be solved around the optimum.
+        """
+        from torchivp.fitting.posterior import sample_posterior
+
+        return sample_posterior(self, draws, warmup, walkers, seed, progress)
 
     def profile(self, name: str, level: float = 0.95) -> Profile:
         """The profile likelihood of a free quantity, and the interval that follows from it.

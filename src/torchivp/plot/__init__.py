@@ -10,6 +10,7 @@ except ImportError as error:
     raise ImportError("torchivp.plot draws with matplotlib, which is missing: pip install 'torchivp[fit]'") from error
 
 from torchivp.plot.fit import plot_correlation, plot_fit, plot_phase, plot_residuals
+from torchivp.plot.posterior import plot_posterior
 from torchivp.plot.profile import plot_profiles
 from torchivp.plot.solution import plot_phase_plane, plot_solution
 
@@ -18,6 +19,7 @@ __all__ = [
     "plot_fit",
     "plot_phase",
     "plot_phase_plane",
+    "plot_posterior",
     "plot_profiles",
     "plot_residuals",
     "plot_solution",
