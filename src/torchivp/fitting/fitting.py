@@ -30,6 +30,8 @@ from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
+from torchivp.fitting.random_effects.effects import find_effects, read_kinds
+from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.result import FitResult
 from torchivp.fitting.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.stretches import Accuracy
@@ -63,6 +65,7 @@ def fit(
     parameters: Mapping[str, float] | None = None,
     by: Mapping[str, str] | None = None,
     tied: Mapping[str, Formula] | None = None,
+    random: Mapping[str, str] | Sequence[str] | None = None,
     scale: Mapping[str, Scale] | None = None,
     bounds: Mapping[str, Sequence[float]] | None = None,
     priors: Mapping[str, Any] | None = None,
@@ -123,6 +126,11 @@ def fit(
         by: from a parameter to the column, of the trajectories or of `conditions`, for each of whose labels it has a
             value of its own.
         tied: from a parameter to the formula by which it follows from others.
+        random: what differs between trajectories by chance: a dict from the name of a parameter, or of a state for its
+            initial value, to "normal", "lognormal" or "logitnormal"; or a list of names, which are normal on their scales
+            of estimation. Estimated are the value of the population (the median), the standard deviation omega on the
+            scale of estimation, and the values of the trajectories; see "Differences between trajectories" in the
+            documentation. The likelihood is the marginal one, by Laplace's approximation.
         scale: by name, the scale of estimation: "log", "linear" or "logit" (between its bounds).
         bounds: by name, (lower, upper), None for no bound.
         priors: by name, what is known beforehand of a value: a distribution of `torch.distributions`, or (mean, standard
@@ -178,6 +186,7 @@ def fit(
     began = clock.perf_counter()
     _check_arguments(model, method)
     modes, columns = _split_sigma(sigma)
+    kinds = read_kinds(random, scale or {}, by or {})
     dataset = data
     if not isinstance(data, Dataset):
         dataset = read_data(
@@ -208,9 +217,11 @@ def fit(
         by or {},
         tied or {},
         initial or {},
+        kinds,
     )
     quantities = list_quantities(model, dataset, choices, log_states)
-    check_enough(dataset, len(quantities.free) + len(levels.names))
+    effects = find_effects(kinds, quantities, dataset, levels)
+    check_enough(dataset, len(quantities.free) + len(levels.names) + len(kinds))
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(
         EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
@@ -226,6 +237,10 @@ def fit(
     with show_progress(progress) as tell:
         search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
         maximum = find_maximum(search, given=start is not None, automatic=atol is None)
+        marginal = None
+        if effects is not None:
+            marginal = find_marginal_maximum(search, effects, maximum, automatic=atol is None)
+            maximum = marginal.maximum
         doubts = [
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
@@ -234,7 +249,8 @@ def fit(
     if misfit.journal is not None:
         misfit.journal.close()
     call = python_call(fit, arguments, dataset)
-    return assemble(search, replace(maximum, doubts=doubts), derived or {}, call, clock.perf_counter() - began)
+    maximum = replace(maximum, doubts=doubts)
+    return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
 
 
 def _check_arguments(model: Model, method: str) -> None:

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
     from torchivp.fitting import FitResult
 
-KINDS = {"parameter": "Parameters", "derived": "Derived", "initial state": "Initial states", "sigma": "Noise"}
+KINDS = {
+    "parameter": "Parameters",
+    "random": "Differences between trajectories",
+    "derived": "Derived",
+    "initial state": "Initial states",
+    "sigma": "Noise",
+}
 
 
 def write_report(result: FitResult, folder: str | Path, command: str | None = None) -> Path:

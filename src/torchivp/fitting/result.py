@@ -19,6 +19,7 @@ from torchivp.fitting.misfit import Path as ModelPath
 from torchivp.fitting.multistart import Attempt
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.quantities import Kind, Quantity, Scale
+from torchivp.fitting.random_effects.estimates import RandomEffects
 from torchivp.fitting.residual_checks import Verdict, judge
 from torchivp.fitting.uncertainty import Uncertainty
 from torchivp.models.model import Model
@@ -35,7 +36,7 @@ class Estimate:
 
     Attributes:
         name: such as "alpha", "prey(1900)", "sigma(hare)".
-        kind: "parameter", "initial state", "sigma" or "derived".
+        kind: "parameter", "initial state", "random" (a standard deviation between trajectories), "sigma" or "derived".
         value: the estimate, or the value at which it was held.
         standard_error: of the value, by the delta method; NaN if it was held, infinite if the data do not determine it.
         scale: the scale of estimation, "log", "linear" or "logit".
@@ -115,6 +116,8 @@ class FitResult:
         floor: the smallest sensible size of the noise of each observable, [n_observed].
         attempts: with `starts`, where each start led, the most likely first.
         call: the call of `fit` that gave it, as Python.
+        random: how trajectories differ by chance; None if that was not asked for. Where it was, `nll` is that of the
+            marginal likelihood, and predictions, bands and residuals are those of the trajectories with their own values.
     """
 
     model: Model
@@ -147,6 +150,7 @@ class FitResult:
     attempts: list[Attempt] = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
     call: str
+    random: RandomEffects | None = field(default=None, repr=False)
     verdict: Verdict = field(init=False)
 
     def __post_init__(self):
@@ -185,26 +189,29 @@ class FitResult:
         """The first size of the noise of each observable, [n_observed]: mostly its standard deviation."""
         return self.levels.per_observable(self.sizes)
 
-    def predict(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
+    def predict(self, t: ArrayLike, trajectory: int = 0, population: bool = False) -> NDArray[np.float64]:
         """The states of the fitted model.
 
         Args:
             t: times in any order, [T], none before the first data time of the trajectory.
             trajectory: the number of the trajectory.
+            population: of a fit with random effects, whether to predict a trajectory with the values of the population
+                instead of its own: the typical one with its conditions and doses.
 
         Returns:
             The states, [T, n_states].
 
         Raises:
-            ValueError: a time lies before the first data time, or there is no such trajectory.
+            ValueError: a time lies before the first data time, there is no such trajectory, or there are no random
+                effects.
             SolveError: the model cannot be solved up to the last of the times.
         """
-        path, position = self._path(t, trajectory, derivatives=False)
+        path, position = self._path(t, trajectory, derivatives=False, population=population)
         return path.states[position]
 
-    def observe(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
+    def observe(self, t: ArrayLike, trajectory: int = 0, population: bool = False) -> NDArray[np.float64]:
         """The observables of the fitted model, without noise, [T, n_observed]; else as `predict`."""
-        path, position = self._path(t, trajectory, derivatives=False)
+        path, position = self._path(t, trajectory, derivatives=False, population=population)
         return path.observables[position]
 
     def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
@@ -218,12 +225,12 @@ class FitResult:
         path, position = self._path(t, trajectory)
         assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
-        return _edges(path.states[position], self.uncertainty.reach(path.state_slopes[position]), log)
+        return _edges(path.states[position], self.uncertainty.of(trajectory).reach(path.state_slopes[position]), log)
 
     def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
         path, position = self._path(t, trajectory)
-        reach = self.uncertainty.reach(path.observable_slopes[position])
+        reach = self.uncertainty.of(trajectory).reach(path.observable_slopes[position])
         return _edges(path.observables[position], reach, self._log_observables())
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
@@ -234,15 +241,16 @@ class FitResult:
         path, position = self._path(t, trajectory)
         h, slopes = path.observables[position], path.observable_slopes[position]
         log = np.array([noise.log for noise in self.levels.noises])
-        lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
+        uncertainty = self.uncertainty.of(trajectory)
+        lower, upper = _edges(h, uncertainty.reach(slopes), self._log_observables())
         number = {k: i for i, k in enumerate(self._groups_with_data())}
         for k, group in enumerate(self.levels.of_observable):
             noise, known = self.levels.noises[k], self.levels.groups[group].known
             if noise.name in ("normal", "lognormal") and known is None:
                 # The noise is estimated, so that its share of the width has the same Student's distribution.
-                added = np.zeros((len(h), len(self.uncertainty.counts)))
+                added = np.zeros((len(h), len(uncertainty.counts)))
                 added[:, number[group]] = (self.sigma[k] * (h[:, k] if noise.log else 1.0)) ** 2
-                reach = self.uncertainty.reach(slopes[:, k], added)
+                reach = uncertainty.reach(slopes[:, k], added)
                 lower[:, k], upper[:, k] = _edges(h[:, k], reach, log[k])
             else:
                 sizes = self._sizes_of(group, len(h))
@@ -375,10 +383,18 @@ class FitResult:
             raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
         return times.tolist(), position
 
-    def _path(self, t: ArrayLike, trajectory: int, derivatives: bool = True) -> tuple[ModelPath, NDArray[np.intp]]:
+    def _path(
+        self, t: ArrayLike, trajectory: int, derivatives: bool = True, population: bool = False
+    ) -> tuple[ModelPath, NDArray[np.intp]]:
         """The path of a trajectory at the times in order, and where each of the given ones stands among them."""
+        if population and self.random is None:
+            raise ValueError(
+                "population=True is for fits with random effects, fit(..., random={name: 'lognormal'}); this one has "
+                "none: leave it out"
+            )
         times, position = self._times(t, trajectory)
-        return self.misfit.path(self.theta, trajectory, times, derivatives), position
+        misfit = self.misfit.shifted(None) if population else self.misfit
+        return misfit.path(self.theta, trajectory, times, derivatives), position
 
     def _is_log(self, state: str) -> bool:
         observed = [noise for of, noise in zip(self.data.states, self.levels.noises, strict=True) if of == state]

@@ -38,6 +38,7 @@ class Uncertainty:
         undetermined: the other directions, as orthonormal columns in units of typical changes, [n_free, m].
         magnitudes: those units, [n_free].
         warnings: what is not determined, or only weakly, in words.
+        trajectories: the uncertainty of theta in each trajectory, where theta differs between them.
     """
 
     parts: NDArray[np.float64]
@@ -46,6 +47,11 @@ class Uncertainty:
     undetermined: NDArray[np.float64]
     magnitudes: NDArray[np.float64]
     warnings: list[str]
+    trajectories: tuple[Uncertainty, ...] = ()
+
+    def of(self, trajectory: int) -> Uncertainty:
+        """The uncertainty of theta in a trajectory."""
+        return self.trajectories[trajectory] if self.trajectories else self
 
     @property
     def covariance(self) -> NDArray[np.float64]:
