@@ -267,9 +267,7 @@ def _size_estimates(
 
 def _meanings(levels: Levels) -> list[str]:
     """What each of the sizes that are estimated means."""
-    return [
-        _meaning(group.noise, name.removesuffix(group.label)) for group in levels.groups for name in group.names
-    ]
+    return [_meaning(group.noise, name.removesuffix(group.label)) for group in levels.groups for name in group.names]
 
 
 def _meaning(noise: NoiseModel, size: str) -> str:

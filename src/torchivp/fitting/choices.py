@@ -99,7 +99,10 @@ class _Chooser:
         for state in given:
             if state not in self.model.states:
                 raise ValueError(f"initial names {state!r}, but the states are {', '.join(self.model.states)}")
-        return {**dict.fromkeys((state for state in self.model.states if state in self.choices.random), SHARED), **given}
+        return {
+            **dict.fromkeys((state for state in self.model.states if state in self.choices.random), SHARED),
+            **given,
+        }
 
     def _check_names(self) -> None:
         """Refuse names that clash, and those that nothing has."""

@@ -16,8 +16,24 @@ from torch.autograd import forward_ad
 
 from torchivp.events.event import Scheduled
 from torchivp.fitting.data import Dataset, Trajectory
+from torchivp.fitting.doses import Dose
 
-Change = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the state [n_states] at a known time.
+
+    Attributes:
+        function: what becomes of the state.
+        adds: whether it adds to the state what does not depend on it, whatever the shape [..., n_states].
+    """
+
+    function: Callable[[Tensor], Tensor]
+    adds: bool = False
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """The state after it."""
+        return self.function(y)
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,9 @@ def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tup
         y: the states, [rows, n_states].
         tangents: [rows, n_directions, n_states].
     """
-    if not changes:
+    if all(change.adds for change in changes):
+        for change in changes:
+            y = change(y)
         return y, tangents
     rows, directions, n = tangents.shape
     with torch.no_grad(), forward_ad.dual_level():
@@ -107,7 +125,8 @@ class Inputs:
 def _change(schedule: Scheduled, t: float, number: int) -> Change:
     """What a schedule does at the time with this number."""
     value: tuple[Any, ...] = () if schedule.values is None else (torch.as_tensor(schedule.values)[number],)
-    return lambda y: schedule.apply(torch.tensor(t, dtype=torch.float64), y, *value)
+    at = torch.tensor(t, dtype=torch.float64)
+    return Change(lambda y: schedule.apply(at, y, *value), isinstance(schedule.apply, Dose))
 
 
 def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequence[str]) -> Inputs:

@@ -28,6 +28,7 @@ class Point:
         population: what x stands for.
         modes: the most likely effects there.
         z_slopes: their derivatives by x, [n_trajectories, q, n].
+        hessian: the second derivatives of minus the log density of the data by the effects, [n_trajectories, q, q].
         posterior: their covariances given the data and the population, in units of omega, [n_trajectories, q, q].
     """
 
@@ -38,6 +39,7 @@ class Point:
     population: Population
     modes: Modes
     z_slopes: Floats
+    hessian: Floats
     posterior: Floats
 
 
@@ -109,18 +111,23 @@ class LaplaceApproximation:
                 group.append(j)
         return groups
 
-    def at(self, x: Floats, z: Floats) -> Point | None:
+    def near(self, x: Floats, point: Point) -> Point | None:
+        """The approximation at a place near another one."""
+        return self.at(x, point.modes.z + point.z_slopes @ (x - point.x), point.hessian)
+
+    def at(self, x: Floats, z: Floats, hessian: Floats | None = None) -> Point | None:
         """The approximation at a place.
 
         Args:
             x: the place, [n].
             z: where to look for the effects, in units of omega, [n_trajectories, q].
+            hessian: as of `Joint.modes`.
 
         Returns:
             It; None if the model cannot be solved there.
         """
         population = self.population(x)
-        modes = self.joint.modes(population, z)
+        modes = self.joint.modes(population, z, hessian)
         if modes is None:
             return None
         local = self._local(modes.found, population)
@@ -130,10 +137,12 @@ class LaplaceApproximation:
         known, slopes = prior_residuals(self.joint.misfit.quantities, population.theta)
         nll = self.joint.levels.nll(modes.found, population.sizes)
         value = nll + 0.5 * float(np.sum(modes.z**2)) + float(local.half.sum())
-        posterior = np.linalg.inv(local.curvature)
-        gradient, z_slopes = self._slopes(population, modes, local, posterior, found)
+        posterior: Floats = np.linalg.inv(local.curvature)
+        by_theta = self._by_theta(found)
+        gradient, z_slopes = self._slopes(population, modes, local, posterior, by_theta)
         gradient[: self.n_theta] += known @ slopes
-        return Point(x, value, 0.5 * float(known @ known), gradient, population, modes, z_slopes, posterior)
+        penalty, hessian = 0.5 * float(known @ known), by_theta[0][:, :, self.joint.effects.entries]
+        return Point(x, value, penalty, gradient, population, modes, z_slopes, hessian, posterior)
 
     def _local(self, found: Predictions, population: Population, sizes: Floats | None = None) -> _Local:
         sizes, omega = population.sizes if sizes is None else sizes, population.omega
@@ -192,11 +201,11 @@ class LaplaceApproximation:
         modes: Modes,
         local: _Local,
         posterior: Floats,
-        around: list[tuple[_Local, _Local]],
+        by_theta: tuple[Floats, Floats],
     ) -> tuple[Floats, Floats]:
         """The gradient of the approximation, [n], and the derivatives of the modes, [n_trajectories, q, n]."""
         entries, omega, eta = self.joint.effects.entries, population.omega, modes.z * population.omega
-        mixed_theta, half_theta = self._by_theta(around)
+        mixed_theta, half_theta = by_theta
         direct_sizes, mixed_sizes, half_sizes = self._by_sizes(population, modes.found)
         hessian = mixed_theta[:, :, entries]  # of the data, by effects
         residuals, slopes = self.joint.levels.least_squares(modes.found, population.sizes)
@@ -209,6 +218,6 @@ class LaplaceApproximation:
         mixed = omega[:, None] * np.concatenate([mixed_theta, mixed_omega, mixed_sizes], -1)
         half = np.concatenate([half_theta, half_omega, half_sizes], -1)
         exact = omega[:, None] * hessian * omega + np.eye(self.n_effects)
-        z_slopes = -np.linalg.solve(0.5 * (exact + np.swapaxes(exact, 1, 2)), mixed)
+        z_slopes: Floats = -np.linalg.solve(0.5 * (exact + np.swapaxes(exact, 1, 2)), mixed)
         by_z = half_theta[:, entries] * omega
         return direct + (half + np.einsum("iq,iqn->in", by_z, z_slopes)).sum(0), z_slopes

@@ -19,6 +19,8 @@ from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
 _FIRST_OMEGA = 0.5  # in typical changes
 _WARM_UP = 10  # steps of expectation and maximisation before the search
 _LEAST_OMEGA, _LARGEST_OMEGA = 1e-4, 1e2  # in typical changes
+_ROUGHLY = 1e-4  # what the effects may still gain meanwhile
+_CLOSE = 0.5  # so near, in typical changes, effects and their curvature are told from one place at another
 _STEP = 2e-3  # of the differences of the gradient, in typical changes
 _NEWTON_STEPS = 4
 _SETTLED = 1e-10  # what a step of Newton's may gain of the log likelihood where the search ends
@@ -112,7 +114,7 @@ class _Run:
     def maximise(self, population: Population, z: Floats, pooled: Maximum) -> MarginalMaximum:
         """Find the maximum from a population and effects."""
         population, z = self._warm_up(population, z)
-        first = self._at(self.target.place(population), z)
+        first = self.target.at(np.clip(self.target.place(population), self.lower, self.upper), z)
         if first is None:
             raise RuntimeError(
                 "the model cannot be solved with the differences between trajectories that the data suggest: "
@@ -139,7 +141,7 @@ class _Run:
         entries, quantities = self.joint.effects.entries, self.joint.misfit.quantities
         count = np.maximum(self.active.sum(0), 1)
         for _ in range(_WARM_UP):
-            modes = self.joint.modes(population, z)
+            modes = self.joint.modes(population, z, settled=_ROUGHLY)
             if modes is None:
                 break
             eta, omega = modes.z * population.omega, population.omega
@@ -156,8 +158,11 @@ class _Run:
             self.search.report("differences between trajectories", modes.found)
         return population, z
 
-    def _at(self, x: Floats, z: Floats) -> Point | None:
-        point = self.target.at(np.clip(x, self.lower, self.upper), z)
+    def _near(self, x: Floats, known: Point) -> Point | None:
+        """The approximation at a place, that at another one being known; None where it is not finite."""
+        x = np.clip(x, self.lower, self.upper)
+        close = np.abs((x - known.x) / self.scale).max() < _CLOSE
+        point = self.target.near(x, known) if close else self.target.at(x, known.modes.z)
         return point if point is not None and np.isfinite(point.value) and np.isfinite(point.gradient).all() else None
 
     def _quasi_newton(self, first: Point) -> Point:
@@ -167,8 +172,7 @@ class _Run:
         def value(u: Floats) -> tuple[float, Floats]:
             nonlocal best, latest
             x = u * self.scale
-            near = latest if np.abs((x - latest.x) / self.scale).max() < 1.0 else best
-            point = self._at(x, near.modes.z)
+            point = self._near(x, latest)
             if point is None:  # as bad as nothing else so far, and without a way out
                 return first.value + first.penalty + 1e3 * (1 + abs(first.value)), np.zeros_like(u)
             latest = point
@@ -194,7 +198,7 @@ class _Run:
         for _ in range(_NEWTON_STEPS):
             if gain <= _SETTLED:
                 break
-            after = self._at(point.x + step, point.modes.z)
+            after = self._near(point.x + step, point)
             if after is None:
                 break
             next_step, next_gain = self._step(after, hessian)
@@ -220,10 +224,7 @@ class _Run:
         for j in np.flatnonzero(free):
             width = np.zeros(n)
             width[j] = _STEP * self.scale[j]
-            ends = [
-                self.target.at(point.x + side * width, point.modes.z + side * point.z_slopes[..., j] * width[j])
-                for side in (1, -1)
-            ]
+            ends = [self.target.near(point.x + side * width, point) for side in (1, -1)]
             ahead, behind = (point if end is None else end for end in ends)
             if ahead is not behind:
                 hessian[j] = (ahead.gradient - behind.gradient) / (ahead.x[j] - behind.x[j])
