@@ -127,10 +127,10 @@ def fit(
             value of its own.
         tied: from a parameter to the formula by which it follows from others.
         random: what differs between trajectories by chance: a dict from the name of a parameter, or of a state for its
-            initial value, to "normal", "lognormal" or "logitnormal"; or a list of names, which are normal on their scales
-            of estimation. Estimated are the value of the population (the median), the standard deviation omega on the
-            scale of estimation, and the values of the trajectories; see "Differences between trajectories" in the
-            documentation. The likelihood is the marginal one, by Laplace's approximation.
+            initial value, to "normal", "lognormal" or "logitnormal"; or a list of names, each normal on its scale of
+            estimation. Estimated are the values of the population (medians), the standard deviations omega on these
+            scales, and the values of each trajectory; bounds and priors are those of the population. The likelihood is
+            the marginal one, by Laplace's approximation: see "Differences between subjects" in the documentation.
         scale: by name, the scale of estimation: "log", "linear" or "logit" (between its bounds).
         bounds: by name, (lower, upper), None for no bound.
         priors: by name, what is known beforehand of a value: a distribution of `torch.distributions`, or (mean, standard

@@ -201,7 +201,7 @@ class Quantities:
         return other
 
     def _in_trajectories(self, theta: Tensor) -> Tensor:
-        """What stands for `theta` [..., n_free] in trajectories: itself, or one for each, [..., n_trajectories, n_free]."""
+        """What `theta` [..., n_free] is in trajectories: itself, or one for each, [..., n_trajectories, n_free]."""
         return theta if self.shifts is None else theta[..., None, :] + self.shifts
 
     @property

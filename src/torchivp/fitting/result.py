@@ -117,7 +117,7 @@ class FitResult:
         attempts: with `starts`, where each start led, the most likely first.
         call: the call of `fit` that gave it, as Python.
         random: how trajectories differ by chance; None if that was not asked for. Where it was, `nll` is that of the
-            marginal likelihood, and predictions, bands and residuals are those of the trajectories with their own values.
+            marginal likelihood, and predictions, bands and residuals are those of trajectories with their own values.
     """
 
     model: Model
@@ -330,7 +330,10 @@ class FitResult:
                 "std. error": [estimate.standard_error for estimate in self.estimates],
                 "95 % from": [estimate.lower for estimate in self.estimates],
                 "to": [estimate.upper for estimate in self.estimates],
-                "unit": [estimate.unit if estimate.free else f"{estimate.unit} (held)" for estimate in self.estimates],
+                "unit": [
+                    each.unit if each.free or each.kind == "derived" else f"{each.unit} (held)"
+                    for each in self.estimates
+                ],
             }
         )
         head = (

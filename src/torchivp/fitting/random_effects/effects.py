@@ -123,19 +123,18 @@ def find_effects(
 def _check(quantity: Quantity, n_trajectories: int) -> None:
     """Refuse a quantity of which there is no population value to be estimated."""
     name = quantity.name
-    if not quantity.free:
-        raise ValueError(
-            f"random names {name}, whose value in the population is held: estimate it, drop it from fixed or name it in "
-            "free"
-        )
-    if quantity.trajectories is None:
-        return
-    if quantity.kind == "initial state":
+    if quantity.trajectories is not None and quantity.kind == "initial state":
         raise ValueError(
             f"random names {quantity.key!r}, of which each trajectory has its own initial value: write "
             f"initial={{{quantity.key!r}: 'shared'}}, or leave it out of initial"
         )
-    raise ValueError(
-        f"random names {name}, which belongs to {len(quantity.trajectories)} of {n_trajectories} trajectories: name what "
-        "all have in common"
-    )
+    if quantity.trajectories is not None:
+        raise ValueError(
+            f"random names {name}, which belongs to {len(quantity.trajectories)} of {n_trajectories} trajectories: "
+            "name what all have in common"
+        )
+    if not quantity.free:
+        raise ValueError(
+            f"random names {name}, whose value in the population is held: estimate it, drop it from fixed or name it "
+            "in free"
+        )

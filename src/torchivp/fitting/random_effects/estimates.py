@@ -30,9 +30,10 @@ class RandomEffects:
             scales of estimation, [n_trajectories, q].
         values: the values of each trajectory, [n_trajectories, q].
         covariances: of the effects of each trajectory given the data and the population, [n_trajectories, q, q].
-        shrinkage: one minus the standard deviation of the effects over omega, [q]: near 0 where the data of a trajectory
-            determine its value, near 1 where it is hardly more than that of the population (R. M. Savic and M. O.
-            Karlsson, "Importance of shrinkage in empirical Bayes estimates for diagnostics", AAPS Journal 11 (2009)).
+        shrinkage: one minus the standard deviation of the effects over omega, [q]: near 0 where the data of a
+            trajectory determine its value, near 1 where it is hardly more than that of the population (R. M. Savic and
+            M. O. Karlsson, "Importance of shrinkage in empirical Bayes estimates for diagnostics", AAPS Journal 11
+            (2009)).
         covariance: of all that was estimated on the scale of estimation: the free quantities, the logarithms of omega,
             those of the sizes of the noise, [n, n].
     """
@@ -165,15 +166,21 @@ def individual_estimates(
 
 
 def omega_warnings(marginal: MarginalMaximum) -> list[str]:
-    """What does not differ, in words."""
+    """Which omegas have gone to zero, or to infinity, in words."""
     first = len(marginal.point.population.theta)
-    held = marginal.on_bound[first : first + len(marginal.effects.entries)]
-    names = [name for name, bound in zip(marginal.effects.names, held, strict=True) if bound]
-    return [
-        f"the data show no differences between trajectories in {name}: omega({name}) is at the smallest value, or at the "
-        "largest: leave it out of random"
-        for name in names
-    ]
+    warnings = []
+    for k, quantity in enumerate(marginal.effects.quantities):
+        name = quantity.name
+        if not marginal.on_bound[first + k]:
+            continue
+        if marginal.point.population.omega[k] < quantity.magnitude:
+            warnings.append(f"the data show no differences between trajectories in {name}: leave it out of random")
+        else:
+            warnings.append(
+                f"the differences between trajectories in {name} grow without bound: the data say little about its "
+                f"values, so hold it, or give its population a prior"
+            )
+    return warnings
 
 
 def _on_log_scale(

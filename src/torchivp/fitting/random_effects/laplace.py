@@ -137,7 +137,7 @@ class LaplaceApproximation:
         known, slopes = prior_residuals(self.joint.misfit.quantities, population.theta)
         nll = self.joint.levels.nll(modes.found, population.sizes)
         value = nll + 0.5 * float(np.sum(modes.z**2)) + float(local.half.sum())
-        posterior: Floats = np.linalg.inv(local.curvature)
+        posterior = np.asarray(np.linalg.inv(local.curvature), dtype=np.float64)
         by_theta = self._by_theta(found)
         gradient, z_slopes = self._slopes(population, modes, local, posterior, by_theta)
         gradient[: self.n_theta] += known @ slopes
@@ -151,7 +151,7 @@ class LaplaceApproximation:
         return _Local(self.joint.gradient(found, sizes), 0.5 * np.linalg.slogdet(curvature)[1], curvature)
 
     def _solve_around(self, population: Population, modes: Modes) -> list[tuple[_Local, _Local]] | None:
-        """What the effects feel a step of each direction of theta ahead and behind, themselves staying where they are."""
+        """What the effects feel a step ahead and one behind in each direction of theta, they themselves staying."""
         quantities = self.joint.misfit.quantities
         steps = np.zeros((len(self._directions), self.n_theta))
         for step, group in zip(steps, self._directions, strict=True):
@@ -180,8 +180,7 @@ class LaplaceApproximation:
         return mixed, half
 
     def _by_sizes(self, population: Population, found: Predictions) -> tuple[Floats, Floats, Floats]:
-        """The derivatives by the log sizes of the log density of the data [n_sizes], of the gradient, of the half log
-        determinant."""
+        """Derivatives by the log sizes: of the log density of the data, the gradient, the half log determinant."""
         levels, count = self.joint.levels, self.joint.n_trajectories
         direct = np.zeros(self.n_sizes)
         mixed, half = np.zeros((count, self.n_effects, self.n_sizes)), np.zeros((count, self.n_sizes))
@@ -218,6 +217,6 @@ class LaplaceApproximation:
         mixed = omega[:, None] * np.concatenate([mixed_theta, mixed_omega, mixed_sizes], -1)
         half = np.concatenate([half_theta, half_omega, half_sizes], -1)
         exact = omega[:, None] * hessian * omega + np.eye(self.n_effects)
-        z_slopes: Floats = -np.linalg.solve(0.5 * (exact + np.swapaxes(exact, 1, 2)), mixed)
+        z_slopes = -np.asarray(np.linalg.solve(0.5 * (exact + np.swapaxes(exact, 1, 2)), mixed), dtype=np.float64)
         by_z = half_theta[:, entries] * omega
         return direct + (half + np.einsum("iq,iqn->in", by_z, z_slopes)).sum(0), z_slopes

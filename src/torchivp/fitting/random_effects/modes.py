@@ -158,7 +158,7 @@ class Joint:
             curvature = np.where(sound[:, None, None], exact, curvature)
         gradient = self.gradient(found, population.sizes) * population.omega + z
         damped = curvature * (1 + damping[:, None, None] * diagonal)
-        step: Floats = -np.linalg.solve(damped, gradient[..., None])[..., 0]
+        step = -np.asarray(np.linalg.solve(damped, gradient[..., None])[..., 0], dtype=np.float64)
         return step, -0.5 * (gradient * step).sum(1)
 
 
