@@ -18,6 +18,15 @@ from torchivp.fitting.noise import NoiseModel
 from torchivp.fitting.optimise import ON_BOUND, Search
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.random_effects.estimates import (
+    individual_estimates,
+    marginal_uncertainty,
+    omega_estimates,
+    omega_warnings,
+    random_effects,
+    size_estimates,
+)
+from torchivp.fitting.random_effects.maximise import MarginalMaximum
 from torchivp.fitting.result import FitResult
 from torchivp.fitting.summary import Estimate
 from torchivp.fitting.trust import no_better_than_constant, quantities_at_zero
@@ -28,7 +37,14 @@ _NORMAL = ("normal", "lognormal")  # noise whose sizes have intervals of the chi
 _95 = 1.959963984540054
 
 
-def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call: str, seconds: float) -> FitResult:
+def assemble(
+    search: Search,
+    maximum: Maximum,
+    derived: Mapping[str, Any],
+    call: str,
+    seconds: float,
+    marginal: MarginalMaximum | None = None,
+) -> FitResult:
     """The result of a fit.
 
     Args:
@@ -37,6 +53,7 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
         derived: formulas of further quantities, by name.
         call: how to repeat the fit.
         seconds: how long it took.
+        marginal: the maximum of the marginal likelihood, if trajectories differ by chance.
     """
     misfit, levels, likelihood = search.misfit, search.levels, maximum.likelihood
     data, quantities = misfit.data, misfit.quantities
@@ -44,15 +61,24 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
     assert found is not None, "a finite likelihood has predictions"
     on_bound = quantities.on_bound(theta, ON_BOUND)
     information = levels.information(found, likelihood.sizes)
-    priors = prior_residuals(quantities, theta)[1]
-    evidence = levels.evidence(found, likelihood.sizes)
-    evidence += [Evidence(priors, len(priors), False)] if len(priors) else []
-    uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound)
-    sizes = _size_estimates(levels, information, likelihood.sizes, found, uncertainty)
+    if marginal is None:
+        priors = prior_residuals(quantities, theta)[1]
+        evidence = levels.evidence(found, likelihood.sizes)
+        evidence += [Evidence(priors, len(priors), False)] if len(priors) else []
+        uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound)
+        sizes = _size_estimates(levels, information, likelihood.sizes, found, uncertainty)
+    else:
+        uncertainty = marginal_uncertainty(marginal, quantities.free, len(information))
+        sizes = size_estimates(marginal, levels.names, _meanings(levels))
+    random = None if marginal is None else random_effects(marginal)
     estimates = _estimates(quantities, theta, uncertainty, on_bound)
+    estimates += [] if marginal is None or random is None else omega_estimates(marginal, random)
+    n_free = sum(estimate.free for estimate in estimates) + len(sizes)
+    if marginal is not None and random is not None:
+        names = [series.name for series in data.trajectories]
+        estimates += individual_estimates(marginal, random, uncertainty, names)
     estimates += _derived(misfit, theta, uncertainty, derived)
-    nll, n_data = likelihood.nll, len(found.values)
-    n_free = len(quantities.free) + len(sizes)
+    nll, n_data = likelihood.nll if marginal is None else marginal.point.value, len(found.values)
     ended = "converged" if likelihood.converged else f"not converged within {search.max_iterations} iterations"
     if likelihood.converged and maximum.doubts:
         ended = "not converged to what the model says (see the warnings)"
@@ -76,6 +102,7 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
             *maximum.doubts,
             *maximum.rivals,
             *_warnings(search, maximum, uncertainty, on_bound),
+            *([] if marginal is None else omega_warnings(marginal)),
         ],
         notes=data.notes,
         iterations=search.iterations,
@@ -91,13 +118,14 @@ def assemble(search: Search, maximum: Maximum, derived: Mapping[str, Any], call:
         attempts=maximum.attempts,
         uncertainty=uncertainty,
         call=call,
+        random=random,
     )
 
 
 def _fitted(misfit: Misfit, theta: NDArray[np.float64]) -> Model:
     """A copy of the model with the estimated parameters, of the first trajectory where they differ."""
     model = copy.deepcopy(misfit.model)
-    parameters = misfit.quantities.parameters(torch.tensor(theta))
+    parameters = misfit.quantities.shifted(None).parameters(torch.tensor(theta))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(parameters[name])
@@ -137,7 +165,8 @@ def _derived(
         for target in each.targets:
             k = quantities.names.index(target)
             for label, i in _different(misfit, own[:, k]):
-                estimates.append(_derived_estimate(f"{target}{label}", float(own[i, k]), slopes[i, k], uncertainty))
+                one = uncertainty.of(i)
+                estimates.append(_derived_estimate(f"{target}{label}", float(own[i, k]), slopes[i, k], one))
     for name, given in derived.items():
         estimates += derive(misfit, theta, uncertainty, name, given)
     return estimates
@@ -160,7 +189,7 @@ def derive(
             by_theta += gradient.numpy()[:, None] * slopes[:, quantities.names.index(each)]
     text = given if isinstance(given, str) else ""
     return [
-        _derived_estimate(f"{name}{label}", values[i].item(), by_theta[i], uncertainty, text)
+        _derived_estimate(f"{name}{label}", values[i].item(), by_theta[i], uncertainty.of(i), text)
         for label, i in _different(misfit, values.detach())
     ]
 
@@ -217,6 +246,11 @@ def _size_estimates(
                 )
             )
     return estimates
+
+
+def _meanings(levels: Levels) -> list[str]:
+    """What each of the sizes that are estimated means."""
+    return [_meaning(group.noise, name.removesuffix(group.label)) for group in levels.groups for name in group.names]
 
 
 def _meaning(noise: NoiseModel, size: str) -> str:

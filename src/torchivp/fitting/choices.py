@@ -37,6 +37,7 @@ class Choices:
     by: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, Formula] = field(default_factory=dict)
     initial: str | Mapping[str, Formula | float] = field(default_factory=dict)
+    random: Mapping[str, Scale | None] = field(default_factory=dict)
 
 
 def list_quantities(
@@ -103,7 +104,10 @@ class _Chooser:
         for state in given:
             if state not in self.model.states:
                 raise ValueError(f"initial names {state!r}, but the states are {', '.join(self.model.states)}")
-        return dict(given)
+        return {
+            **dict.fromkeys((state for state in self.model.states if state in self.choices.random), SHARED),
+            **given,
+        }
 
     def _check_names(self) -> None:
         """Refuse names that clash, and those that nothing has."""
@@ -222,7 +226,9 @@ class _Chooser:
         fixed = self._by_name(quantities, choices.fixed, "fixed")
         fixed |= self._numbers_of_initial(quantities)
         start = self._by_name(quantities, choices.start, "start")
-        scales = self._by_name(quantities, choices.scale, "scale", _check_scale)
+        scales = self._by_name(quantities, choices.random, "random", lambda _, scale: scale)
+        scales = {name: scale for name, scale in scales.items() if scale is not None}
+        scales |= self._by_name(quantities, choices.scale, "scale", _check_scale)
         bounds = self._by_name(quantities, choices.bounds, "bounds", _check_bounds)
         priors = self._by_name(quantities, choices.priors, "priors", read_prior)
         free = self._free_names(quantities, fixed)

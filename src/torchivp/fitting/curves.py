@@ -9,6 +9,7 @@ from torchivp.fitting.data import Dataset
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.misfit import Path as ModelPath
+from torchivp.fitting.random_effects.estimates import RandomEffects
 from torchivp.fitting.uncertainty import Uncertainty
 from torchivp.models.model import Model
 
@@ -26,6 +27,7 @@ class FitCurves:
     sizes: NDArray[np.float64]
     theta: NDArray[np.float64]
     uncertainty: Uncertainty
+    random: RandomEffects | None
 
     @property
     def misfit(self) -> Misfit:
@@ -37,26 +39,29 @@ class FitCurves:
         """The first size of the noise of each observable, [n_observed]: mostly its standard deviation."""
         return self.levels.per_observable(self.sizes)
 
-    def predict(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
+    def predict(self, t: ArrayLike, trajectory: int = 0, population: bool = False) -> NDArray[np.float64]:
         """The states of the fitted model; of a stochastic model, their expectations given the data up to each time.
 
         Args:
             t: times in any order, [T], none before the first data time of the trajectory.
             trajectory: the number of the trajectory.
+            population: of a fit with random effects, whether to predict a trajectory with the values of the population
+                instead of its own: the typical one with its conditions and doses.
 
         Returns:
             The states, [T, n_states].
 
         Raises:
-            ValueError: a time lies before the first data time, or there is no such trajectory.
+            ValueError: a time lies before the first data time, there is no such trajectory, or there are no random
+                effects.
             SolveError: the model cannot be solved up to the last of the times.
         """
-        path, position = self._path(t, trajectory, derivatives=False)
+        path, position = self._path(t, trajectory, derivatives=False, population=population)
         return path.states[position]
 
-    def observe(self, t: ArrayLike, trajectory: int = 0) -> NDArray[np.float64]:
+    def observe(self, t: ArrayLike, trajectory: int = 0, population: bool = False) -> NDArray[np.float64]:
         """The observables of the fitted model, without noise, [T, n_observed]; else as `predict`."""
-        path, position = self._path(t, trajectory, derivatives=False)
+        path, position = self._path(t, trajectory, derivatives=False, population=population)
         return path.observables[position]
 
     def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
@@ -73,14 +78,14 @@ class FitCurves:
         log = np.array([self._is_log(state) for state in self.model.states])
         known = None if path.spread is None else path.spread.states[position]
         states = path.states[position]
-        return _edges(states, self._reach(path.state_slopes[position], states, known), log)
+        return _edges(states, self._reach(trajectory, path.state_slopes[position], states, known), log)
 
     def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
         path, position = self._path(t, trajectory)
         known = None if path.spread is None else path.spread.observables[position]
         h = path.observables[position]
-        return _edges(h, self._reach(path.observable_slopes[position], h, known), self._log_observables())
+        return _edges(h, self._reach(trajectory, path.observable_slopes[position], h, known), self._log_observables())
 
     def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
         """The pointwise 95 % prediction band: where new observations fall, each [T, n_observed].
@@ -91,17 +96,18 @@ class FitCurves:
         h, slopes = path.observables[position], path.observable_slopes[position]
         if path.spread is not None:
             variances = path.spread.observables[position] + np.nan_to_num(path.spread.measurements)
-            return _edges(h, self._reach(slopes, h, variances), self._log_observables())
+            return _edges(h, self._reach(trajectory, slopes, h, variances), self._log_observables())
         log = np.array([noise.log for noise in self.levels.noises])
-        lower, upper = _edges(h, self.uncertainty.reach(slopes), self._log_observables())
+        uncertainty = self.uncertainty.of(trajectory)
+        lower, upper = _edges(h, uncertainty.reach(slopes), self._log_observables())
         number = {k: i for i, k in enumerate(self._groups_with_data())}
         for k, group in enumerate(self.levels.of_observable):
             noise, known = self.levels.noises[k], self.levels.groups[group].known
             if noise.name in ("normal", "lognormal") and known is None:
                 # The noise is estimated, so that its share of the width has the same Student's distribution.
-                added = np.zeros((len(h), len(self.uncertainty.counts)))
+                added = np.zeros((len(h), len(uncertainty.counts)))
                 added[:, number[group]] = (self.sigma[k] * (h[:, k] if noise.log else 1.0)) ** 2
-                reach = self.uncertainty.reach(slopes[:, k], added)
+                reach = uncertainty.reach(slopes[:, k], added)
                 lower[:, k], upper[:, k] = _edges(h[:, k], reach, log[k])
             else:
                 sizes = self._sizes_of(group, len(h))
@@ -111,11 +117,15 @@ class FitCurves:
         return lower, upper
 
     def _reach(
-        self, slopes: NDArray[np.float64], values: NDArray[np.float64], variances: NDArray[np.float64] | None
+        self,
+        trajectory: int,
+        slopes: NDArray[np.float64],
+        values: NDArray[np.float64],
+        variances: NDArray[np.float64] | None,
     ) -> NDArray[np.float64]:
         """Half the width of 95 % intervals of values with these slopes by theta, and variances besides."""
         if variances is None:
-            return self.uncertainty.reach(slopes)
+            return self.uncertainty.of(trajectory).reach(slopes)
         # Where a datum says all, a slope is made of rounding.
         little = np.abs(slopes) * self.uncertainty.magnitudes < _ROUNDING * np.abs(values).max(0)[:, None]
         slopes = np.where(little, 0.0, slopes)
@@ -143,10 +153,18 @@ class FitCurves:
             raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
         return times.tolist(), position
 
-    def _path(self, t: ArrayLike, trajectory: int, derivatives: bool = True) -> tuple[ModelPath, NDArray[np.intp]]:
+    def _path(
+        self, t: ArrayLike, trajectory: int, derivatives: bool = True, population: bool = False
+    ) -> tuple[ModelPath, NDArray[np.intp]]:
         """The path of a trajectory at the times in order, and where each of the given ones stands among them."""
         times, position = self._times(t, trajectory)
-        return self.misfit.path(self.theta, trajectory, times, derivatives), position
+        if population and self.random is None:
+            raise ValueError(
+                "population=True is for fits with random effects, fit(..., random={name: 'lognormal'}); this one has "
+                "none: leave it out"
+            )
+        misfit = self.misfit.shifted(None) if population else self.misfit
+        return misfit.path(self.theta, trajectory, times, derivatives), position
 
     def _is_log(self, state: str) -> bool:
         observed = [noise for of, noise in zip(self.data.states, self.levels.noises, strict=True) if of == state]

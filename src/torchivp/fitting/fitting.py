@@ -31,6 +31,8 @@ from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
+from torchivp.fitting.random_effects.effects import find_effects, read_kinds
+from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.result import FitResult
 from torchivp.fitting.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.stochastic.filter import Filter
@@ -68,6 +70,7 @@ def fit(
     parameters: Mapping[str, float] | None = None,
     by: Mapping[str, str] | None = None,
     tied: Mapping[str, Formula] | None = None,
+    random: Mapping[str, str] | Sequence[str] | None = None,
     scale: Mapping[str, Scale] | None = None,
     bounds: Mapping[str, Sequence[float]] | None = None,
     priors: Mapping[str, Any] | None = None,
@@ -131,6 +134,11 @@ def fit(
         by: from a parameter to the column, of the trajectories or of `conditions`, for each of whose labels it has a
             value of its own.
         tied: from a parameter to the formula by which it follows from others.
+        random: what differs between trajectories by chance: a dict from the name of a parameter, or of a state for its
+            initial value, to "normal", "lognormal" or "logitnormal"; or a list of names, each normal on its scale of
+            estimation. Estimated are the values of the population (medians), the standard deviations omega on these
+            scales, and the values of each trajectory; bounds and priors are those of the population. The likelihood is
+            the marginal one, by Laplace's approximation: see "Differences between subjects" in the documentation.
         scale: by name, the scale of estimation: "log", "linear" or "logit" (between its bounds).
         bounds: by name, (lower, upper), None for no bound.
         priors: by name, what is known beforehand of a value: a distribution of `torch.distributions`, or (mean,
@@ -186,6 +194,7 @@ def fit(
     began = clock.perf_counter()
     _check_arguments(model, method)
     modes, columns = _split_sigma(sigma, long is not None)
+    kinds = read_kinds(random, scale or {}, by or {})
     dataset = data
     if not isinstance(data, Dataset):
         dataset = read_data(
@@ -205,7 +214,7 @@ def fit(
     dataset = from_first_change(dataset, inputs)
     measurement = None
     if isinstance(model, StochasticModel):
-        check_stochastic(model, schedule=schedule, doses=doses, starts=starts)
+        check_stochastic(model, schedule=schedule, doses=doses, starts=starts, random=kinds)
         named = [free] if isinstance(free, str) else free or []
         said = [fixed or {}, start or {}, scale or {}, bounds or {}, priors or {}]
         said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
@@ -226,10 +235,12 @@ def fit(
         by or {},
         tied or {},
         initial or {},
+        kinds,
     )
     quantities = list_quantities(model, dataset, choices, log_states, measurement.quantities if measurement else ())
+    effects = find_effects(kinds, quantities, dataset, levels)
     used = len(measurement.starts) if measurement else 0
-    check_enough(dataset, len(quantities.free) + len(levels.names), used)
+    check_enough(dataset, len(quantities.free) + len(levels.names) + len(kinds), used)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(
         EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
@@ -246,6 +257,10 @@ def fit(
         search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
         how = maximise_innovations if measurement else partial(maximise, given=start is not None)
         maximum = find_maximum(search, how, automatic=atol is None)
+        marginal = None
+        if effects is not None:
+            marginal = find_marginal_maximum(search, effects, maximum, automatic=atol is None)
+            maximum = marginal.maximum
         doubts = [
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
@@ -255,7 +270,8 @@ def fit(
     if misfit.journal is not None:
         misfit.journal.close()
     call = python_call(fit, arguments, dataset)
-    return assemble(search, replace(maximum, doubts=doubts), derived or {}, call, clock.perf_counter() - began)
+    maximum = replace(maximum, doubts=doubts)
+    return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
 
 
 def _check_arguments(model: Model, method: str) -> None:

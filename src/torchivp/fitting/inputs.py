@@ -128,7 +128,8 @@ def _change(schedule: Scheduled, t: float, number: int) -> Change:
     if isinstance(schedule.apply, Dose) and schedule.values is not None:
         return Addition(schedule.apply.state, float(torch.as_tensor(schedule.values)[number]))
     value: tuple[Any, ...] = () if schedule.values is None else (torch.as_tensor(schedule.values)[number],)
-    return lambda y: schedule.apply(torch.tensor(t, dtype=torch.float64), y, *value)
+    at = torch.tensor(t, dtype=torch.float64)
+    return lambda y: schedule.apply(at, y, *value)
 
 
 def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequence[str]) -> Inputs:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from torchivp.fitting.stretches import Accuracy
 
 Entry = tuple[NDArray[np.float64], ...] | None
@@ -69,10 +71,18 @@ class Journal:
                 end = file.tell()
             return end
 
-    def key(self, accuracy: Accuracy, theta: NDArray[np.float64], horizon: float, derivatives: bool) -> bytes:
+    def key(
+        self,
+        accuracy: Accuracy,
+        theta: NDArray[np.float64],
+        horizon: float,
+        derivatives: bool,
+        shifts: Tensor | None = None,
+    ) -> bytes:
         """What identifies a solve."""
         said = repr((accuracy, horizon, derivatives)).encode()
-        return hashlib.sha256(said + np.ascontiguousarray(theta).tobytes()).digest()
+        moved = b"" if shifts is None else np.ascontiguousarray(shifts).tobytes()
+        return hashlib.sha256(said + np.ascontiguousarray(theta).tobytes() + moved).digest()
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries

@@ -160,8 +160,11 @@ class Levels:
 
     def nll(self, found: Predictions, sizes: NDArray[np.float64]) -> float:
         """Minus the logarithm of the density of the data."""
-        each = self._each(found, lambda part, h: part.group.noise.nll(part.y, h, part.sizes(sizes), part.censored))
-        return float(each.sum())
+        return float(self.each_nll(found, sizes).sum())
+
+    def each_nll(self, found: Predictions, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Minus the logarithm of the density of each value, [n]."""
+        return self._each(found, lambda part, h: part.group.noise.nll(part.y, h, part.sizes(sizes), part.censored))
 
     def nll_at(
         self, measured: Measured, values: NDArray[np.float64], sizes: NDArray[np.float64]

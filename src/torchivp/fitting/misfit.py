@@ -121,6 +121,12 @@ class Misfit:
         other.accuracy = accuracy
         return other
 
+    def shifted(self, shifts: NDArray[np.float64] | None) -> Misfit:
+        """The same misfit, with theta moved in each trajectory by its own shifts [n_trajectories, n_free]."""
+        other = copy.copy(self)
+        other.quantities = self.quantities.shifted(shifts)
+        return other
+
     def through(self, broker: Broker, number: int) -> Misfit:
         """The same misfit for one of several searches side by side, whose solves the broker puts together."""
         other = copy.copy(self)
@@ -183,7 +189,8 @@ class Misfit:
         journal = self.journal
         if journal is None:
             return self._solved_at(thetas, horizon, derivatives)
-        keys = [journal.key(self.accuracy, theta, horizon, derivatives) for theta in thetas]
+        shifts = self.quantities.shifts
+        keys = [journal.key(self.accuracy, theta, horizon, derivatives, shifts) for theta in thetas]
         new = [i for i, key in enumerate(keys) if key not in journal]
         if new:
             for i, found in zip(new, self._solved_at(thetas[new], horizon, derivatives), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from torchivp.fitting.priors import Prior
 
-Kind = Literal["parameter", "initial state", "sigma", "derived"]
+Kind = Literal["parameter", "initial state", "random", "sigma", "derived"]
 Scale = Literal["log", "linear", "logit"]
 
 
@@ -134,6 +135,7 @@ class Quantities:
         upper: likewise.
         names: the names of the locals: parameters, further parameters, states.
         assignments: as given.
+        shifts: by how much theta is moved in each trajectory, [n_trajectories, n_free]; None for not at all.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Quantities:
         self.parameter_names, self.state_names = list(parameters), list(states)
         self.names = [*parameters, *extras, *states]
         self.assignments = list(assignments)
+        self.shifts: Tensor | None = None
         self._values = torch.tensor([quantity.value for quantity in self.all], dtype=torch.float64)
         self._index = torch.tensor([i for i, quantity in enumerate(self.all) if quantity.free], dtype=torch.long)
         self._log = torch.tensor([quantity.scale == "log" for quantity in self.free], dtype=torch.bool)
@@ -191,6 +194,16 @@ class Quantities:
                 moving[rows, self.names.index(target)] = moving[rows][:, read].any(1)
         self._moving = moving
 
+    def shifted(self, shifts: NDArray[np.float64] | None) -> Quantities:
+        """The same quantities, with theta moved in each trajectory by its own shifts [n_trajectories, n_free]."""
+        other = copy.copy(self)
+        other.shifts = None if shifts is None else torch.tensor(shifts)
+        return other
+
+    def _in_trajectories(self, theta: Tensor) -> Tensor:
+        """What `theta` [..., n_free] is in trajectories: itself, or one for each, [..., n_trajectories, n_free]."""
+        return theta if self.shifts is None else theta[..., None, :] + self.shifts
+
     @property
     def n_trajectories(self) -> int:
         """The number of trajectories."""
@@ -210,7 +223,7 @@ class Quantities:
         return self._values.expand(*theta.shape[:-1], -1).index_copy(-1, self._index, free)
 
     def slopes(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The derivative of the value of each free quantity by its entry of theta, [..., n_free]."""
+        """The derivative of the value of each free quantity by its entry of theta, [..., n_free]; no shifts."""
         values = self.values(torch.as_tensor(theta))[..., self._index]
         slopes = torch.where(self._log, values, 1.0)
         if self._logit.any():
@@ -235,9 +248,12 @@ class Quantities:
 
     def locals(self, theta: Tensor) -> Tensor:
         """The locals of every trajectory, [..., n_trajectories, n_locals], at `theta` [..., n_free]; differentiable."""
-        values = self.values(theta)
+        values = self.values(self._in_trajectories(theta))
         every = torch.cat([values, self._known.expand(*values.shape[:-1], -1)], -1)
-        columns = list(every[..., self._source].unbind(-1))
+        if self.shifts is None:
+            columns = list(every[..., self._source].unbind(-1))
+        else:
+            columns = list(every.gather(-1, self._source.expand(*every.shape[:-1], -1)).unbind(-1))
         for each in self.assignments:
             for column, value in zip(
                 self._columns(each.targets), each.function(self._named(columns, each)), strict=True
@@ -253,7 +269,8 @@ class Quantities:
         slopes = np.zeros((*found.shape, len(self.free)))
         rows, columns = (self._entry >= 0).nonzero()
         entries = self._entry[rows, columns]
-        slopes[..., rows, columns, entries] = self.slopes(theta)[..., entries]
+        own = self.slopes(self._in_trajectories(at).numpy())
+        slopes[..., rows, columns, entries] = own[..., entries] if self.shifts is None else own[..., rows, entries]
         for each in self.assignments:
             self._add_slopes(each, found, slopes)
         return found, slopes

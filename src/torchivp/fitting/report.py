@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from torchivp.fitting import FitResult, Profile
 
 _DIRECTIONS = 6  # how many combinations the page shows, those that the data determine least
-KINDS = {"parameter": "Parameters", "derived": "Derived", "initial state": "Initial states", "sigma": "Noise"}
+KINDS = {
+    "parameter": "Parameters",
+    "random": "Differences between trajectories",
+    "derived": "Derived",
+    "initial state": "Initial states",
+    "sigma": "Noise",
+}
 
 
 def write_report(

@@ -17,6 +17,7 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.multistart import Attempt
 from torchivp.fitting.optimise import Search
+from torchivp.fitting.random_effects.estimates import RandomEffects
 from torchivp.fitting.residual_checks import Verdict, judge
 from torchivp.fitting.summary import Estimate, FitSummary, text_of
 from torchivp.fitting.uncertainty import Direction, Uncertainty
@@ -69,6 +70,8 @@ class FitResult(FitCurves, FitSummary):
         floor: the smallest sensible size of the noise of each observable, [n_observed].
         attempts: with `starts`, where each start led, the most likely first.
         call: the call of `fit` that gave it, as Python.
+        random: how trajectories differ by chance; None if that was not asked for. Where it was, `nll` is that of the
+            marginal likelihood, and predictions, bands and residuals are those of trajectories with their own values.
     """
 
     model: Model
@@ -101,6 +104,7 @@ class FitResult(FitCurves, FitSummary):
     attempts: list[Attempt] = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
     call: str
+    random: RandomEffects | None = field(default=None, repr=False)
     model_name: str = field(init=False, repr=False)
     source: str = field(init=False, repr=False)
     observables: dict[str, str] = field(init=False, repr=False)

@@ -70,6 +70,7 @@ class Uncertainty:
         warnings: what is not determined, or only weakly, in words.
         directions: the eigenvectors of the Fisher information, the best determined first, without those that a bound
             holds.
+        trajectories: the uncertainty of theta in each trajectory, where theta differs between them.
     """
 
     parts: NDArray[np.float64]
@@ -79,6 +80,11 @@ class Uncertainty:
     magnitudes: NDArray[np.float64]
     warnings: list[str]
     directions: list[Direction]
+    trajectories: tuple[Uncertainty, ...] = ()
+
+    def of(self, trajectory: int) -> Uncertainty:
+        """The uncertainty of theta in a trajectory."""
+        return self.trajectories[trajectory] if self.trajectories else self
 
     @property
     def covariance(self) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ import torch
 from torchivp.models import StochasticModel
 
 
-def check_stochastic(model: StochasticModel, *, schedule: Any, doses: Any, starts: int | None) -> None:
+def check_stochastic(
+    model: StochasticModel, *, schedule: Any, doses: Any, starts: int | None, random: Collection[str]
+) -> None:
     """Refuse what the filter of a stochastic model cannot do, and a diffusion of the wrong shape."""
     name, n = type(model).__name__, len(model.states)
     if schedule is not None or doses is not None:
@@ -22,6 +25,11 @@ def check_stochastic(model: StochasticModel, *, schedule: Any, doses: Any, start
         raise ValueError(
             f"{name} is a stochastic model, whose search has one start, since what is expected of each observation "
             "follows the ones before: give start={name: value, ...} instead of starts"
+        )
+    if random:
+        raise ValueError(
+            f"{name} is a stochastic model, whose trajectories share their parameters: leave out random, or give each a "
+            "value of its own by by={name: column}"
         )
     with torch.no_grad():
         shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)

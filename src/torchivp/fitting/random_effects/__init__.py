@@ -1,0 +1,1 @@
+"""Quantities that differ between trajectories by chance: the marginal likelihood, and its maximum."""
