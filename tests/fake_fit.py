@@ -57,6 +57,7 @@ class FakeFit:
     data: Dataset = None
     starts: list = field(default_factory=lambda: [[33.9, 5.93]])
     noise: str = "lognormal"
+    random: None = None
     notes: list = field(default_factory=list)
     penalty: float = 0.0
     priors: dict = field(default_factory=dict)

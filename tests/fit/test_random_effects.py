@@ -135,6 +135,11 @@ def test_individual_values_are_the_best_predictions(line_fit):
     np.testing.assert_allclose(result.random.values[:, 0], [result[f"slope[s{i}]"].value for i in range(8)])
     shrinkage = 1 - np.std(effects, axis=0)[::-1] / result.random.omega
     np.testing.assert_allclose(result.random.shrinkage, shrinkage, atol=1e-6)
+    precision = np.linalg.inv(covariances)
+    sigma = result["sigma(y)"].value
+    designs = [design for design, _ in MixedLines(data).groups]
+    spent = sum(np.trace(np.linalg.solve(p, d.T @ d)) for p, d in zip(precision, designs, strict=True)) / sigma**2
+    assert result.random.freedom == pytest.approx(spent, rel=1e-5)
     assert result["slope[s3]"].kind == "derived" and result["omega(slope)"].kind == "random"
     assert result["omega(slope)"].description.endswith(f"shrinkage {shrinkage[0]:.0%}")
 
@@ -215,7 +220,8 @@ def approximation(noise, observed, choices, kernel=[]):  # noqa: B006 (compiled 
     levels = read_levels(data, noise, "separate", measurements(data))
     quantities = list_quantities(model, data, choices, ["x"])
     misfit = Misfit(model, data, quantities, Accuracy("dopri5", 1e-10, 1e-12, 100_000))
-    kernel or kernel.append(ModelKernel(model, "dopri5"))
+    if not kernel:
+        kernel.append(ModelKernel(model, "dopri5"))
     misfit.use(kernel[0])
     effects = find_effects(choices.random, quantities, data, levels)
     assert effects is not None
@@ -246,6 +252,7 @@ def test_the_gradient_is_that_of_the_approximation(noise, sizes, observed, choic
 
     def value(at):
         there = target.near(at, point)
+        assert there is not None
         return there.value + there.penalty
 
     ways = 2e-3 * np.eye(len(x))
@@ -347,7 +354,7 @@ def test_theophylline_by_laplaces_approximation_and_by_quadrature():
         groups.append((dose[0], t, y))
     result = fit_oral(groups)
     exact, x = Oral(groups), place(result)
-    assert result.converged
+    assert result.converged and result.random is not None
     assert result.nll == pytest.approx(exact.laplace(x), abs=1e-5)
     order = [1, 0, 2, 3, 4, 5]  # x of the fit has ka first
     covariance = result.random.covariance[np.ix_(order, order)]

@@ -248,7 +248,7 @@ def fit(
     misfit = _misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs, measurement)
     misfit.constraints = read_constraints(constraints, quantities)
     misfit.check_gradient()
-    _choose_solver(misfit, check_backend(backend))
+    _choose_solver(misfit, check_backend(backend), many=effects is not None)
     if starts is not None and (start is not None or starts < 1):
         raise ValueError(f"starts={starts} must be a positive number, and stands instead of start: give one of them")
     if checkpoint is not None:
@@ -331,11 +331,12 @@ def _read_inputs(
     return read_inputs(jump_times, schedule, names)
 
 
-def _choose_solver(misfit: Misfit, backend: Backend) -> None:
-    """Let a kernel solve the model, if one is to."""
+def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
+    """Let a kernel solve the model, if one is to; there are so `many` solves of random effects that it always pays."""
     if backend == "eager":
         return
-    if backend == "auto" and misfit.solved is misfit.model:  # the moments of a stochastic model are always worth it
+    # Those of the moments of a stochastic model are so many too.
+    if backend == "auto" and not many and misfit.solved is misfit.model:
         try:
             rough = misfit.at_accuracy(replace(misfit.accuracy, max_steps=_WORTH_COMPILING))
             if rough.steps(misfit.quantities.theta()) < _WORTH_COMPILING:

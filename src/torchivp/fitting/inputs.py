@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torchivp.dual_numbers import DualArithmetic
+from torchivp.dual_numbers import DualArithmetic, dual_level
 from torchivp.events.event import Scheduled
 from torchivp.fitting.data import Dataset, Trajectory
 from torchivp.fitting.doses import Dose
@@ -70,7 +70,7 @@ def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tup
 def _apply(change: Callable[[Tensor], Tensor], y: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     """States after a change that may be any function, with their tangents."""
     rows, directions, n = tangents.shape
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), dual_level():
         # One state at a time, since a change that writes `y[0] + dose` means one.
         state = torch.stack([change(row) for row in y])
         if not directions:

@@ -45,8 +45,9 @@ def judge(result: FitResult) -> Verdict:
         return Verdict("The fit did not converge, so its estimates are not to be relied on.", False, [])
     residuals = [result.residuals(trajectory) for trajectory in range(len(result.data.trajectories))]
     findings = []
+    spent = 0.0 if result.random is None else result.random.freedom / result.n_data
     for column, name in enumerate(result.data.observables):
-        findings += _check_observable(name, [series[:, column] for series in residuals])
+        findings += _check_observable(name, [series[:, column] for series in residuals], spent)
     if findings:
         return Verdict("The fit converged, but its residuals are not plain noise.", False, findings)
     every = np.concatenate([series[np.isfinite(series)] for series in residuals])
@@ -62,12 +63,18 @@ def judge(result: FitResult) -> Verdict:
     )
 
 
-def _check_observable(name: str, series: list[np.ndarray]) -> list[str]:
-    """What is wrong with the standardised residuals of an observable, an array for each trajectory."""
+def _check_observable(name: str, series: list[np.ndarray], spent: float = 0.0) -> list[str]:
+    """What is wrong with the standardised residuals of an observable, an array for each trajectory.
+
+    Args:
+        name: of the observable.
+        series: the residuals.
+        spent: the fraction of the values that random effects use up, since curves with their own values follow the data.
+    """
     residuals = np.concatenate([values[np.isfinite(values)] for values in series])
     if len(residuals) < FEWEST:
         return []
-    return _pattern_in_time(name, series) + _size(name, residuals) + _shape(name, residuals)
+    return _pattern_in_time(name, series) + _size(name, residuals, spent) + _shape(name, residuals)
 
 
 def _pattern_in_time(name: str, series: list[np.ndarray]) -> list[str]:
@@ -98,9 +105,9 @@ def autocorrelation(series: list[np.ndarray]) -> tuple[float, int]:
     return float(products.mean() / squares.mean()), len(products)
 
 
-def _size(name: str, residuals: np.ndarray) -> list[str]:
+def _size(name: str, residuals: np.ndarray, spent: float) -> list[str]:
     """Is the scatter the one that sigma says? It always is where sigma was estimated."""
-    below = special.chdtr(len(residuals), (residuals**2).sum())
+    below = special.chdtr(len(residuals) * (1 - spent), (residuals**2).sum())
     if LEVEL / 2 <= below <= 1 - LEVEL / 2:
         return []
     size = np.sqrt((residuals**2).mean())

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, vmap
 
-from torchivp.dual_numbers import DualArithmetic, dual_numbers, parts
+from torchivp.dual_numbers import DualArithmetic, dual_level, dual_numbers, parts
 from torchivp.models.model import Model
 
 Way = Literal["together", "columns", "mapped", "singly"]
@@ -63,7 +63,7 @@ def way_forwards(model: Model, time: Tensor) -> Way:
         pass
     count = len(model.states) + 1
     spread = torch.linspace(1.0, 1.5, count, dtype=torch.float64)
-    with torch.no_grad(), forward_ad.dual_level(), DualArithmetic():
+    with torch.no_grad(), dual_level(), DualArithmetic():
         states = model.initial_state() + spread[:, None]
         states = forward_ad.make_dual(states, states)
         parameters = {name: forward_ad.make_dual(value * spread, spread) for name, value in model.named_parameters()}

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
-from torchivp.dual_numbers import DualArithmetic
+from torchivp.dual_numbers import DualArithmetic, dual_level, parts
 from torchivp.fitting.right_hand_side import REFUSALS, Way, call_rows, way_forwards
 from torchivp.fitting.stretches import Accuracy, Solved, Stretch
 from torchivp.models.model import Model
@@ -95,15 +95,15 @@ class StepLoop:
                 solution = self._solve_one(stretch, stretch.y[0], stretch.parameters[0], None, accuracy)
             return _of_one(solution, stretch, lambda y: (y.unsqueeze(0), y.new_zeros(1, *y.shape[:-1], 0, y.shape[-1])))
         way = self._find_way()
-        with torch.no_grad(), forward_ad.dual_level():
+        with torch.no_grad(), dual_level():
             y, parameters = _duals(stretch)
             solution = self._solve_one(stretch, y, parameters, way, accuracy)
 
-            def parts(y: Tensor) -> tuple[Tensor, Tensor]:  # of [T, directions, n]
-                value, tangent = _unpacked(y)
+            def apart(y: Tensor) -> tuple[Tensor, Tensor]:  # of [T, directions, n]
+                value, tangent = parts(y)
                 return value[..., 0, :].unsqueeze(0), tangent.unsqueeze(0)
 
-            return _of_one(solution, stretch, parts)
+            return _of_one(solution, stretch, apart)
 
     def _solve_one(
         self, stretch: Stretch, y: Tensor, parameters: Tensor, way: Way | None, accuracy: Accuracy
@@ -144,7 +144,7 @@ class StepLoop:
                 return call_rows(self._model, dict(zip(self._names, parameters.unbind(-1), strict=True)), times, y, way)
 
         t, last = _with_end(stretch)
-        with torch.no_grad(), forward_ad.dual_level() if directions else nullcontext():
+        with torch.no_grad(), dual_level() if directions else nullcontext():
             y, parameters = _duals(stretch) if directions else (stretch.y, stretch.parameters)
             solution = solve_ivp(
                 derivative,
@@ -156,7 +156,7 @@ class StepLoop:
                 throw=False,
                 **accuracy.options(),
             )
-            values, tangents = _unpacked(solution.y)
+            values, tangents = parts(solution.y)
         states = values[::each]
         moved = tangents.unflatten(0, (rows, each))[:, :directions].movedim(2, 1)  # [rows, T, directions, n]
         here = torch.arange(rows)
@@ -214,16 +214,11 @@ def _duals(stretch: Stretch) -> tuple[Tensor, Tensor]:
     return y, forward_ad.make_dual(parameters, moved.repeat(rows, 1))
 
 
-def _unpacked(y: Tensor) -> tuple[Tensor, Tensor]:
-    value, tangent = forward_ad.unpack_dual(y)
-    return value, torch.zeros_like(value) if tangent is None else tangent
-
-
-def _of_one(solution: Solution, stretch: Stretch, parts: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Solved:
-    """The solution of one row; `parts` takes its values and tangents apart, [1, T, n] and [1, T, directions, n]."""
+def _of_one(solution: Solution, stretch: Stretch, apart: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Solved:
+    """The solution of one row; `apart` takes its values and tangents apart, [1, T, n] and [1, T, directions, n]."""
     if not solution.status.ok:
         return Solved.nothing(stretch, solution.status)
-    states, tangents = parts(solution.y)
+    states, tangents = apart(solution.y)
     return Solved(
         states[:, :-1],
         tangents[:, :-1],

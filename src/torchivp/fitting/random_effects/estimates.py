@@ -34,6 +34,8 @@ class RandomEffects:
             trajectory determine its value, near 1 where it is hardly more than that of the population (R. M. Savic and
             M. O. Karlsson, "Importance of shrinkage in empirical Bayes estimates for diagnostics", AAPS Journal 11
             (2009)).
+        freedom: the degrees of freedom that the effects use up: none where omega is zero, one for each where the data
+            of a trajectory determine it.
         covariance: of all that was estimated on the scale of estimation: the free quantities, the logarithms of omega,
             those of the sizes of the noise, [n, n].
     """
@@ -44,6 +46,7 @@ class RandomEffects:
     values: Floats
     covariances: Floats
     shrinkage: Floats
+    freedom: float
     covariance: Floats
 
 
@@ -120,6 +123,7 @@ def random_effects(marginal: MarginalMaximum) -> RandomEffects:
         values,
         point.posterior * np.multiply.outer(omega, omega),
         1 - spread / omega,
+        float(point.posterior[0].shape[0] * len(eta) - np.trace(point.posterior, axis1=1, axis2=2).sum()),
         _covariance(marginal),
     )
 

@@ -128,7 +128,8 @@ class _Run:
         nll = self.search.levels.nll(point.modes.found, sizes)
         at_floor = self.search.levels.at_floor(sizes, self.floor * (1 + 1e-6))
         likelihood = Likelihood(minimum, sizes, nll, gain <= _CONVERGED, at_floor)
-        maximum = replace(pooled, likelihood=likelihood, rivals=[], floor=self.floor)
+        rivals = [f"without differences between trajectories, {each}" for each in pooled.rivals]
+        maximum = replace(pooled, likelihood=likelihood, rivals=rivals, floor=self.floor)
         return MarginalMaximum(maximum, point, hessian, held, self.joint.effects, self.scale, self.active)
 
     @property
