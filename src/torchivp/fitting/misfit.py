@@ -194,8 +194,8 @@ class Misfit:
             shape = (len(own[some]), count)
             values, jacobian = self._observe(of_some, own[some], slopes[some], measured.padded_times, shape)
             every[some], by_theta[some] = values[at], jacobian[at]
-        finite = np.isfinite(every).all(1) & np.isfinite(by_theta).all((1, 2))
-        if not finite[ok].all():
+        finite = np.isfinite(every).all(axis=1) & np.isfinite(by_theta).all(axis=(1, 2))
+        if (ok & ~finite).any():
             self._failure[0] = NOT_FINITE
         return [
             Predictions(theta, h, by, measured) if well else None
