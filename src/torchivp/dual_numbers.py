@@ -22,7 +22,7 @@ _one_at_a_time = threading.RLock()
 @contextmanager
 def dual_level() -> Iterator[None]:
     """The level of forward mode, of which there is one for all threads of a process: one thread waits for another."""
-    with _one_at_a_time, forward_ad.dual_level():
+    with _one_at_a_time, own_level(), forward_ad.dual_level():
         yield
 
 
@@ -33,7 +33,7 @@ def dual_numbers() -> Iterator[None]:
     There is one level for all threads of a process, so that one thread waits for another here. For other threads that
     solve, `in_forward_mode()` stays false.
     """
-    with _one_at_a_time, own_level(), forward_ad._set_fwd_grad_enabled(True), dual_level():
+    with _one_at_a_time, forward_ad._set_fwd_grad_enabled(True), dual_level():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch, in what the first of them makes it import
             forward_ad.make_dual(torch.ones(()), torch.ones(()))

@@ -172,6 +172,19 @@ def _derived(
     return estimates
 
 
+def check_derived(derived: Mapping[str, Any], quantities: Quantities) -> None:
+    """Refuse formulas that cannot be computed, and names that others have, before anything is fitted.
+
+    Raises:
+        ValueError, TypeError: the message says which.
+    """
+    taken = {name for quantity in quantities.all for name in (quantity.name, quantity.key)} | set(quantities.names)
+    for name, given in derived.items():
+        if name in taken:
+            raise ValueError(f"derived names {name!r}, which is a quantity of the fit already: give it another name")
+        read_formula(name, given, quantities.names)
+
+
 def derive(
     misfit: Misfit, theta: NDArray[np.float64], uncertainty: Uncertainty, name: str, given: Any
 ) -> list[Estimate]:

@@ -44,7 +44,8 @@ def read_formula(what: str, given: Any, names: Sequence[str]) -> Named:
                 raise ValueError(f"the formula of {what}, {given!r}, uses {name!r}; it may use {', '.join(names)}")
         return expression.names, _Text(expression)
     if not callable(given):
-        raise TypeError(f"the formula of {what} must be text or a function, got {type(given).__name__}")
+        other = ", a number, 'shared' or 'steady'" if "initially" in what else ""
+        raise TypeError(f"the formula of {what} must be text or a function{other}, got {type(given).__name__}")
     count = len(inspect.signature(given).parameters)
     if count != 1:
         raise ValueError(

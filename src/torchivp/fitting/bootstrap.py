@@ -15,6 +15,7 @@ from torchivp.fitting.measured import Measured
 from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.optimise import Search
 from torchivp.fitting.progress import silent
+from torchivp.models.stochastic_model import StochasticModel
 
 if TYPE_CHECKING:
     from torchivp.fitting.result import FitResult
@@ -89,6 +90,12 @@ class Bootstrap:
 
 def bootstrap(result: FitResult, n: int, kind: Kind = "parametric", seed: int = 0) -> Bootstrap:
     """Fit data that are drawn again; see `FitResult.bootstrap`."""
+    if isinstance(result.model, StochasticModel) or result.random is not None:
+        raise ValueError(
+            "the bootstrap draws data from one curve for each trajectory, which "
+            f"{'a stochastic model' if result.random is None else 'a fit with random effects'} has not: take the "
+            "intervals of the estimates, or simulate and fit data sets of your own"
+        )
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be 'parametric' or 'residual', got {kind!r}")
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:

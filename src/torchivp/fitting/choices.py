@@ -299,6 +299,11 @@ class _Chooser:
             )
         if any(name in series.constants for series in self.data.trajectories):
             raise ValueError(f"{argument} names {name!r}, which the conditions give: drop it from one")
+        if name.startswith("sigma"):
+            raise ValueError(
+                f"{argument} names {name!r}: the size of the noise of a column is held by sigma={{column: number}}, "
+                "and neither started nor bounded"
+            )
         known = list(dict.fromkeys([*(each.key for each in quantities), *(each.name for each in quantities)]))
         raise ValueError(
             f"{argument} names {name!r}, which is no parameter or state.{_close(name, known)} There are "

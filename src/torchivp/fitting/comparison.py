@@ -83,11 +83,12 @@ def _check_same_data(named: Mapping[str, FitSummary]) -> None:
     first, *others = named
     for other in others:
         one, two = named[first], named[other]
-        if one.fingerprint != two.fingerprint:
+        if one.fingerprint != two.fingerprint or one.n_data != two.n_data:
             raise ValueError(
                 f"{first} and {other} are not fitted to the same data ({one.n_data} values of {one.source}, "
                 f"{two.n_data} of {two.source}), so that their likelihoods cannot be compared: fit both to one "
-                "table, with the same columns observed"
+                "table, with the same columns observed (a stochastic model uses up the first values, unless initial or "
+                "start gives its states)"
             )
 
 

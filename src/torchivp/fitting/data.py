@@ -121,19 +121,6 @@ class Dataset:
         values = np.concatenate([trajectory.values[:, k] for trajectory in self.trajectories])
         return values[np.isfinite(values)]
 
-    def check_positive(self) -> None:
-        """Check that lognormal noise makes sense.
-
-        Raises:
-            DataError: a value is not positive; the message names it.
-        """
-        for trajectory in self.trajectories:
-            for i, k in np.argwhere(trajectory.values <= 0):
-                raise DataError(
-                    f"lognormal noise needs positive data, but column {self.observables[k]!r} holds "
-                    f"{trajectory.values[i, k]:g} in {trajectory.rows[i]}: use noise='normal', or leave the value out"
-                )
-
 
 def read_data(
     source: Any,

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from torchivp.api.fused import Backend, check_backend
-from torchivp.checks import check_positive
+from torchivp.checks import check_positive, check_whole_number
 from torchivp.events.event import Scheduled
-from torchivp.fitting.assemble import assemble
+from torchivp.fitting.assemble import assemble, check_derived
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
 from torchivp.fitting.constraints import read_constraints
@@ -102,7 +102,7 @@ def fit(
         model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64. That of a
             `StochasticModel` is a filter: see "Stochastic models" in the documentation.
         data: a table (see `read_data`): the path of a CSV, TSV, Parquet or Excel file, a pandas or Polars DataFrame, a
-            dict of columns; or a `Dataset`.
+            dict of columns; or a `Dataset`, of which what says how to read a table (`time`, `observe`, ...) is refused.
         time: the name of the time column.
         observe: the observed columns: a dict from column to what it observes, which is a state, an expression in states
             and parameters such as "scale * (prey + predator)", or a function `lambda y, p: p.scale * y.prey`; or a
@@ -192,11 +192,13 @@ def fit(
     free = free if free is None or isinstance(free, str) else list(free)
     arguments = dict(locals())
     began = clock.perf_counter()
-    _check_arguments(model, method)
+    _check_arguments(model, method, max_iterations, starts, start)
     modes, columns = _split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
-    dataset = data
-    if not isinstance(data, Dataset):
+    if isinstance(data, Dataset):
+        _refuse_reading(arguments, columns)
+        dataset = data
+    else:
         dataset = read_data(
             data,
             list(model.states),
@@ -247,10 +249,9 @@ def fit(
     )
     misfit = _misfit(copy.deepcopy(model).double(), dataset, quantities, accuracy, inputs, measurement)
     misfit.constraints = read_constraints(constraints, quantities)
+    check_derived(derived or {}, quantities)
     misfit.check_gradient()
     _choose_solver(misfit, check_backend(backend), many=effects is not None)
-    if starts is not None and (start is not None or starts < 1):
-        raise ValueError(f"starts={starts} must be a positive number, and stands instead of start: give one of them")
     if checkpoint is not None:
         misfit.journal = Journal(checkpoint, _identity(arguments, dataset, misfit))
     with show_progress(progress) as tell:
@@ -274,11 +275,25 @@ def fit(
     return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
 
 
-def _check_arguments(model: Model, method: str) -> None:
+def _check_arguments(model: Model, method: str, max_iterations: int, starts: int | None, start: Any) -> None:
     if not isinstance(model, Model):
         raise TypeError(f"model must be a torchivp.models.Model, got {type(model).__name__}")
     if method != AUTO and find_method(method).error_order is None:
         raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
+    check_whole_number("max_iterations", max_iterations, 1)
+    if starts is not None and (start is not None or isinstance(starts, bool) or starts < 1):
+        raise ValueError(f"starts={starts} must be a positive number, and stands instead of start: give one of them")
+
+
+def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:
+    """Refuse what says how to read a table where the data have been read already."""
+    defaults = {"time": "time", "observe": None, "trajectory": None, "long": None, "conditions": None}
+    defaults |= {"censored": None, "time_unit": None}
+    given = [name for name, default in defaults.items() if arguments[name] != default]
+    if columns:
+        given.append("a column in sigma")
+    if given:
+        raise ValueError(f"data is a Dataset, which has been read already: give {', '.join(given)} to read_data")
 
 
 def _identity(arguments: Mapping[str, Any], data: Dataset, misfit: Misfit) -> list[Any]:

@@ -92,6 +92,7 @@ class Inputs:
 
     jump_times: Sequence[float] = ()
     scheduled: Mapping[str, Sequence[Scheduled]] = field(default_factory=dict)
+    _known: dict[str, dict[float, list[Change]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def pieces(self, trajectory: str, start: float, end: float, outputs: Sequence[float] | None) -> list[Piece]:
         """The pieces of a trajectory from `start` to `end`, each with its outputs and changes.
@@ -115,6 +116,11 @@ class Inputs:
         return sorted(self._changes(trajectory))
 
     def _changes(self, trajectory: str) -> dict[float, list[Change]]:
+        if trajectory not in self._known:
+            self._known[trajectory] = self._read_changes(trajectory)
+        return self._known[trajectory]
+
+    def _read_changes(self, trajectory: str) -> dict[float, list[Change]]:
         found: dict[float, list[Change]] = {}
         for schedule in self.scheduled.get(trajectory, ()):
             times = torch.as_tensor(schedule.times, dtype=torch.float64).reshape(-1).tolist()

@@ -109,7 +109,7 @@ class _Walk:
             torch.ones(count, dtype=torch.bool),
             torch.zeros(count, dtype=torch.long),
         )
-        self._filled = dict.fromkeys(times, 0)  # how many outputs of each trajectory are there
+        self._filled = np.zeros(max(times) + 1, dtype=np.intp)  # how many outputs of each trajectory are there
 
     def take_piece(self, number: int, solver: Solver, accuracy: Accuracy) -> None:
         """Solve the pieces with this number of the rows that have one and have come so far."""
@@ -124,13 +124,13 @@ class _Walk:
             rows = active[np.isin(self._trajectories[active], moving)]
             self._solve(rows, {i: pieces[i] for i in moving}, solver, accuracy)
         self._change(active, {i: piece.last for i, piece in pieces.items()})
+        ending = [i for i, piece in pieces.items() if piece.outputs and piece.outputs[-1] == piece.end]
         for i, piece in pieces.items():
-            outputs = piece.outputs or []
-            if outputs and outputs[-1] == piece.end:
-                rows = self._of(active, i)
-                last = self._filled[i] + len(outputs) - 1
-                self.paths.states[rows, last], self.paths.tangents[rows, last] = self._y[rows], self._tangents[rows]
-            self._filled[i] += len(outputs)
+            self._filled[i] += len(piece.outputs or [])
+        if ending:
+            of_ending = active[np.isin(self._trajectories[active], ending)]
+            rows, last = torch.from_numpy(of_ending), torch.from_numpy(self._filled[self._trajectories[of_ending]] - 1)
+            self.paths.states[rows, last], self.paths.tangents[rows, last] = self._y[rows], self._tangents[rows]
 
     def _of(self, rows: NDArray[np.intp], trajectory: int) -> Tensor:
         """Those of the rows that are of a trajectory."""
@@ -163,12 +163,14 @@ class _Walk:
             sided=any(len(self._pieces[i]) > 1 for i in pieces),
         )
         solved = solver.solve(stretch, accuracy)
-        paths = self.paths
-        for k, (i, times) in enumerate(inner.items()):
-            own, here = self._of(active, i), torch.from_numpy(np.flatnonzero(which == k))
-            place = slice(self._filled[i], self._filled[i] + len(times))
-            paths.states[own, place] = solved.states[here, : len(times)]
-            paths.tangents[own, place] = solved.tangents[here, : len(times)]
+        paths, filled = self.paths, self._filled[self._trajectories[active]]
+        counts = np.array(list(map(len, inner.values())))[which]
+        for first in np.unique(filled):
+            # What a row has no time for is NaN, and stands where its next outputs will.
+            here = np.flatnonzero(filled == first)
+            own, wide = rows[here], int(counts[here].max())
+            paths.states[own, first : first + wide] = solved.states[here, :wide]
+            paths.tangents[own, first : first + wide] = solved.tangents[here, :wide]
         paths.steps[rows] += solved.steps
         paths.ok[rows] &= solved.ok
         paths.failure = paths.failure or solved.failure

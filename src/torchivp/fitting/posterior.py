@@ -16,6 +16,7 @@ from torchivp.fitting.data import import_pandas
 from torchivp.fitting.log_posterior import LogPosterior
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Quantity
+from torchivp.models.stochastic_model import StochasticModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,6 +185,12 @@ def sample_posterior(
     result: FitResult, draws: int, warmup: int, walkers: int | None, seed: int, progress: bool | Progress
 ) -> Posterior:
     """Sample what a fit has estimated; `FitResult.sample` describes the arguments."""
+    if result.random is not None or isinstance(result.model, StochasticModel):
+        raise ValueError(
+            "samples a posteriori are drawn where data are independent around one curve for each trajectory, which they "
+            f"are not in {'a stochastic model' if result.random is None else 'a fit with random effects'}: take the "
+            "intervals of the estimates"
+        )
     emcee = _import_emcee()
     density = LogPosterior(result.misfit, result.levels, result.floor)
     n = len(density.names)

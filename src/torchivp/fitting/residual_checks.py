@@ -69,7 +69,7 @@ def _check_observable(name: str, series: list[np.ndarray], spent: float = 0.0) -
     Args:
         name: of the observable.
         series: the residuals.
-        spent: the fraction of the values that random effects use up, since curves with their own values follow the data.
+        spent: the fraction of the values that random effects use up: curves with their own values follow the data.
     """
     residuals = np.concatenate([values[np.isfinite(values)] for values in series])
     if len(residuals) < FEWEST:

@@ -28,8 +28,8 @@ def check_stochastic(
         )
     if random:
         raise ValueError(
-            f"{name} is a stochastic model, whose trajectories share their parameters: leave out random, or give each a "
-            "value of its own by by={name: column}"
+            f"{name} is a stochastic model, whose trajectories share their parameters: leave out random, or give each "
+            "a value of its own by by={name: column}"
         )
     with torch.no_grad():
         shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
