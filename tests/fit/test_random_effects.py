@@ -195,6 +195,21 @@ def test_differences_that_are_not_there_are_at_their_smallest_value():
 
 
 @needs_compiler
+def test_an_omega_on_its_flat_way_to_zero_is_taken_there():
+    rng = np.random.default_rng(1)
+    tables = []
+    for i in range(6):
+        t = np.array([0.0, 1.0, 2.0, 4.0])
+        x = rng.uniform(1, 5) * np.exp(-0.5 * t + 0.05 * rng.standard_normal(4))
+        tables.append(pandas.DataFrame({"time": t, "x": x, "s": f"s{i}"}))
+    result = fit(DECAY, pandas.concat(tables), trajectory="s", random=["k"], noise="lognormal", start={"k": 0.4})
+    plain = fit(DECAY, pandas.concat(tables), trajectory="s", noise="lognormal", start={"k": 0.4})
+    assert result.converged and result["omega(k)"].value < 1e-3
+    assert result.nll == pytest.approx(plain.nll, abs=1e-4)
+    assert any("no differences between trajectories in k" in warning for warning in result.warnings)
+
+
+@needs_compiler
 def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
     data = lines(0.6)
     options = {"trajectory": "subject", "random": ["slope"], "initial": "shared", "backend": "fused"}

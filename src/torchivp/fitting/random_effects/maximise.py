@@ -21,6 +21,7 @@ _WARM_UP = 10  # steps of expectation and maximisation before the search
 _LEAST_OMEGA, _LARGEST_OMEGA = 1e-4, 1e2  # in typical changes
 _ROUGHLY = 1e-4  # what the effects may still gain meanwhile
 _CLOSE = 0.5  # so near, in typical changes, effects and their curvature are told from one place at another
+_SMALL, _NOTHING = 0.1, 1e-3  # an omega, in typical changes, and a gain of the log likelihood that may count as nothing
 _STEP = 2e-3  # of the differences of the gradient, in typical changes
 _NEWTON_STEPS = 4
 _SETTLED = 1e-10  # what a step of Newton's may gain of the log likelihood where the search ends
@@ -120,7 +121,7 @@ class _Run:
                 "the model cannot be solved with the differences between trajectories that the data suggest: "
                 f"{self.joint.misfit.failure}: give start, or bounds of what differs"
             )
-        point = self._quasi_newton(first)
+        point = self._without_idle(self._quasi_newton(first))
         point, hessian, gain = self._newton(point)
         held = self._on_bound(point.x)
         sizes = point.population.sizes
@@ -191,6 +192,21 @@ class _Run:
             callback=lambda _: self.search.report("marginal likelihood", best.modes.found),
         )
         return best
+
+    def _without_idle(self, point: Point) -> Point:
+        """The point with those omegas at their smallest values that add nothing to the likelihood.
+
+        On the log scale the likelihood is flat towards zero, so that the search stops on the way there.
+        """
+        for k, magnitude in enumerate(self.joint.effects.magnitudes.tolist()):
+            if point.population.omega[k] > _SMALL * magnitude:
+                continue
+            x = point.x.copy()
+            x[self.target.n_theta + k] = self.lower[self.target.n_theta + k]
+            without = self._near(x, point)
+            if without is not None and without.value + without.penalty <= point.value + point.penalty + _NOTHING:
+                point = without
+        return point
 
     def _newton(self, point: Point) -> tuple[Point, Floats, float]:
         """A few steps of Newton's method: where they end, the Hessian, and what another step would gain."""
