@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from torchivp.fitting.result import FitResult
 
+Floats = NDArray[np.float64]
+
 _FEWEST_WALKERS = 64  # twice as many cost a fifth more, since their solves are rows of one
 _LONG_ENOUGH = 20  # autocorrelation times, from which on the time itself is known to a fifth
 _FORGOTTEN = 5  # autocorrelation times, after which the walkers know nothing of where they began
@@ -197,25 +199,13 @@ def sample_posterior(
     check_whole_number("draws", draws, 1)
     check_whole_number("warmup", warmup, 0)
     check_whole_number("seed", seed, 0)
-    hint = f": an ensemble needs two walkers for each of the {n} quantities and sizes that are sampled"
-    walkers = check_whole_number(
-        "walkers", max(_FEWEST_WALKERS, 4 * n) if walkers is None else walkers, 2 * n, hint=hint
-    )
+    hint = f": an ensemble needs two walkers for each of the {n} quantities and sizes that are sampled, and four in all"
+    walkers = max(_FEWEST_WALKERS, 4 * n) if walkers is None else walkers
+    check_whole_number("walkers", walkers, max(2 * n, 4), hint=hint)
     _check_proper(result)
     start = _start(result, density, walkers, np.random.default_rng(seed))
-    moves = [(emcee.moves.DEMove(), 0.8), (emcee.moves.StretchMove(), 0.2)]
-    sampler = emcee.EnsembleSampler(walkers, n, density, vectorize=True, moves=moves)
-    sampler.random_state = np.random.RandomState(np.random.MT19937(seed)).get_state()
-    points, log_density, nll = np.empty((walkers, draws, n)), np.empty((walkers, draws)), np.empty((walkers, draws))
-    last, moved = start, 0
-    steps = sampler.sample(start, iterations=warmup + draws, store=False, skip_initial_state_check=True)
     with show_progress(progress) as tell:
-        for step, state in enumerate(steps, start=-warmup):
-            tell("sampling" if step >= 0 else "warming up", step + warmup + 1, float(np.mean(state.blobs)))
-            if step >= 0:
-                points[:, step], log_density[:, step], nll[:, step] = state.coords, state.log_prob, state.blobs
-                moved += int((state.coords != last).any(1).sum())
-            last = state.coords.copy()
+        points, log_density, nll, moved = _walk(emcee, density, start, draws, warmup, seed, tell)
     values = density.values(points)
     units = [*(quantity.unit for quantity in result.misfit.quantities.free), *("" for _ in result.levels.names)]
     times = [autocorrelation_time(points[..., j]) for j in range(n)]
@@ -234,6 +224,29 @@ def sample_posterior(
         quantities=result.misfit.quantities,
         title=f"{type(result.model).__name__} given {result.data.source}",
     )
+
+
+def _walk(
+    emcee: Any, density: LogPosterior, start: Floats, draws: int, warmup: int, seed: int, tell: Progress
+) -> tuple[Floats, Floats, Floats, int]:
+    """Points [walkers, draws, n], log densities and negative log-likelihoods, and how often a walker has moved.
+
+    The samples of emcee's `DESnookerMove` (3.1.6) are too narrow, so that there are none of its moves.
+    """
+    walkers, n = start.shape
+    moves = [(emcee.moves.DEMove(), 0.8), (emcee.moves.StretchMove(), 0.2)]
+    sampler = emcee.EnsembleSampler(walkers, n, density, vectorize=True, moves=moves)
+    sampler.random_state = np.random.RandomState(np.random.MT19937(seed)).get_state()
+    points, log_density, nll = np.empty((walkers, draws, n)), np.empty((walkers, draws)), np.empty((walkers, draws))
+    last, moved = start, 0
+    steps = sampler.sample(start, iterations=warmup + draws, store=False, skip_initial_state_check=True)
+    for step, state in enumerate(steps, start=-warmup):
+        tell("sampling" if step >= 0 else "warming up", step + warmup + 1, float(np.mean(state.blobs)))
+        if step >= 0:
+            points[:, step], log_density[:, step], nll[:, step] = state.coords, state.log_prob, state.blobs
+            moved += int((state.coords != last).any(1).sum())
+        last = state.coords.copy()
+    return points, log_density, nll, moved
 
 
 def _import_emcee() -> Any:
