@@ -23,6 +23,9 @@ _SCREENING_RTOL = 1e-3  # with which the random starts are looked at
 _EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
 _LITTLE = 0.5  # the fraction of that of an observable that is left where a minimum explains little
 _ALMOST_ALL = 0.1  # and where it explains so much that one way to it is enough, if the rest looks like noise
+_GROWTH, _LEAST_GROWTH = 1.5, 1.05  # how much more data a growing horizon takes each time
+_ALMOST_ALL_DATA = 0.8  # from where on it takes all
+_LOST, _LOSS = 0.05, 5.0  # more unexplained than this, and than so many times as before, is a wrong way
 _PAIRS = 30  # residuals with a predecessor that it takes to see in them that they are noise
 
 
@@ -173,16 +176,27 @@ def on_all_data(search: Search, theta: NDArray[np.float64], weighing: Weighing, 
 
 
 def _extend_horizon(search: Search, candidate: _Candidate, weighing: Weighing) -> Minimum:
-    """Fit the beginning of the data, then go on from there to more and more of them."""
-    theta, stage = candidate.theta, candidate.name
+    """Fit the beginning of the data, then go on from there to more and more of them.
+
+    Where more data are suddenly explained much worse, as those of chaos are when too many are added at once, fewer are.
+    """
     horizon = _first_horizon(search.misfit, candidate.beginning)
-    while horizon < 0.8:
-        minimum = _refine(search, theta, weighing, stage, horizon)
-        if minimum.found is None:
-            return minimum
-        theta = minimum.theta
-        horizon *= 1.5
-    return on_all_data(search, theta, weighing, stage)
+    growth = _GROWTH
+    last = _refine(search, candidate.theta, weighing, candidate.name, horizon)
+    while last.found is not None and horizon < 1.0:
+        wider = min(1.0, horizon * growth)
+        if growth == _GROWTH and wider > _ALMOST_ALL_DATA:
+            wider = 1.0
+        if wider < 1.0:
+            minimum = _refine(search, last.theta, weighing, candidate.name, wider)
+        else:
+            minimum = on_all_data(search, last.theta, weighing, candidate.name)
+        lost = _unexplained(minimum, weighing) > max(_LOST, _LOSS * _unexplained(last, weighing))
+        if lost and growth > _LEAST_GROWTH:
+            growth = max(growth**0.5, _LEAST_GROWTH)
+            continue
+        last, horizon, growth = minimum, wider, min(_GROWTH, growth**1.5)
+    return last
 
 
 def _first_horizon(misfit: Misfit, least: float = 0.1) -> float:
