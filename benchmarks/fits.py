@@ -27,9 +27,9 @@ from benchmarks.fit_problem import Problem, Values
 from torchivp import fit
 from torchivp.fitting import FitResult, read_data
 from torchivp.fitting.choices import Choices, list_quantities
-from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.stretches import Accuracy
+from torchivp.fitting.solving.kernels import ModelKernel
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import LotkaVolterra
 
 _FAILED = 1e6

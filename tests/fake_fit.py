@@ -14,7 +14,7 @@ import torchivp
 from torchivp.fitting import Dataset, Estimate, Trajectory
 from torchivp.fitting.noise import find_noise
 from torchivp.fitting.quantities import Quantity
-from torchivp.fitting.residual_checks import judge
+from torchivp.fitting.results.residual_checks import judge
 from torchivp.models import LotkaVolterra, Model
 
 TABLE = np.loadtxt(Path(__file__).parent.parent / "examples/data/lynx_hare.csv", delimiter=",", skiprows=1)

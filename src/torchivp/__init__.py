@@ -10,7 +10,7 @@ from torchivp.api.steady import SteadyState, steady_state
 from torchivp.events.event import Event, Scheduled
 from torchivp.fitting.data import DataError
 from torchivp.fitting.fitting import fit
-from torchivp.fitting.result import FitResult
+from torchivp.fitting.results.result import FitResult
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct

@@ -15,7 +15,7 @@ from torchivp.fitting import read_data
 from torchivp.fitting.choices import Choices, list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.stretches import Accuracy
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
 
 

@@ -14,10 +14,10 @@ from simulated import simulate
 from torchivp import fit
 from torchivp.fitting import read_data
 from torchivp.fitting.choices import Choices, list_quantities
-from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.stretches import Accuracy
+from torchivp.fitting.solving.kernels import ModelKernel
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Equations, FitzHughNagumo, Lorenz, LotkaVolterra
 
 pytestmark = needs_compiler

@@ -11,14 +11,14 @@ from compilers import needs_compiler
 from torchivp import fit
 from torchivp.fitting import read_data
 from torchivp.fitting.choices import Choices, list_quantities
-from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.measured import measurements
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.random_effects.effects import find_effects
 from torchivp.fitting.random_effects.laplace import LaplaceApproximation
 from torchivp.fitting.random_effects.modes import Joint, Population
-from torchivp.fitting.stretches import Accuracy
+from torchivp.fitting.solving.kernels import ModelKernel
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Equations
 
 LINE = Equations("y' = slope\ny(0) = 2.0\nslope = 1.0\n", positive=[])

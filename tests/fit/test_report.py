@@ -11,7 +11,7 @@ import pytest
 from fake_fit import FakeFit, several_trajectories
 from torchivp.fitting import Direction, Profile
 from torchivp.fitting.report import format_number, write_report
-from torchivp.fitting.residual_checks import judge
+from torchivp.fitting.results.residual_checks import judge
 
 
 class Page(HTMLParser):

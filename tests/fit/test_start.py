@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from torchivp.fitting import read_data, start
+from torchivp.fitting import read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit, Predictions
-from torchivp.fitting.optimise import Minimum, Search, Weighing
-from torchivp.fitting.stretches import Accuracy
+from torchivp.fitting.searching import start
+from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Model
 
 

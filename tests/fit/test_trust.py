@@ -10,14 +10,15 @@ import torch
 
 from simulated import simulate
 from torchivp import Scheduled
-from torchivp.fitting import fit, read_data, trust
+from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.optimise import Likelihood, Minimum
 from torchivp.fitting.quantities import Quantity
-from torchivp.fitting.stretches import Accuracy
-from torchivp.fitting.uncertainty import Evidence, fisher_uncertainty
+from torchivp.fitting.results.uncertainty import Evidence, fisher_uncertainty
+from torchivp.fitting.searching import trust
+from torchivp.fitting.searching.optimise import Likelihood, Minimum
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Model
 
 

@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torchivp.fitting.cells import read_names
-from torchivp.fitting.conditions import Condition, constant_labels, read_conditions
-from torchivp.fitting.dates import TimeUnit, read_times
-from torchivp.fitting.doses import read_doses
-from torchivp.fitting.measurements import (
+from torchivp.fitting.reading.cells import read_names
+from torchivp.fitting.reading.conditions import Condition, constant_labels, read_conditions
+from torchivp.fitting.reading.dates import TimeUnit, read_times
+from torchivp.fitting.reading.doses import read_doses
+from torchivp.fitting.reading.observe import (
+    columns_called_like_states,
+    names_that_are_known,
+    observed_state,
+    read_observe,
+)
+from torchivp.fitting.reading.table import DataError, Table, did_you_mean
+from torchivp.fitting.reading.tables import import_pandas, read_table
+from torchivp.fitting.reading.values import (
     Columns,
     Measurements,
     columns_named,
@@ -21,14 +29,6 @@ from torchivp.fitting.measurements import (
     read_long,
     read_wide,
 )
-from torchivp.fitting.observables import (
-    columns_called_like_states,
-    names_that_are_known,
-    observed_state,
-    read_observe,
-)
-from torchivp.fitting.table import DataError, Table, did_you_mean
-from torchivp.fitting.tables import import_pandas, read_table
 
 __all__ = ["DataError", "Dataset", "TimeUnit", "Trajectory", "import_pandas", "read_data", "read_doses"]
 

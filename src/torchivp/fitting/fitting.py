@@ -16,30 +16,30 @@ import numpy as np
 from torchivp.api.fused import Backend, check_backend
 from torchivp.checks import check_positive, check_whole_number
 from torchivp.events.event import Scheduled
-from torchivp.fitting.assemble import assemble, check_derived
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
 from torchivp.fitting.constraints import read_constraints
 from torchivp.fitting.data import Dataset, TimeUnit, read_data, read_doses
-from torchivp.fitting.inputs import Inputs, from_first_change, read_inputs
-from torchivp.fitting.journal import Journal
-from torchivp.fitting.kernels import ModelKernel
 from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
-from torchivp.fitting.maximise import find_maximum, maximise, maximise_innovations
 from torchivp.fitting.measured import measurements
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.optimise import Search
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
 from torchivp.fitting.random_effects.effects import find_effects, read_kinds
 from torchivp.fitting.random_effects.maximise import find_marginal_maximum
-from torchivp.fitting.result import FitResult
-from torchivp.fitting.stiffness import AUTO, EXPLICIT
+from torchivp.fitting.results.assemble import assemble, check_derived
+from torchivp.fitting.results.result import FitResult
+from torchivp.fitting.searching.journal import Journal
+from torchivp.fitting.searching.maximise import find_maximum, maximise, maximise_innovations
+from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
+from torchivp.fitting.searching.trust import check_derivatives, worse_than_constant
+from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
+from torchivp.fitting.solving.kernels import ModelKernel
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.filter import Filter
 from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
 from torchivp.fitting.stochastic.refusals import check_stochastic
-from torchivp.fitting.stretches import Accuracy
-from torchivp.fitting.trust import check_derivatives, worse_than_constant
 from torchivp.fused.refusal import CannotFuse
 from torchivp.methods import find_method
 from torchivp.models.model import Model
@@ -95,7 +95,7 @@ def fit(
     Each observed value is a state, or a function of states and parameters, with noise. Parameters and initial states
     that the model declares positive are estimated on the log scale. The likelihood is maximised by a trust-region
     Gauss-Newton method (SciPy's `least_squares`) with the exact Jacobian of the numerical solution; the sizes of the
-    noise are estimated with the rest. No start values are needed: see `torchivp.fitting.start.find_start` for how they
+    noise are estimated with the rest. No start values are needed: see `torchivp.fitting.searching.start.find_start` for how they
     are found.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.data import DataError, Dataset
 from torchivp.fitting.measured import Measured
 from torchivp.fitting.noise import NoiseModel, find_noise
-from torchivp.fitting.uncertainty import Evidence
+from torchivp.fitting.results.uncertainty import Evidence
 
 if TYPE_CHECKING:
     from torchivp.fitting.misfit import Predictions

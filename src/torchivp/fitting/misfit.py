@@ -15,16 +15,16 @@ from torch import Tensor
 
 from torchivp.fitting.constraints import Constraint
 from torchivp.fitting.data import Dataset
-from torchivp.fitting.inputs import Inputs
-from torchivp.fitting.journal import Journal
 from torchivp.fitting.measured import Measured, measurements
-from torchivp.fitting.observed import Observables
-from torchivp.fitting.paths import Paths, PathSolver, Rows
+from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.right_hand_side import check_gradient
-from torchivp.fitting.step_loop import StepLoop
-from torchivp.fitting.stretches import Accuracy, Solver
-from torchivp.fitting.together import Broker
+from torchivp.fitting.searching.journal import Journal
+from torchivp.fitting.searching.together import Broker
+from torchivp.fitting.solving.inputs import Inputs
+from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
+from torchivp.fitting.solving.right_hand_side import check_gradient
+from torchivp.fitting.solving.step_loop import StepLoop
+from torchivp.fitting.solving.stretches import Accuracy, Solver
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 

@@ -1,114 +1,239 @@
-"""What each column of data observes: a state, an expression or a function."""
+"""What is measured: states, or functions of states and parameters, with their derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from torchivp.fitting.table import DataError, did_you_mean
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import grad, jvp
+
+from torchivp.expressions import Expression, compile_expressions
+from torchivp.fitting.data import DataError, Dataset
+from torchivp.fitting.quantities import Quantities
+from torchivp.models.model import Model
+
+Formula = Callable[[Mapping[str, Tensor]], Tensor]
+"""Of the time, the states and the parameters by name, which broadcast."""
 
 
-def columns_called_like_states(columns: Sequence[str], states: Sequence[str], name: str) -> dict[str, Any]:
-    """The columns of a table of this name that are called like states, each of which observes that state.
+@dataclass(frozen=True)
+class Observed:
+    """The values of observables, and how they change with what they are computed from.
 
-    Raises:
-        DataError: there is none.
+    Attributes:
+        values: [rows, T, n_observed].
+        by_state: their derivatives by the states, [rows, T, n_observed, n_states].
+        by_local: those by the locals of a row, [rows, T, n_observed, n_locals].
     """
-    observed: dict[str, Any] = {column: column for column in columns if column in states}
-    if not observed:
-        call = ", ".join(f"{column!r}: state" for column in columns)
-        raise DataError(
-            f"no column of {name} is called like one of the states {', '.join(states)}: say which state each "
-            f"observes, observe={{{call}}}"
-        )
-    return observed
+
+    values: NDArray[np.float64]
+    by_state: NDArray[np.float64]
+    by_local: NDArray[np.float64]
 
 
-def names_that_are_known(
-    measured: Sequence[str], states: Sequence[str], names: Collection[str], where: str
-) -> dict[str, Any]:
-    """All that is measured in a table of long form, each of which observes what is called like it.
+@dataclass(frozen=True)
+class Linearised:
+    """An observable of many states, and its slope there, with their tangents in several directions.
 
-    Raises:
-        DataError: something is neither a state nor another known name.
+    Attributes:
+        value: [rows].
+        slope: by the states, [rows, n_states].
+        value_tangents: [rows, n_directions].
+        slope_tangents: [rows, n_directions, n_states].
     """
-    for each in measured:
-        if each not in states and each not in names:
-            call = ", ".join(f"{each!r}: state" for each in measured)
-            raise DataError(
-                f"{where} names {each!r}, which is none of the states {', '.join(states)}:"
-                f"{did_you_mean(each, states)} Say what each observes, and leave out what is not to be fitted, "
-                f"observe={{{call}}}"
-            )
-    return {each: each for each in measured}
+
+    value: Tensor
+    slope: Tensor
+    value_tangents: Tensor
+    slope_tangents: Tensor
 
 
-def read_observe(
-    observe: Sequence[str] | Mapping[str, Any], states: Sequence[str], names: Collection[str] = ()
-) -> dict[str, Any]:
-    """What the argument `observe` says, by column.
+class Observables:
+    """The observables of a fit.
 
     Args:
-        observe: a dict from column to the name of a state, the text of an expression or a callable; or a list of
-            columns that are called like states, or else of one column per state in their order.
-        states: the names of the states.
-        names: other names that an expression may consist of.
+        model: what is fitted.
+        data: whose columns say what they observe: a state, an expression or a function.
+        quantities: whose locals observables may use.
 
     Raises:
-        DataError: it names no column, or a column is to observe what cannot be observed.
+        DataError: a column observes what cannot be computed; the message says why.
     """
-    if isinstance(observe, Mapping):
-        specs = {str(column): spec for column, spec in observe.items()}
-    elif not isinstance(observe, Iterable):
-        raise DataError(f"observe must be a list of columns or a dict, observe={{column: state}}, got {observe!r}")
-    else:
-        specs = _listed([observe] if isinstance(observe, str) else [str(each) for each in observe], states)
-    if not specs:
-        raise DataError("observe names no column")
-    for column, spec in specs.items():
-        _check_spec(column, spec, states, names)
-    return specs
 
-
-def observed_state(spec: Any, states: Sequence[str]) -> str | None:
-    """The state that a column observes, None if it observes something else."""
-    return spec if isinstance(spec, str) and spec in states else None
-
-
-def _check_spec(column: str, spec: Any, states: Sequence[str], names: Collection[str]) -> None:
-    known = ", ".join(states)
-    if callable(spec):
-        return
-    if not isinstance(spec, str) or not any(letter.isalpha() or letter == "_" for letter in spec):
-        raise DataError(
-            f"column {column!r} is to observe {spec!r}, which is no state, expression or function: name one of the "
-            f"states {known}, or write an expression of them, observe={{{column!r}: '2 * {states[0]}'}}"
-        )
-    name = spec.strip()
-    if spec in states or name in names or not name.isidentifier():
-        return
-    if hint := did_you_mean(name, states):
-        raise DataError(f"column {column!r} is to observe {spec!r}, but the states are {known}.{hint}")
-
-
-def _listed(columns: Sequence[str], states: Sequence[str]) -> dict[str, str]:
-    """What each of the listed columns observes: the state of its name, or else that of its place."""
-    listed, known = ", ".join(columns), ", ".join(states)
-    for column in columns:
-        if columns.count(column) > 1:
-            raise DataError(f"observe lists {column!r} twice: {listed}")
-    if set(columns) <= set(states):
-        return {column: column for column in columns}
-    if len(columns) != len(states):
-        raise DataError(
-            f"observe lists {len(columns)} columns ({listed}) for the {len(states)} states {known}: "
-            "say which state each observes, observe={column: state}"
-        )
-    specs = dict(zip(columns, states, strict=True))
-    for column, state in specs.items():
-        if column in states and column != state:
-            raise DataError(
-                f"observe lists {listed} for the states {known}: by its place {column!r} observes {state!r}, by its "
-                "name another state; say which, observe={column: state}"
+    def __init__(self, model: Model, data: Dataset, quantities: Quantities):
+        self.names = list(data.observables)
+        self._states = list(model.states)
+        self._locals = quantities.names
+        self._parameters = [name for name in quantities.names if name not in model.states]
+        self._columns: list[int | Formula] = []
+        for column, state in zip(data.observables, data.states, strict=True):
+            known = state is not None
+            self._columns.append(
+                self._states.index(state) if known else self._read(column, data.observe[column], model)
             )
-    return specs
+        self.plain = all(isinstance(each, int) for each in self._columns)
+
+    def _read(self, column: str, given: Any, model: Model) -> Formula:
+        if not isinstance(given, str):
+            return _function(column, given, self._states, self._parameters)
+        definitions = getattr(model, "definitions", {})
+        formula = _Named(Expression(given), definitions)
+        for name in formula.names:
+            if name != "t" and name not in self._locals:
+                raise DataError(
+                    f"column {column!r} is to observe {given!r}, which uses {name!r}. There are the states "
+                    f"{', '.join(self._states)} and the parameters {', '.join(self._parameters)}; another parameter "
+                    f"gets a start value by parameters={{{name!r}: 1.0}}"
+                )
+        return formula
+
+    def values(self, t: Tensor, y: Tensor, own: Tensor) -> NDArray[np.float64]:
+        """The observables, [rows, T, n_observed].
+
+        Args:
+            t: the times, [rows, T].
+            y: the states, [rows, T, n_states].
+            own: the locals, [rows, n_locals].
+        """
+        if self.plain:
+            return torch.stack([y[..., k] for k in self._columns if isinstance(k, int)], -1).numpy()
+        with torch.no_grad():
+            return torch.stack([self._value(each, t, y, own) for each in self._columns], -1).numpy()
+
+    def with_slopes(self, t: Tensor, y: Tensor, own: Tensor) -> Observed:
+        """The observables with their derivatives; arguments as of `values`."""
+        values = np.empty((*y.shape[:2], len(self._columns)))
+        by_state = np.zeros((*values.shape, len(self._states)))
+        by_local = np.zeros((*values.shape, len(self._locals)))
+        for k, each in enumerate(self._columns):
+            if isinstance(each, int):
+                values[..., k] = y[..., each].numpy()
+                by_state[..., k, each] = 1.0
+                continue
+            # An observable of one time of one row depends on its own numbers alone, so one sum has all derivatives.
+            state = y.detach().clone().requires_grad_()
+            mine = own[:, None].expand(*y.shape[:2], -1).detach().clone().requires_grad_()
+            with torch.enable_grad():
+                value = self._value(each, t, state, mine).expand(y.shape[:2])
+            values[..., k] = value.detach().numpy()
+            if value.requires_grad:
+                found = torch.autograd.grad(value.sum(), (state, mine), allow_unused=True)
+                for slopes, gradient in zip((by_state, by_local), found, strict=True):
+                    if gradient is not None:
+                        slopes[..., k, :] = gradient.numpy()
+        return Observed(values, by_state, by_local)
+
+    def linearised(
+        self, k: int, t: Tensor, y: Tensor, own: Tensor, tangents: Tensor, own_tangents: Tensor
+    ) -> Linearised:
+        """An observable at the states of many rows.
+
+        Args:
+            k: its number.
+            t: the times, [rows].
+            y: the states, [rows, n_states].
+            own: the locals, [rows, n_locals].
+            tangents: of the states, [rows, n_directions, n_states].
+            own_tangents: those of the locals of any row, [n_directions, n_locals].
+        """
+        column, (rows, directions, n) = self._columns[k], tangents.shape
+        if isinstance(column, int):
+            slope = torch.zeros_like(y)
+            slope[:, column] = 1.0
+            return Linearised(y[:, column], slope, tangents[:, :, column], torch.zeros_like(tangents))
+
+        def both(state: Tensor, mine: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+            def total(s: Tensor) -> tuple[Tensor, Tensor]:
+                value = self._value(column, times, s, mine).expand(len(s))
+                return value.sum(), value
+
+            slope, value = grad(total, has_aux=True)(state)
+            return value, slope
+
+        value, slope = both(y, own, t)
+        if not directions:
+            return Linearised(value, slope, y.new_zeros(rows, 0), torch.zeros_like(tangents))
+        many = [x.repeat_interleave(directions, 0) for x in (y, own, t)]
+        moved = (tangents.flatten(0, 1), own_tangents.repeat(rows, 1))
+        found: Any = jvp(lambda state, mine: both(state, mine, many[2]), (many[0], many[1]), moved)
+        values, slopes = found[1]
+        return Linearised(value, slope, values.view(rows, directions), slopes.view(rows, directions, n))
+
+    def _value(self, column: int | Formula, t: Tensor, y: Tensor, own: Tensor) -> Tensor:
+        if isinstance(column, int):
+            return y[..., column]
+        own = own if own.ndim == y.ndim else own[:, None]
+        named = {name: own[..., k] for k, name in enumerate(self._locals) if name in self._parameters}
+        named |= {name: y[..., k] for k, name in enumerate(self._states)}
+        return torch.as_tensor(column({**named, "t": t}), dtype=torch.float64)
+
+
+class _Named:
+    """An expression, in which names that the model defines stand for their expressions."""
+
+    def __init__(self, expression: Expression, definitions: Mapping[str, Expression]):
+        used = _all_names(expression.names, definitions)
+        inner = {name: formula for name, formula in definitions.items() if name in used}
+        self.names = tuple(name for name in used if name not in definitions)
+        self._compute = compile_expressions([expression], inner, self.names)
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+        return self._compute(values["t"], *(values[name] for name in self.names))[0]
+
+
+def _all_names(names: Sequence[str], definitions: Mapping[str, Expression]) -> dict[str, None]:
+    """The names, and those in the definitions of them, in order."""
+    found = dict.fromkeys(names)
+    for name in names:
+        if name in definitions:
+            found |= _all_names(definitions[name].names, definitions)
+    return found
+
+
+def _function(column: str, given: Callable[..., Any], states: Sequence[str], parameters: Sequence[str]) -> Formula:
+    """An observable that is a function `(y, p)` or `(t, y, p)` of objects with states and parameters as attributes."""
+    count = len(inspect.signature(given).parameters)
+    if count not in (2, 3):
+        raise DataError(
+            f"column {column!r} observes a function of {count} arguments: write lambda y, p: ... or lambda t, y, p: "
+            "..., where y has the states and p the parameters as attributes"
+        )
+
+    return _OfAttributes(column, given, count == 3, tuple(states), tuple(parameters))
+
+
+@dataclass(frozen=True)
+class _OfAttributes:
+    """An observable that is a function of objects with attributes.
+
+    Attributes:
+        column: what it is of, for errors.
+        given: the function, `(y, p)` or `(t, y, p)`.
+        timed: whether the time is its first argument.
+        states: the attributes of y.
+        parameters: those of p.
+    """
+
+    column: str
+    given: Callable[..., Any]
+    timed: bool
+    states: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+    def __call__(self, values: Mapping[str, Tensor]) -> Tensor:
+        y = SimpleNamespace(**{name: values[name] for name in self.states})
+        p = SimpleNamespace(**{name: values[name] for name in self.parameters})
+        try:
+            return self.given(values["t"], y, p) if self.timed else self.given(y, p)
+        except AttributeError as error:
+            raise DataError(
+                f"column {self.column!r} observes a function that fails: {error}. y has {', '.join(self.states)}; "
+                f"p has {', '.join(self.parameters)}"
+            ) from error

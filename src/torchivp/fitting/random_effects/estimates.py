@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torchivp.fitting.quantities import Quantity
 from torchivp.fitting.random_effects.maximise import MarginalMaximum
 from torchivp.fitting.random_effects.modes import Floats
-from torchivp.fitting.uncertainty import Evidence, Uncertainty, fisher_uncertainty
+from torchivp.fitting.results.uncertainty import Evidence, Uncertainty, fisher_uncertainty
 
 if TYPE_CHECKING:
-    from torchivp.fitting.result import Estimate
+    from torchivp.fitting.results.result import Estimate
 
 _95 = 1.959963984540054
 
@@ -156,7 +156,7 @@ def individual_estimates(
     marginal: MarginalMaximum, found: RandomEffects, uncertainty: Uncertainty, trajectories: list[str]
 ) -> list[Estimate]:
     """The values of each trajectory, with intervals on the scale of estimation."""
-    from torchivp.fitting.result import Estimate
+    from torchivp.fitting.results.result import Estimate
 
     estimates = []
     for k, (j, quantity) in enumerate(zip(marginal.effects.entries, marginal.effects.quantities, strict=True)):
@@ -191,7 +191,7 @@ def _on_log_scale(
     name: str, kind: str, value: float, j: int, marginal: MarginalMaximum, unit: str, meaning: str
 ) -> Estimate:
     """The estimate of a positive number whose logarithm is entry j of x."""
-    from torchivp.fitting.result import Estimate
+    from torchivp.fitting.results.result import Estimate
 
     held: NDArray[np.bool_] = marginal.on_bound
     error = np.nan if held[j] else float(np.sqrt(_covariance(marginal)[j, j]))

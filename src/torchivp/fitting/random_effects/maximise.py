@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from torchivp.fitting.maximise import Maximum
 from torchivp.fitting.noise.model import RELATIVE_FLOOR
-from torchivp.fitting.optimise import Likelihood, Minimum, Search
 from torchivp.fitting.random_effects.effects import Effects
 from torchivp.fitting.random_effects.laplace import LaplaceApproximation, Point
 from torchivp.fitting.random_effects.modes import Floats, Joint, Population
-from torchivp.fitting.trust import SMALLEST_RTOL, check_solves
+from torchivp.fitting.searching.maximise import Maximum
+from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search
+from torchivp.fitting.searching.trust import SMALLEST_RTOL, check_solves
 
 _FIRST_OMEGA = 0.5  # in typical changes
 _WARM_UP = 10  # steps of expectation and maximisation before the search

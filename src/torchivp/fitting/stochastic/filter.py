@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchivp.fitting.data import Dataset
-from torchivp.fitting.inputs import Inputs
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.misfit import Misfit, Path, Predictions, Spread
-from torchivp.fitting.paths import Paths, PathSolver
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.right_hand_side import check_gradient
-from torchivp.fitting.step_loop import StepLoop
+from torchivp.fitting.solving.inputs import Inputs
+from torchivp.fitting.solving.paths import Paths, PathSolver
+from torchivp.fitting.solving.right_hand_side import check_gradient
+from torchivp.fitting.solving.step_loop import StepLoop
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.innovations import Innovations
 from torchivp.fitting.stochastic.measurement import Measurement
 from torchivp.fitting.stochastic.moments import Moments
 from torchivp.fitting.stochastic.walk import Belief, Borders, Walk
-from torchivp.fitting.stretches import Accuracy
 from torchivp.models.stochastic_model import StochasticModel
 from torchivp.solution import SolveError
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Group, Levels, Part
 from torchivp.fitting.misfit import Predictions
-from torchivp.fitting.uncertainty import Evidence
+from torchivp.fitting.results.uncertainty import Evidence
 
 Floats = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ from torchivp.fitting.levels import MODES, Group
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.noise import find_noise
 from torchivp.fitting.quantities import Quantities, Quantity
+from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.innovations import InnovationLevels
-from torchivp.fitting.stretches import Accuracy
 from torchivp.models.stochastic_model import StochasticModel
 
 _PART = 0.5  # of the change from one datum to the next: what a measurement may be wrong by, to begin with

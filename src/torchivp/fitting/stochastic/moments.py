@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call, jacfwd, vjp, vmap
 
-from torchivp.fitting.right_hand_side import REFUSALS
+from torchivp.fitting.solving.right_hand_side import REFUSALS
 from torchivp.models.model import Model
 from torchivp.models.stochastic_model import StochasticModel
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchivp.fitting.measured import Measured
-from torchivp.fitting.observed import Linearised, Observables
+from torchivp.fitting.observables import Linearised, Observables
+from torchivp.fitting.solving.stretches import Accuracy, Solver, Stretch
 from torchivp.fitting.stochastic.measurement import Deviations
 from torchivp.fitting.stochastic.moments import Moments
-from torchivp.fitting.stretches import Accuracy, Solver, Stretch
 from torchivp.solution import Outcome, SolveError, Status
 
 

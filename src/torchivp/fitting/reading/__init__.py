@@ -1,0 +1,1 @@
+"""Tables: files and data frames, what their cells mean, and what their columns are."""

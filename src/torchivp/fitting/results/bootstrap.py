@@ -1,0 +1,220 @@
+"""The bootstrap: how much estimates scatter when the data are drawn again from the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchivp.fitting.data import Dataset, import_pandas
+from torchivp.fitting.levels import Levels, Part
+from torchivp.fitting.measured import Measured
+from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.progress import silent
+from torchivp.fitting.searching.optimise import Search
+from torchivp.models.stochastic_model import StochasticModel
+
+if TYPE_CHECKING:
+    from torchivp.fitting.results.result import FitResult
+
+Kind = Literal["parametric", "residual"]
+_TOLERANCE = 1e-7  # of the searches
+_SYMMETRIC = ("normal", "lognormal")  # noise whose sizes are too small by what the curve follows of it
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Estimates from data that were drawn again.
+
+    Attributes:
+        kind: how they were drawn, "parametric" or "residual".
+        names: of the quantities: the free parameters and initial states, then the sizes of the noise.
+        fitted: their values in the fit, [n_free].
+        estimates: their values from each set of data, [n, n_free]; NaN where the fit failed.
+        failures: why it did, by the number of the set.
+    """
+
+    kind: Kind
+    names: list[str]
+    fitted: NDArray[np.float64]
+    estimates: NDArray[np.float64] = field(repr=False)
+    failures: dict[int, str]
+
+    @property
+    def succeeded(self) -> NDArray[np.float64]:
+        """The estimates without those that failed, [m, n_free]."""
+        return self.estimates[~np.isnan(self.estimates).any(1)]
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """The standard deviation of the estimates by name; NaN if fewer than two succeeded."""
+        found = self.succeeded
+        spread = found.std(0, ddof=1) if len(found) > 1 else np.full(len(self.names), np.nan)
+        return dict(zip(self.names, spread.tolist(), strict=True))
+
+    def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
+        """The percentile interval of a quantity: what holds the middle of its estimates.
+
+        Args:
+            name: one of `names`.
+            level: the share of the estimates in it.
+
+        Raises:
+            ValueError: there is no such quantity, `level` is no probability, or no fit succeeded.
+        """
+        if name not in self.names:
+            raise ValueError(f"no estimate is called {name!r}; there are {', '.join(self.names)}")
+        if not 0 < level < 1:
+            raise ValueError(f"level must be a probability such as 0.95, got {level}")
+        found = self.succeeded[:, self.names.index(name)]
+        if not len(found):
+            raise ValueError(f"no fit of the bootstrap succeeded, so that there is no interval: {self.failures[0]}")
+        low, high = np.quantile(found, [0.5 * (1 - level), 0.5 * (1 + level)])
+        return float(low), float(high)
+
+    def to_frame(self, level: float = 0.95) -> Any:
+        """A pandas DataFrame with a row for each quantity: estimate, bias, standard error and percentile interval."""
+        ends = [self.interval(name, level) for name in self.names]
+        columns = {
+            "estimate": self.fitted,
+            "bias": self.succeeded.mean(0) - self.fitted,
+            "standard_error": list(self.standard_errors.values()),
+            "lower": [low for low, _ in ends],
+            "upper": [high for _, high in ends],
+        }
+        return import_pandas().DataFrame(columns, index=import_pandas().Index(self.names, name="name"))
+
+
+def bootstrap(result: FitResult, n: int, kind: Kind = "parametric", seed: int = 0) -> Bootstrap:
+    """Fit data that are drawn again; see `FitResult.bootstrap`."""
+    if isinstance(result.model, StochasticModel) or result.random is not None:
+        raise ValueError(
+            "the bootstrap draws data from one curve for each trajectory, which "
+            f"{'a stochastic model' if result.random is None else 'a fit with random effects'} has not: take the "
+            "intervals of the estimates, or simulate and fit data sets of your own"
+        )
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be 'parametric' or 'residual', got {kind!r}")
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"n must be a whole number of data sets to draw, 1 or more, got {n!r}")
+    found = result.misfit.predictions(result.theta)
+    assert found is not None, "the model has been solved at the optimum"
+    draw = _parametric(result, found) if kind == "parametric" else _residual(result, found)
+    names = [*result.free_names, *result.levels.names]
+    estimates, failures = np.full((n, len(names)), np.nan), {}
+    for i in range(n):
+        values = draw(np.random.default_rng([seed, i]))  # whose set i is the same whatever n
+        try:
+            estimates[i] = _refit(result, _with_values(result.data, found.measured, *values))
+        except _Failed as failure:
+            failures[i] = str(failure)
+    fitted = np.concatenate([result.misfit.quantities.free_values(result.theta), result.sizes])
+    return Bootstrap(kind, names, fitted, estimates, failures)
+
+
+class _Failed(Exception):
+    """A set of data cannot be fitted; the message says why."""
+
+
+Drawn = tuple[NDArray[np.float64], NDArray[np.int8]]
+"""New values, and which of them are limits."""
+
+
+def _refit(result: FitResult, data: Dataset) -> NDArray[np.float64]:
+    """The estimates from data of the same shape, by a search that starts from the optimum, [n_free].
+
+    Raises:
+        _Failed: the search failed.
+    """
+    misfit = result.misfit.with_data(data)
+    levels = Levels(result.levels.groups)
+    search: Search = replace(result.search, misfit=misfit, levels=levels, progress=silent, iterations=0)
+    likelihood = search.maximise_likelihood(result.theta, result.floor, "bootstrap", tolerance=_TOLERANCE)
+    if not np.isfinite(likelihood.nll):
+        raise _Failed(f"the model cannot be solved for these data: {misfit.failure}")
+    if not likelihood.converged:
+        raise _Failed(f"the search has not converged within {search.max_iterations} iterations")
+    return np.concatenate([misfit.quantities.free_values(likelihood.minimum.theta), likelihood.sizes])
+
+
+def _parametric(result: FitResult, found: Predictions) -> Callable[[np.random.Generator], Drawn]:
+    """Draw values from the noise around the fitted curves."""
+    parts = result.levels.parts(found.measured)
+    limits = [_limits(part) for part in parts]
+
+    def draw(rng: np.random.Generator) -> Drawn:
+        values, censored = found.measured.y.copy(), np.zeros(len(found.values), dtype=np.int8)
+        for number, (part, ends) in enumerate(zip(parts, limits, strict=True)):
+            sizes = part.sizes(result.sizes) * _inflation(result, part, number)
+            drawn = part.group.noise.draw(found.values[part.which], sizes, rng)
+            values[part.which], censored[part.which] = _behind_limits(drawn, *ends)
+        return values, censored
+
+    return draw
+
+
+def _inflation(result: FitResult, part: Part, number: int) -> float:
+    """By how much the noise is larger than the likelihood says, whose curve follows some of it."""
+    if not part.group.count or part.group.noise.name not in _SYMMETRIC:
+        return 1.0
+    return float(np.sqrt(result.uncertainty.counts[number] / result.uncertainty.freedom[number]))
+
+
+def _limits(part: Part) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Below and above what each value of a part would be a limit, [n].
+
+    A value that was a limit has this limit. The limits of others are not known; where all those on a side are the same,
+    it is taken to be theirs too.
+    """
+    ends = []
+    for side in (-1, 1):
+        of = part.censored == side
+        known = np.unique(part.y[of])
+        end = np.full(len(part.y), known[0] if len(known) == 1 else side * np.inf)
+        end[of] = part.y[of]
+        ends.append(end)
+    return ends[0], ends[1]
+
+
+def _behind_limits(values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> Drawn:
+    """The values with limits in the places of those that lie beyond them."""
+    return np.clip(values, low, high), np.where(values < low, -1, np.where(values > high, 1, 0)).astype(np.int8)
+
+
+def _residual(result: FitResult, found: Predictions) -> Callable[[np.random.Generator], Drawn]:
+    """Draw values whose standardised residuals are those of the fit, in random places."""
+    measured, parts = found.measured, result.levels.parts(found.measured)
+    for part in parts:
+        if part.group.noise.name not in _SYMMETRIC:
+            raise ValueError(
+                f"kind='residual' draws residuals of normal and lognormal noise, not of {part.group.noise.name}: "
+                "kind='parametric'"
+            )
+    if measured.censored.any():
+        raise ValueError("kind='residual' needs residuals, which censored values do not have: kind='parametric'")
+    standardised = result.levels.standardised(found, result.sizes)
+
+    def draw(rng: np.random.Generator) -> Drawn:
+        values = measured.y.copy()
+        for number, part in enumerate(parts):
+            z = standardised[part.which]
+            chosen = rng.choice(z - z.mean(), len(z)) * _inflation(result, part, number)
+            h, sigma = found.values[part.which], part.sizes(result.sizes)[:, 0]
+            values[part.which] = h * np.exp(sigma * chosen) if part.group.noise.log else h + sigma * chosen
+        return values, np.zeros(len(values), dtype=np.int8)
+
+    return draw
+
+
+def _with_values(data: Dataset, measured: Measured, values: NDArray[np.float64], censored: NDArray[np.int8]) -> Dataset:
+    """The data with other values."""
+    tables = measured.tables(values, data)
+    limits = [np.nan_to_num(table).astype(np.int8) for table in measured.tables(censored.astype(np.float64), data)]
+    every = [
+        replace(series, values=table, censored=limit if limit.any() else None)
+        for series, table, limit in zip(data.trajectories, tables, limits, strict=True)
+    ]
+    return replace(data, trajectories=every)

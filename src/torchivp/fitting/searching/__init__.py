@@ -1,0 +1,1 @@
+"""From a start to the maximum of the likelihood."""

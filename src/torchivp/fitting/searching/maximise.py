@@ -1,0 +1,203 @@
+"""From a start to the maximum of the likelihood, with tolerances of the solves that the noise allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchivp.fitting.levels import Levels
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, spread_starts
+from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
+from torchivp.fitting.searching.start import Start, find_start
+from torchivp.fitting.searching.stiffness import choose_method, choose_method_for_many
+from torchivp.fitting.searching.trust import SMALLEST_RTOL, check_solves
+from torchivp.solution import SolveError
+
+_SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # the search for a start takes no more, in all and per data time,
+_MARGIN = 10  # or than this many times those of the start that the user gave,
+_MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
+_MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
+_ATTEMPTS = 3  # how often to fit with smaller tolerances before giving up
+_TIGHTEN = 1e-2  # by what factor they shrink each time
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The maximum that was found.
+
+    Attributes:
+        likelihood: the maximum.
+        doubts: what is wrong with the solves there, in words.
+        rivals: what is to be said of other maxima.
+        floor: the smallest sensible size of the noise of each observable, [n_observed].
+        attempts: the starts that were asked for, the most likely first.
+    """
+
+    likelihood: Likelihood
+    doubts: list[str]
+    rivals: list[str]
+    floor: NDArray[np.float64]
+    attempts: list[Attempt]
+
+
+def find_maximum(search: Search, maximise: Callable[[Search], Maximum], automatic: bool) -> Maximum:
+    """Find the maximum of the likelihood, with tolerances that the noise allows.
+
+    The size of the noise is not known before. So the solves at the maximum are compared with more accurate ones, and
+    where these differ, all is done again with smaller tolerances.
+
+    Args:
+        search: what is maximised.
+        maximise: finds the maximum at given tolerances.
+        automatic: whether the tolerances may be changed.
+
+    Raises:
+        RuntimeError: the model cannot be solved from any start.
+    """
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        maximum = maximise(search)
+        verdict = check_solves(search.misfit, search.levels, maximum.likelihood)
+        tighter = search.misfit.accuracy.scaled(_TIGHTEN, _TIGHTEN)
+        if not (attempts_left and automatic and verdict.inaccurate) or tighter.rtol < SMALLEST_RTOL:
+            return replace(maximum, doubts=verdict.sentences)
+        search.misfit = search.misfit.at_accuracy(tighter)
+    raise AssertionError("the last attempt returns")
+
+
+def maximise(search: Search, given: bool) -> Maximum:
+    """Find the start and the maximum of the likelihood, first with solves of little accuracy.
+
+    Args:
+        search: what is maximised.
+        given: whether the user has given start values.
+
+    Raises:
+        RuntimeError: the model cannot be solved from any start.
+    """
+    if search.choose_method:
+        search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
+    misfit, exact = search.misfit, search.misfit.accuracy
+    scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
+    weighing = Weighing(search.levels.rough(scale), np.ones(0))
+    factor = max(1.0, search.rtol / exact.rtol)
+    while True:
+        rough = exact.scaled(factor)
+        search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
+        if search.starts is None:
+            start, attempts = find_start(search, weighing, given), []
+        else:
+            if search.choose_method:
+                search.misfit = choose_method_for_many(search.misfit, spread_starts(search, search.starts))
+            attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts)
+            start = Start(best_minimum(search, attempts), [])
+        begin = start.best
+        if begin.found is None:
+            raise RuntimeError(_unsolvable(search.misfit, given))
+        if factor == 1.0 or search.starts is not None or search.agrees(begin, misfit, weighing):
+            break
+        factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
+        search.rtol = factor * exact.rtol
+    if search.choose_method:
+        misfit = choose_method(misfit, begin.theta)
+        search.misfit = search.misfit.at_accuracy(replace(search.misfit.accuracy, method=misfit.accuracy.method))
+    roughly = search.maximise_likelihood(
+        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.found
+    )
+    search.misfit = misfit
+    best = roughly.minimum.theta if np.isfinite(roughly.nll) else begin.theta
+    likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=1e-9)
+    if not np.isfinite(likelihood.nll):
+        raise RuntimeError(
+            f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
+        )
+    rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
+    return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
+
+
+def maximise_innovations(search: Search) -> Maximum:
+    """Find the maximum of the likelihood of a stochastic model from its start values.
+
+    What is expected of each observation follows the observations before, so that a path cannot run out of step with
+    them; one start is enough where the values of the parameters are of the right sizes.
+
+    Raises:
+        RuntimeError: the model cannot be solved from there.
+    """
+    if search.choose_method:
+        search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
+    misfit, exact = search.misfit, search.misfit.accuracy
+    floor, theta = np.zeros(len(misfit.data.observables)), misfit.quantities.theta()
+    search.misfit = misfit.at_accuracy(exact.scaled(max(1.0, search.rtol / exact.rtol)))
+    roughly = search.maximise_likelihood(theta, floor, "maximum likelihood, roughly", tolerance=1e-6)
+    search.misfit = misfit
+    best = roughly.minimum.theta if np.isfinite(roughly.nll) else theta
+    likelihood = search.maximise_likelihood(best, floor, "maximum likelihood", tolerance=1e-9)
+    if not np.isfinite(likelihood.nll):
+        raise RuntimeError(
+            f"the moments of {type(misfit.model).__name__} cannot be solved from the start: {misfit.failure}: give "
+            "start={name: value, ...}, or another sigma"
+        )
+    return Maximum(likelihood, [], [], floor, [])
+
+
+def _rival(quantities: Quantities, minimum: Minimum) -> str:
+    values = quantities.free_values(minimum.theta).tolist()
+    listed = [f"{each.name} = {value:.4g}" for each, value in zip(quantities.free, values, strict=True)]
+    return (
+        f"a second optimum explains the data as well, {', '.join(listed)}; the one reported is nearer to the "
+        "defaults of the model: if it is not the one meant, give start"
+    )
+
+
+def _search_steps(misfit: Misfit, given: bool) -> int:
+    """How many steps a solve of the search may take.
+
+    A random start may need any number of steps, which would make the search slow. So there is a limit, set by the
+    number of the data and by what the first start needs, that of the user or of the model's defaults.
+    """
+    accuracy = misfit.accuracy
+    longest = max(misfit.data.trajectories, key=lambda trajectory: len(trajectory.t))
+    span = max(trajectory.t[-1] - trajectory.t[0] for trajectory in misfit.data.trajectories)
+    steps = _SEARCH_STEPS + min(_SEARCH_STEPS_PER_TIME * len(longest.t), _MOST_SEARCH_STEPS)
+    steps += int(2 * span / accuracy.max_step)
+    try:
+        trial = misfit if given else misfit.at_accuracy(replace(accuracy, max_steps=_MOST_SEARCH_STEPS))
+        margin = _MARGIN if given else _MARGIN_OF_DEFAULTS
+        steps = max(steps, margin * trial.steps(misfit.quantities.theta()))
+    except SolveError:
+        pass
+    return min(steps, accuracy.max_steps)
+
+
+def _unsolvable(misfit: Misfit, given: bool) -> str:
+    """Why no start could be solved from."""
+    misfit.predictions(misfit.quantities.theta(), derivatives=False)
+    if given:
+        return f"the model cannot be solved from the start that was given: {misfit.failure}"
+    return (
+        "the model cannot be solved from any start: give start={name: value, ...}. From the defaults of the model: "
+        f"{misfit.failure}"
+    )
+
+
+def _data_size(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
+    """The root mean square of each observable; 1 for logarithms, [n_observed]."""
+    columns = [misfit.data.column(k) for k in range(len(misfit.data.observables))]
+    sizes = [float(np.sqrt(np.mean(column**2))) or 1.0 for column in columns]
+    return np.array([1.0 if noise.log else size for noise, size in zip(levels.noises, sizes, strict=True)])
+
+
+def data_scale(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
+    """The standard deviation of each observable on the scale of the noise, [n_observed]; one for all if shared."""
+    measured = misfit.measured()
+    values = levels.transform(measured)
+    scale = np.array([values[measured.of(k)].std() for k in range(len(levels.noises))])
+    for group in levels.groups:
+        own = list(group.observables)
+        scale[own] = np.sqrt(np.mean(scale[own] ** 2))
+    return np.where(scale > 0, scale, _data_size(misfit, levels))

@@ -1,0 +1,354 @@
+"""Optimisation: nonlinear least squares at given sizes of the noise, and maximum likelihood with these estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from torchivp.fitting.levels import Levels
+from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.progress import Progress, silent
+from torchivp.fitting.searching.together import side_by_side
+
+T = TypeVar("T")
+
+# A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
+_FAILED = 1e6
+
+# The fraction of the variance of the data that the errors of a rough solve may make up.
+_UNSEEN = 1e-4
+
+# What a step may still gain when the search ends, in units of the tolerance of the cost. A quantity that is 1e-6
+# standard errors away from its optimum costs 1e-12.
+_GAIN = 1e-3
+
+# A direction with a singular value this much smaller than the largest changes nothing.
+_RANK = 1e-10
+
+ON_BOUND = 1e-6
+"""A quantity this close to a bound, in typical changes, is on it."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """What residuals are made of predictions by: noise of given sizes.
+
+    Attributes:
+        levels: the noise.
+        sizes: those of its sizes that are not known, [n_sizes].
+    """
+
+    levels: Levels
+    sizes: NDArray[np.float64]
+
+    def residuals(self, found: Predictions) -> NDArray[np.float64]:
+        """Half of whose squares sum to the negative log-likelihood but for a constant, [m, n]."""
+        return self.levels.least_squares(found, self.sizes)[0]
+
+    def mean_squares(self, found: Predictions) -> NDArray[np.float64]:
+        """The mean square of the residuals of each observable, [n_observed]; zero without data."""
+        squares, n = (self.residuals(found) ** 2).sum(0), len(self.levels.noises)
+        counts = np.bincount(found.measured.observable, minlength=n)
+        return np.bincount(found.measured.observable, squares, n) / np.maximum(counts, 1)
+
+
+@dataclass
+class Minimum:
+    """Where a search ended.
+
+    Attributes:
+        theta: the free quantities, [n_free].
+        cost: the sum of squared residuals there, those of priors included; infinite if the model could not be solved at
+            the start.
+        converged: whether the search stopped because it found a minimum.
+        found: the predictions there.
+    """
+
+    theta: NDArray[np.float64]
+    cost: float
+    converged: bool
+    found: Predictions | None = None
+
+
+@dataclass
+class Likelihood:
+    """A maximum of the likelihood, or with priors of the density a posteriori.
+
+    Attributes:
+        minimum: the free quantities there, with predictions and Jacobian.
+        sizes: those of the noise that are estimated, [n_sizes].
+        nll: the negative logarithm of the likelihood.
+        converged: whether quantities and sizes have settled.
+        at_floor: whether a size is as small as the error of the solver, and so means nothing.
+    """
+
+    minimum: Minimum
+    sizes: NDArray[np.float64]
+    nll: float
+    converged: bool
+    at_floor: bool
+
+
+@dataclass
+class Search:
+    """A least-squares search: what it needs to know, and what it has cost.
+
+    Attributes:
+        misfit: what is minimised.
+        levels: the noise.
+        progress: told of every iteration.
+        max_iterations: the largest number of iterations of one search.
+        choose_method: whether the method of the solves may be changed where another is cheaper.
+        starts: from how many starts to search; None for as many as it takes.
+        iterations: the number of iterations so far.
+        rtol: the search for the start solves no more accurately than this; less once it has fitted the errors of its
+            solves.
+        matched: candidates from integral matching, along smooth curves or not, since they are the same in every search.
+    """
+
+    misfit: Misfit
+    levels: Levels
+    progress: Progress
+    max_iterations: int
+    choose_method: bool = False
+    starts: int | None = None
+    iterations: int = field(default=0)
+    rtol: float = 1e-5
+    matched: dict[bool, list[NDArray[np.float64]]] = field(default_factory=dict)
+
+    def minimise(
+        self,
+        theta: NDArray[np.float64],
+        weighing: Weighing,
+        stage: str,
+        *,
+        horizon: float = 1.0,
+        tolerance: float,
+        max_iterations: int | None = None,
+        prior_width: float = np.inf,
+        known: Predictions | None = None,
+        held: NDArray[np.bool_] | None = None,
+    ) -> Minimum:
+        """Minimise the sum of squared residuals by a trust-region Gauss-Newton method, within the bounds.
+
+        Args:
+            theta: where to start, [n_free].
+            weighing: what makes residuals of predictions.
+            stage: what the user is told that this is.
+            horizon: the fraction of the data to use.
+            tolerance: of the relative change of the cost and of the step, at which to stop.
+            max_iterations: the largest number of iterations; default that of the search.
+            prior_width: how far, in typical changes, a quantity may stray from the start for a penalty of 1; this
+                keeps quantities in place that a short stretch of data says nothing about.
+            known: the predictions at `theta` with the same horizon, which saves solving there again.
+            held: which entries of theta stay where they are, [n_free].
+
+        Returns:
+            Where the search ended; with infinite cost if the model could not be solved at `theta`.
+        """
+        theta = np.clip(theta, self.misfit.quantities.lower, self.misfit.quantities.upper)
+        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held)
+        if target.accepted is None:
+            return Minimum(theta, np.inf, False)
+        jacobian: Any = target.jacobian  # SciPy's annotation knows only names
+        try:
+            found = least_squares(
+                target.residuals,
+                np.zeros(len(target.moved)),
+                jacobian,
+                bounds=target.bounds,
+                method="trf",
+                ftol=tolerance,
+                xtol=tolerance,
+                gtol=1e-14,
+                max_nfev=max_iterations or self.max_iterations,
+            )
+        except _Settled as settled:
+            return Minimum(target.accepted.theta, settled.cost, True, target.accepted)
+        return Minimum(target.accepted.theta, 2 * found.cost, found.status > 0, target.accepted)
+
+    def maximise_likelihood(
+        self,
+        theta: NDArray[np.float64],
+        floor: NDArray[np.float64],
+        stage: str,
+        *,
+        tolerance: float,
+        known: Predictions | None = None,
+        held: NDArray[np.bool_] | None = None,
+    ) -> Likelihood:
+        """Maximise the likelihood by iteratively reweighted least squares.
+
+        Minimise the residuals at given sizes of the noise, choose the sizes that make these most likely, and repeat:
+        the fixed point is where the derivatives of the likelihood with respect to quantities and sizes vanish.
+
+        Args:
+            theta: where to start, [n_free], where the model can be solved.
+            floor: the smallest sensible size of the noise of each observable, [n_observed].
+            stage: what the user is told that this is.
+            tolerance: of the relative change of the cost and of the step, at which to stop each of the searches; the
+                sizes count as settled when they change by less than a thousand times as much.
+            known: the predictions at `theta`, which saves solving there again.
+            held: which entries of theta stay where they are, [n_free].
+        """
+        found = known or self.misfit.predictions(theta)
+        n_sizes = len(self.levels.names)
+        if found is None or not self.levels.possible(found):
+            return Likelihood(Minimum(theta, np.inf, False), np.ones(n_sizes), np.inf, False, False)
+        sizes = self.levels.estimate(found, floor)
+        nll, settled, minimum = np.inf, False, Minimum(theta, np.inf, False, found)
+        for _ in range(self.max_iterations):
+            weighing = Weighing(self.levels, sizes)
+            minimum = self.minimise(minimum.theta, weighing, stage, tolerance=tolerance, known=found, held=held)
+            assert minimum.found is not None, "the model has been solved where the search starts"
+            found, last, last_nll = minimum.found, sizes, nll
+            sizes = self.levels.estimate(found, floor)
+            nll = self.levels.nll(found, sizes)
+            steady = np.abs(sizes / last - 1).max(initial=0.0) < 1e3 * tolerance
+            settled = bool(steady) or (minimum.converged and abs(nll - last_nll) < 1e-10 * max(1, abs(nll)))
+            if settled:
+                break
+        return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
+
+    def side_by_side(self, parts: Sequence[Callable[[Search], T]]) -> list[T]:
+        """Parts of this search that do not depend on each other, whose solves are rows of one; what they return."""
+        copies = [replace(self, iterations=0) for _ in parts]
+
+        def runs(part: Callable[[Search], T], own: Search) -> Callable[[Misfit], T]:
+            def run(misfit: Misfit) -> T:
+                own.misfit = misfit
+                return part(own)
+
+            return run
+
+        found = side_by_side(self.misfit, [runs(part, own) for part, own in zip(parts, copies, strict=True)])
+        self.iterations += sum(own.iterations for own in copies)
+        return found
+
+    def agrees(self, minimum: Minimum, exact: Misfit, weighing: Weighing) -> bool:
+        """Whether a more exact misfit says of a minimum what the search has found.
+
+        Args:
+            minimum: where the search ended.
+            exact: the misfit, solved more accurately.
+            weighing: what made the residuals.
+        """
+        found = exact.predictions(minimum.theta, derivatives=False)
+        if found is None or not weighing.levels.possible(found):
+            return False
+        cost = np.sum(weighing.residuals(found) ** 2)
+        return bool(cost <= 2 * minimum.cost + _UNSEEN * len(found.values))
+
+    def report(self, stage: str, found: Predictions) -> None:
+        """Tell the user of an iteration."""
+        self.iterations += 1
+        if self.progress is silent:
+            return
+        sizes = self.levels.estimate(found, np.full(len(self.levels.noises), np.finfo(float).tiny))
+        self.progress(stage, self.iterations, self.levels.nll(found, sizes))
+
+
+class _Settled(Exception):
+    """The search is where it wants to be, at this cost."""
+
+    def __init__(self, cost: float):
+        super().__init__()
+        self.cost = cost
+
+
+class _Target:
+    """Residuals as functions of the typical changes away from the start, for `least_squares`.
+
+    In these variables its first trust region has radius one: quantities on the log scale start with changes of less
+    than a factor e.
+
+    The search ends where a linear model would lessen the cost by far less than the tolerance. This is the test of
+    D. M. Bates and D. G. Watts, "A relative offset orthogonality convergence criterion for nonlinear least squares",
+    Technometrics 23 (1981). Those of `least_squares` need steps that succeed, and at the optimum none does, since the
+    error of the solver and rounding decide about it. Quantities that their bounds hold back do not count.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        origin: NDArray[np.float64],
+        weighing: Weighing,
+        stage: str,
+        horizon: float,
+        tolerance: float,
+        prior_width: float,
+        known: Predictions | None,
+        held: NDArray[np.bool_] | None,
+    ):
+        quantities = search.misfit.quantities
+        self.search = search
+        self.origin = origin
+        self.weighing = weighing
+        self.stage = stage
+        self.horizon = horizon
+        self.tolerance = tolerance
+        self.moved = np.arange(len(origin)) if held is None else np.flatnonzero(~held)
+        self.magnitudes = quantities.magnitudes[self.moved]
+        self.bounds = tuple(
+            (end[self.moved] - origin[self.moved]) / self.magnitudes for end in (quantities.lower, quantities.upper)
+        )
+        self.prior = np.eye(len(self.moved)) / prior_width
+        self.latest = known if known is not None and np.array_equal(known.theta, origin) else self._predictions(origin)
+        if self.latest is not None and not weighing.levels.possible(self.latest):
+            self.latest = None
+        self.accepted = self.latest
+        self._last: tuple[Predictions, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+        self.count = 0 if self.latest is None else self._weighed(self.latest)[0].size
+
+    def _predictions(self, theta: NDArray[np.float64]) -> Predictions | None:
+        found = self.search.misfit.predictions(theta, self.horizon)
+        return found if found is not None and self.weighing.levels.possible(found) else None
+
+    def _theta(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        theta = self.origin.copy()
+        theta[self.moved] += self.magnitudes * u
+        return np.clip(theta, self.search.misfit.quantities.lower, self.search.misfit.quantities.upper)
+
+    def residuals(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        theta = self._theta(u)
+        if self.latest is None or not np.array_equal(theta, self.latest.theta):
+            self.latest = self._predictions(theta)
+        known = prior_residuals(self.search.misfit.quantities, theta)[0]
+        tail = np.concatenate([np.minimum(known, _FAILED), self.prior @ u])
+        if self.latest is None:
+            return np.concatenate([np.full(self.count, _FAILED), tail])
+        return np.concatenate([self._weighed(self.latest)[0].ravel(), tail])
+
+    def _weighed(self, found: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The residuals of predictions and their slopes, those of the last ones kept."""
+        if self._last is None or self._last[0] is not found:
+            self._last = found, self.weighing.levels.least_squares(found, self.weighing.sizes)
+        return self._last[1]
+
+    def jacobian(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The Jacobian at the point where the residuals were last computed, which the search has accepted.
+
+        Raises:
+            _Settled: the search need not go on from there.
+        """
+        assert self.latest is not None, "the search accepts only points where the model can be solved"
+        self.accepted = self.latest
+        self.search.report(self.stage, self.latest)
+        slopes = self.weighing.levels.residual_jacobian(self.latest, self.weighing.sizes)
+        of_data = (slopes[..., self.moved] * self.magnitudes).reshape(-1, len(u))
+        known = prior_residuals(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved] * self.magnitudes
+        jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)
+        gradient = jacobian.T @ values
+        lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
+        free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
+        directions, singular, _ = np.linalg.svd(jacobian[:, free], full_matrices=False)
+        determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
+        if np.sum((determined.T @ values) ** 2) <= _GAIN * self.tolerance * np.sum(values**2):
+            raise _Settled(float(np.sum(values**2)))
+        return jacobian
