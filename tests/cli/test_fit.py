@@ -267,7 +267,7 @@ def test_a_fit_that_does_not_converge_is_reported_and_fails(recorder, capsys, tm
         (
             DATA,
             [*HARES, "--starts", "3", "--start", "alpha=1"],
-            "starts=3 must be a positive number, and stands instead",
+            "starts=3 stands instead of start",
         ),
         (DATA, [*HARES, "--backend", "gpu"], "'gpu' is not one of 'auto', 'eager', 'fused'"),
         (DATA, [*HARES, "--checkpoint", "data.csv"], "data.csv is"),

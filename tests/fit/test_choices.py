@@ -337,6 +337,51 @@ def test_constraints_choose_among_optima():
         assert sorted([found["ka"].value, found["ke"].value]) == pytest.approx([0.3, 1.5], rel=0.05)
 
 
+def test_a_constraint_that_holds_the_estimates_back_is_no_success():
+    found = fit(Decay(), decay(rate=0.7), constraints=["rate < 0.5"], start={"rate": 0.3})
+    assert not found.converged
+    assert any(each.startswith("a constraint (rate < 0.5) holds the estimates back") for each in found.warnings)
+    assert fit(Decay(), decay(rate=0.7), constraints=["rate < 5"]).converged
+
+
+def test_doses_go_to_the_state_that_their_table_names():
+    model = Equations("a' = -k*a\nb' = -c*b\nk = 0.5\nc = 0.8\na(0) = 0\nb(0) = 0")
+    t = np.array([1.0, 2.0, 3.0, 4.0])
+    a, b = np.exp(-0.4 * (t - 1)), 3 * np.exp(-0.9 * (t - 1))
+    doses = pd.DataFrame({"time": [1.0, 1.0], "amount": [1.0, 3.0], "state": ["a", "b"]})
+    data = pd.DataFrame({"time": t, "a": a + 0.01 * np.cos(t), "b": b - 0.01 * np.sin(5 * t)})
+    found = fit(model, data, doses=doses, initial={"a": 0.0, "b": 0.0})
+    assert [found["k"].value, found["c"].value] == pytest.approx([0.4, 0.9], abs=0.05)
+    with refused(DataError, "zz"):
+        fit(model, data, doses=doses.assign(state="zz"), initial={"a": 0.0, "b": 0.0})
+    with refused(DataError, "write an infusion into the model"):
+        fit(model, data, doses=doses.assign(duration=1.0), initial={"a": 0.0, "b": 0.0})
+
+
+def test_one_measurement_after_a_dose_is_enough_of_each_animal():
+    random = np.random.default_rng(0)
+    t = np.linspace(0.5, 5, 12)
+    data = pd.DataFrame(
+        {"time": t, "amount": 5 * np.exp(-0.6 * t) + 0.01 * random.normal(size=12), "animal": range(12)}
+    )
+    doses = {"time": [0.0] * 12, "amount": [5.0] * 12, "animal": range(12)}
+    found = fit(Decay(), data, trajectory="animal", initial={"amount": 0.0}, doses=doses)
+    assert found["rate"].value == pytest.approx(0.6, rel=0.02)
+    with refused(DataError, "each trajectory has only one time, and a fit needs one that has two"):
+        fit(Decay(), data, trajectory="animal")
+    with refused(DataError, "there is only one time of trajectory '3', and a fit needs two"):
+        fit(Decay(), data[data["animal"] == 3], trajectory="animal")
+    with refused(DataError, "there is only one time, and a fit needs two"):
+        fit(Decay(), data[:1])
+
+
+def test_a_group_whose_value_is_known_has_no_quantity():
+    data = two_series()
+    conditions = {"a": {"rate": 0.5, "kind": "known"}, "b": {"kind": "new"}}
+    found = fit(Decay(), data, trajectory="dish", conditions=conditions, by={"rate": "kind"})
+    assert found.free_names == ["rate[new]", "amount(0)[a]", "amount(0)[b]"]
+
+
 def test_starts_are_spread_within_bounds_and_those_that_fail_are_told():
     model = Equations("x' = x^2 - k*x\nk = 4\nx(0) = 3")  # which is infinite in no time if k < 3
     t = np.linspace(0, 1, 9)
@@ -422,7 +467,32 @@ def test_stiff_models_are_solved_by_a_method_for_them():
         ({"constraints": ["rate > speed"]}, ValueError, "the constraint 'rate > speed' uses 'speed'; there are rate"),
         ({"constraints": ["rate > 5"]}, ValueError, "the constraint 'rate > 5' does not hold at the start values"),
         ({"derived": {"x": "speed"}}, ValueError, "the formula of x, 'speed', uses 'speed'; it may use rate, amount"),
-        ({"starts": 0}, ValueError, "starts=0 must be a positive number"),
+        ({"starts": 0}, ValueError, "starts"),
+        ({"max_iterations": 0}, ValueError, "max_iterations"),
+        ({"rtol": -1.0}, ValueError, "rtol"),
+        ({"derived": {"rate": "2*rate"}}, ValueError, "derived names 'rate', which is a quantity of the fit already"),
+        (
+            {"fixed": {"sigma(amount)": 1.0}},
+            ValueError,
+            "the size of the noise of a column is held by sigma=",
+        ),
+        (
+            {"initial": {"amount": 3.0}, "start": {"amount": 1.0}},
+            ValueError,
+            "initial holds amount at a number, and start",
+        ),
+        ({"parameters": {"e": 1.0}, "derived": {"x": "2*e"}}, ValueError, "uses 'e', which is a constant in formulas"),
+        ({"parameters": {"t": 1.0}, "observe": {"amount": "t*amount"}}, ValueError, "uses 't', which is the time"),
+        (
+            {"observe": {"amount": lambda y, p: y.amount / y.amount.max()}},
+            DataError,
+            "observes a function whose value at a time depends on other times: compute it with torch, element by",
+        ),
+        (
+            {"observe": {"amount": lambda y, p: y.amount.item()}},
+            DataError,
+            "observes a function that fails where states",
+        ),
         ({"starts": 3, "start": {"rate": 1.0}}, ValueError, "stands instead of start: give one of them"),
         ({"sigma": {"amount": 0.0}}, ValueError, "or a positive number, got 0.0"),
         (

@@ -488,17 +488,6 @@ BAD = [
     ("time;prey\n0;1,5\n1;<1.5\n", {}, "data.csv has decimal commas, so column 'prey' must not hold '<1.5' in line 3"),
     # times
     ("time,prey\n0,1\n.,2\n", {}, "the time column 'time' is empty in line 3"),
-    ("time,prey\n1,1\n1,2\n", {}, "too few data: there is only one time, and a fit needs two"),
-    (
-        "time,prey,run\n1,1,a\n1,2,a\n",
-        RUN,
-        "too few data: there is only one time of trajectory 'a', and a fit needs two",
-    ),
-    (
-        "time,prey,run\n1,1,a\n2,2,b\n",
-        RUN,
-        "too few data: each trajectory has only one time, and a fit needs one that has",
-    ),
     (
         "time,prey\n0,1\n1,2\n",
         {"time_unit": "days"},

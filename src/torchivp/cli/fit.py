@@ -62,6 +62,7 @@ def fit(
     parameter: options.Parameter = None,
     tie: options.Tie = None,
     by: options.By = None,
+    random: options.Random = None,
     jump_times: options.JumpTimes = None,
     noise: options.Noise = None,
     sigma: options.Sigma = None,
@@ -107,6 +108,7 @@ def fit(
         "initial": _read(_numbers_or_words, "--initial", initial),
         "parameters": _read(parse_values, "--parameter", parameter),
         "by": _read(parse_pairs, "--by", by),
+        "random": _read(parse_pairs, "--random", random),
         "tied": _read(parse_pairs, "--tie", tie),
         "scale": _read(parse_pairs, "--scale", scale),
         "bounds": _read(parse_ranges, "--bounds", bounds),
@@ -175,8 +177,9 @@ def _print_result(result: FitResult, page: Path | None) -> None:
     for column in table.columns[1:4]:
         column.justify, column.no_wrap = "right", True
     for estimate in result.estimates:
-        interval = f"{format_number(estimate.lower)} to {format_number(estimate.upper)}" if estimate.free else ""
-        error = format_number(estimate.standard_error, 2) if estimate.free else "fixed"
+        known = not estimate.free and estimate.kind != "derived"
+        interval = "" if known else f"{format_number(estimate.lower)} to {format_number(estimate.upper)}"
+        error = "fixed" if known else format_number(estimate.standard_error, 2)
         table.add_row(estimate.name, format_number(estimate.value), error, interval, estimate.unit)
     console.print(table)
     statistics = {"nll": result.nll, "AIC": result.aic, "AICc": result.aicc, "BIC": result.bic}

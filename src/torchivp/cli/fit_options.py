@@ -71,6 +71,14 @@ Parameter = Annotated[
 Tie = Annotated[
     list[str] | None, _option(_MODEL, "A parameter that follows from others.", metavar="PARAMETER=EXPRESSION")
 ]
+Random = Annotated[
+    list[str] | None,
+    _option(
+        _MODEL,
+        "Differs between series by chance: normal, lognormal or logitnormal.",
+        metavar="NAME=KIND",
+    ),
+]
 By = Annotated[
     list[str] | None,
     _option(_MODEL, "A parameter with a value for each label of a column.", metavar="PARAMETER=COLUMN"),

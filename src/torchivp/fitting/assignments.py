@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from torchivp.api.steady import steady_state
-from torchivp.expressions import Expression
+from torchivp.expressions import CONSTANTS, Expression
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.quantities import Assignment
 from torchivp.models.model import Model
@@ -23,6 +25,17 @@ STEADY = "steady"
 
 Named = tuple[tuple[str, ...], Callable[[Mapping[str, Tensor]], Tensor]]
 """The names that a formula uses, and the function of a dict of tensors that computes it."""
+
+
+def refuse_constants(what: str, text: str, names: Sequence[str], time: bool = False) -> None:
+    """Refuse a formula with a name that means a constant, or the time, and a quantity of the fit as well."""
+    for name in (*CONSTANTS, *(["t"] if time else [])):
+        if name in names and re.search(rf"\b{name}\b", text):
+            meant = "the time" if name == "t" else "a constant"
+            raise ValueError(
+                f"{what}, {text!r}, uses {name!r}, which is {meant} in formulas and a name of the model too: write a "
+                f"function instead, lambda p: p.{name}, or rename it {name}_"
+            )
 
 
 def read_formula(what: str, given: Any, names: Sequence[str]) -> Named:
@@ -39,6 +52,7 @@ def read_formula(what: str, given: Any, names: Sequence[str]) -> Named:
     """
     if isinstance(given, str):
         expression = Expression(given)
+        refuse_constants(f"the formula of {what}", given, names)
         for name in expression.names:
             if name not in names:
                 raise ValueError(f"the formula of {what}, {given!r}, uses {name!r}; it may use {', '.join(names)}")
@@ -133,7 +147,7 @@ def initial_assignments(
         return [_steady(model)]
     formulas: dict[str, Named] = {}
     for state, given in initial.items():
-        if given == "shared" or isinstance(given, int | float):
+        if given == "shared" or isinstance(given, Real):
             continue
         others = [*parameters, *(each for each in model.states if each != state)]
         formulas[state] = read_formula(f"{state}, initially,", given, others)

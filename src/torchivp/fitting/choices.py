@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, get_args
 
 import numpy as np
@@ -152,6 +153,8 @@ class _Chooser:
         if name not in self.choices.by:
             return [one]
         groups = self._groups(self.choices.by[name])
+        known = [i for i, series in enumerate(self.data.trajectories) if name in series.constants]
+        groups = {label: rows for label, rows in groups.items() if not set(rows) <= set(known)}
         return [replace(one, name=f"{name}[{label}]", trajectories=tuple(rows)) for label, rows in groups.items()]
 
     def _groups(self, column: str) -> dict[str, list[int]]:
@@ -258,7 +261,13 @@ class _Chooser:
         return chosen
 
     def _numbers_of_initial(self, quantities: Sequence[Quantity]) -> dict[str, float]:
-        numbers = {state: float(x) for state, x in self.initial.items() if isinstance(x, int | float)}
+        numbers = {state: float(x) for state, x in self.initial.items() if isinstance(x, Real)}
+        for state in numbers:
+            for argument in ("fixed", "start", "bounds", "scale", "priors"):
+                if state in getattr(self.choices, argument):
+                    raise ValueError(
+                        f"initial holds {state} at a number, and {argument} names it too: drop it from one"
+                    )
         return self._by_name(quantities, numbers, "initial")
 
     def _free_names(self, quantities: Sequence[Quantity], fixed: Mapping[str, float]) -> set[str]:

@@ -202,7 +202,6 @@ def read_data(
     known, notes_on_conditions = _conditions(table, rows, conditions, trajectory, used)
     of_rows = None if kinds is None else np.array(kinds)
     trajectories = [_trajectory(table, name, own, t, measured, of_rows, known[name]) for name, own in rows.items()]
-    _check_times(trajectories)
     notes = [*table.notes, *notes_on_times, *measured.notes, *notes_on_order, *notes_on_conditions]
     observed = [observed_state(spec, states) for spec in specs.values()]
     return Dataset(trajectories, list(specs), observed, time, table.name, trajectory, specs, notes)
@@ -313,7 +312,13 @@ def _trajectory(
     return Trajectory(name, times, own.values, places, own.sigma, own.censored, known.constants, known.labels)
 
 
-def _check_times(trajectories: Sequence[Trajectory]) -> None:
+def check_times(data: Dataset) -> None:
+    """Refuse data of which no trajectory has two times.
+
+    Raises:
+        DataError: the message says so.
+    """
+    trajectories = data.trajectories
     if any(len(np.unique(each.t)) > 1 for each in trajectories):
         return
     if len(trajectories) > 1:

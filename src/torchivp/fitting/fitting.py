@@ -6,7 +6,7 @@ import copy
 import math
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torchivp.events.event import Scheduled
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
 from torchivp.fitting.constraints import read_constraints
-from torchivp.fitting.data import Dataset, TimeUnit, read_data, read_doses
+from torchivp.fitting.data import Dataset, TimeUnit, check_times, read_data, read_doses
 from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
 from torchivp.fitting.measured import measurements
 from torchivp.fitting.misfit import Misfit
@@ -29,11 +29,11 @@ from torchivp.fitting.random_effects.effects import find_effects, read_kinds
 from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.results.assemble import assemble, check_derived
 from torchivp.fitting.results.result import FitResult
-from torchivp.fitting.searching.journal import Journal
+from torchivp.fitting.searching.journal import Journal, identity_of_class
 from torchivp.fitting.searching.maximise import find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
-from torchivp.fitting.searching.trust import check_derivatives, worse_than_constant
+from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
 from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.stretches import Accuracy
@@ -95,8 +95,8 @@ def fit(
     Each observed value is a state, or a function of states and parameters, with noise. Parameters and initial states
     that the model declares positive are estimated on the log scale. The likelihood is maximised by a trust-region
     Gauss-Newton method (SciPy's `least_squares`) with the exact Jacobian of the numerical solution; the sizes of the
-    noise are estimated with the rest. No start values are needed: see `torchivp.fitting.searching.start.find_start` for how they
-    are found.
+    noise are estimated with the rest. No start values are needed: "Where the search starts" in the
+    documentation says how they are found.
 
     Args:
         model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64. That of a
@@ -214,6 +214,7 @@ def fit(
         )
     inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
     dataset = from_first_change(dataset, inputs)
+    check_times(dataset)
     measurement = None
     if isinstance(model, StochasticModel):
         check_stochastic(model, schedule=schedule, doses=doses, starts=starts, random=kinds)
@@ -243,6 +244,7 @@ def fit(
     effects = find_effects(kinds, quantities, dataset, levels)
     used = len(measurement.starts) if measurement else 0
     check_enough(dataset, len(quantities.free) + len(levels.names) + len(kinds), used)
+    check_positive("rtol", rtol)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(
         EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
@@ -266,13 +268,16 @@ def fit(
             *maximum.doubts,
             *check_derivatives(search.misfit, levels, maximum.likelihood),
             *worse_than_constant(search.misfit, levels, maximum.likelihood),
+            *held_by_constraints(search.misfit, levels, maximum.likelihood),
             *levels.doubts(maximum.likelihood.minimum.found, dataset.observables),
         ]
-    if misfit.journal is not None:
-        misfit.journal.close()
     call = python_call(fit, arguments, dataset)
     maximum = replace(maximum, doubts=doubts)
-    return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
+    result = assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
+    if misfit.journal is not None:
+        misfit.journal.close()
+        search.misfit.journal = misfit.journal = None  # what is asked of the result is no part of the fit
+    return result
 
 
 def _check_arguments(model: Model, method: str, max_iterations: int, starts: int | None, start: Any) -> None:
@@ -281,8 +286,10 @@ def _check_arguments(model: Model, method: str, max_iterations: int, starts: int
     if method != AUTO and find_method(method).error_order is None:
         raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
     check_whole_number("max_iterations", max_iterations, 1)
-    if starts is not None and (start is not None or isinstance(starts, bool) or starts < 1):
-        raise ValueError(f"starts={starts} must be a positive number, and stands instead of start: give one of them")
+    if starts is not None:
+        check_whole_number("starts", starts, 1)
+        if start is not None:
+            raise ValueError(f"starts={starts} stands instead of start: give one of them")
 
 
 def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:
@@ -300,9 +307,11 @@ def _identity(arguments: Mapping[str, Any], data: Dataset, misfit: Misfit) -> li
     """What tells a fit apart from others, whose solves are of no use to it."""
     left_out = ("data", "model", "progress", "checkpoint", "observe", "derived")
     said = {name: value for name, value in arguments.items() if name not in left_out}
-    series = [(one.name, one.t.tolist(), one.values.tolist(), one.constants) for one in data.trajectories]
-    states = [(name, value.tolist()) for name, value in misfit.model.state_dict().items()]
-    return [said, series, data.observe, type(misfit.model).__qualname__, states, repr(misfit.model)]
+    series = [[getattr(one, each.name) for each in fields(one)] for one in data.trajectories]
+    model = misfit.model
+    tensors = [(name, value.tolist()) for name, value in model.state_dict().items()]
+    others = {name: value for name, value in vars(model).items() if not name.startswith(("_", "training"))}
+    return [said, series, data.observe, identity_of_class(type(model)), tensors, others, repr(model)]
 
 
 def _misfit(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -307,7 +309,7 @@ def _by_observable(data: Dataset, given: Any, argument: str, default: Any) -> li
         each = [given.get(name, default) for name in data.observables]
     if argument == "sigma":
         for one in each:
-            if one not in MODES and not (isinstance(one, int | float) and np.isfinite(one) and one > 0):
+            if one not in MODES and not (isinstance(one, Real) and math.isfinite(one) and float(one) > 0):
                 raise ValueError(f"sigma must be one of {MODES} or a positive number, got {one!r}")
     return each
 

@@ -155,6 +155,7 @@ class Misfit:
         named = dict(zip(self.quantities.names, own, strict=True))
         parameters = {name: named[name] for name in self.quantities.parameter_names}
         series = self.data.trajectories[0].t
+        self.observables.check(float(series[0]), own[-len(self.model.states) :], own)
         times = [float(t) for t in np.linspace(series[0], series[-1], 4)]
         check_gradient(self.model, parameters, own[-len(self.model.states) :], times)
 

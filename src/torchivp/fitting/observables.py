@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from torchivp.expressions import Expression, compile_expressions
+from torchivp.fitting.assignments import refuse_constants
 from torchivp.fitting.data import DataError, Dataset
 from torchivp.fitting.quantities import Quantities
 from torchivp.models.model import Model
@@ -72,6 +73,7 @@ class Observables:
         self._states = list(model.states)
         self._locals = quantities.names
         self._parameters = [name for name in quantities.names if name not in model.states]
+        self._names = list(data.observables)
         self._columns: list[int | Formula] = []
         for column, state in zip(data.observables, data.states, strict=True):
             known = state is not None
@@ -84,6 +86,7 @@ class Observables:
         if not isinstance(given, str):
             return _function(column, given, self._states, self._parameters)
         definitions = getattr(model, "definitions", {})
+        refuse_constants(f"what column {column!r} observes", given, self._locals, time=True)
         formula = _Named(Expression(given), definitions)
         for name in formula.names:
             if name != "t" and name not in self._locals:
@@ -93,6 +96,47 @@ class Observables:
                     f"gets a start value by parameters={{{name!r}: 1.0}}"
                 )
         return formula
+
+    def check(self, t: float, y: Tensor, own: Tensor) -> None:
+        """Refuse functions that fail, or whose value at a time of a trajectory depends on other times or trajectories.
+
+        Args:
+            t: a time.
+            y: a state, [n_states].
+            own: the locals of a trajectory, [n_locals].
+
+        Raises:
+            DataError: the message says which, and how to write it.
+        """
+        spread = torch.linspace(1.0, 1.5, 6, dtype=torch.float64).reshape(2, 3)
+        times, states = t + 0.1 * (spread - 1), y * spread[..., None]
+        rows = own.expand(2, -1)
+        for k, each in enumerate(self._columns):
+            if isinstance(each, int):
+                continue
+            name, hint = self._names[k], "compute it with torch, element by element"
+            try:
+                with torch.no_grad():
+                    together = self._value(each, times, states, rows).expand(2, 3)
+                    alone = [
+                        self._value(each, times[i : i + 1, j : j + 1], states[i : i + 1, j : j + 1], rows[:1]).expand(
+                            1, 1
+                        )
+                        for i in range(2)
+                        for j in range(3)
+                    ]
+            except DataError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f"column {name!r} observes a function that fails where states are tensors [trajectories, times]: "
+                    f"{error}: {hint}"
+                ) from error
+            if not torch.allclose(together, torch.cat(alone).reshape(2, 3), rtol=1e-9, equal_nan=True):
+                raise DataError(
+                    f"column {name!r} observes a function whose value at a time depends on other times: {hint}, "
+                    "without sums, maxima or indices over the times"
+                )
 
     def values(self, t: Tensor, y: Tensor, own: Tensor) -> NDArray[np.float64]:
         """The observables, [rows, T, n_observed].

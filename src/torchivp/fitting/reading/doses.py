@@ -41,7 +41,7 @@ def read_doses(
     time: str = "time",
     trajectory: str | None = None,
     amount: str = "amount",
-    state: str | None = None,
+    state: str | None = "state",
 ) -> dict[str, list[Scheduled]]:
     """Read a table of doses, a row for each.
 
@@ -54,7 +54,8 @@ def read_doses(
         time: the column of times, numbers as in the data.
         trajectory: the column that names the trajectory of each dose; None if every trajectory gets all of them.
         amount: the column of amounts, in the unit of the state.
-        state: the column that names the state that each dose is added to. Default: all go to the first of `states`.
+        state: the column that names the state that each dose is added to. If there is no column of the default name, or
+            with None, all go to the first of `states`.
 
     Returns:
         For each trajectory its doses, a `Scheduled` for each state that has some: the argument `schedule` of `fit`.
@@ -68,8 +69,15 @@ def read_doses(
     amounts = read_numbers(table, str(amount), "amount")
     for i in np.flatnonzero(np.isnan(amounts)):
         raise DataError(f"the amount column {str(amount)!r} is empty in {table.rows[i]}")
+    if state == "state" and state not in table.columns:
+        state = None
     dosed = [states[0]] * len(t) if state is None else _known(table, str(state), "state", states)
     treated = None if trajectory is None else _known(table, str(trajectory), "trajectory", trajectories)
+    if unread := [name for name in ("duration", "rate") if name in table.columns]:
+        raise DataError(
+            f"{table.name} has the column {unread[0]!r}, and doses are given at once: write an infusion into the "
+            "model, with its beginning and end in jump_times, or drop the column"
+        )
     scheduled: dict[str, list[Scheduled]] = {}
     for name in trajectories:
         rows = [i for i in range(len(t)) if treated is None or treated[i] == name]

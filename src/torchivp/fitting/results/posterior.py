@@ -189,9 +189,9 @@ def sample_posterior(
     """Sample what a fit has estimated; `FitResult.sample` describes the arguments."""
     if result.random is not None or isinstance(result.model, StochasticModel):
         raise ValueError(
-            "samples a posteriori are drawn where data are independent around one curve for each trajectory, which they "
-            f"are not in {'a stochastic model' if result.random is None else 'a fit with random effects'}: take the "
-            "intervals of the estimates"
+            "samples a posteriori are drawn where data are independent around one curve for each trajectory, unlike "
+            f"{'those of a stochastic model' if result.random is None else 'with random effects'}: take the intervals "
+            "of the estimates"
         )
     emcee = _import_emcee()
     density = LogPosterior(result.misfit, result.levels, result.floor)

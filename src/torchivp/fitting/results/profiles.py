@@ -126,8 +126,8 @@ def profile(result: FitResult, name: str, level: float = 0.95) -> Profile:
     """The profile likelihood of a free quantity; see `FitResult.profile`."""
     if result.random is not None:
         raise ValueError(
-            "profiles of a fit with random effects would need its marginal likelihood at every point, which they do not "
-            "maximise: take the intervals of the estimates"
+            "profiles of a fit with random effects would need its marginal likelihood at every point, which they do "
+            "not maximise: take the intervals of the estimates"
         )
     if not 0 < level < 1:
         raise ValueError(f"level must be a probability such as 0.95, got {level}")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -114,14 +114,29 @@ def _identity(value: Any) -> Any:
         return value.tolist()
     if hasattr(value, "to_dict"):
         return _identity(value.to_dict())
+    if isinstance(value, MethodType):
+        return [_identity(value.__func__), _identity(value.__self__)]
     if isinstance(value, FunctionType):
-        code = value.__code__
         inner = [cell.cell_contents for cell in value.__closure__ or ()]
-        constants = [each for each in code.co_consts if not isinstance(each, CodeType)]
-        return [value.__qualname__, code.co_code, code.co_names, constants, _identity(inner)]
+        return [value.__qualname__, _code(value.__code__), repr(value.__defaults__), _identity(inner)]
     if is_dataclass(value) and not isinstance(value, type):
         return [type(value).__qualname__, *(_identity(getattr(value, each.name)) for each in fields(value))]
+    if hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
+        return [identity_of_class(type(value)), _identity(vars(value))]
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def identity_of_class(kind: type) -> Any:
+    """What the functions of a class do, those of its bases outside of torch included."""
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(("builtins", "torch."))]
+    functions = [each for base in own for each in vars(base).values() if isinstance(each, FunctionType)]
+    return [kind.__qualname__, [[each.__qualname__, _code(each.__code__)] for each in functions]]
+
+
+def _code(code: CodeType) -> Any:
+    """What a function does: its instructions, and the names and constants in them."""
+    constants = [_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return [code.co_code.hex(), code.co_names, code.co_freevars, constants]
 
 
 def _write(file: BinaryIO, value: Any) -> None:

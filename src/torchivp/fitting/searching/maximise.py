@@ -97,7 +97,7 @@ def maximise(search: Search, given: bool) -> Maximum:
             start = Start(best_minimum(search, attempts), [])
         begin = start.best
         if begin.found is None:
-            raise RuntimeError(_unsolvable(search.misfit, given))
+            raise RuntimeError(_unsolvable(search.misfit, search.levels, given))
         if factor == 1.0 or search.starts is not None or search.agrees(begin, misfit, weighing):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
@@ -174,9 +174,18 @@ def _search_steps(misfit: Misfit, given: bool) -> int:
     return min(steps, accuracy.max_steps)
 
 
-def _unsolvable(misfit: Misfit, given: bool) -> str:
+def _unsolvable(misfit: Misfit, levels: Levels, given: bool) -> str:
     """Why no start could be solved from."""
-    misfit.predictions(misfit.quantities.theta(), derivatives=False)
+    found = misfit.predictions(misfit.quantities.theta(), derivatives=False)
+    if found is not None and not levels.possible(found):
+        kinds = ", ".join(dict.fromkeys(noise.name for noise in levels.noises))
+        smallest = int(found.values.argmin())
+        column = misfit.data.observables[found.measured.observable[smallest]]
+        return (
+            f"at no start does the model predict what {kinds} noise allows: at the "
+            f"{'given one' if given else 'defaults'}, {column} is {found.values[smallest]:.3g} somewhere: give "
+            "start={name: value, ...}, leave out the data at which the model is zero, or take noise='normal'"
+        )
     if given:
         return f"the model cannot be solved from the start that was given: {misfit.failure}"
     return (

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
-from torchivp.fitting.searching.optimise import Likelihood, Weighing
+from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.searching.optimise import ON_BOUND, Likelihood, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.methods import find_method
 
@@ -128,6 +129,32 @@ def check_derivatives(misfit: Misfit, levels: Levels, likelihood: Likelihood) ->
     return [
         f"the model depends on {', '.join(wrong)} in a way that has no derivative, through a comparison perhaps: the "
         "search could not move it, and its standard error means nothing: hold it in fixed, or make the model smooth"
+    ]
+
+
+def held_by_constraints(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
+    """Whether a constraint holds the search back from a better place, in words; empty if none does.
+
+    The search takes what violates a constraint for what cannot be solved. So it finds optima within the constraints,
+    but not the best place on one of them.
+    """
+    if not misfit.constraints:
+        return []
+    found, quantities = _found(likelihood), misfit.quantities
+    slopes = levels.residual_jacobian(found, likelihood.sizes)
+    priors, prior_slopes = prior_residuals(quantities, found.theta)
+    jacobian = np.concatenate([slopes.reshape(-1, len(found.theta)), prior_slopes])
+    values = np.concatenate([levels.least_squares(found, likelihood.sizes)[0].ravel(), priors])
+    free = ~quantities.on_bound(found.theta, ON_BOUND)
+    step, *_ = np.linalg.lstsq(jacobian[:, free], values, rcond=1e-10)
+    gain = 0.5 * np.sum((jacobian[:, free] @ step) ** 2)
+    if gain <= _NO_WORSE:
+        return []
+    listed = ", ".join(constraint.expression.text for constraint in misfit.constraints)
+    return [
+        f"a constraint ({listed}) holds the estimates back: the likelihood grows beyond it, and what is reported is a "
+        "place at the constraint, not the best one there. If it holds one quantity, give bounds instead, or "
+        "tied={name: formula} for what it makes equal"
     ]
 
 

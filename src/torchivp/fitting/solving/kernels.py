@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torchivp.fused.sensitivities import Sensitivities
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.stepsize.pid import PIDController
+
+_numbers = itertools.count()
 
 
 class ModelKernel:
@@ -34,6 +37,8 @@ class ModelKernel:
             inside = t.maximum(first).minimum(last)  # where the right-hand side jumps at the ends of a stretch
             return functional_call(model, dict(zip(names, values, strict=True)), (inside, y))
 
+        # Dynamo reads a code so many times and no more, and this one would be read for every model.
+        derivative.__code__ = derivative.__code__.replace(co_name=f"derivative_{next(_numbers)}")
         self._derivative, self._owner = derivative, owner or type(model)
         self._n_states, self._n_parameters = len(model.states), len(names)
         self._kernels: dict[str, Sensitivities] = {}

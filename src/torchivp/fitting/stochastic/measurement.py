@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,7 @@ def _modes(data: Dataset, sigma: Any) -> list[str | float]:
     else:
         modes = [sigma] * len(data.observables)
     for mode in modes:
-        if mode not in MODES and not (isinstance(mode, int | float) and np.isfinite(mode) and mode >= 0):
+        if mode not in MODES and not (isinstance(mode, Real) and np.isfinite(float(mode)) and float(mode) >= 0):
             raise ValueError(
                 f"sigma must be one of {MODES}, a positive number, or 0 for a state that is observed exactly, got "
                 f"{mode!r}"
