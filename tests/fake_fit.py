@@ -59,6 +59,7 @@ class FakeFit:
     noise: str = "lognormal"
     random: None = None
     notes: list = field(default_factory=list)
+    attempts: list = field(default_factory=list)
     penalty: float = 0.0
     priors: dict = field(default_factory=dict)
     solver: str = "dopri5 in the step loop, rtol 1e-08, atol 1e-06"

@@ -109,13 +109,15 @@ def _limits(result: FitResult) -> list[str]:
 
 def _figures(result: FitResult, profiles: Mapping[str, Profile]) -> dict[str, Figure]:
     """The pictures that make sense for this fit, by name."""
-    from torchivp.plot import plot_correlation, plot_fit, plot_phase, plot_profiles, plot_residuals
+    from torchivp.plot import plot_correlation, plot_fit, plot_phase, plot_profiles, plot_residuals, plot_starts
 
     figures = {"fit": plot_fit(result), "residuals": plot_residuals(result)}
     if len(result.model.states) > 1:
         figures["phase"] = plot_phase(result)
     if len(result.free_names) > 1 and np.isfinite(np.asarray(result.correlation)).all():
         figures["correlation"] = plot_correlation(result)
+    if result.attempts:
+        figures["starts"] = plot_starts(result)
     if profiles:
         figures["profiles"] = plot_profiles(profiles)
     return figures

@@ -13,6 +13,7 @@ from torchivp.plot.fit import plot_correlation, plot_fit, plot_phase, plot_resid
 from torchivp.plot.posterior import plot_posterior
 from torchivp.plot.profile import plot_profiles
 from torchivp.plot.solution import plot_phase_plane, plot_solution
+from torchivp.plot.starts import plot_starts
 
 __all__ = [
     "plot_correlation",
@@ -23,4 +24,5 @@ __all__ = [
     "plot_profiles",
     "plot_residuals",
     "plot_solution",
+    "plot_starts",
 ]
