@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from torchivp.plot.style import MUTED, color_of, new_figure, style_axes
 
@@ -39,8 +40,11 @@ def plot_starts(result: FitResult) -> Figure:
         if which.any():
             axes.plot(place[which], rise[which], "o", color=color_of(0), markerfacecolor=face, label=label)
     axes.plot(place, rise, color=MUTED, linewidth=0.7, zorder=1)
-    axes.set_yscale("symlog", linthresh=1.0)
-    axes.set_ylim(bottom=-0.2)
+    highest = rise.max(initial=0.0)
+    if highest > 1.0:
+        axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(-0.1, max(1.0, 1.5 * highest))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     failed = int((~ended).sum())
     if failed:
         axes.set_title(f"{failed} of {len(nll)} starts failed", color=MUTED, fontsize=10, loc="left")
