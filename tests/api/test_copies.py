@@ -19,6 +19,7 @@ import torchivp
 from simulated import simulate
 from torchivp import Event, Scheduled, SolveError, solve_ivp
 from torchivp.compat import torchdiffeq, torchsde
+from torchivp.expressions import ExpressionError
 from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import OutOfOrder
@@ -120,7 +121,11 @@ def examples():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted = torchivp.fit(
-            model, simulate(model, np.linspace(0.0, 8.0, 9), noise=0.01), free=["alpha"], start={"alpha": 1.0}
+            model,
+            simulate(model, np.linspace(0.0, 8.0, 9), noise=0.01),
+            free=["alpha"],
+            start={"alpha": 1.0},
+            backend="eager",
         )
     solved = list(solutions())
     return [
@@ -136,6 +141,7 @@ def examples():
         raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         CannotFuse("func draws random numbers"),
         FuncFails("func fails"),
+        ExpressionError("unknown function"),
         CompileError("error: expected ';'"),
         NoCompiler("there is no compiler"),
         OutOfOrder(),
@@ -152,6 +158,7 @@ def examples():
         Recorded("diagonal", "ito"),
         torchivp.Backsolve(rtol=1e-3),
         torchivp.Checkpointed(20),
+        torchivp.Forward(50),
         torchivp.ConstantSteps(0.1),
         torchivp.Direct(),
         torchivp.GridSteps(),

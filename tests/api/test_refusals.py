@@ -171,7 +171,7 @@ def test_one_tolerance_for_each_tensor():
         ({"controller": 3}, TypeError, "controller must be a PIDController, ConstantSteps or GridSteps, got 3"),
         ({"controller": ConstantSteps(0.1), "step_size": 0.1}, ValueError, "give either controller or step_size"),
         ({"gradient": "adjoint"}, ValueError, "unknown gradient 'adjoint': it must be one of 'direct', 'checkpointed', 'backsolve'"),
-        ({"gradient": 1}, TypeError, "gradient must be one of 'direct', 'checkpointed', 'backsolve' or an object such as"),
+        ({"gradient": 1}, TypeError, "gradient must be one of 'direct', 'checkpointed', 'backsolve', 'forward' or an object"),
         ({"args": 3.0}, TypeError, "args must be a tuple, got float: write args=(args,)"),
         ({"norm": 2}, TypeError, "norm must be a function of the scaled error, got 2"),
         ({"params": [3.0], "gradient": "checkpointed"}, TypeError, "params must be a sequence of tensors, but params[0] is float"),

@@ -1,5 +1,8 @@
 """Fits whose solves are done by a kernel."""
 
+import copy
+import pickle
+
 import numpy as np
 import pandas
 import pytest
@@ -58,6 +61,15 @@ def test_a_fit_finds_the_same_with_a_kernel():
     for one, same in zip(fused.estimates, eager.estimates, strict=True):
         assert one.value == pytest.approx(same.value, rel=1e-5)
         assert one.standard_error == pytest.approx(same.standard_error, rel=1e-4)
+
+
+def test_a_copy_of_a_fit_is_solved_by_the_step_loop():
+    """A kernel belongs to its process."""
+    data = simulate(LotkaVolterra(), np.linspace(0, 4, 12), noise=0.1, lognormal=True)
+    fused = fit(LotkaVolterra(), data, backend="fused", start={"alpha": 1.4})
+    for same in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
+        assert same.estimates == fused.estimates
+        np.testing.assert_allclose(same.predict([1.0, 2.0]), fused.predict([1.0, 2.0]), rtol=1e-7)
 
 
 def test_a_solve_that_fails_in_a_kernel_says_why():

@@ -178,7 +178,7 @@ def test_the_gradient_of_states_and_parameters_is_that_of_finite_differences(gra
 
 @pytest.mark.parametrize("rows", [0, 1])
 @pytest.mark.parametrize("regularisers", [[], [KineticEnergy(), JacobianNorm()]])
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", [each for each in GRADIENTS if each != "forward"])  # which calls copies at once
 def test_evaluations_are_counted_as_the_field_counts_them(gradient, regularisers, rows):
     layer = NeuralODE(TimedField(), gradient=gradient, regularisers=regularisers, batch_dims=rows)
     end = layer(torch.randn(4, 2))

@@ -368,7 +368,8 @@ def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
         except SolveError:
             pass
     try:
-        misfit.use(ModelKernel(misfit.solved, misfit.accuracy.method, misfit.owner))
+        start = float(misfit.data.trajectories[0].t[0])
+        misfit.use(ModelKernel(misfit.solved, misfit.accuracy.method, misfit.owner, start))
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None

@@ -92,19 +92,21 @@ class Levels:
         self.names = [name for group in self.groups for name in group.names]
         by_observable = {k: group for group in self.groups for k in group.observables}
         self.noises = [by_observable[k].noise for k in sorted(by_observable)]
-        self._parts: dict[Measured, list[Part]] = {}
+        self._parts: list[tuple[Measured, list[Part]]] = []
         self.of_observable = [self.groups.index(by_observable[k]) for k in sorted(by_observable)]
 
     def parts(self, measured: Measured) -> list[Part]:
         """The values of each group that has some."""
-        if measured not in self._parts:
-            parts = []
-            for group in self.groups:
-                which = np.isin(measured.observable, group.observables)
-                if which.any():
-                    parts.append(Part(group, which, measured.y[which], measured.censored[which], measured.sigma[which]))
-            self._parts[measured] = parts
-        return self._parts[measured]
+        for known, parts in self._parts:
+            if known is measured:
+                return parts
+        parts = []
+        for group in self.groups:
+            which = np.isin(measured.observable, group.observables)
+            if which.any():
+                parts.append(Part(group, which, measured.y[which], measured.censored[which], measured.sigma[which]))
+        self._parts.append((measured, parts))
+        return parts
 
     def rough(self, scale: NDArray[np.float64]) -> Levels:
         """Plain noise, normal or lognormal, of a known size for each observable [n_observed], for first searches."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from torchivp.fitting.solving.step_loop import StepLoop
 from torchivp.fitting.solving.stretches import Accuracy, Solved, Stretch
 from torchivp.fused.sensitivities import Sensitivities
 from torchivp.methods import find_method
@@ -25,12 +26,15 @@ class ModelKernel:
         model: the model, in float64.
         method: the name of the method; kernels for others are made when solves by them are asked for.
         owner: what tells its right-hand side apart from others of the same code; default the class of the model.
+        t: a time at which the model may be called.
+
+    Copies solve by the step loop: a kernel belongs to its process.
 
     Raises:
         CannotFuse: there is no kernel; the message says why.
     """
 
-    def __init__(self, model: Model, method: str, owner: Any = None):
+    def __init__(self, model: Model, method: str, owner: Any = None, t: float = 0.0):
         names = [name for name, _ in model.named_parameters()]
 
         def derivative(t: Tensor, y: Tensor, first: Tensor, last: Tensor, *values: Tensor) -> Tensor:
@@ -39,10 +43,14 @@ class ModelKernel:
 
         # Dynamo reads a code so many times and no more, and this one would be read for every model.
         derivative.__code__ = derivative.__code__.replace(co_name=f"derivative_{next(_numbers)}")
+        self._model, self._time = model, t
         self._derivative, self._owner = derivative, owner or type(model)
         self._n_states, self._n_parameters = len(model.states), len(names)
         self._kernels: dict[str, Sensitivities] = {}
         self._kernel(method)
+
+    def __reduce__(self) -> Any:
+        return StepLoop, (self._model, self._time)
 
     def _kernel(self, method: str) -> Sensitivities:
         if method not in self._kernels:
