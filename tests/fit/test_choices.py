@@ -80,9 +80,35 @@ def test_noise_of_every_kind(noise):
     np.testing.assert_allclose([found["rate"].value, found["amount(0)"].value], best, rtol=rtol)
     low, high = found.prediction_band(t)
     assert np.mean((low[:, 0] <= y) & (y <= high[:, 0])) > 0.8
-    assert np.isfinite(
-        [found["rate"].standard_error, *(found[name].standard_error for name in found.levels.names)]
-    ).all()
+    assert np.isfinite(found["rate"].standard_error)
+    for name in found.levels.names:
+        said = any(warning.startswith(f"{name}: the data show no noise of this kind") for warning in found.warnings)
+        assert np.isnan(found[name].standard_error) == said, name
+
+
+def test_a_size_of_which_the_data_show_nothing_has_no_interval_and_the_others_keep_theirs():
+    y = 5 * np.exp(-0.6 * T) * (1 + 0.1 * np.random.default_rng(1).normal(size=len(T)))
+    found = fit(Decay(), pd.DataFrame({"time": T, "amount": y}), noise="combined")
+    absolute, relative = (found[name] for name in found.levels.names)
+    assert np.isnan([absolute.standard_error, absolute.lower, absolute.upper]).all()
+    assert relative.lower < 0.1 < relative.upper
+    assert any(f"{absolute.name}: the data show no noise of this kind" in warning for warning in found.warnings)
+
+
+def test_values_that_all_have_their_own_deviations_have_no_common_one(tmp_path):
+    data = decay()
+    data["sd"] = np.linspace(0.04, 0.06, len(data))
+    found = fit(Decay(), data, observe=["amount"], sigma={"amount": "sd"})
+    assert np.isnan(found.sigma).all()
+    assert np.isnan(found.prediction_band(T)).all()
+    assert np.isfinite(found.observable_band(T)).all()
+    found.save(tmp_path / "fit.json")
+    found.report(tmp_path / "report")
+
+
+def test_a_quantity_is_not_both_fixed_and_given_a_start():
+    with refused(ValueError, "fixed holds rate at 0.7, but start has it begin at 0.5: drop it from one"):
+        fit(Decay(), decay(), fixed={"rate": 0.7}, start={"rate": 0.5})
 
 
 def test_standard_errors_are_those_of_the_curvature_of_the_likelihood():

@@ -206,3 +206,18 @@ def test_the_call_says_where_the_model_comes_from(monkeypatch):
     assert model_lines(Decay.Slow())[0] == "from rabbits import Decay"
     monkeypatch.delattr("__main__.__file__")
     assert model_lines(Decay.Slow())[0] == "# Decay.Slow is a class of the session in which the fit was made"
+
+
+def test_trajectories_are_known_by_name_or_number(wavy):
+    np.testing.assert_array_equal(wavy.predict(TIMES, "B"), wavy.predict(TIMES, 1))
+    np.testing.assert_array_equal(wavy.prediction_band(TIMES, "B"), wavy.prediction_band(TIMES, 1))
+    with pytest.raises(ValueError, match="there is no trajectory 'C', but A, B"):
+        wavy.predict(TIMES, "C")
+    with pytest.raises(ValueError, match="there is no trajectory 2: they are numbered from 0 to 1"):
+        wavy.band(TIMES, 2)
+
+
+@pytest.mark.parametrize("t", [[], [0.0, np.nan], [np.inf]], ids=str)
+def test_times_of_a_prediction_are_numbers(wavy, t):
+    with pytest.raises(ValueError, match="t must hold times, one or more, that are finite numbers"):
+        wavy.predict(t)

@@ -229,6 +229,11 @@ class _Chooser:
         fixed = self._by_name(quantities, choices.fixed, "fixed")
         fixed |= self._numbers_of_initial(quantities)
         start = self._by_name(quantities, choices.start, "start")
+        for name in sorted({*fixed} & {*start}):
+            if fixed[name] != start[name]:
+                raise ValueError(
+                    f"fixed holds {name} at {fixed[name]:g}, but start has it begin at {start[name]:g}: drop it from one"
+                )
         scales = self._by_name(quantities, choices.random, "random", lambda _, scale: scale)
         scales = {name: scale for name, scale in scales.items() if scale is not None}
         scales |= self._by_name(quantities, choices.scale, "scale", _check_scale)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time as clock
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -254,9 +255,7 @@ def fit(
     check_derived(derived or {}, quantities)
     misfit.check_gradient()
     _choose_solver(misfit, check_backend(backend), many=effects is not None)
-    if checkpoint is not None:
-        misfit.journal = Journal(checkpoint, _identity(arguments, dataset, misfit))
-    with show_progress(progress) as tell:
+    with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
         search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
         how = maximise_innovations if measurement else partial(maximise, given=start is not None)
         maximum = find_maximum(search, how, automatic=atol is None)
@@ -271,13 +270,22 @@ def fit(
             *held_by_constraints(search.misfit, levels, maximum.likelihood),
             *levels.doubts(maximum.likelihood.minimum.found, dataset.observables),
         ]
-    call = python_call(fit, arguments, dataset)
-    maximum = replace(maximum, doubts=doubts)
-    result = assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
-    if misfit.journal is not None:
-        misfit.journal.close()
-        search.misfit.journal = misfit.journal = None  # what is asked of the result is no part of the fit
-    return result
+        call = python_call(fit, arguments, dataset)
+        maximum = replace(maximum, doubts=doubts)
+        return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
+
+
+@contextmanager
+def _journal(misfit: Misfit, path: str | Path | None, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Keep a journal of all solves; what is asked of the result later is no part of it."""
+    if path is None:
+        yield
+        return
+    with closing(Journal(path, _identity(arguments, misfit))) as misfit.shared.journal:
+        try:
+            yield
+        finally:
+            misfit.shared.journal = None
 
 
 def _check_arguments(model: Model, method: str, max_iterations: int, starts: int | None, start: Any) -> None:
@@ -303,12 +311,12 @@ def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:
         raise ValueError(f"data is a Dataset, which has been read already: give {', '.join(given)} to read_data")
 
 
-def _identity(arguments: Mapping[str, Any], data: Dataset, misfit: Misfit) -> list[Any]:
+def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     """What tells a fit apart from others, whose solves are of no use to it."""
     left_out = ("data", "model", "progress", "checkpoint", "observe", "derived")
     said = {name: value for name, value in arguments.items() if name not in left_out}
+    model, data = misfit.model, misfit.data
     series = [[getattr(one, each.name) for each in fields(one)] for one in data.trajectories]
-    model = misfit.model
     tensors = [(name, value.tolist()) for name, value in model.state_dict().items()]
     others = {name: value for name, value in vars(model).items() if not name.startswith(("_", "training"))}
     return [said, series, data.observe, identity_of_class(type(model)), tensors, others, repr(model)]

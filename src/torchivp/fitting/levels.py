@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.data import DataError, Dataset
 from torchivp.fitting.measured import Measured
 from torchivp.fitting.noise import NoiseModel, find_noise
+from torchivp.fitting.noise.model import RELATIVE_FLOOR
 from torchivp.fitting.results.uncertainty import Evidence
 
 if TYPE_CHECKING:
@@ -245,9 +246,23 @@ class Levels:
         return self
 
     def at_floor(self, sizes: NDArray[np.float64], floor: NDArray[np.float64]) -> bool:
-        """Whether a size is as small as the error of the solver, and so means nothing."""
+        """Whether the noise of a group is as small as the error of the solver, all of it, and so means nothing."""
+        least = sizes <= self.floors(floor)
         return any(
-            group.count and sizes[group.first] <= max(floor[k] for k in group.observables) for group in self.groups
+            group.count
+            and least[group.first : group.first + group.count].all()
+            and "dispersion" not in group.noise.sizes
+            for group in self.groups
+        )
+
+    def floors(self, floor: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The smallest values that the estimated sizes take, [n_sizes], for the `floor` of each observable."""
+        return np.array(
+            [
+                RELATIVE_FLOOR if size in ("relative", "dispersion") else max(floor[k] for k in group.observables)
+                for group in self.groups
+                for size in group.noise.sizes[: group.count]
+            ]
         )
 
     def per_observable(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -291,7 +306,7 @@ def read_levels(
         label = f"({', '.join(data.observables[k] for k in own)})"
         known = None if isinstance(mode, str) else _known(name, kind, mode)
         if known is None and _all_given(measured, own):
-            known = (1.0,) * len(kind.sizes)  # each value has its own
+            known = (math.nan,) * len(kind.sizes)  # each value has its own
         group = Group(label, kind, own, known, first)
         groups.append(group)
         first += group.count

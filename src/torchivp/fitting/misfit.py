@@ -55,6 +55,19 @@ class Predictions:
         return self.values, self.jacobian
 
 
+@dataclass
+class Shared:
+    """What a misfit and its copies at other accuracies know together.
+
+    Attributes:
+        failure: why the last solve that failed did so, in a sentence.
+        journal: of all predictions, if one is kept.
+    """
+
+    failure: str = "no solve has failed"
+    journal: Journal | None = None
+
+
 class Misfit:
     """A model and the data that it is to explain.
 
@@ -72,7 +85,7 @@ class Misfit:
         owner: what tells its right-hand side apart from others.
         step_loop: solves it in torch.
         constraints: where one does not hold, there are no predictions.
-        journal: of all predictions, if one is kept.
+        shared: what copies of this know with it.
     """
 
     def __init__(
@@ -90,10 +103,9 @@ class Misfit:
         self.owner: Any = type(model)
         self.step_loop = StepLoop(model, float(data.trajectories[0].t[0]))
         self._paths = PathSolver(data, self.inputs, self.step_loop)
-        self._failure = ["no solve has failed"]  # shared by copies at other accuracies
+        self.shared = Shared()
         self._measured: dict[float, Measured] = {}
         self.constraints: list[Constraint] = []
-        self.journal: Journal | None = None
         self._broker: tuple[Broker, int] | None = None
 
     @property
@@ -104,7 +116,7 @@ class Misfit:
     @property
     def failure(self) -> str:
         """Why the last solve that failed did so, in a sentence."""
-        return self._failure[0]
+        return self.shared.failure
 
     @property
     def compiled(self) -> bool:
@@ -187,7 +199,7 @@ class Misfit:
         self, thetas: NDArray[np.float64], horizon: float = 1.0, derivatives: bool = False
     ) -> list[Predictions | None]:
         """Those at each of the `thetas` [n, n_free], by one solve of all trajectories at all of them."""
-        journal = self.journal
+        journal = self.shared.journal
         if journal is None:
             return self._solved_at(thetas, horizon, derivatives)
         shifts = self.quantities.shifts
@@ -214,7 +226,7 @@ class Misfit:
         try:
             own, slopes = self.quantities.locals_and_slopes(thetas)
         except SolveError as error:  # of a steady state, of one of them
-            self._failure[0] = error.status.message
+            self.shared.failure = error.status.message
             if len(thetas) == 1:
                 return [None]
             return [self._solved_at(theta[None], horizon, derivatives)[0] for theta in thetas]
@@ -247,7 +259,7 @@ class Misfit:
             every[some], by_theta[some] = values[at], jacobian[at]
         finite = np.logical_and(np.isfinite(every).all(1), np.isfinite(by_theta).all((1, 2)))
         if not np.all(finite[ok]):
-            self._failure[0] = NOT_FINITE
+            self.shared.failure = NOT_FINITE
         return [
             Predictions(theta, h, by, measured) if well else None
             for theta, well, h, by in zip(thetas, ok & finite, every, by_theta, strict=True)
@@ -257,7 +269,7 @@ class Misfit:
         """Predictions, if the numbers that they are made of are finite."""
         if all(np.isfinite(each).all() for each in numbers):
             return found
-        self._failure[0] = NOT_FINITE
+        self.shared.failure = NOT_FINITE
         return None
 
     def _allowed(self, own: Tensor) -> Tensor:
@@ -266,7 +278,7 @@ class Misfit:
         for constraint in self.constraints:
             holds = constraint.holds(own)
             if not bool(holds.all()):
-                self._failure[0] = f"the constraint {constraint.expression.text} does not hold"
+                self.shared.failure = f"the constraint {constraint.expression.text} does not hold"
             allowed &= holds
         return allowed
 
@@ -297,7 +309,7 @@ class Misfit:
     def _solve(self, rows: Rows, times: Mapping[int, Sequence[float]]) -> Paths:
         paths = self._paths.solve(rows, times, self.accuracy)
         if paths.failure:
-            self._failure[0] = paths.failure.message
+            self.shared.failure = paths.failure.message
         return paths
 
     def _observe(

@@ -139,6 +139,7 @@ class Normal(Continuous):
     """Normal noise with standard deviation sigma, in the units of the data. Residuals are (h - y)/sigma."""
 
     name: ClassVar[str] = "normal"
+    regression: ClassVar[bool] = True
     sizes: ClassVar[tuple[str, ...]] = ("sigma",)
 
     def exact_residuals(self, y: Floats, h: Floats, size: Floats) -> tuple[Floats, Floats]:
@@ -154,6 +155,7 @@ class Lognormal(Continuous):
     """
 
     name: ClassVar[str] = "lognormal"
+    regression: ClassVar[bool] = True
     sizes: ClassVar[tuple[str, ...]] = ("sigma",)
     log: ClassVar[bool] = True
 

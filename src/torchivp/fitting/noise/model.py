@@ -36,11 +36,14 @@ class NoiseModel(ABC):
         name: what `find_noise` knows it by.
         sizes: the names of its sizes, all of them positive and estimated on the log scale.
         log: whether it lives on the log scale.
+        regression: whether it is normal on its scale, of one size: then standard errors and intervals are those of
+            regression, with Student's distribution and the chi-squared one.
     """
 
     name: ClassVar[str]
     sizes: ClassVar[tuple[str, ...]]
     log: ClassVar[bool] = False
+    regression: ClassVar[bool] = False
 
     def transform(self, y: Floats) -> Floats:
         """The data on the scale on which noise has the same size everywhere: log y if `log`, y itself otherwise."""

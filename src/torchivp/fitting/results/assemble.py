@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,6 @@ from torchivp.fitting.searching.optimise import ON_BOUND, Search
 from torchivp.fitting.searching.trust import no_better_than_constant, quantities_at_zero
 from torchivp.models.model import Model
 
-_NORMAL = ("normal", "lognormal")  # noise whose sizes have intervals of the chi-squared distribution
 _95 = 1.959963984540054
 
 
@@ -61,12 +61,14 @@ def assemble(
     assert found is not None, "a finite likelihood has predictions"
     on_bound = quantities.on_bound(theta, ON_BOUND)
     information = levels.information(found, likelihood.sizes)
+    floors = levels.floors(maximum.floor)
+    absent = (likelihood.sizes[: len(floors)] <= floors) & (not likelihood.at_floor)
     if marginal is None:
         priors = prior_residuals(quantities, theta)[1]
         evidence = levels.evidence(found, likelihood.sizes)
         evidence += [Evidence(priors, len(priors), False)] if len(priors) else []
         uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound)
-        sizes = _size_estimates(levels, information, likelihood.sizes, found, uncertainty)
+        sizes = _size_estimates(information, likelihood.sizes, absent, found, uncertainty)
     else:
         uncertainty = marginal_uncertainty(marginal, quantities.free, len(information))
         sizes = size_estimates(marginal, levels.names, _meanings(levels))
@@ -101,7 +103,7 @@ def assemble(
         warnings=[
             *maximum.doubts,
             *maximum.rivals,
-            *_warnings(search, maximum, uncertainty, on_bound),
+            *_warnings(search, maximum, uncertainty, on_bound, absent),
             *([] if marginal is None else omega_warnings(marginal)),
         ],
         notes=data.notes,
@@ -224,13 +226,13 @@ def _derived_estimate(
 
 
 def _size_estimates(
-    levels: Levels,
     information: Sequence[tuple[Part, NDArray[np.float64]]],
     sizes: NDArray[np.float64],
+    absent: NDArray[np.bool_],
     found: Predictions,
     uncertainty: Uncertainty,
 ) -> list[Estimate]:
-    """The sizes of the noise, estimated on the log scale."""
+    """The sizes of the noise, estimated on the log scale; without an interval those of which the data show nothing."""
     estimates = []
     for number, (part, of_each) in enumerate(information):
         group = part.group
@@ -238,10 +240,12 @@ def _size_estimates(
             continue
         values = sizes[group.first : group.first + group.count]
         errors = _size_errors(of_each, found.jacobian[part.which])
-        if group.noise.name in _NORMAL:
+        if group.noise.regression:
             factors = [uncertainty.sigma_factors(number)]
         else:
             factors = [(float(np.exp(-_95 * error)), float(np.exp(_95 * error))) for error in errors]
+        for k in absent[group.first : group.first + group.count].nonzero()[0]:
+            errors[k], factors[k] = math.nan, (math.nan, math.nan)
         for name, value, error, (lower, upper) in zip(group.names, values.tolist(), errors, factors, strict=True):
             estimates.append(
                 Estimate(
@@ -310,7 +314,13 @@ def _at_zero(misfit: Misfit, name: str) -> str:
     )
 
 
-def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bound: NDArray[np.bool_]) -> list[str]:
+def _warnings(
+    search: Search,
+    maximum: Maximum,
+    uncertainty: Uncertainty,
+    on_bound: NDArray[np.bool_],
+    absent: NDArray[np.bool_],
+) -> list[str]:
     misfit, levels, likelihood = search.misfit, search.levels, maximum.likelihood
     warnings = []
     if not likelihood.converged:
@@ -319,6 +329,11 @@ def _warnings(search: Search, maximum: Maximum, uncertainty: Uncertainty, on_bou
         warnings.append(
             "a sigma is as small as the error of the solver: the model fits these data exactly, and standard errors "
             "mean little"
+        )
+    elif lost := [name for name, none in zip(levels.names, absent, strict=True) if none]:
+        warnings.append(
+            f"{', '.join(lost)}: the data show no noise of this kind, or less than the error of the solver: take noise "
+            "without it"
         )
     held = [
         quantity.name

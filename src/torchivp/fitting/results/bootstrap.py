@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["parametric", "residual"]
 _TOLERANCE = 1e-7  # of the searches
-_SYMMETRIC = ("normal", "lognormal")  # noise whose sizes are too small by what the curve follows of it
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def _parametric(result: FitResult, found: Predictions) -> Callable[[np.random.Ge
 
 def _inflation(result: FitResult, part: Part, number: int) -> float:
     """By how much the noise is larger than the likelihood says, whose curve follows some of it."""
-    if not part.group.count or part.group.noise.name not in _SYMMETRIC:
+    if not part.group.count or not part.group.noise.regression:
         return 1.0
     return float(np.sqrt(result.uncertainty.counts[number] / result.uncertainty.freedom[number]))
 
@@ -188,7 +187,7 @@ def _residual(result: FitResult, found: Predictions) -> Callable[[np.random.Gene
     """Draw values whose standardised residuals are those of the fit, in random places."""
     measured, parts = found.measured, result.levels.parts(found.measured)
     for part in parts:
-        if part.group.noise.name not in _SYMMETRIC:
+        if not part.group.noise.regression:
             raise ValueError(
                 f"kind='residual' draws residuals of normal and lognormal noise, not of {part.group.noise.name}: "
                 "kind='parametric'"

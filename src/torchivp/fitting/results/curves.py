@@ -11,6 +11,7 @@ from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.misfit import Path as ModelPath
 from torchivp.fitting.random_effects.estimates import RandomEffects
 from torchivp.fitting.results.uncertainty import Uncertainty
+from torchivp.fitting.searching.optimise import Search
 from torchivp.models.model import Model
 
 _ROUNDING = 1e-9
@@ -28,23 +29,27 @@ class FitCurves:
     theta: NDArray[np.float64]
     uncertainty: Uncertainty
     random: RandomEffects | None
+    search: Search
 
     @property
     def misfit(self) -> Misfit:
         """Model and data."""
-        raise NotImplementedError
+        return self.search.misfit
 
     @property
     def sigma(self) -> NDArray[np.float64]:
-        """The first size of the noise of each observable, [n_observed]: mostly its standard deviation."""
+        """The first size of the noise of each observable, [n_observed]: mostly its standard deviation.
+
+        NaN where there is none, or where each value has its own.
+        """
         return self.levels.per_observable(self.sizes)
 
-    def predict(self, t: ArrayLike, trajectory: int = 0, population: bool = False) -> NDArray[np.float64]:
+    def predict(self, t: ArrayLike, trajectory: int | str = 0, population: bool = False) -> NDArray[np.float64]:
         """The states of the fitted model; of a stochastic model, their expectations given the data up to each time.
 
         Args:
             t: times in any order, [T], none before the first data time of the trajectory.
-            trajectory: the number of the trajectory.
+            trajectory: the number or the name of the trajectory.
             population: of a fit with random effects, whether to predict a trajectory with the values of the population
                 instead of its own: the typical one with its conditions and doses.
 
@@ -56,15 +61,15 @@ class FitCurves:
                 effects.
             SolveError: the model cannot be solved up to the last of the times.
         """
-        path, position = self._path(t, trajectory, derivatives=False, population=population)
+        path, position = self._path(t, self._trajectory(trajectory), derivatives=False, population=population)
         return path.states[position]
 
-    def observe(self, t: ArrayLike, trajectory: int = 0, population: bool = False) -> NDArray[np.float64]:
+    def observe(self, t: ArrayLike, trajectory: int | str = 0, population: bool = False) -> NDArray[np.float64]:
         """The observables of the fitted model, without noise, [T, n_observed]; else as `predict`."""
-        path, position = self._path(t, trajectory, derivatives=False, population=population)
+        path, position = self._path(t, self._trajectory(trajectory), derivatives=False, population=population)
         return path.observables[position]
 
-    def band(self, t: ArrayLike, trajectory: int = 0) -> Band:
+    def band(self, t: ArrayLike, trajectory: int | str = 0) -> Band:
         """The pointwise 95 % confidence band of the states: where the curves lie.
 
         By the delta method, for positive states on the log scale. That of a stochastic model holds the state itself,
@@ -73,6 +78,7 @@ class FitCurves:
         Returns:
             Its lower and upper edge, each [T, n_states]; infinitely wide where the data do not determine the curve.
         """
+        trajectory = self._trajectory(trajectory)
         path, position = self._path(t, trajectory)
         assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
@@ -80,18 +86,21 @@ class FitCurves:
         states = path.states[position]
         return _edges(states, self._reach(trajectory, path.state_slopes[position], states, known), log)
 
-    def observable_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
+    def observable_band(self, t: ArrayLike, trajectory: int | str = 0) -> Band:
         """The pointwise 95 % confidence band of the observables, each [T, n_observed]; else as `band`."""
+        trajectory = self._trajectory(trajectory)
         path, position = self._path(t, trajectory)
         known = None if path.spread is None else path.spread.observables[position]
         h = path.observables[position]
         return _edges(h, self._reach(trajectory, path.observable_slopes[position], h, known), self._log_observables())
 
-    def prediction_band(self, t: ArrayLike, trajectory: int = 0) -> Band:
+    def prediction_band(self, t: ArrayLike, trajectory: int | str = 0) -> Band:
         """The pointwise 95 % prediction band: where new observations fall, each [T, n_observed].
 
-        The band of the curve and the noise together. Arguments and errors as of `band`.
+        The band of the curve and the noise together; NaN for observables whose values have standard deviations of their
+        own, since that of a new one is not known. Arguments and errors as of `band`.
         """
+        trajectory = self._trajectory(trajectory)
         path, position = self._path(t, trajectory)
         h, slopes = path.observables[position], path.observable_slopes[position]
         if path.spread is not None:
@@ -103,7 +112,7 @@ class FitCurves:
         number = {k: i for i, k in enumerate(self._groups_with_data())}
         for k, group in enumerate(self.levels.of_observable):
             noise, known = self.levels.noises[k], self.levels.groups[group].known
-            if noise.name in ("normal", "lognormal") and known is None:
+            if noise.regression and known is None:
                 # The noise is estimated, so that its share of the width has the same Student's distribution.
                 added = np.zeros((len(h), len(uncertainty.counts)))
                 added[:, number[group]] = (self.sigma[k] * (h[:, k] if noise.log else 1.0)) ** 2
@@ -139,16 +148,24 @@ class FitCurves:
         own = one.known if one.known is not None else self.sizes[one.first : one.first + one.count]
         return np.broadcast_to(np.asarray(own, dtype=np.float64), (count, len(own)))
 
-    def _trajectory(self, trajectory: int) -> int:
-        count = len(self.data.trajectories)
-        if not 0 <= trajectory < count:
-            raise ValueError(f"there is no trajectory {trajectory}: they are numbered from 0 to {count - 1}")
+    def _trajectory(self, trajectory: int | str) -> int:
+        names = [series.name for series in self.data.trajectories]
+        if isinstance(trajectory, str):
+            if trajectory not in names:
+                raise ValueError(
+                    f"there is no trajectory {trajectory!r}, but {', '.join(names) or 'one without a name'}"
+                )
+            return names.index(trajectory)
+        if not 0 <= trajectory < len(names):
+            raise ValueError(f"there is no trajectory {trajectory}: they are numbered from 0 to {len(names) - 1}")
         return trajectory
 
     def _times(self, t: ArrayLike, trajectory: int) -> tuple[list[float], NDArray[np.intp]]:
         """The times in order, each once, and where each of the given ones stands among them."""
-        first = self.data.trajectories[self._trajectory(trajectory)].t[0]
+        first = self.data.trajectories[trajectory].t[0]
         times, position = np.unique(np.atleast_1d(np.asarray(t, dtype=np.float64)), return_inverse=True)
+        if not (len(times) and np.isfinite(times).all()):
+            raise ValueError("t must hold times, one or more, that are finite numbers")
         if times[0] < first:
             raise ValueError(f"cannot predict at {times[0]:g}, before the first data time {first:g}")
         return times.tolist(), position

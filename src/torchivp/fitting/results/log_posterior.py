@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.noise.model import RELATIVE_FLOOR
-
-_ABSOLUTE = ("sigma", "scale")  # sizes of the noise in the units of the data
 
 
 class LogPosterior:
@@ -35,14 +32,9 @@ class LogPosterior:
 
     def __init__(self, misfit: Misfit, levels: Levels, floor: NDArray[np.float64]):
         self.misfit, self.levels = copy.copy(misfit), levels
-        self.misfit.journal = None  # it is that of the fit, which has closed it
         self.quantities = misfit.quantities
         self.names = [*(quantity.name for quantity in self.quantities.free), *levels.names]
-        smallest = [
-            max(floor[k] for k in group.observables) if size in _ABSOLUTE else RELATIVE_FLOOR
-            for group in levels.groups
-            for size in group.noise.sizes[: group.count]
-        ]
+        smallest = levels.floors(floor).tolist()
         self.lower = np.concatenate([self.quantities.lower, np.log(smallest)])
         self.upper = np.concatenate([self.quantities.upper, np.full(len(smallest), np.inf)])
         self._priors = [(j, each.prior) for j, each in enumerate(self.quantities.free) if each.prior is not None]

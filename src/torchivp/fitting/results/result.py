@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.random_effects.estimates import RandomEffects
 from torchivp.fitting.results.comparison import fingerprint
 from torchivp.fitting.results.curves import FitCurves
@@ -122,11 +121,6 @@ class FitResult(FitCurves, FitSummary):
         self.warnings = self.warnings + self.verdict.findings
 
     @property
-    def misfit(self) -> Misfit:
-        """Model and data."""
-        return self.search.misfit
-
-    @property
     def observed_states(self) -> list[str | None]:
         """The state that each observable is, None for a formula."""
         return self.data.states
@@ -145,7 +139,7 @@ class FitResult(FitCurves, FitSummary):
         atol = ", ".join(f"{each:.2g}" for each in np.atleast_1d(accuracy.atol))
         return f"{accuracy.method} in {by}, rtol {accuracy.rtol:.2g}, atol {atol}"
 
-    def residuals(self, trajectory: int = 0) -> NDArray[np.float64]:
+    def residuals(self, trajectory: int | str = 0) -> NDArray[np.float64]:
         """The residuals over sigma on the scale of the noise, [T, n_observed]; NaN where data are missing.
 
         Where the noise is not normal or lognormal, they are the quantiles of the standard normal distribution at which

@@ -32,7 +32,7 @@ def choose_method(misfit: Misfit, theta: NDArray[np.float64]) -> Misfit:
     if explicit < _MANY:
         return misfit.at_accuracy(replace(accuracy, method=EXPLICIT))
     stiff = _steps(misfit, replace(rough, method=STIFF), theta)
-    if stiff * _TIMES_FEWER <= explicit:
+    if np.isfinite(stiff) and stiff * _TIMES_FEWER <= explicit:
         return misfit.at_accuracy(replace(accuracy, method=STIFF))
     return misfit.at_accuracy(replace(accuracy, method=EXPLICIT))
 

@@ -115,7 +115,7 @@ class Filter(Misfit):
         seen = walk.observe_all(measured)
         ok = (walk.ok.reshape(len(thetas), count).all(1) & self._allowed(own)).tolist()
         if walk.failure is not None:
-            self._failure[0] = walk.failure.message
+            self.shared.failure = walk.failure.message
         moves = np.zeros((2, len(thetas), len(measured.y), slopes.shape[-1] if derivatives else 0))
         for i in range(count if derivatives else 0):
             mine = np.flatnonzero(measured.trajectory == i)
