@@ -232,7 +232,8 @@ class _Chooser:
         for name in sorted({*fixed} & {*start}):
             if fixed[name] != start[name]:
                 raise ValueError(
-                    f"fixed holds {name} at {fixed[name]:g}, but start has it begin at {start[name]:g}: drop it from one"
+                    f"fixed holds {name} at {fixed[name]:g}, but start has it begin at {start[name]:g}: "
+                    "drop it from one"
                 )
         scales = self._by_name(quantities, choices.random, "random", lambda _, scale: scale)
         scales = {name: scale for name, scale in scales.items() if scale is not None}

@@ -30,12 +30,12 @@ from torchivp.fitting.random_effects.effects import find_effects, read_kinds
 from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.results.assemble import assemble, check_derived
 from torchivp.fitting.results.result import FitResult
-from torchivp.fitting.searching.journal import Journal, identity_of_class
 from torchivp.fitting.searching.maximise import find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
+from torchivp.fitting.solving.journal import Journal, identity_of_class
 from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.filter import Filter

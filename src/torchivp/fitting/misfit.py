@@ -18,13 +18,13 @@ from torchivp.fitting.data import Dataset
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.searching.journal import Journal
-from torchivp.fitting.searching.together import Broker
 from torchivp.fitting.solving.inputs import Inputs
+from torchivp.fitting.solving.journal import Journal
 from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
 from torchivp.fitting.solving.right_hand_side import check_gradient
 from torchivp.fitting.solving.step_loop import StepLoop
 from torchivp.fitting.solving.stretches import Accuracy, Solver
+from torchivp.fitting.solving.together import Broker
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, spread_starts
+from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.searching.start import Start, find_start
 from torchivp.fitting.searching.stiffness import choose_method, choose_method_for_many
@@ -92,7 +92,7 @@ def maximise(search: Search, given: bool) -> Maximum:
             start, attempts = find_start(search, weighing, given), []
         else:
             if search.choose_method:
-                search.misfit = choose_method_for_many(search.misfit, spread_starts(search, search.starts))
+                search.misfit = choose_method_for_many(search.misfit, starts_of(search.misfit, search.starts))
             attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts)
             start = Start(best_minimum(search, attempts), [])
         begin = start.best

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from torchivp.fitting.quantities import Quantity
+from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
+from torchivp.fitting.searching.spread import spread
 from torchivp.fitting.searching.start import on_all_data
-
-_SPREAD = 2.0  # without bounds, a quantity on the log scale starts within this many powers of ten of its default
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def search_from_many(search: Search, weighing: Weighing, floor: NDArray[np.float
     Returns:
         The attempts, the most likely first. A start that fails is one of them.
     """
-    starts = spread_starts(search, count)
+    starts = starts_of(search.misfit, count)
 
     def attempt(one: Search, number: int) -> Attempt:
         start = starts[number]
@@ -69,40 +67,6 @@ def best_minimum(search: Search, attempts: list[Attempt]) -> Minimum:
     return Minimum(best.theta, np.inf if found is None else best.nll, best.converged, found)
 
 
-def spread_starts(search: Search, count: int) -> NDArray[np.float64]:
-    """The default start and points of a Sobol sequence, [count, n_free].
-
-    Within the bounds where a quantity has both, along its prior where it has one, else around its default: powers of
-    ten on the log scale, twice its size on the linear one. An observed initial state without either starts from its
-    first value in the data.
-    """
-    misfit = search.misfit
-    quantities = misfit.quantities
-    default = quantities.theta()
-    sobol = torch.quasirandom.SobolEngine(len(default), scramble=True, seed=0)
-    uniform = sobol.draw(count - 1, dtype=torch.float64).numpy() if count > 1 else np.zeros((0, len(default)))
-    columns = [
-        _spread(quantity, start, column, quantity.key in misfit.data.states)
-        for quantity, start, column in zip(quantities.free, default, uniform.T, strict=True)
-    ]
-    spread = np.stack(columns, axis=1) if columns else uniform
-    return np.clip(np.concatenate([default[None], spread]), quantities.lower, quantities.upper)
-
-
-def _spread(quantity: Quantity, default: float, uniform: NDArray[np.float64], observed: bool) -> NDArray[np.float64]:
-    """Starts of one quantity on its scale of estimation, from numbers that are uniform between 0 and 1."""
-    if quantity.prior is not None:
-        try:
-            values = quantity.prior.distribution.icdf(torch.as_tensor(uniform).clamp(1e-6, 1 - 1e-6))
-            if quantity.lower < values.min() and values.max() < quantity.upper:
-                return np.array([quantity.to_scale(value) for value in values.tolist()])
-        except NotImplementedError:  # a distribution without quantiles
-            pass
-    if np.isfinite(quantity.lower) and np.isfinite(quantity.upper) and not (quantity.log and quantity.lower <= 0):
-        inside = quantity.lower + (quantity.upper - quantity.lower) * np.array([1e-6, 1 - 1e-6])
-        low, high = (quantity.to_scale(value) for value in inside.tolist())
-        return low + (high - low) * uniform
-    if quantity.kind == "initial state" and observed:
-        return np.full(len(uniform), default)
-    width = _SPREAD * np.log(10) if quantity.scale != "linear" else 2 * quantity.magnitude
-    return default + (2 * uniform - 1) * width
+def starts_of(misfit: Misfit, count: int) -> NDArray[np.float64]:
+    """The default start, and others that are spread, [count, n_free]."""
+    return np.concatenate([misfit.quantities.theta()[None], spread(misfit, count - 1)])

@@ -14,7 +14,7 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import Progress, silent
-from torchivp.fitting.searching.together import side_by_side
+from torchivp.fitting.solving.together import side_by_side
 
 T = TypeVar("T")
 

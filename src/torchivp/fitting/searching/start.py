@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
@@ -14,11 +13,11 @@ from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.results.residual_checks import autocorrelation
 from torchivp.fitting.searching.matching import Matching, smooth
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
+from torchivp.fitting.searching.spread import spread
 
 _STARTS = 128  # random starts that are looked at
 _REFINED = 12  # of them, how many are refined on the beginning of the data
 _FOLLOWED = 4  # of those, how many are followed to the end of the data
-_SPREAD = 2.0  # a quantity on the log scale starts within this many powers of ten of its default
 _SCREENING_RTOL = 1e-3  # with which the random starts are looked at
 _EXACT = 1e-5  # the fraction of the variance of the data below which what is left counts as nothing
 _LITTLE = 0.5  # the fraction of that of an observable that is left where a minimum explains little
@@ -253,17 +252,6 @@ def _distinct(candidates: list[NDArray[np.float64]]) -> list[NDArray[np.float64]
 
 
 def _random(misfit: Misfit) -> NDArray[np.float64]:
-    """The default start, and points around it, further and further away, [_STARTS, n_free].
-
-    A Sobol sequence for parameters, and for initial states that are not observed: up to `_SPREAD` powers of ten from
-    the default on the log scale, up to twice its size on the linear one.
-    """
-    quantities = misfit.quantities
-    start = quantities.theta()
-    sobol = torch.quasirandom.SobolEngine(len(start), scramble=True, seed=0)
-    uniform = 2 * sobol.draw(_STARTS, dtype=torch.float64).numpy() - 1
-    reach = np.arange(_STARTS)[:, None] / _STARTS
-    widths = [_SPREAD * np.log(10) if quantity.log else 2 * quantity.magnitude for quantity in quantities.free]
-    observed = [each.kind == "initial state" and each.key in misfit.data.states for each in quantities.free]
-    spread = start + uniform * reach * np.where(observed, 0.0, widths)
-    return np.clip(spread, quantities.lower, quantities.upper)
+    """The default start, and points around it, further and further away, [_STARTS, n_free]."""
+    start = misfit.quantities.theta()
+    return start + np.arange(_STARTS)[:, None] / _STARTS * (spread(misfit, _STARTS) - start)
