@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from simulated import simulate
 from torchivp.cli.fit import _print_result
@@ -189,6 +190,31 @@ def test_the_call_holds_plain_numbers_lists_and_paths():
     assert lines[1] == "from torchivp.models import LotkaVolterra"
     assert lines[5] == """    "it's.csv","""
     assert lines[8:-1] == ["    free=['alpha'],", "    start={'alpha': 1.5},", "    method='tsit5',"]
+
+
+class Interval:
+    """Something without a short description."""
+
+
+def test_what_the_call_cannot_hold_is_an_ellipsis_and_a_comment():
+    lines = call_of(
+        LotkaVolterra(),
+        DATA,
+        doses=pd.DataFrame({"time": [1.0]}),
+        bounds={"alpha": (np.float64(0), math.inf)},
+        constraints=[lambda p: p.alpha < 2, "beta < 2"],
+        derived={"first": call_of},
+        priors={"alpha": torch.distributions.LogNormal(0.0, 1.0), "beta": Interval()},
+    )
+    here = __name__
+    assert lines[8:-1] == [
+        "    bounds={'alpha': [0.0, float('inf')]},",
+        "    priors={'alpha': ..., 'beta': ...},  # LogNormal(loc=0, scale=1); the Interval",
+        f"    constraints=[..., 'beta < 2'],  # a lambda of {here}",
+        f"    derived={{'first': ...}},  # call_of of {here}",
+        "    doses=...,  # the DataFrame",
+    ]
+    compile("\n".join(lines), "call", "exec")
 
 
 def test_the_call_says_where_the_model_comes_from(monkeypatch):

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+from torch.distributions import Distribution
+
 from torchivp.fitting.data import Dataset
+from torchivp.fitting.priors import in_words
 from torchivp.models.equations import Equations
 from torchivp.models.function_model import FunctionModel
 from torchivp.models.model import Model
+
+_LONG = 80  # characters of what a comment says
 
 
 def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data: Dataset) -> str:
@@ -40,7 +48,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
             "result = fit(",
             f"    {_constructor(model)},",
             f"    {str(source)!r}," if path else f"    data,  # {data.source}",
-            *(f"    {name}={_plain(value)!r}," for name, value in said.items()),
+            *(_argument(name, value) for name, value in said.items()),
             ")",
         ]
     )
@@ -122,12 +130,36 @@ def _text_literal(text: str) -> str:
     return f'"""\n{text.strip()}\n"""'
 
 
-def _plain(value: Any) -> Any:
-    """A value whose `repr` is Python that gives it: no arrays, no numbers of NumPy's."""
+def _argument(name: str, value: Any) -> str:
+    """A line of the call; a comment says what Python has no words for, in whose place there is an ellipsis."""
+    unwritten: list[str] = []
+    line = f"    {name}={_written(value, unwritten)},"
+    return f"{line}  # {'; '.join(unwritten)}" if unwritten else line
+
+
+def _written(value: Any, unwritten: list[str]) -> str:
+    """A value as Python without imports, which `unwritten` gains what it cannot hold."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Iterable):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
+        return "{" + ", ".join(f"{str(key)!r}: {_written(item, unwritten)}" for key, item in value.items()) + "}"
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        return _written(value.tolist(), unwritten)
+    if isinstance(value, Path):
+        return repr(str(value))
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else f"float('{value}')"
+    if value is None or isinstance(value, str | int):
+        return repr(value)
+    if isinstance(value, Sequence | Set):
+        return "[" + ", ".join(_written(item, unwritten) for item in value) + "]"
+    unwritten.append(_in_words(value))
+    return "..."
+
+
+def _in_words(value: Any) -> str:
+    """What an object is, on one line."""
+    if callable(value) and hasattr(value, "__qualname__"):
+        name = value.__qualname__
+        return f"a lambda of {value.__module__}" if "<lambda>" in name else f"{name} of {value.__module__}"
+    text = in_words(value) if isinstance(value, Distribution) else repr(value)
+    short = "\n" not in text and len(text) <= _LONG and " at 0x" not in text
+    return text if short else f"the {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,10 +94,19 @@ def read_prior(name: str, given: Any) -> Prior:
         mode = math.nan
     if not math.isfinite(mode) or not math.isfinite(float(double.log_prob(torch.tensor(mode, dtype=torch.float64)))):
         raise ValueError(
-            f"the prior of {name}, {given}, has no mode at which its density is finite: take another distribution, or "
-            f"bounds={{{name!r}: (lower, upper)}} for a uniform one"
+            f"the prior of {name}, {in_words(given)}, has no mode at which its density is finite: take another "
+            f"distribution, or bounds={{{name!r}: (lower, upper)}} for a uniform one"
         )
-    return Prior(double, mode, str(given))
+    return Prior(double, mode, in_words(given))
+
+
+def in_words(given: Distribution) -> str:
+    """A distribution with its parameters by name: that of some says nothing of them."""
+    names = [name for name in inspect.signature(type(given)).parameters if name in given.arg_constraints]
+    values = {name: getattr(given, name) for name in names}
+    if not values or any(value.dim() for value in values.values()):
+        return str(given)
+    return f"{type(given).__name__}({', '.join(f'{name}={value.item():g}' for name, value in values.items())})"
 
 
 def _in_double(given: Distribution) -> Distribution:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torchivp.fitting.results.storing import StoredFit
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False, kw_only=True)
 class FitResult(FitCurves, FitSummary):
     """A model fitted to data by maximum likelihood.
 
@@ -76,40 +76,18 @@ class FitResult(FitCurves, FitSummary):
     model: Model
     data: Dataset
     levels: Levels
-    sizes: NDArray[np.float64]
-    estimates: list[Estimate]
-    nll: float
-    penalty: float
-    aic: float
-    aicc: float
-    bic: float
-    rss: dict[str, float]
-    n_data: int
-    n_free: int
-    converged: bool
-    message: str
-    warnings: list[str]
-    notes: list[str]
-    iterations: int
-    solves: int
-    seconds: float
-    covariance: NDArray[np.float64]
-    correlation: NDArray[np.float64]
-    free_names: list[str]
-    theta: NDArray[np.float64]
-    standardised: list[NDArray[np.float64]] = field(repr=False)
-    search: Search = field(repr=False)
+    standardised: list[NDArray[np.float64]]
+    search: Search
     floor: NDArray[np.float64]
-    attempts: list[Attempt] = field(repr=False)
-    uncertainty: Uncertainty = field(repr=False)
-    call: str
-    random: RandomEffects | None = field(default=None, repr=False)
-    model_name: str = field(init=False, repr=False)
-    source: str = field(init=False, repr=False)
-    observables: dict[str, str] = field(init=False, repr=False)
-    noises: dict[str, str] = field(init=False, repr=False)
-    fingerprint: str = field(init=False, repr=False)
-    directions: list[Direction] = field(init=False, repr=False)
+    attempts: list[Attempt]
+    uncertainty: Uncertainty
+    random: RandomEffects | None = None
+    model_name: str = field(init=False)
+    source: str = field(init=False)
+    observables: dict[str, str] = field(init=False)
+    noises: dict[str, str] = field(init=False)
+    fingerprint: str = field(init=False)
+    directions: list[Direction] = field(init=False)
     verdict: Verdict = field(init=False)
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,39 +26,8 @@ if TYPE_CHECKING:
 _MAGIC = b"torchivp fit "  # then the format and the version of torchivp, a line
 
 
-@dataclass(repr=False)
 class StoredFit(FitSummary):
     """The numbers of a fit, read from JSON: attributes and methods are those of `FitSummary`."""
-
-    model_name: str
-    source: str
-    fingerprint: str
-    observables: dict[str, str]
-    noises: dict[str, str]
-    estimates: list[Estimate]
-    sizes: NDArray[np.float64]
-    theta: NDArray[np.float64]
-    nll: float
-    penalty: float
-    aic: float
-    aicc: float
-    bic: float
-    rss: dict[str, float]
-    n_data: int
-    n_free: int
-    converged: bool
-    message: str
-    warnings: list[str]
-    notes: list[str]
-    iterations: int
-    solves: int
-    seconds: float
-    covariance: NDArray[np.float64]
-    correlation: NDArray[np.float64]
-    free_names: list[str]
-    call: str
-    verdict: Verdict
-    directions: list[Direction] = field(default_factory=list)
 
 
 def save(result: FitResult, path: str | Path) -> Path:
@@ -149,8 +118,7 @@ def _from_json(path: Path, content: bytes) -> StoredFit:
             f"{path} is no fit of format {FORMAT}: FitResult.load reads what result.save(path) or result.to_json(path) "
             "wrote"
         )
-    known = StoredFit.__dataclass_fields__
-    numbers = {name: value for name, value in plain.items() if name in known}
+    numbers = {each.name: plain[each.name] for each in fields(StoredFit) if each.name in plain}
     infinite = {name: math.inf for name in ("penalty", "aicc") if plain[name] is None}
     arrays = {name: _array(plain[name]) for name in ("sizes", "theta", "covariance", "correlation")}
     return StoredFit(
@@ -170,8 +138,8 @@ def _array(plain: Any) -> NDArray[np.float64]:
 
 
 def _estimate(plain: Mapping[str, Any]) -> Estimate:
-    """An estimate whose numbers that were not finite are NaN if it was held, else infinite."""
-    held = not plain["free"] and plain["kind"] != "derived"
+    """An estimate; numbers that were not finite are NaN if it was held or is a size of the noise, else infinite."""
+    held = plain["kind"] == "sigma" or not (plain["free"] or plain["kind"] == "derived")
     ends = {"lower": -math.inf, "upper": math.inf, "standard_error": math.inf, "scale_error": math.inf}
     lost = {name: math.nan if held else end for name, end in ends.items() if plain[name] is None}
     return Estimate(**{**plain, **lost})

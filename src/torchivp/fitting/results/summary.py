@@ -81,6 +81,7 @@ class Estimate:
         )
 
 
+@dataclass(repr=False, eq=False, kw_only=True)
 class FitSummary:
     """The numbers of a fit, and what can be said of them without its model.
 
