@@ -30,7 +30,7 @@ test: $(VENV)/.installed-dev ## run the fast tests (ARGS="-k name" to choose)
 test-slow: $(VENV)/.installed-dev ## run the slow tests
 	@$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there are none
 
-test-sweep: $(VENV)/.installed-dev ## run the sweeps over all kernels, which take minutes
+test-sweep: $(VENV)/.installed-dev ## run every case of what the fast tests have some of, for minutes
 	@$(PYTEST) -m sweep $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and formatting

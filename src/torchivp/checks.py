@@ -1,4 +1,4 @@
-"""Numbers that the user gives, checked."""
+"""Numbers and names that the user gives, checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -108,6 +108,19 @@ def refuse_keywords(door: Callable[..., Any], given: Mapping[str, Any], advice: 
         return
     name, parameters = next(iter(given)), inspect.signature(door).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}=?" if close else f"its arguments are {', '.join(known)}"
+    close = closest(name, known)
+    hint = f"did you mean {close}=?" if close else f"its arguments are {', '.join(known)}"
     raise TypeError(f"{door.__name__}() has no argument {name}=: {advice.get(name, hint)}")
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is probably meant to be, whatever its case; None if none comes close."""
+    names = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return names[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The hint " Did you mean ...?" if a known name is close to `name`, else nothing."""
+    close = closest(name, known)
+    return "" if close is None else f" Did you mean {close!r}?"

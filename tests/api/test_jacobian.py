@@ -1,5 +1,6 @@
 """`jac` and `jac_sparsity` of `solve_ivp`: the same solution as without them, in every way; and refused if wrong."""
 
+import itertools
 import re
 
 import numpy as np
@@ -193,8 +194,11 @@ def test_gradients_through_sparse_systems_are_those_through_dense_ones(gradient)
     torch.testing.assert_close(gradients(jac_sparsity=(1, 1)), gradients(), rtol=1e-6, atol=1e-8)
 
 
+CHAIN = [{"jac": chain_jacobian}, {"jac_sparsity": (1, 1)}]
+
+
 @pytest.mark.parametrize(
-    ("method", "options"), covering(FEW, ["rodas5p"], [{"jac": chain_jacobian}, {"jac_sparsity": (1, 1)}])
+    ("method", "options"), sampled(itertools.product(FEW, CHAIN), covering(FEW, ["rodas5p"], CHAIN))
 )
 def test_transforms_and_inference_mode_take_both(method, options):
     expected = solved(method).final

@@ -247,6 +247,7 @@ def test_values_for_all_rows_and_for_each():
     [
         *covering(["rk4"], ["dopri5"], GRADIENTS, [False, True]),
         *(pytest.param("radauIIA5", gradient, False, marks=pytest.mark.slow) for gradient in GRADIENTS),
+        *(pytest.param("radauIIA5", gradient, True, marks=pytest.mark.sweep) for gradient in GRADIENTS),
     ],
 )
 def test_gradients_of_a_dosing_table(method, gradient, backwards):

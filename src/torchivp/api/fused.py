@@ -101,7 +101,7 @@ def solve_fused(
     Raises:
         CannotFuse: there is no kernel for it; the message says what stands in the way.
     """
-    _refuse_what_kernels_lack(y0, method, gradient, controller, others)
+    _refuse_what_kernels_lack(method, gradient, controller, others)
     field = _field(y0, batch_dims)
     layout = field.layout
 
@@ -181,7 +181,7 @@ def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[
 
 
 def _refuse_what_kernels_lack(
-    y0: Any, method: type[Method], gradient: Gradient, controller: Controller, others: dict[str, Any]
+    method: type[Method], gradient: Gradient, controller: Controller, others: dict[str, Any]
 ) -> None:
     for name, given in others.items():
         if given is not None and given is not False:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sized
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from torchivp.boundary import UserFunction, warn
 from torchivp.callbacks import Callbacks, null_callback
-from torchivp.checks import check_flag, check_number, check_whole_number
+from torchivp.checks import check_flag, check_number, check_whole_number, closest
 from torchivp.integrate import Controller
 from torchivp.methods import ODE_METHODS, find_method
 from torchivp.methods.linear_output import with_linear_output
@@ -170,8 +169,8 @@ def _unknown(method: type[Method], unknown: list[str]) -> str:
         known += _FIXED
     if "max_order" in method.options:
         known.append("implicit")
-    close = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
-    meant = [f"{matches[0]!r} for {name!r}" for name, matches in close.items() if matches]
+    close = {name: closest(name, known) for name in unknown}
+    meant = [f"{known_name!r} for {name!r}" for name, known_name in close.items() if known_name]
     hint = f" Did you mean {', '.join(meant)}?" if meant else ""
     # The beginning is torchdiffeq's sentence, which programs look for.
     sentence = f"{method.__name__}: Unexpected arguments {unknown} are ignored."

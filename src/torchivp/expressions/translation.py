@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from torchivp.checks import did_you_mean
 from torchivp.expressions.functions import ELEMENTARY
 from torchivp.expressions.grammar import ALLOWED, CONSTANTS, FUNCTIONS, column, describe, refuse
 
@@ -203,9 +203,10 @@ class Translation:
     def _unknown(self, node: ast.Call, name: str) -> str:
         if not name:
             return f"only names of functions can be called: {ALLOWED}"
-        close = difflib.get_close_matches(name.lower(), FUNCTIONS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"unknown function {name!r}.{hint} The functions are {', '.join(FUNCTIONS)}; a product is {name}*(...)"
+        return (
+            f"unknown function {name!r}.{did_you_mean(name, FUNCTIONS)} The functions are {', '.join(FUNCTIONS)}; a "
+            f"product is {name}*(...)"
+        )
 
     def _refuse(self, node: ast.expr, what: str) -> NoReturn:
         refuse(self._text, column(self._text, node), what)

@@ -121,9 +121,7 @@ def _names_read(what: str, function: Callable[..., Any], names: Sequence[str]) -
     return tuple(dict.fromkeys(recorder._read))
 
 
-def tie_assignments(
-    tied: Mapping[str, Any], parameters: Sequence[str], model: Model, data: Dataset
-) -> list[Assignment]:
+def tie_assignments(tied: Mapping[str, Any], parameters: Sequence[str], data: Dataset) -> list[Assignment]:
     """The parameters that are formulas of others, in an order in which they can be computed."""
     formulas: dict[str, Named] = {}
     for name, given in tied.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from torchivp.checks import did_you_mean
 from torchivp.fitting.assignments import STEADY, initial_assignments, tie_assignments
 from torchivp.fitting.data import DataError, Dataset, Trajectory
 from torchivp.fitting.priors import read_prior
@@ -87,7 +87,7 @@ class _Chooser:
         self.initial = self._read_initial()
         self._check_names()
         self.assignments: list[Assignment] = [
-            *tie_assignments(choices.tied, self.names, model, data),
+            *tie_assignments(choices.tied, self.names, data),
             *initial_assignments(self.initial, self.names, model, data),
         ]
         assigned = {target for each in self.assignments for target in each.targets}
@@ -123,7 +123,7 @@ class _Chooser:
             for name in given:
                 if name not in self.names:
                     raise ValueError(
-                        f"{argument} names {name!r}, which is no parameter.{_close(name, self.names)} There are "
+                        f"{argument} names {name!r}, which is no parameter.{did_you_mean(name, self.names)} There are "
                         f"{', '.join(self.names)}"
                     )
         if both := sorted(set(choices.tied) & {*choices.by, *choices.fixed, *choices.start}):
@@ -321,14 +321,9 @@ class _Chooser:
             )
         known = list(dict.fromkeys([*(each.key for each in quantities), *(each.name for each in quantities)]))
         raise ValueError(
-            f"{argument} names {name!r}, which is no parameter or state.{_close(name, known)} There are "
+            f"{argument} names {name!r}, which is no parameter or state.{did_you_mean(name, known)} There are "
             f"{', '.join(known)}"
         )
-
-
-def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _number(argument: str) -> Callable[[str, Any], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.checks import check_number, check_positive, check_whole_number
+from torchivp.checks import check_number, check_positive, check_whole_number, did_you_mean
 from torchivp.gradients.draws import solving_backwards
 from torchivp.gradients.refusals import refuse_to_differentiate
 from torchivp.gradients.sde_adjoint_adaptive import AdaptiveWayBack
@@ -163,10 +162,9 @@ def check_adjoint_method(name: str | None, terms: Terms, forward: SDEMethod) -> 
         allowed["euler"] = "euler_heun"
     if name not in allowed:
         names = [*allowed, *([REVERSIBLE] if isinstance(forward, ReversibleHeun) else [])]
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"no adjoint_method {name!r} for SDEs of type {terms.sde_type!r} with {terms.noise_type} noise.{hint} "
+            f"no adjoint_method {name!r} for SDEs of type {terms.sde_type!r} with {terms.noise_type} noise."
+            f"{did_you_mean(name, names)} "
             f"Choose one of {', '.join(map(repr, names))}"
         )
     return allowed[name]

@@ -1,8 +1,8 @@
 """The methods by name."""
 
-import difflib
 from typing import Literal
 
+from torchivp.checks import did_you_mean
 from torchivp.methods.method import Method
 from torchivp.methods.ode.adams import Adams
 from torchivp.methods.ode.adaptive_heun import AdaptiveHeun
@@ -170,6 +170,4 @@ def _hint(unknown: str) -> str:
             f" {name} {advice}; or use SciPy's, method='scipy_solver' with options={{'solver': {name!r}}}, which in "
             f"solve_ivp is method=torchivp.ODE_METHODS['scipy_solver'].with_options(solver={name!r})."
         )
-    names = {name.lower(): name for name in (*ALIASES, *ODE_METHODS)}
-    close = difflib.get_close_matches(unknown.lower(), names, n=1)
-    return f" Did you mean {names[close[0]]!r}?" if close else ""
+    return did_you_mean(unknown, (*ALIASES, *ODE_METHODS))

@@ -1,7 +1,6 @@
 """Models ready to solve and to fit, and the base class for further ones."""
 
-import difflib
-
+from torchivp.checks import did_you_mean
 from torchivp.models.equations import Equations
 from torchivp.models.fitzhugh_nagumo import FitzHughNagumo
 from torchivp.models.function_model import FunctionModel
@@ -49,7 +48,5 @@ def find_model(name: str) -> type[Model]:
         ValueError: there is no model of that name; the message lists those there are.
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name.lower(), MODELS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown model {name!r}.{hint} The models are {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}.{did_you_mean(name, MODELS)} The models are {', '.join(MODELS)}")
     return MODELS[name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from torchivp.checks import did_you_mean
 from torchivp.models.model import Model
 
 
@@ -74,9 +74,7 @@ def check_known(name: str, known: Sequence[str], complaint: str) -> None:
         ValueError: it is none of them; the message says which come close, and which there are.
     """
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{complaint}.{hint} There are {', '.join(known) or 'none'}")
+        raise ValueError(f"{complaint}.{did_you_mean(name, known)} There are {', '.join(known) or 'none'}")
 
 
 def join_slopes(y: Tensor, slopes: Sequence[Tensor]) -> Tensor:

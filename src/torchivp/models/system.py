@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import graphlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from torchivp.checks import did_you_mean
 from torchivp.expressions import Expression, ExpressionError
 from torchivp.models.statements import Statement, read_statements
 
@@ -140,7 +140,8 @@ def _check_starts(starts: Mapping[str, Statement], system: System) -> None:
     for name, statement in starts.items():
         if name not in system.derivatives:
             statement.refuse(
-                f"{name} has an initial value, but no equation{_hint(name, system.derivatives)} Add {name}' = ..."
+                f"{name} has an initial value, but no equation.{did_you_mean(name, system.derivatives)} "
+                f"Add {name}' = ..."
             )
     if len({statement.time for statement in starts.values()}) > 1:
         times = ", ".join(f"{name}({statement.time:g})" for name, statement in starts.items())
@@ -157,7 +158,7 @@ def _check_parameters(
     for name in system.parameters:
         if name not in used:
             values[name].refuse(
-                f"no formula uses the parameter {name}{_hint(name, unstated)} Leave the line out, or use {name}"
+                f"no formula uses the parameter {name}.{did_you_mean(name, unstated)} Leave the line out, or use {name}"
             )
     if "time" in unstated:
         raise ExpressionError(f"{source}: a formula uses time, which is called t")
@@ -182,9 +183,6 @@ def _check_lists(
             statement.refuse(f"{name} is called positive, but its value is {starts[name]:g}")
     for name, statement in {**positive, **real}.items():
         if name not in starts:
-            statement.refuse(f"{name} is no state or parameter{_hint(name, starts)} There are {', '.join(starts)}")
-
-
-def _hint(name: str, known: Mapping[str, object] | list[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f". Did you mean {close[0]!r}?" if close else "."
+            statement.refuse(
+                f"{name} is no state or parameter.{did_you_mean(name, starts)} There are {', '.join(starts)}"
+            )

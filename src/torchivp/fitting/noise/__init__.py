@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from torchivp.checks import did_you_mean
 from torchivp.fitting.noise.continuous import Combined, Laplace, Lognormal, Normal, Proportional, StudentT
 from torchivp.fitting.noise.counts import NegativeBinomial, Poisson
 from torchivp.fitting.noise.model import NoiseModel
@@ -53,7 +52,6 @@ def find_noise(spec: str | NoiseModel) -> NoiseModel:
             f"not {spec!r}"
         )
     if spec not in NOISE_MODELS:
-        close = difflib.get_close_matches(spec.lower().replace("-", "_").replace(" ", "_"), NOISE_MODELS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(spec.replace("-", "_").replace(" ", "_"), NOISE_MODELS)
         raise ValueError(f"unknown noise {spec!r}.{hint} The noise models are {', '.join(NOISE_MODELS)}")
     return NOISE_MODELS[spec]

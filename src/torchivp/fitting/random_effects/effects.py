@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchivp.checks import did_you_mean
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.quantities import Quantities, Quantity, Scale
@@ -73,9 +73,10 @@ def read_kinds(random: Any, scale: Mapping[str, Scale], by: Mapping[str, str]) -
     scales: dict[str, Scale | None] = {}
     for name, kind in kinds.items():
         if kind is not None and kind not in KINDS:
-            close = difflib.get_close_matches(str(kind), KINDS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"random gives {name} the distribution {kind!r}.{hint} There are {', '.join(KINDS)}")
+            raise ValueError(
+                f"random gives {name} the distribution {kind!r}.{did_you_mean(str(kind), KINDS)} There are "
+                f"{', '.join(KINDS)}"
+            )
         if name in by:
             raise ValueError(
                 f"random and by both name {name!r}: it has a value of its own for each label, or differs by chance; "

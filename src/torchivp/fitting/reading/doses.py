@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.checks import did_you_mean
 from torchivp.events.event import Scheduled
 from torchivp.fitting.reading.cells import read_names, read_numbers
 from torchivp.fitting.reading.dates import read_times
-from torchivp.fitting.reading.table import DataError, Table, did_you_mean
+from torchivp.fitting.reading.table import DataError, Table
 from torchivp.fitting.reading.tables import read_table
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from torchivp.fitting.reading.table import DataError, did_you_mean
+from torchivp.checks import did_you_mean
+from torchivp.fitting.reading.table import DataError
 
 
 def columns_called_like_states(columns: Sequence[str], states: Sequence[str], name: str) -> dict[str, Any]:

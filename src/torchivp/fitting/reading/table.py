@@ -5,14 +5,15 @@ What its cells mean is said in `cells.py`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from torchivp.checks import did_you_mean
 
 _MISSING = frozenset(
     (
@@ -66,12 +67,6 @@ class Table:
         """The table of some of the rows."""
         cells = [[column[i] for i in rows] for column in self.cells]
         return replace(self, cells=cells, rows=[self.rows[i] for i in rows])
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """The hint " Did you mean ...?" if a known name is close to `name`, else nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def import_package(name: str, purpose: str, extra: str) -> ModuleType:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from torchivp.checks import did_you_mean
 from torchivp.fitting.reading.delimited import read_text
-from torchivp.fitting.reading.table import DataError, Table, any_cell, did_you_mean, import_package, read_cell
+from torchivp.fitting.reading.table import DataError, Table, any_cell, import_package, read_cell
 
 _SHEET = re.compile(r"(.+\.xls[xm])#(.+)", re.IGNORECASE)
 _OTHER_FORMATS = (".xls", ".xlsb", ".ods")

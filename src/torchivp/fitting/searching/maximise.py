@@ -82,7 +82,7 @@ def maximise(search: Search, given: bool) -> Maximum:
     if search.choose_method:
         search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
-    scale, floor = data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
+    scale, floor = _data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
     weighing = Weighing(search.levels.rough(scale), np.ones(0))
     factor = max(1.0, search.rtol / exact.rtol)
     while True:
@@ -201,7 +201,7 @@ def _data_size(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
     return np.array([1.0 if noise.log else size for noise, size in zip(levels.noises, sizes, strict=True)])
 
 
-def data_scale(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
+def _data_scale(misfit: Misfit, levels: Levels) -> NDArray[np.float64]:
     """The standard deviation of each observable on the scale of the noise, [n_observed]; one for all if shared."""
     measured = misfit.measured()
     values = levels.transform(measured)

@@ -20,7 +20,7 @@ from torchivp.solution import BatchSolution, Solution, Status
 from torchivp.torch_func import pull_back
 
 
-def largest_of_rows(error: Tensor) -> Tensor:
+def _largest_of_rows(error: Tensor) -> Tensor:
     """The norm of a scaled error [..., n_states]: rows share their steps, and each is as accurate as it is alone."""
     return error.square().mean(-1).amax().sqrt()
 
@@ -112,7 +112,7 @@ class StepLoop:
         named = dict(zip(self._names, parameters.unbind(-1), strict=True))
         start, end = stretch.start.item(), stretch.end.item()
         arithmetic = DualArithmetic() if way is not None else nullcontext()
-        options = {**accuracy.options(), "norm": largest_of_rows}
+        options = {**accuracy.options(), "norm": _largest_of_rows}
 
         def solution(model: Callable[[Tensor, Tensor], Tensor]) -> Solution:
             def derivative(t: Tensor, y: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, NamedTuple
 
+from torchivp.checks import did_you_mean
 from torchivp.methods import ODE_METHODS
 from torchivp.methods.method import Method
 from torchivp.methods.sde.dri1 import DRI1
@@ -121,11 +121,9 @@ def find_sde_method(method: Any, sde_type: str, noise_type: str) -> type[SDEMeth
             f"{name} is a method for ODEs: for an SDE of type {sde_type!r} with {noise_type} noise there are {suitable}"
         )
     elif isinstance(method, str):
-        close = difflib.get_close_matches(method, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"unknown method {method!r}.{hint} For an SDE of type {sde_type!r} with {noise_type} noise there are "
-            f"{suitable}"
+            f"unknown method {method!r}.{did_you_mean(method, known)} For an SDE of type {sde_type!r} with "
+            f"{noise_type} noise there are {suitable}"
         )
     elif isinstance(method, SDEMethod):
         own = type(method).__name__
