@@ -380,8 +380,50 @@ def test_doses_go_to_the_state_that_their_table_names():
     assert [found["k"].value, found["c"].value] == pytest.approx([0.4, 0.9], abs=0.05)
     with refused(DataError, "zz"):
         fit(model, data, doses=doses.assign(state="zz"), initial={"a": 0.0, "b": 0.0})
-    with refused(DataError, "write an infusion into the model"):
-        fit(model, data, doses=doses.assign(duration=1.0), initial={"a": 0.0, "b": 0.0})
+
+
+def infused(t, rate, until, k):
+    """A decay that gains `rate` per unit of time from 0 to `until`."""
+    going, since = np.clip(t, 0, until), np.clip(t - until, 0, None)
+    return rate / k * (1 - np.exp(-k * going)) * np.exp(-k * since)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_infusions_are_those_of_the_closed_form(backend):
+    """Two of them, one by its duration and one by its rate, and a dose that is given at once; of two rats."""
+    t, days = np.linspace(0, 24, 13), pd.Timestamp("2026-03-01") + pd.to_timedelta(np.linspace(0, 24, 13), unit="h")
+    curve = infused(t, 5, 2, 0.2) + infused(t - 8, 10, 1.5, 0.2)
+    data = pd.concat(
+        [
+            pd.DataFrame(
+                {"time": days, "amount": curve + np.where(t >= 12, 3 * np.exp(-0.2 * (t - 12)), 0), "rat": "A"}
+            ),
+            pd.DataFrame({"time": days, "amount": infused(t - 3, 4, 6, 0.2), "rat": "B"}),
+        ]
+    )
+    doses = pd.DataFrame(
+        {
+            "time": days[0] + pd.to_timedelta([0, 8, 12, 3], unit="h"),
+            "amount": [10.0, 15, 3, 24],
+            "duration": [2.0, None, None, 6],
+            "rate": [None, 10.0, 0, None],
+            "rat": ["A", "A", "A", "B"],
+        }
+    )
+    found = fit(
+        Decay(0.5), data, trajectory="rat", doses=doses, initial={"amount": 0.0}, time_unit="hours", backend=backend
+    )
+    assert found["rate"].value == pytest.approx(0.2, rel=1e-7)
+    np.testing.assert_allclose(found.predict(t, "B")[:, 0], infused(t - 3, 4, 6, 0.2), atol=1e-6)
+
+
+def test_an_infusion_that_began_before_the_data():
+    t = np.linspace(1, 9, 9)
+    data = pd.DataFrame({"time": t, "amount": infused(t + 2, 5, 4, 0.3)})
+    doses = {"time": [-2.0], "amount": [20.0], "duration": [4.0]}
+    found = fit(Decay(0.5), data, doses=doses, initial={"amount": 0.0}, backend="eager")
+    assert found["rate"].value == pytest.approx(0.3, rel=1e-6)
+    assert "the data begin after the first dose, so the initial state is the one before that" in found.notes
 
 
 def test_one_measurement_after_a_dose_is_enough_of_each_animal():

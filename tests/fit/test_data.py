@@ -15,7 +15,7 @@ import torch
 
 import torchivp
 from torchivp.data import TrajectoryDataset
-from torchivp.fitting import DataError, Dataset, Trajectory, read_data, read_doses
+from torchivp.fitting import DataError, Dataset, Infusion, Trajectory, read_data, read_doses
 
 NAN = np.nan
 STATES = ["prey", "predator"]
@@ -425,6 +425,29 @@ def test_doses_of_every_trajectory_go_to_the_first_state(csv):
         assert (each.times.tolist(), each.values.tolist()) == ([0, 1], [20, 10])
 
 
+def test_infusions_by_duration_or_rate(csv):
+    text = "time,amount,duration,rate,state\n0,6,3,,prey\n1,6,,3,predator\n2,6,0,,prey\n3,6,,0,prey\n"
+    bolus, first, second = read_doses(csv(text), [""], STATES)[""]
+    assert (bolus.times.tolist(), bolus.values.tolist()) == ([2, 3], [6, 6])
+    assert (first, second) == (Infusion(0, 0.0, 3.0, 2.0), Infusion(1, 1.0, 3.0, 3.0))
+    (bolus,) = read_doses(csv(text), [""], STATES, duration=None, rate=None, state=None)[""]
+    assert bolus.times.tolist() == [0, 1, 2, 3]
+
+
+def test_dates_of_doses_are_counted_as_those_of_the_data():
+    data = read_data({"time": ["2020-03-02", "2020-03-03"], "prey": [1, 2]}, STATES, time_unit="hours")
+    (dose,) = read_doses(
+        {"time": ["2020-03-01T12:00", "2020-03-02"], "amount": [1, 2]}, [""], STATES, calendar=data.calendar
+    )[""]
+    assert dose.times.tolist() == [-12, 0]
+    for time, words in {
+        "3": "the times of the data are dates, but column 'time' of the dict holds '3' in row 1: write dates there too",
+        "2020-03-01T12:00+01:00": "dates of the dict have a time zone, and those of the data have none: write both alike",
+    }.items():
+        with refused(DataError, words):
+            read_doses({"time": [time], "amount": [1]}, [""], STATES, calendar=data.calendar)
+
+
 def test_doses_act_in_a_solve_as_they_should():
     """One compartment: the sum of the doses, each decayed since it was given."""
     times, amounts, rate = [0.0, 1.0, 2.5], [10.0, 5.0, 8.0], 0.7
@@ -654,6 +677,10 @@ def test_packages_that_are_missing_are_named(tmp_path, monkeypatch, modules, sou
             "the state column 's' names 'pray' in line 2 of data.csv. Did you",
         ),
         ("time,amount,run\n0,1,c\n", {"trajectory": "run"}, "names 'c' in line 2 of data.csv. There are a, b"),
+        ("time,amount,duration\n0,1,-1\n", {}, "holds -1 in line 2 of data.csv: a duration is positive, or 0 for"),
+        ("time,amount,rate,duration\n0,1,2,1\n", {}, "data.csv has both a duration and a rate in line 2"),
+        ("time,amount,rate\n0,-1,2\n", {}, "has the rate 2 in line 2 of data.csv, and the amount -1 is never given"),
+        ("time,amount\n0,1\n", {"duration": "hours"}, "data.csv has no duration column 'hours'"),
         ("time,amount,run\n0,1,\n", {"trajectory": "run"}, "the trajectory column 'run' is empty in line 2"),
     ],
 )

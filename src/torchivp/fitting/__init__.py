@@ -1,6 +1,6 @@
 """Fitting differential equations to data by maximum likelihood."""
 
-from torchivp.fitting.data import DataError, Dataset, Trajectory, read_data, read_doses
+from torchivp.fitting.data import DataError, Dataset, Infusion, Trajectory, read_data, read_doses
 from torchivp.fitting.fitting import fit
 from torchivp.fitting.progress import Progress
 from torchivp.fitting.results.bootstrap import Bootstrap
@@ -21,6 +21,7 @@ __all__ = [
     "Estimate",
     "FitResult",
     "GradientCheck",
+    "Infusion",
     "Marginal",
     "Posterior",
     "Profile",

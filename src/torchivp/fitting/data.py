@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.reading.cells import read_names
 from torchivp.fitting.reading.conditions import Condition, constant_labels, read_conditions
-from torchivp.fitting.reading.dates import TimeUnit, read_times
-from torchivp.fitting.reading.doses import read_doses
+from torchivp.fitting.reading.dates import Calendar, TimeUnit, read_times
+from torchivp.fitting.reading.doses import Infusion, read_doses
 from torchivp.fitting.reading.observe import (
     columns_called_like_states,
     names_that_are_known,
@@ -30,7 +30,7 @@ from torchivp.fitting.reading.values import (
     read_wide,
 )
 
-__all__ = ["DataError", "Dataset", "TimeUnit", "Trajectory", "import_pandas", "read_data", "read_doses"]
+__all__ = ["DataError", "Dataset", "Infusion", "TimeUnit", "Trajectory", "import_pandas", "read_data", "read_doses"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Dataset:
         observe: what each column observes, as given: the name of a state, the text of an expression or a callable.
             Default: the states.
         notes: what was done to the data, in sentences.
+        calendar: what dates were counted in and from; None if times were numbers.
 
     Raises:
         DataError: `observe` is left out, and a column observes no state.
@@ -103,6 +104,7 @@ class Dataset:
     trajectory_name: str | None = None
     observe: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    calendar: Calendar | None = None
 
     def __post_init__(self) -> None:
         if not self.observe:
@@ -184,7 +186,7 @@ def read_data(
     """
     table = read_table(source)
     time, trajectory = str(time), None if trajectory is None else str(trajectory)
-    t, notes_on_times = read_times(table, time, time_unit)
+    t, notes_on_times, calendar = read_times(table, time, time_unit)
     series = [""] * len(table.rows) if trajectory is None else read_names(table, trajectory, "trajectory")
     pair = None if long is None else _pair(long)
     kinds = None if pair is None else read_names(table, pair[0], "name")
@@ -204,7 +206,7 @@ def read_data(
     trajectories = [_trajectory(table, name, own, t, measured, of_rows, known[name]) for name, own in rows.items()]
     notes = [*table.notes, *notes_on_times, *measured.notes, *notes_on_order, *notes_on_conditions]
     observed = [observed_state(spec, states) for spec in specs.values()]
-    return Dataset(trajectories, list(specs), observed, time, table.name, trajectory, specs, notes)
+    return Dataset(trajectories, list(specs), observed, time, table.name, trajectory, specs, notes, calendar)
 
 
 def _pair(long: tuple[str, str]) -> tuple[str, str]:

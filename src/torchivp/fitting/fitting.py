@@ -160,7 +160,8 @@ def fit(
             of the trajectories. An observation at such a time is one of the state after it. A trajectory begins at its
             first change, if that is before its first time.
         doses: a table of doses, with the columns `time`, "amount", and if need be `trajectory` and "state": each adds
-            its amount to the state (by default the first one of the model).
+            its amount to the state (by default the first one of the model), at once, or with a "duration" or a "rate"
+            as an infusion.
         max_iterations: the largest number of iterations of each search.
         starts: search from so many starts, spread within bounds and priors, or around the start values, instead of from
             as many as it takes to be sure; `result.attempts` says where each led.
@@ -359,7 +360,7 @@ def _read_inputs(
     if doses is not None:
         if schedule is not None:
             raise ValueError("give the changes of the state as schedule or as doses, not as both")
-        schedule = read_doses(doses, names, states, time=time, trajectory=trajectory)
+        schedule = read_doses(doses, names, states, time=time, trajectory=trajectory, calendar=data.calendar)
     return read_inputs(jump_times, schedule, names)
 
 
@@ -368,7 +369,7 @@ def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
     if backend == "eager":
         return
     # Those of the moments of a stochastic model are so many too.
-    if backend == "auto" and not many and misfit.solved is misfit.model:
+    if backend == "auto" and not many and not isinstance(misfit.model, StochasticModel):
         try:
             rough = misfit.at_accuracy(replace(misfit.accuracy, max_steps=_WORTH_COMPILING))
             if rough.steps(misfit.quantities.theta()) < _WORTH_COMPILING:

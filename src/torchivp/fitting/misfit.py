@@ -18,7 +18,7 @@ from torchivp.fitting.data import Dataset
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
-from torchivp.fitting.solving.inputs import Inputs
+from torchivp.fitting.solving.inputs import Infused, Inputs
 from torchivp.fitting.solving.journal import Journal
 from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
 from torchivp.fitting.solving.right_hand_side import check_gradient
@@ -99,9 +99,10 @@ class Misfit:
         self.model, self.data, self.quantities, self.accuracy = model, data, quantities, accuracy
         self.inputs = inputs or Inputs()
         self.observables = Observables(model, data, quantities)
-        self.solved: Model = model
-        self.owner: Any = type(model)
-        self.step_loop = StepLoop(model, float(data.trajectories[0].t[0]))
+        infused = self.inputs.infused
+        self.solved: Model = Infused(model, infused) if infused else model
+        self.owner: Any = (type(model), *infused) if infused else type(model)
+        self.step_loop = StepLoop(self.solved, float(data.trajectories[0].t[0]))
         self._paths = PathSolver(data, self.inputs, self.step_loop)
         self.shared = Shared()
         self._measured: dict[float, Measured] = {}

@@ -153,7 +153,7 @@ def _candidates(search: Search, weighing: Weighing, given: bool, little: Callabl
         if little():
             yield _Candidate(misfit.quantities.theta(), "start 1", growing=True, beginning=0.01)
         return
-    if set(misfit.model.states) == set(misfit.data.states) and not any(misfit.inputs.scheduled.values()):
+    if set(misfit.model.states) == set(misfit.data.states) and not misfit.inputs.any:
         for number, theta in enumerate(_matched(search), 1):
             yield _Candidate(theta, f"start {number}")
             yield _Candidate(theta, f"start {number}", growing=True)

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.func import functional_call
 
 from torchivp.dual_numbers import DualArithmetic, dual_level
 from torchivp.events.event import Scheduled
 from torchivp.fitting.data import Dataset, Trajectory
-from torchivp.fitting.reading.doses import Dose
+from torchivp.fitting.reading.doses import Dose, Infusion
+from torchivp.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Piece:
         start: where it begins.
         end: where it ends.
         outputs: the times of the outputs in it; None if none are wanted.
+        rates: what is added to the derivatives of states all through it, by their numbers.
         changes: of the state at its start, in order.
         last: changes of the state at its end, if the trajectory ends there.
     """
@@ -46,6 +49,7 @@ class Piece:
     start: float
     end: float
     outputs: list[float] | None
+    rates: dict[int, float]
     changes: list[Change]
     last: list[Change]
 
@@ -88,10 +92,12 @@ class Inputs:
     Attributes:
         jump_times: where the right-hand side jumps.
         scheduled: changes of the state, by the name of the trajectory.
+        infusions: additions to derivatives, by the name of the trajectory.
     """
 
     jump_times: Sequence[float] = ()
     scheduled: Mapping[str, Sequence[Scheduled]] = field(default_factory=dict)
+    infusions: Mapping[str, Sequence[Infusion]] = field(default_factory=dict)
     _known: dict[str, dict[float, list[Change]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def pieces(self, trajectory: str, start: float, end: float, outputs: Sequence[float] | None) -> list[Piece]:
@@ -99,8 +105,9 @@ class Inputs:
 
         An output at the time of a change is the state after it.
         """
-        changes = self._changes(trajectory)
-        inner = sorted(t for t in {*self.jump_times, *changes} if start < t < end)
+        changes, infusions = self._changes(trajectory), self.infusions.get(trajectory, ())
+        borders_of_infusions = {t for infusion in infusions for t in (infusion.start, infusion.end)}
+        inner = sorted(t for t in {*self.jump_times, *changes, *borders_of_infusions} if start < t < end)
         borders = [start, *inner, end]
         pieces = []
         for a, b in pairwise(borders):
@@ -108,12 +115,26 @@ class Inputs:
             if outputs is not None:
                 until = len(outputs) if b == end else bisect.bisect_left(outputs, b)
                 own = list(outputs[bisect.bisect_left(outputs, a) : until])
-            pieces.append(Piece(a, b, own, changes.get(a, []), changes.get(b, []) if a < b == end else []))
+            rates: dict[int, float] = {}
+            for each in infusions:
+                if each.start <= a < each.end:
+                    rates[each.state] = rates.get(each.state, 0.0) + each.rate
+            pieces.append(Piece(a, b, own, rates, changes.get(a, []), changes.get(b, []) if a < b == end else []))
         return pieces
 
     def times(self, trajectory: str) -> list[float]:
-        """When something changes the state of a trajectory."""
-        return sorted(self._changes(trajectory))
+        """When something changes the state of a trajectory, or begins to act on its derivative."""
+        return sorted({*self._changes(trajectory), *(each.start for each in self.infusions.get(trajectory, ()))})
+
+    @property
+    def infused(self) -> list[int]:
+        """The numbers of the states that have infusions."""
+        return sorted({each.state for infusions in self.infusions.values() for each in infusions})
+
+    @property
+    def any(self) -> bool:
+        """Whether something changes a state, or adds to its derivative."""
+        return any(self.scheduled.values()) or any(self.infusions.values())
 
     def _changes(self, trajectory: str) -> dict[float, list[Change]]:
         if trajectory not in self._known:
@@ -150,9 +171,11 @@ def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequen
     unknown = [name for name in by_name if name not in trajectories]
     if unknown:
         raise ValueError(f"schedule names the trajectory {unknown[0]!r}, but there are {', '.join(trajectories)}")
-    scheduled = {}
+    scheduled, infusions = {}, {}
     for name, given in by_name.items():
-        several = [] if given is None else [given] if isinstance(given, Scheduled) else list(given)
+        several = [] if given is None else [given] if isinstance(given, Scheduled | Infusion) else list(given)
+        infusions[name] = [each for each in several if isinstance(each, Infusion)]
+        several = [each for each in several if not isinstance(each, Infusion)]
         for each in several:
             if not isinstance(each, Scheduled):
                 raise TypeError(
@@ -165,7 +188,7 @@ def read_inputs(jump_times: Sequence[float], schedule: Any, trajectories: Sequen
         scheduled[name] = several
     if not all(map(math.isfinite, jumps)):
         raise ValueError(f"jump_times must be finite, got {jumps}")
-    return Inputs(tuple(jumps), scheduled)
+    return Inputs(tuple(jumps), scheduled, infusions)
 
 
 def from_first_change(data: Dataset, inputs: Inputs) -> Dataset:
@@ -200,3 +223,37 @@ def _beginning_at(series: Trajectory, t: float) -> Trajectory:
         if series.censored is None
         else np.concatenate([np.zeros(nothing.shape, dtype=np.int8), series.censored]),
     )
+
+
+class Infused(Model):
+    """A model some of whose states are added to at rates that are further parameters, the last ones.
+
+    Args:
+        model: the model.
+        infused: the numbers of the states.
+    """
+
+    def __init__(self, model: Model, infused: Sequence[int]):
+        # Of the class in general, these are of this object.
+        self.states, self.default_state = model.states, model.default_state  # type: ignore[misc]
+        own = [name for name, _ in model.named_parameters()]
+        rates = {k: _unused(f"infusion_{k}", own) for k in infused}
+        super().__init__(**model.values(), **dict.fromkeys(rates.values(), 0.0))
+        self._own, self._rates = own, rates
+        self._model = [model]  # in a list, so that its parameters are not those of this module
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The derivative of the state, with the rates; these are one for each state, or end in a dimension of 1."""
+        slope = functional_call(self._model[0], {name: getattr(self, name) for name in self._own}, (t, y))
+        for k, name in self._rates.items():
+            rate = getattr(self, name)
+            column = rate[..., None] if rate.ndim == slope.ndim - 1 else rate
+            added = torch.nn.functional.one_hot(torch.tensor(k, device=y.device), slope.shape[-1])
+            slope = slope + column * added
+        return slope
+
+
+def _unused(name: str, names: Sequence[str]) -> str:
+    while name in names:
+        name += "_"
+    return name

@@ -94,7 +94,7 @@ class _Walk:
 
     def __init__(self, data: Dataset, inputs: Inputs, rows: Rows, times: Mapping[int, Sequence[float]]):
         count, directions, n = rows.tangents.shape
-        self._rows = rows
+        self._rows, self._infused = rows, inputs.infused
         self._trajectories = np.array(rows.trajectories)
         self._pieces: dict[int, list[Piece]] = {
             i: inputs.pieces(data.trajectories[i].name, float(data.trajectories[i].t[0]), t[-1], t)
@@ -152,8 +152,10 @@ class _Walk:
         padded = [[*times, *[np.nan] * (width - len(times))] for times in inner.values()]
         t = np.array(padded, dtype=np.float64).reshape(len(inner), width)
         ends = np.array([[piece.start, piece.end] for piece in pieces.values()])[which]
+        rates = [[piece.rates.get(k, 0.0) for k in self._infused] for piece in pieces.values()]
+        of_rows = torch.tensor(rates, dtype=torch.float64)[torch.from_numpy(which)]
         stretch = Stretch(
-            self._rows.parameters[rows],
+            torch.cat([self._rows.parameters[rows], of_rows], 1),
             self._y[rows],
             self._tangents[rows],
             self._rows.moving,
