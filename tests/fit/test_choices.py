@@ -396,7 +396,7 @@ def test_infusions_are_those_of_the_closed_form(backend):
     data = pd.concat(
         [
             pd.DataFrame(
-                {"time": days, "amount": curve + np.where(t >= 12, 3 * np.exp(-0.2 * (t - 12)), 0), "rat": "A"}
+                {"time": days, "amount": curve + (t >= 12) * 3 * np.exp(-0.2 * (t - 12)), "rat": "A"}
             ),
             pd.DataFrame({"time": days, "amount": infused(t - 3, 4, 6, 0.2), "rat": "B"}),
         ]

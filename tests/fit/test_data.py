@@ -441,8 +441,8 @@ def test_dates_of_doses_are_counted_as_those_of_the_data():
     )[""]
     assert dose.times.tolist() == [-12, 0]
     for time, words in {
-        "3": "the times of the data are dates, but column 'time' of the dict holds '3' in row 1: write dates there too",
-        "2020-03-01T12:00+01:00": "dates of the dict have a time zone, and those of the data have none: write both alike",
+        "3": "the times of the data are dates, but column 'time' of the dict of doses holds '3' in row 0: write dates",
+        "2020-03-01T12:00+01:00": "dates of the dict of doses have a time zone, and those of the data have none: write",
     }.items():
         with refused(DataError, words):
             read_doses({"time": [time], "amount": [1]}, [""], STATES, calendar=data.calendar)
