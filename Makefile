@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit article odenet test test-slow test-sweep lint types docs bench clean
+.PHONY: help fit article odenet test test-slow test-sweep lint types docs package bench clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ types: $(VENV)/.installed-dev ## check types
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
+
+package: $(VENV)/.installed-dev ## build sdist and wheel into dist/, and try the wheel in an environment without extras
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation > /dev/null # the sdist from here, the wheel from the sdist
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m package $(ARGS)
 
 bench: $(VENV)/.installed-bench ## run the benchmarks, side by side with other libraries
 	@$(BIN)/python -m benchmarks $(ARGS)
