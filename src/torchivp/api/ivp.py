@@ -21,6 +21,7 @@ from torchivp.api.arguments import (
 from torchivp.api.fused import Backend, try_fused
 from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
+from torchivp.api.sources import sources_of
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
@@ -251,6 +252,15 @@ def solve_ivp(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
         )
+
+    def finished(solution: Solution | BatchSolution, reason: str = "") -> Solution | BatchSolution:
+        """The solution, with what it was computed with, and why no kernel took the steps, if one was asked for."""
+        solution.sources = sources_of(solution, method, controller, gradient, events, jac_sparsity, taken)
+        if reason:
+            for stats in [solution.stats] if isinstance(solution, Solution) else solution.stats:
+                stats.backend = f"eager: {reason}"
+        return solution
+
     known = check_jacobian(right_hand_side, method, y0, batch_dims, jac, jac_sparsity)
     gradient = find_gradient(gradient)
     hint = ", the number of leading dimensions of y0 that number the rows"
@@ -283,7 +293,7 @@ def solve_ivp(
             jac_sparsity=jac_sparsity,
         )
         if solution is not None:
-            return solution
+            return finished(solution)
     if dims or events is not None:
         with LeanFailures():
             solution = solve_batch(
@@ -309,7 +319,7 @@ def solve_ivp(
                 compact=compact,
                 throw=throw,
             )
-        return _ran_eager(solution, reason)
+        return finished(solution, reason)
     times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
         raise ValueError(
@@ -345,15 +355,7 @@ def solve_ivp(
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
     outputs = layout.unflatten(states[:count], (count,))
     solution = Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
-    return _ran_eager(solution, reason)
-
-
-def _ran_eager(solution: Solution | BatchSolution, reason: str) -> Solution | BatchSolution:
-    """The solution, with the reason why no kernel took the steps, if one was asked for."""
-    if reason:
-        for stats in [solution.stats] if isinstance(solution, Solution) else solution.stats:
-            stats.backend = f"eager: {reason}"
-    return solution
+    return finished(solution, reason)
 
 
 def _final(
