@@ -1,5 +1,6 @@
 """What `cite` prints is BibTeX, of the methods that were used and of no others."""
 
+import importlib
 import inspect
 import io
 import pickle
@@ -238,3 +239,13 @@ def test_the_citation_file_and_the_changelog_are_of_this_version(capsys):
     assert plain(str(own.persons["author"][0])) == plain(author)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## \[(.+?)\] - (?:unreleased|\d{4}-\d{2}-\d{2})$", changelog, re.M)[1] == version
+
+
+def test_the_documentation_lists_every_source(monkeypatch):
+    pytest.importorskip("mkdocs", reason="mkdocs is installed by `make docs`")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    hooks = importlib.import_module("hooks")
+    page = (ROOT / "docs" / "citing.md").read_text(encoding="utf-8")
+    shown = hooks.on_page_markdown(page, None, None, None)
+    assert [key for key in entries() if f"\n- `{key}`: " in shown] == list(entries())
+    assert "\n- `Kvaerno2004`: Anne Kværnø\\. Singly diagonally implicit Runge" in shown
