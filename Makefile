@@ -8,10 +8,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit article odenet test test-slow test-sweep lint types docs package bench clean
+.PHONY: help fit article odenet test test-slow test-sweep lint types docs package bench bench-compare clean
 
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 fit: $(VENV)/.installed-cli ## fit a predator-prey model to a century-old record, and report on it
 	@$(BIN)/torchivp fit examples/data/lynx_hare.csv --model lotka-volterra --time year --observe hare,lynx \
@@ -50,6 +50,9 @@ package: $(VENV)/.installed-dev ## build sdist and wheel into dist/, and try the
 
 bench: $(VENV)/.installed-bench ## run the benchmarks, side by side with other libraries
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-compare: $(VENV)/.installed-bench ## time the benchmarks at another commit and here, in turn (BASE=main ARGS="--only lotka")
+	@$(BIN)/python -m benchmarks.commits --base $(or $(BASE),main) $(ARGS)
 
 clean: ## remove everything that was made, except .venv
 	rm -rf report site build dist benchmarks/results .pytest_cache .ruff_cache

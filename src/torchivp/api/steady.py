@@ -157,7 +157,9 @@ def steady_state(
     sources: Sources = {"pseudo-transient continuation": ("KelleyKeyes1998",)}
     if search.spans.any():
         sources |= find_method(method).cited()
-    return SteadyState(layout.unflatten(states, layout.lead), status if batch_dims else status[0], *numbers, sources)
+    return SteadyState(
+        layout.unflatten(states, layout.lead), status if batch_dims else status[0], *numbers, sources=sources
+    )
 
 
 def _check_autonomous(problem: RowProblem) -> None:
