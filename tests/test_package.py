@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from email.parser import Parser
@@ -178,8 +179,25 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 def test_the_sdist_holds_what_is_tested_and_read(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = {"pyproject.toml", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "constraints.txt", "Makefile"}
+    wanted = {
+        "pyproject.toml",
+        "README.md",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "constraints.txt",
+        "Makefile",
+        "CONTRIBUTING.md",
+    }
     assert wanted | {"tests/test_package.py", "docs/index.md", "examples/data/lynx_hare.csv"} <= held
+
+
+def test_the_lowest_torch_that_is_tested_is_the_lowest_that_is_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (allowed,) = [each.removeprefix("torch>=") for each in project["dependencies"] if each.startswith("torch")]
+    pins = [(ROOT / name).read_text(encoding="utf-8") for name in ("constraints.txt", "constraints-lowest.txt")]
+    newest, lowest = (re.findall(r"^torch==([\d.]+)$", text, re.M) for text in pins)
+    assert lowest == [f"{allowed}.0"] and newest > lowest
 
 
 def test_the_metadata_say_what_is_needed(wheel):
