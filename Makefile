@@ -3,15 +3,16 @@
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help fit article odenet test test-slow test-sweep lint types docs bench clean
+.PHONY: help fit article odenet hooks test test-slow test-sweep test-lowest lint types docs package bench bench-compare clean
 
 help: ## list these targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 fit: $(VENV)/.installed-cli ## fit a predator-prey model to a century-old record, and report on it
 	@$(BIN)/torchivp fit examples/data/lynx_hare.csv --model lotka-volterra --time year --observe hare,lynx \
@@ -33,6 +34,9 @@ test-slow: $(VENV)/.installed-dev ## run the slow tests
 test-sweep: $(VENV)/.installed-dev ## run every case of what the fast tests have some of, for minutes
 	@$(PYTEST) -m sweep $(ARGS)
 
+test-lowest: ## run the fast tests with the lowest release of torch that is supported, in .venv-lowest
+	@$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
 lint: $(VENV)/.installed-dev ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -43,18 +47,29 @@ types: $(VENV)/.installed-dev ## check types
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
 
+package: $(VENV)/.installed-dev ## build sdist and wheel into dist/, and try the wheel in an environment without extras
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation > /dev/null # the sdist from here, the wheel from the sdist
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m package $(ARGS)
+
 bench: $(VENV)/.installed-bench ## run the benchmarks, side by side with other libraries
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## remove everything that was made, except .venv
+bench-compare: $(VENV)/.installed-bench ## time the benchmarks at another commit and here, in turn (BASE=main ARGS="--only lotka")
+	@$(BIN)/python -m benchmarks.commits --base $(or $(BASE),main) $(ARGS)
+
+hooks: $(VENV)/.installed-dev ## check style in every commit from now on, with pre-commit
+	@$(BIN)/pre-commit install
+
+clean: ## remove everything that was made, except environments
 	rm -rf report site build dist benchmarks/results .pytest_cache .ruff_cache
-	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name ".venv*" -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("torchivp needs Python 3.11 or later; choose one with: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing torchivp[$*] into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$*]'
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,6 +130,11 @@ def measure(case: Case, repeats: int) -> Row:
 def noise(case: Case, repeats: int) -> Timing:
     """Our side of the case timed against itself: how far a ratio strays from 1 by chance."""
     return compare(lambda: _solve(case, case.ours), lambda: _solve(case, case.ours), repeats)
+
+
+def own_calls() -> dict[str, Callable[[], object]]:
+    """What torchivp does in each case, by the name of the case."""
+    return {case.name: partial(_solve, case, case.ours) for case in all_cases()}
 
 
 def _states(case: Case, solve: Solve, func: nn.Module) -> Tensor:

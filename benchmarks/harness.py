@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
+Timer = Callable[[int], float]
 
 SHORTEST_SAMPLE = 0.05
 """Seconds; a call that takes less is repeated within a sample."""
@@ -59,18 +61,24 @@ def compare(ours: Call, theirs: Call, repeats: int) -> Timing:
     which another process had the core. Whatever else the machine does slows both of a pair alike.
     Both are called beforehand, which takes the lazy imports and the first allocations out of the samples.
     """
-    ours()
-    theirs()
-    loops = math.ceil(SHORTEST_SAMPLE / min(_seconds(ours, 1), _seconds(theirs, 1)))
+    return in_turns(partial(seconds, ours), partial(seconds, theirs), repeats)
+
+
+def in_turns(ours: Timer, theirs: Timer, repeats: int) -> Timing:
+    """Read two timers `repeats` times, in turns; they are told how many calls make one sample."""
+    for timer in (ours, theirs):
+        timer(1)
+    loops = math.ceil(SHORTEST_SAMPLE / min(ours(1), theirs(1)))
     timing = Timing([], [])
     for i in range(repeats):
         turns = [(ours, timing.ours), (theirs, timing.theirs)]
-        for call, samples in turns if i % 2 == 0 else reversed(turns):
-            samples.append(_seconds(call, loops))
+        for timer, samples in turns if i % 2 == 0 else reversed(turns):
+            samples.append(timer(loops))
     return timing
 
 
-def _seconds(call: Call, loops: int) -> float:
+def seconds(call: Call, loops: int) -> float:
+    """The processor time of a call, the mean over so many of them."""
     gc.collect()
     start = time.process_time()
     for _ in range(loops):

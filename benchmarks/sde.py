@@ -118,6 +118,11 @@ def measure_sde(case: SDECase, repeats: int) -> SDELine:
     return SDELine(case, timing, errors)
 
 
+def own_calls() -> dict[str, Callable[[], object]]:
+    """What torchivp does in each case, by the name of the case."""
+    return {case.name: _call(case, torchivp) for case in CASES}
+
+
 def _call(case: SDECase, library: Any) -> Callable[[], object]:
     sde, y0 = GeometricBrownianMotion(case.sde_type), torch.ones(case.batch, 1)
     ts = torch.tensor([0.0, 1.0])

@@ -7,6 +7,7 @@ from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint
 from torchivp.api.steady import SteadyState, steady_state
+from torchivp.citation import cite
 from torchivp.events.event import Event, Scheduled
 from torchivp.fitting.data import DataError
 from torchivp.fitting.fitting import fit
@@ -63,6 +64,7 @@ __all__ = [
     "Status",
     "SteadyState",
     "brownian_interval_like",
+    "cite",
     "fit",
     "odeint",
     "odeint_adjoint",

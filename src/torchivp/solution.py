@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.copies import ValuesTravel
 from torchivp.dense import DenseSolution, NoDenseOutput, RowDenseSolution
+from torchivp.references import Sources
 
 _T = TypeVar("_T")
 
@@ -218,6 +219,7 @@ class Solution(ValuesTravel):
         t_final: when that is, 0-d, float64.
         sol: the solution at any time, `sol(t)`, if `dense_output=True`; else it is false, and says so when called.
         events: what happened on the way, if `events` was given.
+        sources: what it was computed with, in words, and where that was published; `torchivp.cite` prints it.
     """
 
     t: Tensor
@@ -228,6 +230,7 @@ class Solution(ValuesTravel):
     t_final: Tensor
     sol: DenseSolution | RowDenseSolution | NoDenseOutput = field(default_factory=NoDenseOutput)
     events: EventLog | None = None
+    sources: Sources = field(default_factory=dict)
 
     @property
     def success(self) -> bool:
@@ -270,6 +273,7 @@ class BatchSolution(ValuesTravel):
         t_final: when that is, [*batch], float64.
         sol: the solutions at any time, `sol(t)`, if `dense_output=True`; else it is false, and says so when called.
         events: what happened on the way, if `events` was given.
+        sources: what it was computed with, in words, and where that was published; `torchivp.cite` prints it.
     """
 
     t: Tensor
@@ -281,6 +285,7 @@ class BatchSolution(ValuesTravel):
     t_final: Tensor
     sol: RowDenseSolution | NoDenseOutput = field(default_factory=NoDenseOutput)
     events: EventLog | None = None
+    sources: Sources = field(default_factory=dict)
 
     @property
     def success(self) -> Tensor:

@@ -81,3 +81,49 @@ def test_without_its_libraries_the_command_says_what_to_install(missing):
     done = run_program([sys.executable, "-c", code])
     assert done.returncode == 2
     assert done.stderr == "torchivp: the command line needs typer and rich: pip install 'torchivp[cli]'\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("simulate lotka", ["lotka-volterra"]),
+        ("fit data.csv --model va", ["van-der-pol"]),
+        ("fit data.csv --method rodas", ["rodas4", "rodas5p"]),
+        ("simulate sir --method ts", ["tsit5"]),
+        ("ver", ["versions"]),
+    ],
+)
+def test_a_shell_completes_commands_models_and_methods(words, expected, monkeypatch, capsys):
+    monkeypatch.setenv("_TORCHIVP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"torchivp {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_a_shell_is_told_how_to_complete(monkeypatch, capsys):
+    monkeypatch.setenv("_TORCHIVP_COMPLETE", "source_bash")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "complete -o default -F _torchivp_completion torchivp" in capsys.readouterr().out
+
+
+def test_versions_are_told(capsys):
+    assert main(["versions"]) == 0
+    out = capsys.readouterr().out
+    for name in (f"torchivp:     {__version__}", "python:", "platform:", "torch:", "scipy:", "c++ compiler:"):
+        assert f"\n{name}" in f"\n{out}"
+
+
+def test_versions_are_told_without_the_libraries_of_the_command():
+    code = "import sys; sys.modules['typer'] = None; from torchivp.cli import main; sys.exit(main(['versions']))"
+    done = run_program([sys.executable, "-c", code])
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"torchivp:     {__version__}\n")
+
+
+def test_the_module_is_the_command():
+    done = run_program([sys.executable, "-m", "torchivp", "--version"])
+    assert (done.returncode, done.stdout) == (0, f"torchivp {__version__}\n")

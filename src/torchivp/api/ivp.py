@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 import torch
@@ -21,6 +22,7 @@ from torchivp.api.arguments import (
 from torchivp.api.fused import Backend, try_fused
 from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
+from torchivp.api.sources import sources_of
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
@@ -31,6 +33,7 @@ from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
+from torchivp.references import Sources
 from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
 from torchivp.split import as_split
 from torchivp.state import StateLayout
@@ -256,6 +259,15 @@ def solve_ivp(
     hint = ", the number of leading dimensions of y0 that number the rows"
     dims = check_whole_number("batch_dims", batch_dims, 0, hint=hint)
     taken = mass if mass is None else check_mass(mass, method, gradient, StateLayout(y0, dims), jac_sparsity)
+    sources = partial(
+        sources_of,
+        method=method,
+        controller=controller,
+        gradient=gradient,
+        events=events,
+        jac_sparsity=jac_sparsity,
+        mass=taken,
+    )
     reason = ""
     if backend != "eager":
         solution, reason = try_fused(
@@ -283,7 +295,7 @@ def solve_ivp(
             jac_sparsity=jac_sparsity,
         )
         if solution is not None:
-            return solution
+            return _finished(solution, sources)
     if dims or events is not None:
         with LeanFailures():
             solution = solve_batch(
@@ -309,7 +321,7 @@ def solve_ivp(
                 compact=compact,
                 throw=throw,
             )
-        return _ran_eager(solution, reason)
+        return _finished(solution, sources, reason)
     times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
         raise ValueError(
@@ -345,11 +357,14 @@ def solve_ivp(
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
     outputs = layout.unflatten(states[:count], (count,))
     solution = Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
-    return _ran_eager(solution, reason)
+    return _finished(solution, sources, reason)
 
 
-def _ran_eager(solution: Solution | BatchSolution, reason: str) -> Solution | BatchSolution:
-    """The solution, with the reason why no kernel took the steps, if one was asked for."""
+def _finished(
+    solution: Solution | BatchSolution, sources: Callable[[Solution | BatchSolution], Sources], reason: str = ""
+) -> Solution | BatchSolution:
+    """The solution, with what it was computed with, and the reason why no kernel took the steps, if one was wanted."""
+    solution.sources = sources(solution)
     if reason:
         for stats in [solution.stats] if isinstance(solution, Solution) else solution.stats:
             stats.backend = f"eager: {reason}"

@@ -22,6 +22,7 @@ from torchivp.methods.jacobian import Linearisation
 from torchivp.methods.method import Method
 from torchivp.methods.real_pairs import on_real_pairs, to_real
 from torchivp.pseudo_transient import Equilibria, Found
+from torchivp.references import Sources
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.solution import BatchSolution, Outcome, SolveError, Status
@@ -44,12 +45,14 @@ class SteadyState(ValuesTravel):
         status: how the search ended; of a batch a list with an entry for each row, the batch dimensions flattened.
         iterations: how many steps of the search led there; of a batch [*batch].
         spans: over what time the solution was followed before; zero if it was not; of a batch [*batch].
+        sources: what it was computed with, in words, and where that was published; `torchivp.cite` prints it.
     """
 
     y: Any
     status: Status | list[Status]
     iterations: Tensor
     spans: Tensor
+    sources: Sources
 
     def __repr__(self) -> str:
         status = [self.status] if isinstance(self.status, Status) else self.status
@@ -151,7 +154,12 @@ def steady_state(
     if failed:
         states = torch.where(torch.from_numpy(search.steady).to(states.device).unsqueeze(1), states, torch.nan)
     numbers = [torch.from_numpy(x).reshape(layout.lead) for x in (search.iterations, search.spans)]
-    return SteadyState(layout.unflatten(states, layout.lead), status if batch_dims else status[0], *numbers)
+    sources: Sources = {"pseudo-transient continuation": ("KelleyKeyes1998",)}
+    if search.spans.any():
+        sources |= find_method(method).cited()
+    return SteadyState(
+        layout.unflatten(states, layout.lead), status if batch_dims else status[0], *numbers, sources=sources
+    )
 
 
 def _check_autonomous(problem: RowProblem) -> None:

@@ -11,6 +11,7 @@ import typer
 
 import torchivp
 from torchivp.cli import fit, models, simulate
+from torchivp.cli.versions import versions
 
 START = """Start here:
 
@@ -23,12 +24,12 @@ torchivp fit --help"""
 app = typer.Typer(
     name="torchivp",
     epilog=START,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=fit.EXAMPLES)(fit.fit)
 app.command(epilog=models.EXAMPLES)(models.models)
 app.command(epilog=simulate.EXAMPLES)(simulate.simulate)
+app.command()(versions)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-Method = Annotated[str, typer.Option(help="Name of the method that solves the equation, such as tsit5 or dopri8.")]
+from torchivp.cli.choice import completed_by
+from torchivp.methods import ODE_METHODS
+
+Method = Annotated[
+    str,
+    typer.Option(
+        help="Name of the method that solves the equation, such as tsit5 or dopri8.",
+        autocompletion=completed_by(ODE_METHODS),
+    ),
+]
 RelativeTolerance = Annotated[float, typer.Option(help="Relative tolerance of the solver.")]
 AbsoluteTolerance = Annotated[
     float | None, typer.Option(help="Absolute tolerance of the solver; default: chosen to suit.")

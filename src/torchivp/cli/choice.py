@@ -5,19 +5,32 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
 import typer
 
-from torchivp.models import Equations, Model, find_model
+from torchivp.models import MODELS, Equations, Model, find_model
 from torchivp.models.described import check_known
 
 MODEL_HELP = "Name of a model, which torchivp models lists, or file.py:Class for one of your own."
 EquationsFile = Annotated[
     Path | None, typer.Option(help="Text file of equations, in place of a model.", show_default=False)
 ]
+
+
+def completed_by(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """What tells a shell which of the names go on from what was typed."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+complete_model = completed_by(MODELS)
 
 
 def choose_model(name: str | None, equations: Path | None, option: str) -> Model:

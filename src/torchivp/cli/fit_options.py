@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from torchivp.cli.choice import MODEL_HELP
+from torchivp.cli.choice import MODEL_HELP, complete_model, completed_by
+from torchivp.methods import ODE_METHODS
 
 
 def _option(panel: str, text: str, *names: str, metavar: str | None = None, **more: Any) -> Any:
@@ -53,7 +54,7 @@ Censored = Annotated[
     ),
 ]
 
-ModelName = Annotated[str | None, _option(_MODEL, MODEL_HELP)]
+ModelName = Annotated[str | None, _option(_MODEL, MODEL_HELP, autocompletion=complete_model)]
 EquationsFile = Annotated[
     Path | None, _option(_MODEL, "Text file of equations, in place of a model.", "--equations", metavar="FILE")
 ]
@@ -130,7 +131,10 @@ Derive = Annotated[
     list[str] | None, _option(_ESTIMATED, "Report what follows from the estimates.", metavar="NAME=EXPRESSION")
 ]
 
-Method = Annotated[str, _option(_SOLVER, "Method, such as tsit5; default: auto.", metavar="NAME")]
+Method = Annotated[
+    str,
+    _option(_SOLVER, "Method, such as tsit5; default: auto.", metavar="NAME", autocompletion=completed_by(ODE_METHODS)),
+]
 Rtol = Annotated[float, _option(_SOLVER, "Relative tolerance; default: 1e-8.")]
 Atol = Annotated[float | None, _option(_SOLVER, "Absolute tolerance; default: chosen to suit.")]
 MaxStep = Annotated[

@@ -13,7 +13,7 @@ import typer
 
 from torchivp import Solution, solve_ivp
 from torchivp.cli.arguments import AbsoluteTolerance, Method, RelativeTolerance, parse_numbers, parse_values
-from torchivp.cli.choice import MODEL_HELP, EquationsFile, choose_model
+from torchivp.cli.choice import MODEL_HELP, EquationsFile, choose_model, complete_model
 from torchivp.methods import find_method
 from torchivp.models import Model
 
@@ -30,7 +30,9 @@ torchivp simulate --equations predators.txt --t 1900,1920 --set alpha=0.6"""
 
 def simulate(
     t: Annotated[str, typer.Option(help="Start and end, such as 0,20.", show_default=False)],
-    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help=MODEL_HELP, show_default=False, autocompletion=complete_model)
+    ] = None,
     equations: EquationsFile = None,
     points: Annotated[int, typer.Option(help="Number of times to write, evenly spaced.", min=2)] = 101,
     set_: Annotated[

@@ -32,6 +32,7 @@ from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
+from torchivp.references import Sources
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
@@ -84,6 +85,13 @@ class Backsolve:
     callbacks: Callbacks | None = None
     max_steps: int | None = None
     name = "backsolve"
+
+    def cited(self) -> Sources:
+        """What it differentiates with, and the sources of that."""
+        found: Sources = {"gradient backsolve": ("Pontryagin1962", "Chen2018")}
+        if self.seminorm:
+            found["its seminorm"] = ("KidgerChenLyons2021",)
+        return found if self.method is None else {**found, **find_method(self.method).cited()}
 
     def __post_init__(self) -> None:
         check_flag("seminorm", self.seminorm)

@@ -22,6 +22,7 @@ from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Integration
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.recording import Interpolants, Outputs, Trail
+from torchivp.references import Sources
 from torchivp.rows.single import as_rows, rows_plan
 from torchivp.solution import Stats, Status
 from torchivp.torch_func import inside_transform
@@ -47,6 +48,10 @@ class Checkpointed:
 
     checkpoints: int | None = None
     name = "checkpointed"
+
+    def cited(self) -> Sources:
+        """What it differentiates with, and the sources of that: nothing, as autograd does it."""
+        return {}
 
     def __post_init__(self) -> None:
         if self.checkpoints is not None:

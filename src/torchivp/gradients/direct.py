@@ -15,6 +15,7 @@ from torchivp.gradients.refusals import refuse_undifferentiable
 from torchivp.integrate import Integration
 from torchivp.problem import CountedFunction
 from torchivp.recording import Interpolants, Outputs, Recorder
+from torchivp.references import Sources
 from torchivp.solution import Stats, Status
 
 
@@ -27,6 +28,10 @@ class Direct:
     """
 
     name = "direct"
+
+    def cited(self) -> Sources:
+        """What it differentiates with, and the sources of that: nothing, as autograd does it."""
+        return {}
 
     def solve(
         self,

@@ -22,6 +22,7 @@ from torchivp.gradients.row_inputs import RowInputs
 from torchivp.integrate import Integration
 from torchivp.record import ChangeRecord, Checkpoint, Record
 from torchivp.recording import Interpolants
+from torchivp.references import Sources
 from torchivp.rows.copies import Copies, FunctionOnCopies, refuse_graph
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import Stats, Status
@@ -51,6 +52,10 @@ class Forward:
 
     max_inputs: int = 100
     name = "forward"
+
+    def cited(self) -> Sources:
+        """What it differentiates with, and the sources of that."""
+        return {"gradient forward": ("HairerNorsettWanner1993",)}
 
     def __post_init__(self) -> None:
         check_whole_number("max_inputs", self.max_inputs, 1)

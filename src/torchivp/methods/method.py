@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.dense import StepInterpolant, WithinSteps
 from torchivp.error_norm import ErrorNorm
+from torchivp.references import Sources
 
 FlatFunc = Callable[[Tensor, Tensor], Tensor]
 """`func(t, y)` with a 0-d `t` and `y` of shape [1, size]; for rows with `t` of shape [rows, 1] and `y` [rows, size]."""
@@ -161,6 +162,7 @@ class Method(ABC):
         fixed_in_odeint: whether `odeint` takes fixed steps with it nevertheless, as torchdiffeq does.
         controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
         options: the options that `with_options` takes, each with its check; the values are class attributes.
+        references: its sources: keys of `references.bib`, or BibTeX entries.
 
     Args:
         y0: the initial state, [rows, size].
@@ -181,6 +183,7 @@ class Method(ABC):
     fixed_in_odeint: ClassVar[bool] = False
     controller_options: ClassVar[Mapping[str, float]] = {}
     options: ClassVar[Mapping[str, Check]] = {}
+    references: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm): ...
@@ -224,6 +227,11 @@ class Method(ABC):
     def at_steps(cls, fixed: bool) -> type[Self]:
         """The same method for `fixed` steps, where none is tried again and nobody asks for its error, or for others."""
         return cls
+
+    @classmethod
+    def cited(cls, stiff: bool = True) -> Sources:
+        """What it takes steps with, and the sources of that; `stiff`: whether any of them were (see `Stats`)."""
+        return {f"method {cls.__name__}": cls.references}
 
     @classmethod
     def with_options(cls, **options: Any) -> type[Self]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchivp.references import Sources
 from torchivp.times import Times
 
 
@@ -103,6 +104,17 @@ class PIDController:
                 f"first_step must be positive, got {self.first_step}; "
                 "the direction of integration comes from the order of the times"
             )
+
+    def cited(self) -> Sources:
+        """How it sizes steps, and the sources of that."""
+        sources = ["HairerNorsettWanner1993"]
+        if (self.kp, self.ki, self.kd) == (0.4, 0.3, 0.0):
+            sources.append("Gustafsson1991")
+        elif self.kp or self.kd:
+            sources.append("Soderlind2003")
+        if self.dead_band > 1:
+            sources.append("HairerWanner1996")
+        return {"step sizes": tuple(sources)}
 
     def targets(self, times: Times) -> list[float]:
         """The times that a step must end on: the end alone."""

@@ -183,6 +183,7 @@ class Proportional(Continuous):
     """
 
     name: ClassVar[str] = "proportional"
+    references: ClassVar[tuple[str, ...]] = ("DavidianGiltinan1995",)
     sizes: ClassVar[tuple[str, ...]] = ("relative",)
 
     def refusal(self, y: Floats, censored: Censored) -> tuple[int, str] | None:
@@ -227,6 +228,7 @@ class Combined(Continuous):
     """
 
     name: ClassVar[str] = "combined"
+    references: ClassVar[tuple[str, ...]] = ("DavidianGiltinan1995",)
     sizes: ClassVar[tuple[str, ...]] = ("sigma", "relative")
     n_residuals: ClassVar[int] = 2
 
@@ -311,6 +313,7 @@ class StudentT(Continuous):
     df: float = 4.0
 
     name: ClassVar[str] = "student_t"
+    references: ClassVar[tuple[str, ...]] = ("LangeLittleTaylor1989",)
     sizes: ClassVar[tuple[str, ...]] = ("scale",)
 
     def __post_init__(self):

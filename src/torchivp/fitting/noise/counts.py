@@ -114,6 +114,7 @@ class Poisson(Counts):
     """Poisson noise: counts of independent events, of which h are expected. It has no size."""
 
     name: ClassVar[str] = "poisson"
+    references: ClassVar[tuple[str, ...]] = ("McCullaghNelder1989",)
     sizes: ClassVar[tuple[str, ...]] = ()
 
     def dispersion(self, h: Floats, size: Floats) -> Floats:
@@ -145,6 +146,7 @@ class NegativeBinomial(Counts):
     """
 
     name: ClassVar[str] = "negative_binomial"
+    references: ClassVar[tuple[str, ...]] = ("McCullaghNelder1989", "Lawless1987")
     sizes: ClassVar[tuple[str, ...]] = ("dispersion",)
 
     def dispersion(self, h: Floats, size: Floats) -> Floats:

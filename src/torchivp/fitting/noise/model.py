@@ -34,6 +34,7 @@ class NoiseModel(ABC):
 
     Attributes:
         name: what `find_noise` knows it by.
+        references: its sources: keys of `references.bib`.
         sizes: the names of its sizes, all of them positive and estimated on the log scale.
         log: whether it lives on the log scale.
         regression: whether it is normal on its scale, of one size: then standard errors and intervals are those of
@@ -41,6 +42,7 @@ class NoiseModel(ABC):
     """
 
     name: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ()
     sizes: ClassVar[tuple[str, ...]]
     log: ClassVar[bool] = False
     regression: ClassVar[bool] = False

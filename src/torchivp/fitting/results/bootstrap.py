@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.progress import silent
 from torchivp.fitting.searching.optimise import Search
 from torchivp.models.stochastic_model import StochasticModel
+from torchivp.references import Sources
 
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
@@ -41,6 +42,7 @@ class Bootstrap:
     fitted: NDArray[np.float64]
     estimates: NDArray[np.float64] = field(repr=False)
     failures: dict[int, str]
+    sources: ClassVar[Sources] = {"bootstrap": ("DavisonHinkley1997",)}
 
     @property
     def succeeded(self) -> NDArray[np.float64]:

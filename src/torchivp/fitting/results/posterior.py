@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Quantity
 from torchivp.fitting.results.log_posterior import LogPosterior
 from torchivp.models.stochastic_model import StochasticModel
+from torchivp.references import Sources
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,6 +92,7 @@ class Posterior:
     points: NDArray[np.float64] = field(repr=False)
     quantities: Quantities = field(repr=False)
     title: str
+    sources: ClassVar[Sources] = {"samples": ("TerBraak2006", "GoodmanWeare2010", "ForemanMackey2013")}
 
     def __getitem__(self, name: str) -> Marginal:
         """The summary of the quantity called `name`.

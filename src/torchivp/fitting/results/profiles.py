@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import silent
 from torchivp.fitting.quantities import Scale
 from torchivp.fitting.searching.optimise import Search
+from torchivp.references import Sources
 
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
@@ -75,6 +76,7 @@ class Profile:
     open_below: str | None
     open_above: str | None
     warnings: list[str]
+    sources: ClassVar[Sources] = {"profile likelihood": ("Raue2009",)}
 
     @property
     def open(self) -> bool:

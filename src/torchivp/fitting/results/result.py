@@ -21,6 +21,7 @@ from torchivp.fitting.results.uncertainty import Direction, Uncertainty
 from torchivp.fitting.searching.multistart import Attempt
 from torchivp.fitting.searching.optimise import Search
 from torchivp.models.model import Model
+from torchivp.references import Sources
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,6 +117,13 @@ class FitResult(FitCurves, FitSummary):
         by = "a compiled kernel" if self.misfit.compiled else "the step loop"
         atol = ", ".join(f"{each:.2g}" for each in np.atleast_1d(accuracy.atol))
         return f"{accuracy.method} in {by}, rtol {accuracy.rtol:.2g}, atol {atol}"
+
+    @property
+    def sources(self) -> Sources:
+        """What the fit was computed with, in words, and where that was published; `torchivp.cite` prints it."""
+        from torchivp.fitting.results.sources import sources_of
+
+        return sources_of(self)
 
     def residuals(self, trajectory: int | str = 0) -> NDArray[np.float64]:
         """The residuals over sigma on the scale of the noise, [T, n_observed]; NaN where data are missing.

@@ -65,6 +65,7 @@ class Adams(Method):
     "Solving Ordinary Differential Equations I", III.5 and III.7. Dense output: the polynomial that was integrated.
     """
 
+    references = ("ShampineGordon1975", "HairerNorsettWanner1993")
     order = _HIGHEST + 1
     error_order = 1
     varies_order = True

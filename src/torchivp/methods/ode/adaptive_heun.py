@@ -14,4 +14,5 @@ class AdaptiveHeun(Heun):
     fifths of the evaluations.
     """
 
+    references = ("HairerNorsettWanner1993",)
     tableau = replace(Heun.tableau, predicts=True)

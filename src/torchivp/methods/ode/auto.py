@@ -20,6 +20,7 @@ from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work, map_ro
 from torchivp.methods.ode.rodas5p import Rodas5P
 from torchivp.methods.ode.rosenbrock import UnseenDerivatives
 from torchivp.methods.ode.tsit5 import Tsit5
+from torchivp.references import Sources
 from torchivp.times import time_value
 from torchivp.torch_func import read, read_rows
 
@@ -125,6 +126,7 @@ class Auto(Method):
     `stats.switches` say what was done. Dense output: that of both methods, of order 4.
     """
 
+    references = ("HairerWanner1996",)
     order = Tsit5.order
     error_order = Tsit5.error_order
     rows_keep_carry = True
@@ -147,6 +149,10 @@ class Auto(Method):
         """What makes the difference of the states of the last two stages of tsit5 of its slopes."""
         weights = np.array(Tsit5.tableau.b) - Tsit5.tableau.matrix[-2]
         return torch.tensor(weights[None], dtype=self._like.dtype, device=self._like.device)
+
+    @classmethod
+    def cited(cls, stiff: bool = True) -> Sources:
+        return {**super().cited(stiff), **Tsit5.cited(), **(Rodas5P.cited() if stiff else {})}
 
     def initial_carry(self, f0: Tensor) -> AutoCarry:
         return AutoCarry(_Modes.of_rows(len(f0)), self._explicit.initial_carry(f0), None)

@@ -179,6 +179,7 @@ class BDF(Method):
     `linear_solver` and `preconditioner`, as for the implicit Runge-Kutta methods.
     """
 
+    references = ("ShampineReichelt1997",)
     order = _HIGHEST
     error_order = 1
     varies_order = True

@@ -10,6 +10,7 @@ class Bosh3(ExplicitRungeKutta):
     Hermite, of order 3, at no cost.
     """
 
+    references = ("BogackiShampine1989",)
     tableau = ButcherTableau(
         order=3,
         c=(0, 1 / 2, 3 / 4, 1),

@@ -10,6 +10,7 @@ class Dopri5(ExplicitRungeKutta):
     output: order 4, from the stages (Shampine, "Some practical Runge-Kutta formulas", Math. Comp. 46 (1986)).
     """
 
+    references = ("DormandPrince1980", "Shampine1986")
     tableau = ButcherTableau(
         order=5,
         c=(0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1),

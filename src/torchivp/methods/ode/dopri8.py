@@ -145,6 +145,7 @@ class Dopri8(ExplicitRungeKutta):
     order 7, continuously differentiable, with three more evaluations in a step that has an output inside.
     """
 
+    references = ("PrinceDormand1981",)
     tableau = ButcherTableau(
         order=8,
         c=_C,

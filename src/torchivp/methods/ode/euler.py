@@ -9,4 +9,5 @@ class Euler(ExplicitRungeKutta):
     Euler, "Institutionum calculi integralis" (1768). Dense output: cubic Hermite.
     """
 
+    references = ("Euler1768",)
     tableau = ButcherTableau(order=1, c=(0,), a=((),), b=(1,))

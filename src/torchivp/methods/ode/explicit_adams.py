@@ -18,6 +18,8 @@ class ExplicitAdams(FixedStepAdams):
     Option `max_order`: the order, 1 to 12.
     """
 
+    references = ("HairerNorsettWanner1993",)
+
     @property
     def slopes_needed(self) -> int:
         return self.max_order

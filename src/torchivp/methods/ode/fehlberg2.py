@@ -13,6 +13,7 @@ class Fehlberg2(ExplicitRungeKutta):
     Dense output: order 2, from the stages.
     """
 
+    references = ("Fehlberg1969",)
     tableau = ButcherTableau(
         order=2,
         c=(0, 1 / 2, 1),

@@ -15,6 +15,7 @@ class GaussLegendre4(ImplicitRungeKutta):
     order 3.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(
         order=4,
         c=(1 / 2 - _R3 / 6, 1 / 2 + _R3 / 6),

@@ -16,6 +16,7 @@ class GaussLegendre6(ImplicitRungeKutta):
     collocation polynomial.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(
         order=6,
         c=_C,

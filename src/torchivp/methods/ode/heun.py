@@ -10,6 +10,7 @@ class Heun(ExplicitRungeKutta):
     (1900). Dense output: order 2, from the stages.
     """
 
+    references = ("Heun1900",)
     tableau = ButcherTableau(
         order=2,
         c=(0, 1),

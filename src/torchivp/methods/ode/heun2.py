@@ -12,4 +12,5 @@ class Heun2(ExplicitRungeKutta):
     Heun, Z. Math. Phys. 45 (1900). Dense output: order 2, from the stages.
     """
 
+    references = ("Heun1900",)
     tableau = replace(Heun.tableau, b_embedded=None, embedded_order=None)

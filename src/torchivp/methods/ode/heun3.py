@@ -10,6 +10,7 @@ class Heun3(ExplicitRungeKutta):
     II.1.1. Dense output: cubic Hermite, of order 3.
     """
 
+    references = ("Heun1900", "HairerNorsettWanner1993")
     tableau = ButcherTableau(
         order=3,
         c=(0, 1 / 3, 2 / 3),

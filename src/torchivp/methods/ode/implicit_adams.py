@@ -31,6 +31,7 @@ class ImplicitAdams(FixedStepAdams):
     Options: `max_order`, the order, 1 to 12; `max_iters`, the largest number of corrections.
     """
 
+    references = ("HairerNorsettWanner1993",)
     max_iters: ClassVar[int] = 4
     options: ClassVar[Mapping[str, Check]] = {
         **FixedStepAdams.options,

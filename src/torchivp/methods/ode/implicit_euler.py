@@ -11,4 +11,5 @@ class ImplicitEuler(ImplicitRungeKutta):
     order 1, the straight line, which is the collocation polynomial.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(order=1, c=(1,), a=((1,),), b=(1,), dense=StagePolynomials.collocation((1,)))

@@ -11,4 +11,5 @@ class ImplicitMidpoint(ImplicitRungeKutta):
     "Solving Ordinary Differential Equations II", IV.5. Dense output: cubic Hermite, of order 3.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(order=2, c=(1 / 2,), a=((1 / 2,),), b=(1,))

@@ -24,6 +24,7 @@ class KenCarp3(ImplicitRungeKutta):
     Dense output: theirs, of order 2.
     """
 
+    references = ("KennedyCarpenter2003",)
     tableau = ButcherTableau(
         order=3,
         c=(0, 1767732205903 / 2027836641118, 3 / 5, 1),

@@ -25,6 +25,7 @@ class KenCarp4(ImplicitRungeKutta):
     Dense output: theirs, of order 3.
     """
 
+    references = ("KennedyCarpenter2003",)
     tableau = ButcherTableau(
         order=4,
         c=(0, 1 / 2, 83 / 250, 31 / 50, 17 / 20, 1),

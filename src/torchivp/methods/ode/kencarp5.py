@@ -38,6 +38,7 @@ class KenCarp5(ImplicitRungeKutta):
     theirs, of order 3, whose errors exceed those at the ends of long steps.
     """
 
+    references = ("KennedyCarpenter2003",)
     tableau = ButcherTableau(
         order=5,
         c=(

@@ -21,6 +21,7 @@ class Kvaerno3(ImplicitRungeKutta):
     stage", BIT 44 (2004). Dense output: cubic Hermite, of order 3.
     """
 
+    references = ("Kvaerno2004",)
     tableau = ButcherTableau(
         order=3,
         c=(0, 2 * _GAMMA, 1, 1),

@@ -26,6 +26,7 @@ class Kvaerno5(ImplicitRungeKutta):
     implicit Runge-Kutta methods with an explicit first stage", BIT 44 (2004). Dense output: cubic Hermite, of order 3.
     """
 
+    references = ("Kvaerno2004",)
     tableau = ButcherTableau(
         order=5,
         c=(0, 0.52, 1.230333209967908, 0.8957659843500759, 0.43639360985864756, 1, 1),

@@ -9,4 +9,5 @@ class Midpoint(ExplicitRungeKutta):
     Runge, Math. Ann. 46 (1895). Dense output: cubic Hermite.
     """
 
+    references = ("Runge1895",)
     tableau = ButcherTableau(order=2, c=(0, 1 / 2), a=((), (1 / 2,)), b=(0, 1))

@@ -26,6 +26,7 @@ class Radau5(ImplicitRungeKutta):
     output: order 3, the collocation polynomial.
     """
 
+    references = ("HairerWanner1996",)
     filters_error = True
     tableau = ButcherTableau(
         order=5,

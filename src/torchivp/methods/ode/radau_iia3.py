@@ -13,6 +13,7 @@ class RadauIIA3(ImplicitRungeKutta):
     collocation polynomial.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(
         order=3,
         c=_C,

@@ -17,6 +17,7 @@ class RadauIIA5(ImplicitRungeKutta):
     collocation polynomial.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(
         order=5,
         c=_C,

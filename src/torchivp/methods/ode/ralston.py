@@ -10,6 +10,7 @@ class Ralston(ExplicitRungeKutta):
     the stages.
     """
 
+    references = ("Ralston1962",)
     tableau = ButcherTableau(
         order=2,
         c=(0, 2 / 3),

@@ -9,6 +9,7 @@ class RK4(ExplicitRungeKutta):
     Kutta, Z. Math. Phys. 46 (1901). Dense output: cubic Hermite, of order 3.
     """
 
+    references = ("Kutta1901",)
     tableau = ButcherTableau(
         order=4,
         c=(0, 1 / 3, 2 / 3, 1),

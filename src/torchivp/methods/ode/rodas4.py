@@ -13,6 +13,7 @@ class Rodas4(Rosenbrock):
     output: order 3, from the stages.
     """
 
+    references = ("HairerWanner1996",)
     takes_mass = True
     tableau = RosenbrockTableau(
         order=4,

@@ -14,6 +14,7 @@ class Rodas5P(Rosenbrock):
     Numer. Math. 63 (2023). Dense output: order 4, from the stages.
     """
 
+    references = ("Steinebach2023",)
     takes_mass = True
     tableau = RosenbrockTableau(
         order=5,

@@ -16,6 +16,7 @@ class Rosenbrock23(Rosenbrock):
     written as one of a Rosenbrock method. Dense output: order 2, from the stages.
     """
 
+    references = ("ShampineReichelt1997",)
     tableau = of_untransformed(
         order=2,
         alpha=((), (1 / 2,), (0, 1)),

@@ -18,6 +18,7 @@ from torchivp.checks import check_positive
 from torchivp.error_norm import ErrorNorm, Tolerance
 from torchivp.methods.method import FlatFunc, Step
 from torchivp.methods.one_row import OneRowMethod
+from torchivp.references import Sources
 from torchivp.times import time_scalar
 from torchivp.torch_func import inside_transform
 
@@ -32,6 +33,16 @@ _ONE_RTOL = ("Radau", "BDF")
 
 _REAL_ONLY = ("Radau", "LSODA")
 """The solvers that take no complex states."""
+
+_SOURCES = {
+    "LSODA": ("Petzold1983",),
+    "Radau": ("HairerWanner1996",),
+    "BDF": ("ShampineReichelt1997",),
+    "RK23": ("BogackiShampine1989",),
+    "RK45": ("DormandPrince1980", "Shampine1986"),
+    "DOP853": ("HairerNorsettWanner1993",),
+}
+"""What SciPy's documentation names as the sources of its solvers."""
 
 
 def _known_solvers() -> list[str]:
@@ -78,6 +89,7 @@ class ScipySolver(OneRowMethod):
         min_step: the size of the shortest step, for LSODA only.
     """
 
+    references = ("Virtanen2020",)
     order = 0
     error_order = None
     sizes_steps = True
@@ -92,6 +104,10 @@ class ScipySolver(OneRowMethod):
         "max_step": _check_size,
         "min_step": _check_min_step,
     }
+
+    @classmethod
+    def cited(cls, stiff: bool = True) -> Sources:
+        return {**super().cited(stiff), f"SciPy's {cls.solver}": _SOURCES.get(cls.solver, ())}
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         import scipy.integrate

@@ -16,6 +16,7 @@ class SDIRK2(ImplicitRungeKutta):
     and Wanner, "Solving Ordinary Differential Equations II", IV.6. Dense output: order 2, from the stages.
     """
 
+    references = ("Alexander1977", "HairerWanner1996")
     tableau = ButcherTableau(
         order=2,
         c=_C,

@@ -11,6 +11,7 @@ class Trapezoid(ImplicitRungeKutta):
     "Solving Ordinary Differential Equations II", IV.5. Dense output: order 2, the collocation polynomial.
     """
 
+    references = ("HairerWanner1996",)
     tableau = ButcherTableau(
         order=2,
         c=(0, 1),

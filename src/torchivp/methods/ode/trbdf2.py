@@ -20,6 +20,7 @@ class TRBDF2(ImplicitRungeKutta):
     Dense output: cubic Hermite, of order 3.
     """
 
+    references = ("Bank1985", "HoseaShampine1996", "HairerWanner1996")
     filters_error = True
     fixed_in_odeint = True
     tableau = ButcherTableau(

@@ -29,6 +29,7 @@ class Tsit5(ExplicitRungeKutta):
     Math. Appl. 62 (2011). Dense output: order 4, from the stages.
     """
 
+    references = ("Tsitouras2011",)
     tableau = ButcherTableau(
         order=5,
         c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1),

@@ -17,6 +17,7 @@ class DRI1(WeakRungeKutta):
     stochastic differential equations", Appl. Numer. Math. 59 (2009).
     """
 
+    references = ("DebrabantRossler2009",)
     tableau = WeakTableau(
         A0=((1 / 2,), (-1.0, 2.0)),
         B0=((6.0 - math.sqrt(6.0)) / 10.0, (3.0 + 2.0 * math.sqrt(6.0)) / 5.0),

@@ -11,6 +11,7 @@ class Euler(SDEMethod):
     Equations" (1992), 10.2.
     """
 
+    references = ("Maruyama1955", "KloedenPlaten1992")
     orders = by_noise("ito", Orders(0.5, 1.0), additive=Orders(1.0, 1.0))
 
     def step(self, terms, t0, t1, y0, noise, carry):

@@ -10,6 +10,7 @@ class Heun(SDEMethod):
     of stochastic differential equations", SIAM J. Numer. Anal. 19 (1982).
     """
 
+    references = ("Rumelin1982",)
     orders = by_noise("stratonovich", Orders(1.0, 1.0), additive=Orders(1.0, 2.0), general=Orders(0.5, 1.0))
 
     def step(self, terms, t0, t1, y0, noise, carry):

@@ -13,6 +13,7 @@ class ImplicitEuler(ImplicitDriftMethod):
     12.2; Higham, "Mean-square and asymptotic stability of the stochastic theta method", SIAM J. Numer. Anal. 38 (2000).
     """
 
+    references = ("KloedenPlaten1992", "Higham2000")
     orders = by_noise("ito", Orders(0.5, 1.0), additive=Orders(1.0, 1.0))
 
     def explicit_part(self, terms, t0, y0, noise):

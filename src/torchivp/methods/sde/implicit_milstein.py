@@ -13,6 +13,7 @@ class ImplicitMilstein(ImplicitDriftMethod):
     Kloeden and Platen, "Numerical Solution of Stochastic Differential Equations" (1992), 12.2.
     """
 
+    references = ("KloedenPlaten1992",)
     orders = Milstein.orders
 
     def explicit_part(self, terms, t0, y0, noise):

@@ -14,6 +14,7 @@ class LogODE(SDEMethod):
     Poincaré Probab. Statist. 32 (1996).
     """
 
+    references = ("CastellGaines1996",)
     orders = by_noise("stratonovich", Orders(1.0, 1.0), general=Orders(0.5, 1.0))
     levy_area = "foster"
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from torchivp.noise.increment import Increment
+from torchivp.references import Sources
 from torchivp.sde.terms import Terms
 
 
@@ -30,11 +31,18 @@ class SDEMethod(ABC):
         levy_area: what it needs of the path: "none", "space-time", or "foster" for the areas between channels. A method
             that needs less for some noise says so in `area_for`.
         options: the names of its arguments.
+        references: its sources: keys of `references.bib`, or BibTeX entries.
     """
 
     orders: ClassVar[Mapping[tuple[str, str], Orders]]
     levy_area: ClassVar[str] = "none"
     options: ClassVar[tuple[str, ...]] = ()
+    references: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def cited(cls) -> Sources:
+        """What it takes steps with, and the sources of that."""
+        return {f"method {cls.__name__} for SDEs": cls.references}
 
     @classmethod
     def area_for(cls, noise_type: str) -> str:

@@ -10,6 +10,7 @@ class Midpoint(SDEMethod):
     Stochastic Differential Equations" (1992), 4.9.
     """
 
+    references = ("KloedenPlaten1992",)
     orders = by_noise("stratonovich", Orders(1.0, 1.0), general=Orders(0.5, 1.0))
 
     def step(self, terms, t0, t1, y0, noise, carry):

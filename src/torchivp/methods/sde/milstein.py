@@ -29,6 +29,7 @@ class Milstein(SDEMethod):
         grad_free: replace the derivatives of the diffusion by differences.
     """
 
+    references = ("Milstein1975", "KloedenPlaten1992")
     orders: ClassVar = {(sde, noise): Orders(1.0, 1.0) for sde in ("ito", "stratonovich") for noise in _NOISES}
     options = ("grad_free",)
 

@@ -13,6 +13,7 @@ class ReversibleHeun(SDEMethod):
     What it carries from step to step is f(Z), g(Z) and Z.
     """
 
+    references = ("KidgerFosterLiLyons2021",)
     orders = by_noise("stratonovich", Orders(0.5, 1.0), additive=Orders(1.0, 1.0))
 
     def start(self, terms, t0, y0):

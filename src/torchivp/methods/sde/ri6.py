@@ -10,6 +10,7 @@ class RI6(WeakRungeKutta):
     (2009).
     """
 
+    references = ("Rossler2009",)
     tableau = WeakTableau(
         A0=((1.0,), ()),
         B0=(1.0, 0.0),

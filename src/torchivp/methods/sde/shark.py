@@ -16,6 +16,7 @@ class ShARK(SDEMethod):
     commutativity condition", SIAM J. Numer. Anal. 62 (2024), (6.1).
     """
 
+    references = ("FosterDosReisStrange2024",)
     orders: ClassVar = {(calculus, "additive"): Orders(1.5, 2.0) for calculus in ("ito", "stratonovich")}
     levy_area = "space-time"
 

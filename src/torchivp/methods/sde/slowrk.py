@@ -17,6 +17,7 @@ class SlowRK(SDEMethod):
     commutativity condition", SIAM J. Numer. Anal. 62 (2024), (6.2).
     """
 
+    references = ("FosterDosReisStrange2024",)
     orders: ClassVar = {("stratonovich", noise): Orders(1.5, 2.0) for noise in _NOISES}
     levy_area = "space-time"
 

@@ -10,6 +10,7 @@ class SOSRA(AdditiveRungeKutta):
     differential equations", IEEE HPEC (2020).
     """
 
+    references = ("RackauckasNie2020",)
     tableau = AdditiveTableau(
         c0=(0.0, 0.6923962376159507, 1.0),
         c1=(0.0, 0.041248171110700504, 1.0),

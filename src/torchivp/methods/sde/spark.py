@@ -20,6 +20,7 @@ class SPaRK(SDEMethod):
     Definition 1.6.
     """
 
+    references = ("Foster2023",)
     orders = by_noise("stratonovich", Orders(1.0, 1.0), additive=Orders(1.5, 2.0), general=Orders(0.5, 1.0))
     levy_area = "space-time"
 

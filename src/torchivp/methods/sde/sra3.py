@@ -10,6 +10,7 @@ class SRA3(AdditiveRungeKutta):
     J. Numer. Anal. 48 (2010).
     """
 
+    references = ("Rossler2010",)
     tableau = AdditiveTableau(
         c0=(0.0, 1.0, 1 / 2),
         c1=(1.0, 0.0, 0.0),

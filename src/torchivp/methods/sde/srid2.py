@@ -10,6 +10,7 @@ class SRID2(DiagonalRungeKutta):
     J. Numer. Anal. 48 (2010).
     """
 
+    references = ("Rossler2010",)
     tableau = DiagonalTableau(
         c0=(0.0, 1.0, 1 / 2, 0.0),
         c1=(0.0, 1 / 4, 1.0, 1 / 4),

@@ -15,6 +15,7 @@ class SRK(SDEMethod):
     stochastic differential equations", SIAM J. Numer. Anal. 48 (2010).
     """
 
+    references = ("Rossler2010",)
     orders: ClassVar = {**SRID2.orders, ("ito", "additive"): SRA1.orders["ito", "additive"]}
     levy_area = "space-time"
 

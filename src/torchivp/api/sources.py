@@ -1,0 +1,54 @@
+"""What a solve was computed with, and the sources of that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchivp.api.arguments import Gradient
+from torchivp.events.event import Scheduled
+from torchivp.integrate import Controller
+from torchivp.mass import Mass
+from torchivp.methods.method import Method
+from torchivp.methods.ode.auto import Auto
+from torchivp.references import Sources
+from torchivp.solution import BatchSolution, Solution
+from torchivp.stepsize.pid import PIDController
+
+
+def sources_of(
+    solution: Solution | BatchSolution,
+    method: type[Method],
+    controller: Controller,
+    gradient: Gradient,
+    events: Any,
+    jac_sparsity: Any,
+    mass: Mass | None,
+) -> Sources:
+    """What a solution was computed with: the parts in words, each with its sources.
+
+    The gradient is one of them if the solution has one, events if there are any that are to be found, and of the
+    methods between which "auto" switches those that took steps.
+    """
+    found = method.cited(stiff=not issubclass(method, Auto) or _any_stiff(solution))
+    if isinstance(controller, PIDController):
+        found |= controller.cited()
+    differentiable = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(solution.y))
+    if differentiable:
+        found |= gradient.cited()
+    listed = events if isinstance(events, list | tuple) else () if events is None else (events,)
+    if not all(isinstance(event, Scheduled) for event in listed):
+        found["events"] = ("OliveiraTakahashi2021", *(("ChenAmosNickel2021",) if differentiable else ()))
+    if jac_sparsity is not None:
+        found["sparse Jacobians"] = ("CurtisPowellReid1974",)
+    if mass is not None and mass.projection is not None:
+        found["algebraic equations"] = ("HairerWanner1996",)
+    return found
+
+
+def _any_stiff(solution: Solution | BatchSolution) -> bool:
+    """Whether "auto" has taken steps with its method for stiff problems."""
+    every = [solution.stats] if isinstance(solution, Solution) else solution.stats
+    return any(stats.stiff for stats in every)
