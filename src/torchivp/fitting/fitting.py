@@ -32,6 +32,7 @@ from torchivp.fitting.results.assemble import assemble, check_derived
 from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.maximise import find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
+from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
@@ -259,9 +260,13 @@ def fit(
     misfit.constraints = read_constraints(constraints, quantities)
     check_derived(derived or {}, quantities)
     misfit.check_gradient()
+    if shooting == "multiple":
+        check_segments(misfit)
     _choose_solver(misfit, check_backend(backend), many=effects is not None)
     with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
-        search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting)
+        search = Search(
+            misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting
+        )
         how = maximise_innovations if measurement else partial(maximise, given=start is not None)
         maximum = find_maximum(search, how, automatic=atol is None)
         marginal = None

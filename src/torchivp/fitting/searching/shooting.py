@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ _STEPS_AT_A_WEIGHT = 8
 _TRIALS = 120  # solves of all segments
 _SETTLED = 1e-2  # relative changes of the cost below which the weight grows
 _DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-10, 1e8
+_LARGEST = 300.0  # a logarithm of a state
 _SMALLEST = 1e-2  # a positive state counts as at least this fraction of its mean size
 
 
@@ -112,20 +114,39 @@ def split(misfit: Misfit) -> Segments | None:
     Where every state is observed, a segment has two intervals between times or more; where states are hidden, it has
     values enough to say something of them.
     """
-    data, states = misfit.data, len(misfit.model.states)
-    every = set(misfit.model.states) <= set(data.states)
-    least = 2 if every else -(-2 * states // len(data.observables))
+    data, least = misfit.data, _intervals(misfit)
     most = max(2, min(_MOST, _MOST_IN_ALL // len(data.trajectories)))
     parts, owner, later = [], [], []
     for number, series in enumerate(data.trajectories):
         borders = _borders(series, misfit.inputs, least, most)
-        for i, (start, end) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+        for i, (start, end) in enumerate(pairwise(borders)):
             parts.append(_part(series, start, end, last=i == len(borders) - 2))
             owner.append(number)
             later.append(i > 0)
     if not any(later):
         return None
     return Segments(replace(data, trajectories=parts), np.array(owner), np.array(later))
+
+
+def check_segments(misfit: Misfit) -> None:
+    """Refuse data that make no two segments.
+
+    Raises:
+        ValueError: the message says how many times that takes.
+    """
+    if split(misfit) is None:
+        longest = max(len(np.unique(series.t)) for series in misfit.data.trajectories)
+        raise ValueError(
+            f"shooting='multiple' needs a time series with {2 * _intervals(misfit) + 1} different times or more, not "
+            f"all of them those of inputs, and the longest has {longest}: leave it out"
+        )
+
+
+def _intervals(misfit: Misfit) -> int:
+    """How many intervals between times a segment has at least."""
+    if set(misfit.model.states) <= set(misfit.data.states):
+        return 2
+    return max(2, -(-2 * len(misfit.model.states) // len(misfit.data.observables)))
 
 
 def _borders(series: Trajectory, inputs: Inputs, least: int, most: int) -> list[float]:
@@ -261,7 +282,7 @@ class _Shooter:
         return states
 
     def _in_order(self) -> Iterator[list[int]]:
-        """The numbers of the segments that have a next one: the first of all trajectories, the second ones, and so on."""
+        """The numbers of the segments that have a next one: the first ones of all trajectories, and so on."""
         chains = self.segments.chains
         for place in range(max(map(len, chains)) - 1):
             yield [chain[place] for chain in chains if place < len(chain) - 1]
@@ -269,7 +290,7 @@ class _Shooter:
     def join(self, point: _Point, first: float) -> tuple[_Point, float]:
         """Let the weight of the gaps grow from the first one until there are none, or no more solves."""
         damping, last = _DAMPING, first
-        for last in _WEIGHTS[_WEIGHTS >= first]:
+        for last in _WEIGHTS[first <= _WEIGHTS]:
             weight = float(last) * self.per_segment
             for _ in range(_STEPS_AT_A_WEIGHT):
                 found, damping = self._improve(point, weight, damping)
@@ -317,7 +338,9 @@ class _Shooter:
         gradient = np.einsum("sm,smf->f", point.rows, point.slopes[..., :n])
         gradient += weight * np.einsum("sm,smf->f", point.gaps, point.gap_slopes[..., :n])
         gradient += point.priors[0] @ point.priors[1]
-        gaps = [(point.theta - end) / self.quantities.magnitudes for end in (self.quantities.lower, self.quantities.upper)]
+        gaps = [
+            (point.theta - end) / self.quantities.magnitudes for end in (self.quantities.lower, self.quantities.upper)
+        ]
         return ((np.abs(gaps[0]) < ON_BOUND) & (gradient > 0)) | ((np.abs(gaps[1]) < ON_BOUND) & (gradient < 0))
 
     def _solved(self, theta: Floats, nodes: Floats) -> _Point | None:
@@ -328,7 +351,7 @@ class _Shooter:
             self.search.misfit.shared.failure = error.status.message
             return None
         owner, later, n, count = self.segments.owner, self.segments.later, len(self.columns), len(theta)
-        if not np.abs(np.where(self.log & later[:, None], nodes, 0.0)).max() < 300:
+        if not np.all(np.abs(np.where(self.log & later[:, None], nodes, 0.0)) <= _LARGEST):
             return None
         states, by_node = self._states(nodes)
         mine = own[owner].clone()
@@ -392,7 +415,7 @@ class _Reduced:
         self._n = n
         table = np.concatenate([point.slopes[..., order], -point.rows[..., None]], -1)
         # What the data of a segment say of a step, in as many rows as there are unknowns.
-        self._data = np.linalg.qr(table, mode="r")
+        self._data = _triangle(table)
         root = np.sqrt(weight)
         self._gaps = root * np.concatenate([point.gap_slopes[..., order], -point.gaps[..., None]], -1)
         self._nodes = root * point.node_slopes
@@ -410,12 +433,11 @@ class _Reduced:
                 # The columns: this node, the next one, the quantities, and the right-hand side.
                 ahead = n if i != chain[-1] else 0
                 own = np.concatenate([carry, self._data[i], np.sqrt(for_nodes) * np.eye(n, n + moved + 1)])
-                table = np.zeros((len(own) + ahead, n + ahead + moved + 1))
-                table[: len(own), :n], table[: len(own), n + ahead :] = own[:, :n], own[:, n:]
-                if ahead:
-                    table[len(own) :, :n], table[len(own) :, n + ahead :] = self._gaps[i][:, :n], self._gaps[i][:, n:]
-                    table[len(own) :, n : n + ahead] = np.diag(self._nodes[i])
-                triangle = np.linalg.qr(table, mode="r")
+                rows = own if not ahead else np.concatenate([own, self._gaps[i]])
+                next_one = np.zeros((len(rows), ahead))
+                next_one[len(own) :] = np.diag(self._nodes[i][:ahead])
+                table = np.concatenate([rows[:, :n], next_one, rows[:, n:]], 1)
+                triangle = _triangle(table)
                 kept[i], carry = triangle[:n], triangle[n:, n:]
             last.append(carry)
         every = np.concatenate(last)
@@ -439,3 +461,8 @@ class _Reduced:
         gaps[:-1] += point.node_slopes[:-1] * nodes[1:]
         priors = point.priors[0] + point.priors[1] @ quantities
         return float(np.sum(left**2) + self._weight * np.sum(gaps**2) + np.sum(priors**2))
+
+
+def _triangle(table: Floats) -> Floats:
+    """The triangular factors of tables [..., m, n], whose products with themselves are those of the tables."""
+    return np.linalg.qr(table, mode="r")

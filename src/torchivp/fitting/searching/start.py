@@ -71,8 +71,9 @@ def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
     Candidates are refined on all data at once, and on a horizon that grows from the beginning of the data to their
     end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. Where
     a candidate explains little on all data at once, multiple shooting goes on from it, and what that finds is refined
-    as well: from there the way no longer matters, since the minimum is one of the same cost. The search is settled when an optimum leaves little and what it leaves looks like noise, when two ways lead to the same
-    best optimum that explains half or leaves noise, or when the model fits exactly. Where states are hidden, other
+    on all data too, so that the optimum is one of the same cost whatever the way. The search is settled when an optimum
+    leaves little and what it leaves looks like noise, when two ways lead to the same best optimum that explains half or
+    leaves noise, or when the model fits exactly. Where states are hidden, other
     values of theirs may explain the data as well, so that the other candidates are still refined on all data at once.
     Where all of this explains little, as it may if the beginning of the data says nothing, the last candidates are
     random starts that explain all data best. Of optima that are equally good, the one nearest to the model's defaults
