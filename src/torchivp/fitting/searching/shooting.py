@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -465,4 +466,5 @@ class _Reduced:
 
 def _triangle(table: Floats) -> Floats:
     """The triangular factors of tables [..., m, n], whose products with themselves are those of the tables."""
-    return np.linalg.qr(table, mode="r")
+    factor: Any = np.linalg.qr(table, mode="r")  # the annotation of which means other modes
+    return factor
