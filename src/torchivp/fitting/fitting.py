@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -31,7 +31,8 @@ from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.results.assemble import assemble, check_derived
 from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.maximise import find_maximum, maximise, maximise_innovations
-from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.searching.optimise import Search, Shooting
+from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
@@ -87,6 +88,7 @@ def fit(
     doses: Any = None,
     max_iterations: int = 200,
     starts: int | None = None,
+    shooting: Shooting = "auto",
     checkpoint: str | Path | None = None,
     backend: Backend = "auto",
     progress: bool | Progress = False,
@@ -165,6 +167,9 @@ def fit(
         max_iterations: the largest number of iterations of each search.
         starts: search from so many starts, spread within bounds and priors, or around the start values, instead of from
             as many as it takes to be sure; `result.attempts` says where each led.
+        shooting: how the search for the start follows a path: "single", from its beginning to its end; "multiple", in
+            segments that each begin near the data, until they join, from where the search goes on as otherwise; "auto",
+            in segments where a path from the beginning explains little.
         checkpoint: a file to which all solves are written as they are made. A fit that was killed goes on from it when
             it is repeated with the same arguments, and ends at the same bits.
         backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
@@ -195,6 +200,7 @@ def fit(
     arguments = dict(locals())
     began = clock.perf_counter()
     _check_arguments(model, method, max_iterations, starts, start)
+    _check_shooting(shooting, model, starts)
     modes, columns = _split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
     if isinstance(data, Dataset):
@@ -255,9 +261,13 @@ def fit(
     misfit.constraints = read_constraints(constraints, quantities)
     check_derived(derived or {}, quantities)
     misfit.check_gradient()
+    if shooting == "multiple":
+        check_segments(misfit)
     _choose_solver(misfit, check_backend(backend), many=effects is not None)
     with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
-        search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
+        search = Search(
+            misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting
+        )
         how = maximise_innovations if measurement else partial(maximise, given=start is not None)
         maximum = find_maximum(search, how, automatic=atol is None)
         marginal = None
@@ -299,6 +309,19 @@ def _check_arguments(model: Model, method: str, max_iterations: int, starts: int
         check_whole_number("starts", starts, 1)
         if start is not None:
             raise ValueError(f"starts={starts} stands instead of start: give one of them")
+
+
+def _check_shooting(shooting: Any, model: Model, starts: int | None) -> None:
+    if shooting not in get_args(Shooting):
+        raise ValueError(f"shooting must be one of {', '.join(map(repr, get_args(Shooting)))}, got {shooting!r}")
+    if shooting != "auto" and isinstance(model, StochasticModel):
+        raise ValueError(
+            f"a fit of a StochasticModel goes from datum to datum, and shoots nowhere: leave out shooting={shooting!r}"
+        )
+    if shooting == "multiple" and starts is not None:
+        raise ValueError(
+            f"starts={starts} searches from many starts by single shooting: leave out shooting='multiple', or starts"
+        )
 
 
 def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:

@@ -62,10 +62,27 @@ class Shared:
     Attributes:
         failure: why the last solve that failed did so, in a sentence.
         journal: of all predictions, if one is kept.
+        solves: the number of solves of trajectories so far.
     """
 
     failure: str = "no solve has failed"
     journal: Journal | None = None
+    solves: int = 0
+
+
+@dataclass
+class Parts:
+    """What the model says of parts of trajectories.
+
+    Attributes:
+        found: the predictions of what was measured in them; the Jacobian is by the numbers that were asked for, [n, m].
+        ends: the states at their ends, [n_parts, n_states].
+        end_slopes: the derivatives of these, [n_parts, n_states, m].
+    """
+
+    found: Predictions
+    ends: NDArray[np.float64]
+    end_slopes: NDArray[np.float64]
 
 
 class Misfit:
@@ -112,7 +129,7 @@ class Misfit:
     @property
     def solves(self) -> int:
         """The number of solves so far, those at other accuracies included."""
-        return self._paths.solves
+        return self.shared.solves
 
     @property
     def failure(self) -> str:
@@ -245,8 +262,14 @@ class Misfit:
         count = len(self.data.trajectories)
         rows = self._rows(own.flatten(0, 1), list(range(count)) * len(thetas), derivatives)
         paths = self._solve(rows, dict(enumerate(measured.times)))
+        return self._seen(thetas, own, slopes if derivatives else slopes[..., :0], measured, paths)
+
+    def _seen(
+        self, thetas: NDArray[np.float64], own: Tensor, slopes: NDArray[np.float64], measured: Measured, paths: Paths
+    ) -> list[Predictions | None]:
+        """What is predicted along solved paths; arguments as of `_predicted`, slopes [..., 0] for no derivatives."""
+        count = len(self.data.trajectories)
         ok = (paths.ok.reshape(len(thetas), count).all(1) & self._allowed(own)).numpy()
-        slopes = slopes if derivatives else slopes[..., :0]
         at = (slice(None), measured.trajectory, measured.place, measured.observable)
         n = len(measured.trajectory)
         every, by_theta = np.empty((len(thetas), n)), np.empty((len(thetas), n, slopes.shape[-1]))
@@ -265,6 +288,61 @@ class Misfit:
             Predictions(theta, h, by, measured) if well else None
             for theta, well, h, by in zip(thetas, ok & finite, every, by_theta, strict=True)
         ]
+
+    def in_parts(self, data: Dataset) -> Misfit:
+        """The same misfit of parts of its trajectories, which `solve_parts` solves from states of their own."""
+        other = copy.copy(self)
+        other.data, other._measured, other._broker = data, {}, None
+        other._paths = replace(self._paths, data=data)
+        other.directions = tuple(range(len(self.quantities.state_names))), self.directions[1]
+        vars(other).pop("moved", None)
+        return other
+
+    def solve_parts(self, own: Tensor, slopes: NDArray[np.float64]) -> Parts | None:
+        """The predictions along parts, and the states at their ends, with their derivatives.
+
+        Args:
+            own: the locals of each part, [n_parts, n_locals].
+            slopes: their derivatives by numbers that the caller knows, [n_parts, n_locals, m].
+
+        Returns:
+            None if a solve fails, or a number is not finite.
+        """
+        journal = self.shared.journal
+        if journal is None:
+            return self._solved_parts(own, slopes)
+        key = journal.key(self.accuracy, np.concatenate([own.numpy().ravel(), slopes.ravel()]), 0.0, True)
+        if key not in journal:
+            found = self._solved_parts(own, slopes)
+            journal.add(key, None if found is None else (*found.found.numbers, found.ends, found.end_slopes))
+            journal.flush()
+        entry = journal[key]
+        if entry is None:
+            return None
+        values, jacobian, ends, end_slopes = entry
+        return Parts(Predictions(np.empty(0), values, jacobian, self.measured()), ends, end_slopes)
+
+    def _solved_parts(self, own: Tensor, slopes: NDArray[np.float64]) -> Parts | None:
+        measured = self.measured()
+        paths = self._solve(self._rows(own, range(len(own)), derivatives=True), dict(enumerate(measured.times)))
+        (found,) = self._seen(np.empty((1, 0)), own[None], slopes[None], measured, paths)
+        if found is None:
+            return None
+        rows, last = range(len(own)), [len(t) - 1 for t in measured.times]
+        ends = paths.states[rows, last].numpy()
+        end_slopes = np.einsum("rds,rdf->rsf", paths.tangents[rows, last].numpy(), slopes[:, self.moved])
+        return Parts(found, ends, end_slopes) if np.isfinite(end_slopes).all() else None
+
+    def pass_part(self, own: Tensor, numbers: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The states at the ends of some of the parts, [n, n_states], and which of them were reached.
+
+        Args:
+            own: the locals of each of them, [n, n_locals].
+            numbers: which they are.
+        """
+        times = {i: self.measured().times[i][-1:] for i in numbers}
+        paths = self._solve(self._rows(own, numbers, derivatives=False), times)
+        return paths.states[:, 0].numpy(), (paths.ok & paths.states[:, 0].isfinite().all(-1)).numpy()
 
     def _finite(self, found: Predictions, *numbers: NDArray[np.float64]) -> Predictions | None:
         """Predictions, if the numbers that they are made of are finite."""
@@ -308,6 +386,7 @@ class Misfit:
         return [*(first + state for state in states), *parameters]
 
     def _solve(self, rows: Rows, times: Mapping[int, Sequence[float]]) -> Paths:
+        self.shared.solves += 1
         paths = self._paths.solve(rows, times, self.accuracy)
         if paths.failure:
             self.shared.failure = paths.failure.message

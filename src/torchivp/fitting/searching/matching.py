@@ -20,6 +20,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import vmap
 
+from torchivp.fitting.data import Trajectory
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.solving.right_hand_side import REFUSALS, call_rows
@@ -99,6 +100,30 @@ def smooth(misfit: Misfit, levels: Levels, smoothing: bool) -> SmoothedStates | 
         initial=np.stack(initial),
         trajectory=np.concatenate(numbers),
     )
+
+
+def curve_of_state(trajectory: Trajectory, column: int, log: bool) -> Curve | None:
+    """A curve through the data of the state that a column observes, constant before the first and after the last one.
+
+    Args:
+        trajectory: the data.
+        column: the number of the column.
+        log: whether the state is positive, so that the curve is one of its logarithm.
+
+    Returns:
+        None if there are too few values.
+    """
+    ends, values = _thinned(*_distinct(trajectory.t, trajectory.values))
+    curve = _curve(ends, values[:, column], log, smoothing=False)
+    if curve is None:
+        return None
+    known = ends[np.isfinite(values[:, column])]
+
+    def at(t: NDArray[np.float64]) -> NDArray[np.float64]:
+        inside = curve(np.clip(t, known[0], known[-1]))
+        return np.exp(inside) if log else inside
+
+    return at
 
 
 def _distinct(t: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

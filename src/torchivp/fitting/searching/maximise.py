@@ -97,7 +97,7 @@ def maximise(search: Search, given: bool) -> Maximum:
             start = Start(best_minimum(search, attempts), [])
         begin = start.best
         if begin.found is None:
-            raise RuntimeError(_unsolvable(search.misfit, search.levels, given))
+            raise RuntimeError(_unsolvable(search, given))
         if factor == 1.0 or search.starts is not None or search.agrees(begin, misfit, weighing):
             break
         factor = max(1.0, _TIGHTEN * factor)  # the search has fitted the errors of its solves
@@ -174,8 +174,14 @@ def _search_steps(misfit: Misfit, given: bool) -> int:
     return min(steps, accuracy.max_steps)
 
 
-def _unsolvable(misfit: Misfit, levels: Levels, given: bool) -> str:
+def _unsolvable(search: Search, given: bool) -> str:
     """Why no start could be solved from."""
+    misfit, levels = search.misfit, search.levels
+    if search.shooting == "multiple":
+        return (
+            "multiple shooting cannot solve a segment from the start, or the whole from where it led: "
+            f"{misfit.failure}: give start={{name: value, ...}}, or leave out shooting='multiple'"
+        )
     found = misfit.predictions(misfit.quantities.theta(), derivatives=False)
     if found is not None and not levels.possible(found):
         kinds = ", ".join(dict.fromkeys(noise.name for noise in levels.noises))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,11 @@ from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import Progress, silent
 from torchivp.fitting.solving.together import side_by_side
 
+if TYPE_CHECKING:
+    from torchivp.fitting.searching.shooting import Joined
+
 T = TypeVar("T")
+Shooting = Literal["auto", "single", "multiple"]
 
 # A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
 _FAILED = 1e6
@@ -106,10 +110,12 @@ class Search:
         max_iterations: the largest number of iterations of one search.
         choose_method: whether the method of the solves may be changed where another is cheaper.
         starts: from how many starts to search; None for as many as it takes.
+        shooting: whether a search may, or is to, begin with multiple shooting.
         iterations: the number of iterations so far.
         rtol: the search for the start solves no more accurately than this; less once it has fitted the errors of its
             solves.
         matched: candidates from integral matching, along smooth curves or not, since they are the same in every search.
+        joined: where multiple shooting has left least.
     """
 
     misfit: Misfit
@@ -118,9 +124,11 @@ class Search:
     max_iterations: int
     choose_method: bool = False
     starts: int | None = None
+    shooting: Shooting = "auto"
     iterations: int = field(default=0)
     rtol: float = 1e-5
     matched: dict[bool, list[NDArray[np.float64]]] = field(default_factory=dict)
+    joined: Joined | None = None
 
     def minimise(
         self,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.results.residual_checks import autocorrelation
 from torchivp.fitting.searching.matching import Matching, smooth
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
+from torchivp.fitting.searching.shooting import Joined, shoot
 from torchivp.fitting.searching.spread import spread
 
 _STARTS = 128  # random starts that are looked at
@@ -43,12 +45,22 @@ class Start:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Where a search may begin; `growing` if it is to fit the beginning of the data first, at least so much of them."""
+    """Where a search may begin, and how.
+
+    Attributes:
+        theta: where.
+        name: what the user is told that it is.
+        way: on all data at once; on the beginning of the data first, at least so much of them as `beginning` says; or
+            by multiple shooting.
+        beginning: a fraction of the data.
+        joined: where segments were joined by solves of another accuracy.
+    """
 
     theta: NDArray[np.float64]
     name: str
-    growing: bool = False
+    way: Literal["at once", "growing", "segments"] = "at once"
     beginning: float = 0.1
+    joined: Joined | None = None
 
 
 def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
@@ -57,9 +69,11 @@ def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
     Where every state is observed, the first candidates come from integral matching; further ones, and all of them
     otherwise, are the model's defaults and random starts around them that explain the beginning of the data best.
     Candidates are refined on all data at once, and on a horizon that grows from the beginning of the data to their
-    end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. The
-    search is settled when an optimum leaves little and what it leaves looks like noise, when two ways lead to the same
-    best optimum that explains half or leaves noise, or when the model fits exactly. Where states are hidden, other
+    end; the latter finds the optimum where the cost has many local minima, as it has for oscillations and chaos. Where
+    a candidate explains little on all data at once, multiple shooting goes on from it, and what that finds is refined
+    on all data too, so that the optimum is one of the same cost whatever the way. The search is settled when an optimum
+    leaves little and what it leaves looks like noise, when two ways lead to the same best optimum that explains half or
+    leaves noise, or when the model fits exactly. Where states are hidden, other
     values of theirs may explain the data as well, so that the other candidates are still refined on all data at once.
     Where all of this explains little, as it may if the beginning of the data says nothing, the last candidates are
     random starts that explain all data best. Of optima that are equally good, the one nearest to the model's defaults
@@ -75,12 +89,14 @@ def find_start(search: Search, weighing: Weighing, given: bool) -> Start:
     found: list[Minimum] = []
     best, settled = Minimum(misfit.quantities.theta(), np.inf, False), False
 
-    def little() -> bool:
-        return not settled and _unexplained(best, weighing) > _LITTLE
+    def leaves(much: float) -> bool:
+        return not settled and _unexplained(best, weighing) > much
 
-    for candidate in _candidates(search, weighing, given, little):
-        if candidate.growing and not settled:
+    for candidate in _candidates(search, weighing, given, leaves):
+        if candidate.way == "growing" and not settled:
             minimum = _extend_horizon(search, candidate, weighing)
+        elif candidate.way == "segments":
+            minimum = _by_segments(search, candidate, weighing)
         else:
             minimum = on_all_data(search, candidate.theta, weighing, candidate.name)
         if minimum.found is None:
@@ -143,35 +159,63 @@ def _nearest(search: Search, weighing: Weighing, best: Minimum, found: list[Mini
     return Start(nearest, rivals)
 
 
-def _candidates(search: Search, weighing: Weighing, given: bool, little: Callable[[], bool]) -> Iterator[_Candidate]:
-    """Where to begin; `little` says whether the candidates so far led to nothing that explains much."""
+def _candidates(
+    search: Search, weighing: Weighing, given: bool, leaves: Callable[[float], bool]
+) -> Iterator[_Candidate]:
+    """Where to begin; `leaves` says whether the candidates so far led to nothing that leaves less than a fraction."""
     misfit = search.misfit
-    number = 0
+
+    def ways(theta: NDArray[np.float64], name: str, growing: bool = True) -> Iterator[_Candidate]:
+        if search.shooting != "multiple":
+            yield _Candidate(theta, name)
+        if search.shooting == "multiple" or (search.shooting == "auto" and leaves(_ALMOST_ALL)):
+            yield _Candidate(theta, name, "segments")
+        if growing and search.shooting != "multiple":
+            yield _Candidate(theta, name, "growing")
+
+    default, number = misfit.quantities.theta(), 0
+    if search.joined is not None:
+        yield _Candidate(search.joined.theta, "the segments before", "segments", joined=search.joined)
     if given:
-        yield _Candidate(misfit.quantities.theta(), "start 1")
-        yield _Candidate(misfit.quantities.theta(), "start 1", growing=True)
-        if little():
-            yield _Candidate(misfit.quantities.theta(), "start 1", growing=True, beginning=0.01)
+        yield from ways(default, "start 1")
+        if search.shooting != "multiple" and leaves(_LITTLE):
+            yield _Candidate(default, "start 1", "growing", beginning=0.01)
         return
     if set(misfit.model.states) == set(misfit.data.states) and not misfit.inputs.any:
         for number, theta in enumerate(_matched(search), 1):
-            yield _Candidate(theta, f"start {number}")
-            yield _Candidate(theta, f"start {number}", growing=True)
-    else:
+            yield from ways(theta, f"start {number}")
+    if not number:
         number = 1
-        yield _Candidate(misfit.quantities.theta(), "the defaults of the model")
+        yield from ways(default, "the defaults of the model", growing=False)
     for theta in _screened(search, weighing, _first_horizon(misfit)):
         number += 1
-        yield _Candidate(theta, f"start {number}", growing=True)
-    if little():
+        yield _Candidate(theta, f"start {number}", "segments" if search.shooting == "multiple" else "growing")
+    if leaves(_LITTLE):
         for theta in _screened(search, weighing, 1.0):
             number += 1
-            yield _Candidate(theta, f"start {number}")
+            yield _Candidate(theta, f"start {number}", "segments" if search.shooting == "multiple" else "at once")
 
 
-def on_all_data(search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str) -> Minimum:
-    """Fit all data from a start, roughly."""
-    return search.minimise(theta, weighing, f"{stage}, all data", tolerance=1e-5, max_iterations=30)
+def _by_segments(search: Search, candidate: _Candidate, weighing: Weighing) -> Minimum:
+    """Join segments, and go on from there on all data at once; if one path loses them, as chaos may, bit by bit."""
+    joined = shoot(search, candidate.joined or candidate.theta, weighing, f"{candidate.name}, multiple shooting")
+    if joined is None:
+        return Minimum(candidate.theta, np.inf, False)
+    if search.joined is None or joined.left <= search.joined.left:
+        search.joined = joined
+    found = search.misfit.predictions(joined.theta)
+    if found is not None and weighing.levels.possible(found):
+        cost = np.sum(weighing.residuals(found) ** 2)
+        if cost <= max(_LOST * len(found.values), _LOSS * joined.left):
+            return on_all_data(search, joined.theta, weighing, candidate.name, found)
+    return _extend_horizon(search, replace(candidate, theta=joined.theta), weighing)
+
+
+def on_all_data(
+    search: Search, theta: NDArray[np.float64], weighing: Weighing, stage: str, known: Predictions | None = None
+) -> Minimum:
+    """Fit all data from a start, where the predictions may be known, roughly."""
+    return search.minimise(theta, weighing, f"{stage}, all data", tolerance=1e-5, max_iterations=30, known=known)
 
 
 def _extend_horizon(search: Search, candidate: _Candidate, weighing: Weighing) -> Minimum:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,13 +66,11 @@ class PathSolver:
         data: the trajectories, which start at their first times.
         inputs: what acts on them.
         solver: solves the pieces.
-        solves: the number of solves of trajectories so far.
     """
 
     data: Dataset
     inputs: Inputs
     solver: Solver
-    solves: int = field(default=0)
 
     def solve(self, rows: Rows, times: Mapping[int, Sequence[float]], accuracy: Accuracy) -> Paths:
         """The states at increasing times of each trajectory, none before its first.
@@ -82,7 +80,6 @@ class PathSolver:
             times: by the number of the trajectory.
             accuracy: how.
         """
-        self.solves += 1
         walk = _Walk(self.data, self.inputs, rows, times)
         for number in range(walk.most_pieces):
             walk.take_piece(number, self.solver, accuracy)

@@ -148,7 +148,7 @@ class Filter(Misfit):
             given = self.data.trajectories[start.trajectory].sigma
             sigma = np.full(len(at), np.nan if given is None else given[start.row, start.observable])
             belief.widen(at, start.state, *deviations.variances(start.observable, sigma, own[at], moved))
-        self._paths.solves += 1
+        self.shared.solves += 1
         return Walk(
             belief,
             rows.parameters,
