@@ -317,6 +317,7 @@ class FitResult(FitCurves, FitSummary):
         folder: str | Path,
         command: str | None = None,
         profiles: bool | Mapping[str, Profile] = False,
+        interactive: bool = True,
     ) -> Path:
         """Write a report on the fit.
 
@@ -324,10 +325,11 @@ class FitResult(FitCurves, FitSummary):
             folder: where to; made if need be.
             command: the command that made the fit, to be quoted.
             profiles: True to compute the profile likelihoods of all free quantities and show them, or those that were.
+            interactive: whether the pictures on the page answer the pointer, which takes 2 MB of it for plotly.
 
         Returns:
             The path of the report.
         """
         from torchivp.fitting.report import write_report
 
-        return write_report(self, folder, command, profiles)
+        return write_report(self, folder, command, profiles, interactive)
