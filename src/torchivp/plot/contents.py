@@ -20,6 +20,7 @@ Limits = tuple[float, float]
 
 CURVE_POINTS = 400
 SMALL_CURVE_POINTS = 120
+_LABEL = 24  # so many characters of a name fit beside a small panel
 _MARGIN, _BEYOND, _FAR = 0.04, 0.75, 10.0
 """Of the height of what is shown: room around it, how much of a band may stand out, where infinity is drawn."""
 
@@ -231,11 +232,11 @@ def observable_label(result: FitResult, column: int) -> str:
     """The name of an observable with the unit of its state."""
     state = result.observed_states[column]
     unit = None if state is None else result.model.units.get(state)
-    return label_with_unit(shorten(result.data.observables[column]), unit)
+    return label_with_unit(shorten(result.data.observables[column], _LABEL), unit)
 
 
 def state_label(result: FitResult, state: str) -> str:
     """The name of a state, or of what was observed of it, with its unit."""
     if state in result.observed_states:
         return observable_label(result, result.observed_states.index(state))
-    return label_with_unit(shorten(state), result.model.units.get(state))
+    return label_with_unit(shorten(state, _LABEL), result.model.units.get(state))

@@ -23,6 +23,7 @@ except ImportError as error:
 
 from torchivp.plot.contents import (
     Curves,
+    NormalQuantiles,
     curves_of,
     has_band,
     is_logarithmic,
@@ -44,14 +45,16 @@ if TYPE_CHECKING:
     from torchivp.fitting import FitResult, Profile
 
 MAX_TRAJECTORIES = 60
-FEW_BANDS = 3
+FEW_BANDS = 2
 """With more trajectories than this the bands are hidden at first, and a button shows them."""
 
 _CURVE_ALPHA, _PREDICTION_ALPHA = "59", "21"
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = {0: "circle", -1: "triangle-down", 1: "triangle-up"}
 _MEASURED = {0: "measured %{y:.5g}", -1: "below %{y:.5g}", 1: "above %{y:.5g}"}
-_PANEL, _BETWEEN, _TOP, _BOTTOM = 250, 62, 70, 52
+_PANEL, _BETWEEN, _TOP, _BOTTOM, _LEGEND = 250, 62, 48, 50, 74
+"""Heights in pixels: of a panel, between two, above and below them, and of a legend at most."""
+
 _ESTIMATES_SHOWN = 8
 
 
@@ -59,15 +62,16 @@ def interactive_fit(result: FitResult) -> Figure:
     """Draw data, fitted curves and bands, a panel for each observable with all trajectories in it, at most 60.
 
     With one trajectory the legend switches data, curve and bands on and off, with several the trajectories: a click
-    switches one, a double click shows it alone. Bands of more than three trajectories are hidden until asked for.
+    switches one, a double click shows it alone. Bands of more than two trajectories are hidden until asked for.
 
     Args:
         result: what `fit` returned.
     """
     shown = result.data.trajectories[:MAX_TRAJECTORIES]
     curves = [curves_of(result, number) for number in range(len(shown))]
-    figure = _panels([observable_title(result, k) for k in range(len(result.data.observables))], result.data.time_name)
-    bands = []
+    titles = [observable_title(result, k) for k in range(len(result.data.observables))]
+    figure = _panels(titles, result.data.time_name, legend=True)
+    filled = []
     for k in range(len(result.data.observables)):
         log = is_logarithmic(result, k)
         limits = value_limits(result, curves, k, log)
@@ -75,13 +79,13 @@ def interactive_fit(result: FitResult) -> Figure:
         figure.update_yaxes(**axis, **({"type": "log", "tickformat": "~g"} if log else {}), row=k + 1, col=1)
         for number, curve in enumerate(curves):
             look = _Look(result, number, k)
-            bands += _add_bands(figure, curve, k, look, within=(limits, log))
+            filled += _add_bands(figure, curve, k, look, within=(limits, log))
             _add_curve(figure, result, curve, k, look)
             _add_data(figure, result, number, k, look)
-    if len(shown) > FEW_BANDS and bands:
-        for number in bands:
-            figure.data[number].opacity = 0
-        figure.update_layout(updatemenus=[_switch("bands", bands)])
+    if len(shown) > FEW_BANDS and filled:
+        for number in filled:
+            figure.data[number].fill = "none"
+        figure.update_layout(updatemenus=[_switch("bands", filled, figure)])
     if len(result.data.trajectories) > len(shown):
         _note(figure, f"the first {len(shown)} of {len(result.data.trajectories)} trajectories")
     return figure
@@ -94,14 +98,19 @@ def interactive_residuals(result: FitResult) -> list[Figure]:
         result: what `fit` returned.
     """
     data = result.data
-    over_time = _panels(data.observables, data.time_name, height=190)
-    quantiles = _panels(data.observables, "normal quantile", height=190)
+    several = len(data.trajectories) > 1
+    over_time = _panels(data.observables, data.time_name, legend=several, height=190)
+    quantiles = _panels(data.observables, "normal quantile", legend=False, height=190)
     for k in range(len(data.observables)):
-        for figure in (over_time, quantiles):
-            figure.update_yaxes(title_text="standardised residual", row=k + 1, col=1)
-        for level, dash in ((0.0, "solid"), (-1.96, "dash"), (1.96, "dash")):
-            over_time.add_hline(level, line={"color": MUTED, "width": 1, "dash": dash}, row=k + 1, col=1)
         series = [result.residuals(number)[:, k] for number in range(len(data.trajectories))]
+        ordered = normal_quantiles(np.concatenate(series))
+        shown = np.concatenate([ordered.ordered, ordered.lower, ordered.upper])
+        highest = max(2.2, 1.08 * float(np.abs(shown).max(initial=0.0)))
+        for figure in (over_time, quantiles):
+            figure.update_yaxes(title_text="standardised residual", range=[-highest, highest], row=k + 1, col=1)
+        for level, dash in ((0.0, "solid"), (-1.96, "dash"), (1.96, "dash")):
+            line = {"color": MUTED, "width": 1, "dash": dash}
+            over_time.add_hline(level, line=line, layer="below", row=k + 1, col=1, exclude_empty_subplots=False)
         words: list[str] = []
         for number, (trajectory, residuals) in enumerate(zip(data.trajectories, series, strict=True)):
             look = _Look(result, number, k)
@@ -117,7 +126,7 @@ def interactive_residuals(result: FitResult) -> list[Figure]:
                 text=[word for word, there in zip(said, present, strict=True) if there],
                 hovertemplate="%{text}<br>residual %{y:.3f}<extra></extra>", row=k + 1, col=1,
             )  # fmt: skip
-        _add_quantiles(quantiles, np.concatenate(series), words, k)
+        _add_quantiles(quantiles, ordered, words, k)
     return [over_time, quantiles]
 
 
@@ -136,7 +145,7 @@ def interactive_phase(result: FitResult, trajectory: int = 0) -> Figure:
     seen = plane.data or (np.empty(0), np.empty(0), np.empty(0))
     limits = [_with_room(np.concatenate(both)) for both in ((x, seen[1]), (y, seen[2]))]
     figure = Figure(layout=_layout(title_x=_plain(plane.labels[0]), title_y=_plain(plane.labels[1])))
-    figure.update_layout(margin={"t": 40})
+    figure.update_layout(margin_t=34)
     figure.update_xaxes(range=limits[0], showgrid=False)
     figure.update_yaxes(range=limits[1], showgrid=False)
     field = direction_field(result.model, float(plane.t[0]), torch.from_numpy(plane.curve[0].copy()), *limits)
@@ -180,8 +189,7 @@ def interactive_starts(result: FitResult) -> Figure:
         ValueError: the fit was not one from many starts.
     """
     ends = start_ends(result)
-    figure = Figure(layout=_layout(title_x="start, the best first", title_y="nll above the best", height=340))
-    figure.update_layout(margin={"t": 40})
+    figure = Figure(layout=_layout(title_x="start, the best first", title_y="nll above the best", height=360))
     words = [_values_at(result, attempt.theta) for attempt in result.attempts if np.isfinite(attempt.nll)]
     place, height = np.arange(1, len(ends.rise) + 1), _linear_then_log(ends.rise)
     figure.add_scatter(
@@ -214,8 +222,8 @@ def interactive_profile(profile: Profile) -> Figure:
     Args:
         profile: one of what `FitResult.profiles` returned.
     """
-    figure = Figure(layout=_layout(title_x=_plain(shorten(profile.name)), title_y="rise of the nll", height=250))
-    figure.update_layout(margin={"t": 16, "b": 44}, showlegend=False)
+    figure = Figure(layout=_layout(title_x=_plain(shorten(profile.name)), title_y="rise of the nll", height=260))
+    figure.update_layout(margin_t=32, showlegend=False)
     if is_wide(profile):
         figure.update_xaxes(type="log")
     figure.update_yaxes(range=list(rise_limits(profile)))
@@ -271,16 +279,17 @@ class _Look:
         self.first = column == 0
 
 
-def _panels(titles: Sequence[str], x_title: str, height: int = _PANEL) -> Figure:
-    """A column of panels with a common horizontal axis."""
+def _panels(titles: Sequence[str], x_title: str, *, legend: bool, height: int = _PANEL) -> Figure:
+    """A column of panels with a common horizontal axis, and room for a legend."""
     rows = len(titles)
     inside = height * rows + _BETWEEN * (rows - 1)
     figure = make_subplots(
         rows, 1, shared_xaxes=True, vertical_spacing=_BETWEEN / inside if rows > 1 else 0.0,
-        subplot_titles=[f"<b>{_plain(shorten(title, 48))}</b>" for title in titles],
+        subplot_titles=[f"<b>{_plain(shorten(title, 36))}</b>" for title in titles],
     )  # fmt: skip
     figure.update_annotations(x=0, xanchor="left", font_size=13)
-    figure.update_layout(_layout(height=inside + _TOP + _BOTTOM))
+    figure.update_layout(_layout(height=inside + _TOP + _BOTTOM + (_LEGEND if legend else 0)))
+    figure.update_layout(margin_b=_BOTTOM + (_LEGEND if legend else 0), legend_y=-_BOTTOM / inside, showlegend=legend)
     figure.update_xaxes(_axis())
     figure.update_xaxes(title_text=_plain(shorten(x_title)), row=rows, col=1)
     figure.update_yaxes(_axis())
@@ -298,7 +307,15 @@ def _layout(title_x: str = "", title_y: str = "", height: int | None = None) -> 
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 8, "t": _TOP, "b": _BOTTOM},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "maxheight": 90},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": -0.15,
+            "yanchor": "top",
+            "maxheight": _LEGEND,
+            "tracegroupgap": 0,
+        },
         "hoverlabel": {"bgcolor": PAGE, "font": {"color": INK}, "align": "left", "namelength": -1},
         "hovermode": "closest",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED, "activecolor": INK},
@@ -321,8 +338,8 @@ def _axis() -> dict[str, Any]:
 
 
 def _add_bands(figure: Figure, curves: Curves, k: int, look: _Look, within: tuple[Any, bool]) -> list[int]:
-    """Draw the bands of an observable that are known; the numbers of what was drawn."""
-    before = len(figure.data)
+    """Draw the bands of an observable that are known; the numbers of what is filled."""
+    drawn = []
     kinds = (
         (curves.prediction, _PREDICTION_ALPHA, "95 % prediction band"),
         (curves.band, _CURVE_ALPHA, "95 % band of the curve"),
@@ -340,7 +357,8 @@ def _add_bands(figure: Figure, curves: Curves, k: int, look: _Look, within: tupl
             y=_small(upper), fill="tonexty", fillcolor=look.color + alpha, name=kind,
             showlegend=look.first and not look.several, **common,
         )  # fmt: skip
-    return list(range(before, len(figure.data)))
+        drawn.append(len(figure.data) - 1)
+    return drawn
 
 
 def _add_curve(figure: Figure, result: FitResult, curves: Curves, k: int, look: _Look) -> None:
@@ -388,9 +406,8 @@ def _add_data(figure: Figure, result: FitResult, number: int, k: int, look: _Loo
         )  # fmt: skip
 
 
-def _add_quantiles(figure: Figure, residuals: np.ndarray, words: Sequence[str], k: int) -> None:
+def _add_quantiles(figure: Figure, found: NormalQuantiles, words: Sequence[str], k: int) -> None:
     """Draw residuals in order against the quantiles of a normal distribution."""
-    found = normal_quantiles(residuals)
     look: dict[str, Any] = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "row": k + 1, "col": 1}
     figure.add_scatter(x=found.middle, y=found.lower, line={"width": 0, "color": GRID}, **look)
     figure.add_scatter(
@@ -446,17 +463,14 @@ def _with_room(values: np.ndarray) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _switch(label: str, numbers: list[int]) -> dict[str, Any]:
-    """A button that shows and hides what has these numbers."""
-    button = {
-        "label": label,
-        "method": "restyle",
-        "args": [{"opacity": 1}, numbers],
-        "args2": [{"opacity": 0}, numbers],
-    }
+def _switch(label: str, numbers: list[int], figure: Figure) -> dict[str, Any]:
+    """A button below the panels that fills and empties what has these numbers."""
+    filled, empty = ([{"fill": fill}, numbers] for fill in ("tonexty", "none"))
+    button = {"label": label, "method": "restyle", "args": filled, "args2": empty}
+    inside = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
     return {
-        "type": "buttons", "buttons": [button], "active": -1, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom",
-        "bgcolor": PAGE, "bordercolor": MUTED, "font": {"color": INK}, "pad": {"b": 4}, "showactive": False,
+        "type": "buttons", "buttons": [button], "active": -1, "x": 1, "xanchor": "right", "y": -22 / inside,
+        "yanchor": "top", "bgcolor": PAGE, "bordercolor": MUTED, "font": {"color": INK}, "showactive": False,
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@
   const { night } = JSON.parse(source);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches; // where dragging is for scrolling
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const modeBarButtons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]];
+  const config = { responsive: true, displaylogo: false, displayModeBar: touch || "hover", modeBarButtons };
 
   const inTheDark = (key, value) =>
     /color$/.test(key) && typeof value === "string"
