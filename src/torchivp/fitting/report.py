@@ -129,7 +129,7 @@ def _interactive(result: FitResult, profiles: Mapping[str, Profile]) -> tuple[_L
 
     figures = interactive_pictures(result, profiles)
     each = ",".join(
-        f"{json.dumps(name)}:[{','.join(figure.to_json() for figure in parts)}]" for name, parts in figures.items()
+        f"{json.dumps(name)}:[{','.join(str(figure.to_json()) for figure in parts)}]" for name, parts in figures.items()
     )
     # No "<" in JSON can end the element that it stands in, whatever the names are.
     text = f'{{"night":{json.dumps(NIGHT)},"figures":{{{each}}}}}'.replace("<", r"\u003c")

@@ -232,7 +232,7 @@ def _draw_values(axes: Axes, data: Trajectory, column: int) -> None:
 
 def _add_band_legend(figure: Figure, result: FitResult, curves: list[Curves]) -> None:
     """Explain dots, curve and bands above the panels, and say what is not shown."""
-    handles = [
+    handles: list[Line2D | Patch] = [
         Line2D([], [], marker="o", linestyle="", color=INK, markersize=5, label="data"),
         Line2D([], [], color=MUTED, linewidth=1.8, label="fitted curve"),
     ]

@@ -51,7 +51,7 @@ FEW_BANDS = 2
 _CURVE_ALPHA, _PREDICTION_ALPHA = "59", "21"
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = {0: "circle", -1: "triangle-down", 1: "triangle-up"}
-_MEASURED = {0: "measured %{y:.5g}", -1: "below %{y:.5g}", 1: "above %{y:.5g}"}
+_MEASURED = {0: "measured", -1: "known to lie below", 1: "known to lie above"}
 _PANEL, _BETWEEN, _TOP, _BOTTOM, _LEGEND = 250, 62, 48, 50, 74
 """Heights in pixels: of a panel, between two, above and below them, and of a legend at most."""
 
@@ -75,8 +75,9 @@ def interactive_fit(result: FitResult) -> Figure:
     for k in range(len(result.data.observables)):
         log = is_logarithmic(result, k)
         limits = value_limits(result, curves, k, log)
-        axis = {"title_text": _plain(observable_label(result, k)), "range": list(np.log10(limits) if log else limits)}
-        figure.update_yaxes(**axis, **({"type": "log", "tickformat": "~g"} if log else {}), row=k + 1, col=1)
+        axis: dict[str, Any] = {"type": "log", "tickformat": "~g", "range": list(np.log10(limits))} if log else {}
+        axis = {"title_text": _plain(observable_label(result, k)), "range": list(limits), **axis}
+        figure.update_yaxes(**axis, row=k + 1, col=1)
         for number, curve in enumerate(curves):
             look = _Look(result, number, k)
             filled += _add_bands(figure, curve, k, look, within=(limits, log))
@@ -84,7 +85,7 @@ def interactive_fit(result: FitResult) -> Figure:
             _add_data(figure, result, number, k, look)
     if len(shown) > FEW_BANDS and filled:
         for number in filled:
-            figure.data[number].fill = "none"
+            _drawn(figure)[number].fill = "none"
         figure.update_layout(updatemenus=[_switch("bands", filled, figure)])
     if len(result.data.trajectories) > len(shown):
         _note(figure, f"the first {len(shown)} of {len(result.data.trajectories)} trajectories")
@@ -110,11 +111,12 @@ def interactive_residuals(result: FitResult) -> list[Figure]:
             figure.update_yaxes(title_text="standardised residual", range=[-highest, highest], row=k + 1, col=1)
         for level, dash in ((0.0, "solid"), (-1.96, "dash"), (1.96, "dash")):
             line = {"color": MUTED, "width": 1, "dash": dash}
-            over_time.add_hline(level, line=line, layer="below", row=k + 1, col=1, exclude_empty_subplots=False)
+            place: dict[str, Any] = {"row": k + 1, "col": 1, "exclude_empty_subplots": False}
+            over_time.add_hline(level, line=line, layer="below", **place)
         words: list[str] = []
         for number, (trajectory, residuals) in enumerate(zip(data.trajectories, series, strict=True)):
             look = _Look(result, number, k)
-            said = [f"{look.title}{_plain(data.time_name)} {t:.6g}" for t in trajectory.t]
+            said = [f"{look.title}{_named(data.time_name)} {t:.6g}" for t in trajectory.t]
             words += said
             if number >= MAX_TRAJECTORIES:
                 continue
@@ -143,19 +145,20 @@ def interactive_phase(result: FitResult, trajectory: int = 0) -> Figure:
     plane = phase_plane(result, trajectory)
     x, y = plane.curve[:, 0], plane.curve[:, 1]
     seen = plane.data or (np.empty(0), np.empty(0), np.empty(0))
-    limits = [_with_room(np.concatenate(both)) for both in ((x, seen[1]), (y, seen[2]))]
+    x_limits, y_limits = (_with_room(np.concatenate(both)) for both in ((x, seen[1]), (y, seen[2])))
     figure = Figure(layout=_layout(title_x=_plain(plane.labels[0]), title_y=_plain(plane.labels[1])))
     figure.update_layout(margin_t=34)
-    figure.update_xaxes(range=limits[0], showgrid=False)
-    figure.update_yaxes(range=limits[1], showgrid=False)
-    field = direction_field(result.model, float(plane.t[0]), torch.from_numpy(plane.curve[0].copy()), *limits)
+    figure.update_xaxes(range=x_limits, showgrid=False)
+    figure.update_yaxes(range=y_limits, showgrid=False)
+    rest = torch.from_numpy(plane.curve[0].copy())
+    field = direction_field(result.model, float(plane.t[0]), rest, x_limits, y_limits)
     arrows = _arrows(field)
     figure.add_scatter(
         x=arrows[0], y=arrows[1], mode="lines", line={"color": COLOR, "width": 1}, name="direction field",
         hoverinfo="skip",
     )  # fmt: skip
-    axes = [f"{_plain(label)} %{{{letter}:.5g}}" for label, letter in zip(plane.labels, "xy", strict=True)]
-    place = "<br>".join([f"{_plain(result.data.time_name)} %{{customdata:.6g}}", *axes])
+    axes = [f"{_named(label)} %{{{letter}:.5~g}}" for label, letter in zip(plane.labels, "xy", strict=True)]
+    place = "<br>".join([f"{_named(result.data.time_name)} %{{customdata:.6~g}}", *axes])
     line = {"color": color_of(0), "width": 2}
     figure.add_scatter(
         x=x, y=y, customdata=plane.t, mode="lines" if len(x) > 1 else "markers", line=line, name="fitted curve",
@@ -169,7 +172,7 @@ def interactive_phase(result: FitResult, trajectory: int = 0) -> Figure:
         )  # fmt: skip
     start = {"color": color_of(0), "size": 9, "line": {"color": PAGE, "width": 1}}
     figure.add_scatter(x=x[:1], y=y[:1], marker=start, mode="markers", showlegend=False, hoverinfo="skip")
-    ends = place_of_arrow(x, y, *(high - low for low, high in limits))
+    ends = place_of_arrow(x, y, x_limits[1] - x_limits[0], y_limits[1] - y_limits[0])
     if ends is not None:
         tail, head = ends
         figure.add_annotation(
@@ -202,7 +205,7 @@ def interactive_starts(result: FitResult) -> Figure:
                 x=place[chosen], y=height[chosen], mode="markers", name=name,
                 marker={"color": face, "size": 8, "line": {"color": color_of(0), "width": 1.5}},
                 customdata=ends.rise[chosen], text=[words[number] for number in chosen],
-                hovertemplate=f"number %{{x}}, {name}<br>nll above the best %{{customdata:.4g}}<br>%{{text}}"
+                hovertemplate=f"number %{{x}}, {name}<br>nll above the best %{{customdata:.4~g}}<br>%{{text}}"
                 "<extra></extra>",
             )  # fmt: skip
     highest = float(ends.rise.max(initial=0.0))
@@ -230,8 +233,8 @@ def interactive_profile(profile: Profile) -> Figure:
     low, high = interval_shown(profile)
     figure.add_vrect(low, high, fillcolor=color_of(0) + _PREDICTION_ALPHA, line_width=0, layer="below")
     figure.add_hline(profile.fall, line={"color": MUTED, "width": 1, "dash": "dash"})
-    name = _plain(profile.name)
-    said = "<br>".join([f"{name} %{{x:.5g}}", "nll risen by %{y:.4g}<extra></extra>"])
+    name = _named(profile.name)
+    said = "<br>".join([f"{name} %{{x:.5~g}}", "nll risen by %{y:.4~g}<extra></extra>"])
     x, y = parabola(profile)
     figure.add_scatter(
         x=x, y=y, mode="lines", line={"color": MUTED, "width": 1.5, "dash": "dot"}, hovertemplate=f"parabola<br>{said}"
@@ -275,7 +278,7 @@ class _Look:
         self.color, self.dash = color_of(index), _DASHES[index // len(PALETTE) % len(_DASHES)]
         name = result.data.trajectories[number].name
         self.name = _plain(shorten(name)) if self.several else ""
-        self.title = f"<b>{_plain(name)}</b><br>" if name else ""
+        self.title = f"<b>{_named(name)}</b><br>" if name else ""
         self.first = column == 0
 
 
@@ -339,7 +342,7 @@ def _axis() -> dict[str, Any]:
 
 def _add_bands(figure: Figure, curves: Curves, k: int, look: _Look, within: tuple[Any, bool]) -> list[int]:
     """Draw the bands of an observable that are known; the numbers of what is filled."""
-    drawn = []
+    filled = []
     kinds = (
         (curves.prediction, _PREDICTION_ALPHA, "95 % prediction band"),
         (curves.band, _CURVE_ALPHA, "95 % band of the curve"),
@@ -357,18 +360,18 @@ def _add_bands(figure: Figure, curves: Curves, k: int, look: _Look, within: tupl
             y=_small(upper), fill="tonexty", fillcolor=look.color + alpha, name=kind,
             showlegend=look.first and not look.several, **common,
         )  # fmt: skip
-        drawn.append(len(figure.data) - 1)
-    return drawn
+        filled.append(len(_drawn(figure)) - 1)
+    return filled
 
 
 def _add_curve(figure: Figure, result: FitResult, curves: Curves, k: int, look: _Look) -> None:
     """Draw the fitted curve of an observable; where it is a point, with its bands as bars."""
-    said = [f"{look.title}fitted", f"{_plain(result.data.time_name)} %{{x:.6g}}", _value(result, k)]
+    said = [f"{look.title}fitted", f"{_named(result.data.time_name)} %{{x:.6~g}}", _value(result, k)]
     numbers = []
     for edges, words in ((curves.band, "95 % band"), (curves.prediction, "a new value")):
         if has_band(edges, k):
             place = len(numbers)
-            said.append(f"{words} %{{customdata[{place}]:.4g}} to %{{customdata[{place + 1}]:.4g}}")
+            said.append(f"{words} %{{customdata[{place}]:.4~g}} to %{{customdata[{place + 1}]:.4~g}}")
             numbers += [_small(edges[0][:, k]), _small(edges[1][:, k])]
     alone = len(curves.t) == 1
     more: dict[str, Any] = {"mode": "lines", "line": {"color": look.color, "width": 2, "dash": look.dash}}
@@ -394,14 +397,15 @@ def _add_data(figure: Figure, result: FitResult, number: int, k: int, look: _Loo
         which = np.flatnonzero((sides == side) & np.isfinite(values))
         if not len(which):
             continue
-        said = [f"{look.title}{_MEASURED[side]}", f"{_plain(result.data.time_name)} %{{x:.6g}}", "%{text}"]
+        place = [f"{_named(result.data.time_name)} %{{x:.6~g}}", _value(result, k), "%{text}"]
+        said = [f"{look.title}{_MEASURED[side]}", *place]
         color = look.color if look.several else INK
         name = {0: "data", -1: "value below this", 1: "value above this"}[side]
         figure.add_scatter(
             x=series.t[which], y=values[which], mode="markers", name=name, legendgroup=look.name or name,
             marker={"color": color, "size": 9 if side else 7, "symbol": symbol, "line": {"color": PAGE, "width": 1}},
-            showlegend=not look.several and not any(trace.name == name for trace in figure.data),
-            text=[_plain(series.rows[place]) for place in which],
+            showlegend=not look.several and not any(trace.name == name for trace in _drawn(figure)),
+            text=[_plain(series.rows[number]) for number in which],
             hovertemplate="<br>".join(said) + "<extra></extra>", row=k + 1, col=1,
         )  # fmt: skip
 
@@ -419,6 +423,11 @@ def _add_quantiles(figure: Figure, found: NormalQuantiles, words: Sequence[str],
         text=[words[place] for place in found.origin],
         hovertemplate="%{text}<br>residual %{y:.3f}<br>normal quantile %{x:.3f}<extra></extra>", row=k + 1, col=1,
     )  # fmt: skip
+
+
+def _drawn(figure: Figure) -> list[Any]:
+    """What has been drawn so far."""
+    return list(figure.data)
 
 
 def _arrows(field: DirectionField) -> tuple[np.ndarray, np.ndarray]:
@@ -441,7 +450,7 @@ def _values_at(result: FitResult, theta: np.ndarray) -> str:
     """The free quantities in words, a line for each of the first."""
     quantities = result.misfit.quantities
     values = quantities.free_values(theta)
-    lines = [f"{_plain(q.name)} {value:.4g}" for q, value in zip(quantities.free, values, strict=True)]
+    lines = [f"{_named(q.name)} {value:.4g}" for q, value in zip(quantities.free, values, strict=True)]
     return "<br>".join(lines[:_ESTIMATES_SHOWN] + (["…"] if len(lines) > _ESTIMATES_SHOWN else []))
 
 
@@ -483,7 +492,7 @@ def _note(figure: Figure, text: str) -> None:
 
 
 def _value(result: FitResult, k: int) -> str:
-    return f"{_plain(result.data.observables[k])} %{{y:.5g}}"
+    return f"{_named(result.data.observables[k])} %{{y:.5~g}}"
 
 
 def _small(values: np.ndarray) -> np.ndarray:
@@ -491,6 +500,11 @@ def _small(values: np.ndarray) -> np.ndarray:
     size = np.abs(values[np.isfinite(values) & (values != 0)])
     fits = not size.size or (size.min() > 1e-30 and size.max() < 1e30)
     return values.astype(np.float32) if fits else values
+
+
+def _named(text: str) -> str:
+    """A name in the words under the pointer."""
+    return _plain(shorten(text, 48))
 
 
 def _plain(text: str) -> str:
