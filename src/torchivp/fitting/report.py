@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-    from torchivp.fitting import FitResult, Profile
+    from torchivp.fitting import FitResult, Profile, Progress
 
 _DIRECTIONS = 6  # how many combinations the page shows, those that the data determine least
 KINDS = {
@@ -42,6 +42,7 @@ def write_report(
     command: str | None = None,
     profiles: bool | Mapping[str, Profile] = False,
     interactive: bool = True,
+    progress: bool | Progress = False,
 ) -> Path:
     """Write a report on a fit.
 
@@ -56,6 +57,7 @@ def write_report(
         profiles: True to compute the profile likelihoods of all free quantities and show them, or those that were.
         interactive: whether the pictures on the page answer the pointer, which takes 2 MB of it for plotly. Where
             that is not installed, or the reader's browser runs no scripts, the page shows the still ones.
+        progress: who hears of profiles that are computed; see `FitResult.profiles`.
 
     Returns:
         The path of `index.html`.
@@ -66,7 +68,7 @@ def write_report(
     environment = _environment()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = result.profiles() if profiles is True else dict(profiles or {})
+    shown = result.profiles(progress=progress) if profiles is True else dict(profiles or {})
     images = {}
     for name, figure in _figures(result, shown).items():
         path = folder / f"{name}.png"
