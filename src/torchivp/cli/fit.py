@@ -85,6 +85,7 @@ def fit(
     backend: options.BackendOption = "auto",
     checkpoint: options.Checkpoint = None,
     out: options.Out = None,
+    profiles: options.Profiles = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -92,6 +93,8 @@ def fit(
     chosen = choose_model(model, equations, option="--model")
     if quiet and out is None and not json:
         raise ValueError("--quiet without --out or --json would say nothing of the result: give --out folder")
+    if profiles and out is None:
+        raise ValueError("--profiles is for the report: give --out folder")
     given = {
         "time": time,
         "observe": _read(_observe, "--observe", observe),
@@ -133,7 +136,9 @@ def fit(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)  # so that it cannot fail when the work is done
     result = fit_model(chosen, data, **{name: value for name, value in given.items() if value is not None})
-    page = None if folder is None else write_report(result, folder, command=context.obj)
+    page = None
+    if folder is not None:
+        page = write_report(result, folder, command=context.obj, profiles=profiles, progress=not quiet)
     if json:
         print(result.to_json())
     elif not quiet:

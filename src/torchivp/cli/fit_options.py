@@ -153,5 +153,8 @@ BackendOption = Annotated[
 Checkpoint = Annotated[str | None, _option(_SOLVER, "File by which a fit that was killed goes on.", metavar="FILE")]
 
 Out = Annotated[str | None, _option(_OUTPUT, "Folder for the report; made if need be.", metavar="FOLDER")]
+Profiles = Annotated[
+    bool, _option(_OUTPUT, "Compute the profile likelihoods of all that is free for the report.", "--profiles")
+]
 Json = Annotated[bool, _option(_OUTPUT, "Print the result as JSON, and nothing else.", "--json")]
 Quiet = Annotated[bool, _option(_OUTPUT, "Print errors only.", "--quiet", "-q")]

@@ -1,23 +1,38 @@
-"""Telling the user how a fit is getting on."""
+"""Telling the user how a fit is getting on, and how long it may still take where that can be known."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
+
+_PAUSE = 5.0  # seconds between two lines about the same stage
+STARTS = "starts"
+"""The stage whose parts are starts, which compete."""
 
 
 class Progress(Protocol):
     """Called at every iteration of a fit with the stage it is in, a running number and the negative log-likelihood.
 
-    The likelihood is that of the part of the data that the stage uses.
+    The likelihood is that of the part of the data that the stage uses. Where the parts of a stage are counted (starts,
+    profiles, sets of a bootstrap, samples), a method `part(stage, done, total)` is called too, if the object has one:
+    first with `done=0`, then whenever one is done.
     """
 
     def __call__(self, stage: str, iteration: int, nll: float) -> None:
         """Take note of an iteration."""
+
+
+def tell_part(progress: Progress, stage: str, done: int, total: int) -> None:
+    """Say that so many parts of a stage are done, to whoever wants to know."""
+    part = getattr(progress, "part", None)
+    if part is not None:
+        part(stage, done, total)
 
 
 @contextmanager
@@ -33,30 +48,116 @@ def show_progress(progress: bool | Progress) -> Iterator[Progress]:
     elif progress is not True:
         yield progress
     elif sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
-        from rich.console import Console
-
-        with Console(stderr=True).status("fitting") as status:
-            yield lambda stage, iteration, nll: status.update(_line(stage, iteration, nll))
+        with _live_line() as show:
+            yield Reporter(show)
     else:
-        yield _StageLines()
-
-
-def _line(stage: str, iteration: int, nll: float) -> str:
-    return f"{stage}: iteration {iteration}, negative log-likelihood {nll:.6g}"
+        yield Reporter(_Lines())
 
 
 def silent(stage: str, iteration: int, nll: float) -> None:
     """Say nothing."""
 
 
-class _StageLines:
-    """A line when a stage begins, and every few seconds within one."""
+class Reporter:
+    """Puts what it is told into words.
+
+    While the parts of a stage are counted, it says how long the others will take if they are like those that are done.
+    Nobody knows how many iterations a search needs, so that there it says how many there were. Starts are searches too,
+    all under way at the same time: where the first of them ends, the last is near.
+
+    Args:
+        show: is called with the stage, the words, and how many of how many parts are done, or None.
+        clock: the time in seconds.
+    """
+
+    def __init__(self, show: Callable[[str, str, tuple[int, int] | None], None], clock=time.monotonic):
+        self._show, self._clock = show, clock
+        self._lock = threading.Lock()  # starts run in threads
+        self._counted: str | None = None
+        self._done, self._total, self._iterations = 0, 0, 0
+        self._within, self._nll = "", math.inf
+        self._began = clock()
+
+    def __call__(self, stage: str, iteration: int, nll: float) -> None:
+        with self._lock:
+            if self._counted is None:
+                self._show(stage, f"{stage}: iteration {iteration}, nll {nll:.6g}", None)
+                return
+            self._iterations += 1
+            self._within = stage
+            self._nll = min(self._nll, nll) if self._counted == STARTS else nll
+            self._tell()
+
+    def part(self, stage: str, done: int, total: int) -> None:
+        """Take note that so many parts of a stage are done."""
+        with self._lock:
+            if stage != self._counted or done == 0:
+                self._counted, self._within, self._iterations = stage, stage, 0
+                self._nll, self._began = math.inf, self._clock()
+            self._done, self._total = done, total
+            self._tell()
+            if done == total:
+                self._counted = None
+
+    def _tell(self) -> None:
+        words, searching = [f"{self._counted}: {self._done} of {self._total} done"], self._counted == STARTS
+        if 0 < self._done < self._total and not searching:
+            left = (self._clock() - self._began) * (self._total - self._done) / self._done
+            words.append(f"about {duration(left)} left")
+        if searching and self._iterations:
+            words.append(f"{self._iterations} iterations")
+        elif self._within != self._counted and self._done < self._total:
+            words.append(self._within)
+        if math.isfinite(self._nll):
+            words.append(f"{'best ' if searching else ''}nll {self._nll:.6g}")
+        self._show(str(self._counted), ", ".join(words), (self._done, self._total))
+
+
+def duration(seconds: float) -> str:
+    """A time span in words, as exact as a guess may be: "8 s", "3 min", "1 h 20 min"."""
+    if seconds < 99.5:
+        return f"{math.ceil(seconds):d} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def _live_line() -> Iterator[Callable[[str, str, tuple[int, int] | None], None]]:
+    """A line that changes in its place: the time so far, the words, a bar that fills where parts are counted."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    one_line: dict[str, Any] = {"no_wrap": True}
+    columns = (
+        SpinnerColumn(table_column=Column(**one_line)),
+        TimeElapsedColumn(table_column=Column(min_width=7, **one_line)),
+        TextColumn("{task.description}", table_column=Column(ratio=1, overflow="ellipsis", **one_line)),
+        BarColumn(bar_width=10, table_column=Column(min_width=10, **one_line)),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
+        task = bar.add_task("fitting", total=None)
+
+        def show(stage: str, words: str, parts: tuple[int, int] | None) -> None:
+            done, total = parts or (0, None)
+            bar.update(task, description=escape(words), completed=done, total=total)
+
+        yield show
+
+
+class _Lines:
+    """A line when a stage begins, when its last part is done, and every few seconds within it."""
 
     def __init__(self) -> None:
         self._stage = ""
-        self._last = 0.0
+        self._began = self._last = time.monotonic()
 
-    def __call__(self, stage: str, iteration: int, nll: float) -> None:
-        if stage != self._stage or time.monotonic() - self._last > 5:
-            print(_line(stage, iteration, nll), file=sys.stderr, flush=True)
-            self._stage, self._last = stage, time.monotonic()
+    def __call__(self, stage: str, words: str, parts: tuple[int, int] | None) -> None:
+        over = parts is not None and parts[0] == parts[1]
+        now = time.monotonic()
+        if stage != self._stage or over or now - self._last > _PAUSE:
+            print(f"{words} ({duration(now - self._began)})", file=sys.stderr, flush=True)
+            self._stage, self._last = stage, now

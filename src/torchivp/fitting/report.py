@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import platform
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +21,10 @@ import torchivp
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
-    from torchivp.fitting import FitResult, Profile
+    from torchivp.fitting import FitResult, Profile, Progress
 
 _DIRECTIONS = 6  # how many combinations the page shows, those that the data determine least
 KINDS = {
@@ -35,6 +41,8 @@ def write_report(
     folder: str | Path,
     command: str | None = None,
     profiles: bool | Mapping[str, Profile] = False,
+    interactive: bool = True,
+    progress: bool | Progress = False,
 ) -> Path:
     """Write a report on a fit.
 
@@ -47,6 +55,9 @@ def write_report(
         folder: where to write; made if it does not exist.
         command: what the page shows as the way to repeat the fit; None for the call of `fit` in Python.
         profiles: True to compute the profile likelihoods of all free quantities and show them, or those that were.
+        interactive: whether the pictures on the page answer the pointer, which takes 2 MB of it for plotly. Where
+            that is not installed, or the reader's browser runs no scripts, the page shows the still ones.
+        progress: who hears of profiles that are computed; see `FitResult.profiles`.
 
     Returns:
         The path of `index.html`.
@@ -57,13 +68,14 @@ def write_report(
     environment = _environment()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = result.profiles() if profiles is True else dict(profiles or {})
+    shown = result.profiles(progress=progress) if profiles is True else dict(profiles or {})
     images = {}
     for name, figure in _figures(result, shown).items():
         path = folder / f"{name}.png"
         figure.savefig(path)
         images[name] = base64.b64encode(path.read_bytes()).decode("ascii")
     result.to_json(folder / "result.json")
+    live, missing = _interactive(result, shown) if interactive else (None, "")
     page = folder / "index.html"
     text = environment.get_template("report.html").render(
         result=result,
@@ -74,12 +86,77 @@ def write_report(
         directions=result.determined()[: -_DIRECTIONS - 1 : -1],
         groups={title: [entry for entry in result.estimates if entry.kind == kind] for kind, title in KINDS.items()},
         images=images,
+        live=live,
+        missing=missing,
+        several=len(result.data.trajectories) > 1,
+        prediction=_predicts(result),
         code=command or result.call,
         versions={"torchivp": torchivp.__version__, "torch": torch.__version__, "Python": platform.python_version()},
         date=datetime.now().astimezone(),
     )
     page.write_text(text, encoding="utf-8")
     return page
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What makes the pictures of a page answer the pointer.
+
+    Attributes:
+        counts: how many figures each picture consists of, by name.
+        figures: the figures as JSON, and what stands for each colour on a dark page.
+        plotly: plotly.js, compressed, as base64.
+        script: what unpacks it and draws the figures.
+        hashes: of both scripts, the only ones that the page may run.
+    """
+
+    counts: dict[str, int]
+    figures: Markup
+    plotly: str
+    script: Markup
+    hashes: str
+
+
+def _interactive(result: FitResult, profiles: Mapping[str, Profile]) -> tuple[_Live | None, str]:
+    """What makes the pictures answer the pointer; or None, and why not."""
+    from markupsafe import Markup
+
+    try:
+        from plotly.offline import get_plotlyjs
+
+        from torchivp.plot.interactive import interactive_pictures
+    except ImportError:
+        return None, "plotly is missing: pip install 'torchivp[fit]'"
+    from torchivp.plot.style import NIGHT
+
+    figures = interactive_pictures(result, profiles)
+    each = ",".join(
+        f"{json.dumps(name)}:[{','.join(str(figure.to_json()) for figure in parts)}]" for name, parts in figures.items()
+    )
+    # No "<" in JSON can end the element that it stands in, whatever the names are.
+    text = f'{{"night":{json.dumps(NIGHT)},"figures":{{{each}}}}}'.replace("<", r"\u003c")
+    plotly = get_plotlyjs()
+    script = files("torchivp.fitting").joinpath("templates/report.js").read_text(encoding="utf-8")
+    live = _Live(
+        counts={name: len(parts) for name, parts in figures.items()},
+        figures=Markup(text),
+        plotly=base64.b64encode(zlib.compress(plotly.encode(), 9)).decode("ascii"),
+        script=Markup(script),
+        hashes=" ".join(f"'sha256-{_hash(each)}'" for each in (plotly, script)),
+    )
+    return live, ""
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _predicts(result: FitResult) -> bool:
+    """Whether there are prediction bands, which values with standard deviations of their own have none of."""
+    from torchivp.plot.contents import has_band
+
+    trajectories = enumerate(result.data.trajectories)
+    return any(has_band(result.prediction_band(series.t[:1], number)) for number, series in trajectories)
 
 
 def _observed(result: FitResult) -> list[tuple[str, str]]:

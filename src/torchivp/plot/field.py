@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 
 ARROWS = 21
+"""So many arrows stand along each side."""
+
 COLOR = "#B4B4B4"
+
+
+class DirectionField(NamedTuple):
+    """Places, and arrows of length one in the directions that the eye sees, each [ARROWS, ARROWS]; NaN for none."""
+
+    x: np.ndarray
+    y: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
 
 
 def draw_direction_field(
@@ -30,7 +41,32 @@ def draw_direction_field(
         states: the numbers of the states on the horizontal and the vertical axis.
     """
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # which stops them from adapting to the arrows
-    x, y = _cell_centres(*axes.get_xlim()), _cell_centres(*axes.get_ylim())
+    axes.set_box_aspect(1)
+    field = direction_field(func, t, rest, axes.get_xlim(), axes.get_ylim(), states)
+    axes.quiver(
+        *field, angles="uv", pivot="mid", color=COLOR, scale=ARROWS * 1.5, width=0.0022, headwidth=4.5, zorder=1,
+    )  # fmt: skip
+
+
+def direction_field(
+    func: Callable[..., Any],
+    t: float,
+    rest: torch.Tensor,
+    x_limits: tuple[float, float],
+    y_limits: tuple[float, float],
+    states: Sequence[int] = (0, 1),
+) -> DirectionField:
+    """Where `dy/dt = func(t, y)` leads from places all over square axes.
+
+    Args:
+        func: the right-hand side, called with one state [n] at a time.
+        t: the time at which to look.
+        rest: a state [n] which gives the values of the states that are not shown.
+        x_limits: of the horizontal axis.
+        y_limits: of the vertical axis.
+        states: the numbers of the states on the horizontal and the vertical axis.
+    """
+    x, y = _cell_centres(*x_limits), _cell_centres(*y_limits)
     grid_x, grid_y = np.meshgrid(x, y)
     time = torch.tensor(t, dtype=rest.dtype)
     slopes = np.full((2, *grid_x.shape), np.nan)
@@ -41,14 +77,10 @@ def draw_direction_field(
             slope = func(time, point)
             slopes[0][place], slopes[1][place] = float(slope[states[0]]), float(slope[states[1]])
     # On square axes, slopes in widths and heights per unit of time have the direction that the eye sees.
-    axes.set_box_aspect(1)
     u, v = slopes[0] / (x[-1] - x[0]), slopes[1] / (y[-1] - y[0])
     length = np.hypot(u, v)
     length[length == 0] = np.nan
-    axes.quiver(
-        grid_x, grid_y, u / length, v / length,
-        angles="uv", pivot="mid", color=COLOR, scale=ARROWS * 1.5, width=0.0022, headwidth=4.5, zorder=1,
-    )  # fmt: skip
+    return DirectionField(grid_x, grid_y, u / length, v / length)
 
 
 def _cell_centres(low: float, high: float) -> np.ndarray:

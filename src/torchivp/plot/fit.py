@@ -10,17 +10,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from scipy import stats
 
+from torchivp.plot.contents import (
+    Curves,
+    Limits,
+    curves_of,
+    has_band,
+    is_logarithmic,
+    normal_quantiles,
+    observable_label,
+    observable_title,
+    phase_plane,
+    sides_in,
+    sides_of,
+    value_limits,
+    within_reach,
+)
 from torchivp.plot.field import draw_direction_field
 from torchivp.plot.solution import draw_orbit
-from torchivp.plot.style import GRID, INK, MUTED, color_of, label_with_unit, new_figure, style_axes
+from torchivp.plot.style import GRID, INK, MUTED, color_of, literal, new_figure, shorten, style_axes
 
 if TYPE_CHECKING:
     from torchivp.fitting import FitResult, Trajectory
 
-CURVE_POINTS = 400
-SMALL_CURVE_POINTS = 120
 MAX_TRAJECTORIES = 24
 COLUMNS = 3
 SIDE_BY_SIDE = 4
@@ -36,15 +48,6 @@ class Panel(NamedTuple):
 
     trajectory: int
     observable: int
-
-
-class Curves(NamedTuple):
-    """The fitted observables of a trajectory at times [T], with the edges of their bands, each [T, n_observed]."""
-
-    t: np.ndarray
-    values: np.ndarray
-    band: tuple[np.ndarray, np.ndarray]
-    prediction: tuple[np.ndarray, np.ndarray]
 
 
 def plot_fit(result: FitResult) -> Figure:
@@ -68,18 +71,21 @@ def plot_fit(result: FitResult) -> Figure:
     )
     if columns > 1 and not one_kind:
         _share_by_observable(grid, layout)
-    curves = [_curves(result, trajectory) for trajectory in range(min(len(result.data.trajectories), MAX_TRAJECTORIES))]
+    curves = [curves_of(result, number) for number in range(min(len(result.data.trajectories), MAX_TRAJECTORIES))]
+    logs = [is_logarithmic(result, k) for k in range(len(result.data.observables))]
+    limits = [value_limits(result, curves, k, log) for k, log in enumerate(logs)]
     for (row, column), axes, panel in zip(np.ndindex(rows, columns), grid.flat, layout.flat, strict=True):
         if panel is None:
             axes.set_visible(False)
             continue
-        _draw_fit_panel(axes, result, panel, curves[panel.trajectory])
+        k = panel.observable
+        _draw_fit_panel(axes, result, panel, curves[panel.trajectory], limits[k], logs[k])
         last = row == rows - 1 or layout[row + 1, column] is None
-        axes.set_xlabel(result.data.time_name if last else "")
+        axes.set_xlabel(axes.get_xlabel() if last else "")
         axes.tick_params(labelbottom=last)
         if one_kind and column > 0:
             axes.set_ylabel("")
-    _add_band_legend(figure, result)
+    _add_band_legend(figure, result, curves)
     return figure
 
 
@@ -102,7 +108,7 @@ def plot_residuals(result: FitResult) -> Figure:
         _draw_residuals_over_time(grid[row, 0], [trajectory.t for trajectory in data.trajectories], series, row)
         _draw_normal_quantiles(grid[row, 1], np.concatenate(series), row)
         last = row == count - 1
-        style_axes(grid[row, 0], data.time_name if last else "", "standardised residual", name)
+        style_axes(grid[row, 0], data.time_name if last else "", "standardised residual", shorten(name))
         style_axes(grid[row, 1], "normal quantile" if last else "")
     return figure
 
@@ -118,22 +124,18 @@ def plot_phase(result: FitResult, trajectory: int = 0) -> Figure:
     Raises:
         ValueError: the model has one state only.
     """
-    states = list(result.model.states)
-    if len(states) < 2:
-        raise ValueError(f"a phase plane needs at least two states, and the model has one: {states[0]}")
-    data = result.data.trajectories[trajectory]
-    curve = result.predict(_fine_times(data.t, CURVE_POINTS), trajectory)
+    plane = phase_plane(result, trajectory)
+    curve = plane.curve
     figure = new_figure(6.4, 6.4)
     axes = figure.add_subplot()
-    labels = [_state_label(result, state) for state in states[:2]]
-    style_axes(axes, *labels)
+    style_axes(axes, *plane.labels)
     axes.grid(False)
-    if {*states[:2]} <= {*result.observed_states}:
-        x, y = (data.values[:, result.observed_states.index(state)] for state in states[:2])
+    if plane.data is not None:
+        _, x, y = plane.data
         axes.plot(x, y, color=MUTED, linewidth=0.7, linestyle=":", zorder=2)
         axes.plot(x, y, "o", color=INK, markersize=5, markeredgecolor="white", zorder=3, label="data")
     draw_orbit(axes, curve[:, 0], curve[:, 1], color_of(0))
-    draw_direction_field(axes, result.model, float(data.t[0]), torch.from_numpy(curve[0].copy()))
+    draw_direction_field(axes, result.model, float(plane.t[0]), torch.from_numpy(curve[0].copy()))
     axes.plot([], [], color=color_of(0), linewidth=2, label="fitted curve")
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10, labelcolor=INK)
     return figure
@@ -157,6 +159,7 @@ def plot_correlation(result: FitResult) -> Figure:
         value = shown[row, column]
         ink = "white" if abs(value) > 0.65 else INK
         axes.text(column, row, f"{value:.2f}".replace("-", "−"), ha="center", va="center", color=ink, fontsize=9)
+    names = [literal(shorten(name, 24)) for name in names]
     axes.set_xticks(range(len(names) - 1), names[:-1], rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names) - 1), names[1:])
     axes.tick_params(length=0, labelcolor=INK, labelsize=10)
@@ -189,40 +192,36 @@ def _share_by_observable(grid: np.ndarray, layout: np.ndarray) -> None:
             axes.sharey(first[panel.observable])
 
 
-def _curves(result: FitResult, trajectory: int) -> Curves:
-    """What is drawn of the fit to one trajectory."""
-    points = CURVE_POINTS if len(result.data.trajectories) == 1 else SMALL_CURVE_POINTS
-    t = _fine_times(result.data.trajectories[trajectory].t, points)
-    values = result.observe(t, trajectory)
-    return Curves(t, values, result.observable_band(t, trajectory), result.prediction_band(t, trajectory))
-
-
-def _draw_fit_panel(axes: Axes, result: FitResult, panel: Panel, curves: Curves) -> None:
+def _draw_fit_panel(
+    axes: Axes, result: FitResult, panel: Panel, curves: Curves, limits: Limits, logarithmic: bool
+) -> None:
     """Draw one observable of one trajectory: bands, curve and data."""
     data = result.data.trajectories[panel.trajectory]
     column = panel.observable
-    values = data.values[:, column]
     color = color_of(column)
-    title = data.name if len(result.data.trajectories) > 1 else _observable_title(result, column)
-    style_axes(axes, result.data.time_name, _observable_label(result, panel.observable), title)
-    if _is_logarithmic(result, panel.observable):
+    title = (
+        shorten(data.name, 30) if len(result.data.trajectories) > 1 else shorten(observable_title(result, column), 80)
+    )
+    style_axes(axes, shorten(result.data.time_name), observable_label(result, column), title)
+    if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
-    band, prediction = ([edge[:, column] for edge in edges] for edges in (curves.band, curves.prediction))
-    low, high = _value_limits(axes, np.concatenate([values, curves.values[:, column]]), *prediction)
-    if panel.trajectory > 0:  # which shares its axis with the panels before
-        low, high = min(low, axes.get_ylim()[0]), max(high, axes.get_ylim()[1])
-    axes.set_ylim(low, high)
-    for edges, alpha in ((prediction, PREDICTION_ALPHA), (band, CURVE_ALPHA)):
-        axes.fill_between(curves.t, *_within_reach(axes, edges), color=color, alpha=alpha, linewidth=0)
-    axes.plot(curves.t, curves.values[:, column], color=color, linewidth=1.8)
+    axes.set_ylim(*limits)
+    for edges, alpha in ((curves.prediction, PREDICTION_ALPHA), (curves.band, CURVE_ALPHA)):
+        lower, upper = within_reach(edges, column, limits, logarithmic)
+        if len(curves.t) > 1:
+            axes.fill_between(curves.t, lower, upper, color=color, alpha=alpha, linewidth=0)
+        else:
+            axes.vlines(curves.t, lower, upper, color=color, alpha=alpha, linewidth=8)
+    point = {} if len(curves.t) > 1 else {"marker": "_", "markersize": 14, "markeredgewidth": 1.8}
+    axes.plot(curves.t, curves.values[:, column], color=color, linewidth=1.8, **point)
     _draw_values(axes, data, column)
     axes.margins(x=0.015)
 
 
 def _draw_values(axes: Axes, data: Trajectory, column: int) -> None:
     """Draw the data of a column: dots, and triangles that point to where a censored value lies."""
-    censored = np.zeros(len(data.t)) if data.censored is None else data.censored[:, column]
+    censored = sides_of(data, column)
     for side, marker, size in ((0, "o", 5), (-1, "v", 7), (1, "^", 7)):
         of = censored == side
         if of.any():
@@ -231,53 +230,19 @@ def _draw_values(axes: Axes, data: Trajectory, column: int) -> None:
             axes.plot(data.t[of], values, marker, **style)
 
 
-def _observable_title(result: FitResult, column: int) -> str:
-    """The name of an observable, and what it is."""
-    name, state = result.data.observables[column], result.observed_states[column]
-    if state is not None:
-        return f"{name}: {result.model.states[state]}"
-    observed = result.data.observe[name]
-    return f"{name}: {observed}" if isinstance(observed, str) else name
-
-
-def _is_logarithmic(result: FitResult, observable: int) -> bool:
-    """Whether the values of an observable have a logarithmic axis."""
-    values = np.concatenate([trajectory.values[:, observable] for trajectory in result.data.trajectories])
-    return result.levels.noises[observable].log and bool(np.nanmax(values) > 100 * np.nanmin(values))
-
-
-def _value_limits(axes: Axes, shown: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[float, float]:
-    """Limits that hold data and curve, and of the prediction band what leaves them legible."""
-    to_axis = axes.yaxis.get_transform()
-    low, high = to_axis.transform([np.nanmin(shown), np.nanmax(shown)])
-    size = (high - low) or abs(high) or 1.0
-    bottom = np.nanmin([low, *np.maximum(to_axis.transform(lower), low - 0.75 * size)])
-    top = np.nanmax([high, *np.minimum(to_axis.transform(upper), high + 0.75 * size)])
-    margin = 0.04 * (top - bottom)
-    bottom, top = to_axis.inverted().transform([bottom - margin, top + margin])
-    return float(bottom), float(top)
-
-
-def _within_reach(axes: Axes, edges: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of a band, those at infinity brought to where they are out of sight but can be drawn."""
-    to_axis = axes.yaxis.get_transform()
-    low, high = to_axis.transform(axes.get_ylim())
-    far_low, far_high = to_axis.inverted().transform([low - 10 * (high - low), high + 10 * (high - low)])
-    lower, upper = (np.clip(edge, far_low, far_high) for edge in edges)
-    return lower, upper
-
-
-def _add_band_legend(figure: Figure, result: FitResult) -> None:
+def _add_band_legend(figure: Figure, result: FitResult, curves: list[Curves]) -> None:
     """Explain dots, curve and bands above the panels, and say what is not shown."""
-    handles = [
+    handles: list[Line2D | Patch] = [
         Line2D([], [], marker="o", linestyle="", color=INK, markersize=5, label="data"),
         Line2D([], [], color=MUTED, linewidth=1.8, label="fitted curve"),
-        Patch(color=MUTED, alpha=0.55, linewidth=0, label="95 % band of the curve"),
-        Patch(color=MUTED, alpha=0.2, linewidth=0, label="95 % prediction band"),
     ]
-    limits = [series.censored for series in result.data.trajectories if series.censored is not None]
+    if any(has_band(each.band) for each in curves):
+        handles.append(Patch(color=MUTED, alpha=0.55, linewidth=0, label="95 % band of the curve"))
+    if any(has_band(each.prediction) for each in curves):
+        handles.append(Patch(color=MUTED, alpha=0.2, linewidth=0, label="95 % prediction band"))
+    sides = sides_in(result)
     for side, marker, words in ((-1, "v", "value below this"), (1, "^", "value above this")):
-        if any((each == side).any() for each in limits):
+        if side in sides:
             handles.append(Line2D([], [], marker=marker, linestyle="", color=INK, markersize=6, label=words))
     figure.legend(
         handles=handles,
@@ -305,12 +270,7 @@ def _draw_residuals_over_time(axes: Axes, times: list[np.ndarray], series: list[
 
 def _draw_normal_quantiles(axes: Axes, residuals: np.ndarray, color: int) -> None:
     """Draw residuals in order against the quantiles of a normal distribution, with a 95 % band for each."""
-    ordered = np.sort(residuals[np.isfinite(residuals)])
-    rank = np.arange(1, len(ordered) + 1)
-    # The i-th smallest of n uniform variates has the distribution Beta(i, n + 1 - i).
-    middle, lower, upper = (
-        stats.norm.ppf(stats.beta.ppf(level, rank, len(ordered) + 1 - rank)) for level in (0.5, 0.025, 0.975)
-    )
+    middle, lower, upper, ordered, _ = normal_quantiles(residuals)
     axes.fill_between(middle, lower, upper, color=GRID, linewidth=0, zorder=0.5)
     axes.plot(middle, middle, color=MUTED, linewidth=1)
     axes.plot(middle, ordered, "o", color=color_of(color), **_dots(len(ordered)))
@@ -321,22 +281,3 @@ def _dots(count: int) -> dict[str, Any]:
     if count <= MANY_DOTS:
         return {"markersize": 5, "markeredgecolor": "white"}
     return {"markersize": 3.5, "markeredgewidth": 0}
-
-
-def _fine_times(t: np.ndarray, points: int) -> np.ndarray:
-    """Times at which to draw a curve through data at times `t`."""
-    return np.linspace(float(t[0]), float(t[-1]), points)
-
-
-def _observable_label(result: FitResult, observable: int) -> str:
-    """The name of an observable with the unit of its state."""
-    state = result.observed_states[observable]
-    unit = None if state is None else result.model.units.get(state)
-    return label_with_unit(result.data.observables[observable], unit)
-
-
-def _state_label(result: FitResult, state: str) -> str:
-    """The name of a state, or of what was observed of it, with its unit."""
-    if state in result.observed_states:
-        return _observable_label(result, result.observed_states.index(state))
-    return label_with_unit(state, result.model.units.get(state))

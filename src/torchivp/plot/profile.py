@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.interpolate import PchipInterpolator
 
-from torchivp.plot.style import INK, MUTED, color_of, new_figure, style_axes
+from torchivp.plot.style import INK, MUTED, color_of, new_figure, shorten, style_axes
 
 if TYPE_CHECKING:
     from torchivp.fitting import Profile
@@ -61,27 +61,43 @@ def plot_profiles(profiles: Mapping[str, Profile]) -> Figure:
 def _draw(axes: Axes, profile: Profile) -> None:
     """Draw one profile."""
     rise = profile.nll - profile.nll_min
-    style_axes(axes, title=profile.name)
-    positive = profile.scale == "log" and profile.values[0] > 0
-    if positive and profile.values[-1] > WIDE * profile.values[0]:
+    style_axes(axes, title=shorten(profile.name, 30))
+    if is_wide(profile):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=5))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    low, high = profile.values[0], profile.values[-1]
-    axes.axvspan(max(profile.lower, low), min(profile.upper, high), color=color_of(0), alpha=0.13, linewidth=0)
+    axes.axvspan(*interval_shown(profile), color=color_of(0), alpha=0.13, linewidth=0)
     axes.axhline(profile.fall, color=MUTED, linewidth=0.9, linestyle="--")
-    _draw_parabola(axes, profile)
-    axes.plot(*_smooth(profile, rise), color=color_of(0), linewidth=1.6)
+    axes.plot(*parabola(profile), color=MUTED, linewidth=1.4, linestyle=":")
+    axes.plot(*smooth(profile), color=color_of(0), linewidth=1.6)
     axes.plot(profile.values, rise, "o", color=color_of(0), markersize=3.5)
     axes.margins(x=0.1)
     axes.plot([profile.estimate], [0.0], "o", color=INK, markersize=6, markeredgecolor="white")
-    margin = 0.04 * profile.fall
-    axes.set_ylim(min(rise.min(), 0.0) - margin, max(1.25 * profile.fall, min(rise.max(), 1.6 * profile.fall)))
+    axes.set_ylim(*rise_limits(profile))
 
 
-def _smooth(profile: Profile, rise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def is_wide(profile: Profile) -> bool:
+    """Whether a profile has a logarithmic axis."""
+    positive = profile.scale == "log" and profile.values[0] > 0
+    return bool(positive and profile.values[-1] > WIDE * profile.values[0])
+
+
+def interval_shown(profile: Profile) -> tuple[float, float]:
+    """The part of the interval that the points of the profile reach."""
+    return max(profile.lower, float(profile.values[0])), min(profile.upper, float(profile.values[-1]))
+
+
+def rise_limits(profile: Profile) -> tuple[float, float]:
+    """Limits of the axis of the rise, which show where the interval ends."""
+    rise = profile.nll - profile.nll_min
+    low, high = min(float(rise.min()), 0.0), min(float(rise.max()), 1.6 * profile.fall)
+    return low - 0.04 * profile.fall, max(1.25 * profile.fall, high)
+
+
+def smooth(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
     """A curve through the points: through the signed roots of the rise, which are nearly a line."""
+    rise = profile.nll - profile.nll_min
     log = profile.scale == "log" and profile.values[0] > 0
     x = np.log(profile.values) if log else profile.values
     if (rise < 0).any() or len(x) < 3 or (np.diff(x) <= 0).any():
@@ -92,13 +108,13 @@ def _smooth(profile: Profile, rise: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return (np.exp(fine) if log else fine), root**2
 
 
-def _draw_parabola(axes: Axes, profile: Profile) -> None:
-    """Draw what the Fisher information says, on the scale of estimation; not for the logit scale."""
+def parabola(profile: Profile) -> tuple[np.ndarray, np.ndarray]:
+    """What the Fisher information says, on the scale of estimation; empty for the logit scale."""
     if not np.isfinite(profile.error) or profile.error <= 0 or profile.scale == "logit":
-        return
+        return np.empty(0), np.empty(0)
     to_scale, back = (np.log, np.exp) if profile.scale == "log" else (np.asarray, np.asarray)
     at = to_scale(profile.estimate)
     x = np.linspace(to_scale(profile.values[0]), to_scale(profile.values[-1]), 400)
     rise = 0.5 * ((x - at) / profile.error) ** 2
     shown = rise <= 2.0 * profile.fall
-    axes.plot(back(x[shown]), rise[shown], color=MUTED, linewidth=1.4, linestyle=":")
+    return back(x[shown]), rise[shown]

@@ -99,13 +99,21 @@ def draw_orbit(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
     axes.plot(x, y, color=color, linewidth=2.0, zorder=3)
     axes.plot(x[0], y[0], marker="o", markersize=7, color=color, markeredgecolor="white", zorder=4)
     axes.autoscale_view()
-    steps = np.hypot(np.diff(x) / np.ptp(axes.get_xlim()), np.diff(y) / np.ptp(axes.get_ylim()))
-    distance = np.concatenate([[0.0], steps.cumsum()])
-    if distance[-1] > ARROW_LENGTH:
-        tip = min(ARROW_AT, distance[-1])
-        tail, head = np.searchsorted(distance, [tip - ARROW_LENGTH, tip])
+    place = place_of_arrow(x, y, np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim()))
+    if place is not None:
+        tail, head = place
         arrow = {"arrowstyle": "-|>", "color": color, "mutation_scale": 16, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", xy=(x[head], y[head]), xytext=(x[tail], y[tail]), arrowprops=arrow, zorder=4)
+
+
+def place_of_arrow(x: np.ndarray, y: np.ndarray, width: float, height: float) -> tuple[int, int] | None:
+    """Between which points of a curve, on axes of this width and height, its arrowhead sits; None if it is short."""
+    distance = np.concatenate([[0.0], np.hypot(np.diff(x) / width, np.diff(y) / height).cumsum()])
+    if distance[-1] <= ARROW_LENGTH:
+        return None
+    tip = min(ARROW_AT, distance[-1])
+    tail, head = np.searchsorted(distance, [tip - ARROW_LENGTH, tip])
+    return int(tail), int(head)
 
 
 def _curves(solution: Solution | BatchSolution) -> list[tuple[np.ndarray, np.ndarray]]:

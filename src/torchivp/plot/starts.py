@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from torchivp.plot.contents import start_ends
 from torchivp.plot.style import MUTED, color_of, new_figure, style_axes
 
 if TYPE_CHECKING:
@@ -26,17 +27,12 @@ def plot_starts(result: FitResult) -> Figure:
     Raises:
         ValueError: the fit was not one from many starts.
     """
-    if not result.attempts:
-        raise ValueError("the fit has no list of starts: fit(..., starts=100) keeps one")
-    nll = np.array([attempt.nll for attempt in result.attempts])
-    converged = np.array([attempt.converged for attempt in result.attempts])
-    ended = np.isfinite(nll)
+    rise, converged, failed = start_ends(result)
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     style_axes(axes, "start, the best first", "negative log-likelihood above the best")
-    rise = nll[ended] - nll[ended].min(initial=np.inf)
     place = np.arange(1, len(rise) + 1)
-    for which, face, label in ((converged[ended], color_of(0), "optimum"), (~converged[ended], "white", "not settled")):
+    for which, face, label in ((converged, color_of(0), "optimum"), (~converged, "white", "not settled")):
         if which.any():
             axes.plot(place[which], rise[which], "o", color=color_of(0), markerfacecolor=face, label=label)
     axes.plot(place, rise, color=MUTED, linewidth=0.7, zorder=1)
@@ -45,8 +41,7 @@ def plot_starts(result: FitResult) -> Figure:
         axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(-0.1, max(1.0, 1.5 * highest))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    failed = int((~ended).sum())
     if failed:
-        axes.set_title(f"{failed} of {len(nll)} starts failed", color=MUTED, fontsize=10, loc="left")
+        axes.set_title(f"{failed} of {failed + len(rise)} starts failed", color=MUTED, fontsize=10, loc="left")
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
     return figure

@@ -13,7 +13,7 @@ from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.measured import Measured
 from torchivp.fitting.misfit import Predictions
-from torchivp.fitting.progress import silent
+from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.searching.optimise import Search
 from torchivp.models.stochastic_model import StochasticModel
 from torchivp.references import Sources
@@ -89,7 +89,9 @@ class Bootstrap:
         return import_pandas().DataFrame(columns, index=import_pandas().Index(self.names, name="name"))
 
 
-def bootstrap(result: FitResult, n: int, kind: Kind = "parametric", seed: int = 0) -> Bootstrap:
+def bootstrap(
+    result: FitResult, n: int, kind: Kind = "parametric", seed: int = 0, progress: bool | Progress = False
+) -> Bootstrap:
     """Fit data that are drawn again; see `FitResult.bootstrap`."""
     if isinstance(result.model, StochasticModel) or result.random is not None:
         raise ValueError(
@@ -106,12 +108,16 @@ def bootstrap(result: FitResult, n: int, kind: Kind = "parametric", seed: int = 
     draw = _parametric(result, found) if kind == "parametric" else _residual(result, found)
     names = [*result.free_names, *result.levels.names]
     estimates, failures = np.full((n, len(names)), np.nan), {}
-    for i in range(n):
-        values = draw(np.random.default_rng([seed, i]))  # whose set i is the same whatever n
-        try:
-            estimates[i] = _refit(result, _with_values(result.data, found.measured, *values))
-        except _Failed as failure:
-            failures[i] = str(failure)
+    with show_progress(progress) as tell:
+        tell_part(tell, "bootstrap", 0, n)
+        for i in range(n):
+            values = draw(np.random.default_rng([seed, i]))  # whose set i is the same whatever n
+            try:
+                estimates[i], nll = _refit(result, _with_values(result.data, found.measured, *values))
+                tell("bootstrap", i + 1, nll)
+            except _Failed as failure:
+                failures[i] = str(failure)
+            tell_part(tell, "bootstrap", i + 1, n)
     fitted = np.concatenate([result.misfit.quantities.free_values(result.theta), result.sizes])
     return Bootstrap(kind, names, fitted, estimates, failures)
 
@@ -124,8 +130,8 @@ Drawn = tuple[NDArray[np.float64], NDArray[np.int8]]
 """New values, and which of them are limits."""
 
 
-def _refit(result: FitResult, data: Dataset) -> NDArray[np.float64]:
-    """The estimates from data of the same shape, by a search that starts from the optimum, [n_free].
+def _refit(result: FitResult, data: Dataset) -> tuple[NDArray[np.float64], float]:
+    """The estimates from data of the same shape, by a search that starts from the optimum, [n_free], and their nll.
 
     Raises:
         _Failed: the search failed.
@@ -138,7 +144,8 @@ def _refit(result: FitResult, data: Dataset) -> NDArray[np.float64]:
         raise _Failed(f"the model cannot be solved for these data: {misfit.failure}")
     if not likelihood.converged:
         raise _Failed(f"the search has not converged within {search.max_iterations} iterations")
-    return np.concatenate([misfit.quantities.free_values(likelihood.minimum.theta), likelihood.sizes])
+    estimates = np.concatenate([misfit.quantities.free_values(likelihood.minimum.theta), likelihood.sizes])
+    return estimates, likelihood.nll
 
 
 def _parametric(result: FitResult, found: Predictions) -> Callable[[np.random.Generator], Drawn]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torchivp.checks import check_whole_number
 from torchivp.fitting.assignments import read_formula
 from torchivp.fitting.data import import_pandas
-from torchivp.fitting.progress import Progress, show_progress
+from torchivp.fitting.progress import Progress, show_progress, tell_part
 from torchivp.fitting.quantities import Quantities, Quantity
 from torchivp.fitting.results.log_posterior import LogPosterior
 from torchivp.models.stochastic_model import StochasticModel
@@ -242,12 +242,14 @@ def _walk(
     points, log_density, nll = np.empty((walkers, draws, n)), np.empty((walkers, draws)), np.empty((walkers, draws))
     last, moved = start, 0
     steps = sampler.sample(start, iterations=warmup + draws, store=False, skip_initial_state_check=True)
+    tell_part(tell, "samples", 0, warmup + draws)
     for step, state in enumerate(steps, start=-warmup):
         tell("sampling" if step >= 0 else "warming up", step + warmup + 1, float(np.mean(state.blobs)))
         if step >= 0:
             points[:, step], log_density[:, step], nll[:, step] = state.coords, state.log_prob, state.blobs
             moved += int((state.coords != last).any(1).sum())
         last = state.coords.copy()
+        tell_part(tell, "samples", step + warmup + 1, warmup + draws)
     return points, log_density, nll, moved
 
 

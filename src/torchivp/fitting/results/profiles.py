@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from torchivp.fitting.priors import prior_residuals
-from torchivp.fitting.progress import silent
+from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.quantities import Scale
 from torchivp.fitting.searching.optimise import Search
 from torchivp.references import Sources
@@ -124,7 +124,20 @@ class _Unsolvable(Exception):
     """The model cannot be solved where the profile leads."""
 
 
-def profile(result: FitResult, name: str, level: float = 0.95) -> Profile:
+def profiles(
+    result: FitResult, names: Sequence[str], level: float = 0.95, progress: bool | Progress = False
+) -> dict[str, Profile]:
+    """The profile likelihoods of free quantities by name; see `FitResult.profiles`."""
+    found = {}
+    with show_progress(progress) as tell:
+        tell_part(tell, "profiles", 0, len(names))
+        for name in names:
+            found[name] = profile(result, name, level, tell)
+            tell_part(tell, "profiles", len(found), len(names))
+    return found
+
+
+def profile(result: FitResult, name: str, level: float = 0.95, progress: Progress = silent) -> Profile:
     """The profile likelihood of a free quantity; see `FitResult.profile`."""
     if result.random is not None:
         raise ValueError(
@@ -138,7 +151,7 @@ def profile(result: FitResult, name: str, level: float = 0.95) -> Profile:
             f"there is no profile of {name!r}: profiles are of the free parameters and initial states, "
             f"{', '.join(result.free_names)}"
         )
-    walk = _Walk(result, result.free_names.index(name), level)
+    walk = _Walk(result, result.free_names.index(name), level, progress)
     below, above = walk.side(-1), walk.side(1)
     points = [*reversed(below.points), walk.start, *above.points]
     quantity = walk.quantity
@@ -192,9 +205,11 @@ class _Walk:
         result: the fit.
         entry: of theta.
         level: the probability of the interval.
+        progress: told of every point.
     """
 
-    def __init__(self, result: FitResult, entry: int, level: float):
+    def __init__(self, result: FitResult, entry: int, level: float, progress: Progress):
+        self._progress, self._count = progress, 0
         self.search: Search = replace(result.search, progress=silent, iterations=0)
         quantities = self.search.misfit.quantities
         self.quantity, self._entry, self._floor = quantities.free[entry], entry, result.floor
@@ -281,6 +296,8 @@ class _Walk:
             theta, nll, settled = found.minimum.theta, found.nll, found.converged
         penalty = 0.5 * float(np.sum(prior_residuals(self.search.misfit.quantities, theta)[0] ** 2))
         fall = nll + penalty - self.nll_min
+        self._count += 1
+        self._progress(f"profile of {self.quantity.name}", self._count, nll)
         return _Point(x, theta, fall, settled) if np.isfinite(fall) else None
 
     def _nll(self, theta: NDArray[np.float64]) -> float:

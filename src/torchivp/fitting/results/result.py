@@ -211,11 +211,28 @@ class FitResult(FitCurves, FitSummary):
 
         return profile(self, name, level)
 
-    def profiles(self, names: Sequence[str] | None = None, level: float = 0.95) -> dict[str, Profile]:
-        """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`."""
-        return {name: self.profile(name, level) for name in (self.free_names if names is None else names)}
+    def profiles(
+        self, names: Sequence[str] | None = None, level: float = 0.95, progress: bool | Progress = False
+    ) -> dict[str, Profile]:
+        """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`.
 
-    def bootstrap(self, n: int, kind: Literal["parametric", "residual"] = "parametric", seed: int = 0) -> Bootstrap:
+        Args:
+            names: some of `free_names`.
+            level: the probability of the intervals.
+            progress: True to show on the terminal how many are done and how long the rest may take, or a function
+                `progress(stage, point, nll)` that is told of every point.
+        """
+        from torchivp.fitting.results.profiles import profiles
+
+        return profiles(self, self.free_names if names is None else names, level, progress)
+
+    def bootstrap(
+        self,
+        n: int,
+        kind: Literal["parametric", "residual"] = "parametric",
+        seed: int = 0,
+        progress: bool | Progress = False,
+    ) -> Bootstrap:
         """How much the estimates scatter when the data are drawn again from the fit, and fitted from its optimum.
 
         With normal and lognormal noise, the noise that is drawn is `sqrt(values/degrees of freedom)` times as large as
@@ -229,6 +246,8 @@ class FitResult(FitCurves, FitSummary):
             kind: "parametric" to draw from the noise around the fitted curves; "residual" to put the residuals of the
                 fit, each observable's (or those of all that share a sigma), less their mean, in random places.
             seed: of the random numbers; set i is the same for every n.
+            progress: True to show on the terminal how many sets are done and how long the rest may take, or a function
+                `progress(stage, set, nll)` that is told of every set that was fitted.
 
         Returns:
             The estimates. A fit that fails is NaN there, and says why in `failures`.
@@ -239,7 +258,7 @@ class FitResult(FitCurves, FitSummary):
         """
         from torchivp.fitting.results.bootstrap import bootstrap
 
-        return bootstrap(self, n, kind, seed)
+        return bootstrap(self, n, kind, seed, progress)
 
     def check_gradient(self) -> GradientCheck:
         """Compare the Jacobian of the predictions at the optimum with differences, of more accurate solves.
@@ -303,6 +322,8 @@ class FitResult(FitCurves, FitSummary):
         folder: str | Path,
         command: str | None = None,
         profiles: bool | Mapping[str, Profile] = False,
+        interactive: bool = True,
+        progress: bool | Progress = False,
     ) -> Path:
         """Write a report on the fit.
 
@@ -310,10 +331,13 @@ class FitResult(FitCurves, FitSummary):
             folder: where to; made if need be.
             command: the command that made the fit, to be quoted.
             profiles: True to compute the profile likelihoods of all free quantities and show them, or those that were.
+            interactive: whether the pictures on the page answer the pointer, which takes 2 MB of it for plotly.
+            progress: True to show on the terminal how many profiles are done and how long the rest may take, or a
+                function; see `profiles`.
 
         Returns:
             The path of the report.
         """
         from torchivp.fitting.report import write_report
 
-        return write_report(self, folder, command, profiles)
+        return write_report(self, folder, command, profiles, interactive, progress)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.progress import STARTS, tell_part
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.searching.spread import spread
 from torchivp.fitting.searching.start import on_all_data
@@ -45,8 +47,20 @@ def search_from_many(search: Search, weighing: Weighing, floor: NDArray[np.float
         The attempts, the most likely first. A start that fails is one of them.
     """
     starts = starts_of(search.misfit, count)
+    tell_part(search.progress, STARTS, 0, count)
+    counting = threading.Lock()
+
+    ended = 0
 
     def attempt(one: Search, number: int) -> Attempt:
+        nonlocal ended
+        found = search_from(one, number)
+        with counting:
+            ended += 1
+            tell_part(search.progress, STARTS, ended, count)
+        return found
+
+    def search_from(one: Search, number: int) -> Attempt:
         start = starts[number]
         minimum = on_all_data(one, start, weighing, f"start {number + 1} of {count}")
         if minimum.found is None:
