@@ -39,7 +39,7 @@ def recorder(monkeypatch):
 
 @pytest.fixture
 def no_report(monkeypatch):
-    monkeypatch.setattr(torchivp.cli.fit, "write_report", lambda result, out, command: out / "index.html")
+    monkeypatch.setattr(torchivp.cli.fit, "write_report", lambda result, out, **_: out / "index.html")
 
 
 @pytest.mark.usefixtures("no_report")
@@ -139,7 +139,13 @@ def test_every_argument_of_the_door_has_an_option():
     renamed = {"fixed": "fix", "parameters": "parameter", "tied": "tie", "priors": "prior", "constraints": "constraint"}
     renamed |= {"derived": "derive", "progress": "quiet"}
     arguments = set(inspect.signature(torchivp.fitting.fit).parameters) - {"schedule"}
-    options = set(inspect.signature(torchivp.cli.fit.fit).parameters) - {"context", "equations", "out", "json"}
+    options = set(inspect.signature(torchivp.cli.fit.fit).parameters) - {
+        "context",
+        "equations",
+        "out",
+        "json",
+        "profiles",
+    }
     assert {renamed.get(name, name) for name in arguments} == options
 
 
@@ -345,6 +351,24 @@ def test_the_report_loads_nothing_and_quotes_the_command(finished):
     assert [load for load in loads if not load.startswith("data:image/png;base64,")] == ["result.json"]
     assert not re.search(r"https?://", page)
     assert f"torchivp fit {DATA} {' '.join(HARES)} --out {folder}" in page
+
+
+def test_profiles_are_for_the_report(capsys):
+    assert main(["fit", "table.csv", "--model", "pendulum", "--profiles"]) == 2
+    assert "--profiles is for the report: give --out folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "asked"), [([], False), (["--profiles"], True)])
+def test_the_report_has_profiles_if_asked_for(words, asked, recorder, monkeypatch, tmp_path):
+    asked_for = []
+
+    def record(result, folder, command, profiles, progress):
+        asked_for.append((profiles, progress))
+        return folder / "index.html"
+
+    monkeypatch.setattr(torchivp.cli.fit, "write_report", record)
+    assert main(["fit", "table.csv", "--model", "pendulum", "--quiet", "--out", str(tmp_path), *words]) == 0
+    assert asked_for == [(asked, False)]
 
 
 def test_progress_goes_to_stderr(finished):

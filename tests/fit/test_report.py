@@ -1,12 +1,17 @@
 import base64
+import hashlib
 import json
 import re
+import shutil
 import sys
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
+from subprocess import run
 
 import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 
 from fake_fit import FakeFit, several_trajectories
 from torchivp.fitting import Direction, Profile
@@ -62,7 +67,7 @@ def test_the_folder_holds_page_pictures_and_numbers(tmp_path):
     names = {"index.html", "fit.png", "residuals.png", "phase.png", "correlation.png", "result.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert json.loads((folder / "result.json").read_text())["nll"] == FakeFit().nll
-    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', index.read_text())
+    embedded = re.findall(r'<img src="data:image/png;base64,([^"]+)"', index.read_text())
     pictures = [(folder / f"{name}.png").read_bytes() for name in ("fit", "phase", "residuals", "correlation")]
     assert [base64.b64decode(picture) for picture in embedded] == pictures
 
@@ -70,8 +75,72 @@ def test_the_folder_holds_page_pictures_and_numbers(tmp_path):
 def test_the_page_loads_nothing(page):
     outside = [address for address in page.loads if not address.startswith("data:image/png;base64,")]
     assert outside == ["result.json"]
-    assert "script" not in page.tags
     assert "link" not in page.tags
+
+
+def scripts_of(folder):
+    """The policy of the page in a folder, and its scripts: the figures, plotly.js, and what draws."""
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]
+    figures, packed, draws = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.DOTALL)
+    return policy, json.loads(figures), zlib.decompress(base64.b64decode(packed)).decode(), draws
+
+
+def test_the_page_may_run_its_own_two_scripts_and_load_nothing(tmp_path):
+    write_report(FakeFit(), tmp_path)
+    policy, _, plotly, draws = scripts_of(tmp_path)
+    allowed = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in (plotly, draws)]
+    assert policy.startswith("default-src 'none'; ")
+    assert re.findall(r"script-src ([^;]+)", policy) == [" ".join(f"'sha256-{each}'" for each in allowed)]
+    assert plotly == get_plotlyjs()
+
+
+def test_every_picture_but_the_correlations_answers_the_pointer(tmp_path):
+    write_report(FakeFit(), tmp_path, profiles={"alpha": profile_of("alpha"), "beta": profile_of("beta")})
+    figures = scripts_of(tmp_path)[1]["figures"]
+    assert {name: len(parts) for name, parts in figures.items()} == {
+        "fit": 1,
+        "residuals": 2,
+        "phase": 1,
+        "profiles": 2,
+    }
+    text = (tmp_path / "index.html").read_text()
+    for name, parts in figures.items():
+        assert f'<div class="plots" id="plots-{name}">{len(parts) * "<div></div>"}</div>' in text
+    night = scripts_of(tmp_path)[1]["night"]
+    used = {color[:7] for color in re.findall(r'color":"(#\w{6,8})"', json.dumps(figures, separators=(",", ":")))}
+    assert used <= set(night), "each colour has one for dark pages"
+
+
+@pytest.mark.parametrize("way", ["asked for", "without plotly"])
+def test_still_pictures_alone(way, tmp_path, monkeypatch):
+    if way == "without plotly":
+        monkeypatch.delitem(sys.modules, "torchivp.plot.interactive", raising=False)
+        monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    page = read(FakeFit(), tmp_path, interactive=way != "asked for")
+    assert "script" not in page.tags and "script-src" not in (tmp_path / "index.html").read_text()
+    assert ("since plotly is missing: pip install 'torchivp[fit]'" in page.text) == (way == "without plotly")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
+def test_a_browser_draws_the_pictures(tmp_path):
+    write_report(FakeFit(), tmp_path, profiles={"alpha": profile_of("alpha")})
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=60000", "--dump-dom"]
+    options += [f"--user-data-dir={tmp_path / 'browser'}"]
+    drawn = run(["chromium", *options, (tmp_path / "index.html").as_uri()], capture_output=True, text=True, check=True)
+    assert re.findall(r'<figure class="(\w+)[^"]*drawn', drawn.stdout) == ["fit", "profiles", "phase", "residuals"]
+    assert drawn.stdout.count('class="main-svg"') >= 5
+
+
+def test_a_band_of_measurements_that_is_not_known_is_not_promised(tmp_path, page):
+    class Unknown(FakeFit):
+        def prediction_band(self, t, trajectory=0):
+            return np.full((len(t), 2), np.nan), np.full((len(t), 2), np.nan)
+
+    text = read(Unknown(), tmp_path).text
+    assert "There is none for a new measurement, whose standard deviation is not known." in text
+    assert "the lighter one a new measurement" not in text and "the lighter one a new measurement" in page.text
 
 
 def test_the_page_states_the_numbers(page):
@@ -96,8 +165,9 @@ def test_everything_is_escaped(tmp_path):
     result.data.observables[0] = evil
     result.estimates[0] = replace(result.estimates[0], name=evil, description=evil, unit=evil)
     page = read(result, tmp_path, command=f"torchivp fit {evil}")
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 3, "those of the page"
     assert page.text.count(evil) >= 6
+    assert scripts_of(tmp_path)[1]["figures"]["fit"][0]["layout"]["yaxis"]["title"]["text"].startswith("&lt;script")
 
 
 def test_fixed_quantities_are_said_to_be_fixed(tmp_path):
@@ -161,7 +231,7 @@ def test_profiles_are_shown_if_there_are_some(tmp_path, page):
 
 def test_all_profiles_are_computed_if_asked_for(tmp_path):
     result = FakeFit()
-    result.profiles = lambda: {name: profile_of(name) for name in result.free_names}
+    result.profiles = lambda progress: {name: profile_of(name) for name in result.free_names}
     assert "beta 0.5500 0.4700 to 0.6300" in read(result, tmp_path, profiles=True).text
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,9 +123,9 @@ def _interactive(result: FitResult, profiles: Mapping[str, Profile]) -> tuple[_L
     from markupsafe import Markup
 
     try:
-        from plotly.offline import get_plotlyjs
-
         from torchivp.plot.interactive import interactive_pictures
+
+        packed, plotly_hash = _packed_plotly()
     except ImportError:
         return None, "plotly is missing: pip install 'torchivp[fit]'"
     from torchivp.plot.style import NIGHT
@@ -135,16 +136,24 @@ def _interactive(result: FitResult, profiles: Mapping[str, Profile]) -> tuple[_L
     )
     # No "<" in JSON can end the element that it stands in, whatever the names are.
     text = f'{{"night":{json.dumps(NIGHT)},"figures":{{{each}}}}}'.replace("<", r"\u003c")
-    plotly = get_plotlyjs()
     script = files("torchivp.fitting").joinpath("templates/report.js").read_text(encoding="utf-8")
     live = _Live(
         counts={name: len(parts) for name, parts in figures.items()},
         figures=Markup(text),
-        plotly=base64.b64encode(zlib.compress(plotly.encode(), 9)).decode("ascii"),
+        plotly=packed,
         script=Markup(script),
-        hashes=" ".join(f"'sha256-{_hash(each)}'" for each in (plotly, script)),
+        hashes=f"'sha256-{plotly_hash}' 'sha256-{_hash(script)}'",
     )
     return live, ""
+
+
+@cache
+def _packed_plotly() -> tuple[str, str]:
+    """plotly.js, compressed, as base64; and its hash."""
+    from plotly.offline import get_plotlyjs
+
+    plotly = get_plotlyjs()
+    return base64.b64encode(zlib.compress(plotly.encode(), 9)).decode("ascii"), _hash(plotly)
 
 
 def _hash(text: str) -> str:
