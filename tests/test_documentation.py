@@ -2,7 +2,8 @@
 
 The snippets of a file run in order, in one namespace and one directory, as a reader would type them in:
 `python` blocks in this process, and the lines of `console` and `bash` blocks that begin with `$ torchivp`
-in a shell. A block marked `{.no-run}` is skipped.
+in a shell. A block marked `{.no-run}` is skipped, and a `text` block marked `{.printed}` is what the Python block
+before it prints, but for the width of its lines; `...` in it stands for anything.
 """
 
 import os
@@ -53,6 +54,8 @@ def snippets(text: str) -> list[Snippet]:
             continue
         if language in ("python", "py"):
             found.append(Snippet("python", code, line))
+        elif language == "text" and "printed" in flags:
+            found.append(Snippet("printed", code, line))
         elif language in ("console", "bash"):
             for command in COMMAND.finditer(code):
                 found.append(Snippet("shell", command[1], line + code.count("\n", 0, command.start())))
@@ -80,13 +83,19 @@ def run_shell(page: Path, snippet: Snippet) -> None:
         fail(page, snippet.line, f"$ {snippet.code}\n{done.stdout}{done.stderr}exit status {done.returncode}")
 
 
+def is_like(shown: str, printed: str) -> bool:
+    """Whether a page shows what was printed: the same words, with `...` for anything."""
+    pattern = ".*".join(re.escape(part) for part in " ".join(shown.split()).split("..."))
+    return re.fullmatch(pattern, " ".join(printed.split())) is not None
+
+
 def fail(page: Path, line: int, report: str) -> None:
     """Fail the test, naming the line of the page."""
     pytest.fail(f"{page.relative_to(ROOT)}:{line}: this snippet fails\n{report}", pytrace=False)
 
 
 @each_page
-def test_snippets_run(page, tmp_path, monkeypatch):
+def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     monkeypatch.chdir(tmp_path)
     main = types.ModuleType("__main__")  # which func is looked up in when it is compiled
@@ -94,7 +103,12 @@ def test_snippets_run(page, tmp_path, monkeypatch):
     namespace = vars(main)
     for snippet in snippets(page.read_text(encoding="utf-8")):
         if snippet.language == "python":
+            capsys.readouterr()
             run_python(page, snippet, namespace)
+        elif snippet.language == "printed":
+            printed = capsys.readouterr().out
+            if not is_like(snippet.code, printed):
+                fail(page, snippet.line, f"printed was\n{printed}")
         else:
             run_shell(page, snippet)
 
@@ -161,6 +175,14 @@ def test_a_page_is_read_as_its_reader_does():
         Report written.
         $ torchivp models
         ```
+
+        ```text {.printed}
+        1
+        ```
+
+        ```text
+        not checked
+        ```
         """
     )
     assert snippets(text) == [
@@ -168,7 +190,14 @@ def test_a_page_is_read_as_its_reader_does():
         Snippet("python", "b = 2\n", 9),
         Snippet("shell", "torchivp fit data.csv \\\n    --out report", 18),
         Snippet("shell", "torchivp models", 21),
+        Snippet("printed", "1\n", 25),
     ]
+
+
+def test_what_is_printed_is_compared_word_for_word():
+    assert is_like("off by ... at\nthe end\n", "off by 3e-5 at the end")
+    assert not is_like("off by ... at\nthe end\n", "off by 3e-5 at the start")
+    assert not is_like("a.c", "abc")
 
 
 def test_the_readme_lists_every_page_and_every_example():
