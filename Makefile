@@ -41,7 +41,7 @@ types: $(VENV)/.installed-dev ## check types
 	@$(BIN)/pyright
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
+	@NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
 
 bench: $(VENV)/.installed-bench ## run the benchmarks, side by side with other libraries
 	@$(BIN)/python -m benchmarks $(ARGS)
