@@ -1,4 +1,4 @@
-"""What mkdocs asks while it builds the site: it runs the gallery, and no page may show the marks of a code block as text.
+"""What mkdocs asks while it builds the site: it runs the gallery, and lets no page show the marks of a code block.
 
 A page of the gallery is Markdown like the others. Its Python blocks are run here, in a folder of their own with the
 repository's `examples/`; what they print is put below them, and the pictures that they save are files of the site. So a
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+
 from snippets import with_what_they_print
 
 log = logging.getLogger("mkdocs.hooks.gallery")
@@ -45,7 +46,8 @@ def gallery_page(text: str, path: Path) -> tuple[str, dict[str, bytes]]:
 
 def is_in_gallery(file: File, config) -> bool:
     """Whether a file is a page of the gallery, which is run unless the configuration says otherwise."""
-    return file.src_uri.startswith("gallery/") and file.is_documentation_page() and config.extra.get("run_gallery", True)
+    runs = config.extra.get("run_gallery", True)
+    return runs and file.src_uri.startswith("gallery/") and file.is_documentation_page()
 
 
 def on_files(files, config):

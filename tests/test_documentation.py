@@ -144,7 +144,9 @@ def test_a_page_of_the_gallery_that_fails_fails_the_site(tmp_path, caplog):
 
 
 def test_what_code_prints_is_put_below_it():
-    text = "# A\n\n```python\nx = 6\nprint(x)\n```\n\n```python {.source}\nprint('y = 1')\n```\n\n```python\nx += 1\n```\n"
+    text = (
+        "# A\n\n```python\nx = 6\nprint(x)\n```\n\n```python {.source}\nprint('y = 1')\n```\n\n```python\nx = 1\n```\n"
+    )
     shown = with_what_they_print(text, "a.md")
     assert shown == text.replace("print(x)\n```", "print(x)\n```\n\n```text {.output}\n6\n```").replace(
         "print('y = 1')\n```", "print('y = 1')\n```\n\n```python {.output}\ny = 1\n```"
