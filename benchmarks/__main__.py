@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def main() -> None:
     show(results, console)
     write(results, options.out)
     if options.page is not None:
-        write_page(results, options.page, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
+        write_page(results, options.page, options.only)
     console.print(f"Written to {options.out}.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -87,35 +88,47 @@ def show(results: Results, console: Console) -> None:
         console.print(sentence)
 
 
-def write_page(results: Results, path: Path, command: str) -> None:
-    """Write the same tables as a page of the documentation, with what they were measured by, on and when."""
+def write_page(results: Results, path: Path, only: str) -> None:
+    """Write the same tables as a page of the documentation, with what they were measured by, on and when.
+
+    Args:
+        results: what was measured.
+        path: the page.
+        only: what the names of the cases contain, "" for all of them.
+    """
+    chosen = f"--only {shlex.quote(only)} " if only else ""
+    command = f"python -m benchmarks {chosen}--repeats {results.repeats} --page {path}"
     facts = results.as_json()
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     load = facts["load"][1]
     page = [
         "# Benchmarks",
-        f"This page was written by `{command}`, and nothing on it by hand. `benchmarks/README.md` says how\n"
-        "everything is measured. A time means little without the error beside it.",
+        f"This page was written by `{command}`,\n"
+        "and nothing on it by hand. `benchmarks/README.md` says how everything is measured. A time means little\n"
+        "without the error beside it.",
         "\n".join(
             [
                 "| | |",
                 "|---|---|",
                 f"| date | {facts['date']} |",
-                f"| machine | {facts['processor']}, {facts['processors']} cores; {facts['platform']} |",
+                f"| machine | {facts['processor']}, {facts['processors']} cores; {platform.system()} {platform.machine()} |",
                 f"| load of the machine, mean of the last five minutes | {load:.1f} |",
                 f"| versions | {versions}, Python {facts['python']} |",
                 f"| threads, pairs of samples | {facts['threads']}, {facts['repeats']} |",
             ]
         ),
     ]
+    if only:
+        page.append("These are some of the cases: without `--only` there are all, and other libraries beside them.")
     if load > facts["processors"]:
         page.append(
             "The machine had more to do than this. Ratios are of calls that took turns, and bear it; single times and\n"
             "small differences do not."
         )
     for table in _tables(results):
-        page += [f"## {table.title}", _markdown(table)]
-        page += [str(table.caption)] if table.caption else []
+        heading, _, meaning = str(table.title).partition("; ")
+        page += [f"## {heading}", *([f"{meaning[0].upper()}{meaning[1:]}."] if meaning else []), _markdown(table)]
+        page += [f"{table.caption}."] if table.caption else []
     page += _remarks(results)
     path.write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
@@ -149,9 +162,10 @@ def _remarks(results: Results) -> list[str]:
 
 
 def _markdown(table: Table) -> str:
-    """A table of the terminal as one of Markdown."""
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    lines = [[str(column.header) for column in table.columns], ["---" for _ in table.columns], *rows]
+    """A table of the terminal as one of Markdown, without what the developers aim at."""
+    columns = [column for column in table.columns if column.header != "target"]
+    rows = zip(*(column.cells for column in columns), strict=True)
+    lines = [[str(column.header) for column in columns], ["---" for _ in columns], *rows]
     return "\n".join("| " + " | ".join(Text.from_markup(str(cell)).plain for cell in line) + " |" for line in lines)
 
 
