@@ -45,7 +45,7 @@ types: $(VENV)/.installed-dev ## check types
 	@$(BIN)/pyright
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
+	@NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict # not --quiet, which would hide warnings from --strict
 
 package: $(VENV)/.installed-dev ## build sdist and wheel into dist/, and try the wheel in an environment without extras
 	@rm -rf dist

@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.cases import Scaling, all_cases, measure, measure_scaling, noise
 from benchmarks.harness import prepare
 from benchmarks.problems import reference_against_scipy
-from benchmarks.report import Results, show, write
+from benchmarks.report import Results, show, write, write_page
 from benchmarks.rows import measure_rows
 from benchmarks.sde import CASES as SDE_CASES
 from benchmarks.sde import measure_sde
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose name contains this")
     parser.add_argument("--repeats", type=int, default=15, metavar="N", help="pairs of samples for each case (15)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also write the tables as a page, docs/benchmarks.md")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
@@ -61,6 +62,8 @@ def main() -> None:
         )
     show(results, console)
     write(results, options.out)
+    if options.page is not None:
+        write_page(results, options.page, options.only)
     console.print(f"Written to {options.out}.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.cases import Cost, Row, Scaling
 from benchmarks.harness import Timing
@@ -57,7 +59,9 @@ class Results:
             "versions": {name: version(name) for name in ("torchivp", "torch", "torchdiffeq", "torchsde")},
             "python": platform.python_version(),
             "platform": platform.platform(),
+            "processor": processor(),
             "processors": os.cpu_count(),
+            "load": os.getloadavg(),
             "threads": torch.get_num_threads(),
             "repeats": self.repeats,
             "noise": None if self.noise is None else _spread(self.noise),
@@ -78,22 +82,91 @@ def write(results: Results, folder: Path) -> None:
 
 
 def show(results: Results, console: Console) -> None:
-    if results.rows:
-        console.print(_times(results.rows))
-        console.print(_costs(results.rows))
-    if results.batches:
-        console.print(_batches(results.batches))
-    if results.stochastic:
-        console.print(_stochastic(results.stochastic))
-    if results.scaling is not None:
-        console.print(_memory(results.scaling))
+    for table in _tables(results):
+        console.print(table)
+    for sentence in _remarks(results):
+        console.print(sentence)
+
+
+def write_page(results: Results, path: Path, only: str) -> None:
+    """Write the same tables as a page of the documentation, with what they were measured by, on and when.
+
+    Args:
+        results: what was measured.
+        path: the page.
+        only: what the names of the cases contain, "" for all of them.
+    """
+    chosen = f"--only {shlex.quote(only)} " if only else ""
+    command = f"python -m benchmarks {chosen}--repeats {results.repeats} --page {path}"
+    facts = results.as_json()
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    load = facts["load"][1]
+    page = [
+        "# Benchmarks",
+        f"This page was written by `{command}`,\n"
+        "and nothing on it by hand. `benchmarks/README.md` says how everything is measured. A time means little\n"
+        "without the error beside it.",
+        "\n".join(
+            [
+                "| | |",
+                "|---|---|",
+                f"| date | {facts['date']} |",
+                f"| machine | {facts['processor']}, {facts['processors']} cores; {platform.system()} {platform.machine()} |",
+                f"| load of the machine, mean of the last five minutes | {load:.1f} |",
+                f"| versions | {versions}, Python {facts['python']} |",
+                f"| threads, pairs of samples | {facts['threads']}, {facts['repeats']} |",
+            ]
+        ),
+    ]
+    if only:
+        page.append("These are some of the cases: without `--only` there are all, and other libraries beside them.")
+    if load > facts["processors"]:
+        page.append(
+            "The machine had more to do than this. Ratios are of calls that took turns, and bear it; single times and\n"
+            "small differences do not."
+        )
+    for table in _tables(results):
+        heading, _, meaning = str(table.title).partition("; ")
+        page += [f"## {heading}", *([f"{meaning[0].upper()}{meaning[1:]}."] if meaning else []), _markdown(table)]
+        page += [f"{table.caption}."] if table.caption else []
+    page += _remarks(results)
+    path.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _tables(results: Results) -> list[Table]:
+    """What was measured, a table for each kind."""
+    found = [_times(results.rows), _costs(results.rows)] if results.rows else []
+    found += [_batches(results.batches)] if results.batches else []
+    found += [_stochastic(results.stochastic)] if results.stochastic else []
+    return found + ([_memory(results.scaling)] if results.scaling is not None else [])
+
+
+def _remarks(results: Results) -> list[str]:
+    """How far the numbers are to be trusted."""
+    found = []
     if results.noise is not None:
         spread = _spread(results.noise)
-        console.print(
+        found.append(
             f"Noise: the same call on both sides gives a ratio of {spread['ratio']:.2f}, "
             f"from {spread['min']:.2f} to {spread['max']:.2f}."
         )
-    console.print(f"Reference: differs from SciPy's DOP853 by {results.scipy:.1e} on Lotka-Volterra.")
+    return [*found, f"Reference: differs from SciPy's DOP853 by {results.scipy:.1e} on Lotka-Volterra."]
+
+
+def _markdown(table: Table) -> str:
+    """A table of the terminal as one of Markdown, without what the developers aim at."""
+    columns = [column for column in table.columns if column.header != "target"]
+    rows = zip(*(column.cells for column in columns), strict=True)
+    lines = [[str(column.header) for column in columns], ["---" for _ in columns], *rows]
+    return "\n".join("| " + " | ".join(Text.from_markup(str(cell)).plain for cell in line) + " |" for line in lines)
 
 
 def _times(rows: Sequence[Row]) -> Table:

@@ -2,7 +2,10 @@
 
 The snippets of a file run in order, in one namespace and one directory, as a reader would type them in:
 `python` blocks in this process, and the lines of `console` and `bash` blocks that begin with `$ torchivp`
-in a shell. A block marked `{.no-run}` is skipped.
+in a shell. A block marked `{.no-run}` is skipped, and a `text` block marked `{.printed}` is what the Python block
+before it prints, but for the width of its lines; `...` in it stands for anything.
+
+The pages of the gallery are run while the site is built, by `docs/hooks.py`, and not here.
 """
 
 import os
@@ -11,22 +14,18 @@ import shutil
 import sys
 import textwrap
 import traceback
-import types
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from programs import run_program
+from snippets import FENCE, Snippet, main_module, run, snippets, with_what_they_print
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HOME = ROOT / "docs" / "index.md"
+GALLERY = [page for page in PAGES if page.parent.name == "gallery" and page.stem != "index"]
 
-FENCE = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<ticks>`{3,})(?P<info>[^`\n]*)\n(?P<code>.*?)^(?P=indent)(?P=ticks)[ \t]*$",
-    re.M | re.S,
-)
-COMMAND = re.compile(r"^\$ (torchivp (?:.*\\\n)*.*)$", re.M)
 INFO = re.compile(r"""[\w+-]*(?: \{[^{}]*\}|(?: \w+="[^"]*")*)""")
 """What may follow the ticks of a fence: the site takes a block with anything else for text."""
 LINK = re.compile(r"""\]\(\s*<?([^\s)>]+)|^\[[^\]]+\]:\s+(\S+)|(?:src|href)=["']([^"']+)""", re.M)
@@ -34,39 +33,13 @@ LINK = re.compile(r"""\]\(\s*<?([^\s)>]+)|^\[[^\]]+\]:\s+(\S+)|(?:src|href)=["']
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-class Snippet(NamedTuple):
-    """A piece of code and the line of its page on which it starts."""
-
-    language: str
-    code: str
-    line: int
-
-
-def snippets(text: str) -> list[Snippet]:
-    """The snippets of a page that can be run: Python blocks whole, shell blocks command by command."""
-    found = []
-    for fence in FENCE.finditer(text):
-        language, *flags = re.findall(r"[\w-]+", fence["info"]) or [""]
-        line = text.count("\n", 0, fence.start("code")) + 1
-        code = textwrap.dedent(fence["code"])
-        if "no-run" in flags:
-            continue
-        if language in ("python", "py"):
-            found.append(Snippet("python", code, line))
-        elif language in ("console", "bash"):
-            for command in COMMAND.finditer(code):
-                found.append(Snippet("shell", command[1], line + code.count("\n", 0, command.start())))
-    return found
-
-
 def run_python(page: Path, snippet: Snippet, namespace: dict) -> None:
-    """Run a snippet so that its tracebacks, and `inspect.getsource`, see the page and its line numbers."""
-    code = "\n" * (snippet.line - 1) + snippet.code
+    """Run a snippet; the test fails if it does."""
     try:
-        exec(compile(code, str(page), "exec"), namespace)
+        run(page, snippet, namespace)
         return
     except Exception as caught:
-        error = caught.with_traceback(caught.__traceback__.tb_next)  # without this function's own frame
+        error = caught.with_traceback(caught.__traceback__.tb_next.tb_next)  # without frames of the test's own
     in_page = [at.lineno for at in traceback.extract_tb(error.__traceback__) if at.filename == str(page)]
     line = in_page[-1] if in_page else getattr(error, "lineno", snippet.line)
     fail(page, line, "".join(traceback.format_exception(error)))
@@ -80,23 +53,34 @@ def run_shell(page: Path, snippet: Snippet) -> None:
         fail(page, snippet.line, f"$ {snippet.code}\n{done.stdout}{done.stderr}exit status {done.returncode}")
 
 
+def is_like(shown: str, printed: str) -> bool:
+    """Whether a page shows what was printed: the same words, with `...` for anything."""
+    pattern = ".*".join(re.escape(part) for part in " ".join(shown.split()).split("..."))
+    return re.fullmatch(pattern, " ".join(printed.split())) is not None
+
+
 def fail(page: Path, line: int, report: str) -> None:
     """Fail the test, naming the line of the page."""
     pytest.fail(f"{page.relative_to(ROOT)}:{line}: this snippet fails\n{report}", pytrace=False)
 
 
-@each_page
-def test_snippets_run(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in GALLERY], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     monkeypatch.chdir(tmp_path)
-    main = types.ModuleType("__main__")  # which func is looked up in when it is compiled
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    namespace = vars(main)
-    for snippet in snippets(page.read_text(encoding="utf-8")):
-        if snippet.language == "python":
-            run_python(page, snippet, namespace)
-        else:
-            run_shell(page, snippet)
+    with main_module() as namespace:
+        for snippet in snippets(page.read_text(encoding="utf-8")):
+            if snippet.language == "python":
+                capsys.readouterr()
+                run_python(page, snippet, namespace)
+            elif snippet.language == "printed":
+                printed = capsys.readouterr().out
+                if not is_like(snippet.code, printed):
+                    fail(page, snippet.line, f"printed was\n{printed}")
+            else:
+                run_shell(page, snippet)
 
 
 @each_page
@@ -107,11 +91,12 @@ def test_fences_are_such_as_the_site_understands(page):
 
 
 def build_site(folder: Path, **options) -> None:
-    """Build the site as `make docs` does, but for its theme and the docstrings, which take long."""
+    """Build the site as `make docs` does, but for its theme, the docstrings and the gallery, which take long."""
     build = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is installed by `make docs`")
     from mkdocs.config import load_config
 
-    build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), theme="mkdocs", plugins=[], **options))
+    options = {"theme": "mkdocs", "plugins": [], "extra": {"run_gallery": False}, **options}
+    build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), **options))
 
 
 def test_the_site_is_built_without_a_fence_in_its_text(tmp_path):
@@ -128,12 +113,54 @@ def test_a_site_with_a_fence_in_its_text_is_not_built(code, tmp_path, caplog):
     assert re.search(r"index\.md: a fence is shown as text: .*python no-run", caplog.text)
 
 
+def site_of_a_gallery(folder: Path, code: str) -> Path:
+    """Build a site with one page in its gallery."""
+    (folder / "docs" / "gallery").mkdir(parents=True)
+    (folder / "docs" / "index.md").write_text("# Home\n")
+    (folder / "docs" / "gallery" / "page.md").write_text(f"# Page\n\n```python\n{code}```\n\n![A line](line.svg)\n")
+    build_site(folder / "site", docs_dir=str(folder / "docs"), nav=None, extra={})
+    return folder / "site" / "gallery"
+
+
+def test_a_page_of_the_gallery_shows_what_its_code_prints_and_draws(tmp_path):
+    code = """
+from matplotlib.figure import Figure
+
+figure = Figure()
+figure.subplots().plot([0, 1])
+figure.savefig("line.svg")
+print(6 * 7, "points")
+"""
+    built = site_of_a_gallery(tmp_path, code)
+    page = (built / "page" / "index.html").read_text()
+    assert "42 points" in page and 'src="../line.svg"' in page
+    assert "<svg" in (built / "line.svg").read_text()
+
+
+def test_a_page_of_the_gallery_that_fails_fails_the_site(tmp_path, caplog):
+    with pytest.raises(Exception, match="BuildError"):
+        site_of_a_gallery(tmp_path, "assert 1 == 2, 'the closed form'\n")
+    assert "page.md: its code fails: AssertionError: the closed form" in caplog.text
+
+
+def test_what_code_prints_is_put_below_it():
+    text = (
+        "# A\n\n```python\nx = 6\nprint(x)\n```\n\n```python {.source}\nprint('y = 1')\n```\n\n```python\nx = 1\n```\n"
+    )
+    shown = with_what_they_print(text, "a.md")
+    assert shown == text.replace("print(x)\n```", "print(x)\n```\n\n```text {.output}\n6\n```").replace(
+        "print('y = 1')\n```", "print('y = 1')\n```\n\n```python {.output}\ny = 1\n```"
+    )
+
+
 @each_page
 def test_relative_links_resolve(page):
     text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
     targets = (next(filter(None, groups)) for groups in LINK.findall(text))
     relative = [target.split("#")[0] for target in targets if not re.match(r"[a-z]+:|//", target)]
-    broken = [target for target in relative if not (page.parent / target).exists()]
+    drawn = set(re.findall(r'savefig\("(\S+)"', "".join(page.read_text(encoding="utf-8") for page in GALLERY)))
+    in_gallery = page.parent.name == "gallery"
+    broken = [x for x in relative if not ((page.parent / x).exists() or (in_gallery and x in drawn))]
     assert not broken, f"{page.relative_to(ROOT)} links to what does not exist: {broken}"
 
 
@@ -161,6 +188,14 @@ def test_a_page_is_read_as_its_reader_does():
         Report written.
         $ torchivp models
         ```
+
+        ```text {.printed}
+        1
+        ```
+
+        ```text
+        not checked
+        ```
         """
     )
     assert snippets(text) == [
@@ -168,20 +203,33 @@ def test_a_page_is_read_as_its_reader_does():
         Snippet("python", "b = 2\n", 9),
         Snippet("shell", "torchivp fit data.csv \\\n    --out report", 18),
         Snippet("shell", "torchivp models", 21),
+        Snippet("printed", "1\n", 25),
     ]
+
+
+def test_what_is_printed_is_compared_word_for_word():
+    assert is_like("off by ... at\nthe end\n", "off by 3e-5 at the end")
+    assert not is_like("off by ... at\nthe end\n", "off by 3e-5 at the start")
+    assert not is_like("a.c", "abc")
 
 
 def test_the_readme_lists_every_page_and_every_example():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    wanted = [f"](docs/{page.name})" for page in PAGES[1:] if page.name != "index.md"]
+    wanted = [f"](docs/{page.relative_to(ROOT / 'docs')})" for page in PAGES[1:] if page not in [HOME, *GALLERY]]
     wanted += [f"`{example.name}`" for example in (ROOT / "examples").glob("*.py")]
     assert not [name for name in wanted if name not in readme]
 
 
 def test_the_first_page_and_the_menu_list_every_page():
-    first, menu = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/index.md", "mkdocs.yml"))
-    names = [page.name for page in PAGES[1:] if page.name != "index.md"]
-    assert not [name for name in names if f"]({name})" not in first or f": {name}\n" not in menu]
+    first, menu = (path.read_text(encoding="utf-8") for path in (HOME, ROOT / "mkdocs.yml"))
+    names = [str(page.relative_to(ROOT / "docs")) for page in PAGES[1:] if page != HOME]
+    assert not [name for name in names if f" {name}\n" not in menu]
+    assert not [name for name in names if f"]({name})" not in first and ROOT / "docs" / name not in GALLERY]
+
+
+def test_the_gallery_shows_every_page():
+    index = (ROOT / "docs" / "gallery" / "index.md").read_text(encoding="utf-8")
+    assert not [page.name for page in GALLERY if f"]({page.name})" not in index]
 
 
 def test_every_public_name_is_in_the_reference():

@@ -395,9 +395,7 @@ def test_infusions_are_those_of_the_closed_form(backend):
     curve = infused(t, 5, 2, 0.2) + infused(t - 8, 10, 1.5, 0.2)
     data = pd.concat(
         [
-            pd.DataFrame(
-                {"time": days, "amount": curve + (t >= 12) * 3 * np.exp(-0.2 * (t - 12)), "rat": "A"}
-            ),
+            pd.DataFrame({"time": days, "amount": curve + (t >= 12) * 3 * np.exp(-0.2 * (t - 12)), "rat": "A"}),
             pd.DataFrame({"time": days, "amount": infused(t - 3, 4, 6, 0.2), "rat": "B"}),
         ]
     )

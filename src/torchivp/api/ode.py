@@ -177,6 +177,13 @@ def odeint(
     Raises:
         SolveError: the last time was not reached, or no event happened; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import odeint
+        >>> y = odeint(lambda t, y: -y, torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 1.0, 2.0]))
+        >>> y.shape, bool((y[:, 0] - torch.exp(-torch.arange(3.0))).abs().max() < 1e-6)
+        (torch.Size([3, 1]), True)
     """
     refuse_keywords(odeint, unknown, _ADVICE)
     forward_options = read_options("options", options)
@@ -262,6 +269,15 @@ def odeint_adjoint(
     Raises:
         SolveError: the last time, or in the backward pass the first, was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import odeint_adjoint
+        >>> field = torch.nn.Linear(2, 2)
+        >>> y = odeint_adjoint(lambda t, y: field(y), torch.ones(2), [0.0, 1.0])
+        >>> y[-1].sum().backward()
+        >>> field.weight.grad.shape
+        torch.Size([2, 2])
     """
     refuse_keywords(odeint_adjoint, unknown, _ADVICE)
     forward_options = read_options("options", options)
@@ -331,6 +347,14 @@ def odeint_event(
     Raises:
         SolveError: there was no event, or the solve failed; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import odeint_event
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> t, y = odeint_event(lambda t, y: -y, one, torch.tensor(0.0), event_fn=lambda t, y: y - 0.5)
+        >>> round(t.item(), 5)
+        0.69315
     """
     begin = check_number("t0", t0)
     if not math.isfinite(begin):
@@ -393,6 +417,13 @@ def odeint_dense(
     Raises:
         SolveError: `t1` was not reached.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import odeint_dense
+        >>> solution = odeint_dense(lambda t, y: -y, torch.ones(1, dtype=torch.float64), 0.0, 2.0)
+        >>> round(solution(1.0).item(), 5)
+        0.36788
     """
     refuse_keywords(odeint_dense, unknown, _ADVICE)
     begin, end = check_number("t0", t0), check_number("t1", t1)

@@ -158,6 +158,17 @@ def sdeint(
     Raises:
         SolveError: adaptive steps did not reach the last time; the message says where, why and what to try.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import SDEIto, sdeint
+        >>> class OrnsteinUhlenbeck(SDEIto):
+        ...     def f(self, t, y):
+        ...         return -y
+        ...     def g(self, t, y):
+        ...         return torch.full_like(y, 0.5)
+        >>> sdeint(OrnsteinUhlenbeck("diagonal"), torch.ones(1000, 1), [0.0, 1.0, 4.0], dt=0.1, seed=0).shape
+        torch.Size([3, 1000, 1])
     """
     refuse_keywords(sdeint, unknown, _ADVICE)
     adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)
@@ -248,6 +259,22 @@ def sdeint_adjoint(
     Raises:
         SolveError: adaptive steps did not reach the last time, or in the backward pass the first.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import SDEStratonovich, sdeint_adjoint
+        >>> class Geometric(SDEStratonovich):
+        ...     def __init__(self):
+        ...         super().__init__("diagonal")
+        ...         self.growth = torch.nn.Parameter(torch.tensor(0.1))
+        ...     def f(self, t, y):
+        ...         return self.growth * y
+        ...     def g(self, t, y):
+        ...         return 0.2 * y
+        >>> sde = Geometric()
+        >>> sdeint_adjoint(sde, torch.ones(8, 1), [0.0, 1.0], dt=0.1).mean().backward()
+        >>> bool(sde.growth.grad > 0)
+        True
     """
     refuse_keywords(sdeint_adjoint, unknown, _ADVICE)
     adaptive, extra = check_flag("adaptive", adaptive), check_flag("extra", extra)

@@ -43,6 +43,16 @@ class Event:
         TypeError: `g` or `apply` is not callable, or another argument or an attribute of `g` is of the wrong type.
         ValueError: `direction`, `max_count` or `checks` is out of range, `terminal` and `max_count` are both given, or
             an attribute of `g` is out of range or contradicts an argument.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import Event, solve_ivp
+        >>> def flight(t, y):  # height and velocity
+        ...     return torch.stack((y[1], torch.full_like(y[1], -9.81)))
+        >>> ground = Event(lambda t, y: y[0], direction=-1, terminal=True)
+        >>> landed = solve_ivp(flight, (0, 100), torch.tensor([20.0, 0.0]).double(), events=ground)
+        >>> round(landed.events.t.item(), 4), landed.status.outcome.value
+        (2.0193, 'event')
     """
 
     g: Callable[..., Any]
@@ -150,6 +160,14 @@ class Scheduled:
 
     Raises:
         TypeError: `apply` is not callable.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import Scheduled, solve_ivp
+        >>> doses = Scheduled([0.0, 12.0], lambda t, y, dose: y + dose, [100.0, 50.0])
+        >>> amount = solve_ivp(lambda t, y: -0.1 * y, (0, 24), torch.zeros(1).double(), events=doses).final
+        >>> round(amount.item(), 2)
+        24.13
     """
 
     times: Any

@@ -44,6 +44,14 @@ class Checkpointed:
     Raises:
         TypeError: `checkpoints` is not a whole number.
         ValueError: it is less than 2.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import Checkpointed, solve_ivp
+        >>> y0 = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        >>> end = solve_ivp(lambda t, y: -y, (0, 1), y0, gradient=Checkpointed(checkpoints=10)).final
+        >>> round(torch.autograd.grad(end, y0)[0].item(), 5)
+        0.36788
     """
 
     checkpoints: int | None = None

@@ -73,6 +73,13 @@ class BrownianInterval(BaseBrownian):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or two do not fit each other.
+
+    Examples:
+        >>> from torchivp import BrownianInterval
+        >>> path = BrownianInterval(0.0, 1.0, size=(3, 2), entropy=7)
+        >>> whole, halves = path(0.0, 1.0), path(0.0, 0.5) + path(0.5, 1.0)
+        >>> bool((whole - halves).abs().max() < 1e-6)
+        True
     """
 
     def __init__(

@@ -78,6 +78,13 @@ class GridSteps:
 
     Raises:
         ValueError: when a solve begins, if the grid does not lead from its start to its end.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import GridSteps, solve_ivp
+        >>> grid = GridSteps(lambda times: [0.1, 0.5, 1.0])
+        >>> solve_ivp(lambda t, y: -y, (0, 1), torch.ones(1).double(), method="rk4", controller=grid).t.tolist()
+        [0.0, 0.1, 0.5, 1.0]
     """
 
     grid: Callable[[Times], Any] | None = None

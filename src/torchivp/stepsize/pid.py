@@ -67,6 +67,13 @@ class PIDController:
 
     Raises:
         ValueError: a size or factor is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import PIDController, solve_ivp
+        >>> smooth = PIDController(kp=0.4, ki=0.3, max_step=0.5)
+        >>> solve_ivp(lambda t, y: -y, (0, 5), torch.ones(1).double(), controller=smooth).success
+        True
     """
 
     kp: float = 0.0

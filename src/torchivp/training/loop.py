@@ -94,6 +94,17 @@ def train(
         RuntimeError: the loss or its gradient is not finite; the model is as it was before that step.
         TypeError, ValueError: an argument does not make sense; the message says how to mend it.
         ImportError: a library that `progress` or `record` needs is not installed.
+
+    Examples:
+        >>> import torch
+        >>> from torchivp import train
+        >>> from torchivp.data import SimulatedTrajectories
+        >>> from torchivp.models import Pendulum
+        >>> from torchivp.nn import NeuralODE
+        >>> data = SimulatedTrajectories(Pendulum().float(), torch.linspace(0, 2, 11), [1.0, 0.0], n=4, seed=0)
+        >>> model = NeuralODE(torch.nn.Linear(2, 2), output="trajectory", method="rk4", step_size=0.2)
+        >>> len(train(model, data, epochs=2).losses)
+        2
     """
     if checkpoint is None and checkpoint_every is not None:
         raise ValueError("checkpoint_every needs a file: give checkpoint='training.pt' too")

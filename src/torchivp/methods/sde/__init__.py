@@ -85,6 +85,12 @@ def sde_methods(sde_type: str | None = None, noise_type: str | None = None) -> l
 
     Raises:
         ValueError: there is no such calculus or noise.
+
+    Examples:
+        >>> from torchivp import sde_methods
+        >>> best = sde_methods("ito", "diagonal")[0]
+        >>> best.method, best.strong
+        ('srk', 1.5)
     """
     calculi = None if sde_type is None else check_sde_type(sde_type)
     noises = None if noise_type is None else check_noise_type(noise_type)
