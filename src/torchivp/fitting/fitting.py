@@ -35,13 +35,14 @@ from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
-from torchivp.fitting.solving.journal import Journal, identity_of_class
+from torchivp.fitting.solving.journal import FitJournal
 from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.filter import Filter
 from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
 from torchivp.fitting.stochastic.refusals import check_stochastic
 from torchivp.fused.refusal import CannotFuse
+from torchivp.journal import identity_of_class
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.models.stochastic_model import StochasticModel
@@ -281,7 +282,7 @@ def _journal(misfit: Misfit, path: str | Path | None, arguments: Mapping[str, An
     if path is None:
         yield
         return
-    with closing(Journal(path, _identity(arguments, misfit))) as misfit.shared.journal:
+    with closing(FitJournal(path, _identity(arguments, misfit))) as misfit.shared.journal:
         try:
             yield
         finally:

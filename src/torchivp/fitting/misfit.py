@@ -19,7 +19,7 @@ from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.inputs import Inputs
-from torchivp.fitting.solving.journal import Journal
+from torchivp.fitting.solving.journal import FitJournal
 from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
 from torchivp.fitting.solving.right_hand_side import check_gradient
 from torchivp.fitting.solving.step_loop import StepLoop
@@ -65,7 +65,7 @@ class Shared:
     """
 
     failure: str = "no solve has failed"
-    journal: Journal | None = None
+    journal: FitJournal | None = None
 
 
 class Misfit:

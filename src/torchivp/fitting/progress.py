@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from torchivp.terminal import live_line
 
 
 class Progress(Protocol):
@@ -32,13 +31,9 @@ def show_progress(progress: bool | Progress) -> Iterator[Progress]:
         yield silent
     elif progress is not True:
         yield progress
-    elif sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
-        from rich.console import Console
-
-        with Console(stderr=True).status("fitting") as status:
-            yield lambda stage, iteration, nll: status.update(_line(stage, iteration, nll))
     else:
-        yield _StageLines()
+        with live_line("fitting") as say:
+            yield lambda stage, iteration, nll: say(stage, _line(stage, iteration, nll))
 
 
 def _line(stage: str, iteration: int, nll: float) -> str:
@@ -47,16 +42,3 @@ def _line(stage: str, iteration: int, nll: float) -> str:
 
 def silent(stage: str, iteration: int, nll: float) -> None:
     """Say nothing."""
-
-
-class _StageLines:
-    """A line when a stage begins, and every few seconds within one."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._last = 0.0
-
-    def __call__(self, stage: str, iteration: int, nll: float) -> None:
-        if stage != self._stage or time.monotonic() - self._last > 5:
-            print(_line(stage, iteration, nll), file=sys.stderr, flush=True)
-            self._stage, self._last = stage, time.monotonic()
