@@ -116,6 +116,9 @@ Free = Annotated[
 Fix = Annotated[list[str] | None, _option(_ESTIMATED, "Hold a parameter or initial value.", metavar="NAME=VALUE")]
 Start = Annotated[list[str] | None, _option(_ESTIMATED, "Start the search there.", metavar="NAME=VALUE")]
 Starts = Annotated[int | None, _option(_ESTIMATED, "Search from so many starts.", min=1, metavar="N")]
+Processes = Annotated[
+    int | None, _option(_ESTIMATED, "Search from these starts on so many processes.", min=1, metavar="N")
+]
 Scale = Annotated[list[str] | None, _option(_ESTIMATED, "Estimate on log, linear or logit.", metavar="NAME=SCALE")]
 Bounds = Annotated[
     list[str] | None, _option(_ESTIMATED, "Bounds, either of which may be left out.", metavar="NAME=LOWER:UPPER")

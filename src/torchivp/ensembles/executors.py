@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -9,7 +10,7 @@ import platform
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -41,6 +42,20 @@ def processes(count: int) -> Executor:
     return ProcessPoolExecutor(count, mp_context=context)
 
 
+def portions(count: int, executor: Workers, each: int = 1) -> list[slice]:
+    """So many things in even portions, `each` of them for every worker, where it is known how many there are, else 8.
+
+    Args:
+        count: how many things there are.
+        executor: who takes them.
+        each: how many portions there are for each worker; with more of them no worker waits long for the others.
+    """
+    workers = executor if isinstance(executor, int) else getattr(executor, "_max_workers", None)
+    parts = min(count, each * (workers if isinstance(workers, int) else 8))
+    ends = [count * part // parts for part in range(parts + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
+
+
 class WorkersDied(RuntimeError):
     """Workers died of the same task again and again, or the executor cannot be made again."""
 
@@ -70,7 +85,7 @@ def in_order(
     executor: Workers,
     name: Callable[[int], str],
     threads: int = 1,
-) -> Iterator[T]:
+) -> Generator[T]:
     """What a function returns for each of many payloads, in their order.
 
     Args:

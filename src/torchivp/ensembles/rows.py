@@ -58,9 +58,9 @@ class Rows:
                 `lambda rng: rng.normal(size=3)`.
 
         Returns:
-            [count, ...]: what it returns for each row, float64 where that is NumPy's default.
+            [count, ...]: what it returns for each row, in NumPy's dtype, which is float64 for numbers with a point.
         """
-        return torch.stack([torch.as_tensor(draw(rng)) for rng in self.generators])
+        return torch.from_numpy(np.stack([np.asarray(draw(rng)) for rng in self.generators]))
 
 
 @contextmanager

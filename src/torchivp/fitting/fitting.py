@@ -16,6 +16,7 @@ import numpy as np
 
 from torchivp.api.fused import Backend, check_backend
 from torchivp.checks import check_positive, check_whole_number
+from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.events.event import Scheduled
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
@@ -36,7 +37,6 @@ from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
 from torchivp.fitting.solving.journal import FitJournal
-from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.filter import Filter
 from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
@@ -88,6 +88,7 @@ def fit(
     doses: Any = None,
     max_iterations: int = 200,
     starts: int | None = None,
+    executor: Workers = None,
     checkpoint: str | Path | None = None,
     backend: Backend = "auto",
     progress: bool | Progress = False,
@@ -165,6 +166,10 @@ def fit(
         max_iterations: the largest number of iterations of each search.
         starts: search from so many starts, spread within bounds and priors, or around the start values, instead of from
             as many as it takes to be sure; `result.attempts` says where each led.
+        executor: who searches from these `starts`: any `concurrent.futures.Executor`, a function that makes one, or a
+            number of processes (see `torchivp.ensemble`); None for this process. Each worker searches from a part of
+            them side by side; the result is the same to the last bit. `result.bootstrap` and `result.profiles` take one
+            too.
         checkpoint: a file to which all solves are written as they are made. A fit that was killed goes on from it when
             it is repeated with the same arguments, and ends at the same bits.
         backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
@@ -195,6 +200,10 @@ def fit(
     arguments = dict(locals())
     began = clock.perf_counter()
     _check_arguments(model, method, max_iterations, starts, start)
+    if check_executor(executor) is not None and starts is None:
+        raise ValueError(
+            "executor= searches from many starts: give starts=100, or give it to result.bootstrap and result.profiles"
+        )
     modes, columns = _split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
     if isinstance(data, Dataset):
@@ -258,7 +267,7 @@ def fit(
     _choose_solver(misfit, check_backend(backend), many=effects is not None)
     with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
         search = Search(misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts)
-        how = maximise_innovations if measurement else partial(maximise, given=start is not None)
+        how = maximise_innovations if measurement else partial(maximise, given=start is not None, executor=executor)
         maximum = find_maximum(search, how, automatic=atol is None)
         marginal = None
         if effects is not None:
@@ -314,7 +323,7 @@ def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:
 
 def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     """What tells a fit apart from others, whose solves are of no use to it."""
-    left_out = ("data", "model", "progress", "checkpoint", "observe", "derived")
+    left_out = ("data", "model", "progress", "checkpoint", "observe", "derived", "executor")
     said = {name: value for name, value in arguments.items() if name not in left_out}
     model, data = misfit.model, misfit.data
     series = [[getattr(one, each.name) for each in fields(one)] for one in data.trajectories]
@@ -377,8 +386,7 @@ def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
         except SolveError:
             pass
     try:
-        start = float(misfit.data.trajectories[0].t[0])
-        misfit.use(ModelKernel(misfit.solved, misfit.accuracy.method, misfit.owner, start))
+        misfit.compile()
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None

@@ -20,6 +20,7 @@ from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.inputs import Inputs
 from torchivp.fitting.solving.journal import FitJournal
+from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
 from torchivp.fitting.solving.right_hand_side import check_gradient
 from torchivp.fitting.solving.step_loop import StepLoop
@@ -113,6 +114,10 @@ class Misfit:
         """The number of solves so far, those at other accuracies included."""
         return self._paths.solves
 
+    def count(self, solves: int) -> None:
+        """Other processes have made so many solves."""
+        self._paths.solves += solves
+
     @property
     def failure(self) -> str:
         """Why the last solve that failed did so, in a sentence."""
@@ -126,6 +131,15 @@ class Misfit:
     def use(self, solver: Solver) -> None:
         """Solve by something else than the step loop."""
         self._paths.solver = solver
+
+    def compile(self) -> None:
+        """Solve by a kernel.
+
+        Raises:
+            CannotFuse: there is none; the message says why.
+        """
+        start = float(self.data.trajectories[0].t[0])
+        self.use(ModelKernel(self.solved, self.accuracy.method, self.owner, start))
 
     def at_accuracy(self, accuracy: Accuracy) -> Misfit:
         """The same misfit, solved in another way."""
@@ -152,8 +166,9 @@ class Misfit:
         return other
 
     def without_kernel(self) -> Misfit:
-        """The same misfit, solved by the step loop: a kernel belongs to its process, and this can be stored."""
+        """The same misfit, solved by the step loop and without a journal: those belong to its process."""
         other = copy.copy(self)
+        other.shared = Shared(self.shared.failure)
         other._paths = replace(self._paths, solver=self.step_loop)
         return other
 

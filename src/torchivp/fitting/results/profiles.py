@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import silent
 from torchivp.fitting.quantities import Scale
 from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
@@ -124,18 +126,7 @@ class _Unsolvable(Exception):
 
 def profile(result: FitResult, name: str, level: float = 0.95) -> Profile:
     """The profile likelihood of a free quantity; see `FitResult.profile`."""
-    if result.random is not None:
-        raise ValueError(
-            "profiles of a fit with random effects would need its marginal likelihood at every point, which they do "
-            "not maximise: take the intervals of the estimates"
-        )
-    if not 0 < level < 1:
-        raise ValueError(f"level must be a probability such as 0.95, got {level}")
-    if name not in result.free_names:
-        raise ValueError(
-            f"there is no profile of {name!r}: profiles are of the free parameters and initial states, "
-            f"{', '.join(result.free_names)}"
-        )
+    _check(result, name, level)
     walk = _Walk(result, result.free_names.index(name), level)
     below, above = walk.side(-1), walk.side(1)
     points = [*reversed(below.points), walk.start, *above.points]
@@ -157,6 +148,44 @@ def profile(result: FitResult, name: str, level: float = 0.95) -> Profile:
         open_above=above.why,
         warnings=_warnings(walk, points),
     )
+
+
+def _check(result: FitResult, name: str, level: float) -> None:
+    if result.random is not None:
+        raise ValueError(
+            "profiles of a fit with random effects would need its marginal likelihood at every point, which they do "
+            "not maximise: take the intervals of the estimates"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level must be a probability such as 0.95, got {level}")
+    if name not in result.free_names:
+        raise ValueError(
+            f"there is no profile of {name!r}: profiles are of the free parameters and initial states, "
+            f"{', '.join(result.free_names)}"
+        )
+
+
+def profiles(
+    result: FitResult, names: Sequence[str] | None = None, level: float = 0.95, executor: Workers = None
+) -> dict[str, Profile]:
+    """Those of several quantities; see `FitResult.profiles`."""
+    chosen = list(result.free_names if names is None else names)
+    if check_executor(executor) is None:
+        return {name: profile(result, name, level) for name in chosen}
+    for name in chosen:
+        _check(result, name, level)
+    found: dict[str, Profile] = {}
+    for part, each in by_portions(
+        _profile_elsewhere, Elsewhere(result, (chosen, level)), len(chosen), executor, "the profiles", each=len(chosen)
+    ):
+        found |= dict(zip(chosen[part], each, strict=True))
+    return found
+
+
+def _profile_elsewhere(task: tuple[Elsewhere[FitResult], slice]) -> list[Profile]:
+    """Some of the profiles, in a worker."""
+    result, (names, level) = task[0].get()
+    return [profile(result, name, level) for name in names[task[1]]]
 
 
 def _value(from_scale, at: float) -> float:

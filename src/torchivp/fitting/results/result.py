@@ -25,6 +25,7 @@ from torchivp.models.model import Model
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from torchivp.ensembles.executors import Workers
     from torchivp.fitting.progress import Progress
     from torchivp.fitting.results.bootstrap import Bootstrap
     from torchivp.fitting.results.gradient_check import GradientCheck
@@ -225,11 +226,31 @@ class FitResult(FitCurves, FitSummary):
 
         return profile(self, name, level)
 
-    def profiles(self, names: Sequence[str] | None = None, level: float = 0.95) -> dict[str, Profile]:
-        """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`."""
-        return {name: self.profile(name, level) for name in (self.free_names if names is None else names)}
+    def profiles(
+        self, names: Sequence[str] | None = None, level: float = 0.95, executor: Workers = None
+    ) -> dict[str, Profile]:
+        """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`.
 
-    def bootstrap(self, n: int, kind: Literal["parametric", "residual"] = "parametric", seed: int = 0) -> Bootstrap:
+        Args:
+            names: some of `free_names`.
+            level: the probability of the intervals.
+            executor: who computes, a quantity at a time: any `concurrent.futures.Executor`, a function that makes one,
+                or a number of processes (see `torchivp.ensemble`); None for this process. The numbers are the same.
+
+        Raises:
+            ValueError: see `profile`.
+        """
+        from torchivp.fitting.results.profiles import profiles
+
+        return profiles(self, names, level, executor)
+
+    def bootstrap(
+        self,
+        n: int,
+        kind: Literal["parametric", "residual"] = "parametric",
+        seed: int = 0,
+        executor: Workers = None,
+    ) -> Bootstrap:
         """How much the estimates scatter when the data are drawn again from the fit, and fitted from its optimum.
 
         With normal and lognormal noise, the noise that is drawn is `sqrt(values/degrees of freedom)` times as large as
@@ -243,6 +264,8 @@ class FitResult(FitCurves, FitSummary):
             kind: "parametric" to draw from the noise around the fitted curves; "residual" to put the residuals of the
                 fit, each observable's (or those of all that share a sigma), less their mean, in random places.
             seed: of the random numbers; set i is the same for every n.
+            executor: who fits: any `concurrent.futures.Executor`, a function that makes one, or a number of processes
+                (see `torchivp.ensemble`); None for this process. The numbers are the same.
 
         Returns:
             The estimates. A fit that fails is NaN there, and says why in `failures`.
@@ -253,7 +276,7 @@ class FitResult(FitCurves, FitSummary):
         """
         from torchivp.fitting.results.bootstrap import bootstrap
 
-        return bootstrap(self, n, kind, seed)
+        return bootstrap(self, n, kind, seed, executor)
 
     def check_gradient(self) -> GradientCheck:
         """Compare the Jacobian of the predictions at the optimum with differences, of more accurate solves.

@@ -44,3 +44,7 @@ class FitJournal(Journal):
         said = repr((accuracy, horizon, derivatives)).encode()
         moved = b"" if shifts is None else np.ascontiguousarray(shifts).tobytes()
         return hashlib.sha256(said + np.ascontiguousarray(theta).tobytes() + moved).digest()
+
+    def start_key(self, accuracy: Accuracy, start: NDArray[np.float64]) -> bytes:
+        """What identifies a whole search from a start, which another process has made."""
+        return hashlib.sha256(b"start" + repr(accuracy).encode() + np.ascontiguousarray(start).tobytes()).digest()
