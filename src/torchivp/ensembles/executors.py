@@ -52,7 +52,7 @@ def portions(count: int, executor: Workers, each: int = 1) -> list[slice]:
     """
     workers = executor if isinstance(executor, int) else getattr(executor, "_max_workers", None)
     parts = min(count, each * (workers if isinstance(workers, int) else 8))
-    ends = [count * part // parts for part in range(parts + 1)]
+    ends = [count * part // parts for part in range(parts + 1)] if parts else []
     return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 

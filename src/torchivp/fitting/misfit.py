@@ -217,11 +217,12 @@ class Misfit:
         journal = self.shared.journal
         if journal is None:
             return self._solved_at(thetas, horizon, derivatives)
-        shifts = self.quantities.shifts
-        keys = [journal.key(self.accuracy, theta, horizon, derivatives, shifts) for theta in thetas]
+        shifts, company = self.quantities.shifts, len(thetas) > 1  # in which the last bits may be others than alone
+        keys = [journal.key(self.accuracy, theta, horizon, derivatives, shifts, company) for theta in thetas]
         new = [i for i, key in enumerate(keys) if key not in journal]
         if new:
-            for i, found in zip(new, self._solved_at(thetas[new], horizon, derivatives), strict=True):
+            solved = new * 2 if company and len(new) == 1 else new
+            for i, found in zip(new, self._solved_at(thetas[solved], horizon, derivatives), strict=False):
                 journal.add(keys[i], None if found is None else found.numbers)
             journal.flush()
         measured, entries = self.measured(horizon), [journal[key] for key in keys]
@@ -353,9 +354,9 @@ class Misfit:
         flat_slopes = slopes.reshape(-1, *slopes.shape[2:])
         # By the way of the states: first how each observable moves with each direction, then the chain rule.
         by_direction = seen.by_state @ np.swapaxes(paths.tangents.numpy(), -1, -2)
-        jacobian = np.einsum("rtkd,rdf->rtkf", by_direction, flat_slopes[:, self.moved], optimize=True)
+        jacobian = by_direction @ flat_slopes[:, None, self.moved]  # whose rounding does not depend on other rows
         if not self.observables.plain:
-            jacobian += np.einsum("rtkl,rlf->rtkf", seen.by_local, flat_slopes, optimize=True)
+            jacobian += seen.by_local @ flat_slopes[:, None]
         return seen.values.reshape(*shape, *seen.values.shape[1:]), jacobian.reshape(*shape, *jacobian.shape[1:])
 
     def steps(self, theta: NDArray[np.float64]) -> int:

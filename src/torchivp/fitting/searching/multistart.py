@@ -68,7 +68,8 @@ class _Starts:
         def led(own: Search, number: int) -> _Led:
             return _Led(self._attempt(own, number), own.iterations)
 
-        return search.side_by_side([lambda own, number=number: led(own, number) for number in numbers])
+        every = [lambda own, number=number: led(own, number) for number in numbers]
+        return search.side_by_side(every, alike=len(self.starts) > 1)
 
     def _attempt(self, search: Search, number: int) -> Attempt:
         start, stage = self.starts[number], f"start {number + 1} of {len(self.starts)}"

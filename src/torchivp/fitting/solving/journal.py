@@ -39,9 +39,10 @@ class FitJournal(Journal):
         horizon: float,
         derivatives: bool,
         shifts: Tensor | None = None,
+        company: bool = False,
     ) -> bytes:
         """What identifies a solve."""
-        said = repr((accuracy, horizon, derivatives)).encode()
+        said = repr((accuracy, horizon, derivatives, company)).encode()
         moved = b"" if shifts is None else np.ascontiguousarray(shifts).tobytes()
         return hashlib.sha256(said + np.ascontiguousarray(theta).tobytes() + moved).digest()
 
