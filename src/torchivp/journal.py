@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, BinaryIO
@@ -103,6 +104,8 @@ def identity_of(value: Any) -> Any:
         return identity_of(value.to_dict())
     if isinstance(value, MethodType):
         return [identity_of(value.__func__), identity_of(value.__self__)]
+    if isinstance(value, partial):
+        return [identity_of(value.func), identity_of(value.args), identity_of(value.keywords)]
     if isinstance(value, FunctionType):
         inner = [cell.cell_contents for cell in value.__closure__ or ()]
         named = [value.__qualname__, _code(value.__code__), repr(value.__defaults__)]

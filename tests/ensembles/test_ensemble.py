@@ -216,11 +216,18 @@ def scaled(rows):
     return SCALE * rows.index
 
 
+def times(rows, factor):
+    return factor * rows.index
+
+
 def test_a_constant_of_the_module_is_part_of_the_function(tmp_path, monkeypatch):
     ensemble(scaled, 3, checkpoint=tmp_path / "a")
     monkeypatch.setitem(globals(), "SCALE", 2.0)
     with pytest.raises(ValueError, match="of another ensemble"):
         ensemble(scaled, 3, checkpoint=tmp_path / "a")
+    ensemble(partial(times, factor=2), 3, checkpoint=tmp_path / "b")
+    with pytest.raises(ValueError, match="of another ensemble"):
+        ensemble(partial(times, factor=3), 3, checkpoint=tmp_path / "b")
 
 
 def test_reduction_is_in_the_order_of_the_rows(pool):

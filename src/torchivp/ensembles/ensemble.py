@@ -55,7 +55,8 @@ def ensemble(
             first dimension.
         executor: who solves: any `concurrent.futures.Executor`, such as Dask's `client.get_executor()` or mpi4py's
             `MPIPoolExecutor()`; a function that makes one, called again if a worker's death breaks it, as it does break
-            a `ProcessPoolExecutor`; a number of processes of this machine; None for this process.
+            a `ProcessPoolExecutor`; a number of processes of this machine; None for this process. Threads will do where
+            all random numbers are those of `rows`.
         block: how many rows `solve` is called with; the last block may have fewer. What a row's numbers are may depend
             on it in the last bit, if those of `solve` for a row depend on how many others there are, as those of matrix
             products do.
@@ -71,7 +72,8 @@ def ensemble(
         threads: of torch in each process that solves. Sums over large tensors may depend on it in the last bit.
         progress: True to show on the terminal how many rows are through, or a function `progress(done, n)`.
 
-    A worker that dies costs the tasks that it and its fellows had begun, which are done again.
+    A worker that dies costs the tasks that it and its fellows had begun, which are done again. With a number, processes
+    begin from a program that has its main part under `if __name__ == "__main__":`, as Python's own do.
 
     Returns:
         What `solve` would have returned for all rows at once, on the CPU; with `reduce` the last total; with `store`
@@ -119,7 +121,7 @@ def ensemble(
             for values in found:
                 total = reduce(total, values.restore())
             return total
-        if isinstance(kept, Store):
+        if store is not None:
             for _ in found:
                 pass
             return StoredEnsemble(store)

@@ -61,7 +61,7 @@ class WorkersDied(RuntimeError):
 
 
 def check_executor(executor: Any) -> Workers:
-    """Refuse what is no executor.
+    """The executor, if it is one.
 
     Raises:
         TypeError, ValueError: the message says what will do.
@@ -70,8 +70,9 @@ def check_executor(executor: Any) -> Workers:
         return executor
     if isinstance(executor, int) and not isinstance(executor, bool):
         return check_whole_number("executor", executor, 1, hint=", of processes")
-    if callable(executor) and not isinstance(executor, type):
-        return executor
+    if callable(executor):
+        make: Callable[[], Any] = executor
+        return make
     raise TypeError(
         f"executor must be a concurrent.futures.Executor, a function that makes one, or a number of processes, got "
         f"{executor!r}: executor=4, executor=client.get_executor() or executor=lambda: ProcessPoolExecutor(4)"
@@ -85,7 +86,7 @@ def in_order(
     executor: Workers,
     name: Callable[[int], str],
     threads: int = 1,
-) -> Generator[T]:
+) -> Generator[T, None, None]:
     """What a function returns for each of many payloads, in their order.
 
     Args:
@@ -187,13 +188,13 @@ class _Run:
         """Hand out tasks, so many that no worker waits for one; returns the error if the executor is broken."""
         workers = getattr(self._executor, "_max_workers", None)
         most = 2 * workers if isinstance(workers, int) else self._count
-        while self._waiting and len(self._pending) < most and ready < 4 * most:
+        while self._waiting and len(self._pending) < most and (ready < 4 * most or not self._pending):
             index = self._waiting.popleft()
             data = pickle.dumps((self._function, self._payload(index), self._settings), protocol=5)
             try:
                 self._pending[self._executor.submit(_work, data)] = index
             except BrokenExecutor as error:
-                self._waiting.appendleft(index)
+                self._died(index, error)
                 return error
         return None
 

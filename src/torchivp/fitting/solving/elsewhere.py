@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from torchivp.ensembles.executors import Workers, in_order, portions
 from torchivp.ensembles.sending import Sent
@@ -55,13 +55,13 @@ def portable(holder: Holder) -> Holder:
     search = _search_of(holder)
     sent = replace(search, misfit=search.misfit.without_kernel(), progress=silent)
     if holder is search:
-        return sent
+        return cast("Holder", sent)
     other = copy.copy(holder)
-    other.search = sent  # pyright: ignore[reportAttributeAccessIssue]
+    vars(other)["search"] = sent
     return other
 
 
-def _search_of(holder: Search | FitResult) -> Search:
+def _search_of(holder: Any) -> Search:
     return getattr(holder, "search", holder)
 
 
