@@ -8,7 +8,7 @@ from torchivp.api.ivp import solve_ivp
 from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint
 from torchivp.api.steady import SteadyState, steady_state
-from torchivp.ensembles.ensemble import ensemble
+from torchivp.ensembles.running import ensemble
 from torchivp.events.event import Event, Scheduled
 from torchivp.fitting.data import DataError
 from torchivp.fitting.fitting import fit

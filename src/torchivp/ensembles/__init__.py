@@ -1,6 +1,6 @@
 """Many problems at once: on this machine or on many, with summaries."""
 
-from torchivp.ensembles.ensemble import ensemble
+from torchivp.ensembles.running import ensemble
 from torchivp.ensembles.executors import WorkersDied
 from torchivp.ensembles.progress import Progress
 from torchivp.ensembles.rows import Rows
