@@ -111,7 +111,8 @@ def write_page(results: Results, path: Path, only: str) -> None:
                 "| | |",
                 "|---|---|",
                 f"| date | {facts['date']} |",
-                f"| machine | {facts['processor']}, {facts['processors']} cores; {platform.system()} {platform.machine()} |",
+                f"| machine | {facts['processor']}, {facts['processors']} cores; "
+                f"{platform.system()} {platform.machine()} |",
                 f"| load of the machine, mean of the last five minutes | {load:.1f} |",
                 f"| versions | {versions}, Python {facts['python']} |",
                 f"| threads, pairs of samples | {facts['threads']}, {facts['repeats']} |",

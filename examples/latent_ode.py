@@ -70,10 +70,11 @@ class LatentODE(nn.Module):
         """The latent states at times t, the first of which is that of z0."""
         return odeint(lambda t, z: self.dynamics(z), z0, t, rtol=1e-3, atol=1e-4)
 
-    def loss(self, series, weight):
+    def loss(self, series, weight, noise=None):
         """The negative evidence lower bound for each observed number; the weight is that of the divergence."""
         mean, log_variance = self.encode(series)
-        z0 = mean + torch.randn_like(mean) * torch.exp(0.5 * log_variance)
+        noise = torch.randn_like(mean) if noise is None else noise
+        z0 = mean + noise * torch.exp(0.5 * log_variance)
         predicted = self.decoder(self.latent(z0, T))
         misfit = 0.5 * ((series - predicted) / NOISE) ** 2 + math.log(NOISE * math.sqrt(2 * math.pi))
         divergence = 0.5 * (mean**2 + log_variance.exp() - log_variance - 1).sum()

@@ -1,6 +1,7 @@
 """torchivp: solve differential equations in PyTorch, differentiate through the solutions and fit them to data."""
 
 from torchivp import data as data
+from torchivp import ensembles as ensembles
 from torchivp import nn as nn
 from torchivp import training as training
 from torchivp.api.ivp import solve_ivp
@@ -8,6 +9,7 @@ from torchivp.api.ode import odeint, odeint_adjoint, odeint_dense, odeint_event
 from torchivp.api.sde import sdeint, sdeint_adjoint
 from torchivp.api.steady import SteadyState, steady_state
 from torchivp.citation import cite
+from torchivp.ensembles.running import ensemble
 from torchivp.events.event import Event, Scheduled
 from torchivp.fitting.data import DataError
 from torchivp.fitting.fitting import fit
@@ -65,6 +67,7 @@ __all__ = [
     "SteadyState",
     "brownian_interval_like",
     "cite",
+    "ensemble",
     "fit",
     "odeint",
     "odeint_adjoint",

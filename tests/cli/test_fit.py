@@ -137,7 +137,7 @@ def test_further_options_reach_the_fit(recorder, tmp_path):
 def test_every_argument_of_the_door_has_an_option():
     """All but functions of Python, and what the command takes otherwise (DATA, --fix, --quiet, ...)."""
     renamed = {"fixed": "fix", "parameters": "parameter", "tied": "tie", "priors": "prior", "constraints": "constraint"}
-    renamed |= {"derived": "derive", "progress": "quiet"}
+    renamed |= {"derived": "derive", "progress": "quiet", "executor": "processes"}
     arguments = set(inspect.signature(torchivp.fitting.fit).parameters) - {"schedule"}
     options = set(inspect.signature(torchivp.cli.fit.fit).parameters) - {
         "context",

@@ -27,6 +27,7 @@ TRAIN = {
     "heston": 0.01,
     "score_model": 0.8,
     "odenet": 0.9,
+    "ddp_latent_ode": 0.95,
 }
 """The examples that train or fit, and to what part of the first loss a quick run brings it at most."""
 
@@ -93,6 +94,34 @@ def article_run(experiment, tmp_path):
     assert (tmp_path / f"{experiment}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / f"{experiment}.gif").read_bytes().startswith(b"GIF8")
     return run.stdout
+
+
+def example_run(command, tmp_path):
+    """Run an example in processes of its own, and return what it prints."""
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "OMP_NUM_THREADS": "1"}
+    run = run_program([sys.executable, *command, "--quick", "--out", tmp_path], env=environment, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    script, found = EXAMPLES / "ddp_latent_ode.py", {}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for count, command in ((1, [script]), (2, [*launcher, script])):
+        output = example_run(command, tmp_path)
+        assert f"{count} at work: loss from" in output
+        found[count] = torch.load(tmp_path / "ddp_latent_ode.pt")
+    for name, alone in found[1].items():
+        torch.testing.assert_close(found[2][name], alone, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.slow
+def test_lightning_trains_on_two_processes(tmp_path):
+    pytest.importorskip("lightning")
+    output = example_run([EXAMPLES / "lightning" / "spiral.py", "--devices", "2"], tmp_path)
+    first, last = map(float, re.search(r"2 at work: loss from (\S+) to (\S+);", output).groups())
+    assert last < 0.9 * first and (tmp_path / "spiral.ckpt").exists()
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.stem)

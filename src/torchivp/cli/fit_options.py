@@ -121,6 +121,9 @@ ShootingOption = Annotated[
     Literal["auto", "single", "multiple"],
     _option(_ESTIMATED, "Begin with paths of one piece, of segments, or of these if need be (default).", "--shooting"),
 ]
+Processes = Annotated[
+    int | None, _option(_ESTIMATED, "Search from these starts on so many processes.", min=1, metavar="N")
+]
 Scale = Annotated[list[str] | None, _option(_ESTIMATED, "Estimate on log, linear or logit.", metavar="NAME=SCALE")]
 Bounds = Annotated[
     list[str] | None, _option(_ESTIMATED, "Bounds, either of which may be left out.", metavar="NAME=LOWER:UPPER")

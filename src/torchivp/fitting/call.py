@@ -38,7 +38,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
     for name, parameter in inspect.signature(function).parameters.items():
         value = arguments[name]
         at_default = value is parameter.default or (isinstance(value, str | int | float) and value == parameter.default)
-        if name not in ("model", "data", "time", "observe", "trajectory", "progress") and not at_default:
+        if name not in ("model", "data", "time", "observe", "trajectory", "progress", "executor") and not at_default:
             said[name] = value
     return "\n".join(
         [

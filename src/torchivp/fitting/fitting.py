@@ -16,6 +16,7 @@ import numpy as np
 
 from torchivp.api.fused import Backend, check_backend
 from torchivp.checks import check_positive, check_whole_number
+from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.events.event import Scheduled
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
@@ -36,13 +37,13 @@ from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
-from torchivp.fitting.solving.journal import Journal, identity_of_class
-from torchivp.fitting.solving.kernels import ModelKernel
+from torchivp.fitting.solving.journal import FitJournal
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.filter import Filter
 from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
 from torchivp.fitting.stochastic.refusals import check_stochastic
 from torchivp.fused.refusal import CannotFuse
+from torchivp.journal import identity_of_class
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.models.stochastic_model import StochasticModel
@@ -89,6 +90,7 @@ def fit(
     max_iterations: int = 200,
     starts: int | None = None,
     shooting: Shooting = "auto",
+    executor: Workers = None,
     checkpoint: str | Path | None = None,
     backend: Backend = "auto",
     progress: bool | Progress = False,
@@ -170,6 +172,10 @@ def fit(
         shooting: how the search for the start follows a path: "single", from its beginning to its end; "multiple", in
             segments that each begin near the data, until they join, from where the search goes on as otherwise; "auto",
             in segments where a path from the beginning explains little.
+        executor: who searches from these `starts`: any `concurrent.futures.Executor`, a function that makes one, or a
+            number of processes (see `torchivp.ensemble`); None for this process. Each worker searches from a part of
+            them side by side; the result is the same to the last bit. `result.bootstrap` and `result.profiles` take one
+            too.
         checkpoint: a file to which all solves are written as they are made. A fit that was killed goes on from it when
             it is repeated with the same arguments, and ends at the same bits.
         backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
@@ -201,6 +207,10 @@ def fit(
     began = clock.perf_counter()
     _check_arguments(model, method, max_iterations, starts, start)
     _check_shooting(shooting, model, starts)
+    if check_executor(executor) is not None and starts is None:
+        raise ValueError(
+            "executor= searches from many starts: give starts=100, or give it to result.bootstrap and result.profiles"
+        )
     modes, columns = _split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
     if isinstance(data, Dataset):
@@ -268,7 +278,7 @@ def fit(
         search = Search(
             misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting
         )
-        how = maximise_innovations if measurement else partial(maximise, given=start is not None)
+        how = maximise_innovations if measurement else partial(maximise, given=start is not None, executor=executor)
         maximum = find_maximum(search, how, automatic=atol is None)
         marginal = None
         if effects is not None:
@@ -292,7 +302,7 @@ def _journal(misfit: Misfit, path: str | Path | None, arguments: Mapping[str, An
     if path is None:
         yield
         return
-    with closing(Journal(path, _identity(arguments, misfit))) as misfit.shared.journal:
+    with closing(FitJournal(path, _identity(arguments, misfit))) as misfit.shared.journal:
         try:
             yield
         finally:
@@ -337,7 +347,7 @@ def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:
 
 def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     """What tells a fit apart from others, whose solves are of no use to it."""
-    left_out = ("data", "model", "progress", "checkpoint", "observe", "derived")
+    left_out = ("data", "model", "progress", "checkpoint", "observe", "derived", "executor")
     said = {name: value for name, value in arguments.items() if name not in left_out}
     model, data = misfit.model, misfit.data
     series = [[getattr(one, each.name) for each in fields(one)] for one in data.trajectories]
@@ -400,8 +410,7 @@ def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
         except SolveError:
             pass
     try:
-        start = float(misfit.data.trajectories[0].t[0])
-        misfit.use(ModelKernel(misfit.solved, misfit.accuracy.method, misfit.owner, start))
+        misfit.compile()
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None

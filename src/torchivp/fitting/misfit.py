@@ -19,7 +19,8 @@ from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.inputs import Infused, Inputs
-from torchivp.fitting.solving.journal import Journal
+from torchivp.fitting.solving.journal import FitJournal
+from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
 from torchivp.fitting.solving.right_hand_side import check_gradient
 from torchivp.fitting.solving.step_loop import StepLoop
@@ -66,7 +67,7 @@ class Shared:
     """
 
     failure: str = "no solve has failed"
-    journal: Journal | None = None
+    journal: FitJournal | None = None
     solves: int = 0
 
 
@@ -131,6 +132,10 @@ class Misfit:
         """The number of solves so far, those at other accuracies included."""
         return self.shared.solves
 
+    def count(self, solves: int) -> None:
+        """Other processes have made so many solves."""
+        self.shared.solves += solves
+
     @property
     def failure(self) -> str:
         """Why the last solve that failed did so, in a sentence."""
@@ -144,6 +149,15 @@ class Misfit:
     def use(self, solver: Solver) -> None:
         """Solve by something else than the step loop."""
         self._paths.solver = solver
+
+    def compile(self) -> None:
+        """Solve by a kernel.
+
+        Raises:
+            CannotFuse: there is none; the message says why.
+        """
+        start = float(self.data.trajectories[0].t[0])
+        self.use(ModelKernel(self.solved, self.accuracy.method, self.owner, start))
 
     def at_accuracy(self, accuracy: Accuracy) -> Misfit:
         """The same misfit, solved in another way."""
@@ -170,8 +184,9 @@ class Misfit:
         return other
 
     def without_kernel(self) -> Misfit:
-        """The same misfit, solved by the step loop: a kernel belongs to its process, and this can be stored."""
+        """The same misfit, solved by the step loop and without a journal: those belong to its process."""
         other = copy.copy(self)
+        other.shared = Shared(self.shared.failure)
         other._paths = replace(self._paths, solver=self.step_loop)
         return other
 
@@ -220,11 +235,12 @@ class Misfit:
         journal = self.shared.journal
         if journal is None:
             return self._solved_at(thetas, horizon, derivatives)
-        shifts = self.quantities.shifts
-        keys = [journal.key(self.accuracy, theta, horizon, derivatives, shifts) for theta in thetas]
+        shifts, company = self.quantities.shifts, len(thetas) > 1  # in which the last bits may be others than alone
+        keys = [journal.key(self.accuracy, theta, horizon, derivatives, shifts, company) for theta in thetas]
         new = [i for i, key in enumerate(keys) if key not in journal]
         if new:
-            for i, found in zip(new, self._solved_at(thetas[new], horizon, derivatives), strict=True):
+            solved = new * 2 if company and len(new) == 1 else new
+            for i, found in zip(new, self._solved_at(thetas[solved], horizon, derivatives), strict=False):
                 journal.add(keys[i], None if found is None else found.numbers)
             journal.flush()
         measured, entries = self.measured(horizon), [journal[key] for key in keys]
@@ -418,9 +434,9 @@ class Misfit:
         flat_slopes = slopes.reshape(-1, *slopes.shape[2:])
         # By the way of the states: first how each observable moves with each direction, then the chain rule.
         by_direction = seen.by_state @ np.swapaxes(paths.tangents.numpy(), -1, -2)
-        jacobian = np.einsum("rtkd,rdf->rtkf", by_direction, flat_slopes[:, self.moved], optimize=True)
+        jacobian = by_direction @ flat_slopes[:, None, self.moved]  # whose rounding does not depend on other rows
         if not self.observables.plain:
-            jacobian += np.einsum("rtkl,rlf->rtkf", seen.by_local, flat_slopes, optimize=True)
+            jacobian += seen.by_local @ flat_slopes[:, None]
         return seen.values.reshape(*shape, *seen.values.shape[1:]), jacobian.reshape(*shape, *jacobian.shape[1:])
 
     def steps(self, theta: NDArray[np.float64]) -> int:

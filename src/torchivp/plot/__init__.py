@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise ImportError("torchivp.plot draws with matplotlib, which is missing: pip install 'torchivp[fit]'") from error
 
+from torchivp.plot.ensemble import plot_ensemble
 from torchivp.plot.fit import plot_correlation, plot_fit, plot_phase, plot_residuals
 from torchivp.plot.posterior import plot_posterior
 from torchivp.plot.profile import plot_profiles
@@ -17,6 +18,7 @@ from torchivp.plot.starts import plot_starts
 
 __all__ = [
     "plot_correlation",
+    "plot_ensemble",
     "plot_fit",
     "plot_phase",
     "plot_phase_plane",

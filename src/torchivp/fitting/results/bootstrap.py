@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.measured import Measured
 from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.models.stochastic_model import StochasticModel
 from torchivp.references import Sources
 
@@ -90,7 +92,12 @@ class Bootstrap:
 
 
 def bootstrap(
-    result: FitResult, n: int, kind: Kind = "parametric", seed: int = 0, progress: bool | Progress = False
+    result: FitResult,
+    n: int,
+    kind: Kind = "parametric",
+    seed: int = 0,
+    executor: Workers = None,
+    progress: bool | Progress = False,
 ) -> Bootstrap:
     """Fit data that are drawn again; see `FitResult.bootstrap`."""
     if isinstance(result.model, StochasticModel) or result.random is not None:
@@ -103,23 +110,65 @@ def bootstrap(
         raise ValueError(f"kind must be 'parametric' or 'residual', got {kind!r}")
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number of data sets to draw, 1 or more, got {n!r}")
-    found = result.misfit.predictions(result.theta)
-    assert found is not None, "the model has been solved at the optimum"
-    draw = _parametric(result, found) if kind == "parametric" else _residual(result, found)
     names = [*result.free_names, *result.levels.names]
-    estimates, failures = np.full((n, len(names)), np.nan), {}
+    sets = _Sets(kind, seed)
     with show_progress(progress) as tell:
         tell_part(tell, "bootstrap", 0, n)
-        for i in range(n):
-            values = draw(np.random.default_rng([seed, i]))  # whose set i is the same whatever n
-            try:
-                estimates[i], nll = _refit(result, _with_values(result.data, found.measured, *values))
-                tell("bootstrap", i + 1, nll)
-            except _Failed as failure:
-                failures[i] = str(failure)
-            tell_part(tell, "bootstrap", i + 1, n)
+        if check_executor(executor) is None:
+            estimates, failures = sets.refit(result, range(n), tell)
+        else:
+            sets.draws(result)  # refuses here what it would refuse there
+            estimates, failures = np.full((n, len(names)), np.nan), {}
+            sent = Elsewhere(result, sets)
+            for part, found in by_portions(_refit_elsewhere, sent, n, executor, "the sets of data", each=4):
+                estimates[part] = found[0]
+                failures |= found[1]
+                tell_part(tell, "bootstrap", part.stop, n)
     fitted = np.concatenate([result.misfit.quantities.free_values(result.theta), result.sizes])
     return Bootstrap(kind, names, fitted, estimates, failures)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Sets of data, drawn again.
+
+    Attributes:
+        kind: how.
+        seed: of the random numbers.
+    """
+
+    kind: Kind
+    seed: int
+
+    def draws(self, result: FitResult) -> tuple[Callable[[np.random.Generator], Drawn], Measured]:
+        """What draws values, and what they are values of."""
+        found = result.misfit.predictions(result.theta)
+        assert found is not None, "the model has been solved at the optimum"
+        draw = _parametric(result, found) if self.kind == "parametric" else _residual(result, found)
+        return draw, found.measured
+
+    def refit(
+        self, result: FitResult, numbers: Sequence[int], tell: Progress = silent
+    ) -> tuple[NDArray[np.float64], dict[int, str]]:
+        """The estimates from some of the sets, [len(numbers), n_free], and why others failed."""
+        draw, measured = self.draws(result)
+        estimates = np.full((len(numbers), len(result.free_names) + len(result.levels.names)), np.nan)
+        failures = {}
+        for k, number in enumerate(numbers):
+            values = draw(np.random.default_rng([self.seed, number]))  # whose set is the same whatever n
+            try:
+                estimates[k], nll = _refit(result, _with_values(result.data, measured, *values))
+                tell("bootstrap", number + 1, nll)
+            except _Failed as failure:
+                failures[number] = str(failure)
+            tell_part(tell, "bootstrap", k + 1, len(numbers))
+        return estimates, failures
+
+
+def _refit_elsewhere(task: tuple[Elsewhere[FitResult], slice]) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """The estimates from a portion of the sets, in a worker."""
+    result, sets = task[0].get()
+    return sets.refit(result, range(task[1].start, task[1].stop))
 
 
 class _Failed(Exception):

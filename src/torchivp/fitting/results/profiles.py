@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.quantities import Scale
 from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.references import Sources
 
 if TYPE_CHECKING:
@@ -124,33 +126,9 @@ class _Unsolvable(Exception):
     """The model cannot be solved where the profile leads."""
 
 
-def profiles(
-    result: FitResult, names: Sequence[str], level: float = 0.95, progress: bool | Progress = False
-) -> dict[str, Profile]:
-    """The profile likelihoods of free quantities by name; see `FitResult.profiles`."""
-    found = {}
-    with show_progress(progress) as tell:
-        tell_part(tell, "profiles", 0, len(names))
-        for name in names:
-            found[name] = profile(result, name, level, tell)
-            tell_part(tell, "profiles", len(found), len(names))
-    return found
-
-
 def profile(result: FitResult, name: str, level: float = 0.95, progress: Progress = silent) -> Profile:
     """The profile likelihood of a free quantity; see `FitResult.profile`."""
-    if result.random is not None:
-        raise ValueError(
-            "profiles of a fit with random effects would need its marginal likelihood at every point, which they do "
-            "not maximise: take the intervals of the estimates"
-        )
-    if not 0 < level < 1:
-        raise ValueError(f"level must be a probability such as 0.95, got {level}")
-    if name not in result.free_names:
-        raise ValueError(
-            f"there is no profile of {name!r}: profiles are of the free parameters and initial states, "
-            f"{', '.join(result.free_names)}"
-        )
+    _check(result, name, level)
     walk = _Walk(result, result.free_names.index(name), level, progress)
     below, above = walk.side(-1), walk.side(1)
     points = [*reversed(below.points), walk.start, *above.points]
@@ -172,6 +150,59 @@ def profile(result: FitResult, name: str, level: float = 0.95, progress: Progres
         open_above=above.why,
         warnings=_warnings(walk, points),
     )
+
+
+def _check(result: FitResult, name: str, level: float) -> None:
+    if result.random is not None:
+        raise ValueError(
+            "profiles of a fit with random effects would need its marginal likelihood at every point, which they do "
+            "not maximise: take the intervals of the estimates"
+        )
+    if not 0 < level < 1:
+        raise ValueError(f"level must be a probability such as 0.95, got {level}")
+    if name not in result.free_names:
+        raise ValueError(
+            f"there is no profile of {name!r}: profiles are of the free parameters and initial states, "
+            f"{', '.join(result.free_names)}"
+        )
+
+
+def profiles(
+    result: FitResult,
+    names: Sequence[str] | None = None,
+    level: float = 0.95,
+    executor: Workers = None,
+    progress: bool | Progress = False,
+) -> dict[str, Profile]:
+    """Those of several quantities; see `FitResult.profiles`."""
+    chosen = list(result.free_names if names is None else names)
+    for name in chosen:
+        _check(result, name, level)
+    found: dict[str, Profile] = {}
+    with show_progress(progress) as tell:
+        tell_part(tell, "profiles", 0, len(chosen))
+        for part, each in _computed(result, chosen, level, executor, tell):
+            found |= dict(zip(chosen[part], each, strict=True))
+            tell_part(tell, "profiles", len(found), len(chosen))
+    return found
+
+
+def _computed(
+    result: FitResult, names: list[str], level: float, executor: Workers, tell: Progress
+) -> Iterator[tuple[slice, list[Profile]]]:
+    """Profiles as they are ready: which of them, and they."""
+    if check_executor(executor) is None:
+        for k, name in enumerate(names):
+            yield slice(k, k + 1), [profile(result, name, level, tell)]
+    else:
+        sent = Elsewhere(result, (names, level))
+        yield from by_portions(_profile_elsewhere, sent, len(names), executor, "the profiles", each=len(names))
+
+
+def _profile_elsewhere(task: tuple[Elsewhere[FitResult], slice]) -> list[Profile]:
+    """Some of the profiles, in a worker."""
+    result, (names, level) = task[0].get()
+    return [profile(result, name, level) for name in names[task[1]]]
 
 
 def _value(from_scale, at: float) -> float:

@@ -26,6 +26,7 @@ from torchivp.references import Sources
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from torchivp.ensembles.executors import Workers
     from torchivp.fitting.progress import Progress
     from torchivp.fitting.results.bootstrap import Bootstrap
     from torchivp.fitting.results.gradient_check import GradientCheck
@@ -212,25 +213,35 @@ class FitResult(FitCurves, FitSummary):
         return profile(self, name, level)
 
     def profiles(
-        self, names: Sequence[str] | None = None, level: float = 0.95, progress: bool | Progress = False
+        self,
+        names: Sequence[str] | None = None,
+        level: float = 0.95,
+        executor: Workers = None,
+        progress: bool | Progress = False,
     ) -> dict[str, Profile]:
         """The profile likelihoods of several quantities by name, by default of all that are free; see `profile`.
 
         Args:
             names: some of `free_names`.
             level: the probability of the intervals.
+            executor: who computes, a quantity at a time: any `concurrent.futures.Executor`, a function that makes one,
+                or a number of processes (see `torchivp.ensemble`); None for this process. The numbers are the same.
             progress: True to show on the terminal how many are done and how long the rest may take, or a function
-                `progress(stage, point, nll)` that is told of every point.
+                `progress(stage, point, nll)` that is told of every point; with an executor, of how many are done.
+
+        Raises:
+            ValueError: see `profile`.
         """
         from torchivp.fitting.results.profiles import profiles
 
-        return profiles(self, self.free_names if names is None else names, level, progress)
+        return profiles(self, names, level, executor, progress)
 
     def bootstrap(
         self,
         n: int,
         kind: Literal["parametric", "residual"] = "parametric",
         seed: int = 0,
+        executor: Workers = None,
         progress: bool | Progress = False,
     ) -> Bootstrap:
         """How much the estimates scatter when the data are drawn again from the fit, and fitted from its optimum.
@@ -246,6 +257,8 @@ class FitResult(FitCurves, FitSummary):
             kind: "parametric" to draw from the noise around the fitted curves; "residual" to put the residuals of the
                 fit, each observable's (or those of all that share a sigma), less their mean, in random places.
             seed: of the random numbers; set i is the same for every n.
+            executor: who fits: any `concurrent.futures.Executor`, a function that makes one, or a number of processes
+                (see `torchivp.ensemble`); None for this process. The numbers are the same.
             progress: True to show on the terminal how many sets are done and how long the rest may take, or a function
                 `progress(stage, set, nll)` that is told of every set that was fitted.
 
@@ -258,7 +271,7 @@ class FitResult(FitCurves, FitSummary):
         """
         from torchivp.fitting.results.bootstrap import bootstrap
 
-        return bootstrap(self, n, kind, seed, progress)
+        return bootstrap(self, n, kind, seed, executor, progress)
 
     def check_gradient(self) -> GradientCheck:
         """Compare the Jacobian of the predictions at the optimum with differences, of more accurate solves.

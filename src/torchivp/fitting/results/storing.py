@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import torchivp
-from torchivp.fitting.progress import silent
 from torchivp.fitting.results.residual_checks import Verdict
 from torchivp.fitting.results.summary import FORMAT, Estimate, FitSummary
 from torchivp.fitting.results.uncertainty import Direction
+from torchivp.fitting.solving.elsewhere import portable
 
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
@@ -32,11 +31,8 @@ class StoredFit(FitSummary):
 
 def save(result: FitResult, path: str | Path) -> Path:
     """Store a fit; see `FitResult.save`."""
-    stored = copy.copy(result)
-    search = result.search
-    stored.search = replace(search, misfit=search.misfit.without_kernel(), progress=silent)
     try:
-        body = pickle.dumps(stored, protocol=5)
+        body = pickle.dumps(portable(result), protocol=5)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"the fit cannot be stored: {_obstacle(result, error)}. result.to_json(path) stores its numbers"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from torchivp.ensembles.executors import Workers
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.quantities import Quantities
@@ -69,12 +70,13 @@ def find_maximum(search: Search, maximise: Callable[[Search], Maximum], automati
     raise AssertionError("the last attempt returns")
 
 
-def maximise(search: Search, given: bool) -> Maximum:
+def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     """Find the start and the maximum of the likelihood, first with solves of little accuracy.
 
     Args:
         search: what is maximised.
         given: whether the user has given start values.
+        executor: who searches from many starts.
 
     Raises:
         RuntimeError: the model cannot be solved from any start.
@@ -93,7 +95,7 @@ def maximise(search: Search, given: bool) -> Maximum:
         else:
             if search.choose_method:
                 search.misfit = choose_method_for_many(search.misfit, starts_of(search.misfit, search.starts))
-            attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts)
+            attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts, executor)
             start = Start(best_minimum(search, attempts), [])
         begin = start.best
         if begin.found is None:

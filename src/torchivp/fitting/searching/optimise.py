@@ -224,8 +224,11 @@ class Search:
                 break
         return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
 
-    def side_by_side(self, parts: Sequence[Callable[[Search], T]]) -> list[T]:
-        """Parts of this search that do not depend on each other, whose solves are rows of one; what they return."""
+    def side_by_side(self, parts: Sequence[Callable[[Search], T]], alike: bool = False) -> list[T]:
+        """Parts of this search that do not depend on each other, whose solves are rows of one; what they return.
+
+        With `alike` the numbers of each are the same to the last bit with any others beside it.
+        """
         copies = [replace(self, iterations=0) for _ in parts]
 
         def runs(part: Callable[[Search], T], own: Search) -> Callable[[Misfit], T]:
@@ -235,7 +238,7 @@ class Search:
 
             return run
 
-        found = side_by_side(self.misfit, [runs(part, own) for part, own in zip(parts, copies, strict=True)])
+        found = side_by_side(self.misfit, [runs(part, own) for part, own in zip(parts, copies, strict=True)], alike)
         self.iterations += sum(own.iterations for own in copies)
         return found
 

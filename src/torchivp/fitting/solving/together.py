@@ -41,9 +41,16 @@ class _Request:
 
 
 class Broker:
-    """Collects what searches ask for, and solves all of it at once when each of them waits for an answer."""
+    """Collects what searches ask for, and solves all of it at once when each of them waits for an answer.
 
-    def __init__(self, count: int):
+    Args:
+        count: how many searches there are.
+        alike: whether what one of them asks for when no other asks for anything is solved in company too, so that the
+            numbers are those that it has with any others. A row by itself is solved in another way, which is faster.
+    """
+
+    def __init__(self, count: int, alike: bool = False):
+        self._at_least = 2 if alike else 1
         self._changed = threading.Condition()
         self._running = count
         self._waiting: list[_Request] = []
@@ -77,10 +84,10 @@ class Broker:
             kinds.setdefault(request.kind, []).append(request)
         for (_, horizon, derivatives), alike in kinds.items():
             try:
-                thetas = np.stack([request.theta for request in alike])
-                for request, answer in zip(
-                    alike, alike[0].misfit.predictions_at(thetas, horizon, derivatives), strict=True
-                ):
+                thetas = [request.theta for request in alike]
+                thetas += thetas[:1] * (self._at_least - len(thetas))
+                found = alike[0].misfit.predictions_at(np.stack(thetas), horizon, derivatives)
+                for request, answer in zip(alike, found, strict=False):
                     request.answer = answer
             except BaseException as error:
                 for request in alike:
@@ -90,7 +97,7 @@ class Broker:
         self._changed.notify_all()
 
 
-def side_by_side(misfit: Misfit, searches: Sequence[Callable[[Misfit], T]]) -> list[T]:
+def side_by_side(misfit: Misfit, searches: Sequence[Callable[[Misfit], T]], alike: bool = False) -> list[T]:
     """Run searches at the same time, each of which solves by the misfit that it is called with.
 
     They run in threads, of which one computes at a time; what is gained is that their solves are rows of one. A search
@@ -99,13 +106,14 @@ def side_by_side(misfit: Misfit, searches: Sequence[Callable[[Misfit], T]]) -> l
     Args:
         misfit: what they ask.
         searches: functions of a misfit.
+        alike: whether their numbers are to be the same to the last bit with any other searches beside them.
 
     Returns:
         What they return, in order.
     """
-    if len(searches) < 2:
+    if len(searches) < 2 and not alike:
         return [search(misfit) for search in searches]
-    broker = Broker(len(searches))
+    broker = Broker(len(searches), alike)
     results: list[T | None] = [None] * len(searches)
     errors: list[BaseException | None] = [None] * len(searches)
 
