@@ -74,9 +74,11 @@ def on_files(files, config):
 
 def on_page_markdown(markdown: str, page, config, files) -> str:
     """Show what the code of a page of the gallery prints, and the sources where a page has a place for them."""
+    if SOURCES in markdown:
+        return markdown.replace(SOURCES, list_of_sources())
     if is_in_gallery(page.file, config):
         return gallery_page(page.file.content_string, Path(page.file.abs_src_path))[0]
-    return markdown.replace(SOURCES, list_of_sources()) if SOURCES in markdown else markdown
+    return markdown
 
 
 def on_post_page(output: str, page, config) -> str:
