@@ -290,6 +290,7 @@ def _panels(titles: Sequence[str], x_title: str, *, legend: bool, height: int = 
         rows, 1, shared_xaxes=True, vertical_spacing=_BETWEEN / inside if rows > 1 else 0.0,
         subplot_titles=[f"<b>{_plain(shorten(title, 36))}</b>" for title in titles],
     )  # fmt: skip
+    figure.layout.template = {}
     figure.update_annotations(x=0, xanchor="left", font_size=13)
     figure.update_layout(_layout(height=inside + _TOP + _BOTTOM + (_LEGEND if legend else 0)))
     figure.update_layout(margin_b=_BOTTOM + (_LEGEND if legend else 0), legend_y=-_BOTTOM / inside, showlegend=legend)
