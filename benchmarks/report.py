@@ -100,7 +100,7 @@ def write_page(results: Results, path: Path, only: str) -> None:
     command = f"python -m benchmarks {chosen}--repeats {results.repeats} --page {path}"
     facts = results.as_json()
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    load = facts["load"][1]
+    load, system = facts["load"][1], f"{platform.system()} {platform.machine()}"
     page = [
         "# Benchmarks",
         f"This page was written by `{command}`,\n"
@@ -111,7 +111,7 @@ def write_page(results: Results, path: Path, only: str) -> None:
                 "| | |",
                 "|---|---|",
                 f"| date | {facts['date']} |",
-                f"| machine | {facts['processor']}, {facts['processors']} cores; {platform.system()} {platform.machine()} |",
+                f"| machine | {facts['processor']}, {facts['processors']} cores; {system} |",
                 f"| load of the machine, mean of the last five minutes | {load:.1f} |",
                 f"| versions | {versions}, Python {facts['python']} |",
                 f"| threads, pairs of samples | {facts['threads']}, {facts['repeats']} |",
