@@ -120,6 +120,15 @@ ShootingOption = Annotated[
     Literal["auto", "single", "multiple"],
     _option(_ESTIMATED, "Begin with paths of one piece, of segments, or of these if need be (default).", "--shooting"),
 ]
+OptimiserOption = Annotated[
+    str,
+    _option(
+        _SOLVER,
+        "least-squares (default), l-bfgs, or a method of scipy.optimize.minimize.",
+        "--optimiser",
+        metavar="NAME",
+    ),
+]
 Scale = Annotated[list[str] | None, _option(_ESTIMATED, "Estimate on log, linear or logit.", metavar="NAME=SCALE")]
 Bounds = Annotated[
     list[str] | None, _option(_ESTIMATED, "Bounds, either of which may be left out.", metavar="NAME=LOWER:UPPER")
