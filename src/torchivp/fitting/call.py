@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
         [
             "from torchivp import fit",
             *_import_lines(model),
+            *_optimiser_lines(arguments.get("optimiser")),
             "",
             "result = fit(",
             f"    {_constructor(model)},",
@@ -52,6 +55,23 @@ def _import_lines(model: Model) -> list[str]:
     if type(model) is FunctionModel:
         lines.append(_import_line(model.func, "function"))
     return lines
+
+
+def _optimiser_lines(optimiser: Any) -> list[str]:
+    """What an optimiser of torch, or the partial call that makes one, needs to be imported."""
+    first = ["import functools"] if isinstance(optimiser, partial) else []
+    made = optimiser.func if isinstance(optimiser, partial) else optimiser
+    return [*first, f"import {made.__module__.partition('.')[0]}"] if isinstance(made, type) else first
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Something whose `repr` is this text."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 def _import_line(source: Any, kind: str) -> str:
@@ -128,6 +148,12 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, str):
         return value
+    if isinstance(value, type):
+        return _Written(f"{value.__module__}.{value.__qualname__}")
+    if isinstance(value, partial):
+        given = [_plain(value.func), *map(_plain, value.args)]
+        named = [f"{key}={_plain(item)!r}" for key, item in value.keywords.items()]
+        return _Written(f"functools.partial({', '.join([*map(repr, given), *named])})")
     if isinstance(value, Iterable):
         return [_plain(item) for item in value]
     return value.item() if hasattr(value, "item") else value

@@ -33,7 +33,7 @@ _WITHOUT_BOUNDS = ("BFGS", "CG", "Newton-CG")
 
 _AT_REST = 1e-4  # what a step may still gain of the logarithm of the likelihood where a search has converged
 _STEEP = 1e6  # by how much a place that cannot be solved counts as worse than the best one
-_FLAT = 1e-6  # a gradient per typical change below which torch's optimisers need not go on
+_FLAT = 1e-4  # a gradient per typical change below which torch's optimisers need not go on
 
 
 def check_optimiser(optimiser: Any) -> None:
@@ -203,6 +203,8 @@ def _by_scipy(goal: _Goal, method: str, max_iterations: int) -> None:
     if bounded and method in _WITHOUT_BOUNDS:
         raise ValueError(f"optimiser={method!r} knows no bounds: leave out bounds, or take optimiser='l-bfgs'")
     options: dict[str, Any] = {"maxiter": max_iterations}
+    if method == "TNC":
+        options = {"maxfun": max_iterations}
     if method == "L-BFGS-B":
         options |= {"maxfun": 20 * max_iterations, "ftol": 1e-14, "gtol": _FLAT, "maxcor": 20}
     by_gradient = method in _BY_GRADIENT
