@@ -124,6 +124,15 @@ ShootingOption = Annotated[
 Processes = Annotated[
     int | None, _option(_ESTIMATED, "Search from these starts on so many processes.", min=1, metavar="N")
 ]
+OptimiserOption = Annotated[
+    str,
+    _option(
+        _SOLVER,
+        "least-squares (default), l-bfgs, or a method of scipy.optimize.minimize.",
+        "--optimiser",
+        metavar="NAME",
+    ),
+]
 Scale = Annotated[list[str] | None, _option(_ESTIMATED, "Estimate on log, linear or logit.", metavar="NAME=SCALE")]
 Bounds = Annotated[
     list[str] | None, _option(_ESTIMATED, "Bounds, either of which may be left out.", metavar="NAME=LOWER:UPPER")

@@ -6,6 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
         [
             "from torchivp import fit",
             *_import_lines(model),
+            *_optimiser_lines(arguments.get("optimiser")),
             "",
             "result = fit(",
             f"    {_constructor(model)},",
@@ -60,6 +62,13 @@ def _import_lines(model: Model) -> list[str]:
     if type(model) is FunctionModel:
         lines.append(_import_line(model.func, "function"))
     return lines
+
+
+def _optimiser_lines(optimiser: Any) -> list[str]:
+    """What an optimiser of torch, or the partial call that makes one, needs to be imported."""
+    first = ["import functools"] if isinstance(optimiser, partial) else []
+    made = optimiser.func if isinstance(optimiser, partial) else optimiser
+    return [*first, f"import {made.__module__.partition('.')[0]}"] if isinstance(made, type) else first
 
 
 def _import_line(source: Any, kind: str) -> str:
@@ -151,6 +160,12 @@ def _written(value: Any, unwritten: list[str]) -> str:
         return repr(value)
     if isinstance(value, Sequence | Set):
         return "[" + ", ".join(_written(item, unwritten) for item in value) + "]"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, partial):
+        arguments = [_written(each, unwritten) for each in (value.func, *value.args)]
+        arguments += [f"{key}={_written(each, unwritten)}" for key, each in value.keywords.items()]
+        return f"functools.partial({', '.join(arguments)})"
     unwritten.append(_in_words(value))
     return "..."
 

@@ -31,7 +31,8 @@ from torchivp.fitting.random_effects.effects import find_effects, read_kinds
 from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.results.assemble import assemble, check_derived
 from torchivp.fitting.results.result import FitResult
-from torchivp.fitting.searching.maximise import find_maximum, maximise, maximise_innovations
+from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_optimiser
+from torchivp.fitting.searching.maximise import descend, find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
 from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
@@ -91,6 +92,7 @@ def fit(
     starts: int | None = None,
     shooting: Shooting = "auto",
     executor: Workers = None,
+    optimiser: Optimiser = LEAST_SQUARES,
     checkpoint: str | Path | None = None,
     backend: Backend = "auto",
     progress: bool | Progress = False,
@@ -176,6 +178,10 @@ def fit(
             number of processes (see `torchivp.ensemble`); None for this process. Each worker searches from a part of
             them side by side; the result is the same to the last bit. `result.bootstrap` and `result.profiles` take one
             too.
+        optimiser: "least-squares", the trust-region Gauss-Newton method; "l-bfgs", by the gradient alone, for hundreds
+            of parameters; the name of another method of `scipy.optimize.minimize` that needs no second derivatives; or
+            what makes an optimiser of torch from a list of tensors, such as `functools.partial(torch.optim.Adam,
+            lr=0.01)`. All but the first start from the values in `start` or in the model, and try no others.
         checkpoint: a file to which all solves are written as they are made. A fit that was killed goes on from it when
             it is repeated with the same arguments, and ends at the same bits.
         backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
@@ -211,6 +217,9 @@ def fit(
         raise ValueError(
             "executor= searches from many starts: give starts=100, or give it to result.bootstrap and result.profiles"
         )
+    check_optimiser(optimiser)
+    if optimiser != LEAST_SQUARES:
+        _check_descent(model, starts=starts, shooting=shooting, random=random)
     modes, columns = _split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
     if isinstance(data, Dataset):
@@ -279,6 +288,8 @@ def fit(
             misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting
         )
         how = maximise_innovations if measurement else partial(maximise, given=start is not None, executor=executor)
+        if optimiser != LEAST_SQUARES:
+            how = descend(optimiser)
         maximum = find_maximum(search, how, automatic=atol is None)
         marginal = None
         if effects is not None:
@@ -331,6 +342,18 @@ def _check_shooting(shooting: Any, model: Model, starts: int | None) -> None:
     if shooting == "multiple" and starts is not None:
         raise ValueError(
             f"starts={starts} searches from many starts by single shooting: leave out shooting='multiple', or starts"
+        )
+
+
+def _check_descent(model: Model, **others: Any) -> None:
+    """Refuse what only least squares does."""
+    if isinstance(model, StochasticModel):
+        raise ValueError("a StochasticModel is fitted by optimiser='least-squares': leave out optimiser")
+    given = [name for name, value in others.items() if value not in (None, "auto")]
+    if given:
+        raise ValueError(
+            f"{given[0]} takes optimiser='least-squares', since other optimisers go from the start values and nowhere "
+            "else: leave out one of them"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from torchivp.fitting.data import Dataset
 from torchivp.fitting.measured import Measured, measurements
 from torchivp.fitting.observables import Observables
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.solving.backwards import states_backwards
 from torchivp.fitting.solving.inputs import Infused, Inputs
 from torchivp.fitting.solving.journal import FitJournal
 from torchivp.fitting.solving.kernels import ModelKernel
@@ -29,6 +30,7 @@ from torchivp.fitting.solving.together import Broker
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 
+_MANY_DIRECTIONS = 100  # from where on a gradient comes from a pass backwards
 _AT_A_TIME = 1 << 15  # numbers of the tables of observables
 
 NOT_FINITE = "an observable, or its derivative with respect to what is free, is not finite"
@@ -304,6 +306,57 @@ class Misfit:
             Predictions(theta, h, by, measured) if well else None
             for theta, well, h, by in zip(thetas, ok & finite, every, by_theta, strict=True)
         ]
+
+    def pulled_back(
+        self, theta: NDArray[np.float64], by_value: Callable[[Predictions], NDArray[np.float64]]
+    ) -> tuple[Predictions, NDArray[np.float64]] | None:
+        """The predictions at `theta`, and the gradient of a function of them by theta.
+
+        With few directions they are carried along by the solve; with many, the gradient comes from one pass backwards,
+        whose cost hardly depends on how many there are.
+
+        Args:
+            theta: the free quantities, [n_free].
+            by_value: the derivatives of the function by the predictions, [n], from the predictions.
+
+        Returns:
+            None if a solve fails, or a number is not finite.
+        """
+        if len(self.moved) <= _MANY_DIRECTIONS:
+            found = self.predictions(theta)
+            return None if found is None else (found, by_value(found) @ found.jacobian)
+        journal = self.shared.journal
+        if journal is None:
+            return self._solved_backwards(theta, by_value)
+        key = journal.key(self.accuracy, theta, -1.0, True)
+        if key not in journal:
+            solved = self._solved_backwards(theta, by_value)
+            journal.add(key, None if solved is None else (solved[0].values, solved[1]))
+            journal.flush()
+        entry = journal[key]
+        if entry is None:
+            return None
+        return Predictions(theta, entry[0], np.zeros((len(entry[0]), 0)), self.measured()), entry[1]
+
+    def _solved_backwards(
+        self, theta: NDArray[np.float64], by_value: Callable[[Predictions], NDArray[np.float64]]
+    ) -> tuple[Predictions, NDArray[np.float64]] | None:
+        measured, at = self.measured(), torch.tensor(theta, requires_grad=True)
+        self.shared.solves += 1
+        try:
+            with torch.enable_grad():
+                own = self.quantities.locals(at)
+                states = states_backwards(self.solved, self.data, self.inputs, own, measured.times, self.accuracy)
+                values = self.observables.followed(torch.from_numpy(measured.padded_times), states, own)
+        except SolveError as error:
+            self.shared.failure = error.status.message
+            return None
+        values = values[measured.trajectory, measured.place, measured.observable]
+        found = Predictions(theta, values.detach().numpy(), np.zeros((len(values), 0)), measured)
+        if not bool(self._allowed(own.detach()[None]).all()) or self._finite(found, found.values) is None:
+            return None
+        (gradient,) = torch.autograd.grad(values, at, torch.from_numpy(by_value(found)))
+        return None if self._finite(found, gradient.numpy()) is None else (found, gradient.numpy())
 
     def in_parts(self, data: Dataset) -> Misfit:
         """The same misfit of parts of its trajectories, which `solve_parts` solves from states of their own."""

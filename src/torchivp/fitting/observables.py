@@ -151,6 +151,10 @@ class Observables:
         with torch.no_grad():
             return torch.stack([self._value(each, t, y, own) for each in self._columns], -1).numpy()
 
+    def followed(self, t: Tensor, y: Tensor, own: Tensor) -> Tensor:
+        """The observables, [rows, T, n_observed], for autograd to differentiate; arguments as of `values`."""
+        return torch.stack([self._value(each, t, y, own).expand(y.shape[:-1]) for each in self._columns], -1)
+
     def with_slopes(self, t: Tensor, y: Tensor, own: Tensor) -> Observed:
         """The observables with their derivatives; arguments as of `values`."""
         values = np.empty((*y.shape[:2], len(self._columns)))

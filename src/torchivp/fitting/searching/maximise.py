@@ -12,6 +12,7 @@ from torchivp.ensembles.executors import Workers
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.searching.start import Start, find_start
@@ -145,6 +146,17 @@ def maximise_innovations(search: Search) -> Maximum:
             "start={name: value, ...}, or another sigma"
         )
     return Maximum(likelihood, [], [], floor, [])
+
+
+def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
+    """What finds the maximum by another optimiser than least squares, from the start values and no others."""
+    descent = Descent(optimiser)
+
+    def find(search: Search) -> Maximum:
+        floor = search.misfit.accuracy.rtol * _data_size(search.misfit, search.levels)
+        return Maximum(descent.run(search, floor), [], [], floor, [])
+
+    return find
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:

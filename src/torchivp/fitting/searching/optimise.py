@@ -265,6 +265,33 @@ class Search:
         self.progress(stage, self.iterations, self.levels.nll(found, sizes))
 
 
+def hoped_gain(search: Search, found: Predictions, sizes: NDArray[np.float64]) -> tuple[float, float]:
+    """What a linear model hopes to gain of the logarithm of the likelihood by a step, and the sum of squared residuals.
+
+    Args:
+        search: which knows the noise and the priors.
+        found: the predictions with their Jacobian.
+        sizes: those of the noise.
+    """
+    quantities = search.misfit.quantities
+    known, by_theta = prior_residuals(quantities, found.theta)
+    slopes = search.levels.residual_jacobian(found, sizes).reshape(-1, len(found.theta))
+    values = np.concatenate([search.levels.least_squares(found, sizes)[0].ravel(), known])
+    jacobian = np.concatenate([slopes, by_theta]) * quantities.magnitudes
+    gradient = jacobian.T @ values
+    gaps = [(found.theta - end) / quantities.magnitudes for end in (quantities.lower, quantities.upper)]
+    lower, upper = (np.abs(gap) < ON_BOUND for gap in gaps)
+    free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
+    return 0.5 * _explained(jacobian[:, free], values), float(np.sum(values**2))
+
+
+def _explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """How much of the sum of squares the best step of a linear model would explain."""
+    directions, singular, _ = np.linalg.svd(jacobian, full_matrices=False)
+    determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
+    return float(np.sum((determined.T @ values) ** 2))
+
+
 class _Settled(Exception):
     """The search is where it wants to be, at this cost."""
 
@@ -358,8 +385,6 @@ class _Target:
         gradient = jacobian.T @ values
         lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
         free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-        directions, singular, _ = np.linalg.svd(jacobian[:, free], full_matrices=False)
-        determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
-        if np.sum((determined.T @ values) ** 2) <= _GAIN * self.tolerance * np.sum(values**2):
+        if _explained(jacobian[:, free], values) <= _GAIN * self.tolerance * np.sum(values**2):
             raise _Settled(float(np.sum(values**2)))
         return jacobian

@@ -54,6 +54,18 @@ class Piece:
     last: list[Change]
 
 
+def changed_state(changes: Sequence[Change], y: Tensor) -> Tensor:
+    """A state [n_states] after changes, in order; autograd follows them."""
+    for change in changes:
+        if isinstance(change, Addition):
+            amount = torch.zeros_like(y)
+            amount[change.state] = change.amount
+            y = y + amount
+        else:
+            y = change(y)
+    return y
+
+
 def apply_changes(changes: Sequence[Change], y: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     """States after changes, with their tangents.
 

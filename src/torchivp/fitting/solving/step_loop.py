@@ -119,7 +119,7 @@ class StepLoop:
                 with arithmetic:
                     return model(t, y)
 
-            func = _clamped(derivative, start, end) if stretch.sided else derivative
+            func = clamped(derivative, start, end) if stretch.sided else derivative
             return solve_ivp(func, (start, end), y, t_eval=[*stretch.t[0].tolist(), end], throw=False, **options)
 
         if way in ("mapped", "singly"):
@@ -237,10 +237,10 @@ def _with_end(stretch: Stretch) -> tuple[Tensor, Tensor]:
     return t, last
 
 
-def _clamped(derivative: Callable[[Tensor, Tensor], Tensor], start: float, end: float) -> Callable[..., Tensor]:
+def clamped(derivative: Callable[..., Tensor], start: float, end: float) -> Callable[..., Tensor]:
     """The right-hand side, at the ends of a stretch evaluated on the inner side of them."""
     first, last = math.nextafter(start, end), math.nextafter(end, start)
-    return lambda t, y: derivative(t.clamp(first, last), y)
+    return lambda t, y, *args: derivative(t.clamp(first, last), y, *args)
 
 
 def _first_failure(solution: BatchSolution) -> Status | None:
