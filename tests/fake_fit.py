@@ -79,7 +79,9 @@ class FakeFit:
 
     def __post_init__(self):
         if self.data is None:
-            self.data = dataset([("", TABLE[:, 0], TABLE[:, 1:])], ["hare", "lynx"], ["prey", "predator"], "year")
+            self.data = dataset(
+                [("", TABLE[:, 0], TABLE[:, 1:].copy())], ["hare", "lynx"], ["prey", "predator"], "year"
+            )
         names = list(self.data.observables)
         self.observed_states = self.data.states
         self.levels = SimpleNamespace(noises=[find_noise(self.noise) for _ in names])
