@@ -323,3 +323,31 @@ def test_parameters_changed_before_the_backward_pass_are_noticed(gradient):
         model.parameters_.add_(1.0)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
+
+
+def damped(t, y):
+    fast, slow = y.unbind(-1)
+    return torch.stack((30 * (slow - fast), -0.5 * fast), dim=-1)
+
+
+def at_the_end(func, batch_dims, **options):
+    y0 = double(*[[1.0, 2.0]] * batch_dims) if batch_dims else double(1.0, 2.0)
+    end = solve_ivp(func, (0.0, 1.0), y0.requires_grad_(), batch_dims=batch_dims, gradient="backsolve", **options)
+    torch.autograd.grad(end.y[..., -1, :].sum(), y0)
+
+
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_state_that_does_not_come_back_is_a_warning(batch_dims, recwarn):
+    """Errors grow by exp(30) on the way back, and by exp(3) from output to output."""
+    with pytest.warns(RuntimeWarning, match="the state does not come back to where the solve had passed"):
+        at_the_end(damped, batch_dims, t_eval=[1.0])
+    at_the_end(damped, batch_dims, t_eval=torch.linspace(0, 1, 11))
+    at_the_end(lambda t, y: y.flip(-1) * double(1.0, -1.0), batch_dims, t_eval=[1.0])
+    assert not recwarn.list
+
+
+def test_odeint_adjoint_warns_of_a_state_that_does_not_come_back():
+    y0 = double(1.0, 2.0, grad=True)
+    end = odeint_adjoint(damped, y0, double(0.0, 1.0), adjoint_params=())[-1]
+    with pytest.warns(RuntimeWarning, match=r"gradient='backsolve' \(odeint_adjoint\): solved backwards"):
+        end.sum().backward()

@@ -17,6 +17,7 @@ from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import solving_backwards
+from torchivp.gradients.drift import Drift
 from torchivp.gradients.refusals import refuse_preconditioner
 from torchivp.gradients.replay import after_change
 from torchivp.gradients.step_ends import StepEnds
@@ -94,7 +95,8 @@ def adjoint_gradients(
     size = problem.y0.shape[1]
     late = solve.inputs.late
     function = _AdjointFunction(problem, rows, size, leaves, late)
-    joins = _Joins(problem, way, rows, (states, before, grad, grad_before), leaves, totals, late)
+    drift = Drift(states, plan.norm.atol)
+    joins = _Joins(problem, way, rows, (states, before, grad, grad_before), leaves, totals, late, drift)
     table = way.times[rows]
     columns = torch.arange(table.shape[1]).expand(len(rows), -1)
     action = Action(apply=joins, times=table, values=columns)  # pyright: ignore[reportArgumentType]
@@ -128,6 +130,8 @@ def adjoint_gradients(
                     "which solves nothing backwards",
                 )
             )
+    drift.compare(integral.final[:, :size], problem.y0[problem.select(rows)])
+    drift.warn()
     totals[0][problem.select(rows)] = integral.final[:, size:]
     for i, gradient in enumerate(_of_times(solve, problem, leaves, states, grad, before, grad_before, totals[0])):
         if gradient is not None:
@@ -314,9 +318,11 @@ class _Joins:
         leaves: Sequence[Tensor],
         totals: list[Tensor],
         late: LateLeaves,
+        drift: Drift,
     ):
         self._problem = problem
         self._late = late
+        self._drift = drift
         self._way = way
         self._rows = rows
         self._states, self._before, self._grad, self._grad_before = tensors
@@ -332,6 +338,9 @@ class _Joins:
         kinds, places = self._way.kinds[rows, columns], self._way.places[rows, columns]
         select = self._problem.select
         at_output, at_change = np.flatnonzero(kinds == 0), np.flatnonzero(kinds == 1)
+        if len(passed := np.flatnonzero((kinds == 0) & (columns > 0))):  # the first is where it begins
+            found = z[select(passed), : self._size]
+            self._drift.compare(found, self._states[select(rows[passed]), select(places[passed])])
         if len(at_output):
             where, entry = select(at_output), (select(rows[at_output]), select(places[at_output]))
             z[where, : self._size] = self._states[entry]

@@ -18,6 +18,7 @@ from torchivp.generators import Generators
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.draws import solving_backwards
+from torchivp.gradients.drift import Drift
 from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_inside_transform, user_function
 from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.refusals import (
@@ -48,7 +49,8 @@ class Backsolve:
     Memory does not depend on the number of steps: only the outputs are kept. The gradient is as accurate as the
     tolerances of the backward solve, not exact for the steps taken; one that is to be differentiated again,
     `create_graph=True`, is that of the steps, in the memory of `Direct`. The state is solved backwards too, from the
-    stored output of each interval, which is unstable for strongly dissipative systems. Source: Pontryagin et al.
+    stored output of each interval, which is unstable for strongly dissipative systems: a RuntimeWarning says where the
+    states found are not those of the solve. Source: Pontryagin et al.
     (1962); Chen et al., "Neural ordinary differential equations" (2018).
 
     The error is measured by the largest root mean square of state, adjoint and each parameter's gradient, whatever
@@ -239,7 +241,10 @@ class _AdjointSolve(NodeSolve):
         """Solve from the last of the `times` to the start; at each earlier one its output's gradient joins."""
         options, forward = self.options, self.integration
 
+        drift = Drift(states, self.atol)
+
         def join_output(i: int, z: Tensor) -> Tensor:
+            drift.compare(z[:, system.state], states[i : i + 1])
             z = z.clone()
             z[:, system.state] = states[i]
             z[:, system.adjoint] += grad[i]
@@ -271,6 +276,8 @@ class _AdjointSolve(NodeSolve):
                     "solves nothing backwards",
                 )
             )
+        drift.compare(end.y[:, system.state], forward.problem.y0)
+        drift.warn()
         return end.y
 
     def default_norm(self) -> Norm:
