@@ -236,8 +236,8 @@ def _undetermined(directions: Sequence[Direction]) -> list[str]:
         return warnings
     return [
         f"the data do not determine, or hardly, {len(warnings)} combinations of {len(directions)} free quantities: the "
-        "standard errors of single ones mean little, but what is predicted may be well determined; result.directions has "
-        "the combinations"
+        "standard errors of single ones mean little, but what is predicted may be well determined; result.directions "
+        "has the combinations"
     ]
 
 
