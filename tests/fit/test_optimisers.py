@@ -205,3 +205,27 @@ def test_what_is_no_optimiser_is_refused():
         grown("l-bfgs", shooting="multiple")
     with refused("a StochasticModel is fitted by optimiser='least-squares': leave out optimiser"):
         fit(Brownian(), {"time": T, "x": SIZES}, optimiser="l-bfgs")
+
+
+@needs_compiler
+def test_many_combinations_that_the_data_do_not_determine_are_counted():
+    """Thirty rates of which only the sum matters."""
+
+    class Redundant(Model):
+        states: ClassVar = {"y": ""}
+        default_state = (1.0,)
+        positive = ()
+
+        def __init__(self):
+            super().__init__(**{f"k{i}": 0.02 for i in range(30)})
+
+        def forward(self, t, y):
+            return -torch.stack([getattr(self, f"k{i}") for i in range(30)]).sum() * y
+
+    t = np.linspace(0, 3, 40)
+    data = np.exp(-0.9 * t) + 0.01 * np.random.default_rng(0).standard_normal(40)
+    result = fit(Redundant(), {"time": t, "y": data}, fixed={"y": 1.0}, optimiser="l-bfgs", backend="fused")
+    assert result.converged
+    assert sum(result[f"k{i}"].value for i in range(30)) == pytest.approx(0.9, abs=0.02)
+    (told,) = [each for each in result.warnings if "do not determine" in each]
+    assert told.startswith("the data do not determine, or hardly, 29 combinations of 30 free quantities: the standard")

@@ -17,6 +17,7 @@ from torchivp.fitting.quantities import Quantity
 _TAIL = 0.025  # intervals hold 95 %
 _SINGULAR = 1e-7  # a direction with a singular value this much smaller than the largest counts as not determined
 _KNOWN = 1e12  # degrees of freedom of a size that is known
+_TOLD_ONE_BY_ONE = 20  # more combinations that are not determined are counted instead
 _WEAK = 2.0  # a direction with a standard error of this many typical changes (on the log scale e^2) is weak
 
 
@@ -231,7 +232,13 @@ def _undetermined(directions: Sequence[Direction]) -> list[str]:
             warnings.append(
                 f"the data hardly determine {each.combination}: its standard error is {each.standard_error:.2g}"
             )
-    return warnings
+    if len(warnings) <= _TOLD_ONE_BY_ONE:
+        return warnings
+    return [
+        f"the data do not determine, or hardly, {len(warnings)} combinations of {len(directions)} free quantities: the "
+        "standard errors of single ones mean little, but what is predicted may be well determined; result.directions "
+        "has the combinations"
+    ]
 
 
 def _combination(direction: NDArray[np.float64], free: Sequence[Quantity]) -> str:
