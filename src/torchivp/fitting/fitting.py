@@ -32,7 +32,7 @@ from torchivp.fitting.random_effects.maximise import find_marginal_maximum
 from torchivp.fitting.results.assemble import assemble, check_derived
 from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_optimiser
-from torchivp.fitting.searching.maximise import descend, find_maximum, maximise, maximise_innovations
+from torchivp.fitting.searching.maximise import Maximum, descend, find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
 from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
@@ -242,30 +242,22 @@ def fit(
     inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
     dataset = from_first_change(dataset, inputs)
     check_times(dataset)
-    measurement = None
-    if isinstance(model, StochasticModel):
-        check_stochastic(model, schedule=schedule, doses=doses, starts=starts, random=kinds)
-        named = [free] if isinstance(free, str) else free or []
-        said = [fixed or {}, start or {}, scale or {}, bounds or {}, priors or {}]
-        said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
-        measurement = read_measurement(
-            model, dataset, noise, modes, [*named, *(name for each in said for name in each)]
-        )
-        dataset = measurement.data
+    measurement = _read_measurement(arguments, dataset, modes, kinds)
+    dataset = measurement.data if measurement else dataset
     levels = measurement.levels() if measurement else read_levels(dataset, noise, modes, measurements(dataset))
     log_states = {state for state, kind in zip(dataset.states, levels.noises, strict=True) if state and kind.log}
     choices = Choices(
-        free,
-        fixed or {},
-        start or {},
-        parameters or {},
-        scale or {},
-        bounds or {},
-        priors or {},
-        by or {},
-        tied or {},
-        initial or {},
-        kinds,
+        free=free,
+        fixed=fixed or {},
+        start=start or {},
+        parameters=parameters or {},
+        scale=scale or {},
+        bounds=bounds or {},
+        priors=priors or {},
+        by=by or {},
+        tied=tied or {},
+        initial=initial or {},
+        random=kinds,
     )
     quantities = list_quantities(model, dataset, choices, log_states, measurement.quantities if measurement else ())
     effects = find_effects(kinds, quantities, dataset, levels)
@@ -295,16 +287,21 @@ def fit(
         if effects is not None:
             marginal = find_marginal_maximum(search, effects, maximum, automatic=atol is None)
             maximum = marginal.maximum
-        doubts = [
-            *maximum.doubts,
-            *check_derivatives(search.misfit, levels, maximum.likelihood),
-            *worse_than_constant(search.misfit, levels, maximum.likelihood),
-            *held_by_constraints(search.misfit, levels, maximum.likelihood),
-            *levels.doubts(maximum.likelihood.minimum.found, dataset.observables),
-        ]
+        maximum = replace(maximum, doubts=_doubts(search, maximum))
         call = python_call(fit, arguments, dataset)
-        maximum = replace(maximum, doubts=doubts)
         return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
+
+
+def _doubts(search: Search, maximum: Maximum) -> list[str]:
+    """Why what was found may not be the best that the model can do, in sentences; empty if nothing says so."""
+    misfit, levels, likelihood = search.misfit, search.levels, maximum.likelihood
+    return [
+        *maximum.doubts,
+        *check_derivatives(misfit, levels, likelihood),
+        *worse_than_constant(misfit, levels, likelihood),
+        *held_by_constraints(misfit, levels, likelihood),
+        *levels.doubts(likelihood.minimum.found, misfit.data.observables),
+    ]
 
 
 @contextmanager
@@ -377,6 +374,23 @@ def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     tensors = [(name, value.tolist()) for name, value in model.state_dict().items()]
     others = {name: value for name, value in vars(model).items() if not name.startswith(("_", "training"))}
     return [said, series, data.observe, identity_of_class(type(model)), tensors, others, repr(model)]
+
+
+def _read_measurement(
+    arguments: Mapping[str, Any], data: Dataset, modes: Any, kinds: Mapping[str, Any]
+) -> Measurement | None:
+    """How the states of a stochastic model are measured; None for other models."""
+    model, free, initial = arguments["model"], arguments["free"], arguments["initial"]
+    if not isinstance(model, StochasticModel):
+        return None
+    check_stochastic(
+        model, schedule=arguments["schedule"], doses=arguments["doses"], starts=arguments["starts"], random=kinds
+    )
+    named = [free] if isinstance(free, str) else free or []
+    said = [arguments[name] or {} for name in ("fixed", "start", "scale", "bounds", "priors")]
+    said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
+    every = [*named, *(name for each in said for name in each)]
+    return read_measurement(model, data, arguments["noise"], modes, every)
 
 
 def _misfit(
