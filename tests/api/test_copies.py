@@ -19,6 +19,7 @@ import torchivp
 from simulated import simulate
 from torchivp import Event, Scheduled, SolveError, solve_ivp
 from torchivp.compat import torchdiffeq, torchsde
+from torchivp.ensembles.executors import WorkersDied
 from torchivp.expressions import ExpressionError
 from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.refusal import CannotFuse, FuncFails
@@ -141,6 +142,7 @@ def examples():
         raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         CannotFuse("func draws random numbers"),
         FuncFails("func fails"),
+        WorkersDied("three workers died of rows 0 to 9"),
         ExpressionError("unknown function"),
         CompileError("error: expected ';'"),
         NoCompiler("there is no compiler"),

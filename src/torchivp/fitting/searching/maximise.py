@@ -118,6 +118,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         raise RuntimeError(
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
+    likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=1e-9)
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
 
@@ -145,6 +146,7 @@ def maximise_innovations(search: Search) -> Maximum:
             f"the moments of {type(misfit.model).__name__} cannot be solved from the start: {misfit.failure}: give "
             "start={name: value, ...}, or another sigma"
         )
+    likelihood = search.onto_bounds(likelihood, floor, "maximum likelihood, on bounds", tolerance=1e-9)
     return Maximum(likelihood, [], [], floor, [])
 
 

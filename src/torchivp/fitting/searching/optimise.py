@@ -35,6 +35,9 @@ _GAIN = 1e-3
 # A direction with a singular value this much smaller than the largest changes nothing.
 _RANK = 1e-10
 
+# The data hardly tell a quantity from its bound if residuals change by less than this on the way, in all.
+_HARDLY = 1.0
+
 ON_BOUND = 1e-6
 """A quantity this close to a bound, in typical changes, is on it."""
 
@@ -223,6 +226,43 @@ class Search:
             if settled:
                 break
         return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
+
+    def onto_bounds(
+        self, likelihood: Likelihood, floor: NDArray[np.float64], stage: str, tolerance: float
+    ) -> Likelihood:
+        """The likelihood with quantities on bounds that they tend to, and from which the data hardly tell them.
+
+        On the log scale a rate that is best at its lower bound changes less and less on the way there, so that searches
+        end before; and a step of `least_squares` that meets a bound is cut short for all quantities. So these are held
+        on their bounds while the others are searched. Arguments are as of `maximise_likelihood`.
+        """
+        way = self._way_to_bounds(likelihood)
+        if way is None or not (0 < np.isfinite(way).sum() < len(way)):
+            return likelihood
+        held = np.isfinite(way)
+        theta = likelihood.minimum.theta + np.where(held, way, 0.0)
+        again = self.maximise_likelihood(theta, floor, stage, tolerance=tolerance, held=held)
+        if not again.nll < likelihood.nll:
+            return likelihood
+        left = self._way_to_bounds(again)
+        if left is not None and (np.isfinite(left) | ~held).all():
+            return again
+        return self.maximise_likelihood(again.minimum.theta, floor, stage, tolerance=tolerance)  # some go back inside
+
+    def _way_to_bounds(self, likelihood: Likelihood) -> NDArray[np.float64] | None:
+        """How far it is to the bounds that quantities tend to, if the data hardly tell them from these; else NaN."""
+        found, quantities = likelihood.minimum.found, self.misfit.quantities
+        if found is None:
+            return None
+        known, by_theta = prior_residuals(quantities, found.theta)
+        slopes = self.levels.residual_jacobian(found, likelihood.sizes).reshape(-1, len(found.theta))
+        values = np.concatenate([self.levels.least_squares(found, likelihood.sizes)[0].ravel(), known])
+        jacobian = np.concatenate([slopes, by_theta])
+        ends = np.where(jacobian.T @ values > 0, quantities.lower, quantities.upper)
+        way = np.where(np.isfinite(ends), ends - found.theta, np.inf)
+        near = np.isfinite(way)
+        near[near] &= np.linalg.norm(jacobian[:, near] * way[near], axis=0) < _HARDLY
+        return np.where(near, way, np.nan)
 
     def side_by_side(self, parts: Sequence[Callable[[Search], T]], alike: bool = False) -> list[T]:
         """Parts of this search that do not depend on each other, whose solves are rows of one; what they return.
