@@ -417,6 +417,18 @@ def test_infusions_are_those_of_the_closed_form(way, monkeypatch):
     np.testing.assert_allclose(found.predict(t, "B")[:, 0], infused(t - 3, 4, 6, 0.2), atol=1e-3)
 
 
+def test_a_checkpoint_is_of_what_a_table_of_doses_held(tmp_path):
+    t, table = np.linspace(0, 4, 9), tmp_path / "doses.csv"
+    data = pd.DataFrame({"time": t, "amount": 4 * np.exp(-0.5 * t)})
+    options = {"doses": str(table), "checkpoint": tmp_path / "kept", "rtol": 1e-6, "backend": "eager"}
+    options |= {"initial": {"amount": 0.0}, "sigma": 0.1, "start": {"rate": 0.6}}
+    table.write_text("time,amount\n0,4\n")
+    fit(Decay(), data, **options)
+    table.write_text("time,amount\n0,8\n")
+    with refused(ValueError, "is the journal of another fit (other data, model or arguments)"):
+        fit(Decay(), data, **options)
+
+
 def test_an_infusion_that_began_before_the_data():
     t = np.linspace(1, 9, 9)
     data = pd.DataFrame({"time": t, "amount": infused(t + 2, 5, 4, 0.3)})

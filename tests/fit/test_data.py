@@ -432,6 +432,8 @@ def test_infusions_by_duration_or_rate(csv):
     assert (first, second) == (Infusion(0, 0.0, 3.0, 2.0), Infusion(1, 1.0, 3.0, 3.0))
     (bolus,) = read_doses(csv(text), [""], STATES, duration=None, rate=None, state=None)[""]
     assert bolus.times.tolist() == [0, 1, 2, 3]
+    (bolus,) = read_doses({"time": [1.0], "amount": [6.0], "duration": [1e-17]}, [""], STATES)[""]
+    assert (bolus.times.tolist(), bolus.values.tolist()) == ([1], [6]), "it is over before time goes on"
 
 
 def test_dates_of_doses_are_counted_as_those_of_the_data():

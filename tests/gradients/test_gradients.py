@@ -351,3 +351,25 @@ def test_odeint_adjoint_warns_of_a_state_that_does_not_come_back():
     end = odeint_adjoint(damped, y0, double(0.0, 1.0), adjoint_params=())[-1]
     with pytest.warns(RuntimeWarning, match=r"gradient='backsolve' \(odeint_adjoint\): solved backwards"):
         end.sum().backward()
+
+
+def logistic(t, y):
+    size = double(1.0, 1000.0)
+    return 2 * y * (1 - (y / size) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("func", "y0", "t", "warned"),
+    [
+        pytest.param(logistic, [0.1, 1000.0], [0.0, 10.0], True, id="a small component"),
+        pytest.param(lambda t, y: 0.5 * (2 - y), [1.0], [0.0, 1.0, 40.0], False, id="at rest in the end"),
+        pytest.param(lambda t, y: -y, [1.0], [0.0, 30.0], False, id="gone in the end"),
+        pytest.param(
+            lambda t, y: y.flip(-1) * double(1.0, -1.0), [0.0, 1.0], [0.0, 2 * math.pi], False, id="zero again"
+        ),
+    ],
+)
+def test_what_counts_is_what_is_left_of_the_adjoint(func, y0, t, warned, recwarn):
+    y0 = double(*y0, grad=True)
+    odeint_adjoint(func, y0, double(*t), adjoint_params=())[1:].sum().backward()
+    assert bool(recwarn.list) == warned

@@ -369,11 +369,12 @@ def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     """What tells a fit apart from others, whose solves are of no use to it."""
     left_out = ("data", "model", "progress", "checkpoint", "observe", "derived", "executor")
     said = {name: value for name, value in arguments.items() if name not in left_out}
-    model, data = misfit.model, misfit.data
+    model, data, inputs = misfit.model, misfit.data, misfit.inputs
     series = [[getattr(one, each.name) for each in fields(one)] for one in data.trajectories]
     tensors = [(name, value.tolist()) for name, value in model.state_dict().items()]
     others = {name: value for name, value in vars(model).items() if not name.startswith(("_", "training"))}
-    return [said, series, data.observe, identity_of_class(type(model)), tensors, others, repr(model)]
+    acting = [inputs.scheduled, inputs.infusions]  # a table of doses may be a file, or change in its place
+    return [said, acting, series, data.observe, identity_of_class(type(model)), tensors, others, repr(model)]
 
 
 def _read_measurement(

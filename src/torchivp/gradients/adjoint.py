@@ -95,7 +95,7 @@ def adjoint_gradients(
     size = problem.y0.shape[1]
     late = solve.inputs.late
     function = _AdjointFunction(problem, rows, size, leaves, late)
-    drift = Drift(states, plan.norm.atol)
+    drift = Drift(states, grad, plan.norm.rtol, plan.norm.atol)
     joins = _Joins(problem, way, rows, (states, before, grad, grad_before), leaves, totals, late, drift)
     table = way.times[rows]
     columns = torch.arange(table.shape[1]).expand(len(rows), -1)
@@ -130,7 +130,7 @@ def adjoint_gradients(
                     "which solves nothing backwards",
                 )
             )
-    drift.compare(integral.final[:, :size], problem.y0[problem.select(rows)])
+    drift.compare(integral.final[:, :size], problem.y0[problem.select(rows)], integral.final[:, size:])
     drift.warn()
     totals[0][problem.select(rows)] = integral.final[:, size:]
     for i, gradient in enumerate(_of_times(solve, problem, leaves, states, grad, before, grad_before, totals[0])):
@@ -340,7 +340,8 @@ class _Joins:
         at_output, at_change = np.flatnonzero(kinds == 0), np.flatnonzero(kinds == 1)
         if len(passed := np.flatnonzero((kinds == 0) & (columns > 0))):  # the first is where it begins
             found = z[select(passed), : self._size]
-            self._drift.compare(found, self._states[select(rows[passed]), select(places[passed])])
+            adjoint = z[select(passed), self._size :]
+            self._drift.compare(found, self._states[select(rows[passed]), select(places[passed])], adjoint)
         if len(at_output):
             where, entry = select(at_output), (select(rows[at_output]), select(places[at_output]))
             z[where, : self._size] = self._states[entry]

@@ -241,10 +241,10 @@ class _AdjointSolve(NodeSolve):
         """Solve from the last of the `times` to the start; at each earlier one its output's gradient joins."""
         options, forward = self.options, self.integration
 
-        drift = Drift(states, self.atol)
+        drift = Drift(states, grad, self.rtol, self.atol)
 
         def join_output(i: int, z: Tensor) -> Tensor:
-            drift.compare(z[:, system.state], states[i : i + 1])
+            drift.compare(z[:, system.state], states[i : i + 1], z[:, system.adjoint])
             z = z.clone()
             z[:, system.state] = states[i]
             z[:, system.adjoint] += grad[i]
@@ -276,7 +276,7 @@ class _AdjointSolve(NodeSolve):
                     "solves nothing backwards",
                 )
             )
-        drift.compare(end.y[:, system.state], forward.problem.y0)
+        drift.compare(end.y[:, system.state], forward.problem.y0, end.y[:, system.adjoint])
         drift.warn()
         return end.y
 

@@ -103,6 +103,7 @@ def read_doses(
     dosed = [states[0]] * len(t) if state is None else _known(table, str(state), "state", states)
     treated = None if trajectory is None else _known(table, str(trajectory), "trajectory", trajectories)
     lasting = _durations(table, amounts, duration, rate)
+    lasting = np.where(t + lasting > t, lasting, 0.0)  # what is over before time goes on is given at once
     scheduled: dict[str, list[Scheduled | Infusion]] = {}
     for name in trajectories:
         rows = [i for i in range(len(t)) if treated is None or treated[i] == name]

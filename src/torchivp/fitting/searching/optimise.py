@@ -245,7 +245,7 @@ class Search:
         if not again.nll < likelihood.nll:
             return likelihood
         left = self._way_to_bounds(again)
-        if left is not None and (np.isfinite(left) | ~held).all():
+        if left is not None and (np.abs(left / self.misfit.quantities.magnitudes)[held] < ON_BOUND).all():
             return again
         return self.maximise_likelihood(again.minimum.theta, floor, stage, tolerance=tolerance)  # some go back inside
 
