@@ -118,9 +118,25 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         raise RuntimeError(
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
+    likelihood = _no_worse_than_start(search, likelihood, exact.rtol * floor)
     likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=1e-9)
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
+
+
+def _no_worse_than_start(search: Search, likelihood: Likelihood, floor: NDArray[np.float64]) -> Likelihood:
+    """The likelihood, or if the start itself is likelier, its maximum from there.
+
+    The search for a start weighs residuals by the scatter of the data, and may leave the basin of a likelier optimum.
+    """
+    theta = search.misfit.quantities.theta()
+    found = search.misfit.predictions(theta)
+    if found is None or not search.levels.possible(found):
+        return likelihood
+    if not search.levels.nll(found, search.levels.estimate(found, floor)) < likelihood.nll:
+        return likelihood
+    again = search.maximise_likelihood(theta, floor, "maximum likelihood, from the start", tolerance=1e-9, known=found)
+    return again if again.nll < likelihood.nll else likelihood
 
 
 def maximise_innovations(search: Search) -> Maximum:
