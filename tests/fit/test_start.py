@@ -5,15 +5,16 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.linalg import expm
 
-from torchivp.fitting import read_data
+from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.searching import start
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
-from torchivp.models import Model
+from torchivp.models import Equations, Model
 
 
 class Level(Model):
@@ -64,3 +65,20 @@ def test_the_search_ends_at_an_optimum_that_explains_enough_or_leaves_noise(patt
     )
     assert found.best.found is predictions
     assert len(tried) == ways
+
+
+def test_a_fit_ends_no_worse_than_at_its_start():
+    """A bound parts two optima of the likelihood; residuals that are weighed by the scatter of the data know one."""
+    t = np.linspace(0, 10, 21)
+    slopes = np.array([[-1.0, 0, 0.1], [0.8, -0.1, 0], [0, 0, 0]])
+    states = np.array([(expm(slopes * x) @ [1, 0, 1])[:2] for x in t])
+    random = np.random.default_rng(0)
+    for _ in range(9):
+        noise = random.normal(size=states.shape)
+    c, e = (states + 0.01 * noise).T
+    model = Equations("c' = -(k + m)*c + s\ne' = k*c - 0.1*e\nk = 0.5\nm = 0.2\ns = 0.1\nc(0) = 1\ne(0) = 0")
+    bounds = {"k": (0.1, 0.6), "m": (1e-6, 2)}
+    options = {"fixed": {"c": 1.0, "e": 0.0}, "bounds": bounds, "backend": "eager", "method": "dopri5"}
+    found = fit(model, {"time": t, "c": c, "e": e}, start={"k": 0.6, "m": 0.38, "s": 0.099}, **options)
+    assert found.nll == pytest.approx(-73.9089663588437, abs=1e-5), "by L-BFGS-B from there"
+    assert found["m"].value == pytest.approx(0.38337, abs=1e-4)
