@@ -75,10 +75,10 @@ def test_a_fit_ends_no_worse_than_at_its_start():
     random = np.random.default_rng(0)
     for _ in range(9):
         noise = random.normal(size=states.shape)
-    c, e = (states + 0.01 * noise).T
-    model = Equations("c' = -(k + m)*c + s\ne' = k*c - 0.1*e\nk = 0.5\nm = 0.2\ns = 0.1\nc(0) = 1\ne(0) = 0")
+    c, d = (states + 0.01 * noise).T
+    model = Equations("c' = -(k + m)*c + s\nd' = k*c - 0.1*d\nk = 0.5\nm = 0.2\ns = 0.1\nc(0) = 1\nd(0) = 0")
     bounds = {"k": (0.1, 0.6), "m": (1e-6, 2)}
-    options = {"fixed": {"c": 1.0, "e": 0.0}, "bounds": bounds, "backend": "eager", "method": "dopri5"}
-    found = fit(model, {"time": t, "c": c, "e": e}, start={"k": 0.6, "m": 0.38, "s": 0.099}, **options)
+    options = {"fixed": {"c": 1.0, "d": 0.0}, "bounds": bounds, "backend": "eager", "method": "dopri5"}
+    found = fit(model, {"time": t, "c": c, "d": d}, start={"k": 0.6, "m": 0.38, "s": 0.099}, **options)
     assert found.nll == pytest.approx(-73.9089663588437, abs=1e-5), "by L-BFGS-B from there"
     assert found["m"].value == pytest.approx(0.38337, abs=1e-4)
