@@ -11,7 +11,7 @@ from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit, Predictions
-from torchivp.fitting.searching import start
+from torchivp.fitting.searching import multistart, start
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Equations, Model
@@ -82,3 +82,17 @@ def test_a_fit_ends_no_worse_than_at_its_start():
     found = fit(model, {"time": t, "c": c, "d": d}, start={"k": 0.6, "m": 0.38, "s": 0.099}, **options)
     assert found.nll == pytest.approx(-73.9089663588437, abs=1e-5), "by L-BFGS-B from there"
     assert found["m"].value == pytest.approx(0.38337, abs=1e-4)
+
+
+def test_many_starts_compare_what_priors_say_too(monkeypatch):
+    t = np.linspace(0, 3, 13)
+    model = Equations("y' = -k*y\nk = 0.6\ny(0) = 1\nreal: k")
+    options = {"fixed": {"y": 1.0}, "priors": {"k": (0.5, 0.1)}, "backend": "eager", "method": "dopri5", "rtol": 1e-6}
+    search = fit(model, {"time": t, "y": np.exp(-0.5 * t) + 0.01 * np.cos(9 * t)}, **options).search
+    likelier, in_all = (
+        multistart.Attempt(np.array([k]), np.array([k]), nll, True) for k, nll in ((1.0, 1.0), (0.5, 1.1))
+    )
+    led = [multistart._Led(each, 1) for each in (likelier, in_all)]
+    monkeypatch.setattr(multistart._Starts, "search", lambda *_: led)
+    found = multistart.search_from_many(search, None, None, 2)
+    assert found == [in_all, likelier], "k = 1 is five standard deviations from what is known of it"

@@ -137,3 +137,8 @@ def prior_residuals(
             residuals[i], slope = prior.residual(values[j])
             jacobian[i, j] = slope * slopes[j]
     return residuals, jacobian
+
+
+def penalty(quantities: Quantities, theta: NDArray[np.float64]) -> float:
+    """What the priors add to the negative log-likelihood, up to their largest densities."""
+    return float(0.5 * np.sum(prior_residuals(quantities, theta)[0] ** 2))

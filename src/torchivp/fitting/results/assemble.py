@@ -15,7 +15,7 @@ from torchivp.fitting.assignments import read_formula
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.noise import NoiseModel
-from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.random_effects.estimates import (
     individual_estimates,
@@ -91,7 +91,7 @@ def assemble(
         sizes=likelihood.sizes,
         estimates=estimates + sizes,
         nll=nll,
-        penalty=float(0.5 * np.sum(prior_residuals(quantities, theta)[0] ** 2)),
+        penalty=penalty(quantities, theta),
         aic=2 * nll + 2 * n_free,
         aicc=2 * nll + 2 * n_free * n_data / (n_data - n_free - 1) if n_data > n_free + 1 else np.inf,
         bic=2 * nll + n_free * float(np.log(n_data)),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from torchivp.ensembles.executors import Workers, check_executor
-from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.priors import penalty
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.quantities import Scale
 from torchivp.fitting.searching.optimise import Search
@@ -325,8 +325,7 @@ class _Walk:
                 theta, self._floor, "profile", tolerance=_TOLERANCE, held=self._held
             )
             theta, nll, settled = found.minimum.theta, found.nll, found.converged
-        penalty = 0.5 * float(np.sum(prior_residuals(self.search.misfit.quantities, theta)[0] ** 2))
-        fall = nll + penalty - self.nll_min
+        fall = nll + penalty(self.search.misfit.quantities, theta) - self.nll_min
         self._count += 1
         self._progress(f"profile of {self.quantity.name}", self._count, nll)
         return _Point(x, theta, fall, settled) if np.isfinite(fall) else None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from torchivp.fitting.misfit import Predictions
-from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, hoped_gain
 from torchivp.fitting.searching.stiffness import choose_method
 
@@ -160,8 +160,7 @@ class _Goal:
         if found is None or not levels.possible(found):
             return np.inf
         sizes = levels.estimate(found, self._floor)
-        known = prior_residuals(self._quantities, theta)[0]
-        value = float(levels.nll(found, sizes) + 0.5 * np.sum(known**2))
+        value = levels.nll(found, sizes) + penalty(self._quantities, theta)
         if not np.isfinite(value):
             return np.inf
         self._latest = found

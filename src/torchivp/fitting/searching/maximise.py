@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torchivp.ensembles.executors import Workers
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.priors import penalty
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
@@ -133,10 +134,11 @@ def _no_worse_than_start(search: Search, likelihood: Likelihood, floor: NDArray[
     found = search.misfit.predictions(theta)
     if found is None or not search.levels.possible(found):
         return likelihood
-    if not search.levels.nll(found, search.levels.estimate(found, floor)) < likelihood.nll:
+    at_start = search.levels.nll(found, search.levels.estimate(found, floor))
+    if not at_start + penalty(search.misfit.quantities, theta) < search.cost(likelihood):
         return likelihood
     again = search.maximise_likelihood(theta, floor, "maximum likelihood, from the start", tolerance=1e-9, known=found)
-    return again if again.nll < likelihood.nll else likelihood
+    return again if search.cost(again) < search.cost(likelihood) else likelihood
 
 
 def maximise_innovations(search: Search) -> Maximum:

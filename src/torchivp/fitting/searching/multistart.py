@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from torchivp.ensembles.executors import Workers
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.priors import penalty
 from torchivp.fitting.progress import STARTS, tell_part
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.searching.spread import spread
@@ -112,7 +113,7 @@ def search_from_many(
         executor: who searches; each worker does so side by side.
 
     Returns:
-        The attempts, the most likely first. A start that fails is one of them.
+        The attempts, the most likely first (with priors, the most probable). A start that fails is one of them.
     """
     starts = _Starts(weighing, floor, starts_of(search.misfit, count))
     ended = _Count(search, count)
@@ -120,7 +121,7 @@ def search_from_many(
         attempts = [led.attempt for led in starts.search(search, range(count), ended)]
     else:
         attempts = _elsewhere(search, starts, executor, ended)
-    return sorted(attempts, key=lambda each: each.nll)
+    return sorted(attempts, key=lambda each: each.nll + penalty(search.misfit.quantities, each.theta))
 
 
 def _elsewhere(search: Search, starts: _Starts, executor: Workers, ended: _Count) -> list[Attempt]:

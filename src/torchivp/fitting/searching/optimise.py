@@ -12,7 +12,7 @@ from scipy.optimize import least_squares
 
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
-from torchivp.fitting.priors import prior_residuals
+from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.progress import Progress, silent
 from torchivp.fitting.solving.together import side_by_side
 
@@ -227,6 +227,10 @@ class Search:
                 break
         return Likelihood(minimum, sizes, nll, settled and minimum.converged, self.levels.at_floor(sizes, floor))
 
+    def cost(self, likelihood: Likelihood) -> float:
+        """What is minimised: minus the logarithm of the likelihood, with priors of the density a posteriori."""
+        return likelihood.nll + penalty(self.misfit.quantities, likelihood.minimum.theta)
+
     def onto_bounds(
         self, likelihood: Likelihood, floor: NDArray[np.float64], stage: str, tolerance: float
     ) -> Likelihood:
@@ -242,7 +246,7 @@ class Search:
         held = np.isfinite(way)
         theta = likelihood.minimum.theta + np.where(held, way, 0.0)
         again = self.maximise_likelihood(theta, floor, stage, tolerance=tolerance, held=held)
-        if not again.nll < likelihood.nll:
+        if not self.cost(again) < self.cost(likelihood):
             return likelihood
         left = self._way_to_bounds(again)
         if left is not None and (np.abs(left / self.misfit.quantities.magnitudes)[held] < ON_BOUND).all():
