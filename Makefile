@@ -71,5 +71,5 @@ $(BIN)/python:
 
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing torchivp[$*] into $(VENV)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$*]'
+	@$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$*]'
 	@touch $@

@@ -27,7 +27,7 @@ def damped(t, y):
 
 
 def damped_by_mass(t, y):
-    return damped(t, y) @ REGULAR.T
+    return (REGULAR * damped(t, y).unsqueeze(-2)).sum(-1)  # a product of matrices may depend on how many rows there are
 
 
 def reaction(t, y):
