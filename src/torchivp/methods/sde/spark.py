@@ -15,9 +15,9 @@ class SPaRK(SDEMethod):
     """Two guesses, of the middle and the end, then a rule with the weights (3 - √3) / 6, √3 / 3 and (3 - √3) / 6.
 
     Y2 = Y + f1 dt / 2 + g1 (W / 2 + √3 H), Y3 = Y + f2 dt + g2 W, and the result is the rule's, and (g1 - g3) H. Strong
-    order 1, of additive noise 3/2, of noise that does not commute 1/2; weak order 1, of additive noise 2. Foster, "On
-    the convergence of adaptive approximations for stochastic differential equations", arXiv:2311.14201 (2023),
-    Definition 1.6.
+    order 1, of additive noise 3/2, of noise that does not commute 1/2; weak order 1, of additive noise 2. Foster
+    and Jelinčič, "On the convergence of adaptive approximations for stochastic differential equations",
+    arXiv:2311.14201 (2023), Definition 1.6.
     """
 
     references = ("Foster2023",)
