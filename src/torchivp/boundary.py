@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback  # pyright: ignore[reportMissingModuleSource]
 from torch.amp.autocast_mode import autocast, is_autocast_available
 
 from torchivp.split import Split
@@ -84,7 +85,7 @@ def door(solve: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(solve)
     def outside_of_graphs(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if "torch._dynamo" not in sys.modules:  # nothing is compiled in this process; to import it takes seconds
+        if not (torch.compiler.is_compiling() or _may_be_compiled()):
             return entered(*args, **kwargs)
         if not disabled:
             disabled.append(torch.compiler.disable(entered, reason=_NOT_EXPORTED))
@@ -92,6 +93,12 @@ def door(solve: Callable[_P, _R]) -> Callable[_P, _R]:
 
     disabled: list[Any] = []
     return outside_of_graphs
+
+
+def _may_be_compiled() -> bool:
+    """Whether Dynamo looks at what this thread calls. It is not imported to find out, which takes seconds."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and get_eval_frame_callback() is not None
 
 
 def own_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:

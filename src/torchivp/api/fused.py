@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -300,6 +301,8 @@ def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
     if x.device.type != "cpu" or x.is_complex() or x.layout is not torch.strided:
         raise CannotFuse(f"kernels read real tensors on the CPU, and func uses one that is {x.dtype} on {x.device}")
     read = x.detach().to(dtype).contiguous()
+    if read.dtype is x.dtype:
+        return read
     if not x.is_floating_point() and not torch.equal(read.to(x.dtype), x):
         raise CannotFuse(f"kernels read whole numbers as {dtype}, and func uses some that are too large for that")
     return read
@@ -363,7 +366,7 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
         return None
     if type(t_span) is not tuple or len(t_span) != 2 or not all(type(t) in (float, int) for t in t_span):
         return None
-    start, end = map(float, t_span)
+    start, end = t_span
     if not math.isfinite(end - start):
         return None
     wanted = None
@@ -371,5 +374,11 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
         wanted = t_eval.contiguous().unsqueeze(0)
-    span = torch.from_numpy(np.array((start, end)))
-    return FusedTimes(span[:1], span[1:], wanted, check="none" if wanted is None else "first")
+    return FusedTimes(*_span(start, end), wanted, check="none" if wanted is None else "first")
+
+
+@lru_cache(maxsize=64)
+def _span(start: float, end: float) -> tuple[Tensor, Tensor]:
+    """A start and an end as tensors, which nobody writes into."""
+    start_of_all, end_of_all = torch.tensor([[start], [end]], dtype=torch.float64)
+    return start_of_all, end_of_all

@@ -43,7 +43,7 @@ def solution_of(
     t, t_final = _times_reached(solve, count), torch.from_numpy(outcomes.t)
     if not layout.lead:
         status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
-        return Solution(t, values, status, stats, last, t_final[0])
+        return Solution(t, values, status, stats, last, t_final.view(()))
     return BatchSolution(
         t.expand(rows, count).reshape(*layout.lead, count),
         values,
@@ -59,7 +59,7 @@ def _times_reached(solve: FusedSolve, count: int) -> Tensor:
     """The times of the outputs, [rows, T]; [T], of one row or where all have the same."""
     wanted = solve.times.wanted
     if wanted is not None:
-        return wanted[0].clone() if len(wanted) == 1 else wanted.clone()
+        return wanted.clone().squeeze(0)
     assert solve.record is not None
     t = solve.record.ends[:, :count].clone()
     t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
@@ -69,13 +69,13 @@ def _times_reached(solve: FusedSolve, count: int) -> Tensor:
 def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
     if row in failed:
         return failed[row]
-    (_, accepted, rejected, *_), (t, *_) = outcomes.of(row)
+    accepted, rejected, t = outcomes.counts.item(1, row), outcomes.counts.item(2, row), outcomes.numbers.item(0, row)
     return Status(Outcome.SUCCESS, f"reached t = {t:g} in {accepted} steps, {rejected} attempts rejected", t)
 
 
 def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
     """What a row cost, by a method that solves so many linear systems with a matrix."""
-    (_, accepted, rejected, evaluations, jacobians, factorisations), _ = outcomes.of(row)
+    _, accepted, rejected, evaluations, jacobians, factorisations = outcomes.counts[:, row].tolist()
     return Stats(
         evaluations,
         accepted,

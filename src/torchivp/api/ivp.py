@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 import torch
@@ -248,8 +248,11 @@ def solve_ivp(
         method = method.with_options(**{name: given for name, (given, default) in limits.items() if given != default})
         controller = OwnSteps()
     elif controller is None:
-        controller = _controller(method, step_size, first_step, min_step, max_step)
-    elif (step_size, first_step, min_step, max_step) != (None, None, 0.0, math.inf):
+        sizes = step_size, first_step, min_step, max_step
+        plain = step_size is first_step is None and type(min_step) is type(max_step) is float
+        given = not plain or sizes != _DEFAULT_SIZES
+        controller = _controller(method, *sizes) if given else _default_controller(method)
+    elif (step_size, first_step, min_step, max_step) != _DEFAULT_SIZES:
         raise ValueError(
             "give either controller or step_size, first_step, min_step and max_step: "
             "write controller=PIDController(first_step=..., max_step=...)"
@@ -403,6 +406,15 @@ def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
     states = states.reshape(len(states), problem.y0.shape[1])
     first = carried(slopes_of(problem.func), states[:1], problem.time(start), asked - start)
     return torch.cat([first, states[1:]])
+
+
+_DEFAULT_SIZES = (None, None, 0.0, math.inf)
+"""Of a call that says nothing of its steps: `step_size`, `first_step`, `min_step` and `max_step`."""
+
+
+@lru_cache(maxsize=64)
+def _default_controller(method: type[Method]) -> Controller:
+    return _controller(method, *_DEFAULT_SIZES)
 
 
 def _controller(method: type[Method], step_size: Any, first_step: Any, min_step: Any, max_step: Any) -> Controller:

@@ -219,7 +219,7 @@ def _fixed(remaining: dict[str, Any], grid: Callable[[Any, Times], Any]) -> Cons
     return GridSteps(partial(grid, UserFunction(constructor, "grid_constructor").in_context))
 
 
-_CALLBACKS = ("step", "accept", "reject")
+_CALLBACKS = {"step": "callback_step", "accept": "callback_accept_step", "reject": "callback_reject_step"}
 
 
 def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Callbacks | None:
@@ -240,12 +240,12 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
 
 def warn_of_callbacks(door: str, owner: Any) -> None:
     """Warn of the callbacks of a function that was given to a door which calls none."""
-    if names := [name for name, _ in _callbacks_of(owner).values()]:
+    if found := _callbacks_of(owner):
+        names = [name for name, _ in found.values()]
         warn(f"{door} does not support callbacks, and {', '.join(names)} will not be called: odeint calls them")
 
 
 def _callbacks_of(func: Any, ending: str = "") -> dict[str, tuple[str, Any]]:
     """The names and the callbacks that `func` has as attributes, by what they are told of."""
-    names = {which: ("callback_step" if which == "step" else f"callback_{which}_step") + ending for which in _CALLBACKS}
-    found = {which: (name, getattr(func, name, None)) for which, name in names.items()}
+    found = {which: (name + ending, getattr(func, name + ending, None)) for which, name in _CALLBACKS.items()}
     return {which: entry for which, entry in found.items() if entry[1] not in (None, null_callback)}

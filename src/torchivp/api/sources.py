@@ -35,7 +35,8 @@ def sources_of(
     found = method.cited(stiff=not issubclass(method, Auto) or _any_stiff(solution))
     if isinstance(controller, PIDController):
         found |= controller.cited()
-    differentiable = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(solution.y))
+    leaves = [solution.y] if isinstance(solution.y, Tensor) else pytree.tree_leaves(solution.y)
+    differentiable = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
     if differentiable:
         found |= gradient.cited()
     listed = events if isinstance(events, list | tuple) else () if events is None else (events,)

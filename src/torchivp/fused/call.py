@@ -62,6 +62,9 @@ SOLVE: dict[str, Any] = {
     "last": _REALS,
     "counts": _INTS,
     "numbers": _DOUBLES,
+    # The most steps of a row, and how many rows did not reach their ends.
+    "most": _INT,
+    "failed": _INT,
     # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
     "ends": _DOUBLES,
     "states": _REALS,
@@ -78,7 +81,9 @@ PULL: dict[str, Any] = {
     "block": _INT,
     "wanted": _DOUBLES,
     "wanted_stride": _INT,
-    "directions": _DOUBLES,
+    "start": _DOUBLES,
+    "end": _DOUBLES,
+    "span_stride": _INT,
     "inputs": "const real* const*",
     "input_strides": _INTS,
     "uniform": _REALS,

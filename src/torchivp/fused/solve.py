@@ -63,15 +63,14 @@ class Outcomes:
         counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, Jacobians
             and factorisations, [6, rows].
         numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
+        addresses: where these lie.
     """
 
     def __init__(self, rows: int) -> None:
-        self.counts = np.empty((6, rows), dtype=np.int64)
-        self.numbers = np.empty((4, rows))
-
-    def all_well(self) -> bool:
-        """Whether every row reached its end."""
-        return bool((self.counts[0] == SUCCESS).all())
+        # Tensors tell where they lie sooner than arrays do.
+        counts, numbers = torch.empty(6, rows, dtype=torch.int64), torch.empty(4, rows, dtype=torch.float64)
+        self.addresses = counts.data_ptr(), numbers.data_ptr()
+        self.counts, self.numbers = counts.numpy(), numbers.numpy()
 
     def of(self, row: int) -> tuple[list[int], list[float]]:
         """The counts and the numbers of a row."""
@@ -161,14 +160,13 @@ class FusedSolve(NodeSolve):
         kernel = self.kernel
         room = kernel.room if self.keeps_record else 0
         while True:
-            values, last, record = self._call(room)
-            most = int(self.outcomes.accepted.max(initial=0))
-            kernel.steps = most
+            values, last, record, call = self._call(room)
+            kernel.steps = most = call.most
             if most <= room or not self.keeps_record:
                 break
             room = kernel.room = most + most // 8 + 8
         self.record = record
-        self.well = self.outcomes.all_well()
+        self.well = not call.failed
         if not self.well:
             self.last_states = last.clone().view(self.rows, self.size)
         if self.times.wanted is None and record is not None:
@@ -178,7 +176,7 @@ class FusedSolve(NodeSolve):
             values = values.view(*self.lead, values.shape[1], *self.shape)
         return values, last
 
-    def _call(self, room: int) -> tuple[Tensor, Tensor, FusedRecord | None]:
+    def _call(self, room: int) -> tuple[Tensor, Tensor, FusedRecord | None, SolveCall]:
         y0, times, call = self.y0, self.times, SolveCall()
         rows, size = self.rows, self.size
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
@@ -199,7 +197,7 @@ class FusedSolve(NodeSolve):
         values, last = y0.new_empty(*self.lead, outputs, *self.shape), torch.empty_like(y0)
         outcomes = self.outcomes = Outcomes(rows)
         call.values, call.last = values.data_ptr(), last.data_ptr()
-        call.counts, call.numbers = _address(outcomes.counts), _address(outcomes.numbers)
+        call.counts, call.numbers = outcomes.addresses
         record = None
         if self.keeps_record:
             record = FusedRecord(
@@ -212,7 +210,7 @@ class FusedSolve(NodeSolve):
         if not self.kernel.solve(call):
             raise OutOfOrder
         del held
-        return values, last, record
+        return values, last, record, call
 
     def _give_inputs(self, call: SolveCall | PullCall, kept: int) -> Any:
         """Hand the inputs over; returns what must live as long as the call."""
@@ -243,8 +241,10 @@ class FusedSolve(NodeSolve):
         rows, room = self.rows, record.ends.shape[1] - 1
         call.rows, call.capacity = rows, room
         call.threads, call.block = _threads_and_block(rows, self.kernel)
-        directions = torch.where(times.end >= times.start, 1.0, -1.0).double().expand(rows).contiguous()
-        call.directions, call.steps = directions.data_ptr(), _address(self.outcomes.accepted)
+        call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
+        call.span_stride = len(times.start) > 1
+        steps = torch.from_numpy(self.outcomes.accepted)
+        call.steps = steps.data_ptr()
         if times.wanted is not None:
             call.outputs, call.wanted = times.wanted.shape[1], times.wanted.data_ptr()
             call.wanted_stride = call.outputs if len(times.wanted) > 1 else 0
@@ -269,10 +269,6 @@ class FusedSolve(NodeSolve):
         found |= {i: grad_rows[:, where] for i, where in pull.per_row}
         of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
         return [grad_y0, *of_inputs]
-
-
-def _address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
 
 
 def _threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.gradients.captured import LateLeaves, NoLateLeaves
 from torchivp.gradients.vjp import vjp
 from torchivp.solution import LeanFailures
+from torchivp.torch_func import inside_transform
 
 
 class NodeSolve(ABC):
@@ -69,7 +70,7 @@ class NodeSolve(ABC):
 
 def as_node(solve: NodeSolve, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The results of the solve, as functions of the tensors that can be differentiated any number of times."""
-    return _Node.apply(solve, *tensors)
+    return (_Node if inside_transform() else _PlainNode).apply(solve, *tensors)
 
 
 class _Node(torch.autograd.Function):
@@ -93,6 +94,18 @@ class _Node(torch.autograd.Function):
             if torch.is_grad_enabled():
                 return None, *as_node(_Gradients(solve, len(tensors)), [*tensors, *grads])
             return None, *_or_zeros(solve.gradients(tensors, results, grads), tensors)
+
+
+class _PlainNode(_Node):
+    """The same outside of transforms: what they need has torch look up the signature of `forward` at every call."""
+
+    setup_context = staticmethod(torch.autograd.Function.setup_context)
+
+    @staticmethod
+    def forward(ctx: Any, solve: NodeSolve, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        results = tuple(solve.forward(tensors))
+        _Node.setup_context(ctx, (solve, *tensors), results)
+        return results
 
 
 class _Gradients(NodeSolve):

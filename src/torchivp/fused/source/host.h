@@ -1,24 +1,32 @@
 // Where kernels run on the processor: blocks of rows, taken by threads.
 
-#include <atomic>
-#include <memory>
-#include <thread>
-#include <vector>
+#include <pthread.h>
 
-template <class Work> static void in_threads(int64_t threads, int64_t blocks, const Work& work) {
-  if (threads > blocks) threads = blocks;
-  if (threads <= 1) {
-    for (int64_t b = 0; b < blocks; ++b) work(b);
-    return;
+// Blocks of rows that are still to be done. The threads are POSIX's own: with the headers of the standard library's
+// a kernel takes a sixth longer to compile.
+template <class Work> struct Blocks {
+  const Work& work;
+  const int64_t count;
+  int64_t next = 0;
+  void take() {
+    for (int64_t b; (b = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) work(b);
   }
-  std::atomic<int64_t> next{0};
-  auto take = [&] {
-    for (int64_t b; (b = next.fetch_add(1)) < blocks;) work(b);
-  };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < threads; ++i) others.emplace_back(take);
-  take();
-  for (auto& other : others) other.join();
+  static void* in_thread(void* blocks) {
+    static_cast<Blocks*>(blocks)->take();
+    return nullptr;
+  }
+};
+
+template <class Work> static void in_threads(int64_t threads, int64_t count, const Work& work) {
+  constexpr int64_t MOST = 1024;
+  if (threads > count) threads = count;
+  if (threads > MOST) threads = MOST;
+  Blocks<Work> blocks{work, count};
+  pthread_t others[MOST];
+  int64_t begun = 0;
+  while (begun + 1 < threads && !pthread_create(&others[begun], nullptr, Blocks<Work>::in_thread, &blocks)) ++begun;
+  blocks.take();  // alone, where there can be no other thread
+  for (int64_t i = 0; i < begun; ++i) pthread_join(others[i], nullptr);
 }
 
 #ifdef SOLVES
@@ -47,20 +55,30 @@ static bool all_in_order(const Solve& s) {
   return true;
 }
 
-extern "C" int64_t solve(const Solve* call) {
+// Counts are those of outcomes, and then those of steps.
+static void sum_up(Solve& s) {
+  s.most = s.failed = 0;
+  for (int64_t i = 0; i < s.rows; ++i) {
+    s.failed += s.counts[i] != SUCCESS;
+    if (s.counts[s.rows + i] > s.most) s.most = s.counts[s.rows + i];
+  }
+}
+
+extern "C" int64_t solve(Solve* call) {
   const Solve& s = *call;
   if (s.check_wanted && !all_in_order(s)) return 0;
   once(s);
   if (s.rows == 1) {
     Rows<1>(s).run(0, 1);
-    return 1;
+  } else {
+    const int64_t blocks = (s.rows + s.block - 1) / s.block;
+    in_threads(s.threads, blocks, [&](int64_t b) {
+      const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
+      Rows<LANES> rows(s);
+      rows.run(first, beyond);
+    });
   }
-  const int64_t blocks = (s.rows + s.block - 1) / s.block;
-  in_threads(s.threads, blocks, [&](int64_t b) {
-    const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
-    Rows<LANES> rows(s);
-    rows.run(first, beyond);
-  });
+  sum_up(*call);
   return 1;
 }
 #endif
@@ -79,8 +97,9 @@ extern "C" int64_t pull(const Pull* call) {
   const int64_t blocks = (s.rows + s.block - 1) / s.block;
   in_threads(s.threads, blocks, [&](int64_t b) {
     const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
-    std::unique_ptr<Backward<LANES>> back(new Backward<LANES>(s));
+    auto* back = new Backward<LANES>(s);  // too large for the stack of a thread
     back->run(first, beyond, s.partial + b * SUMS_USED);
+    delete back;
   });
   for (int e = 0; e < SUMS_USED; ++e) {
     double sum = 0;

@@ -55,8 +55,9 @@ template <int W> struct Backward {
     in.load(s, l, i);
     set_lane<W>(active, l, true);
     // Outputs that were not reached are NaN, whatever anything is.
-    const double last = end_of(l), direction = s.directions[i];
-    while (next[l] >= 0 && !((last - wanted(l)) * direction >= 0)) --next[l];
+    const double last = end_of(l);
+    const bool onward = s.end[i * s.span_stride] >= s.start[i * s.span_stride];
+    while (next[l] >= 0 && !(onward ? wanted(l) <= last : wanted(l) >= last)) --next[l];
     meet(l);
     if (step_number[l] == 0) finish(l);
   }

@@ -9,8 +9,5 @@
 #else
 #define DEVICE inline
 #define CONSTANT static constexpr
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 #include <type_traits>
 #endif

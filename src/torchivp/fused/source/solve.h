@@ -35,7 +35,8 @@ template <int W> struct Rows {
   DEVICE void begin_lane(int l, int64_t i) {
     row[l] = i;
     next[l] = position[l] = 0;
-    for (auto* count : {&steps, &rejections, &evaluations, &jacobians, &matrices}) put(*count, l, int64_t(0));
+    typename Lanes<W>::I* const counts[] = {&steps, &rejections, &evaluations, &jacobians, &matrices};
+    for (auto* count : counts) put(*count, l, int64_t(0));
     look_ahead(l);
     put(t, l, s.start[i * s.span_stride]);
     put(end, l, s.end[i * s.span_stride]);
