@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchivp.boundary import own_precision
 from torchivp.copies import ValuesTravel
+from torchivp.dual_numbers import at_rest
 from torchivp.times import joined, snap, time_dtype, time_value
 from torchivp.torch_func import moves
 
@@ -179,7 +180,7 @@ class RowInterpolant(ValuesTravel):
         # One after the other: a batch of matrix products may round by its size, one of a single row by many does not.
         for weights, increment in zip(self.b.of_rows(rows, theta), self.increments, strict=True):
             if weights is not None:
-                column = torch.as_tensor(weights).to(y.device, y.dtype).unsqueeze(1)
+                column = at_rest(torch.as_tensor(weights).to(y.device, y.dtype).unsqueeze(1))
                 y.addcmul_(column, increment.view_as(self.y0).index_select(0, rows))
         return y
 

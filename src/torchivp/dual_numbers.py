@@ -14,7 +14,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from torchivp.torch_func import inside_transform, is_dual, own_level
+from torchivp.torch_func import in_forward_mode, inside_transform, is_dual, own_level
 
 _one_at_a_time = threading.RLock()
 
@@ -102,6 +102,11 @@ def as_dual(x: Tensor) -> Tensor:
         return x
     x = x.contiguous()  # a tangent must have its strides, and memory of its own for each element
     return forward_ad.make_dual(x, torch.zeros_like(x))
+
+
+def at_rest(x: Tensor) -> Tensor:
+    """A constant that dual numbers are to be multiplied by, with the tangent zero if there may be such numbers."""
+    return as_dual(x) if in_forward_mode() and not inside_transform() else x
 
 
 def _is_wrapped(x: Tensor) -> bool:

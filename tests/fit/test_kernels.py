@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import ClassVar
 
 import numpy as np
 import pandas
@@ -111,3 +112,45 @@ def test_series_on_which_something_acts_are_solved_piece_by_piece():
     data = pandas.DataFrame({"time": t, "amount": y + 1e-3 * np.cos(17 * t)})
     result = fit(Decay(), data, schedule=dose, backend="fused")
     assert result["rate"].value == pytest.approx(0.6, abs=0.01)
+
+
+class Leaky(Model):
+    """y' = -rate y - loss y, by numbers and by a tensor that are not parameters."""
+
+    states: ClassVar = {"y": ""}
+    default_state = (1.0,)
+
+    def __init__(self, loss=0.0, scale=1.0):
+        super().__init__(rate=0.5)
+        self.loss, self.scale = loss, [scale]
+        self.per = torch.tensor(1.0)
+
+    def forward(self, t, y):
+        return -(self.rate * self.scale[0] + self.loss) * y / self.per
+
+
+def kernel_of(model):
+    return ModelKernel(model.double(), "dopri5")._kernel("dopri5").traced
+
+
+def test_what_was_read_of_a_model_serves_others_that_are_the_same():
+    model = Leaky(0.25, 2.0)
+    read = kernel_of(model)
+    assert kernel_of(model) is kernel_of(copy.deepcopy(model)) is kernel_of(Leaky(0.25, 2.0)) is read
+    assert kernel_of(Leaky(0.5, 2.0)) is not read and kernel_of(Leaky(0.25, 3.0)) is not read
+
+
+@pytest.mark.parametrize("change", [{"loss": 0.3}, {"scale": [2.0]}, {"per": torch.tensor(4.0)}])
+def test_a_model_that_has_changed_is_read_as_it_is(change):
+    t = np.linspace(0, 3, 7)
+    for model in (Leaky(), changed := Leaky()):
+        if model is changed:
+            vars(changed).update(change)
+        rate = (0.8 * model.scale[0] + model.loss) / model.per.item()
+        found = fit(model, {"time": t, "y": np.exp(-rate * t)}, fixed={"y": 1.0}, backend="fused")
+        assert found["rate"].value == pytest.approx(0.8, rel=1e-6)
+
+
+def test_no_number_of_different_models_is_too_many():
+    for number in range(13):
+        kernel_of(Leaky(1.0 + number))

@@ -94,6 +94,7 @@ class Sensitivities:
 
     Attributes:
         used: the numbers of the parameters that func uses.
+        traced: func as it was read, or as another was that is the same.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Sensitivities:
         self._layout = StateLayout(torch.ones(n_states, dtype=torch.float64))
         parameters = [torch.ones((), dtype=torch.float64) for _ in range(n_parameters)]
         self._reading = Field(self._layout).read(func, parameters, one_row=True, owner=owner)
+        self.traced = self._reading.traced
         self.used = frozenset(role for role in self._reading.roles if isinstance(role, int))
         self._kernels: dict[tuple[int, tuple[int, ...]], list[tuple[slice | None, Kernel]]] = {}
         self._rtols: dict[float, Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import CodeType
 from typing import Any
 
 import torch
@@ -12,11 +13,18 @@ from torch.func import functional_call
 from torchivp.fitting.solving.step_loop import StepLoop
 from torchivp.fitting.solving.stretches import Accuracy, Solved, Stretch
 from torchivp.fused.sensitivities import Sensitivities
+from torchivp.fused.trace import Traced
 from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.stepsize.pid import PIDController
 
+_READINGS = 12
+"""How many right-hand sides of one code are read. Dynamo gives up after 16, and says so to the user."""
+
 _numbers = itertools.count()
+_codes: dict[Any, tuple[CodeType, set[Traced]]] = {}
+"""Of the right-hand sides of each kind of model one code, and what was read of it: Dynamo's guards say whether that is
+what another would be read as, as that of the same model in another fit is."""
 
 
 class ModelKernel:
@@ -41,13 +49,15 @@ class ModelKernel:
             inside = t.maximum(first).minimum(last)  # where the right-hand side jumps at the ends of a stretch
             return functional_call(model, dict(zip(names, values, strict=True)), (inside, y))
 
-        # Dynamo reads a code so many times and no more, and this one would be read for every model.
-        derivative.__code__ = derivative.__code__.replace(co_name=f"derivative_{next(_numbers)}")
         self._model, self._time = model, t
         self._derivative, self._owner = derivative, owner or type(model)
         self._n_states, self._n_parameters = len(model.states), len(names)
         self._kernels: dict[str, Sensitivities] = {}
-        self._kernel(method)
+        kind = self._owner, *names
+        if kind not in _codes or len(_codes[kind][1]) == _READINGS:
+            _codes[kind] = derivative.__code__.replace(co_name=f"derivative_{next(_numbers)}"), set()
+        derivative.__code__, read = _codes[kind]
+        read.add(self._kernel(method).traced)
 
     def __reduce__(self) -> Any:
         return StepLoop, (self._model, self._time)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchivp.dense import HERMITE, Interpolant, RowInterpolant, StepPolynomials
+from torchivp.dual_numbers import at_rest
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.method import FlatFunc, Method, Step
 from torchivp.methods.ode.order_conditions import residual
@@ -296,7 +297,7 @@ class ExplicitRungeKutta(Method):
         self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Tensor | None, norm: ErrorNorm
     ) -> Step:
         # The sizes of the steps are part of the stages here, not of the coefficients, which all rows share.
-        dt = (t1 - t0).to(y0.dtype)
+        dt = at_rest((t1 - t0).to(y0.dtype))
         inner = torch.lerp(t0, t1, self._inner_c.view(-1, 1, 1))
         times = (t0, t1, *inner.unbind())
         if t0.dtype != self._real_dtype:
