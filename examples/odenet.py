@@ -394,7 +394,7 @@ def main():
     epochs, channels = arguments.epochs or epochs, arguments.channels or channels
     if arguments.quick:
         epochs, channels = 3, 8
-        digits = Digits(*(tensor[:512] for tensor in vars(digits).values()))
+        digits = Digits(*(tensor[:256] for tensor in vars(digits).values()))
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     trainings = {
