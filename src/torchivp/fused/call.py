@@ -19,6 +19,9 @@ _DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
 
 SOLVE: dict[str, Any] = {
     "rows": _INT,
+    # How many of them are solved, and which: all, if there is no list of them.
+    "count": _INT,
+    "chosen": _INTS,
     "outputs": _INT,
     "max_steps": _INT,
     "capacity": _INT,

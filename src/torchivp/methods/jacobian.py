@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchivp.methods.method import FlatFunc
 from torchivp.sparsity import Sparsity
-from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_graph
+from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_derivatives, without_graph
 
 
 class Derivatives(NamedTuple):
@@ -199,6 +200,42 @@ class Linearisation:
         if self._pulled is None:
             return torch.zeros_like(v)
         return torch.autograd.grad(self._slope, self._y, v, retain_graph=True)[0]
+
+
+def autograd_sees(func: FlatFunc, t: Tensor, y: Tensor) -> np.ndarray:
+    """In which rows autograd finds how `func` depends on real `y`, [rows, size], and can differentiate that again.
+
+    A product of the Jacobian with a vector, which takes two backward passes, is compared with a difference: so what
+    `.detach()` or NumPy has cut from the graph shows, and so does chance. Not within transforms of torch.func.
+    """
+    no, given = np.zeros(len(y), dtype=bool), given_jacobian(func)
+    with torch.inference_mode(False), without_derivatives():
+        t, y = t.detach().clone(), y.detach().clone()
+        try:
+            exact = Linearisation(func, t, y)
+            v = _direction(y)
+            product = exact.times(v)
+        except Exception:  # of any kind: func may not be made for it
+            return no
+        if given is not None:
+            product = torch.bmm(given(t.clone(), y), v.unsqueeze(2)).squeeze(2)
+        eps = torch.finfo(y.dtype).eps
+        h = eps ** (1 / 3)
+        after, before = (func(t.clone(), y + side * v).clone() for side in (h, -h))
+        difference = (after - before) / (2 * h)
+        # In units of the states, as rates. Rounding is that of the fastest one.
+        error, rate = ((difference - product) / v).abs(), torch.maximum(difference.abs(), product.abs()) / v.abs()
+        allowed = (1e-3 + 10 * h**2) * rate + 10 * eps / h * rate.amax(1, keepdim=True)
+        return (error <= allowed).all(1).cpu().numpy()
+
+
+def _direction(y: Tensor) -> Tensor:
+    """Changes of the states, [rows, size], in proportion to them, in which nothing cancels by chance."""
+    number = torch.arange(1, y.shape[1] + 1, device=y.device)
+    part = 0.1 + 0.2 * torch.frac(0.618034 * number.double()).to(y.dtype)
+    largest = y.abs().amax(1, keepdim=True)
+    size = torch.where(y == 0.0, torch.where(largest == 0.0, 1.0, 1e-3 * largest), y.abs())
+    return size * part * (1 - 2 * (number * number // 3 % 2)).to(y.dtype)
 
 
 def _at(func: FlatFunc, t: Tensor) -> Callable[[Tensor], Tensor]:

@@ -55,9 +55,9 @@ extern "C" int64_t solve(const Solve* call) {
     Rows<1>(s).run(0, 1);
     return 1;
   }
-  const int64_t blocks = (s.rows + s.block - 1) / s.block;
+  const int64_t blocks = (s.count + s.block - 1) / s.block;
   in_threads(s.threads, blocks, [&](int64_t b) {
-    const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
+    const int64_t first = b * s.block, beyond = first + s.block < s.count ? first + s.block : s.count;
     Rows<LANES> rows(s);
     rows.run(first, beyond);
   });

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,33 +14,44 @@ from torch import Tensor
 
 from torchivp.dense import StepInterpolant, WithinSteps
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.implicit.per_row import Flags, Numbers, any_of, pick
-from torchivp.methods.jacobian import given_jacobian, sparsity_of
+from torchivp.mass import projection_of
+from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, pick, without
+from torchivp.methods.jacobian import autograd_sees, given_jacobian, sparsity_of
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work, map_rows, on_arrays
 from torchivp.methods.ode.rodas5p import Rodas5P
 from torchivp.methods.ode.rosenbrock import UnseenDerivatives
 from torchivp.methods.ode.tsit5 import Tsit5
+from torchivp.methods.real_pairs import on_real_pairs, to_real
 from torchivp.references import Sources
-from torchivp.times import time_value
-from torchivp.torch_func import read, read_rows
+from torchivp.times import time_scalar, time_value
+from torchivp.torch_func import inside_transform, read, read_rows
 
-_STABLE = 2.2
+STABLE = 2.2
 """Steps are limited by stability where the step times the spectral radius is larger: for tsit5 it varies about 3."""
 
 _CALM = 1.5
 """Below this, stability would not limit the steps of tsit5."""
 
-_PATIENCE = 10
+PATIENCE = 10
 """After so many more steps that stability has limited than others, the stiff method takes over."""
 
 _RELIEF = 5
 """After so many steps in turn that would be stable, the explicit one does."""
 
-_EVERY = 10
+EVERY = 10
 """Steps in which nothing speaks for the stiff method are looked at once in so many."""
+
+_PAUSE = 20
+"""Where the stiff method cannot be used, so many more such steps are taken before it is thought of again."""
+
+_LARGEST = 2000
+"""The size of the largest state whose dense matrices are factorised."""
 
 _NEVER = -(2**62)
 """The count in rows that must not switch."""
+
+LAST = np.array(Tsit5.tableau.b) - Tsit5.tableau.matrix[-2]
+"""What makes the difference of the states of the last two stages of tsit5 of its slopes."""
 
 
 @dataclass(slots=True)
@@ -71,21 +82,28 @@ class _Modes(Memory):
     def after(self, stiffness: Numbers) -> _Modes:
         """Those after a step in which the step times the spectral radius was this; NaN where nobody knows."""
         looked = self.wait <= 0
-        against = looked & pick(self.stiff, stiffness < _CALM, stiffness > _STABLE)
+        against = looked & pick(self.stiff, stiffness < _CALM, stiffness > STABLE)
         rest = pick(self.stiff, 0, pick(self.count > 0, self.count - 1, self.count))
         count = pick(against, self.count + 1, pick(looked, rest, self.count))
-        switched = count >= pick(self.stiff, _RELIEF, _PATIENCE)
+        switched = count >= pick(self.stiff, _RELIEF, PATIENCE)
         stiff, count = self.stiff ^ switched, pick(switched, 0, count)
-        wait = pick(looked, pick(stiff | (count > 0), 0, _EVERY - 1), self.wait - 1)
+        wait = pick(looked, pick(stiff | (count > 0), 0, EVERY - 1), self.wait - 1)
         return _Modes(stiff, count, wait, switched)
 
     def settled(self) -> _Modes:
         """The same, for when the step is tried again."""
         return replace(self, switched=self.switched & False) if any_of(self.switched) else self
 
-    def never_stiff(self) -> _Modes:
-        """The same, but that the rows at the stiff method go back to the other one and stay there."""
-        return _Modes(self.stiff & False, pick(self.stiff, _NEVER, self.count), self.wait, self.switched)
+    def relieved(self, rows: Flags) -> _Modes:
+        """The same, but that these rows go back to the explicit method, for a while at least."""
+        return _Modes(
+            without(self.stiff, rows), pick(rows, -_PAUSE, self.count), self.wait, without(self.switched, rows)
+        )
+
+    def always_stiff(self) -> _Modes:
+        """The same, but that all rows are at the stiff method and stay there."""
+        every = self.stiff | True
+        return _Modes(every, pick(every, _NEVER, self.count), self.wait, self.switched & False)
 
 
 class AutoCarry(NamedTuple):
@@ -122,8 +140,10 @@ class Auto(Method):
     Each row starts with tsit5. The difference of its last two stages, which lie at the same time, shows how fast func
     changes there: where stability and not accuracy limits the steps, the stiff method takes over, until its steps are
     so short that tsit5 would be stable. Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.2. Where
-    autograd does not see how func depends on the state, so that there is no Jacobian, tsit5 goes on. `stats.stiff` and
-    `stats.switches` say what was done. Dense output: that of both methods, of order 4.
+    autograd does not see how func depends on the state, or cannot differentiate it twice, as derivatives of stiff steps
+    ask, tsit5 goes on: a derivative is compared with a difference before the stiff method takes over. With a singular
+    mass matrix all steps are those of rodas5p. `stats.stiff` and `stats.switches` say what was done. Dense output: that
+    of both methods, of order 4.
     """
 
     references = ("HairerWanner1996",)
@@ -131,7 +151,9 @@ class Auto(Method):
     error_order = Tsit5.error_order
     rows_keep_carry = True
     uses_jacobian = True
-    widest_gap = max(method.widest_gap for method in (Tsit5, Rodas5P))
+    takes_mass = True
+    parts: ClassVar[tuple[type[Tsit5], type[Rodas5P]]] = (Tsit5, Rodas5P)
+    widest_gap = max(method.widest_gap for method in parts)
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
         self._real_dtype = real_dtype
@@ -146,9 +168,7 @@ class Auto(Method):
 
     @cached_property
     def _last(self) -> Tensor:
-        """What makes the difference of the states of the last two stages of tsit5 of its slopes."""
-        weights = np.array(Tsit5.tableau.b) - Tsit5.tableau.matrix[-2]
-        return torch.tensor(weights[None], dtype=self._like.dtype, device=self._like.device)
+        return torch.tensor(LAST[None], dtype=self._like.dtype, device=self._like.device)
 
     @classmethod
     def cited(cls, stiff: bool = True) -> Sources:
@@ -164,11 +184,12 @@ class Auto(Method):
         modes, slope, own = carry or AutoCarry(_Modes(), None, None)
         if not isinstance(modes.stiff, bool):  # those of an initial carry, that of rows
             modes = _Modes()
+        modes = self._usable(modes, func, t0, y0)
         if modes.stiff:
             try:
                 step = self._implicit.step(func, t0, t1, y0, own)
             except UnseenDerivatives:
-                modes = modes.never_stiff()
+                modes = modes.relieved(True)
             else:
                 stiffness = abs(time_value(t1 - t0)) * read(self._implicit.radius(step).squeeze(0))
                 return self._finished(step, _Parts(None, step, None), modes, stiffness)
@@ -181,11 +202,34 @@ class Auto(Method):
         self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: AutoCarry | None, norm: ErrorNorm
     ) -> Step:
         carry = carry or AutoCarry(_Modes.of_rows(len(y0)), None, None)
+        carry = carry._replace(modes=self._usable(carry.modes, func, t0, y0))
         try:
             return self._step_rows(func, (t0, t1), y0, carry, norm)
         except UnseenDerivatives:
-            carry = AutoCarry(carry.modes.never_stiff(), None, None)
+            carry = AutoCarry(carry.modes.relieved(carry.modes.stiff), None, None)
             return self._step_rows(func, (t0, t1), y0, carry, norm)
+
+    def _usable(self, modes: _Modes, func: FlatFunc, t: float | Tensor, y: Tensor) -> _Modes:
+        """The modes, with the stiff method in no row that it would serve badly, and in all that nothing else can."""
+        if projection_of(func) is not None:
+            return modes if all_of(modes.stiff) else modes.always_stiff()
+        new = modes.stiff & modes.switched
+        if not any_of(new) or inside_transform():
+            return modes
+        if not self._fits(func, y):
+            return modes.relieved(new)
+        if isinstance(t, float):
+            t = time_scalar(t, self._real_dtype, y.device)
+        real = on_real_pairs(func) if y.is_complex() else func
+        seen = autograd_sees(real, t.to(self._real_dtype), to_real(y))
+        blind = without(new, bool(seen[0]) if isinstance(new, bool) else seen)
+        return modes.relieved(blind) if any_of(blind) else modes
+
+    @staticmethod
+    def _fits(func: FlatFunc, y: Tensor) -> bool:
+        """Whether the matrices of the stiff method are small, or sparse."""
+        sparsity = sparsity_of(func)
+        return y.shape[1] <= _LARGEST or (sparsity is not None and sparsity.pays)
 
     def _step_rows(
         self, func: FlatFunc, ends: tuple[Tensor, Tensor], y0: Tensor, carry: AutoCarry, norm: ErrorNorm
