@@ -220,9 +220,9 @@ def solve_ivp(
     With a singular `mass` the problem is a differential-algebraic one, of index one: the algebraic equations must
     determine the part of the state that M does not multiply. This part of `y0`, and of what events change, need not be
     exact: it is a guess, from which Newton's iteration finds the state at which these equations hold. The methods
-    "auto", "rodas4", "rodas5p", "radau5" and "bdf" are adaptive, "implicit_euler", "sdirk2", "radauIIA3" and "radauIIA5" take
-    fixed steps. Tolerances are for all elements. `func` must compute in torch. Hairer and Wanner, "Solving Ordinary
-    Differential Equations II", VI.1.
+    "auto", "rodas4", "rodas5p", "radau5" and "bdf" are adaptive, "implicit_euler", "sdirk2", "radauIIA3" and
+    "radauIIA5" take fixed steps. Tolerances are for all elements. `func` must compute in torch. Hairer and Wanner,
+    "Solving Ordinary Differential Equations II", VI.1.
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),

@@ -218,7 +218,7 @@ class Auto(Method):
             return modes
         if not self._fits(func, y):
             return modes.relieved(new)
-        if isinstance(t, float):
+        if not isinstance(t, Tensor):
             t = time_scalar(t, self._real_dtype, y.device)
         real = on_real_pairs(func) if y.is_complex() else func
         seen = autograd_sees(real, t.to(self._real_dtype), to_real(y))
@@ -304,7 +304,8 @@ class _OnSome:
     """The function of all rows, and its Jacobian if that is given, for some of them; the others stay where they are."""
 
     def __init__(self, func: FlatFunc, rows: Tensor, t: Tensor, y: Tensor):
-        self._func, self._rows, self._t, self._y = func, rows, t, y
+        with torch.inference_mode(False):  # autograd takes nothing that was made in it
+            self._func, self._rows, self._t, self._y = func, rows.clone(), t.clone(), y.clone()
         self.sparsity = sparsity_of(func)
         given = given_jacobian(func)
         self.jacobian = None if given is None else _OnSome(given, rows, t, y)
