@@ -54,6 +54,11 @@ class Sparsity:
         few = len(self.rows) < _MOST_FULL * self.size**2
         return self.size >= _LEAST_SPARSE and few and self.rows.device.type == "cpu"
 
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The rows and the columns of the places, [n] each."""
+        return self.rows, self.columns
+
     @cached_property
     def on_diagonal(self) -> Tensor:
         """Which of the places lie on the diagonal, [size]."""

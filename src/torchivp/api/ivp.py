@@ -162,7 +162,8 @@ def solve_ivp(
             within `t_span`; None for the end of every accepted step, and where `events` change the state, the states
             before and after.
         method: the name of a method (see `torchivp.ODE_METHODS`), or its class. Default "auto": "tsit5" where that is
-            enough, and "rodas5p" where the problem is stiff; `stats.stiff` and `stats.switches` say what was done.
+            enough, and where the problem is stiff "rodas5p", or "bdf" for more than 200 states; `stats.stiff` and
+            `stats.switches` say what was done.
         rtol: relative tolerance per step: a number, a tensor that broadcasts to the state, or a pytree like the
             state. Default 1e-6, and 1e-4 for states of single precision or less.
         atol: absolute tolerance per step, likewise. Default 1e-9, and 1e-6.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from torchivp.methods.ode.auto import EVERY, PATIENCE, STABLE
+from torchivp.methods.ode.stiffness import EVERY, PATIENCE, STABLE
 
 _UNROLL = 8
 """Loops over so many elements of the state are written out."""

@@ -21,6 +21,9 @@ from torchivp.methods.method import FlatFunc
 from torchivp.sparsity import Sparsity
 from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_derivatives, without_graph
 
+_POWERS = 4
+"""How many products with a Jacobian show its spectral radius."""
+
 
 class Derivatives(NamedTuple):
     """Slopes and their derivatives at some times and states.
@@ -195,6 +198,14 @@ class Linearisation:
             return torch.zeros_like(v)
         return torch.autograd.grad(self._pulled, self._seed, v, retain_graph=True)[0]
 
+    def radius(self) -> Tensor:
+        """About the spectral radii of the Jacobians, [rows]: by a few powers of them, so rather too small."""
+        v = _direction(self._y.detach())
+        for _ in range(_POWERS):
+            v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+            v = self.times(v)
+        return torch.linalg.vector_norm(v, dim=1)
+
     def transposed_times(self, v: Tensor) -> Tensor:
         """The transposes of the Jacobians times `v`, [rows, size]."""
         if self._pulled is None:
@@ -227,6 +238,12 @@ def autograd_sees(func: FlatFunc, t: Tensor, y: Tensor) -> np.ndarray:
         error, rate = ((difference - product) / v).abs(), torch.maximum(difference.abs(), product.abs()) / v.abs()
         allowed = (1e-3 + 10 * h**2) * rate + 10 * eps / h * rate.amax(1, keepdim=True)
         return (error <= allowed).all(1).cpu().numpy()
+
+
+def spectral_bound(jacobian: Tensor) -> Tensor:
+    """Bounds of the spectral radii of matrices, [rows, size, size]: their smaller norms, [rows]."""
+    sizes = jacobian.detach().abs()
+    return torch.minimum(sizes.sum(1).amax(1), sizes.sum(2).amax(1))
 
 
 def _direction(y: Tensor) -> Tensor:

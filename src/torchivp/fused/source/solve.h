@@ -340,7 +340,7 @@ template <int W> struct Rows {
     }
   }
 
-  // Counts the steps that stability limits, as methods/ode/auto.py does: the last two stages lie at the same time.
+  // Counts the steps that stability limits, as methods/ode/stiffness.py does: the last two stages lie at the same time.
   DEVICE void watch(const MD& accept) {
     typedef typename Lanes<W>::I I;
     const I zero = up_i<W>(0), one = up_i<W>(1);
