@@ -422,7 +422,7 @@ def of_index_two(t, y):
         (
             {"method": "tsit5"},
             ValueError,
-            "choose one of 'auto', 'implicit_euler', 'sdirk2', 'radau5', 'radauIIA3', 'radauIIA5', ",
+            "choose one of 'implicit_euler', 'sdirk2', 'radau5', 'radauIIA3', 'radauIIA5', ",
         ),
         ({"method": "rosenbrock23"}, ValueError, "'rodas4', 'rodas5p', 'bdf'"),
         (

@@ -194,7 +194,9 @@ def solve_ivp(
             matrix. Of a pair it is that of the implicit function. Default: by autograd.
         jac_sparsity: where the Jacobian may have entries other than zero: a matrix, or `(lower, upper)` for a band, of
             the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely. Like
-            `jac` it is compared with `func` at the start, and refused if it is wrong there.
+            `jac` it is compared with `func` at the start, and refused if it is wrong there. "auto" has it found by
+            autograd, for 100 states and more, at the start and at some states near it; each Jacobian is then checked,
+            and a ValueError raised if it has an entry elsewhere.
         mass: a constant matrix M, a tensor or NumPy array, [n, n] for the n elements of the flattened state (of a row):
             the problem is then `M dy/dt = func(t, y, *args)`. If M is singular, some of the equations are algebraic
             (see below).
