@@ -188,8 +188,7 @@ class Auto(Method):
         """The modes, with the stiff method in no row that it would serve badly, and in all that nothing else can."""
         if projection_of(func) is not None:
             return modes if all_of(modes.stiff) else modes.always_stiff()
-        new = modes.stiff & modes.switched
-        if not any_of(new) or inside_transform():
+        if not any_of(modes.switched) or not any_of(new := modes.stiff & modes.switched) or inside_transform():
             return modes
         if not isinstance(t, Tensor):
             t = time_scalar(t, self._real_dtype, y.device)
@@ -224,15 +223,15 @@ class Auto(Method):
         self, func: FlatFunc, ends: tuple[Tensor, Tensor], y0: Tensor, carry: AutoCarry, norm: ErrorNorm
     ) -> Step:
         modes, slope, own = carry
-        if not modes.stiff.any():
+        if not any_of(modes.stiff):
             step = self._explicit.step_rows(func, *ends, y0, slope, norm)
             if self._varies:
                 step.order = np.full(len(y0), self.error_order)
-            looks = (modes.wait <= 0).any()
-            stiffness = read_rows(self._stiffness(step.stages, len(y0))) if looks else np.full(len(y0), math.nan)
+            looks = any_of(modes.wait <= 0)
+            stiffness = read_rows(self._stiffness(step.stages, len(y0))) if looks else math.nan
             return self._finished(step, _Parts(step, None, None), modes, stiffness, own)
         sizes = np.abs(read_rows((ends[1] - ends[0]).squeeze(1)))
-        if modes.stiff.all():
+        if all_of(modes.stiff):
             step = self._stiff_step(self._implicit.step_rows(func, *ends, y0, own, norm))
             stiffness = sizes * read_rows(self._implicit.radius(step))
             return self._finished(step, _Parts(None, step, None), modes, stiffness, None)
@@ -257,12 +256,27 @@ class Auto(Method):
         (slope, next_own), (old_slope, old_own) = parts.handed_on(step.carry), parts.handed_on(step.retry)
         if parts.implicit is None:
             next_own = old_own = own
-        if any_of(after.switched & modes.stiff):  # a slope that the stiff method does not hand on
+        elif any_of(after.switched & modes.stiff):  # a slope that the stiff method does not hand on
             slope = None
-        if any_of(modes.stiff) or any_of(modes.switched):
+        if parts.implicit is not None or any_of(modes.switched):
             work = (work or Work())._replace(stiff=modes.stiff * 1, switches=modes.switched * 1)
         carry, retry = AutoCarry(after, slope, next_own), AutoCarry(modes.settled(), old_slope, old_own)
-        return replace(step, carry=carry, retry=retry, stages=parts, work=work)
+        return Step(
+            step.t0,
+            step.t1,
+            step.y0,
+            step.y1,
+            step.error,
+            carry,
+            retry,
+            parts,
+            step.order,
+            step.others,
+            step.hold,
+            step.failure,
+            work,
+            step.growth,
+        )
 
     def _stiffness(self, stages: Tensor, rows: int) -> Tensor:
         """The step times the spectral radius, by the last two stages of tsit5, [rows]."""

@@ -66,7 +66,9 @@ class Modes(Memory):
 
         `relief` is the number of steps in turn after which the explicit method takes over.
         """
-        looked = self.wait <= 0
+        looked, none = self.wait <= 0, self.switched & False if any_of(self.switched) else self.switched
+        if not any_of(looked):
+            return Modes(self.stiff, self.count, self.wait - 1, none)
         against = looked & pick(self.stiff, stiffness < _CALM, stiffness > STABLE)
         rest = pick(self.stiff, 0, pick(self.count > 0, self.count - 1, self.count))
         count = pick(against, self.count + 1, pick(looked, rest, self.count))
