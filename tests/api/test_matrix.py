@@ -590,7 +590,7 @@ def fast_and_swept():
         yield pytest.param(door, feature, marks=pytest.mark.sweep if swept else ())
 
 
-@pytest.mark.parametrize(("door", "feature"), fast_and_swept())
+@pytest.mark.parametrize(("door", "feature"), list(fast_and_swept()))
 def test_cell(door, feature):
     entry = CELLS[door, feature]
     with warnings.catch_warnings():
