@@ -583,10 +583,16 @@ def test_the_table_is_complete():
     assert set(CELLS.values()) == {".", *SENTENCES}
 
 
+FAST = {
+    "stiff, direct": ("fwd", "vjp", "map", "2nd", "cpx", "cmp", "t"),
+    "stiff rows, direct": ("f64", "cpx", "rev", "inf"),
+}
+
+
 def fast_and_swept():
     """Of the solves with a change of method, which take longer, those that differ from others."""
     for door, feature in CELLS:
-        swept = door in ("stiff, checkpointed", "stiff, forward") and feature not in ("f64", "dep")
+        swept = door.startswith("stiff") and feature not in FAST.get(door, ("f64",))
         yield pytest.param(door, feature, marks=pytest.mark.sweep if swept else ())
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from problems import double
+from problems import covering, double
 from torchivp import Checkpointed, solve_ivp
 from torchivp.methods.pattern import found_sparsity
 from torchivp.sparsity import Sparsity
@@ -72,7 +72,9 @@ def relative(x, y):
     return float((x - y).abs().max() / y.abs().max())
 
 
-@pytest.mark.parametrize("method", ["auto", "rodas5p", "bdf", "kvaerno5", "radau5"])
+@pytest.mark.parametrize(
+    "method", ["auto", "rodas5p", "bdf", pytest.param("kvaerno5", marks=pytest.mark.sweep), "radau5"]
+)
 def test_a_solve_is_that_with_the_pattern_written_down(method):
     x = torch.linspace(0, 1, SIZE, dtype=torch.float64)
     y0 = torch.sin(3 * x) ** 2
@@ -103,8 +105,7 @@ def test_rows_and_gradients():
         torch.testing.assert_close(other, grads[0], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("method", ["rodas5p", "bdf", "auto"])
-@pytest.mark.parametrize("batch_dims", [0, 1])
+@pytest.mark.parametrize(("method", "batch_dims"), covering(["rodas5p", "bdf", "auto"], ["bdf"], [0, 1]))
 def test_an_entry_that_turns_up_later_is_no_silent_loss(method, batch_dims):
     """The coupling between the ends opens when the first element has grown, far from the start."""
 
