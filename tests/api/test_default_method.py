@@ -8,6 +8,7 @@ import torch
 from problems import DETEST, covering, double
 from stiff_problems import STIFF, oregonator, robertson, van_der_pol
 from torchivp import cite, odeint, solve_ivp
+from torchivp.methods.jacobian import autograd_sees
 from torchivp.models import Equations
 
 ROBER = double(0.0178659211422, 7.2747514685e-8, 0.982134006109)
@@ -221,6 +222,25 @@ def test_the_kinds_of_right_hand_sides():
     torch.testing.assert_close(single.final, torch.cos(torch.ones(2)), rtol=1e-3, atol=0)
     for each in (pair, solution, turning, single):
         assert each.stats.stiff > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_and_curvature_hide_nothing(dtype):
+    """Networks, at states of very different sizes, have Jacobians that autograd sees; parts of them cut off do not."""
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 2, 3, 5):
+        first, second = (torch.randn(16 * size, generator=generator, dtype=dtype) for _ in range(2))
+        first, second = first.view(size, 16), second.view(16, size)
+        units = 10.0 ** torch.linspace(-2, 2, size, dtype=dtype)
+        y = torch.randn(30, size, generator=generator, dtype=dtype) * units
+
+        def network(y, inner, first=first, second=second, units=units):
+            return 50 * torch.tanh(0.3 * (inner / units) @ first) @ second * units - 300 * y
+
+        t = torch.zeros(30, 1, dtype=dtype)
+        assert autograd_sees(lambda t, y: network(y, y), t, y).mean() > 0.98
+        assert autograd_sees(lambda t, y: network(y, y.detach()), t, y).mean() < 0.1
+        assert autograd_sees(lambda t, y: network(y.detach(), y), t, y).mean() < 0.1
 
 
 def test_odeint_keeps_dopri5():
