@@ -24,8 +24,8 @@ Solve = Callable[..., Any]
 
 def checkpointed(func: nn.Module, y0: Tensor, t: Tensor, *, options: dict[str, Any] | None = None, **rest: Any) -> Any:
     """`solve_ivp(..., gradient="checkpointed")`, called like `odeint`."""
-    ends = (float(t[0]), float(t[-1]))
-    return torchivp.solve_ivp(func, ends, y0, t_eval=t, gradient="checkpointed", **(options or {}), **rest).y
+    ends, method = (float(t[0]), float(t[-1])), {} if "method" in rest else {"method": "dopri5"}
+    return torchivp.solve_ivp(func, ends, y0, t_eval=t, gradient="checkpointed", **(options or {}), **method, **rest).y
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def starts(rows: int) -> Tensor:
 def forward(rows: int) -> Iterator[Way]:
     """Lotka-Volterra over [0, 20], dopri5, 101 outputs."""
     y0, repeats = starts(rows), 200 if rows < 100 else 5 if rows > 10_000 else 20
-    options: dict[str, Any] = {"t_eval": TIMES, "args": (RATES,), **TOLERANCES}
+    options: dict[str, Any] = {"t_eval": TIMES, "args": (RATES,), "method": "dopri5", **TOLERANCES}
     if rows == 1:
         y0 = y0[0]
     else:
@@ -222,7 +222,15 @@ def backward(rows: int) -> Iterator[Way]:
 
     def ours() -> Any:
         solution = torchivp.solve_ivp(
-            lotka_volterra, (0.0, 20.0), y0, t_eval=TIMES, args=(rates,), batch_dims=1, backend="fused", **TOLERANCES
+            lotka_volterra,
+            (0.0, 20.0),
+            y0,
+            t_eval=TIMES,
+            args=(rates,),
+            method="dopri5",
+            batch_dims=1,
+            backend="fused",
+            **TOLERANCES,
         )
         return torch.autograd.grad(solution.y.sum(), [y0, rates])
 
@@ -327,7 +335,7 @@ def many_lorenz(rows: int = 10_000) -> Iterator[Way]:
     yield Way(
         "torchivp fused",
         lambda: torchivp.solve_ivp(
-            lorenz, (0.0, 10.0), y0, t_eval=t, args=(rho,), batch_dims=1, backend="fused", **TOLERANCES
+            lorenz, (0.0, 10.0), y0, t_eval=t, args=(rho,), method="dopri5", batch_dims=1, backend="fused", **TOLERANCES
         ).y[:, -1],
         5,
     )
@@ -376,7 +384,14 @@ def network(with_gradient: bool) -> Iterator[Way]:
     def ours() -> Any:
         with torch.set_grad_enabled(with_gradient):
             solution = torchivp.solve_ivp(
-                lambda t, y: net(y), (0.0, 1.0), y0, t_eval=t, batch_dims=1, backend="fused", **tolerances
+                lambda t, y: net(y),
+                (0.0, 1.0),
+                y0,
+                t_eval=t,
+                method="dopri5",
+                batch_dims=1,
+                backend="fused",
+                **tolerances,
             )
             return done(solution.y[:, -1])
 

@@ -10,6 +10,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -38,6 +39,9 @@ def hunters_and_prey(t: Tensor, y: Tensor) -> Tensor:
     return torch.stack((prey - prey * hunters, prey * hunters - hunters), -1)
 
 
+DOPRI5: dict[str, Any] = {"method": "dopri5", "rtol": 1e-8, "atol": 1e-10}
+
+
 def never(t: Tensor, y: Tensor) -> Tensor:
     """An event that does not happen: both numbers stay positive."""
     return y[..., 0] + 1.0
@@ -49,7 +53,7 @@ def pairs() -> Iterator[Pair]:
         t = torch.linspace(0.0, 20.0, outputs + 1, dtype=torch.float64)[1:]
 
         def single(events: object = None, t: Tensor = t) -> Solution:
-            return solve_ivp(hunters_and_prey, (0.0, 20.0), one, t_eval=t, rtol=1e-8, atol=1e-10, events=events)
+            return solve_ivp(hunters_and_prey, (0.0, 20.0), one, t_eval=t, events=events, **DOPRI5)
 
         yield Pair(f"an event that never fires, outputs: {outputs}", single, lambda s=single: s(never))
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +63,7 @@ def pairs() -> Iterator[Pair]:
             t = torch.linspace(0.0, 10.0, outputs + 1, dtype=torch.float64)[1:]
 
             def batch(dims: int, y0: Tensor = y0, t: Tensor = t) -> Solution | BatchSolution:
-                return solve_ivp(hunters_and_prey, (0.0, 10.0), y0, t_eval=t, rtol=1e-8, atol=1e-10, batch_dims=dims)
+                return solve_ivp(hunters_and_prey, (0.0, 10.0), y0, t_eval=t, batch_dims=dims, **DOPRI5)
 
             yield Pair(f"rows of their own: {rows}, outputs: {outputs}", lambda s=batch: s(0), lambda s=batch: s(1))
 

@@ -126,7 +126,7 @@ class Solved:
 def rows_of_torchivp(case: Ensemble) -> Solved:
     solution = torchivp.solve_ivp(
         case.func, (0.0, float(case.t[-1])), case.y0, t_eval=case.t, args=(case.parameters,), batch_dims=1,
-        rtol=case.rtol, atol=case.atol,
+        method="dopri5", rtol=case.rtol, atol=case.atol,
     )  # fmt: skip
     stats = solution.stats
     return Solved(
@@ -141,6 +141,7 @@ def joint_by_torchivp(case: Ensemble) -> Solved:
         case.y0,
         t_eval=case.t,
         args=(case.parameters,),
+        method="dopri5",
         rtol=case.rtol,
         atol=case.atol,
     )

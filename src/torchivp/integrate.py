@@ -66,9 +66,9 @@ def check_controller(controller: Controller, method: type[Method]) -> Controller
     return controller
 
 
-def at_steps(method: type[Method], controller: Controller) -> type[Method]:
-    """The method as it takes the steps of a controller."""
-    return method.at_steps(fixed=not isinstance(controller, PIDController))
+def at_steps(method: type[Method], controller: Controller, rows: int = 1) -> type[Method]:
+    """The method as it takes the steps of a controller, of so many rows at the start."""
+    return method.at_steps(not isinstance(controller, PIDController), rows)
 
 
 def check_norm(norm: ErrorNorm, controller: Controller, whose: str = "") -> ErrorNorm:

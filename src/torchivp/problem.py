@@ -13,7 +13,7 @@ from torch import Tensor
 from torchivp.boundary import UserFunction
 from torchivp.checks import check_time_first
 from torchivp.mass import Mass, Projection
-from torchivp.sparsity import Sparsity
+from torchivp.sparsity import Sparsity, is_sought
 from torchivp.split import copies_calling, functions_of
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
@@ -152,6 +152,7 @@ class Problem:
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)
         start, known = layout.start(y0), None if jac is None else UserFunction(jac, "jac")
-        sparsity = None if jac_sparsity is None else Sparsity.of(jac_sparsity, layout.size, layout.device)
+        none = jac_sparsity is None or is_sought(jac_sparsity)
+        sparsity = None if none else Sparsity.of(jac_sparsity, layout.size, layout.device)
         function = FlatFunction(UserFunction(func), layout, args, known, sparsity, mass)
         return Problem(function, start, times, layout.real_dtype)

@@ -11,16 +11,21 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-_LEAST_SPARSE = 100
+LEAST_SPARSE = 100
 """The smallest matrix for which a sparse factorisation is worth its overhead,"""
 
 _MOST_FULL = 0.2
 """and the largest part of it that may be filled."""
 
 _EXAMPLE = (
-    "write jac_sparsity=(1, 1) for a band with one diagonal on each side, or a matrix with an entry other than zero "
-    "wherever d func_i / d y_j may be one"
+    "write jac_sparsity=(1, 1) for a band with one diagonal on each side, a matrix with an entry other than zero "
+    "wherever d func_i / d y_j may be one, or 'auto' to have it found"
 )
+
+
+def is_sought(given: Any) -> bool:
+    """Whether the user leaves it to us to find the pattern."""
+    return isinstance(given, str) and given == "auto"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Sparsity:
         columns: its column, [n].
         colours: the colour of each row, [size].
         count: how many colours there are.
+        found: whether it was found out at some states, so that there may be more at others: every Jacobian is checked.
     """
 
     size: int
@@ -44,6 +50,7 @@ class Sparsity:
     columns: Tensor
     colours: Tensor
     count: int = field(init=False)
+    found: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", int(self.colours.max()) + 1 if self.size else 0)
@@ -52,7 +59,12 @@ class Sparsity:
     def pays(self) -> bool:
         """Whether a sparse factorisation takes less time than a dense one, which knows no places."""
         few = len(self.rows) < _MOST_FULL * self.size**2
-        return self.size >= _LEAST_SPARSE and few and self.rows.device.type == "cpu"
+        return self.size >= LEAST_SPARSE and few and self.rows.device.type == "cpu"
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The rows and the columns of the places, [n] each."""
+        return self.rows, self.columns
 
     @cached_property
     def on_diagonal(self) -> Tensor:
@@ -66,7 +78,7 @@ class Sparsity:
         return Sparsity(times * self.size, rows, columns, self.colours)
 
     @staticmethod
-    def of(given: Any, size: int, device: torch.device) -> Sparsity:
+    def of(given: Any, size: int, device: torch.device, found: bool = False) -> Sparsity:
         """The pattern that a user gave: a matrix of any kind, or the numbers of diagonals below and above the main.
 
         Raises:
@@ -77,16 +89,47 @@ class Sparsity:
         places = matrix.tocoo()
         order = np.lexsort((places.col, places.row))
         rows, columns = (torch.from_numpy(x[order].astype(np.int64)).to(device) for x in (places.row, places.col))
-        return Sparsity(size, rows, columns, torch.from_numpy(_colours(matrix)).to(device))
+        return Sparsity(size, rows, columns, torch.from_numpy(_colours(matrix)).to(device), found)
 
     def seeds(self, like: Tensor) -> Tensor:
-        """For each colour the sum of the unit vectors of its rows, [count, size]."""
+        """For each colour the sum of the unit vectors of its rows, [count, size]; last of all, if `found`, a probe."""
         seeds = torch.zeros(self.count, self.size, dtype=like.dtype, device=like.device)
-        return seeds.index_put((self.colours, torch.arange(self.size, device=like.device)), seeds.new_ones(()))
+        seeds = seeds.index_put((self.colours, torch.arange(self.size, device=like.device)), seeds.new_ones(()))
+        return torch.cat((seeds, self._probe.to(seeds)[None])) if self.found else seeds
 
     def values(self, products: Tensor) -> Tensor:
-        """The entries at the places, [..., n], of the products of the seeds with the matrix, [count, ..., size]."""
-        return products[self.colours[self.rows], ..., self.columns].movedim(0, -1)
+        """The entries at the places, [..., n], of the products of the seeds with the matrix, [count, ..., size].
+
+        Raises:
+            ValueError: the matrix has others, where the pattern was found out.
+        """
+        values = products[self.colours[self.rows], ..., self.columns].movedim(0, -1)
+        if self.found:
+            self._check(values.detach(), products[-1].detach())
+        return values
+
+    @cached_property
+    def _probe(self) -> Tensor:
+        """Weights of the rows with which nothing cancels by chance, [size]."""
+        number = torch.arange(1, self.size + 1, dtype=torch.float64, device=self.rows.device)
+        return (1.0 + torch.frac(0.618034 * number)) * (1.0 - 2.0 * (torch.floor(number * number / 3.0) % 2.0))
+
+    def _check(self, values: Tensor, product: Tensor) -> None:
+        """Compare the sums of the entries in each column with the product of the whole matrix with the probe."""
+        weighted = self._probe.to(values)[self.rows] * values
+        sums, sizes = (
+            product.new_zeros(product.shape).index_add(-1, self.columns, x) for x in (weighted, weighted.abs())
+        )
+        eps = torch.finfo(values.dtype).eps
+        allowed = 1e4 * eps * sizes + 100 * eps * sizes.amax(-1, keepdim=True)
+        wrong = (product - sums).abs() > allowed
+        if bool(wrong.any()):
+            column = int(wrong.flatten(0, -2).any(0).nonzero()[0])
+            raise ValueError(
+                "jac_sparsity='auto' has looked where the Jacobian of func has entries at the start and at states near "
+                f"it, and now there is another one, in column {column} of the flattened state: write down the pattern "
+                "that it has at all states, or leave jac_sparsity out"
+            )
 
     def entries(self, matrix: Tensor) -> Tensor:
         """The entries at the places, [..., n], of a matrix, [..., size, size]."""

@@ -100,7 +100,7 @@ def test_gradients_replay_func_in_the_autocast_of_the_caller(door, within):
     assert contexts == {True}
     value = math.exp(-0.7)
     # What autograd recorded of the steps themselves it differentiates in the precision of whoever calls backward().
-    loose = 1e-2 if within else 1e-3
+    loose = 3e-2 if within else 1e-3
     assert y0.grad is not None and rate.grad is not None
     assert abs(y0.grad.item() - value) < loose and abs(rate.grad.item() + value) < loose
 

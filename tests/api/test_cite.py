@@ -95,7 +95,8 @@ def test_every_method_can_be_cited(method):
 
 def test_a_solution_is_cited_by_what_it_was_computed_with():
     always = "HairerNorsettWanner1993"  # the sizes of steps
-    assert cited(solve(decay, (0, 1), y0)) == ["DormandPrince1980", "Shampine1986", always]
+    assert cited(solve(decay, (0, 1), y0)) == ["HairerWanner1996", "Tsitouras2011", always]  # and no stiff method
+    assert cited(solve(decay, (0, 1), y0, method="dopri5")) == ["DormandPrince1980", "Shampine1986", always]
     assert cited(solve(decay, (0, 1), y0, method="tsit5")) == ["Tsitouras2011", always]
     assert cited(solve(decay, (0, 1), y0, method="rk4", step_size=0.1)) == ["Kutta1901"]
     smooth = solve(decay, (0, 1), y0, method="tsit5", controller=PIController())

@@ -22,6 +22,7 @@ from torchivp import (
     BrownianInterval,
     Event,
     Scheduled,
+    Solution,
     odeint,
     odeint_adjoint,
     odeint_dense,
@@ -226,6 +227,38 @@ def with_dose(p, **options):
     return ivp(p, events=Scheduled([DOSE_TIME], jump), **options)
 
 
+def stiffened(call, read):
+    """A door to the same problem with a fast element beside it, so that the default method changes on the way."""
+
+    def beside(rate, backwards, inner):
+        k = -1e4 if backwards else 1e4
+
+        def func(t, y):
+            level = pytree.tree_leaves(y["slow"])[0][..., :1]
+            return {"slow": inner(t, y["slow"]), "fast": -k * (y["fast"] - level)}
+
+        func.__dict__.update(vars(inner) if hasattr(inner, "callback_step") else {})
+        return func
+
+    def enter(p):
+        if p.step is not None:  # too long for the fast one
+            return call(p)
+        fast = pytree.tree_leaves(p.y0)[0].detach()[:1] + 0.5
+        backwards = bool(p.t[-1] < p.t[0])
+        solution = call(
+            replace(p, y0={"slow": p.y0, "fast": fast}, field=lambda rate: beside(rate, backwards, p.field(rate)))
+        )
+        stats = solution.stats if isinstance(solution, Solution) else solution.stats[0]
+        assert stats.stiff > 0
+        return solution
+
+    def leave(solution, p):
+        y = read(solution, p)
+        return y if p.step is not None else y["slow"]
+
+    return enter, leave
+
+
 def ways(call, read, exact):
     for gradient in ("direct", "checkpointed", "backsolve", "forward"):
         yield gradient, Door(lambda p, g=gradient: call(p, gradient=g), read, exact)
@@ -243,6 +276,10 @@ DOORS = {
     **{f"rows, {way}": door for way, door in ways(rows, of_rows, decay)},
     **{f"events, {way}": door for way, door in ways(with_event, of_solution, with_jump_at(crossing))},
     **{f"schedule, {way}": door for way, door in ways(with_dose, of_solution, with_jump_at(lambda p: DOSE_TIME))},
+    "stiff, direct": Door(*stiffened(ivp, of_solution)),
+    "stiff, checkpointed": Door(*stiffened(lambda p: ivp(p, gradient="checkpointed"), of_solution)),
+    "stiff, forward": Door(*stiffened(lambda p: ivp(p, gradient="forward"), of_solution)),
+    "stiff rows, direct": Door(*stiffened(rows, of_rows)),
     "sdeint": Door(sde(sdeint), of_paths, along_the_path, 2e-4),
     "sdeint_adjoint": Door(sde(sdeint_adjoint), of_paths, along_the_path, 2e-4),
     "sdeint, checkpointed": Door(sde(sdeint, gradient="checkpointed"), of_paths, along_the_path, 2e-4),
@@ -505,6 +542,10 @@ schedule, direct            .   .   .   .   B   B   B   .   .   .   .    .   .  
 schedule, checkpointed      .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
 schedule, backsolve         .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
 schedule, forward           .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
+stiff, direct               .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   c  . .   .   .
+stiff, checkpointed         .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
+stiff, forward              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
+stiff rows, direct          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
 sdeint                      .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
 sdeint_adjoint              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N r   .   .
 sdeint, checkpointed        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
@@ -542,7 +583,20 @@ def test_the_table_is_complete():
     assert set(CELLS.values()) == {".", *SENTENCES}
 
 
-@pytest.mark.parametrize(("door", "feature"), CELLS)
+FAST = {
+    "stiff, direct": ("fwd", "vjp", "map", "2nd", "cpx", "cmp", "t"),
+    "stiff rows, direct": ("f64", "cpx", "rev", "inf"),
+}
+
+
+def fast_and_swept():
+    """Of the solves with a change of method, which take longer, those that differ from others."""
+    for door, feature in CELLS:
+        swept = door.startswith("stiff") and feature not in FAST.get(door, ("f64",))
+        yield pytest.param(door, feature, marks=pytest.mark.sweep if swept else ())
+
+
+@pytest.mark.parametrize(("door", "feature"), list(fast_and_swept()))
 def test_cell(door, feature):
     entry = CELLS[door, feature]
     with warnings.catch_warnings():

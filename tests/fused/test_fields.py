@@ -206,7 +206,7 @@ def test_tolerances_may_be_tensors():
             for backend in ("eager", "fused")
         )
         assert counts(fused, 5) == counts(eager, 5)
-        assert_same(fused.y, eager.y, 1e-8)
+        assert_same(fused.y, eager.y, 1e-6)  # rounding of small errors moves the ends of steps
 
 
 def test_any_number_of_rows():

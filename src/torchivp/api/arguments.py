@@ -23,7 +23,9 @@ from torchivp.mass import Mass
 from torchivp.methods import ODE_METHODS, find_method
 from torchivp.methods.consistent import consistent
 from torchivp.methods.method import FlatFunc, Method
+from torchivp.methods.pattern import found_sparsity
 from torchivp.problem import FlatFunction, Problem
+from torchivp.sparsity import is_sought
 from torchivp.split import Split
 from torchivp.state import StateLayout
 from torchivp.times import Times
@@ -81,6 +83,9 @@ def build_integration(
     problem.y0 = consistent_start(problem.func.with_args(args), problem.time(times.at(times.start)), problem.y0)
     layout = problem.func.layout
     function = problem.func.with_args(args)  # its evaluations are not those of the solve
+    if is_sought(jac_sparsity):
+        start, span = (problem.time(t) for t in (times.start, times.end - times.start))
+        function.sparsity = problem.func.sparsity = found_sparsity(function, start, problem.y0, span)
     check_given_jacobian(function, problem.time(times.start), problem.y0, layout.name, layout.lead)
     method_class = at_steps(find_method(method), controller)
     error_norm = ErrorNorm(
@@ -118,6 +123,11 @@ def check_jacobian(func: Any, method: type[Method], y0: Any, batch_dims: int, ja
         raise ValueError(
             f"with func=(explicit, implicit) {name} is that of the implicit function, which {method.__name__} does not "
             f"treat by itself: leave {name} out, choose one of {names}, or write the sum as one function"
+        )
+    if jac is not None and is_sought(jac_sparsity):
+        raise ValueError(
+            "jac_sparsity='auto' finds the pattern of the Jacobian that autograd finds: with jac write it down, or "
+            "leave jac_sparsity out"
         )
     layout = StateLayout(y0, batch_dims)
     if jac is not None and not layout.is_tensor:

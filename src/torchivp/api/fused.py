@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api.arguments import Gradient
-from torchivp.api.fused_results import solution_of
+from torchivp.api.fused_results import FusedResult, solution_of
 from torchivp.api.rows import plan_rows
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.boundary import caller_casts
@@ -31,8 +32,9 @@ from torchivp.gradients.forward import Forward
 from torchivp.gradients.node import as_node
 from torchivp.integrate import Controller, check_controller
 from torchivp.methods.consistent import slopes_of
+from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
-from torchivp.methods.ode.auto import Auto
+from torchivp.methods.ode.auto import LAST, Auto
 from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
 from torchivp.rows.loop import RowIntegration
@@ -106,7 +108,7 @@ def solve_fused(
     field = _field(y0, batch_dims)
     layout = field.layout
 
-    def plan() -> RowIntegration:
+    def plan(method: type[Method] = method) -> RowIntegration:
         found, _ = plan_rows(
             func,
             t_span,
@@ -132,48 +134,74 @@ def solve_fused(
         raise
     traced, inputs, roles, leaves = reading.traced, reading.inputs, reading.roles, reading.leaves
     adaptive = isinstance(controller, PIDController)
-    kernel = traced.kernels.get((method, adaptive))
-    if kernel is None:
-        kernel = _checked_kernel(reading, method, adaptive, plan(), layout, field.apart(func, args, reading))
-        traced.kernels[method, adaptive] = kernel
-    if isinstance(kernel, CannotFuse):
-        raise kernel
+
+    def kernel_of(method: type[Method]) -> Kernel:
+        found = traced.kernels.get((method, adaptive))
+        if found is None:
+            found = _checked_kernel(reading, method, adaptive, plan(), layout, field.apart(func, args, reading))
+            traced.kernels[method, adaptive] = found
+        if isinstance(found, CannotFuse):
+            raise found
+        return found
+
+    kernel = kernel_of(method)
     times = _plain_times(t_span, t_eval, controller) or _times(t_span, t_eval, layout, controller)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     wanted = _wanted(given, roles, leaves, params)
     # The memory of a tensor in order is that of flat states.
     start, lead, shape = (y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(y0, layout)
     needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted))
-    solve = FusedSolve(
-        kernel,
-        start.detach().contiguous(),
-        lead,
-        shape,
-        times,
-        controller if isinstance(controller, PIDController) else None,
-        _tolerance("rtol", rtol, layout, field),
-        _tolerance("atol", atol, layout, field),
-        max_steps,
-        [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
-        wanted if needs_gradient else [],
-        lambda solve: Replayed(solve, plan(), [given[i] for i in wanted]),
-        needs_gradient or times.wanted is None,
-    )
-    if needs_gradient:
-        kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
-        solve.keep()
     tensors = [start, *(given[i] for i in wanted)] if needs_gradient else None
+
+    def solve_by(kernel: Kernel, method: type[Method], rows: np.ndarray | None = None) -> FusedResult:
+        """All rows, or some."""
+        solve = FusedSolve(
+            kernel,
+            start.detach().contiguous(),
+            lead,
+            shape,
+            times,
+            controller if isinstance(controller, PIDController) else None,
+            _tolerance("rtol", rtol, layout, field),
+            _tolerance("atol", atol, layout, field),
+            max_steps,
+            [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
+            wanted if needs_gradient else [],
+            lambda solve: Replayed(solve, plan(method), [given[i] for i in wanted]),
+            needs_gradient or times.wanted is None,
+            rows,
+        )
+        if needs_gradient:
+            kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
+            solve.keep()
+        return FusedResult(solve, *(solve.run() if tensors is None else as_node(solve, tensors)))
+
+    explicit, implicit = method.parts if issubclass(method, Auto) else (method, None)
     try:
-        values, last = _run(solve, tensors)
+        result = solve_by(kernel, explicit)
     except OutOfOrder:  # or with NaN for no time
-        solve.times = _times(t_span, t_eval, layout, controller)
-        values, last = _run(solve, tensors)
-    return solution_of(solve, values, last, layout, plan, throw)
+        times = _times(t_span, t_eval, layout, controller)
+        result = solve_by(kernel, explicit)
+    again = None
+    if implicit is not None and result.solve.found_stiff:
+        stiff = result.solve.leave_stiff()
+        if (implicit, adaptive) not in traced.kernels and (why := _why_not_stiff(result.solve, stiff, plan())):
+            traced.kernels[implicit, adaptive] = CannotFuse(why)
+        again = solve_by(kernel_of(implicit), implicit, np.flatnonzero(stiff))
+    return solution_of(result, again, layout, plan, (explicit, implicit or explicit), throw)
 
 
-def _run(solve: FusedSolve, tensors: Sequence[Tensor] | None) -> Sequence[Tensor]:
-    """The results, as functions of the tensors if there are any."""
-    return solve.run() if tensors is None else as_node(solve, tensors)
+def _why_not_stiff(solve: FusedSolve, stiff: np.ndarray, plan: RowIntegration) -> str:
+    """Why the rows that were found stiff cannot be solved by a method with derivatives; empty if they can."""
+    problem, y = plan.problem, solve.last_states
+    assert y is not None
+    seen = autograd_sees(problem.func.on(None), problem.user_time(solve.outcomes.t), y)
+    if seen[stiff].all():
+        return ""
+    return (
+        "stability limits the steps of tsit5, and autograd does not see how func depends on the state, so that no "
+        "other method can take over"
+    )
 
 
 def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
@@ -187,9 +215,7 @@ def _refuse_what_kernels_lack(
     for name, given in others.items():
         if given is not None and given is not False:
             raise CannotFuse(f"kernels do not take {name}")
-    if issubclass(method, Auto):
-        raise CannotFuse("kernels do not switch between methods: choose method='rodas5p' or 'tsit5'")
-    if not issubclass(method, ExplicitRungeKutta | Rosenbrock):
+    if not issubclass(method, ExplicitRungeKutta | Rosenbrock | Auto):
         raise CannotFuse(
             f"there are kernels of explicit Runge-Kutta and of Rosenbrock methods only, and {method.__name__} is "
             "neither: choose method='rodas5p' for stiff problems"
@@ -230,6 +256,8 @@ def _tableau(method: type[Method]) -> Coefficients:
     if method not in _coefficients:
         if issubclass(method, Rosenbrock):
             _coefficients[method] = RosenbrockCoefficients.of(method.tableau)
+        elif issubclass(method, Auto):
+            _coefficients[method] = replace(ExplicitCoefficients.of(method.parts[0].tableau), last=LAST.tolist())
         else:
             assert issubclass(method, ExplicitRungeKutta)
             _coefficients[method] = ExplicitCoefficients.of(method.tableau)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from torchivp.api.rows import raise_failures
 from torchivp.fused.endings import failure_of
-from torchivp.fused.solve import SUCCESS, FusedSolve, Outcomes
+from torchivp.fused.solve import STIFF, SUCCESS, FusedSolve, Outcomes
+from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.problem import single_problem
 from torchivp.solution import BatchSolution, OfRows, Outcome, Solution, Stats, Status
@@ -19,28 +21,78 @@ from torchivp.state import StateLayout
 from torchivp.stepsize.pid import PIDController
 
 
+class FusedResult(NamedTuple):
+    """What a kernel has found.
+
+    Attributes:
+        solve: the solve.
+        values: the outputs, [*lead, T, *shape].
+        last: the last states, [*lead, *shape].
+    """
+
+    solve: FusedSolve
+    values: Tensor
+    last: Tensor
+
+    @property
+    def t(self) -> Tensor:
+        """The times of the outputs that are the ends of steps, [rows, T]."""
+        count, record, solve = self.values.shape[len(self.solve.lead)], self.solve.record, self.solve
+        assert record is not None
+        t = record.ends[:, :count].clone()
+        t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
+        return t
+
+
 def solution_of(
-    solve: FusedSolve,
-    values: Tensor,
-    last: Tensor,
+    result: FusedResult,
+    again: FusedResult | None,
     layout: StateLayout,
-    plan: Callable[[], RowIntegration],
+    plan: Callable[[type[Method]], RowIntegration],
+    methods: tuple[type[Method], type[Method]],
     throw: bool,
 ) -> Solution | BatchSolution:
-    """The solution, from what the kernel has returned; `plan` tells how the step loop would say why it failed.
+    """The solution, from what the kernel has returned.
+
+    Args:
+        result: of all rows.
+        again: of those that were found stiff, where the first result does not count; None if there are none.
+        layout: that of the user's states.
+        plan: tells how the step loop would say why a method failed.
+        methods: the methods of the first and the second.
+        throw: whether to raise an error if a row has failed.
 
     Raises:
         SolveError: a row did not reach its end, and `throw` is true.
     """
-    outcomes, rows = solve.outcomes, solve.rows
-    failed = {} if solve.well else _failures(solve, plan())
+    solve, values, last = result
+    outcomes, rows, solves = solve.outcomes, solve.rows, solve.kernel.form.coefficients.solves
+    failed = {} if solve.well else _failures(solve, plan(methods[0]))
+    t = None if solve.times.wanted is not None else result.t
+    if again is not None:
+        stiff = outcomes.counts[0] == STIFF
+        chosen = torch.from_numpy(stiff)
+        failed |= {} if again.solve.well else _failures(again.solve, plan(methods[1]))
+        outcomes, solves = outcomes.with_again(again.solve.outcomes, stiff), again.solve.kernel.form.coefficients.solves
+        dim = len(solve.lead)
+        values, last = (
+            _joined(chosen, again.values, values, solve.lead, dim),
+            _joined(chosen, again.last, last, solve.lead),
+        )
+        t = None if t is None else _joined(chosen, again.t, t, (rows,), 1)
     if failed and throw:
         raise_failures([_status_of(outcomes, failed, row) for row in range(rows)], batched=bool(layout.lead))
-    count, solves = values.shape[len(solve.lead)], solve.kernel.form.coefficients.solves
+    count = values.shape[len(solve.lead)]
     if not layout.is_tensor:
         values = layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count))
         last = layout.unflatten(last, layout.lead)
-    t, t_final = _times_reached(solve, count), torch.from_numpy(outcomes.t)
+    if t is None:
+        wanted = solve.times.wanted
+        assert wanted is not None
+        t = wanted.clone().squeeze(0)
+    elif not solve.lead:
+        t = t[0]
+    t_final = torch.from_numpy(outcomes.t)
     if not layout.lead:
         status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
         return Solution(t, values, status, stats, last, t_final.view(()))
@@ -55,15 +107,17 @@ def solution_of(
     )
 
 
-def _times_reached(solve: FusedSolve, count: int) -> Tensor:
-    """The times of the outputs, [rows, T]; [T], of one row or where all have the same."""
-    wanted = solve.times.wanted
-    if wanted is not None:
-        return wanted.clone().squeeze(0)
-    assert solve.record is not None
-    t = solve.record.ends[:, :count].clone()
-    t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
-    return t if solve.lead else t[0]
+def _joined(chosen: Tensor, one: Tensor, other: Tensor, lead: Sequence[int], dim: int | None = None) -> Tensor:
+    """`one` in the rows that are `chosen`, the other elsewhere; the shorter one along `dim` is NaN beyond its end."""
+    if bool(chosen.all()):
+        return one
+    if dim is not None:
+        length = max(one.shape[dim], other.shape[dim])
+        one, other = (
+            torch.cat((x, x.new_full((*x.shape[:dim], length - x.shape[dim], *x.shape[dim + 1 :]), math.nan)), dim)
+            for x in (one, other)
+        )
+    return torch.where(chosen.view(*lead, *[1] * (one.ndim - len(lead))), one, other)
 
 
 def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Status:
@@ -76,6 +130,7 @@ def _status_of(outcomes: Outcomes, failed: dict[int, Status], row: int) -> Statu
 def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
     """What a row cost, by a method that solves so many linear systems with a matrix."""
     _, accepted, rejected, evaluations, jacobians, factorisations = outcomes.counts[:, row].tolist()
+    stiff = outcomes.stiff is not None and bool(outcomes.stiff[row])
     return Stats(
         evaluations,
         accepted,
@@ -83,6 +138,8 @@ def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
         jacobians=jacobians,
         factorisations=factorisations,
         solves=solves * factorisations,
+        stiff=stiff * (accepted + rejected),
+        switches=int(stiff),
         backend="fused",
     )
 
@@ -90,7 +147,7 @@ def _stats_of(outcomes: Outcomes, row: int, solves: int) -> Stats:
 def _failures(solve: FusedSolve, plan: RowIntegration) -> dict[int, Status]:
     """Why the rows that did not reach their ends did not, in sentences."""
     outcomes, found = solve.outcomes, {}
-    for row in np.flatnonzero(outcomes.counts[0] != SUCCESS).tolist():
+    for row in np.flatnonzero((outcomes.counts[0] != SUCCESS) & (outcomes.counts[0] != STIFF)).tolist():
         assert solve.last_states is not None
         y = solve.last_states[row : row + 1]
         problem = single_problem(plan.problem, row, y)

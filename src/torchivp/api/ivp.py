@@ -121,7 +121,7 @@ def solve_ivp(
     y0: Any,
     *,
     t_eval: Sequence[float] | Sequence[Tensor] | Tensor | None = None,
-    method: MethodName | type[Method] = "dopri5",
+    method: MethodName | type[Method] = "auto",
     rtol: Any = None,
     atol: Any = None,
     args: Sequence[Any] = (),
@@ -161,7 +161,9 @@ def solve_ivp(
         t_eval: the times at which to return the solution, strictly monotone in the direction of integration and
             within `t_span`; None for the end of every accepted step, and where `events` change the state, the states
             before and after.
-        method: the name of a method (see `torchivp.ODE_METHODS`), or its class.
+        method: the name of a method (see `torchivp.ODE_METHODS`), or its class. Default "auto": "tsit5" where that is
+            enough, and where the problem is stiff "rodas5p", or "bdf" for more than 200 states; `stats.stiff` and
+            `stats.switches` say what was done.
         rtol: relative tolerance per step: a number, a tensor that broadcasts to the state, or a pytree like the
             state. Default 1e-6, and 1e-4 for states of single precision or less.
         atol: absolute tolerance per step, likewise. Default 1e-9, and 1e-6.
@@ -187,12 +189,14 @@ def solve_ivp(
         events: what happens on the way: a function `g(t, y, *args)` whose changes of sign are reported (or end the
             solve, if it carries SciPy's `g.terminal`), an `Event`, which may end the solve or change the state, a
             `Scheduled`, which changes it at known times, or a list of these.
-        jac: the Jacobian of `func` by the state, for methods that use one: a function `jac(t, y, *args)` that returns
-            d func_i / d y_j, shaped like the state twice, or a constant matrix. Of a pair it is that of the implicit
-            function. Default: by autograd.
+        jac: the Jacobian of `func` by the state, for methods that use one ("auto" does where the problem is stiff): a
+            function `jac(t, y, *args)` that returns d func_i / d y_j, shaped like the state twice, or a constant
+            matrix. Of a pair it is that of the implicit function. Default: by autograd.
         jac_sparsity: where the Jacobian may have entries other than zero: a matrix, or `(lower, upper)` for a band, of
             the flattened state. It takes fewer products to find one, and its linear systems are solved sparsely. Like
-            `jac` it is compared with `func` at the start, and refused if it is wrong there.
+            `jac` it is compared with `func` at the start, and refused if it is wrong there. "auto" has it found by
+            autograd, for 100 states and more, at the start and at some states near it; each Jacobian is then checked,
+            and a ValueError raised if it has an entry elsewhere.
         mass: a constant matrix M, a tensor or NumPy array, [n, n] for the n elements of the flattened state (of a row):
             the problem is then `M dy/dt = func(t, y, *args)`. If M is singular, some of the equations are algebraic
             (see below).
@@ -219,9 +223,9 @@ def solve_ivp(
     With a singular `mass` the problem is a differential-algebraic one, of index one: the algebraic equations must
     determine the part of the state that M does not multiply. This part of `y0`, and of what events change, need not be
     exact: it is a guess, from which Newton's iteration finds the state at which these equations hold. The methods
-    "rodas4", "rodas5p", "radau5" and "bdf" are adaptive, "implicit_euler", "sdirk2", "radauIIA3" and "radauIIA5" take
-    fixed steps. Tolerances are for all elements. `func` must compute in torch. Hairer and Wanner, "Solving Ordinary
-    Differential Equations II", VI.1.
+    "auto", "rodas4", "rodas5p", "radau5" and "bdf" are adaptive, "implicit_euler", "sdirk2", "radauIIA3" and
+    "radauIIA5" take fixed steps. Tolerances are for all elements. `func` must compute in torch. Hairer and Wanner,
+    "Solving Ordinary Differential Equations II", VI.1.
 
     Returns:
         A `Solution` with times `t` [T], states `y` [T, *y0.shape] (each leaf of a pytree; SciPy's has time last),

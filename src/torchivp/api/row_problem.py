@@ -17,11 +17,12 @@ from torchivp.boundary import UserFunction
 from torchivp.events.event import Event, Scheduled
 from torchivp.jacobian_check import check_given_jacobian
 from torchivp.mass import Mass
+from torchivp.methods.pattern import found_sparsity
 from torchivp.problem import check_right_hand_side
 from torchivp.rows.function import Result, RowArguments, RowFunction, changed_state, derivative, event_value, jacobian
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
-from torchivp.sparsity import Sparsity
+from torchivp.sparsity import Sparsity, is_sought
 from torchivp.split import functions_of
 from torchivp.state import StateLayout, elsewhere
 from torchivp.times import joined, time_dtype
@@ -62,7 +63,10 @@ def build_problem(
     right_hand_side.projection = mass and mass.projection
     if jac is not None:
         right_hand_side.jac = makers.make("jac", jac, jacobian if mass is None else mass.jacobian)
-    if jac_sparsity is not None:
+    if is_sought(jac_sparsity):
+        span = torch.from_numpy(times.end - times.start).to(filler[0]).unsqueeze(1)
+        right_hand_side.sparsity = found_sparsity(right_hand_side.on(None), *filler, span)
+    elif jac_sparsity is not None:
         right_hand_side.sparsity = Sparsity.of(jac_sparsity, layout.size, layout.device)
     check_given_jacobian(right_hand_side.on(None), *filler, layout.name, layout.lead)
     actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]

@@ -168,7 +168,7 @@ def plan_rows(
     )
     plan = RowIntegration(
         problem=problem,
-        method=at_steps(method, controller),
+        method=at_steps(method, controller, layout.rows),
         controller=check_controller(controller, method),
         norm=check_norm(error_norm, controller),
         max_steps=check_whole_number("max_steps", max_steps, 1),

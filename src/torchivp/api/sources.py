@@ -32,7 +32,9 @@ def sources_of(
     The gradient is one of them if the solution has one, events if there are any that are to be found, and of the
     methods between which "auto" switches those that took steps.
     """
-    found = method.cited(stiff=not issubclass(method, Auto) or _any_stiff(solution))
+    if issubclass(method, Auto):
+        method = method.at_steps(not isinstance(controller, PIDController))
+    found = method.cited(_stiff_elements(solution))
     if isinstance(controller, PIDController):
         found |= controller.cited()
     leaves = [solution.y] if isinstance(solution.y, Tensor) else pytree.tree_leaves(solution.y)
@@ -49,7 +51,10 @@ def sources_of(
     return found
 
 
-def _any_stiff(solution: Solution | BatchSolution) -> bool:
-    """Whether "auto" has taken steps with its method for stiff problems."""
+def _stiff_elements(solution: Solution | BatchSolution) -> int:
+    """How many real numbers a state has of which "auto" has taken steps with its method for stiff problems."""
     every = [solution.stats] if isinstance(solution, Solution) else solution.stats
-    return any(stats.stiff for stats in every)
+    if not any(stats.stiff for stats in every):
+        return 0
+    sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in pytree.tree_leaves(solution.final)]
+    return sum(sizes) // len(every)

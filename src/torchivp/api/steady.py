@@ -117,7 +117,7 @@ def steady_state(
         ...     flow = rates[0] * y[0] - rates[1] * y[1]
         ...     return torch.stack((-flow, flow))
         >>> state = torchivp.steady_state(reaction, torch.tensor([1.0, 0.0], dtype=torch.float64)).y
-        >>> [round(x, 6) for x in state.tolist()]
+        >>> [round(x, 9) for x in state.tolist()]
         [0.2, 0.8]
     """
     if inside_transform():

@@ -41,7 +41,7 @@ def simulate(
     state: Annotated[
         str | None, typer.Option(help="Initial state, one number per state; default: the model's own.")
     ] = None,
-    method: Method = "dopri5",
+    method: Method = "auto",
     rtol: RelativeTolerance = 1e-6,
     atol: AbsoluteTolerance = None,
     step_size: Annotated[float | None, typer.Option(help="Take fixed steps of this size.")] = None,

@@ -19,6 +19,9 @@ _DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
 
 SOLVE: dict[str, Any] = {
     "rows": _INT,
+    # How many of them are solved, and which: all, if there is no list of them.
+    "count": _INT,
+    "chosen": _INTS,
     "outputs": _INT,
     "max_steps": _INT,
     "capacity": _INT,
@@ -62,9 +65,10 @@ SOLVE: dict[str, Any] = {
     "last": _REALS,
     "counts": _INTS,
     "numbers": _DOUBLES,
-    # The most steps of a row, and how many rows did not reach their ends.
+    # The most steps of a row, how many rows failed, and how many were found stiff.
     "most": _INT,
     "failed": _INT,
+    "stiff": _INT,
     # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
     "ends": _DOUBLES,
     "states": _REALS,

@@ -40,6 +40,8 @@ class ExplicitCoefficients:
         fsal: whether the last stage lies at the end of the step.
         predicts: whether the next step starts from the last stage although its state was corrected.
         error_order: the order of the error estimate.
+        last: of a kernel that watches out for stiffness, what makes the difference of the states of the last two stages
+            of their slopes.
     """
 
     c: Sequence[float]
@@ -51,6 +53,7 @@ class ExplicitCoefficients:
     fsal: bool
     predicts: bool
     error_order: int
+    last: Sequence[float] = ()
 
     @staticmethod
     def of(tableau: ButcherTableau) -> ExplicitCoefficients:

@@ -16,7 +16,7 @@ from torchivp.fused.graphs import core_graph, uses
 from torchivp.fused.lower import Lowering
 from torchivp.fused.pull import PullKernel
 from torchivp.fused.refusal import CannotFuse
-from torchivp.fused.steps import Coefficients, source_file
+from torchivp.fused.steps import Coefficients, source_file, watch
 from torchivp.fused.trace import Traced
 
 
@@ -117,6 +117,7 @@ class Kernel:
                 "#define SOLVES",
                 *self.beginning(structure("Solve", SOLVE)),
                 self.form.coefficients.step(self.form.size, self.form.states, self.form.adaptive),
+                watch(self.form.coefficients.last),
                 source_file("solve.h"),
                 source_file(shell),
             ]

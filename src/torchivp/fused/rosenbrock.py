@@ -45,6 +45,10 @@ class RosenbrockCoefficients:
     def solves(self) -> int:
         return self.stages
 
+    @property
+    def last(self) -> Sequence[float]:
+        return ()
+
     def declarations(self, size: int, parts: Sequence[int], adaptive: bool) -> str:
         # The slope at the start comes first, then the stages.
         return constants(

@@ -24,7 +24,8 @@ _BLOCK = 16
 _FEW = 5000
 """One thread is through with so many steps of vectors before another has begun."""
 
-SUCCESS = 1
+SUCCESS, STIFF = 1, 8
+"""Kinds of endings, as the kernel numbers them: the second where stability limits the steps."""
 
 Check = Literal["none", "first", "all"]
 """Of which rows the outputs are looked at: of the first alone, whose outputs are those of all rows and differ from each
@@ -57,13 +58,14 @@ class OutOfOrder(Exception):
 
 
 class Outcomes:
-    """How the rows ended.
+    """How the rows ended; those that are not solved have arrived where they start, without a step.
 
     Attributes:
         counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, Jacobians
             and factorisations, [6, rows].
         numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
-        addresses: where these lie.
+        stiff: which rows have been solved by the second of two methods, [rows]; None for none.
+        addresses: where counts and numbers lie.
     """
 
     def __init__(self, rows: int) -> None:
@@ -71,6 +73,16 @@ class Outcomes:
         counts, numbers = torch.empty(6, rows, dtype=torch.int64), torch.empty(4, rows, dtype=torch.float64)
         self.addresses = counts.data_ptr(), numbers.data_ptr()
         self.counts, self.numbers = counts.numpy(), numbers.numpy()
+        self.stiff: np.ndarray | None = None
+
+    def with_again(self, other: Outcomes, stiff: np.ndarray) -> Outcomes:
+        """These, but of the rows that are `stiff` those of another solve, with what the first has evaluated."""
+        both = Outcomes(len(stiff))
+        both.counts[:] = np.where(stiff, other.counts, self.counts)
+        both.counts[3] = self.counts[3] + other.counts[3]
+        both.numbers[:] = np.where(stiff, other.numbers, self.numbers)
+        both.stiff = stiff
+        return both
 
     def of(self, row: int) -> tuple[list[int], list[float]]:
         """The counts and the numbers of a row."""
@@ -114,9 +126,11 @@ class FusedSolve(NodeSolve):
         wanted: the numbers of the inputs whose gradients are wanted.
         replayed: makes the same solve out of steps that are taken again in torch, for derivatives of gradients.
         keeps_record: whether the steps are written down, for gradients or because all of them were asked for.
+        chosen: the numbers of the rows that are solved; None for all.
         record: the steps, once it has run.
         outcomes: how the rows ended.
-        well: whether all reached their ends.
+        well: whether all reached their ends, or were found stiff.
+        found_stiff: whether some were, and are to be solved by another method.
         last_states: where some did not, the last states of all, [rows, size].
     """
 
@@ -133,9 +147,11 @@ class FusedSolve(NodeSolve):
     wanted: Sequence[int]
     replayed: Callable[[FusedSolve], NodeSolve] | None = None
     keeps_record: bool = False
+    chosen: np.ndarray | None = None
     record: FusedRecord | None = field(default=None, init=False)
     outcomes: Outcomes = field(init=False)
     well: bool = field(init=False)
+    found_stiff: bool = field(init=False)
     last_states: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -166,8 +182,8 @@ class FusedSolve(NodeSolve):
                 break
             room = kernel.room = most + most // 8 + 8
         self.record = record
-        self.well = not call.failed
-        if not self.well:
+        self.well, self.found_stiff = not call.failed, bool(call.stiff)
+        if not self.well or self.found_stiff:
             self.last_states = last.clone().view(self.rows, self.size)
         if self.times.wanted is None and record is not None:
             values = record.states[:, : most + 1 if self.rows else 0].clone()
@@ -181,7 +197,10 @@ class FusedSolve(NodeSolve):
         rows, size = self.rows, self.size
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
         call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
-        call.threads, call.block = _threads_and_block(rows, self.kernel)
+        call.count = rows
+        if self.chosen is not None:
+            call.count, call.chosen = len(self.chosen), torch.from_numpy(self.chosen).data_ptr()
+        call.threads, call.block = _threads_and_block(call.count, self.kernel)
         call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
         call.span_stride = len(times.start) > 1
         if times.wanted is not None:
@@ -207,10 +226,28 @@ class FusedSolve(NodeSolve):
             )
             call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
             call.slopes = None if record.slopes is None else record.slopes.data_ptr()
+        if self.chosen is not None:
+            self._leave_others(outcomes, last, record)
         if not self.kernel.solve(call):
             raise OutOfOrder
         del held
         return values, last, record, call
+
+    def _leave_others(self, outcomes: Outcomes, last: Tensor, record: FusedRecord | None) -> None:
+        """Leave the rows where they start; those that are chosen are written again."""
+        start = self.times.start.expand(self.rows)
+        outcomes.counts[:], outcomes.counts[0] = 0, SUCCESS
+        outcomes.numbers[:], outcomes.numbers[0] = 0, start
+        last.copy_(self.y0)
+        if record is not None:
+            record.ends[:, 0] = start
+            record.states[:, 0] = self.y0.view(self.rows, self.size)
+
+    def leave_stiff(self) -> np.ndarray:
+        """Which rows were found stiff, [rows]: nothing goes back through their steps, which are taken otherwise."""
+        stiff = self.outcomes.counts[0] == STIFF
+        self.outcomes.counts[1, stiff] = 0
+        return stiff
 
     def _give_inputs(self, call: SolveCall | PullCall, kept: int) -> Any:
         """Hand the inputs over; returns what must live as long as the call."""

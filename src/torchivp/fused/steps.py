@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from torchivp.methods.ode.stiffness import EVERY, PATIENCE, STABLE
+
 _UNROLL = 8
 """Loops over so many elements of the state are written out."""
 
@@ -21,6 +23,8 @@ class Coefficients(Protocol):
         error_order: the order of the error estimate.
         uses_jacobian: whether a step starts from the derivatives of the function too.
         solves: how many linear systems a step solves, with one matrix.
+        last: what makes the difference of the states of the last two stages of their slopes, where rows end as soon as
+            stability limits their steps; empty where nobody looks for that.
     """
 
     @property
@@ -33,6 +37,8 @@ class Coefficients(Protocol):
     def uses_jacobian(self) -> bool: ...
     @property
     def solves(self) -> int: ...
+    @property
+    def last(self) -> Sequence[float]: ...
 
     def declarations(self, size: int, parts: Sequence[int], adaptive: bool) -> str:
         """What the loop must know of the method and the state; `parts` are the bounds of its leaves.
@@ -66,6 +72,18 @@ def constants(size: int, parts: Sequence[int], **known: int | bool) -> str:
 def numbers(name: str, values: Sequence[float] | np.ndarray) -> str:
     """An array of numbers, at least one."""
     return f"CONSTANT double {name}[] = {{{', '.join(repr(float(x)) for x in values) or '0'}}};"
+
+
+def watch(last: Sequence[float]) -> str:
+    """What the loop must know to see where stability limits the steps; see `Coefficients.last`."""
+    return "\n".join(
+        [
+            f"constexpr bool WATCHES = {str(bool(last)).lower()};",
+            f"constexpr double STABLE = {STABLE!r};",
+            f"constexpr int PATIENCE = {PATIENCE}, EVERY = {EVERY};",
+            numbers("LAST", last),
+        ]
+    )
 
 
 def table(name: str, rows: np.ndarray) -> str:

@@ -13,12 +13,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchivp.methods.method import FlatFunc
 from torchivp.sparsity import Sparsity
-from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_graph
+from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_derivatives, without_graph
+
+_POWERS = 4
+"""How many products with a Jacobian show its spectral radius."""
 
 
 class Derivatives(NamedTuple):
@@ -194,11 +198,65 @@ class Linearisation:
             return torch.zeros_like(v)
         return torch.autograd.grad(self._pulled, self._seed, v, retain_graph=True)[0]
 
+    def radius(self) -> Tensor:
+        """About the spectral radii of the Jacobians, [rows]: by a few powers of them, so rather too small."""
+        v = _direction(self._y.detach())
+        for _ in range(_POWERS):
+            v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+            v = self.times(v)
+        return torch.linalg.vector_norm(v, dim=1)
+
     def transposed_times(self, v: Tensor) -> Tensor:
         """The transposes of the Jacobians times `v`, [rows, size]."""
         if self._pulled is None:
             return torch.zeros_like(v)
         return torch.autograd.grad(self._slope, self._y, v, retain_graph=True)[0]
+
+
+def autograd_sees(func: FlatFunc, t: Tensor, y: Tensor) -> np.ndarray:
+    """In which rows autograd finds how `func` depends on real `y`, [rows, size], and can differentiate that again.
+
+    A product of the Jacobian with a vector, which takes two backward passes, is compared with a difference: so what
+    `.detach()` or NumPy has cut from the graph shows, and so does chance. Not within transforms of torch.func.
+    """
+    no, given = np.zeros(len(y), dtype=bool), given_jacobian(func)
+    with torch.inference_mode(False), without_derivatives():
+        t, y = t.detach().clone(), y.detach().clone()
+        try:
+            exact = Linearisation(func, t, y)
+            v = _direction(y)
+            product = exact.times(v)
+        except Exception:  # of any kind: func may not be made for it
+            return no
+        if given is not None:
+            product = torch.bmm(given(t.clone(), y), v.unsqueeze(2)).squeeze(2)
+        eps, seen = torch.finfo(y.dtype).eps, no
+        for h in (eps ** (1 / 4), eps ** (1 / 3)):  # the second for what bends within the first
+            here, after, before = (func(t.clone(), y + side * v).clone() for side in (0.0, h, -h))
+            difference = (after - before) / (2 * h)
+            # In units of the states, as rates. Rounding is that of the fastest one, and of the slope itself.
+            error, rate = ((difference - product) / v).abs(), torch.maximum(difference.abs(), product.abs()) / v.abs()
+            rounding = 100 * eps / h * torch.maximum(rate.amax(1, keepdim=True), (here / v).abs())
+            allowed = (1e-2 + 10 * h**2) * rate + rounding
+            seen = seen | (error <= allowed).all(1).cpu().numpy()
+            if seen.all():
+                break
+        return seen
+
+
+def spectral_bound(jacobian: Tensor) -> Tensor:
+    """Bounds of the spectral radii of matrices, [rows, size, size]: their smaller norms, [rows]."""
+    sizes = jacobian.detach().abs()
+    return torch.minimum(sizes.sum(1).amax(1), sizes.sum(2).amax(1))
+
+
+def _direction(y: Tensor) -> Tensor:
+    """Changes of the states, [rows, size], in proportion to them, in which nothing cancels by chance."""
+    number = torch.arange(1, y.shape[1] + 1, device=y.device)
+    part = 0.1 + 0.2 * torch.frac(0.618034 * number.double()).to(y.dtype)
+    largest = y.abs().amax(1, keepdim=True)
+    size = torch.where(y == 0.0, torch.where(largest == 0.0, 1.0, 1e-3 * largest), y.abs())
+    return size * part * (1 - 2 * (number * number // 3 % 2)).to(y.dtype)
 
 
 def _at(func: FlatFunc, t: Tensor) -> Callable[[Tensor], Tensor]:

@@ -224,13 +224,19 @@ class Method(ABC):
         return carry
 
     @classmethod
-    def at_steps(cls, fixed: bool) -> type[Self]:
-        """The same method for `fixed` steps, where none is tried again and nobody asks for its error, or for others."""
+    def at_steps(cls, fixed: bool, rows: int = 1) -> type[Self]:
+        """The same method for `fixed` steps, where none is tried again and nobody asks for its error, or for others.
+
+        `rows` is how many there are at the start: what is decided by it must not change when some are through.
+        """
         return cls
 
     @classmethod
-    def cited(cls, stiff: bool = True) -> Sources:
-        """What it takes steps with, and the sources of that; `stiff`: whether any of them were (see `Stats`)."""
+    def cited(cls, stiff: int = 1) -> Sources:
+        """What it takes steps with, and the sources of that.
+
+        `stiff` is the number of real elements of the states of which steps were stiff (see `Stats`), 0 for none.
+        """
         return {f"method {cls.__name__}": cls.references}
 
     @classmethod

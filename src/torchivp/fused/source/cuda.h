@@ -4,7 +4,7 @@
 extern "C" __global__ void prepare(const Solve s) { once(s); }
 extern "C" __global__ void solve(const Solve s) {
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (row >= s.rows) return;
+  if (row >= s.count) return;
   Rows<1> rows(s);
   rows.run(row, row + 1);
 }

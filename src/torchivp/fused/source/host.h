@@ -57,9 +57,10 @@ static bool all_in_order(const Solve& s) {
 
 // Counts are those of outcomes, and then those of steps.
 static void sum_up(Solve& s) {
-  s.most = s.failed = 0;
+  s.most = s.failed = s.stiff = 0;
   for (int64_t i = 0; i < s.rows; ++i) {
-    s.failed += s.counts[i] != SUCCESS;
+    s.failed += s.counts[i] != SUCCESS && s.counts[i] != STIFF;
+    s.stiff += s.counts[i] == STIFF;
     if (s.counts[s.rows + i] > s.most) s.most = s.counts[s.rows + i];
   }
 }
@@ -71,9 +72,9 @@ extern "C" int64_t solve(Solve* call) {
   if (s.rows == 1) {
     Rows<1>(s).run(0, 1);
   } else {
-    const int64_t blocks = (s.rows + s.block - 1) / s.block;
+    const int64_t blocks = (s.count + s.block - 1) / s.block;
     in_threads(s.threads, blocks, [&](int64_t b) {
-      const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
+      const int64_t first = b * s.block, beyond = first + s.block < s.count ? first + s.block : s.count;
       Rows<LANES> rows(s);
       rows.run(first, beyond);
     });

@@ -4,7 +4,7 @@
 // along, and neither their errors nor whether they are finite has a say in the steps.
 
 enum Outcome : int64_t {
-  UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE
+  UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE, STIFF
 };
 
 constexpr double STRETCH = 1.1, IN_SIGHT = 4.0;
@@ -26,16 +26,18 @@ template <int W> struct Rows {
   MD active, rejected, overflowed;
   MD anew;  // where the next step starts from what must be computed anew; a step that is tried again does not
   typename Lanes<W>::I steps, rejections, evaluations, jacobians, matrices;
+  typename Lanes<W>::I against, wait;  // of the watch on stiffness
   int64_t row[W], next[W], position[W];
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
 
   DEVICE explicit Rows(const Solve& solve) : s(solve), in(solve) {}
 
-  DEVICE void begin_lane(int l, int64_t i) {
+  DEVICE void begin_lane(int l, int64_t place) {
+    const int64_t i = s.chosen ? s.chosen[place] : place;
     row[l] = i;
     next[l] = position[l] = 0;
-    typename Lanes<W>::I* const counts[] = {&steps, &rejections, &evaluations, &jacobians, &matrices};
+    typename Lanes<W>::I* const counts[] = {&steps, &rejections, &evaluations, &jacobians, &matrices, &against, &wait};
     for (auto* count : counts) put(*count, l, int64_t(0));
     look_ahead(l);
     put(t, l, s.start[i * s.span_stride]);
@@ -304,6 +306,7 @@ template <int W> struct Rows {
       check_finite(accept, taken, y1);
     }
     steps += sel(accept, one, zero);
+    if constexpr (WATCHES) watch(accept);
     if (s.outputs) outputs_within(t1, accept);
     if (ADAPTIVE) {
       // A step cut very short to land on the end says nothing about the size of the next one.
@@ -331,6 +334,32 @@ template <int W> struct Rows {
     const MD arrived = (t == end) & accept;
     if (any<W>(arrived))
       for (int l = 0; l < W; ++l) if (is_set<W>(arrived, l)) finish(l, SUCCESS);
+    if constexpr (WATCHES) {
+      const MD stiff = (against >= up_i<W>(PATIENCE)) & accept & active;
+      if (any<W>(stiff))
+        for (int l = 0; l < W; ++l) if (is_set<W>(stiff, l)) finish(l, STIFF);
+    }
+  }
+
+  // Counts the steps that stability limits, as methods/ode/stiffness.py does: the last two stages lie at the same time.
+  DEVICE void watch(const MD& accept) {
+    typedef typename Lanes<W>::I I;
+    const I zero = up_i<W>(0), one = up_i<W>(1);
+    const MD looks = (wait <= zero) & accept;
+    wait -= sel(accept, one, zero);
+    if (!any<W>(looks)) return;
+    R of_slopes = up<W>(0), of_states = up<W>(0);
+    for (int e = 0; e < STATES; ++e) {
+      const R slope = k[STAGES - 1][e] - k[STAGES - 2][e];
+      R state = up<W>(0);
+      for (int j = 0; j < STAGES; ++j) state += real(LAST[j]) * k[j][e];
+      of_slopes += slope * slope;
+      of_states += state * state;
+    }
+    const MD limited = (to_double<W>(f_sqrt<W>(of_slopes / of_states)) > STABLE) & looks;
+    const I fewer = sel(against > zero, against - one, against);
+    against = sel(limited, against + one, sel(looks, fewer, against));
+    wait = sel(looks, sel(against > zero, zero, up_i<W>(EVERY - 1)), wait);
   }
 
   DEVICE void stop_those_that_cannot_step(const D& taken, const MD& still, const MD& tired) {

@@ -19,14 +19,14 @@ from torchivp.methods.implicit.gmres import gmres
 from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, column, is_single, pick
 from torchivp.methods.implicit.preconditioner import Preconditioner
 from torchivp.methods.implicit.sparse import SparseFactorised, factorised_blocks
-from torchivp.methods.jacobian import Linearisation, jacobians, sparse_jacobians, sparsity_of
+from torchivp.methods.jacobian import Linearisation, jacobians, sparse_jacobians, sparsity_of, spectral_bound
 from torchivp.methods.method import FlatFunc, Memory, choice, on_arrays
 from torchivp.sparsity import Sparsity
 from torchivp.torch_func import inside_transform
 
 LINEAR_SOLVERS = ("auto", "dense", "sparse", "krylov")
 
-_LARGEST_DENSE = 2000
+LARGEST_DENSE = 2000
 """The largest system that "auto" factorises: beyond, the matrix has more than 32 MB, and its factorisation takes a
 second of one core, as long as hundreds of products."""
 
@@ -166,7 +166,7 @@ class Systems:
             return self.kind
         if sparsity is not None and sparsity.pays:
             return "sparse"
-        return "dense" if len(self.a) * y.shape[1] <= _LARGEST_DENSE else "krylov"
+        return "dense" if len(self.a) * y.shape[1] <= LARGEST_DENSE else "krylov"
 
     def factorised(
         self, jacobians: Tensor, dt: float | Tensor, sparsity: Sparsity | None, projection: Projection | None
@@ -196,6 +196,10 @@ class StageSolver(Protocol):
 
     def at_size(self, dt: Numbers) -> StageSolver:
         """The same Jacobians, one for all stages, for steps of the sizes `dt`."""
+        ...
+
+    def radius(self) -> Tensor:
+        """About the spectral radii of the Jacobians, or bounds of them, [rows]."""
         ...
 
     def solve(self, residual: Tensor) -> Tensor:
@@ -359,6 +363,13 @@ class DirectStageSolver(Memory):
         other = self._with(self.origin.at_size(dt), self._jacobian, factorised)
         return self.map(choice(near), other) if any_of(near) else other
 
+    def radius(self) -> Tensor:
+        if self._sparsity is None:
+            return spectral_bound(self._jacobian)
+        sizes = self._jacobian.detach().abs()
+        sums = [sizes.new_zeros(len(sizes), self._sparsity.size).index_add(1, x, sizes) for x in self._sparsity.places]
+        return torch.minimum(*(x.amax(1) for x in sums))
+
     def solve(self, residual: Tensor) -> Tensor:
         stages, rows, size = residual.shape
         if isinstance(self.origin.dt, float):
@@ -433,6 +444,9 @@ class KrylovStageSolver:
     def _by_row(self, stages: Sequence[Tensor]) -> Tensor:
         rows = torch.cat(tuple(stages), 1)
         return rows.squeeze(0) if is_single(self._dt) else rows
+
+    def radius(self) -> Tensor:
+        return self._linearisations[0].radius()
 
     def solve(self, residual: Tensor) -> Tensor:
         right, by = self._by_row(residual.unbind()), self.systems.preconditioner

@@ -312,6 +312,11 @@ class BDF(Method):
             found = solve(newton, self._systems, equations, guess.unsqueeze(0), waiting, old, past.rate, past.fresh, no)
             return found, added(found.work, refactorised)
 
+    def radius(self, step: Step) -> Tensor:
+        """About the spectral radii of the Jacobians that a step was made with, [rows]; NaN where they are not known."""
+        solver = step.carry.last.solver
+        return step.y0.new_full((len(step.y0),), math.nan).real if isinstance(solver, Origin) else solver.radius()
+
     def _at_ratio(self, carry: BDFCarry, order: np.ndarray, ratio: np.ndarray, dt: float | Tensor) -> Tensor:
         """The differences for steps of these sizes, longer than those before by the `ratio`: [rows, 7, size]."""
         moving = dt if isinstance(dt, Tensor) and moves(dt) else None

@@ -247,7 +247,7 @@ class ImplicitRungeKutta(Method):
             cls.takes_mass = bool(used and (a[-1] == b).all() and tableau.dense is not None)
 
     @classmethod
-    def at_steps(cls, fixed: bool) -> type[Self]:
+    def at_steps(cls, fixed: bool, rows: int = 1) -> type[Self]:
         order = None if fixed else cls.tableau.error_order
         return cls if cls.error_order == order else derive(cls, error_order=order)
 

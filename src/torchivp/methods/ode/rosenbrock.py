@@ -17,7 +17,7 @@ from torchivp.mass import Projection, projection_of
 from torchivp.methods.factorised import Factorised
 from torchivp.methods.implicit.per_row import is_single
 from torchivp.methods.implicit.sparse import SparseFactorised
-from torchivp.methods.jacobian import Derivatives, derivatives, given_jacobian, sparsity_of
+from torchivp.methods.jacobian import Derivatives, derivatives, given_jacobian, sparsity_of, spectral_bound
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work
 from torchivp.methods.ode.order_conditions import residual
 from torchivp.methods.ode.runge_kutta import Coefficients, RecordedRows, RowBuffer, StagePolynomials, square
@@ -316,9 +316,8 @@ class Rosenbrock(Method):
         return torch.lerp(t0, t1, c).to(self._real_dtype).unbind()
 
     def radius(self, step: Step) -> Tensor:
-        """Bounds of the spectral radii of the Jacobians that a step was made with, [rows]: their smaller norms."""
-        sizes = step.retry.found.jacobian.detach().abs()
-        return torch.minimum(sizes.sum(1).amax(1), sizes.sum(2).amax(1))
+        """Bounds of the spectral radii of the Jacobians that a step was made with, [rows]."""
+        return spectral_bound(step.retry.found.jacobian)
 
     def interpolant(self, func: FlatFunc, step: Step) -> Interpolant:
         slopes = self._as_state(step.stages) / (step.t1 - step.t0)

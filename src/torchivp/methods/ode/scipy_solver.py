@@ -106,7 +106,7 @@ class ScipySolver(OneRowMethod):
     }
 
     @classmethod
-    def cited(cls, stiff: bool = True) -> Sources:
+    def cited(cls, stiff: int = 1) -> Sources:
         return {**super().cited(stiff), f"SciPy's {cls.solver}": _SOURCES.get(cls.solver, ())}
 
     def __init__(self, y0: Tensor, real_dtype: torch.dtype, norm: ErrorNorm):
