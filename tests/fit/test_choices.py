@@ -410,7 +410,7 @@ def test_infusions_are_those_of_the_closed_form(way, monkeypatch):
     )
     options = {"backend": way, "sigma": 0.01, "rtol": 1e-7, "start": {"rate": 0.3}}
     if way == "backwards":
-        monkeypatch.setattr("torchivp.fitting.misfit._MANY_DIRECTIONS", 0)
+        monkeypatch.setattr("torchivp.fitting.misfit.MANY_DIRECTIONS", 0)
         options |= {"optimiser": "l-bfgs", "backend": "eager"}
     found = fit(Decay(0.5), data, trajectory="rat", doses=doses, initial={"amount": 0.0}, time_unit="hours", **options)
     assert found["rate"].value == pytest.approx(0.2, rel=1e-5)

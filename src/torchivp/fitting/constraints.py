@@ -43,8 +43,9 @@ def read_constraints(given: Sequence[str], quantities: Quantities) -> list[Const
             raise ValueError(f"constraints holds {text!r}, which is no inequality such as 'ka > ke'")
         expression = Expression(text)
         for name in expression.names:
-            if name not in quantities.names:
-                raise ValueError(f"the constraint {text!r} uses {name!r}; there are {', '.join(quantities.names)}")
+            if name not in quantities.single_names:
+                known = ", ".join(quantities.single_names)
+                raise ValueError(f"the constraint {text!r} uses {name!r}; there are {known}")
         one = Constraint(expression, tuple(quantities.names.index(name) for name in expression.names))
         if not bool(one.holds(at_start)):
             raise ValueError(f"the constraint {text!r} does not hold at the start values: give start={{name: value}}")

@@ -62,10 +62,11 @@ class FitResult(FitCurves, FitSummary):
         iterations: the number of iterations of all searches.
         solves: the number of solves of the model.
         seconds: how long it took.
-        covariance: of the free parameters and initial states on the scale of estimation, [n, n].
+        covariance: of the free parameters and initial states on the scale of estimation, without tensors, [n, n].
         correlation: their correlations, [n, n].
         free_names: their names, in the order of the rows.
-        theta: the free parameters and initial states on the scale of estimation, [n].
+        theta: all that is free of parameters and initial states, on the scale of estimation; with the entries of
+            tensors, [n_theta].
         standardised: the residuals over sigma, [T, n_observed] for each trajectory; NaN where data are missing.
         search: what has found it.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
@@ -108,8 +109,9 @@ class FitResult(FitCurves, FitSummary):
     @property
     def priors(self) -> dict[str, str]:
         """The priors of the free quantities that have one, in words, by name."""
-        free = self.misfit.quantities.free
-        return {quantity.name: quantity.prior.text for quantity in free if quantity.prior is not None}
+        quantities = self.misfit.quantities
+        known = [(j, quantity.prior) for j, quantity in enumerate(quantities.free) if quantity.prior is not None]
+        return {quantities.label(j): prior.text for j, prior in known}
 
     @property
     def solver(self) -> str:

@@ -36,9 +36,10 @@ class Estimate:
 
     Attributes:
         name: such as "alpha", "prey(1900)", "sigma(hare)".
-        kind: "parameter", "initial state", "sigma" or "derived".
-        value: the estimate, or the value at which it was held.
-        standard_error: of the value, by the delta method; NaN if it was held, infinite if the data do not determine it.
+        kind: "parameter", "tensor", "initial state", "random", "sigma" or "derived".
+        value: the estimate, or the value at which it was held; the norm of a tensor.
+        standard_error: of the value, by the delta method; NaN if it was held or is a tensor, infinite if the data do
+            not determine it.
         scale: the scale of estimation, "log", "linear" or "logit".
         scale_error: the standard error on that scale.
         lower: lower end of the 95 % interval; but for sigmas, it is symmetric on the scale of estimation.
@@ -78,6 +79,17 @@ class Estimate:
             quantity.free,
             quantity.unit,
             quantity.description,
+        )
+
+    @staticmethod
+    def of_tensor(entry: Quantity, norm: float, shape: Sequence[int], free: bool) -> Estimate:
+        """A tensor, of which this is an entry, by its norm; it has no interval."""
+        size = " x ".join(map(str, shape))
+        meaning = f"{entry.description}: norm of {size} numbers" if entry.description else f"norm of {size} numbers"
+        return Estimate(
+            *(entry.key, entry.kind, norm, math.nan, entry.scale, math.nan, math.nan, math.nan, free),
+            entry.unit,
+            meaning,
         )
 
 

@@ -18,8 +18,9 @@ from scipy.optimize import minimize
 
 from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
+from torchivp.fitting.results.uncertainty import MOST_INFORMED
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, hoped_gain
-from torchivp.fitting.searching.stiffness import choose_method
+from torchivp.fitting.searching.stiffness import AUTO, choose_method
 
 LEAST_SQUARES = "least-squares"
 
@@ -44,8 +45,8 @@ def check_optimiser(optimiser: Any) -> None:
         TypeError: neither a name nor something that makes one.
     """
     if isinstance(optimiser, str):
-        known = [LEAST_SQUARES, *_NAMES, *_BY_GRADIENT, *_BY_VALUE]
-        if _scipy_name(optimiser) is None and optimiser != LEAST_SQUARES:
+        known = [AUTO, LEAST_SQUARES, *_NAMES, *_BY_GRADIENT, *_BY_VALUE]
+        if _scipy_name(optimiser) is None and optimiser not in (LEAST_SQUARES, AUTO):
             raise ValueError(
                 f"optimiser={optimiser!r} is none of {', '.join(known)}, and no optimiser of torch, such as "
                 "functools.partial(torch.optim.Adam, lr=0.01)"
@@ -119,6 +120,7 @@ class _Goal:
         self.lower, self.upper = ((end - start) / scale for end in (self._quantities.lower, self._quantities.upper))
         self.best, self._least = start, np.inf
         self._latest: Predictions | None = None
+        self._slope = np.inf  # the largest derivative at the best place, of those that no bound holds
 
     def failure(self) -> str:
         """Why there is no value at the start."""
@@ -148,7 +150,11 @@ class _Goal:
         if pulled is None or not np.isfinite(value):
             return self._least + _STEEP * (1 + abs(self._least)), np.zeros(len(u))
         known, slopes = prior_residuals(self._quantities, theta)
-        return value, (pulled[1] + known @ slopes) * self._quantities.magnitudes
+        gradient = (pulled[1] + known @ slopes) * self._quantities.magnitudes
+        if self.best is theta:
+            held = ((u <= self.lower) & (gradient > 0)) | ((u >= self.upper) & (gradient < 0))
+            self._slope = float(np.abs(np.where(held, 0.0, gradient)).max())
+        return value, gradient
 
     def _theta(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
         theta = self._start + self._quantities.magnitudes * np.asarray(u, dtype=np.float64)
@@ -181,12 +187,18 @@ class _Goal:
     def end(self) -> Likelihood:
         """The best place, and whether it is an optimum: whether a step from it could still gain something."""
         search, levels = self._search, self._search.levels
-        found = search.misfit.predictions(self.best)
+        informed = len(self.best) <= MOST_INFORMED
+        found = search.misfit.predictions(self.best, derivatives=informed)
         if found is None:
             raise RuntimeError(f"the model cannot be differentiated where the search ended: {search.misfit.failure}")
         sizes = levels.estimate(found, self._floor)
-        gain, cost = hoped_gain(search, found, sizes)
-        converged = gain <= _AT_REST
+        if informed:
+            gain, cost = hoped_gain(search, found, sizes)
+            converged = gain <= _AT_REST
+        else:
+            residuals = levels.least_squares(found, sizes)[0]
+            cost = float(np.sum(residuals**2)) + 2 * penalty(self._quantities, self.best)
+            converged = self._slope <= _FLAT
         return Likelihood(
             Minimum(self.best, cost, converged, found),
             sizes,

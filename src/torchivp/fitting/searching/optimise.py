@@ -32,6 +32,10 @@ _UNSEEN = 1e-4
 # standard errors away from its optimum costs 1e-12.
 _GAIN = 1e-3
 
+# With tensors, a search ends where a step promises so much of the logarithm of the likelihood, times the tolerance; the
+# tolerance of the changes of cost and step is then so much smaller.
+_REST, _NARROW = 1e4, 1e-2
+
 # A direction with a singular value this much smaller than the largest changes nothing.
 _RANK = 1e-10
 
@@ -145,6 +149,7 @@ class Search:
         prior_width: float = np.inf,
         known: Predictions | None = None,
         held: NDArray[np.bool_] | None = None,
+        rest: float = 0.0,
     ) -> Minimum:
         """Minimise the sum of squared residuals by a trust-region Gauss-Newton method, within the bounds.
 
@@ -159,12 +164,13 @@ class Search:
                 keeps quantities in place that a short stretch of data says nothing about.
             known: the predictions at `theta` with the same horizon, which saves solving there again.
             held: which entries of theta stay where they are, [n_free].
+            rest: the search ends where a linear model promises to lessen half the cost by less than this.
 
         Returns:
             Where the search ended; with infinite cost if the model could not be solved at `theta`.
         """
         theta = np.clip(theta, self.misfit.quantities.lower, self.misfit.quantities.upper)
-        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held)
+        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held, rest)
         if target.accepted is None:
             return Minimum(theta, np.inf, False)
         jacobian: Any = target.jacobian  # SciPy's annotation knows only names
@@ -208,6 +214,9 @@ class Search:
             known: the predictions at `theta`, which saves solving there again.
             held: which entries of theta stay where they are, [n_free].
         """
+        # Valleys of networks are long, and nobody asks where in them a search ends: it does where little can be gained,
+        # which tells an end from a plateau.
+        rest, narrow = (0.0, 1.0) if self.misfit.quantities.single.all() else (_REST * tolerance, _NARROW)
         found = known or self.misfit.predictions(theta)
         n_sizes = len(self.levels.names)
         if found is None or not self.levels.possible(found):
@@ -216,7 +225,9 @@ class Search:
         nll, settled, minimum = np.inf, False, Minimum(theta, np.inf, False, found)
         for _ in range(self.max_iterations):
             weighing = Weighing(self.levels, sizes)
-            minimum = self.minimise(minimum.theta, weighing, stage, tolerance=tolerance, known=found, held=held)
+            minimum = self.minimise(
+                minimum.theta, weighing, stage, tolerance=narrow * tolerance, known=found, held=held, rest=rest
+            )
             assert minimum.found is not None, "the model has been solved where the search starts"
             found, last, last_nll = minimum.found, sizes, nll
             sizes = self.levels.estimate(found, floor)
@@ -367,6 +378,7 @@ class _Target:
         prior_width: float,
         known: Predictions | None,
         held: NDArray[np.bool_] | None,
+        rest: float,
     ):
         quantities = search.misfit.quantities
         self.search = search
@@ -374,7 +386,7 @@ class _Target:
         self.weighing = weighing
         self.stage = stage
         self.horizon = horizon
-        self.tolerance = tolerance
+        self.tolerance, self.rest = tolerance, rest
         self.moved = np.arange(len(origin)) if held is None else np.flatnonzero(~held)
         self.magnitudes = quantities.magnitudes[self.moved]
         self.bounds = tuple(
@@ -429,6 +441,7 @@ class _Target:
         gradient = jacobian.T @ values
         lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
         free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-        if _explained(jacobian[:, free], values) <= _GAIN * self.tolerance * np.sum(values**2):
-            raise _Settled(float(np.sum(values**2)))
+        cost = float(np.sum(values**2))
+        if _explained(jacobian[:, free], values) <= max(_GAIN * self.tolerance * cost, 2 * self.rest):
+            raise _Settled(cost)
         return jacobian
