@@ -13,6 +13,7 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.searching.columns import likeliest_by_column
 from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
@@ -26,6 +27,7 @@ _MARGIN = 10  # or than this many times those of the start that the user gave,
 _MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
 _MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
 _ATTEMPTS = 3  # how often to fit with smaller tolerances before giving up
+_LIKELIER = 1e-3  # logarithm of the likelihood that is another maximum's, and not what more accurate solves gain
 _TIGHTEN = 1e-2  # by what factor they shrink each time
 
 
@@ -89,6 +91,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     scale, floor = _data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
     weighing = Weighing(search.levels.rough(scale), np.ones(0))
     factor = max(1.0, search.rtol / exact.rtol)
+    coarse, fine = (1e-6, 1e-9) if misfit.quantities.single.all() else (1e-5, 1e-6)
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
@@ -110,19 +113,28 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         misfit = choose_method(misfit, begin.theta)
         search.misfit = search.misfit.at_accuracy(replace(search.misfit.accuracy, method=misfit.accuracy.method))
     roughly = search.maximise_likelihood(
-        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.found
+        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=coarse, known=begin.found
     )
+    if misfit.quantities.single.all():
+        roughly = likeliest_by_column(search, roughly, rough.rtol * floor, coarse)
     search.misfit = misfit
     best = roughly.minimum.theta if np.isfinite(roughly.nll) else begin.theta
-    likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=1e-9)
+    likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=fine)
     if not np.isfinite(likelihood.nll):
         raise RuntimeError(
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
     likelihood = _no_worse_than_start(search, likelihood, exact.rtol * floor)
-    likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=1e-9)
+    likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=fine)
+    if attempts and search.cost(likelihood) < _cost(search, attempts[0]) - _LIKELIER:
+        best = likelihood.minimum.theta  # where the best start led in the end
+        attempts = [replace(attempts[0], theta=best, nll=likelihood.nll), *attempts[1:]]
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
+
+
+def _cost(search: Search, attempt: Attempt) -> float:
+    return attempt.nll + penalty(search.misfit.quantities, attempt.theta)
 
 
 def _no_worse_than_start(search: Search, likelihood: Likelihood, floor: NDArray[np.float64]) -> Likelihood:
@@ -180,8 +192,9 @@ def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:
-    values = quantities.free_values(minimum.theta).tolist()
-    listed = [f"{each.name} = {value:.4g}" for each, value in zip(quantities.free, values, strict=True)]
+    values = quantities.free_values(minimum.theta)[quantities.single].tolist()
+    names = quantities.labels(quantities.single)
+    listed = [f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True)]
     return (
         f"a second optimum explains the data as well, {', '.join(listed)}; the one reported is nearer to the "
         "defaults of the model: if it is not the one meant, give start"
