@@ -34,6 +34,7 @@ from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_optimiser
 from torchivp.fitting.searching.maximise import Maximum, descend, find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
+from torchivp.fitting.searching.scales import changes_at, seen_changes
 from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
@@ -290,7 +291,13 @@ def fit(
             _check_descent(model, starts=starts, shooting=shooting, random=random)
     with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
         search = Search(
-            misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting
+            seen_changes(misfit),
+            levels,
+            tell,
+            max_iterations,
+            choose_method=method == AUTO,
+            starts=starts,
+            shooting=shooting,
         )
         given = start is not None or tensors
         how = maximise_innovations if measurement else partial(maximise, given=given, executor=executor)
@@ -301,6 +308,8 @@ def fit(
         if effects is not None:
             marginal = find_marginal_maximum(search, effects, maximum, automatic=atol is None)
             maximum = marginal.maximum
+        if marginal is None:
+            search.misfit = changes_at(search.misfit, levels, maximum.likelihood)
         maximum = replace(maximum, doubts=_doubts(search, maximum))
         call = python_call(fit, arguments, dataset)
         return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
@@ -313,7 +322,7 @@ def _doubts(search: Search, maximum: Maximum) -> list[str]:
         *maximum.doubts,
         *check_derivatives(misfit, levels, likelihood),
         *worse_than_constant(misfit, levels, likelihood),
-        *held_by_constraints(misfit, levels, likelihood),
+        *([] if maximum.active else held_by_constraints(misfit, levels, likelihood)),
         *levels.doubts(likelihood.minimum.found, misfit.data.observables),
     ]
 

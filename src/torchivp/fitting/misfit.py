@@ -172,6 +172,12 @@ class Misfit:
         other.quantities = self.quantities.shifted(shifts)
         return other
 
+    def rescaled(self, magnitudes: NDArray[np.float64]) -> Misfit:
+        """The same misfit with other typical changes of what is free, [n_free]."""
+        other = copy.copy(self)
+        other.quantities = self.quantities.rescaled(magnitudes)
+        return other
+
     def through(self, broker: Broker, number: int) -> Misfit:
         """The same misfit for one of several searches side by side, whose solves the broker puts together."""
         other = copy.copy(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -204,6 +204,15 @@ class Quantities:
         """The same quantities, with theta moved in each trajectory by its own shifts [n_trajectories, n_free]."""
         other = copy.copy(self)
         other.shifts = None if shifts is None else torch.tensor(shifts)
+        return other
+
+    def rescaled(self, magnitudes: NDArray[np.float64]) -> Quantities:
+        """The same quantities with other typical changes of the free ones, [n_free]."""
+        other = copy.copy(self)
+        other.magnitudes = magnitudes
+        changed = iter(magnitudes.tolist())
+        other.all = [replace(each, magnitude=next(changed)) if each.free else each for each in self.all]
+        other.free = [each for each in other.all if each.free]
         return other
 
     def _in_trajectories(self, theta: Tensor) -> Tensor:

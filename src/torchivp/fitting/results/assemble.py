@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import orth
 
 from torchivp.fitting.assignments import read_formula
 from torchivp.fitting.levels import Levels, Part
@@ -77,13 +78,13 @@ def assemble(
         priors = prior_residuals(quantities, theta)[1]
         evidence = levels.evidence(found, likelihood.sizes)
         evidence += [Evidence(priors, len(priors), False)] if len(priors) else []
-        uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound)
+        uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound, maximum.normals)
         sizes = _size_estimates(information, likelihood.sizes, absent, found, uncertainty)
     else:
         uncertainty = marginal_uncertainty(marginal, quantities.free, len(information))
         sizes = size_estimates(marginal, levels.names, _meanings(levels))
     random = None if marginal is None else random_effects(marginal)
-    estimates = _estimates(quantities, theta, uncertainty, on_bound)
+    estimates = _estimates(quantities, theta, uncertainty, on_bound | _held(quantities, maximum))
     omegas = [] if marginal is None or random is None else omega_estimates(marginal, random)
     estimates += omegas
     n_free = len(quantities.free) + len(omegas) + len(sizes)
@@ -176,6 +177,14 @@ def _estimates(
             )
         )
     return estimates
+
+
+def _held(quantities: Quantities, maximum: Maximum) -> NDArray[np.bool_]:
+    """Which of the free quantities active constraints hold altogether, [n_free]."""
+    if maximum.normals is None or not len(maximum.normals):
+        return np.zeros(len(quantities.free), dtype=bool)
+    normal = orth((maximum.normals * quantities.magnitudes).T)
+    return np.linalg.norm(normal, axis=1) > 1 - 1e-9
 
 
 def _norms(quantities: Quantities, values: Sequence[float]) -> dict[str, tuple[float, bool]]:
@@ -390,6 +399,13 @@ def _warnings(
         warnings.append(
             f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} at a bound, and the standard errors of the "
             "others take that as known: if the bound is not a fact, widen it"
+        )
+    if maximum.active:
+        several = len(maximum.active) > 1
+        warnings.append(
+            f"the constraint{'s' if several else ''} {', '.join(maximum.active)} {'are' if several else 'is'} active: "
+            "the likelihood grows beyond, and the estimates are the best there. Standard errors and intervals are "
+            "those along it, and take it as known: if it is no fact, leave it out"
         )
     if not misfit.quantities.single.all() and _follows_all(levels, uncertainty):
         names = ", ".join(misfit.quantities.labels(~misfit.quantities.single))

@@ -14,6 +14,7 @@ from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.quantities import Scale
+from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.references import Sources
@@ -346,6 +347,7 @@ class _Walk:
             found = self.search.maximise_likelihood(
                 theta, self._floor, "profile", tolerance=self._tolerance, held=self._held
             )
+            found = onto_constraints(self.search, found, self._floor, self._held).likelihood
             theta, nll, settled = found.minimum.theta, found.nll, found.converged
         fall = nll + penalty(self.search.misfit.quantities, theta) - self.nll_min
         self._count += 1

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+from scipy.linalg import null_space, orth
 
 from torchivp.fitting.parameters import TENSOR
 from torchivp.fitting.quantities import Quantity
@@ -186,7 +187,10 @@ class Evidence:
 
 
 def fisher_uncertainty(
-    evidence: Sequence[Evidence], free: Sequence[Quantity], on_bound: NDArray[np.bool_]
+    evidence: Sequence[Evidence],
+    free: Sequence[Quantity],
+    on_bound: NDArray[np.bool_],
+    normals: NDArray[np.float64] | None = None,
 ) -> Uncertainty:
     """The uncertainty of theta.
 
@@ -194,12 +198,22 @@ def fisher_uncertainty(
         evidence: of each group of data, and of the priors.
         free: what the entries of theta are.
         on_bound: which entries their bounds hold; they count as known, [n_free].
+        normals: directions that constraints hold, likewise, [m, n_free].
     """
     magnitudes = np.array([quantity.magnitude for quantity in free])
     jacobian = np.where(on_bound, 0.0, np.concatenate([each.rows for each in evidence]))
     scaled = jacobian * magnitudes
-    fill = np.zeros((max(0, len(free) - len(scaled)), len(free)))  # so that there is a direction for each of the free
-    _, singular, directions = np.linalg.svd(np.concatenate([scaled, fill]), full_matrices=False)
+    if normals is not None and len(normals):
+        # The directions along constraints, from the SVD in coordinates of theirs; the others count as held.
+        normal = orth(np.where(on_bound, 0.0, normals * magnitudes).T)
+        along = null_space(normal.T)
+        jacobian = scaled @ along @ along.T / magnitudes
+        inner, axes = scaled @ along, along.T
+    else:
+        inner, axes = scaled, np.eye(len(free))
+    fill = np.zeros((max(0, len(axes) - len(inner)), len(axes)))  # so that there is a direction for each of them
+    _, singular, directions = np.linalg.svd(np.concatenate([inner, fill]), full_matrices=False)
+    directions = directions @ axes
     lost = singular <= _SINGULAR * singular.max(initial=0.0)
     held = np.abs(directions[:, on_bound]).max(axis=1, initial=0.0) > 0.5
     inverse = np.where(lost, 0.0, 1 / np.where(lost, 1.0, singular))

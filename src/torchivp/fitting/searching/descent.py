@@ -32,7 +32,9 @@ _BY_GRADIENT = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "BFGS", "CG", "Newto
 _BY_VALUE = ("Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 _WITHOUT_BOUNDS = ("BFGS", "CG", "Newton-CG")
 
-_AT_REST = 1e-4  # what a step may still gain of the logarithm of the likelihood where a search has converged
+AT_REST = 1e-4
+"""What a step may still gain of the logarithm of the likelihood where a search has converged."""
+
 _STEEP = 1e6  # by how much a place that cannot be solved counts as worse than the best one
 _FLAT = 1e-4  # a gradient per typical change below which torch's optimisers need not go on
 
@@ -91,7 +93,7 @@ class Descent:
         start = quantities.theta() if self.theta is None else self.theta
         if self.theta is None and search.choose_method:
             search.misfit = choose_method(search.misfit, start)
-        goal = _Goal(search, start, floor)
+        goal = Goal(search, start, floor)
         if not np.isfinite(goal.value(np.zeros(len(start)))):
             raise RuntimeError(
                 f"the model cannot be solved from the start: {goal.failure()}: give start={{name: value, ...}}"
@@ -104,7 +106,7 @@ class Descent:
         return goal.end()
 
 
-class _Goal:
+class Goal:
     """Minus the logarithm of the likelihood as a function of the typical changes from the start.
 
     Attributes:
@@ -194,7 +196,7 @@ class _Goal:
         sizes = levels.estimate(found, self._floor)
         if informed:
             gain, cost = hoped_gain(search, found, sizes)
-            converged = gain <= _AT_REST
+            converged = gain <= AT_REST
         else:
             residuals = levels.least_squares(found, sizes)[0]
             cost = float(np.sum(residuals**2)) + 2 * penalty(self._quantities, self.best)
@@ -208,7 +210,7 @@ class _Goal:
         )
 
 
-def _by_scipy(goal: _Goal, method: str, max_iterations: int) -> None:
+def _by_scipy(goal: Goal, method: str, max_iterations: int) -> None:
     """Let a method of `scipy.optimize.minimize` do it; the goal knows the best place that it has seen."""
     bounded = bool(np.isfinite(goal.lower).any() or np.isfinite(goal.upper).any())
     if bounded and method in _WITHOUT_BOUNDS:
@@ -230,7 +232,7 @@ def _by_scipy(goal: _Goal, method: str, max_iterations: int) -> None:
     )
 
 
-def _by_torch(goal: _Goal, optimiser: Callable[..., torch.optim.Optimizer], max_iterations: int) -> None:
+def _by_torch(goal: Goal, optimiser: Callable[..., torch.optim.Optimizer], max_iterations: int) -> None:
     """Take steps of an optimiser of torch, each within the bounds, until the gradient vanishes."""
     u = torch.zeros(len(goal.best), dtype=torch.float64, requires_grad=True)
     steps = optimiser([u])

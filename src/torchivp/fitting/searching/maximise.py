@@ -16,6 +16,7 @@ from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.searching.columns import likeliest_by_column
 from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
+from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.searching.start import Start, find_start
 from torchivp.fitting.searching.stiffness import choose_method, choose_method_for_many
@@ -41,6 +42,8 @@ class Maximum:
         rivals: what is to be said of other maxima.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
         attempts: the starts that were asked for, the most likely first.
+        normals: the slopes by theta of the constraints that hold it back, [m, n_free].
+        active: these constraints in words.
     """
 
     likelihood: Likelihood
@@ -48,6 +51,8 @@ class Maximum:
     rivals: list[str]
     floor: NDArray[np.float64]
     attempts: list[Attempt]
+    normals: NDArray[np.float64] | None = None
+    active: tuple[str, ...] = ()
 
 
 def find_maximum(search: Search, maximise: Callable[[Search], Maximum], automatic: bool) -> Maximum:
@@ -126,11 +131,13 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         )
     likelihood = _no_worse_than_start(search, likelihood, exact.rtol * floor)
     likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=fine)
+    ended = onto_constraints(search, likelihood, exact.rtol * floor)
+    likelihood = ended.likelihood
     if attempts and search.cost(likelihood) < _cost(search, attempts[0]) - _LIKELIER:
         best = likelihood.minimum.theta  # where the best start led in the end
         attempts = [replace(attempts[0], theta=best, nll=likelihood.nll), *attempts[1:]]
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
-    return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
+    return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts, ended.normals, ended.active)
 
 
 def _cost(search: Search, attempt: Attempt) -> float:
@@ -186,7 +193,8 @@ def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
 
     def find(search: Search) -> Maximum:
         floor = search.misfit.accuracy.rtol * _data_size(search.misfit, search.levels)
-        return Maximum(descent.run(search, floor), [], [], floor, [])
+        ended = onto_constraints(search, descent.run(search, floor), floor)
+        return Maximum(ended.likelihood, [], [], floor, [], ended.normals, ended.active)
 
     return find
 

@@ -337,10 +337,10 @@ def hoped_gain(search: Search, found: Predictions, sizes: NDArray[np.float64]) -
     gaps = [(found.theta - end) / quantities.magnitudes for end in (quantities.lower, quantities.upper)]
     lower, upper = (np.abs(gap) < ON_BOUND for gap in gaps)
     free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-    return 0.5 * _explained(jacobian[:, free], values), float(np.sum(values**2))
+    return 0.5 * explained(jacobian[:, free], values), float(np.sum(values**2))
 
 
-def _explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+def explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
     """How much of the sum of squares the best step of a linear model would explain."""
     directions, singular, _ = np.linalg.svd(jacobian, full_matrices=False)
     determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
@@ -442,6 +442,6 @@ class _Target:
         lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
         free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
         cost = float(np.sum(values**2))
-        if _explained(jacobian[:, free], values) <= max(_GAIN * self.tolerance * cost, 2 * self.rest):
+        if explained(jacobian[:, free], values) <= max(_GAIN * self.tolerance * cost, 2 * self.rest):
             raise _Settled(cost)
         return jacobian

@@ -138,10 +138,10 @@ def check_derivatives(misfit: Misfit, levels: Levels, likelihood: Likelihood) ->
 def held_by_constraints(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
     """Whether a constraint holds the search back from a better place, in words; empty if none does.
 
-    The search takes what violates a constraint for what cannot be solved. So it finds optima within the constraints,
-    but not the best place on one of them.
+    The search takes what violates a constraint for what cannot be solved. Where that is no comparison, or there are too
+    many parameters for derivatives, it is not searched for the best place on it.
     """
-    if not misfit.constraints:
+    if not misfit.constraints or _found(likelihood).jacobian.shape[1] < len(misfit.quantities.free):
         return []
     found, quantities = _found(likelihood), misfit.quantities
     slopes = levels.residual_jacobian(found, likelihood.sizes)
