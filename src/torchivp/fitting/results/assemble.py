@@ -96,6 +96,13 @@ def assemble(
     if uncertainty.known:
         covariance = uncertainty.covariance[np.ix_(single, single)]
     nll, n_data = likelihood.nll if marginal is None else marginal.point.value, len(found.values)
+    penalised = any(quantity.prior is not None for quantity in quantities.free)
+    n_effective, bic = float(n_free), 2 * nll + n_free * float(np.log(n_data))
+    if penalised:
+        n_effective, bic = np.nan, np.nan
+        if marginal is None and uncertainty.known:
+            n_effective = _effective(levels.evidence(found, likelihood.sizes), uncertainty) + len(sizes)
+    left = n_data - n_effective - 1
     ended = "converged" if likelihood.converged else f"not converged within {search.max_iterations} iterations"
     if likelihood.converged and maximum.doubts:
         ended = "not converged to what the model says (see the warnings)"
@@ -107,12 +114,13 @@ def assemble(
         estimates=estimates + sizes,
         nll=nll,
         penalty=penalty(quantities, theta),
-        aic=2 * nll + 2 * n_free,
-        aicc=2 * nll + 2 * n_free * n_data / (n_data - n_free - 1) if n_data > n_free + 1 else np.inf,
-        bic=2 * nll + n_free * float(np.log(n_data)),
+        aic=2 * nll + 2 * n_effective,
+        aicc=np.inf if left <= 0 else 2 * nll + 2 * n_effective * n_data / left,
+        bic=bic,
         rss=_squares(levels, found, data.observables),
         n_data=n_data,
         n_free=n_free,
+        n_effective=n_effective,
         converged=likelihood.converged and not maximum.doubts,
         message=f"{ended} after {search.iterations} iterations and {misfit.solves} solves in {seconds:.1f} s",
         warnings=[
@@ -177,6 +185,16 @@ def _estimates(
             )
         )
     return estimates
+
+
+def _effective(evidence: Sequence[Evidence], uncertainty: Uncertainty) -> float:
+    """For how many free quantities those count that priors hold: the share of the data in what is known of them.
+
+    The trace of the information of the data times the covariance a posteriori: T. J. Hastie, R. J. Tibshirani,
+    "Generalized Additive Models", Chapman and Hall (1990), section 3.5.
+    """
+    rows = np.concatenate([each.rows for each in evidence])
+    return float(np.sum((rows @ uncertainty.covariance) * rows))
 
 
 def _held(quantities: Quantities, maximum: Maximum) -> NDArray[np.bool_]:

@@ -116,6 +116,9 @@ def _from_json(path: Path, content: bytes) -> StoredFit:
         )
     numbers = {each.name: plain[each.name] for each in fields(StoredFit) if each.name in plain}
     infinite = {name: math.inf for name in ("penalty", "aicc") if plain[name] is None}
+    infinite |= {name: math.nan for name in ("aic", "bic", "n_effective") if plain[name] is None}
+    if plain["aic"] is None:
+        infinite["aicc"] = math.nan
     arrays = {name: _array(plain[name]) for name in ("sizes", "theta", "covariance", "correlation")}
     return StoredFit(
         **{**numbers, **infinite, **arrays}

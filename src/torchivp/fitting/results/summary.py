@@ -24,7 +24,20 @@ FORMAT = 1
 """The number of the format of JSON and of stored fits."""
 
 _PLAIN = (
-    *("nll", "penalty", "aic", "aicc", "bic", "n_data", "n_free", "converged", "message", "warnings", "notes"),
+    *(
+        "nll",
+        "penalty",
+        "aic",
+        "aicc",
+        "bic",
+        "n_data",
+        "n_free",
+        "n_effective",
+        "converged",
+        "message",
+        "warnings",
+        "notes",
+    ),
     *("iterations", "solves", "seconds", "free_names", "call"),
 )
 """What is JSON already."""
@@ -119,6 +132,7 @@ class FitSummary:
     rss: dict[str, float]
     n_data: int
     n_free: int
+    n_effective: float
     converged: bool
     message: str
     warnings: list[str]
@@ -237,9 +251,10 @@ class FitSummary:
         return "\n".join([self._head(), "", text, "", *end, *warnings])
 
     def _head(self) -> str:
+        held = math.isfinite(self.n_effective) and abs(self.n_effective - self.n_free) > 0.05
         return (
             f"{self.model_name} fitted to {self.source}: {self.n_data} values, {self.noise} noise, "
-            f"{self.n_free} free quantities"
+            f"{self.n_free} free quantities{f', {self.n_effective:.1f} with their priors' if held else ''}"
         )
 
     def _measures(self) -> str:
