@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.linalg import expm
 
 from compilers import needs_compiler
@@ -125,3 +126,22 @@ def test_many_starts_compare_what_priors_say_too(monkeypatch):
     monkeypatch.setattr(multistart._Starts, "search", lambda *_: led)
     found = multistart.search_from_many(search, None, None, 2)
     assert found == [in_all, likelier], "k = 1 is five standard deviations from what is known of it"
+
+
+@needs_compiler
+@pytest.mark.parametrize("rate", [5.0, 50.0, 200.0])
+def test_priors_are_weighed_with_the_noise_and_not_with_the_scatter_of_the_data(rate):
+    """The prior of k has its mode at zero; the best place is that of the closed solution on a grid."""
+    t = np.linspace(0, 5, 21)
+    y = 0.1 / 0.6 + (2 - 0.1 / 0.6) * np.exp(-0.6 * t) + 0.05 * np.random.default_rng(0).standard_normal(21)
+    model = Equations("y' = -k*y + s\nk = 0.5\ns = 0.2\ny(0) = 2\nreal: s")
+    options = {"fixed": {"y": 2.0}, "backend": "fused", "method": "dopri5"}
+    found = fit(model, {"time": t, "y": y}, priors={"k": torch.distributions.Exponential(rate)}, **options)
+
+    def cost(k):
+        slope = -np.expm1(-k * t) / k  # by s, which is the best one
+        left = y - 2 * np.exp(-k * t)
+        left = left - slope * (slope @ left) / (slope @ slope)
+        return 0.5 * 21 * (np.log(2 * np.pi * np.mean(left**2)) + 1) + rate * k
+
+    assert found.nll + found.penalty == pytest.approx(min(map(cost, np.geomspace(1e-6, 3, 4000))), abs=2e-3)

@@ -495,7 +495,13 @@ class Misfit:
         seen = self.observables.with_slopes(t, paths.states, flat)
         flat_slopes = slopes.reshape(-1, *slopes.shape[2:])
         # By the way of the states: first how each observable moves with each direction, then the chain rule.
-        by_direction = seen.by_state @ np.swapaxes(paths.tangents.numpy(), -1, -2)
+        tangents = paths.tangents.numpy()
+        if not np.isfinite(seen.by_state).all():
+            # The slope of a root at zero does not matter where the state is known, and moves in no direction.
+            still = (tangents == 0).all(-2)[..., None, :]
+            seen.by_state[still & ~np.isfinite(seen.by_state)] = 0.0
+        with np.errstate(invalid="ignore"):
+            by_direction = seen.by_state @ np.swapaxes(tangents, -1, -2)
         jacobian = by_direction @ flat_slopes[:, None, self.moved]  # whose rounding does not depend on other rows
         if not self.observables.plain:
             jacobian += seen.by_local @ flat_slopes[:, None]

@@ -24,11 +24,11 @@ def compare(results: Mapping[str, FitSummary] | Iterable[FitSummary]) -> Any:
     noise) are probabilities and those of other noise densities: the two compare only roughly.
 
     A fit with priors is no maximum of the likelihood, which these criteria are about. Its likelihood is that of the
-    estimates, and a quantity counts by how much more the data say of it than its prior: "n_effective" is the trace of the
-    information of the data times the covariance a posteriori (T. J. Hastie, R. J. Tibshirani, "Generalized Additive
-    Models", 1990), with which AIC and AICc predict as they do without priors. BIC approximates a probability that priors
-    are part of, and is NaN. Where "n_effective" is not known, so are all of them, and the fit has no weight. Weights of
-    networks count one by one, unless priors hold them.
+    estimates, and a quantity counts by how much more the data say of it than its prior: "n_effective" is the trace of
+    the information of the data times the covariance a posteriori (T. J. Hastie, R. J. Tibshirani, "Generalized Additive
+    Models", 1990), with which AIC and AICc predict as they do without priors. BIC approximates a probability that
+    priors are part of, and is NaN. Where "n_effective" is not known, so are all of them, and the fit has no weight.
+    Weights of networks count one by one, unless priors hold them.
 
     Args:
         results: what `fit` or `FitResult.load` returned: a dict by the names that the table gives them, or a list,

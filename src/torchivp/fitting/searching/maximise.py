@@ -27,8 +27,11 @@ _SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # the search for a start takes 
 _MARGIN = 10  # or than this many times those of the start that the user gave,
 _MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
 _MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
+_AT_ODDS = 2.0  # what priors may lose where data agree with them
 _ATTEMPTS = 3  # how often to fit with smaller tolerances before giving up
+_BELIEF = 0.1  # how much priors count beside data that are weighed by their scatter; noise is a tenth of it or so
 _LIKELIER = 1e-3  # logarithm of the likelihood that is another maximum's, and not what more accurate solves gain
+_BRIEFLY = 30  # iterations
 _TIGHTEN = 1e-2  # by what factor they shrink each time
 
 
@@ -94,7 +97,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = _data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
-    weighing = Weighing(search.levels.rough(scale), np.ones(0))
+    weighing = Weighing(search.levels.rough(scale), np.ones(0), _BELIEF)
     factor = max(1.0, search.rtol / exact.rtol)
     coarse, fine = (1e-6, 1e-9) if misfit.quantities.single.all() else (1e-5, 1e-6)
     while True:
@@ -120,6 +123,8 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     roughly = search.maximise_likelihood(
         begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=coarse, known=begin.found
     )
+    if penalty(misfit.quantities, begin.theta) > _AT_ODDS:
+        roughly = _nearer_to_priors(search, roughly, weighing, rough.rtol * floor, coarse)
     if misfit.quantities.single.all():
         roughly = likeliest_by_column(search, roughly, rough.rtol * floor, coarse)
     search.misfit = misfit
@@ -138,6 +143,19 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         attempts = [replace(attempts[0], theta=best, nll=likelihood.nll), *attempts[1:]]
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts, ended.normals, ended.active)
+
+
+def _nearer_to_priors(
+    search: Search, likelihood: Likelihood, weighing: Weighing, floor: NDArray[np.float64], tolerance: float
+) -> Likelihood:
+    """A maximum of the density a posteriori, or a better one where priors are believed, and data explained less."""
+    believed, stage = replace(weighing, belief=1.0), "maximum likelihood, nearer to the priors"
+    theta = likelihood.minimum.theta
+    way = search.minimise(theta, believed, stage, tolerance=1e-3, max_iterations=_BRIEFLY)
+    if way.found is None:
+        return likelihood
+    other = search.maximise_likelihood(way.theta, floor, stage, tolerance=tolerance, known=way.found)
+    return other if search.cost(other) < search.cost(likelihood) else likelihood
 
 
 def _cost(search: Search, attempt: Attempt) -> float:

@@ -14,6 +14,7 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.progress import Progress, silent
+from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.together import side_by_side
 
 if TYPE_CHECKING:
@@ -53,10 +54,20 @@ class Weighing:
     Attributes:
         levels: the noise.
         sizes: those of its sizes that are not known, [n_sizes].
+        belief: by what residuals of priors are multiplied. Those of data are too small by that, about, where they are
+            weighed by their scatter and not by their noise.
     """
 
     levels: Levels
     sizes: NDArray[np.float64]
+    belief: float = 1.0
+
+    def priors(
+        self, quantities: Quantities, theta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The residuals of priors, [m], and their derivatives by theta, [m, n_free]."""
+        residuals, slopes = prior_residuals(quantities, theta)
+        return self.belief * residuals, self.belief * slopes
 
     def residuals(self, found: Predictions) -> NDArray[np.float64]:
         """Half of whose squares sum to the negative log-likelihood but for a constant, [m, n]."""
@@ -413,7 +424,7 @@ class _Target:
         theta = self._theta(u)
         if self.latest is None or not np.array_equal(theta, self.latest.theta):
             self.latest = self._predictions(theta)
-        known = prior_residuals(self.search.misfit.quantities, theta)[0]
+        known = self.weighing.priors(self.search.misfit.quantities, theta)[0]
         tail = np.concatenate([np.minimum(known, _FAILED), self.prior @ u])
         if self.latest is None:
             return np.concatenate([np.full(self.count, _FAILED), tail])
@@ -436,7 +447,8 @@ class _Target:
         self.search.report(self.stage, self.latest)
         slopes = self.weighing.levels.residual_jacobian(self.latest, self.weighing.sizes)
         of_data = (slopes[..., self.moved] * self.magnitudes).reshape(-1, len(u))
-        known = prior_residuals(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved] * self.magnitudes
+        known = self.weighing.priors(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved]
+        known = known * self.magnitudes
         jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)
         gradient = jacobian.T @ values
         lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)

@@ -39,8 +39,8 @@ def seen_changes(misfit: Misfit) -> Misfit:
 def changes_at(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> Misfit:
     """The misfit with typical changes that fit an optimum, whatever the start was.
 
-    They are at least as large as the quantity, and as its standard error if the others are known, and at most a thousand
-    times as large as both.
+    They are at least as large as the quantity, and as its standard error if the others are known, and at most a
+    thousand times as large as both.
     """
     found, quantities = likelihood.minimum.found, misfit.quantities
     open_ones = np.array([_is_open(each) for each in quantities.free], dtype=bool)
