@@ -44,7 +44,9 @@ FREE = COVARIANCE @ X.T @ Y / SIGMA**2
 
 
 def fitted(constraints, **options):
-    given = {"initial": {"y": 0.0}, "sigma": SIGMA, "rtol": 1e-7, "method": "dopri5", "backend": "eager", **options}
+    given = {"initial": {"y": 0.0}, "sigma": SIGMA, "rtol": 1e-6, "method": "dopri5", "backend": "eager", **options}
+    given |= {} if "optimiser" in options else {"shooting": "single"}
+    given["start"] = {"a": 0.1, "b": 0.1, "c": 0.1}
     return fit(Cubic(), {"time": T, "y": Y}, constraints=constraints, **given)
 
 

@@ -36,6 +36,7 @@ _GAIN = 1e-3
 # With tensors, a search ends where a step promises so much of the logarithm of the likelihood, times the tolerance; the
 # tolerance of the changes of cost and step is then so much smaller.
 _REST, _NARROW = 1e4, 1e-2
+_CREEPING = 0.1  # the part of that which the last step gained where promises are not kept
 
 # A direction with a singular value this much smaller than the largest changes nothing.
 _RANK = 1e-10
@@ -175,7 +176,8 @@ class Search:
                 keeps quantities in place that a short stretch of data says nothing about.
             known: the predictions at `theta` with the same horizon, which saves solving there again.
             held: which entries of theta stay where they are, [n_free].
-            rest: the search ends where a linear model promises to lessen half the cost by less than this.
+            rest: the search also ends where a linear model promises to lessen half the cost by less than this, and the
+                last step has not kept such a promise.
 
         Returns:
             Where the search ended; with infinite cost if the model could not be solved at `theta`.
@@ -397,7 +399,7 @@ class _Target:
         self.weighing = weighing
         self.stage = stage
         self.horizon = horizon
-        self.tolerance, self.rest = tolerance, rest
+        self.tolerance, self.rest, self._cost = tolerance, rest, np.inf
         self.moved = np.arange(len(origin)) if held is None else np.flatnonzero(~held)
         self.magnitudes = quantities.magnitudes[self.moved]
         self.bounds = tuple(
@@ -454,6 +456,8 @@ class _Target:
         lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
         free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
         cost = float(np.sum(values**2))
-        if explained(jacobian[:, free], values) <= max(_GAIN * self.tolerance * cost, 2 * self.rest):
+        hope, gained, self._cost = explained(jacobian[:, free], values), self._cost - cost, cost
+        slow = gained <= 2 * _CREEPING * self.rest
+        if hope <= _GAIN * self.tolerance * cost or (slow and hope <= 2 * self.rest):
             raise _Settled(cost)
         return jacobian
