@@ -10,12 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.priors import penalty
 from torchivp.fitting.results.residual_checks import autocorrelation
 from torchivp.fitting.searching.optimise import ON_BOUND, Likelihood, Search, Weighing
 
 _BELIEVED = 0.05  # the size of the noise of a column that is believed, relative to that at the maximum
 _FEW = 8  # residuals with a predecessor in which noise cannot be told from a pattern
-_BRIEFLY = 30  # iterations
+_BRIEFLY = 20  # iterations
+_WORTH = 3.0  # how much less likely a place may be from which one goes on
 
 
 def likeliest_by_column(search: Search, likelihood: Likelihood, floor: np.ndarray, tolerance: float) -> Likelihood:
@@ -46,12 +48,15 @@ def likeliest_by_column(search: Search, likelihood: Likelihood, floor: np.ndarra
             found.theta,
             believed,
             stage,
-            tolerance=1e-3,
+            tolerance=1e-2,
             max_iterations=_BRIEFLY,
             known=found,
             held=None if held.all() else held,
         )
-        if way.found is None:
+        if way.found is None or not levels.possible(way.found):
+            continue
+        there = levels.nll(way.found, levels.estimate(way.found, floor)) + penalty(search.misfit.quantities, way.theta)
+        if there > search.cost(best) + _WORTH:  # a maximum that explains this column alone would be near
             continue
         again = search.maximise_likelihood(way.theta, floor, stage, tolerance=tolerance, known=way.found)
         if search.cost(again) < search.cost(best):
