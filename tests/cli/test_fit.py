@@ -65,7 +65,7 @@ def test_options_reach_the_fit(recorder, tmp_path):
         "jump_times": [0.5, 24.0],
         "max_iterations": 200,
         "shooting": "auto",
-        "optimiser": "least-squares",
+        "optimiser": "auto",
         "backend": "auto",
         "progress": False,
     }

@@ -363,10 +363,16 @@ def test_constraints_choose_among_optima():
         assert sorted([found["ka"].value, found["ke"].value]) == pytest.approx([0.3, 1.5], rel=0.05)
 
 
-def test_a_constraint_that_holds_the_estimates_back_is_no_success():
+def test_a_constraint_that_holds_one_quantity_is_like_a_bound():
     found = fit(Decay(), decay(rate=0.7), constraints=["rate < 0.5"], start={"rate": 0.3})
-    assert not found.converged
-    assert any(each.startswith("a constraint (rate < 0.5) holds the estimates back") for each in found.warnings)
+    bounded = fit(Decay(), decay(rate=0.7), bounds={"rate": (0.01, 0.5)}, start={"rate": 0.3})
+    assert found.converged
+    assert any(each.startswith("the constraint rate < 0.5 is active") for each in found.warnings)
+    assert found.nll == pytest.approx(bounded.nll, abs=1e-6)
+    assert found["rate"].value == pytest.approx(0.5, rel=1e-6)
+    assert np.isnan(found["rate"].standard_error)
+    first = found["amount(0)"]
+    assert first.standard_error == pytest.approx(bounded["amount(0)"].standard_error, rel=1e-4)
     assert fit(Decay(), decay(rate=0.7), constraints=["rate < 5"]).converged
 
 
@@ -410,7 +416,7 @@ def test_infusions_are_those_of_the_closed_form(way, monkeypatch):
     )
     options = {"backend": way, "sigma": 0.01, "rtol": 1e-7, "start": {"rate": 0.3}}
     if way == "backwards":
-        monkeypatch.setattr("torchivp.fitting.misfit._MANY_DIRECTIONS", 0)
+        monkeypatch.setattr("torchivp.fitting.misfit.MANY_DIRECTIONS", 0)
         options |= {"optimiser": "l-bfgs", "backend": "eager"}
     found = fit(Decay(0.5), data, trajectory="rat", doses=doses, initial={"amount": 0.0}, time_unit="hours", **options)
     assert found["rate"].value == pytest.approx(0.2, rel=1e-5)

@@ -85,6 +85,35 @@ def test_the_table_is_that_of_burnham_and_anderson(decay, leaky):
     assert table["weight"].tolist() == pytest.approx([1 / (1 + np.exp(-delta / 2)), 1 / (1 + np.exp(delta / 2))])
 
 
+def test_with_priors_a_quantity_counts_by_what_the_data_say_of_it(decay, leaky, tmp_path):
+    """A prior like no data is no prior, one like a wall holds; between them the trace of Hastie and Tibshirani."""
+    wide = fit_quickly(Leaky(), start={"rate": 0.7}, priors={"level": (0.0, 100.0)})
+    assert wide.n_free == leaky.n_free == 4
+    assert wide.n_effective == pytest.approx(4, abs=1e-3)
+    assert wide.aic == pytest.approx(leaky.aic, abs=1e-2)
+    wall = fit_quickly(Leaky(), start={"rate": 0.7}, priors={"level": (0.0, 1e-5)})
+    assert wall.n_effective == pytest.approx(3, abs=1e-3)
+    assert (wall.aic, wall.aicc) == pytest.approx((decay.aic, decay.aicc), abs=1e-2)
+    known = fit_quickly(Leaky(), start={"rate": 0.7}, priors={"level": (0.05, 0.03)}, sigma=0.05)
+    jacobian = known.misfit.predictions(known.theta).jacobian / 0.05
+    of_data = jacobian.T @ jacobian
+    priors = np.zeros((3, 3))
+    priors[1, 1] = 0.03**-2
+    assert known.free_names == ["rate", "level", "y(0)"]
+    assert known.n_effective == pytest.approx(np.trace(of_data @ np.linalg.inv(of_data + priors)), rel=1e-6)
+    assert "3 free quantities, 2." in known.summary()
+
+    table = compare({"leaky": leaky, "wide": wide})
+    assert table.loc["wide", "n_effective"] == wide.n_effective
+    assert np.isnan(table.loc["wide", ["BIC", "dBIC"]].astype(float)).all()
+    assert table.loc["leaky", "dBIC"] == 0.0
+    assert table["weight"].sum() == pytest.approx(1.0)
+    wide.to_json(tmp_path / "wide.json")
+    numbers = FitResult.load(tmp_path / "wide.json")
+    assert np.isnan(numbers.bic)
+    assert compare([numbers, leaky])["weight"].tolist() == pytest.approx(table["weight"].tolist())
+
+
 def test_a_list_is_named_by_models(decay):
     assert compare([decay, decay]).index.tolist() == ["Decay", "Decay 2"]
 

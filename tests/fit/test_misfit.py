@@ -11,12 +11,12 @@ from torch.overrides import _get_current_function_mode
 
 from simulated import simulate
 from torchivp.dual_numbers import DualArithmetic
-from torchivp.fitting import read_data
+from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import Choices, list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.solving.stretches import Accuracy
-from torchivp.models import FitzHughNagumo, LotkaVolterra, Model
+from torchivp.models import Equations, FitzHughNagumo, LotkaVolterra, Model
 
 
 def misfit_of(model: Model, data, log: bool = False) -> Misfit:
@@ -216,3 +216,13 @@ def test_a_model_that_is_not_positive_has_no_lognormal_noise():
     for noise in ("normal", "lognormal"):
         levels = read_levels(misfit.data, noise, "separate", misfit.measured())
         assert levels.possible(found) == (noise == "normal")
+
+
+def test_the_slope_of_a_root_at_zero_does_not_matter_where_the_state_is_known():
+    """`sqrt(a)` of `a = k t`, whose initial value is held at zero."""
+    t = np.linspace(0, 5, 11)
+    options = {"observe": {"v": "sqrt(a)"}, "fixed": {"a": 0.0}, "backend": "eager", "rtol": 1e-6}
+    v = np.sqrt(0.7 * t) + 0.01 * np.cos(9 * t)
+    found = fit(Equations("a' = k\nk = 0.5\na(0) = 0"), {"time": t, "v": v}, **options)
+    best = (np.sqrt(t) @ v / t.sum()) ** 2
+    assert found["k"].value == pytest.approx(best, rel=1e-5)

@@ -119,7 +119,7 @@ def test_the_gradient_backwards_is_that_of_the_jacobian(method, monkeypatch):
     theta = quantities.theta() + 0.1
     found = misfit.predictions(theta)
     weights = rng.standard_normal(len(found.values))
-    monkeypatch.setattr(misfits, "_MANY_DIRECTIONS", 0)
+    monkeypatch.setattr(misfits, "MANY_DIRECTIONS", 0)
     seen, gradient = misfit.pulled_back(theta, lambda one: weights * one.values)
     np.testing.assert_allclose(seen.values, found.values, rtol=1e-5)
     np.testing.assert_allclose(gradient, (weights * found.values) @ found.jacobian, rtol=1e-4, atol=1e-5)
@@ -153,7 +153,7 @@ def integrated_hat(x):
 @needs_compiler
 def test_many_parameters_by_gradients_backwards(monkeypatch):
     """As many as there are hats, and against linear regression."""
-    monkeypatch.setattr(misfits, "_MANY_DIRECTIONS", 5)
+    monkeypatch.setattr(misfits, "MANY_DIRECTIONS", 5)
     t, centres = np.linspace(0, COUNT - 1, 2 * COUNT + 11), np.arange(COUNT)
     design = integrated_hat(t[:, None] - centres) - integrated_hat(-centres)
     rng = np.random.default_rng(3)
@@ -195,7 +195,7 @@ def refused(words, error=ValueError):
 
 
 def test_what_is_no_optimiser_is_refused():
-    with refused("optimiser='sgd' is none of least-squares, l-bfgs, L-BFGS-B, TNC, SLSQP, trust-constr, BFGS"):
+    with refused("optimiser='sgd' is none of auto, least-squares, l-bfgs, L-BFGS-B, TNC, SLSQP, trust-constr, BFGS"):
         grown("sgd")
     with refused("optimiser must be a name such as 'l-bfgs', or make an optimiser of torch", TypeError):
         grown(3)

@@ -237,7 +237,7 @@ def test_where_the_model_cannot_be_solved_the_profile_ends():
 
 def test_what_has_no_profile_is_refused():
     result = fit_quickly(Decay(), noisy(np.exp(-0.5 * T), 0.05), start={"rate": 0.6})
-    with pytest.raises(ValueError, match=r"no profile of 'sigma\(y\)': profiles are of the free .*, rate, y\(0\)"):
+    with pytest.raises(ValueError, match=r"no profile of 'sigma\(y\)': profiles are of the free .*: rate, y\(0\)"):
         result.profile("sigma(y)")
     with pytest.raises(ValueError, match=r"level must be a probability such as 0\.95, got 95"):
         result.profile("rate", level=95)

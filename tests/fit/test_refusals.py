@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from simulated import simulate
 from torchivp.fitting import DataError, fit, read_data
@@ -249,18 +248,10 @@ def test_arguments_that_make_no_sense_are_refused(options, words):
         fit(LotkaVolterra(), simulate(LotkaVolterra(), np.linspace(0, 1, 9)), **options)
 
 
-def test_only_a_model_of_numbers_can_be_fitted():
+def test_only_a_model_can_be_fitted():
     data = simulate(SIR(), np.linspace(0, 1, 9))
-    with refused(TypeError, "model must be a torchivp.models.Model, got Linear"):
-        fit(nn.Linear(1, 1), data)
-
-    class Network(SIR):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 3).double()
-
-    with refused(ValueError, "the parameter layer.weight has shape (3, 3), and a fit estimates single numbers"):
-        fit(Network(), data)
+    with refused(TypeError, "model must be a torchivp.models.Model, got function"):
+        fit(lambda t, y: -y, data)
 
 
 def test_a_model_that_cannot_be_solved_is_refused():

@@ -5,13 +5,15 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.linalg import expm
 
+from compilers import needs_compiler
 from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit, Predictions
-from torchivp.fitting.searching import multistart, start
+from torchivp.fitting.searching import maximise, multistart, start
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Equations, Model
@@ -67,8 +69,22 @@ def test_the_search_ends_at_an_optimum_that_explains_enough_or_leaves_noise(patt
     assert len(tried) == ways
 
 
-def test_a_fit_ends_no_worse_than_at_its_start():
-    """A bound parts two optima of the likelihood; residuals that are weighed by the scatter of the data know one."""
+GIVEN = {"k": 0.6, "m": 0.38, "s": 0.099}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("by_column", "options"),
+    [(False, {"start": GIVEN}), (True, {}), (True, {"starts": 3})],
+    ids=["start", "", "starts"],
+)
+def test_a_fit_finds_the_likelier_of_two_optima(by_column, options, monkeypatch):
+    """A bound parts them; residuals that are weighed by the scatter of the data know one.
+
+    A fit ends no worse than at its start; and elsewhere one column is believed more than the other for a while.
+    """
+    if not by_column:
+        monkeypatch.setattr(maximise, "likeliest_by_column", lambda search, likelihood, floor, tolerance: likelihood)
     t = np.linspace(0, 10, 21)
     slopes = np.array([[-1.0, 0, 0.1], [0.8, -0.1, 0], [0, 0, 0]])
     states = np.array([(expm(slopes * x) @ [1, 0, 1])[:2] for x in t])
@@ -78,10 +94,24 @@ def test_a_fit_ends_no_worse_than_at_its_start():
     c, d = (states + 0.01 * noise).T
     model = Equations("c' = -(k + m)*c + s\nd' = k*c - 0.1*d\nk = 0.5\nm = 0.2\ns = 0.1\nc(0) = 1\nd(0) = 0")
     bounds = {"k": (0.1, 0.6), "m": (1e-6, 2)}
-    options = {"fixed": {"c": 1.0, "d": 0.0}, "bounds": bounds, "backend": "eager", "method": "dopri5"}
-    found = fit(model, {"time": t, "c": c, "d": d}, start={"k": 0.6, "m": 0.38, "s": 0.099}, **options)
+    options = options | {"fixed": {"c": 1.0, "d": 0.0}, "bounds": bounds, "backend": "fused", "method": "dopri5"}
+    found = fit(model, {"time": t, "c": c, "d": d}, **options)
     assert found.nll == pytest.approx(-73.9089663588437, abs=1e-5), "by L-BFGS-B from there"
     assert found["m"].value == pytest.approx(0.38337, abs=1e-4)
+    if found.attempts:
+        assert found.attempts[0].nll == found.nll
+
+
+def test_where_columns_look_like_noise_none_is_believed_more(monkeypatch):
+    t = np.linspace(0, 3, 31)
+    noise = 0.01 * np.random.default_rng(0).standard_normal((2, 31))
+    data = {"time": t, "y": np.exp(-0.5 * t) + noise[0], "z": 2 * np.exp(-0.5 * t) + noise[1]}
+    model = Equations("y' = -k*y\nz' = -k*z\nk = 0.6\ny(0) = 1\nz(0) = 2")
+    options = {"fixed": {"y": 1.0, "z": 2.0}, "backend": "eager", "method": "dopri5", "rtol": 1e-6}
+    stages = set()
+    fit(model, data, progress=lambda stage, *_: stages.add(stage), **options)
+    assert stages
+    assert not any("column by column" in stage for stage in stages)
 
 
 def test_many_starts_compare_what_priors_say_too(monkeypatch):
@@ -96,3 +126,22 @@ def test_many_starts_compare_what_priors_say_too(monkeypatch):
     monkeypatch.setattr(multistart._Starts, "search", lambda *_: led)
     found = multistart.search_from_many(search, None, None, 2)
     assert found == [in_all, likelier], "k = 1 is five standard deviations from what is known of it"
+
+
+@needs_compiler
+@pytest.mark.parametrize("rate", [5.0, 50.0, 200.0])
+def test_priors_are_weighed_with_the_noise_and_not_with_the_scatter_of_the_data(rate):
+    """The prior of k has its mode at zero; the best place is that of the closed solution on a grid."""
+    t = np.linspace(0, 5, 21)
+    y = 0.1 / 0.6 + (2 - 0.1 / 0.6) * np.exp(-0.6 * t) + 0.05 * np.random.default_rng(0).standard_normal(21)
+    model = Equations("y' = -k*y + s\nk = 0.5\ns = 0.2\ny(0) = 2\nreal: s")
+    options = {"fixed": {"y": 2.0}, "backend": "fused", "method": "dopri5"}
+    found = fit(model, {"time": t, "y": y}, priors={"k": torch.distributions.Exponential(rate)}, **options)
+
+    def cost(k):
+        slope = -np.expm1(-k * t) / k  # by s, which is the best one
+        left = y - 2 * np.exp(-k * t)
+        left = left - slope * (slope @ left) / (slope @ slope)
+        return 0.5 * 21 * (np.log(2 * np.pi * np.mean(left**2)) + 1) + rate * k
+
+    assert found.nll + found.penalty == pytest.approx(min(map(cost, np.geomspace(1e-6, 3, 4000))), abs=2e-3)

@@ -72,7 +72,7 @@ def fit(
     starts: options.Starts = None,
     shooting: options.ShootingOption = "auto",
     processes: options.Processes = None,
-    optimiser: options.OptimiserOption = "least-squares",
+    optimiser: options.OptimiserOption = "auto",
     scale: options.Scale = None,
     bounds: options.Bounds = None,
     prior: options.PriorOption = None,

@@ -128,7 +128,7 @@ OptimiserOption = Annotated[
     str,
     _option(
         _SOLVER,
-        "least-squares (default), l-bfgs, or a method of scipy.optimize.minimize.",
+        "auto (default), least-squares, l-bfgs, or a method of scipy.optimize.minimize.",
         "--optimiser",
         metavar="NAME",
     ),

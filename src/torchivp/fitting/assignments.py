@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torchivp.api.steady import steady_state
 from torchivp.expressions import CONSTANTS, Expression
 from torchivp.fitting.data import Dataset
+from torchivp.fitting.parameters import ParameterLayout
 from torchivp.fitting.quantities import Assignment
 from torchivp.models.model import Model
 
@@ -174,8 +175,8 @@ def _assignment(name: str, named: Named, data: Dataset) -> Assignment:
 
 def _steady(model: Model) -> Assignment:
     """The initial state at which the model rests, found from its default state, with its derivatives."""
-    names = tuple(name for name, _ in model.named_parameters())
-    return Assignment(tuple(model.states), names, _Rest(model, names))
+    layout = ParameterLayout.of(model)
+    return Assignment(tuple(model.states), tuple(layout.numbers()), _Rest(model, layout))
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,13 @@ class _Rest:
     """The steady state of a model as a function of its parameters."""
 
     model: Model
-    names: tuple[str, ...]
+    layout: ParameterLayout
 
     def __call__(self, values: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        shape = torch.broadcast_shapes(*(values[name].shape for name in self.names))
-        flat = [values[name].expand(shape).reshape(-1) for name in self.names]
-        start = self.model.initial_state()
-        rows = [steady_state(self._derivative, start, args=each).y for each in zip(*flat, strict=True)]
-        return torch.stack(rows).reshape(*shape, len(self.model.states)).unbind(-1)
+        every = torch.stack(torch.broadcast_tensors(*(values[name] for name in self.layout.numbers())), -1)
+        start, flat = self.model.initial_state(), every.reshape(-1, every.shape[-1])
+        rows = [steady_state(self._derivative, start, args=(each,)).y for each in flat.unbind()]
+        return torch.stack(rows).reshape(*every.shape[:-1], len(self.model.states)).unbind(-1)
 
-    def _derivative(self, t: Tensor, y: Tensor, *values: Tensor) -> Tensor:
-        return functional_call(self.model, dict(zip(self.names, values, strict=True)), (t, y))
+    def _derivative(self, t: Tensor, y: Tensor, values: Tensor) -> Tensor:
+        return functional_call(self.model, self.layout.named(values), (t, y))

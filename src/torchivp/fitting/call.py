@@ -48,7 +48,7 @@ def python_call(function: Callable[..., Any], arguments: Mapping[str, Any], data
             *_optimiser_lines(arguments.get("optimiser")),
             "",
             "result = fit(",
-            f"    {_constructor(model)},",
+            _model_line(model),
             f"    {str(source)!r}," if path else f"    data,  # {data.source}",
             *(_argument(name, value) for name, value in said.items()),
             ")",
@@ -96,6 +96,13 @@ def _written_name(source: Any) -> str:
     qualified = getattr(source, "__qualname__", "<lambda>")
     name = source.__name__ if "<locals>" in qualified else qualified
     return "func" if name == "<lambda>" else name
+
+
+def _model_line(model: Model) -> str:
+    """The model as an argument."""
+    if any(parameter.ndim for parameter in model.parameters()):  # which no text can hold
+        return f"    model,  # {_written_name(type(model))} with the tensors that it began with"
+    return f"    {_constructor(model)},"
 
 
 def _constructor(model: Model) -> str:

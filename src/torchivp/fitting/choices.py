@@ -10,10 +10,13 @@ from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from torchivp.checks import did_you_mean
 from torchivp.fitting.assignments import STEADY, initial_assignments, tie_assignments
 from torchivp.fitting.data import DataError, Dataset, Trajectory
+from torchivp.fitting.parameters import TENSOR, ParameterLayout, entries
 from torchivp.fitting.priors import read_prior
 from torchivp.fitting.quantities import Assignment, Quantities, Quantity, Scale
 from torchivp.models.model import Model
@@ -65,11 +68,10 @@ def list_quantities(
     quantities = chooser.apply_values([*chooser.parameters(), *chooser.initial_states(), *deviations])
     if not any(quantity.free for quantity in quantities):
         raise ValueError("nothing is free, so there is nothing to fit: leave something out of fixed")
-    parameters = [name for name, _ in model.named_parameters()]
     constants = {i: series.constants for i, series in enumerate(data.trajectories)}
     return Quantities(
         quantities,
-        parameters,
+        chooser.layout,
         [*choices.parameters, *(each.name for each in deviations)],
         list(model.states),
         len(data.trajectories),
@@ -83,7 +85,10 @@ class _Chooser:
 
     def __init__(self, model: Model, data: Dataset, choices: Choices, log_states: frozenset[str]):
         self.model, self.data, self.choices, self.log_states = model, data, choices, log_states
-        self.names = [*(name for name, _ in model.named_parameters()), *choices.parameters]
+        _check_parameters(model)
+        self.layout = ParameterLayout.of(model)
+        self.tensors = {name: shape for name, shape in self.layout if shape}
+        self.names = [*(name for name in self.layout.names if name not in self.tensors), *choices.parameters]
         self.initial = self._read_initial()
         self._check_names()
         self.assignments: list[Assignment] = [
@@ -115,12 +120,17 @@ class _Chooser:
         choices, model = self.choices, self.model
         own = {name for name, _ in model.named_parameters()}
         for name, value in choices.parameters.items():
-            if name in own or name in model.states:
+            if name in own or name in model.states or self._is_of_tensors(name):
                 raise ValueError(f"parameters names {name!r}, which {type(model).__name__} has already: rename one")
             if not name.isidentifier() or not math.isfinite(value):
                 raise ValueError(f"parameters must give names of Python's finite numbers, got {name!r}: {value!r}")
         for argument, given in (("tied", choices.tied), ("by", choices.by)):
             for name in given:
+                if self._is_of_tensors(name):
+                    raise ValueError(
+                        f"{argument} names {name!r}, which is a tensor, and a formula or a label gives single numbers: "
+                        "make each number a parameter of its own"
+                    )
                 if name not in self.names:
                     raise ValueError(
                         f"{argument} names {name!r}, which is no parameter.{did_you_mean(name, self.names)} There are "
@@ -130,18 +140,52 @@ class _Chooser:
             raise ValueError(f"{both[0]} is tied, so it cannot be in by, fixed or start too: drop it from one")
 
     def parameters(self) -> list[Quantity]:
-        """A quantity for each parameter, or for each group of trajectories where `by` says so."""
+        """A quantity for each number of a parameter, or for each group of trajectories where `by` says so."""
         quantities = []
         for name, parameter in self.model.named_parameters():
-            if parameter.ndim != 0:
-                raise ValueError(
-                    f"the parameter {name} has shape {tuple(parameter.shape)}, and a fit estimates single numbers: "
-                    "make each a parameter of its own"
-                )
-            quantities += self._parameter(name, parameter.item(), self.model.is_positive(name))
+            if parameter.ndim:
+                quantities += self._tensor(name, parameter)
+            else:
+                quantities += self._parameter(name, parameter.item(), self.model.is_positive(name))
         for name, value in self.choices.parameters.items():
             quantities += self._parameter(name, float(value), value > 0)
         return quantities
+
+    def _tensor(self, name: str, parameter: Tensor) -> list[Quantity]:
+        """A quantity for each entry of a parameter that is a tensor; positive only where the model says so."""
+        values = parameter.detach().double()
+        log = name in (self.model.positive or ())
+        size = values.square().mean().sqrt().item() or 1.0
+        unit, meaning = self.model.units.get(name, ""), self.model.meanings.get(name, "")
+        scale: Scale = "log" if log else "linear"
+        return [
+            Quantity(entry, TENSOR, name, None, value, True, scale, 1.0 if log else size, unit, meaning)
+            for entry, value in zip(entries(name, tuple(values.shape)), values.flatten().tolist(), strict=True)
+        ]
+
+    def _is_of_tensors(self, name: str) -> bool:
+        """Whether a name is that of a tensor, or of a module with tensors in it."""
+        return any(_stands_for(name, tensor, tensor) for tensor in self.tensors)
+
+    def _by_entry(self, given: Mapping[str, Any], argument: str) -> dict[str, Any]:
+        """What `given` says, with a number for each entry of a tensor in the place of the tensor."""
+        found: dict[str, Any] = {}
+        for name, value in given.items():
+            if not self._is_of_tensors(name):
+                found[name] = value
+                continue
+            shape = self.tensors.get(name)
+            values = np.asarray(value.detach() if isinstance(value, Tensor) else value, dtype=np.float64)
+            if shape is None or values.shape != shape:
+                of = [each for each in self.tensors if _stands_for(name, each, each)]
+                listed = ", ".join(f"{each} of shape {self.tensors[each]}" for each in of)
+                raise ValueError(
+                    f"{argument} gives {name} the shape {values.shape}, and there is {listed}: give {argument}="
+                    f"{{{of[0]!r}: a tensor of its shape}}; what is to stay as it is in the model is left out of free, "
+                    "or gets requires_grad_(False)"
+                )
+            found |= dict(zip(entries(name, shape), values.ravel().tolist(), strict=True))
+        return found
 
     def _parameter(self, name: str, value: float, log: bool) -> list[Quantity]:
         if name in self.choices.tied or self._all_known(name):
@@ -226,9 +270,9 @@ class _Chooser:
     def apply_values(self, quantities: list[Quantity]) -> list[Quantity]:
         """The quantities with their scales, bounds, priors and values, free or held."""
         choices = self.choices
-        fixed = self._by_name(quantities, choices.fixed, "fixed")
+        fixed = self._by_name(quantities, self._by_entry(choices.fixed, "fixed"), "fixed")
         fixed |= self._numbers_of_initial(quantities)
-        start = self._by_name(quantities, choices.start, "start")
+        start = self._by_name(quantities, self._by_entry(choices.start, "start"), "start")
         for name in sorted({*fixed} & {*start}):
             if fixed[name] != start[name]:
                 raise ValueError(
@@ -253,7 +297,7 @@ class _Chooser:
                 magnitude = 1.0 if scale != "linear" else abs(value) or 1.0
             made = replace(
                 each,
-                value=value if known is not None else _into_bounds(value, lower, upper, scale),
+                value=value if known is not None or each.kind == TENSOR else _into_bounds(value, lower, upper, scale),
                 free=is_free,
                 scale=scale,
                 magnitude=magnitude,
@@ -283,7 +327,12 @@ class _Chooser:
         if given is None:
             said = {state for state, how in self.initial.items() if how == SHARED}
             free = {*self.data.states, *said}
-            return {each.name for each in quantities if each.kind != "initial state" or each.key in free}
+            frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+            return {
+                each.name
+                for each in quantities
+                if (each.key not in frozen if each.kind == TENSOR else each.kind != "initial state" or each.key in free)
+            }
         names = dict.fromkeys([given] if isinstance(given, str) else given, 0.0)
         found = set(self._by_name(quantities, names, "free"))
         found |= {each.name for each in quantities if each.kind == "sigma" and each.name not in fixed}
@@ -301,7 +350,7 @@ class _Chooser:
         """What `given` says, by the full names of quantities; a state's or parameter's name stands for all of its."""
         found = {}
         for name, value in given.items():
-            named = [quantity.name for quantity in quantities if name in (quantity.name, quantity.key)]
+            named = [quantity.name for quantity in quantities if _stands_for(name, quantity.name, quantity.key)]
             if not named:
                 self._refuse_name(quantities, name, argument)
             found.update(dict.fromkeys(named, (read or _number(argument))(name, value)))
@@ -319,11 +368,26 @@ class _Chooser:
                 f"{argument} names {name!r}: the size of the noise of a column is held by sigma={{column: number}}, "
                 "and neither started nor bounded"
             )
-        known = list(dict.fromkeys([*(each.key for each in quantities), *(each.name for each in quantities)]))
+        singles = [each.name for each in quantities if each.kind != TENSOR]
+        known = list(dict.fromkeys([*(each.key for each in quantities), *singles]))
         raise ValueError(
             f"{argument} names {name!r}, which is no parameter or state.{did_you_mean(name, known)} There are "
             f"{', '.join(known)}"
         )
+
+
+def _check_parameters(model: Model) -> None:
+    """Refuse parameters that are no real numbers, or none yet."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(f"the parameter {name} has no numbers yet: call the model once, for its lazy layers")
+        if not parameter.is_floating_point() or not bool(parameter.isfinite().all()):
+            raise ValueError(f"the parameter {name} must hold finite real numbers")
+
+
+def _stands_for(given: str, name: str, key: str) -> bool:
+    """Whether a name in an argument is a quantity's, or that of the parameter, state or module that it belongs to."""
+    return given in (name, key) or key.startswith(f"{given}.")
 
 
 def _number(argument: str) -> Callable[[str, Any], float]:

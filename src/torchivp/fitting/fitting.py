@@ -34,6 +34,7 @@ from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_optimiser
 from torchivp.fitting.searching.maximise import Maximum, descend, find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
+from torchivp.fitting.searching.scales import changes_at, seen_changes
 from torchivp.fitting.searching.shooting import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
@@ -47,6 +48,7 @@ from torchivp.fused.refusal import CannotFuse
 from torchivp.journal import identity_of_class
 from torchivp.methods import find_method
 from torchivp.models.model import Model
+from torchivp.models.module_model import as_model
 from torchivp.models.stochastic_model import StochasticModel
 from torchivp.solution import SolveError
 
@@ -92,7 +94,7 @@ def fit(
     starts: int | None = None,
     shooting: Shooting = "auto",
     executor: Workers = None,
-    optimiser: Optimiser = LEAST_SQUARES,
+    optimiser: Optimiser = AUTO,
     checkpoint: str | Path | None = None,
     backend: Backend = "auto",
     progress: bool | Progress = False,
@@ -107,7 +109,9 @@ def fit(
 
     Args:
         model: an instance of `torchivp.models.Model`; it is not changed. What is solved is a copy in float64. That of a
-            `StochasticModel` is a filter: see "Stochastic models" in the documentation.
+            `StochasticModel` is a filter: see "Stochastic models" in the documentation. Tensors and networks in it (see
+            "Networks in a model") begin as they are. An `nn.Module` with an attribute `states`, a dict of names and
+            initial values, is taken for a `ModuleModel`.
         data: a table (see `read_data`): the path of a CSV, TSV, Parquet or Excel file, a pandas or Polars DataFrame, a
             dict of columns; or a `Dataset`, of which what says how to read a table (`time`, `observe`, ...) is refused.
         time: the name of the time column.
@@ -127,11 +131,12 @@ def fit(
             that is known, or with `long` the name of a column that holds the standard deviation of each value; or a
             dict of these by observed column, without `long` names of columns among them. 0 for states of a
             `StochasticModel` that are measured exactly.
-        free: the names of what to estimate (an initial state by the name of its state); "all"; or None for all
-            parameters and the initial states of observed states. What is not free is held at its value in `fixed`,
+        free: the names of what to estimate (an initial state by the name of its state, all parameters of a part of the
+            model by its name); "all"; or None for all parameters and the initial states of observed states, without
+            tensors that require no gradient. What is not free is held at its value in `fixed`,
             in `start`, or else a parameter at its value in `model`, an observed initial state at its first datum,
             and another one at the default of the model.
-        fixed: values at which to hold quantities, by name.
+        fixed: values at which to hold quantities, by name; of a tensor one of its shape.
         start: values from which to start, by name; with them, no others are tried.
         initial: what the initial states are, by state: a number, "shared" for one that all trajectories have in common,
             a formula in parameters and other initial states such as "763 - infected", or a function of an object that
@@ -147,7 +152,8 @@ def fit(
             scales, and the values of each trajectory; bounds and priors are those of the population. The likelihood is
             the marginal one, by Laplace's approximation: see "Differences between subjects" in the documentation.
         scale: by name, the scale of estimation: "log", "linear" or "logit" (between its bounds).
-        bounds: by name, (lower, upper), None for no bound.
+        bounds: by name, (lower, upper), None for no bound; those of a tensor are of each of its entries. Likewise
+            `scale` and `priors`.
         priors: by name, what is known beforehand of a value: a distribution of `torch.distributions`, or (mean,
             standard deviation) of a normal one. The maximum is then that of the density a posteriori.
         constraints: inequalities between parameters, such as "ka > ke".
@@ -179,9 +185,11 @@ def fit(
             them side by side; the result is the same to the last bit. `result.bootstrap` and `result.profiles` take one
             too.
         optimiser: "least-squares", the trust-region Gauss-Newton method; "l-bfgs", by the gradient alone, for hundreds
-            of parameters; the name of another method of `scipy.optimize.minimize` that needs no second derivatives; or
+            of parameters; "auto" for the first, or for the second where the model has tensors and more than 100 numbers
+            are free; the name of another method of `scipy.optimize.minimize` that needs no second derivatives; or
             what makes an optimiser of torch from a list of tensors, such as `functools.partial(torch.optim.Adam,
-            lr=0.01)`. All but the first start from the values in `start` or in the model, and try no others.
+            lr=0.01)`. All but the first start from the values in `start` or in the model, and try no others; so does
+            the first where tensors are free.
         checkpoint: a file to which all solves are written as they are made. A fit that was killed goes on from it when
             it is repeated with the same arguments, and ends at the same bits.
         backend: what solves the model: "eager", torch, operation by operation; "fused", one kernel compiled from the
@@ -197,7 +205,7 @@ def fit(
         DataError: the data cannot be fitted: see `read_data`; or there are no more values than free quantities, or
             values that the noise does not allow.
         ValueError: an argument makes no sense; the message says how to mend it.
-        TypeError: `model` is not a `Model`.
+        TypeError: `model` is neither a `Model` nor a module with states.
         ImportError: a package that reads the table is not installed.
         RuntimeError: the model cannot be solved from any start.
 
@@ -211,6 +219,7 @@ def fit(
     free = free if free is None or isinstance(free, str) else list(free)
     arguments = dict(locals())
     began = clock.perf_counter()
+    model = arguments["model"] = as_model(model)
     _check_arguments(model, method, max_iterations, starts, start)
     _check_shooting(shooting, model, starts)
     if check_executor(executor) is not None and starts is None:
@@ -218,7 +227,7 @@ def fit(
             "executor= searches from many starts: give starts=100, or give it to result.bootstrap and result.profiles"
         )
     check_optimiser(optimiser)
-    if optimiser != LEAST_SQUARES:
+    if optimiser not in (LEAST_SQUARES, AUTO):
         _check_descent(model, starts=starts, shooting=shooting, random=random)
     modes, columns = _split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
@@ -262,7 +271,8 @@ def fit(
     quantities = list_quantities(model, dataset, choices, log_states, measurement.quantities if measurement else ())
     effects = find_effects(kinds, quantities, dataset, levels)
     used = len(measurement.starts) if measurement else 0
-    check_enough(dataset, len(quantities.free) + len(levels.names) + len(kinds), used)
+    tensors = not quantities.single.all()
+    check_enough(dataset, int(quantities.single.sum()) + len(levels.names) + len(kinds), used)
     check_positive("rtol", rtol)
     tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(
@@ -274,12 +284,23 @@ def fit(
     misfit.check_gradient()
     if shooting == "multiple":
         check_segments(misfit)
-    _choose_solver(misfit, check_backend(backend), many=effects is not None)
+    _choose_solver(misfit, check_backend(backend), many=effects is not None or tensors)
+    if optimiser == AUTO:
+        optimiser = "l-bfgs" if tensors and misfit.many else LEAST_SQUARES
+        if optimiser != LEAST_SQUARES:
+            _check_descent(model, starts=starts, shooting=shooting, random=random)
     with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
         search = Search(
-            misfit, levels, tell, max_iterations, choose_method=method == AUTO, starts=starts, shooting=shooting
+            seen_changes(misfit),
+            levels,
+            tell,
+            max_iterations,
+            choose_method=method == AUTO,
+            starts=starts,
+            shooting=shooting,
         )
-        how = maximise_innovations if measurement else partial(maximise, given=start is not None, executor=executor)
+        given = start is not None or tensors
+        how = maximise_innovations if measurement else partial(maximise, given=given, executor=executor)
         if optimiser != LEAST_SQUARES:
             how = descend(optimiser)
         maximum = find_maximum(search, how, automatic=atol is None)
@@ -287,6 +308,8 @@ def fit(
         if effects is not None:
             marginal = find_marginal_maximum(search, effects, maximum, automatic=atol is None)
             maximum = marginal.maximum
+        if marginal is None:
+            search.misfit = changes_at(search.misfit, levels, maximum.likelihood)
         maximum = replace(maximum, doubts=_doubts(search, maximum))
         call = python_call(fit, arguments, dataset)
         return assemble(search, maximum, derived or {}, call, clock.perf_counter() - began, marginal)
@@ -299,7 +322,7 @@ def _doubts(search: Search, maximum: Maximum) -> list[str]:
         *maximum.doubts,
         *check_derivatives(misfit, levels, likelihood),
         *worse_than_constant(misfit, levels, likelihood),
-        *held_by_constraints(misfit, levels, likelihood),
+        *([] if maximum.active else held_by_constraints(misfit, levels, likelihood)),
         *levels.doubts(likelihood.minimum.found, misfit.data.observables),
     ]
 
@@ -318,8 +341,6 @@ def _journal(misfit: Misfit, path: str | Path | None, arguments: Mapping[str, An
 
 
 def _check_arguments(model: Model, method: str, max_iterations: int, starts: int | None, start: Any) -> None:
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be a torchivp.models.Model, got {type(model).__name__}")
     if method != AUTO and find_method(method).error_order is None:
         raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
     check_whole_number("max_iterations", max_iterations, 1)
@@ -436,7 +457,7 @@ def _read_inputs(
 
 
 def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
-    """Let a kernel solve the model, if one is to; there are so `many` solves of random effects that it always pays."""
+    """Let a kernel solve the model, if one is to; random effects and tensors take so `many` solves that it pays."""
     if backend == "eager":
         return
     # Those of the moments of a stochastic model are so many too.

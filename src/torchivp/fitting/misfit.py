@@ -24,13 +24,12 @@ from torchivp.fitting.solving.journal import FitJournal
 from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.paths import Paths, PathSolver, Rows
 from torchivp.fitting.solving.right_hand_side import check_gradient
-from torchivp.fitting.solving.step_loop import StepLoop
+from torchivp.fitting.solving.step_loop import MANY_DIRECTIONS, StepLoop
 from torchivp.fitting.solving.stretches import Accuracy, Solver
 from torchivp.fitting.solving.together import Broker
 from torchivp.models.model import Model
 from torchivp.solution import SolveError
 
-_MANY_DIRECTIONS = 100  # from where on a gradient comes from a pass backwards
 _AT_A_TIME = 1 << 15  # numbers of the tables of observables
 
 NOT_FINITE = "an observable, or its derivative with respect to what is free, is not finite"
@@ -173,6 +172,12 @@ class Misfit:
         other.quantities = self.quantities.shifted(shifts)
         return other
 
+    def rescaled(self, magnitudes: NDArray[np.float64]) -> Misfit:
+        """The same misfit with other typical changes of what is free, [n_free]."""
+        other = copy.copy(self)
+        other.quantities = self.quantities.rescaled(magnitudes)
+        return other
+
     def through(self, broker: Broker, number: int) -> Misfit:
         """The same misfit for one of several searches side by side, whose solves the broker puts together."""
         other = copy.copy(self)
@@ -199,8 +204,7 @@ class Misfit:
             ValueError: the message says which, and how to write the model.
         """
         own = self.quantities.locals(torch.tensor(self.quantities.theta()))[0]
-        named = dict(zip(self.quantities.names, own, strict=True))
-        parameters = {name: named[name] for name in self.quantities.parameter_names}
+        parameters = self.quantities.layout.named(own[: self.quantities.layout.count])
         series = self.data.trajectories[0].t
         self.observables.check(float(series[0]), own[-len(self.model.states) :], own)
         times = [float(t) for t in np.linspace(series[0], series[-1], 4)]
@@ -322,7 +326,7 @@ class Misfit:
         Returns:
             None if a solve fails, or a number is not finite.
         """
-        if len(self.moved) <= _MANY_DIRECTIONS:
+        if not self.many:
             found = self.predictions(theta)
             return None if found is None else (found, by_value(found) @ found.jacobian)
         journal = self.shared.journal
@@ -433,7 +437,7 @@ class Misfit:
     def _rows(self, own: Tensor, trajectories: Sequence[int], derivatives: bool) -> Rows:
         """The rows with these locals [rows, n_locals]; their directions are the locals that depend on theta."""
         quantities = self.quantities
-        n, count = len(quantities.state_names), len(quantities.parameter_names)
+        n, count = len(quantities.state_names), quantities.layout.count
         states, parameters = self.directions if derivatives else ((), ())
         tangents = own.new_zeros(len(own), len(states) + len(parameters), n)
         for d, state in enumerate(states):
@@ -445,7 +449,12 @@ class Misfit:
         """The numbers of the initial states and of the parameters of the model that depend on theta."""
         moving, n = self.quantities.moving, len(self.quantities.state_names)
         states = np.flatnonzero(moving[-n:]).tolist()
-        return tuple(states), tuple(np.flatnonzero(moving[: len(self.quantities.parameter_names)]).tolist())
+        return tuple(states), tuple(np.flatnonzero(moving[: self.quantities.layout.count]).tolist())
+
+    @property
+    def many(self) -> bool:
+        """Whether there are so many directions that a gradient comes from a pass backwards."""
+        return len(self.moved) > MANY_DIRECTIONS
 
     @cached_property
     def moved(self) -> list[int]:
@@ -486,7 +495,13 @@ class Misfit:
         seen = self.observables.with_slopes(t, paths.states, flat)
         flat_slopes = slopes.reshape(-1, *slopes.shape[2:])
         # By the way of the states: first how each observable moves with each direction, then the chain rule.
-        by_direction = seen.by_state @ np.swapaxes(paths.tangents.numpy(), -1, -2)
+        tangents = paths.tangents.numpy()
+        if not np.isfinite(seen.by_state).all():
+            # The slope of a root at zero does not matter where the state is known, and moves in no direction.
+            still = (tangents == 0).all(-2)[..., None, :]
+            seen.by_state[still & ~np.isfinite(seen.by_state)] = 0.0
+        with np.errstate(invalid="ignore"):
+            by_direction = seen.by_state @ np.swapaxes(tangents, -1, -2)
         jacobian = by_direction @ flat_slopes[:, None, self.moved]  # whose rounding does not depend on other rows
         if not self.observables.plain:
             jacobian += seen.by_local @ flat_slopes[:, None]
@@ -514,10 +529,13 @@ class Misfit:
         own, slopes = every[trajectory : trajectory + 1], all_slopes[trajectory : trajectory + 1]
         rows = self._rows(own, [trajectory], derivatives)
         paths = self._checked(self._solve(rows, {trajectory: list(t)}))
-        by_theta = np.einsum("tds,df->tsf", paths.tangents[0].numpy(), slopes[0][self.moved]) if derivatives else None
+        states = paths.states[0].numpy()
+        by_theta = np.zeros((*states.shape, 0))
+        if derivatives:
+            by_theta = np.einsum("tds,df->tsf", paths.tangents[0].numpy(), slopes[0][self.moved])
         chosen = slopes if derivatives else slopes[..., :0]
         values, jacobian = self._observe(paths, own[None], chosen[None], np.array(t)[None], (1, 1))
-        return Path(paths.states[0].numpy(), by_theta, values[0, 0], jacobian[0, 0])
+        return Path(states, by_theta, values[0, 0], jacobian[0, 0])
 
     def _checked(self, paths: Paths) -> Paths:
         if paths.failure is not None:
@@ -531,14 +549,14 @@ class Path:
 
     Attributes:
         states: [T, n_states].
-        state_slopes: their derivatives by theta, [T, n_states, n_free]; None if they were not wanted.
+        state_slopes: their derivatives by theta, [T, n_states, n_free]; [..., 0] if they were not wanted.
         observables: [T, n_observed].
         observable_slopes: [T, n_observed, n_free]; [..., 0] if they were not wanted.
         spread: of a stochastic model: how uncertain they are besides.
     """
 
     states: NDArray[np.float64]
-    state_slopes: NDArray[np.float64] | None
+    state_slopes: NDArray[np.float64]
     observables: NDArray[np.float64]
     observable_slopes: NDArray[np.float64]
     spread: Spread | None = None

@@ -71,8 +71,9 @@ class Observables:
     def __init__(self, model: Model, data: Dataset, quantities: Quantities):
         self.names = list(data.observables)
         self._states = list(model.states)
-        self._locals = quantities.names
-        self._parameters = [name for name in quantities.names if name not in model.states]
+        self._count, self._single = len(quantities.names), quantities.single_names
+        self._parameters = [name for name in quantities.single_names if name not in model.states]
+        self._columns_of = {name: quantities.names.index(name) for name in self._parameters}
         self._names = list(data.observables)
         self._columns: list[int | Formula] = []
         for column, state in zip(data.observables, data.states, strict=True):
@@ -86,10 +87,10 @@ class Observables:
         if not isinstance(given, str):
             return _function(column, given, self._states, self._parameters)
         definitions = getattr(model, "definitions", {})
-        refuse_constants(f"what column {column!r} observes", given, self._locals, time=True)
+        refuse_constants(f"what column {column!r} observes", given, self._single, time=True)
         formula = _Named(Expression(given), definitions)
         for name in formula.names:
-            if name != "t" and name not in self._locals:
+            if name != "t" and name not in self._single:
                 raise DataError(
                     f"column {column!r} is to observe {given!r}, which uses {name!r}. There are the states "
                     f"{', '.join(self._states)} and the parameters {', '.join(self._parameters)}; another parameter "
@@ -159,7 +160,7 @@ class Observables:
         """The observables with their derivatives; arguments as of `values`."""
         values = np.empty((*y.shape[:2], len(self._columns)))
         by_state = np.zeros((*values.shape, len(self._states)))
-        by_local = np.zeros((*values.shape, len(self._locals)))
+        by_local = np.zeros((*values.shape, self._count))
         for k, each in enumerate(self._columns):
             if isinstance(each, int):
                 values[..., k] = y[..., each].numpy()
@@ -218,7 +219,7 @@ class Observables:
         if isinstance(column, int):
             return y[..., column]
         own = own if own.ndim == y.ndim else own[:, None]
-        named = {name: own[..., k] for k, name in enumerate(self._locals) if name in self._parameters}
+        named = {name: own[..., k] for name, k in self._columns_of.items()}
         named |= {name: y[..., k] for k, name in enumerate(self._states)}
         return torch.as_tensor(column({**named, "t": t}), dtype=torch.float64)
 

@@ -43,20 +43,25 @@ class Prior:
         inside = self.distribution.support.check(at)  # pyright: ignore[reportOptionalMemberAccess]
         return torch.where(inside, self.distribution.log_prob(torch.where(inside, at, self.mode)), -math.inf).numpy()
 
-    def residual(self, value: float) -> tuple[float, float]:
-        """The signed deviance residual r and its slope: r^2 / 2 is what the log density has lost since its mode."""
-        at = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    def residuals(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The signed deviance residual r of each value [n], and its slope.
+
+        r^2 / 2 is what the log density has lost since its mode; outside the support r is infinite.
+        """
+        at, mode = torch.tensor(values, requires_grad=True), torch.tensor(self.mode, dtype=torch.float64)
+        inside = self.distribution.support.check(at.detach())  # pyright: ignore[reportOptionalMemberAccess]
         with torch.enable_grad():
-            lost = self._log_density(torch.tensor(self.mode, dtype=torch.float64)) - self._log_density(at)
-            if not torch.isfinite(lost):
-                return math.inf, 0.0
-            (slope,) = torch.autograd.grad(lost, at, create_graph=True)
-            if lost.item() <= _FLAT:
-                curvature = torch.autograd.grad(slope, at)[0].item() if slope.requires_grad else 0.0
-                root = math.sqrt(max(curvature, 0.0))
-                return root * (value - self.mode), root
-        size = math.copysign(math.sqrt(2 * lost.item()), value - self.mode)
-        return size, slope.item() / size
+            lost = self.distribution.log_prob(mode) - self.distribution.log_prob(torch.where(inside, at, mode))
+            (slope,) = torch.autograd.grad(lost.sum(), at, create_graph=True)
+            flat = lost.detach() <= _FLAT
+            curvature = torch.zeros_like(slope)
+            if bool(flat.any()) and slope.requires_grad:
+                (curvature,) = torch.autograd.grad(slope.sum(), at)
+        known = inside & lost.isfinite()
+        away, root = at.detach() - mode, curvature.clamp_min(0.0).sqrt()
+        size = torch.where(flat, root * away, (2 * lost.detach().clamp_min(0.0)).sqrt().copysign(away))
+        slopes = torch.where(flat, root, slope.detach() / size)
+        return torch.where(known, size, math.inf).numpy(), torch.where(known, slopes, 0.0).numpy()
 
     def _log_density(self, value: torch.Tensor) -> torch.Tensor:
         inside = self.distribution.support.check(value)  # pyright: ignore[reportOptionalMemberAccess]
@@ -131,11 +136,15 @@ def prior_residuals(
     residuals, jacobian = np.zeros(len(known)), np.zeros((len(known), len(theta)))
     if known:
         values, slopes = quantities.free_values(theta), quantities.slopes(theta)
+        same: dict[int, list[int]] = {}  # those of the entries of a tensor are one object
         for i, j in enumerate(known):
-            prior = quantities.free[j].prior
+            same.setdefault(id(quantities.free[j].prior), []).append(i)
+        for rows in same.values():
+            of = [known[i] for i in rows]
+            prior = quantities.free[of[0]].prior
             assert prior is not None, "chosen so"
-            residuals[i], slope = prior.residual(values[j])
-            jacobian[i, j] = slope * slopes[j]
+            residuals[rows], by_value = prior.residuals(values[of])
+            jacobian[rows, of] = by_value * slopes[of]
     return residuals, jacobian
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchivp.fitting.parameters import TENSOR, ParameterLayout
 from torchivp.fitting.priors import Prior
 
-Kind = Literal["parameter", "initial state", "random", "sigma", "derived"]
+Kind = Literal["parameter", "tensor", "initial state", "random", "sigma", "derived"]
 Scale = Literal["log", "linear", "logit"]
 
 
@@ -25,8 +26,8 @@ class Quantity:
 
     Attributes:
         name: how reports and arguments call it: "alpha", "alpha[wild type]" of a group, "prey(1900)", or "prey(0)[A]"
-            of trajectory A.
-        kind: "parameter", "initial state" or "sigma".
+            of trajectory A; "net.0.weight[1,0]".
+        kind: "parameter", "tensor" for an entry of one, "initial state" or "sigma".
         key: the name of the parameter or state in the model.
         trajectories: the numbers of the trajectories that it belongs to; None for all.
         value: the value at which it is held, or from which the search starts.
@@ -120,7 +121,7 @@ class Quantities:
 
     Args:
         quantities: parameters first, then initial states, then standard deviations.
-        parameters: the names of the parameters of the model.
+        layout: the parameters of the model, each number of which is a local.
         extras: the names of the further parameters, and of standard deviations.
         states: the names of the states.
         n_trajectories: the number of trajectories.
@@ -134,6 +135,9 @@ class Quantities:
         lower: the bounds of `theta`, [n_free].
         upper: likewise.
         names: the names of the locals: parameters, further parameters, states.
+        single_names: those that formulas may use, without the entries of tensors.
+        single: which of the free ones are no entries of tensors, [n_free].
+        layout: as given.
         assignments: as given.
         shifts: by how much theta is moved in each trajectory, [n_trajectories, n_free]; None for not at all.
     """
@@ -141,7 +145,7 @@ class Quantities:
     def __init__(
         self,
         quantities: Sequence[Quantity],
-        parameters: Sequence[str],
+        layout: ParameterLayout,
         extras: Sequence[str],
         states: Sequence[str],
         n_trajectories: int,
@@ -153,8 +157,10 @@ class Quantities:
         self.magnitudes = np.array([quantity.magnitude for quantity in self.free])
         self.lower = np.array([quantity.ends[0] for quantity in self.free])
         self.upper = np.array([quantity.ends[1] for quantity in self.free])
-        self.parameter_names, self.state_names = list(parameters), list(states)
-        self.names = [*parameters, *extras, *states]
+        self.layout, self.state_names = layout, list(states)
+        self.names = [*layout.numbers(), *extras, *states]
+        self.single_names = [*(name for name, shape in layout if not shape), *extras, *states]
+        self.single = np.array([quantity.kind != TENSOR for quantity in self.free], dtype=bool)
         self.assignments = list(assignments)
         self.shifts: Tensor | None = None
         self._values = torch.tensor([quantity.value for quantity in self.all], dtype=torch.float64)
@@ -171,7 +177,7 @@ class Quantities:
         source = np.full((n_trajectories, len(self.names)), len(self.all))
         by_key: dict[str, list[int]] = {}
         for number, quantity in enumerate(self.all):
-            by_key.setdefault(quantity.key, []).append(number)
+            by_key.setdefault(quantity.name if quantity.kind == TENSOR else quantity.key, []).append(number)
         for column, name in enumerate(self.names):
             for number in by_key.get(name, []):
                 rows = self.all[number].trajectories
@@ -198,6 +204,15 @@ class Quantities:
         """The same quantities, with theta moved in each trajectory by its own shifts [n_trajectories, n_free]."""
         other = copy.copy(self)
         other.shifts = None if shifts is None else torch.tensor(shifts)
+        return other
+
+    def rescaled(self, magnitudes: NDArray[np.float64]) -> Quantities:
+        """The same quantities with other typical changes of the free ones, [n_free]."""
+        other = copy.copy(self)
+        other.magnitudes = magnitudes
+        changed = iter(magnitudes.tolist())
+        other.all = [replace(each, magnitude=next(changed)) if each.free else each for each in self.all]
+        other.free = [each for each in other.all if each.free]
         return other
 
     def _in_trajectories(self, theta: Tensor) -> Tensor:
@@ -241,6 +256,26 @@ class Quantities:
             gaps = np.minimum(theta - self.lower, self.upper - theta)
         return np.array(gaps < distance * self.magnitudes, dtype=bool)
 
+    def label(self, entry: int) -> str:
+        """What an entry of theta belongs to, as reports call it: a quantity, or a tensor."""
+        quantity = self.free[entry]
+        return quantity.key if quantity.kind == TENSOR else quantity.name
+
+    def labels(self, entries: NDArray[np.bool_]) -> list[str]:
+        """What some of the entries of theta belong to, each once."""
+        return list(dict.fromkeys(self.label(j) for j in np.flatnonzero(entries).tolist()))
+
+    def probes(self) -> dict[str, NDArray[np.float64]]:
+        """A change of theta for each free quantity, and one for each tensor, all entries of which move at random."""
+        drawn = np.random.default_rng(0).standard_normal(len(self.free))
+        found: dict[str, NDArray[np.float64]] = {}
+        for j, one in enumerate(self.single):
+            change = found.setdefault(self.label(j), np.zeros(len(self.free)))
+            change[j] = self.magnitudes[j] * (1.0 if one else drawn[j])
+        for change in found.values():
+            change /= np.linalg.norm(change / self.magnitudes)
+        return found
+
     def theta(self, values: Mapping[str, float] | None = None) -> NDArray[np.float64]:
         """The vector `theta` at the start values, some of which `values` may replace, by name."""
         given = values or {}
@@ -251,9 +286,12 @@ class Quantities:
         values = self.values(self._in_trajectories(theta))
         every = torch.cat([values, self._known.expand(*values.shape[:-1], -1)], -1)
         if self.shifts is None:
-            columns = list(every[..., self._source].unbind(-1))
+            own = every[..., self._source]
         else:
-            columns = list(every.gather(-1, self._source.expand(*every.shape[:-1], -1)).unbind(-1))
+            own = every.gather(-1, self._source.expand(*every.shape[:-1], -1))
+        if not self.assignments:
+            return own
+        columns = list(own.unbind(-1))
         for each in self.assignments:
             for column, value in zip(
                 self._columns(each.targets), each.function(self._named(columns, each)), strict=True
@@ -306,6 +344,5 @@ class Quantities:
         return torch.where(chosen, value, otherwise)
 
     def parameters(self, theta: Tensor, trajectory: int = 0) -> dict[str, Tensor]:
-        """The parameters of the model in a trajectory by name, each [...]."""
-        own = self.locals(theta)[..., trajectory, :]
-        return {name: own[..., k] for k, name in enumerate(self.parameter_names)}
+        """The parameters of the model in a trajectory by name, each [..., *shape]."""
+        return self.layout.named(self.locals(theta)[..., trajectory, : self.layout.count])

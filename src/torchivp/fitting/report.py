@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _DIRECTIONS = 6  # how many combinations the page shows, those that the data determine least
 KINDS = {
     "parameter": "Parameters",
+    "tensor": "Tensors",
     "random": "Differences between trajectories",
     "derived": "Derived",
     "initial state": "Initial states",

@@ -7,6 +7,7 @@ from torchivp.models.function_model import FunctionModel
 from torchivp.models.lorenz import Lorenz
 from torchivp.models.lotka_volterra import LotkaVolterra
 from torchivp.models.model import Model
+from torchivp.models.module_model import ModuleModel
 from torchivp.models.pendulum import Pendulum
 from torchivp.models.robertson import Robertson
 from torchivp.models.sir import SIR
@@ -33,6 +34,7 @@ __all__ = [
     "Lorenz",
     "LotkaVolterra",
     "Model",
+    "ModuleModel",
     "Pendulum",
     "Robertson",
     "StochasticModel",

@@ -26,7 +26,8 @@ class Model(nn.Module):
         >>> Decay()
         Decay(rate=0.5)
 
-    Each parameter becomes a 0-d float64 `nn.Parameter` of that name.
+    Each parameter becomes a 0-d float64 `nn.Parameter` of that name. Further parameters, tensors and modules such as
+    `nn.Linear`, are set as attributes, as in any `nn.Module`, and called like torch calls them, `net.0.weight`.
 
     Args:
         **parameters: the values of the parameters, in the order in which they are to be reported.
@@ -37,7 +38,7 @@ class Model(nn.Module):
         meanings: what each parameter means; may leave parameters out.
         units: the unit of each parameter and state; those left out have none.
         positive: the names of parameters and states that are positive, and are therefore estimated on the log
-            scale. None for all parameters and no state.
+            scale. None for all parameters that are single numbers and no state.
 
     Raises:
         ValueError: a parameter is not a finite number, a name is used twice or belongs to another attribute (such as
@@ -96,8 +97,8 @@ class Model(nn.Module):
         return name in self.positive
 
     def values(self) -> dict[str, float]:
-        """The values of the parameters by name."""
-        return {name: parameter.item() for name, parameter in self.named_parameters()}
+        """The values of the parameters by name, of those that are single numbers."""
+        return {name: parameter.item() for name, parameter in self.named_parameters() if not parameter.ndim}
 
     def initial_state(self) -> Tensor:
         """The default initial state, [n_states], float64."""

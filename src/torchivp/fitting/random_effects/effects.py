@@ -112,6 +112,12 @@ def find_effects(
                 f"random takes noise that is {', '.join(NOISES)}, got {noise.name}: there is no approximation of the "
                 "marginal likelihood for it; use noise='normal', or by={name: column} for values that are fixed effects"
             )
+    if not quantities.single.all():
+        names = ", ".join(quantities.labels(~quantities.single))
+        raise ValueError(
+            f"random estimates single numbers, and there is {names} free too: hold tensors, by free=[...] without them "
+            "or their requires_grad_(False)"
+        )
     entries = []
     for name in random:
         own = [each for each in quantities.all if name in (each.name, each.key)]

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import orth
 
 from torchivp.fitting.assignments import read_formula
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.noise import NoiseModel
+from torchivp.fitting.parameters import TENSOR
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.random_effects.estimates import (
@@ -28,7 +30,13 @@ from torchivp.fitting.random_effects.estimates import (
 from torchivp.fitting.random_effects.maximise import MarginalMaximum
 from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.results.summary import Estimate
-from torchivp.fitting.results.uncertainty import Evidence, Uncertainty, fisher_uncertainty
+from torchivp.fitting.results.uncertainty import (
+    Evidence,
+    Uncertainty,
+    correlation_of,
+    fisher_uncertainty,
+    no_uncertainty,
+)
 from torchivp.fitting.searching.maximise import Maximum
 from torchivp.fitting.searching.optimise import ON_BOUND, Search
 from torchivp.fitting.searching.trust import no_better_than_constant, quantities_at_zero
@@ -63,24 +71,38 @@ def assemble(
     information = levels.information(found, likelihood.sizes)
     floors = levels.floors(maximum.floor)
     absent = (likelihood.sizes[: len(floors)] <= floors) & (not likelihood.at_floor)
-    if marginal is None:
+    if found.jacobian.shape[1] < len(theta):
+        uncertainty = no_uncertainty(quantities.free)
+        sizes = _size_estimates(information, likelihood.sizes, absent, found, uncertainty)
+    elif marginal is None:
         priors = prior_residuals(quantities, theta)[1]
         evidence = levels.evidence(found, likelihood.sizes)
         evidence += [Evidence(priors, len(priors), False)] if len(priors) else []
-        uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound)
+        uncertainty = fisher_uncertainty(evidence, quantities.free, on_bound, maximum.normals)
         sizes = _size_estimates(information, likelihood.sizes, absent, found, uncertainty)
     else:
         uncertainty = marginal_uncertainty(marginal, quantities.free, len(information))
         sizes = size_estimates(marginal, levels.names, _meanings(levels))
     random = None if marginal is None else random_effects(marginal)
-    estimates = _estimates(quantities, theta, uncertainty, on_bound)
-    estimates += [] if marginal is None or random is None else omega_estimates(marginal, random)
-    n_free = sum(estimate.free for estimate in estimates) + len(sizes)
+    estimates = _estimates(quantities, theta, uncertainty, on_bound | _held(quantities, maximum))
+    omegas = [] if marginal is None or random is None else omega_estimates(marginal, random)
+    estimates += omegas
+    n_free = len(quantities.free) + len(omegas) + len(sizes)
     if marginal is not None and random is not None:
         names = [series.name for series in data.trajectories]
         estimates += individual_estimates(marginal, random, uncertainty, names)
     estimates += _derived(misfit, theta, uncertainty, derived)
+    single, covariance = quantities.single, np.full(2 * (int(quantities.single.sum()),), np.nan)
+    if uncertainty.known:
+        covariance = uncertainty.covariance[np.ix_(single, single)]
     nll, n_data = likelihood.nll if marginal is None else marginal.point.value, len(found.values)
+    penalised = any(quantity.prior is not None for quantity in quantities.free)
+    n_effective, bic = float(n_free), 2 * nll + n_free * float(np.log(n_data))
+    if penalised:
+        n_effective, bic = np.nan, np.nan
+        if marginal is None and uncertainty.known:
+            n_effective = _effective(levels.evidence(found, likelihood.sizes), uncertainty) + len(sizes)
+    left = n_data - n_effective - 1
     ended = "converged" if likelihood.converged else f"not converged within {search.max_iterations} iterations"
     if likelihood.converged and maximum.doubts:
         ended = "not converged to what the model says (see the warnings)"
@@ -92,12 +114,13 @@ def assemble(
         estimates=estimates + sizes,
         nll=nll,
         penalty=penalty(quantities, theta),
-        aic=2 * nll + 2 * n_free,
-        aicc=2 * nll + 2 * n_free * n_data / (n_data - n_free - 1) if n_data > n_free + 1 else np.inf,
-        bic=2 * nll + n_free * float(np.log(n_data)),
+        aic=2 * nll + 2 * n_effective,
+        aicc=np.inf if left <= 0 else 2 * nll + 2 * n_effective * n_data / left,
+        bic=bic,
         rss=_squares(levels, found, data.observables),
         n_data=n_data,
         n_free=n_free,
+        n_effective=n_effective,
         converged=likelihood.converged and not maximum.doubts,
         message=f"{ended} after {search.iterations} iterations and {misfit.solves} solves in {seconds:.1f} s",
         warnings=[
@@ -110,9 +133,9 @@ def assemble(
         iterations=search.iterations,
         solves=misfit.solves,
         seconds=seconds,
-        covariance=uncertainty.covariance,
-        correlation=uncertainty.correlation(),
-        free_names=[quantity.name for quantity in quantities.free],
+        covariance=covariance,
+        correlation=correlation_of(covariance),
+        free_names=quantities.labels(quantities.single),
         theta=theta,
         standardised=found.measured.tables(levels.standardised(found, likelihood.sizes), data),
         search=search,
@@ -139,10 +162,18 @@ def _estimates(
 ) -> list[Estimate]:
     values = quantities.values(torch.tensor(theta)).tolist()
     free = {quantity.name: j for j, quantity in enumerate(quantities.free)}
-    reaches = uncertainty.reach(np.eye(len(free)))
+    reaches = np.full(len(free), np.inf)
+    if uncertainty.known:
+        reaches[quantities.single] = uncertainty.reach(np.eye(len(free))[quantities.single])
     errors = uncertainty.standard_errors()
     estimates = []
+    shapes, tensors = dict(quantities.layout), _norms(quantities, values)
     for quantity, value in zip(quantities.all, values, strict=True):
+        if quantity.kind == TENSOR:
+            if quantity.key in tensors:
+                norm, free_ones = tensors.pop(quantity.key)
+                estimates.append(Estimate.of_tensor(quantity, norm, shapes[quantity.key], free_ones))
+            continue
         j = free.get(quantity.name)
         known = j is None or on_bound[j]
         estimates.append(
@@ -154,6 +185,34 @@ def _estimates(
             )
         )
     return estimates
+
+
+def _effective(evidence: Sequence[Evidence], uncertainty: Uncertainty) -> float:
+    """For how many free quantities those count that priors hold: the share of the data in what is known of them.
+
+    The trace of the information of the data times the covariance a posteriori: T. J. Hastie, R. J. Tibshirani,
+    "Generalized Additive Models", Chapman and Hall (1990), section 3.5.
+    """
+    rows = np.concatenate([each.rows for each in evidence])
+    return float(np.sum((rows @ uncertainty.covariance) * rows))
+
+
+def _held(quantities: Quantities, maximum: Maximum) -> NDArray[np.bool_]:
+    """Which of the free quantities active constraints hold altogether, [n_free]."""
+    if maximum.normals is None or not len(maximum.normals):
+        return np.zeros(len(quantities.free), dtype=bool)
+    normal = orth((maximum.normals * quantities.magnitudes).T)
+    return np.linalg.norm(normal, axis=1) > 1 - 1e-9
+
+
+def _norms(quantities: Quantities, values: Sequence[float]) -> dict[str, tuple[float, bool]]:
+    """The norm of each tensor by name, and whether any of it is free."""
+    found: dict[str, tuple[float, bool]] = {}
+    for quantity, value in zip(quantities.all, values, strict=True):
+        if quantity.kind == TENSOR:
+            norm, free = found.get(quantity.key, (0.0, False))
+            found[quantity.key] = math.hypot(norm, value), free or quantity.free
+    return found
 
 
 def _derived(
@@ -184,7 +243,7 @@ def check_derived(derived: Mapping[str, Any], quantities: Quantities) -> None:
     for name, given in derived.items():
         if name in taken:
             raise ValueError(f"derived names {name!r}, which is a quantity of the fit already: give it another name")
-        read_formula(name, given, quantities.names)
+        read_formula(name, given, quantities.single_names)
 
 
 def derive(
@@ -192,7 +251,7 @@ def derive(
 ) -> list[Estimate]:
     """The estimate of a formula, one for each trajectory if they differ, by the delta method."""
     quantities = misfit.quantities
-    names, formula = read_formula(name, given, quantities.names)
+    names, formula = read_formula(name, given, quantities.single_names)
     own, slopes = quantities.locals_and_slopes(theta)
     inputs = {each: own[:, quantities.names.index(each)].clone().requires_grad_() for each in names}
     with torch.enable_grad():
@@ -219,8 +278,8 @@ def _different(misfit: Misfit, values: torch.Tensor) -> list[tuple[str, int]]:
 def _derived_estimate(
     name: str, value: float, slopes: NDArray[np.float64], uncertainty: Uncertainty, formula: str = ""
 ) -> Estimate:
-    error = float(np.sqrt(max(slopes @ uncertainty.covariance @ slopes, 0.0)))
     reach = float(uncertainty.reach(slopes))
+    error = float(np.sqrt(max(slopes @ uncertainty.covariance @ slopes, 0.0))) if uncertainty.known else np.inf
     error = error if np.isfinite(reach) else np.inf
     return Estimate(name, "derived", value, error, "linear", error, value - reach, value + reach, False, "", formula)
 
@@ -240,6 +299,8 @@ def _size_estimates(
             continue
         values = sizes[group.first : group.first + group.count]
         errors = _size_errors(of_each, found.jacobian[part.which])
+        if not uncertainty.known:
+            errors = [math.nan] * len(errors)
         if group.noise.regression:
             factors = [uncertainty.sigma_factors(number)]
         else:
@@ -300,6 +361,12 @@ def _squares(levels: Levels, found: Predictions, observables: Sequence[str]) -> 
     return dict(zip(observables, sums.tolist(), strict=True))
 
 
+def _follows_all(levels: Levels, uncertainty: Uncertainty) -> bool:
+    """Whether a sigma that is estimated has no degree of freedom left."""
+    estimated = [group.count > 0 for group in levels.groups]
+    return any(one and freedom <= 1.0 for one, freedom in zip(estimated, uncertainty.freedom, strict=False))
+
+
 def _at_zero(misfit: Misfit, name: str) -> str:
     """That a quantity on the log scale may be zero, in words."""
     if name in [each.name for each in misfit.quantities.free if each.kind == "sigma"]:
@@ -345,11 +412,24 @@ def _warnings(
             f"not observed and not estimated, but held at the default of the model: {', '.join(held)} (give its value "
             "in fixed, or estimate it with free='all')"
         )
-    names = [each.name for each, bound in zip(misfit.quantities.free, on_bound, strict=True) if bound]
+    names = misfit.quantities.labels(on_bound)
     if names:
         warnings.append(
             f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} at a bound, and the standard errors of the "
             "others take that as known: if the bound is not a fact, widen it"
+        )
+    if maximum.active:
+        several = len(maximum.active) > 1
+        warnings.append(
+            f"the constraint{'s' if several else ''} {', '.join(maximum.active)} {'are' if several else 'is'} active: "
+            "the likelihood grows beyond, and the estimates are the best there. Standard errors and intervals are "
+            "those along it, and take it as known: if it is no fact, leave it out"
+        )
+    if not misfit.quantities.single.all() and _follows_all(levels, uncertainty):
+        names = ", ".join(misfit.quantities.labels(~misfit.quantities.single))
+        warnings.append(
+            f"{names} can follow every datum, so that sigma, intervals and criteria mean nothing: give priors={{name: "
+            "(0, 1)}, fewer numbers or a known sigma"
         )
     at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
     warnings += [_at_zero(misfit, name) for name in at_zero]

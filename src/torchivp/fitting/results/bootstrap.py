@@ -15,6 +15,8 @@ from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.measured import Measured
 from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
+from torchivp.fitting.results.profiles import check_refits
+from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.models.stochastic_model import StochasticModel
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
 
 Kind = Literal["parametric", "residual"]
-_TOLERANCE = 1e-7  # of the searches
+_TOLERANCE = 1e-7  # of the searches, but with tensors
+_TOLERANCE_OF_TENSORS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def bootstrap(
         raise ValueError(f"kind must be 'parametric' or 'residual', got {kind!r}")
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"n must be a whole number of data sets to draw, 1 or more, got {n!r}")
+    check_refits(result, "the bootstrap")
     names = [*result.free_names, *result.levels.names]
     sets = _Sets(kind, seed)
     with show_progress(progress) as tell:
@@ -124,7 +128,7 @@ def bootstrap(
                 estimates[part] = found[0]
                 failures |= found[1]
                 tell_part(tell, "bootstrap", part.stop, n)
-    fitted = np.concatenate([result.misfit.quantities.free_values(result.theta), result.sizes])
+    fitted = np.concatenate([_single_values(result, result.theta), result.sizes])
     return Bootstrap(kind, names, fitted, estimates, failures)
 
 
@@ -188,13 +192,20 @@ def _refit(result: FitResult, data: Dataset) -> tuple[NDArray[np.float64], float
     misfit = result.misfit.with_data(data)
     levels = Levels(result.levels.groups)
     search: Search = replace(result.search, misfit=misfit, levels=levels, progress=silent, iterations=0)
-    likelihood = search.maximise_likelihood(result.theta, result.floor, "bootstrap", tolerance=_TOLERANCE)
+    tolerance = _TOLERANCE if misfit.quantities.single.all() else _TOLERANCE_OF_TENSORS
+    likelihood = search.maximise_likelihood(result.theta, result.floor, "bootstrap", tolerance=tolerance)
+    likelihood = onto_constraints(search, likelihood, result.floor).likelihood
     if not np.isfinite(likelihood.nll):
         raise _Failed(f"the model cannot be solved for these data: {misfit.failure}")
     if not likelihood.converged:
         raise _Failed(f"the search has not converged within {search.max_iterations} iterations")
-    estimates = np.concatenate([misfit.quantities.free_values(likelihood.minimum.theta), likelihood.sizes])
-    return estimates, likelihood.nll
+    return np.concatenate([_single_values(result, likelihood.minimum.theta), likelihood.sizes]), likelihood.nll
+
+
+def _single_values(result: FitResult, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values of the free quantities that are no tensors, [n]."""
+    quantities = result.misfit.quantities
+    return quantities.free_values(theta)[quantities.single]
 
 
 def _parametric(result: FitResult, found: Predictions) -> Callable[[np.random.Generator], Drawn]:

@@ -21,15 +21,22 @@ def compare(results: Mapping[str, FitSummary] | Iterable[FitSummary]) -> Any:
     Akaike weights say how likely each model is to be the best of those compared: exp(-delta/2), scaled to sum to one,
     with delta of AICc, or of AIC if AICc is infinite for one of them. Source: K. P. Burnham, D. R. Anderson, "Model
     Selection and Multimodel Inference", Springer (2002), section 2.9. Likelihoods of counts (Poisson, negative binomial
-    noise) are probabilities and those of other noise densities: the two compare only roughly. Priors do not count.
+    noise) are probabilities and those of other noise densities: the two compare only roughly.
+
+    A fit with priors is no maximum of the likelihood, which these criteria are about. Its likelihood is that of the
+    estimates, and a quantity counts by how much more the data say of it than its prior: "n_effective" is the trace of
+    the information of the data times the covariance a posteriori (T. J. Hastie, R. J. Tibshirani, "Generalized Additive
+    Models", 1990), with which AIC and AICc predict as they do without priors. BIC approximates a probability that
+    priors are part of, and is NaN. Where "n_effective" is not known, so are all of them, and the fit has no weight.
+    Weights of networks count one by one, unless priors hold them.
 
     Args:
         results: what `fit` or `FitResult.load` returned: a dict by the names that the table gives them, or a list,
             whose fits are called like their models.
 
     Returns:
-        A pandas DataFrame, the best fit first, with the columns "nll", "n_free", "AIC", "AICc", "BIC"; "dAIC", "dAICc",
-        "dBIC", each the distance from the smallest; "weight"; and "converged".
+        A pandas DataFrame, the best fit first, with the columns "nll", "n_free", "n_effective", "AIC", "AICc", "BIC";
+        "dAIC", "dAICc", "dBIC", each the distance from the smallest; "weight"; and "converged".
 
     Raises:
         TypeError: `results` holds something else.
@@ -43,19 +50,20 @@ def compare(results: Mapping[str, FitSummary] | Iterable[FitSummary]) -> Any:
     columns = {
         "nll": [each.nll for each in fits],
         "n_free": [each.n_free for each in fits],
+        "n_effective": [each.n_effective for each in fits],
         **criteria,
         **{f"d{name}": _above_best(values) for name, values in criteria.items()},
     }
-    best = "dAICc" if np.isfinite(criteria["AICc"]).all() else "dAIC"
+    best = "dAIC" if np.isinf(criteria["AICc"]).any() else "dAICc"
     likelihoods = np.exp(-0.5 * columns[best])
-    columns["weight"] = likelihoods / likelihoods.sum()
+    columns["weight"] = likelihoods / np.nansum(likelihoods)
     columns["converged"] = [each.converged for each in fits]
     pandas = import_pandas()
     return pandas.DataFrame(columns, index=pandas.Index(list(named), name="model")).sort_values(best, kind="stable")
 
 
 def _above_best(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return values - values.min() if np.isfinite(values).any() else np.full(len(values), np.nan)
+    return values - np.nanmin(values) if np.isfinite(values).any() else np.full(len(values), np.nan)
 
 
 def _named(results: Mapping[str, FitSummary] | Iterable[FitSummary]) -> dict[str, FitSummary]:

@@ -80,7 +80,6 @@ class FitCurves:
         """
         trajectory = self._trajectory(trajectory)
         path, position = self._path(t, trajectory)
-        assert path.state_slopes is not None, "derivatives were asked for"
         log = np.array([self._is_log(state) for state in self.model.states])
         known = None if path.spread is None else path.spread.states[position]
         states = path.states[position]
@@ -112,7 +111,7 @@ class FitCurves:
         number = {k: i for i, k in enumerate(self._groups_with_data())}
         for k, group in enumerate(self.levels.of_observable):
             noise, known = self.levels.noises[k], self.levels.groups[group].known
-            if noise.regression and known is None:
+            if noise.regression and known is None and uncertainty.known:
                 # The noise is estimated, so that its share of the width has the same Student's distribution.
                 added = np.zeros((len(h), len(uncertainty.counts)))
                 added[:, number[group]] = (self.sigma[k] * (h[:, k] if noise.log else 1.0)) ** 2
@@ -181,7 +180,7 @@ class FitCurves:
                 "none: leave it out"
             )
         misfit = self.misfit.shifted(None) if population else self.misfit
-        return misfit.path(self.theta, trajectory, times, derivatives), position
+        return misfit.path(self.theta, trajectory, times, derivatives and self.uncertainty.known), position
 
     def _is_log(self, state: str) -> bool:
         observed = [noise for of, noise in zip(self.data.states, self.levels.noises, strict=True) if of == state]

@@ -25,8 +25,8 @@ class GradientCheck:
     """How far the Jacobian of the predictions lies from differences.
 
     Attributes:
-        errors: by free quantity, the largest error of a derivative of a prediction, relative to the largest
-            derivative by it; NaN where the model cannot be solved on both sides.
+        errors: by free quantity, of a tensor along one direction: the largest error of a derivative of a prediction,
+            relative to the largest derivative by it; NaN where the model cannot be solved on both sides.
         largest: the largest of them.
         good: whether it is at most 0.001.
         sentence: what was found, in words.
@@ -40,32 +40,40 @@ class GradientCheck:
 
 def check_gradient(result: FitResult) -> GradientCheck:
     """Compare the Jacobian at the optimum with differences; see `FitResult.check_gradient`."""
-    misfit = result.misfit
+    misfit, uncertainty = result.misfit, result.uncertainty
+    if not uncertainty.known:
+        raise ValueError(
+            f"{len(result.theta)} numbers are free, by so many of which no derivatives of predictions are computed: "
+            "hold the tensors in fixed"
+        )
     found = misfit.predictions(result.theta)
     assert found is not None, "the model has been solved at the optimum"
     accuracy = misfit.accuracy
     factor = max(_TIGHTER, min(1.0, SMALLEST_RTOL / accuracy.rtol))
     finer = replace(accuracy.scaled(factor, factor), max_steps=10 * accuracy.max_steps)
-    steps = _STEP * misfit.quantities.magnitudes
-    errors = result.uncertainty.standard_errors()
-    steps = np.where((errors > 0) & (errors < steps), errors, steps)
+    probes = misfit.quantities.probes()
+    changes = _STEP * np.stack(list(probes.values()))
+    errors = dict(zip(result.free_names, uncertainty.standard_errors()[misfit.quantities.single], strict=True))
+    for change, name in zip(changes, probes, strict=True):
+        size = np.abs(change).max()
+        change *= min(1.0, errors[name] / size) if errors.get(name, 0.0) > 0 else 1.0
     weights = result.levels.weights(found, result.sizes)
-    differences = _differences(misfit.at_accuracy(finer), found, steps)
+    differences = _differences(misfit.at_accuracy(finer), found, changes)
     relative = {}
-    for j, name in enumerate(result.free_names):
-        exact, slope = differences[:, j] * weights, found.jacobian[:, j] * weights
+    for name, exact, change in zip(probes, differences * weights, changes, strict=True):
+        slope = found.jacobian @ change * weights
         size = max(np.abs(exact).max(), np.abs(slope).max())
         relative[name] = float(np.abs(slope - exact).max() / size) if size > 0 else 0.0
     return _verdict(relative)
 
 
-def _differences(misfit: Misfit, found: Predictions, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The derivatives of the predictions by differences, [n, n_free]; NaN where the model cannot be solved."""
-    thetas = np.concatenate([found.theta + number * np.diag(steps) for number, _ in _WEIGHTS])
+def _differences(misfit: Misfit, found: Predictions, changes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much predictions move with each change [m, n_free], [m, n]; NaN where the model cannot be solved."""
+    thetas = np.concatenate([found.theta + number * changes for number, _ in _WEIGHTS])
     ends = misfit.predictions_at(thetas)
     values = np.array([np.full(len(found.values), np.nan) if end is None else end.values for end in ends])
-    of_number = values.reshape(len(_WEIGHTS), len(steps), -1)
-    return np.einsum("k,kjn->nj", [weight for _, weight in _WEIGHTS], of_number) / steps
+    of_number = values.reshape(len(_WEIGHTS), len(changes), -1)
+    return np.einsum("k,kjn->jn", [weight for _, weight in _WEIGHTS], of_number)
 
 
 def _verdict(errors: dict[str, float]) -> GradientCheck:

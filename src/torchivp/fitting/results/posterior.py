@@ -125,7 +125,7 @@ class Posterior:
         Returns:
             Its values, [walkers, draws]; [walkers, draws, n_trajectories] where trajectories differ.
         """
-        names, function = read_formula("what is derived", formula, self.quantities.names)
+        names, function = read_formula("what is derived", formula, self.quantities.single_names)
         theta = torch.from_numpy(self.points[..., : len(self.quantities.free)])
         with torch.no_grad():
             own = self.quantities.locals(theta)
@@ -194,6 +194,12 @@ def sample_posterior(
             "samples a posteriori are drawn where data are independent around one curve for each trajectory, unlike "
             f"{'those of a stochastic model' if result.random is None else 'with random effects'}: take the intervals "
             "of the estimates"
+        )
+    if not result.misfit.quantities.single.all():
+        names = ", ".join(result.misfit.quantities.labels(~result.misfit.quantities.single))
+        raise ValueError(
+            f"an ensemble of walkers cannot sample {names}: weights of a network have many modes that mean the same. "
+            "Hold the tensors at their estimates, fixed={name: tensor}, for samples of what is beside them"
         )
     emcee = _import_emcee()
     density = LogPosterior(result.misfit, result.levels, result.floor)

@@ -14,6 +14,7 @@ from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.quantities import Scale
+from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.references import Sources
@@ -29,8 +30,10 @@ _FURTHEST_ERRORS = 5.0  # or in half widths of the interval of the Fisher inform
 _FURTHEST_LOG = 25.0  # but on the log and logit scales no further than this
 _FAILURES = 8  # how often a step is halved since the model cannot be solved at its end
 _WIDTH = 1e-3  # the accuracy of the ends of the interval, in half widths
-_LOWER = 1e-3  # a likelihood that is larger by less may be that of the optimum
-_TOLERANCE = 1e-7  # of the searches
+_LOWER = 1e-3  # a likelihood that is larger by less may be that of the optimum,
+_LOWER_OF_TENSORS = 0.05  # or with tensors by this
+_TOLERANCE = 1e-7  # of the searches, but with tensors
+_TOLERANCE_OF_TENSORS = 1e-6
 _MOST_POINTS = 200  # on a side
 
 
@@ -129,7 +132,8 @@ class _Unsolvable(Exception):
 def profile(result: FitResult, name: str, level: float = 0.95, progress: Progress = silent) -> Profile:
     """The profile likelihood of a free quantity; see `FitResult.profile`."""
     _check(result, name, level)
-    walk = _Walk(result, result.free_names.index(name), level, progress)
+    names = [quantity.name for quantity in result.misfit.quantities.free]
+    walk = _Walk(result, names.index(name), level, progress)
     below, above = walk.side(-1), walk.side(1)
     points = [*reversed(below.points), walk.start, *above.points]
     quantity = walk.quantity
@@ -160,10 +164,24 @@ def _check(result: FitResult, name: str, level: float) -> None:
         )
     if not 0 < level < 1:
         raise ValueError(f"level must be a probability such as 0.95, got {level}")
+    check_refits(result, "a profile")
     if name not in result.free_names:
         raise ValueError(
-            f"there is no profile of {name!r}: profiles are of the free parameters and initial states, "
+            f"there is no profile of {name!r}: profiles are of the free parameters and initial states, but no tensors: "
             f"{', '.join(result.free_names)}"
+        )
+
+
+def check_refits(result: FitResult, what: str) -> None:
+    """Refuse what fits again and again by least squares where that takes derivatives by too many numbers.
+
+    Raises:
+        ValueError: the message says how many there are.
+    """
+    if result.misfit.many and not result.misfit.quantities.single.all():
+        raise ValueError(
+            f"{what} fits again by least squares, and {len(result.theta)} numbers are free, most of them in tensors: "
+            "hold the tensors at their estimates, fixed={name: tensor}, for what is known of the others then"
         )
 
 
@@ -213,9 +231,11 @@ def _value(from_scale, at: float) -> float:
 def _warnings(walk: _Walk, points: Sequence[_Point]) -> list[str]:
     warnings = []
     best = min(points, key=lambda point: point.fall)
-    if best.fall < -_LOWER:
-        values = walk.search.misfit.quantities.free_values(best.theta).tolist()
-        names = [quantity.name for quantity in walk.search.misfit.quantities.free]
+    single = walk.search.misfit.quantities.single
+    if best.fall < -(_LOWER if single.all() else _LOWER_OF_TENSORS):
+        quantities = walk.search.misfit.quantities
+        values = quantities.free_values(best.theta)[quantities.single].tolist()
+        names = quantities.labels(quantities.single)
         start = ", ".join(f"{name!r}: {value:.6g}" for name, value in zip(names, values, strict=True))
         warnings.append(
             f"the profile of {walk.quantity.name} leads to a negative log-likelihood that is {-best.fall:.3g} smaller, "
@@ -244,6 +264,7 @@ class _Walk:
         self.search: Search = replace(result.search, progress=silent, iterations=0)
         quantities = self.search.misfit.quantities
         self.quantity, self._entry, self._floor = quantities.free[entry], entry, result.floor
+        self._tolerance = _TOLERANCE if quantities.single.all() else _TOLERANCE_OF_TENSORS
         self.nll_min = result.nll + result.penalty
         self.start = _Point(float(result.theta[entry]), result.theta, 0.0)
         self.limit = result.uncertainty.fall(entry, level)
@@ -251,7 +272,9 @@ class _Walk:
         self._held = np.arange(len(result.theta)) == entry
         error = float(result.uncertainty.standard_errors()[entry])
         self._error = error if error > 0 else np.inf  # zero on a bound
-        self._slopes = result.covariance[:, entry] / error**2 if 0 < error < np.inf else np.zeros(len(result.theta))
+        self._slopes = np.zeros(len(result.theta))
+        if 0 < error < np.inf:
+            self._slopes = result.uncertainty.covariance[:, entry] / error**2
         self._slopes[entry] = 1.0
         self._bounds = float(quantities.lower[entry]), float(quantities.upper[entry])
 
@@ -322,8 +345,9 @@ class _Walk:
             theta, nll, settled = theta, self._nll(theta), True
         else:
             found = self.search.maximise_likelihood(
-                theta, self._floor, "profile", tolerance=_TOLERANCE, held=self._held
+                theta, self._floor, "profile", tolerance=self._tolerance, held=self._held
             )
+            found = onto_constraints(self.search, found, self._floor, self._held).likelihood
             theta, nll, settled = found.minimum.theta, found.nll, found.converged
         fall = nll + penalty(self.search.misfit.quantities, theta) - self.nll_min
         self._count += 1

@@ -48,12 +48,14 @@ class FitResult(FitCurves, FitSummary):
         estimates: parameters, initial states, what follows from them, and sigmas, free and held.
         nll: the negative log-likelihood: minus the logarithm of the density of the observed values.
         penalty: what the priors add to it, up to their largest densities.
-        aic: Akaike's information criterion, 2 nll + 2 n_free.
-        aicc: the same, corrected for small samples; infinite if n_data <= n_free + 1.
-        bic: Schwarz' information criterion, 2 nll + n_free log(n_data).
+        aic: Akaike's information criterion, 2 nll + 2 n_effective.
+        aicc: the same, corrected for small samples; infinite if n_data <= n_effective + 1.
+        bic: Schwarz' information criterion, 2 nll + n_free log(n_data); NaN with priors, which it leaves out.
         rss: the sum of squared residuals of each observable on the scale of the noise (of logarithms, if lognormal).
         n_data: the number of values.
         n_free: the number of free quantities, sigmas included.
+        n_effective: the same, where a quantity with a prior counts only so far as data say more of it than the prior;
+            NaN with priors and random effects, or where there are too many quantities to know.
         converged: whether the maximum was found.
         message: how the search ended, in a sentence.
         warnings: what to know before the numbers are used, and what is wrong with the residuals.
@@ -62,10 +64,11 @@ class FitResult(FitCurves, FitSummary):
         iterations: the number of iterations of all searches.
         solves: the number of solves of the model.
         seconds: how long it took.
-        covariance: of the free parameters and initial states on the scale of estimation, [n, n].
+        covariance: of the free parameters and initial states on the scale of estimation, without tensors, [n, n].
         correlation: their correlations, [n, n].
         free_names: their names, in the order of the rows.
-        theta: the free parameters and initial states on the scale of estimation, [n].
+        theta: all that is free of parameters and initial states, on the scale of estimation; with the entries of
+            tensors, [n_theta].
         standardised: the residuals over sigma, [T, n_observed] for each trajectory; NaN where data are missing.
         search: what has found it.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
@@ -108,8 +111,9 @@ class FitResult(FitCurves, FitSummary):
     @property
     def priors(self) -> dict[str, str]:
         """The priors of the free quantities that have one, in words, by name."""
-        free = self.misfit.quantities.free
-        return {quantity.name: quantity.prior.text for quantity in free if quantity.prior is not None}
+        quantities = self.misfit.quantities
+        known = [(j, quantity.prior) for j, quantity in enumerate(quantities.free) if quantity.prior is not None]
+        return {quantities.label(j): prior.text for j, prior in known}
 
     @property
     def solver(self) -> str:

@@ -116,6 +116,9 @@ def _from_json(path: Path, content: bytes) -> StoredFit:
         )
     numbers = {each.name: plain[each.name] for each in fields(StoredFit) if each.name in plain}
     infinite = {name: math.inf for name in ("penalty", "aicc") if plain[name] is None}
+    infinite |= {name: math.nan for name in ("aic", "bic", "n_effective") if plain[name] is None}
+    if plain["aic"] is None:
+        infinite["aicc"] = math.nan
     arrays = {name: _array(plain[name]) for name in ("sizes", "theta", "covariance", "correlation")}
     return StoredFit(
         **{**numbers, **infinite, **arrays}
@@ -135,7 +138,7 @@ def _array(plain: Any) -> NDArray[np.float64]:
 
 def _estimate(plain: Mapping[str, Any]) -> Estimate:
     """An estimate; numbers that were not finite are NaN if it was held or is a size of the noise, else infinite."""
-    held = plain["kind"] == "sigma" or not (plain["free"] or plain["kind"] == "derived")
+    held = plain["kind"] in ("sigma", "tensor") or not (plain["free"] or plain["kind"] == "derived")
     ends = {"lower": -math.inf, "upper": math.inf, "standard_error": math.inf, "scale_error": math.inf}
     lost = {name: math.nan if held else end for name, end in ends.items() if plain[name] is None}
     return Estimate(**{**plain, **lost})

@@ -24,7 +24,20 @@ FORMAT = 1
 """The number of the format of JSON and of stored fits."""
 
 _PLAIN = (
-    *("nll", "penalty", "aic", "aicc", "bic", "n_data", "n_free", "converged", "message", "warnings", "notes"),
+    *(
+        "nll",
+        "penalty",
+        "aic",
+        "aicc",
+        "bic",
+        "n_data",
+        "n_free",
+        "n_effective",
+        "converged",
+        "message",
+        "warnings",
+        "notes",
+    ),
     *("iterations", "solves", "seconds", "free_names", "call"),
 )
 """What is JSON already."""
@@ -36,9 +49,10 @@ class Estimate:
 
     Attributes:
         name: such as "alpha", "prey(1900)", "sigma(hare)".
-        kind: "parameter", "initial state", "sigma" or "derived".
-        value: the estimate, or the value at which it was held.
-        standard_error: of the value, by the delta method; NaN if it was held, infinite if the data do not determine it.
+        kind: "parameter", "tensor", "initial state", "random", "sigma" or "derived".
+        value: the estimate, or the value at which it was held; the norm of a tensor.
+        standard_error: of the value, by the delta method; NaN if it was held or is a tensor, infinite if the data do
+            not determine it.
         scale: the scale of estimation, "log", "linear" or "logit".
         scale_error: the standard error on that scale.
         lower: lower end of the 95 % interval; but for sigmas, it is symmetric on the scale of estimation.
@@ -80,6 +94,17 @@ class Estimate:
             quantity.description,
         )
 
+    @staticmethod
+    def of_tensor(entry: Quantity, norm: float, shape: Sequence[int], free: bool) -> Estimate:
+        """A tensor, of which this is an entry, by its norm; it has no interval."""
+        size = " x ".join(map(str, shape))
+        meaning = f"{entry.description}: norm of {size} numbers" if entry.description else f"norm of {size} numbers"
+        return Estimate(
+            *(entry.key, entry.kind, norm, math.nan, entry.scale, math.nan, math.nan, math.nan, free),
+            entry.unit,
+            meaning,
+        )
+
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class FitSummary:
@@ -107,6 +132,7 @@ class FitSummary:
     rss: dict[str, float]
     n_data: int
     n_free: int
+    n_effective: float
     converged: bool
     message: str
     warnings: list[str]
@@ -225,9 +251,10 @@ class FitSummary:
         return "\n".join([self._head(), "", text, "", *end, *warnings])
 
     def _head(self) -> str:
+        held = math.isfinite(self.n_effective) and abs(self.n_effective - self.n_free) > 0.05
         return (
             f"{self.model_name} fitted to {self.source}: {self.n_data} values, {self.noise} noise, "
-            f"{self.n_free} free quantities"
+            f"{self.n_free} free quantities{f', {self.n_effective:.1f} with their priors' if held else ''}"
         )
 
     def _measures(self) -> str:

@@ -11,11 +11,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+from scipy.linalg import null_space, orth
 
+from torchivp.fitting.parameters import TENSOR
 from torchivp.fitting.quantities import Quantity
 
 _TAIL = 0.025  # intervals hold 95 %
 _SINGULAR = 1e-7  # a direction with a singular value this much smaller than the largest counts as not determined
+MOST_INFORMED = 1000
+"""Of more free quantities no information is computed."""
+
 _KNOWN = 1e12  # degrees of freedom of a size that is known
 _TOLD_ONE_BY_ONE = 20  # more combinations that are not determined are counted instead
 _WEAK = 2.0  # a direction with a standard error of this many typical changes (on the log scale e^2) is weak
@@ -72,6 +77,8 @@ class Uncertainty:
         directions: the eigenvectors of the Fisher information, the best determined first, without those that a bound
             holds.
         trajectories: the uncertainty of theta in each trajectory, where theta differs between them.
+        known: whether there is any: not where theta is so long that its information was not computed, and all of the
+            above is empty.
     """
 
     parts: NDArray[np.float64]
@@ -82,6 +89,7 @@ class Uncertainty:
     warnings: list[str]
     directions: list[Direction]
     trajectories: tuple[Uncertainty, ...] = ()
+    known: bool = True
 
     def of(self, trajectory: int) -> Uncertainty:
         """The uncertainty of theta in a trajectory."""
@@ -94,6 +102,8 @@ class Uncertainty:
 
     def standard_errors(self) -> NDArray[np.float64]:
         """The standard error of each entry of theta, [n_free]; infinite where the data do not determine it."""
+        if not self.known:
+            return np.full(len(self.magnitudes), np.inf)
         every = np.eye(len(self.magnitudes))
         return np.where(self._is_determined(every), np.sqrt(np.diag(self.covariance)), np.inf)
 
@@ -104,7 +114,9 @@ class Uncertainty:
             derivatives: of what the intervals are for with respect to theta, [..., n_free].
             noise: variances that are added, by the sigma that they come from, [..., n_sigma].
         """
-        shares = np.einsum("...i,kij,...j->...k", derivatives, self.parts, derivatives)
+        if not self.known:
+            return np.full(np.shape(derivatives)[:-1], np.inf)
+        shares = np.einsum("...i,kij,...j->...k", derivatives, self.parts, derivatives, optimize=True)
         total, freedom = self._of_shares(shares if noise is None else shares + noise)
         half = -special.stdtrit(freedom, _TAIL) * np.sqrt(total)
         return np.where(self._is_determined(derivatives), half, np.inf)
@@ -139,6 +151,8 @@ class Uncertainty:
 
     def sigma_factors(self, group: int) -> tuple[float, float]:
         """By what to multiply the sigma of a group for the ends of its 95 % interval (chi-squared distribution)."""
+        if not self.known:
+            return math.nan, math.nan
         tails = (special.chdtri(self.freedom[group], tail) for tail in (_TAIL, 1 - _TAIL))
         low, high = (math.sqrt(self.counts[group] / tail) for tail in tails)
         return low, high
@@ -149,11 +163,12 @@ class Uncertainty:
         along = np.abs(scaled @ self.undetermined).max(axis=-1, initial=0.0)
         return along <= 1e-3 * np.linalg.norm(scaled, axis=-1)
 
-    def correlation(self) -> NDArray[np.float64]:
-        """The correlations of the entries of theta, [n_free, n_free]."""
-        errors = np.sqrt(np.diag(self.covariance))
-        errors = np.where(errors > 0, errors, 1.0)
-        return self.covariance / np.outer(errors, errors)
+
+def correlation_of(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The correlations that belong to covariances [n, n]."""
+    errors = np.sqrt(np.diag(covariance))
+    errors = np.where(errors > 0, errors, 1.0)
+    return covariance / np.outer(errors, errors)
 
 
 @dataclass(frozen=True)
@@ -172,7 +187,10 @@ class Evidence:
 
 
 def fisher_uncertainty(
-    evidence: Sequence[Evidence], free: Sequence[Quantity], on_bound: NDArray[np.bool_]
+    evidence: Sequence[Evidence],
+    free: Sequence[Quantity],
+    on_bound: NDArray[np.bool_],
+    normals: NDArray[np.float64] | None = None,
 ) -> Uncertainty:
     """The uncertainty of theta.
 
@@ -180,12 +198,22 @@ def fisher_uncertainty(
         evidence: of each group of data, and of the priors.
         free: what the entries of theta are.
         on_bound: which entries their bounds hold; they count as known, [n_free].
+        normals: directions that constraints hold, likewise, [m, n_free].
     """
     magnitudes = np.array([quantity.magnitude for quantity in free])
     jacobian = np.where(on_bound, 0.0, np.concatenate([each.rows for each in evidence]))
     scaled = jacobian * magnitudes
-    fill = np.zeros((max(0, len(free) - len(scaled)), len(free)))  # so that there is a direction for each of the free
-    _, singular, directions = np.linalg.svd(np.concatenate([scaled, fill]), full_matrices=False)
+    if normals is not None and len(normals):
+        # The directions along constraints, from the SVD in coordinates of theirs; the others count as held.
+        normal = orth(np.where(on_bound, 0.0, normals * magnitudes).T)
+        along = null_space(normal.T)
+        jacobian = scaled @ along @ along.T / magnitudes
+        inner, axes = scaled @ along, along.T
+    else:
+        inner, axes = scaled, np.eye(len(free))
+    fill = np.zeros((max(0, len(axes) - len(inner)), len(axes)))  # so that there is a direction for each of them
+    _, singular, directions = np.linalg.svd(np.concatenate([inner, fill]), full_matrices=False)
+    directions = directions @ axes
     lost = singular <= _SINGULAR * singular.max(initial=0.0)
     held = np.abs(directions[:, on_bound]).max(axis=1, initial=0.0) > 0.5
     inverse = np.where(lost, 0.0, 1 / np.where(lost, 1.0, singular))
@@ -206,8 +234,46 @@ def fisher_uncertainty(
         _direction(value, row, singular.max(initial=0.0), free) for value, row in zip(singular, directions, strict=True)
     ]
     kept = [each for each, one in zip(known, held, strict=True) if not one]
+    single = np.array([quantity.kind != TENSOR for quantity in free], dtype=bool)
+    if not single.all():
+        kept = _beside_tensors(scaled, single & ~on_bound, free) if (single & ~on_bound).any() else []
     warnings = _undetermined(kept)
     return Uncertainty(parts, counts, freedom, directions[lost & ~held].T, magnitudes, warnings, kept)
+
+
+def no_uncertainty(free: Sequence[Quantity]) -> Uncertainty:
+    """That of so many free quantities that their information was not computed."""
+    nothing, none = np.zeros(0), np.zeros((0, 0))
+    magnitudes = np.array([quantity.magnitude for quantity in free])
+    warning = (
+        f"{len(free)} numbers are free, more than the {MOST_INFORMED} whose Fisher information is computed: nothing "
+        "has a standard error or a band; hold the tensors for those of the others, fixed={name: tensor}"
+    )
+    return Uncertainty(np.zeros((0, 0, 0)), nothing, nothing, none, magnitudes, [warning], [], known=False)
+
+
+def _beside_tensors(
+    scaled: NDArray[np.float64], single: NDArray[np.bool_], free: Sequence[Quantity]
+) -> list[Direction]:
+    """The directions of single quantities, from what information the tensors beside them leave.
+
+    Weights of a network can stand in each other's place, and directions of them say nothing to anybody.
+
+    Args:
+        scaled: rows whose cross product is the information about typical changes, [m, n_free].
+        single: whose directions, [n_free].
+        free: what they are.
+    """
+    of_tensors = scaled[:, [quantity.kind == TENSOR for quantity in free]]
+    basis, sizes, _ = np.linalg.svd(of_tensors, full_matrices=False)
+    basis = basis[:, sizes > _SINGULAR * sizes.max(initial=0.0)]
+    own = scaled[:, single]
+    left = own - basis @ (basis.T @ own)
+    fill = np.zeros((max(0, left.shape[1] - len(left)), left.shape[1]))
+    _, singular, directions = np.linalg.svd(np.concatenate([left, fill]), full_matrices=False)
+    chosen = [quantity for quantity, one in zip(free, single, strict=True) if one]
+    largest = float(np.linalg.norm(own, 2))
+    return [_direction(value, row, largest, chosen) for value, row in zip(singular, directions, strict=True)]
 
 
 def _direction(value: float, direction: NDArray[np.float64], largest: float, free: Sequence[Quantity]) -> Direction:

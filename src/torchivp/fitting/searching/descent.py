@@ -18,8 +18,9 @@ from scipy.optimize import minimize
 
 from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
+from torchivp.fitting.results.uncertainty import MOST_INFORMED
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, hoped_gain
-from torchivp.fitting.searching.stiffness import choose_method
+from torchivp.fitting.searching.stiffness import AUTO, choose_method
 
 LEAST_SQUARES = "least-squares"
 
@@ -31,7 +32,9 @@ _BY_GRADIENT = ("L-BFGS-B", "TNC", "SLSQP", "trust-constr", "BFGS", "CG", "Newto
 _BY_VALUE = ("Nelder-Mead", "Powell", "COBYLA", "COBYQA")
 _WITHOUT_BOUNDS = ("BFGS", "CG", "Newton-CG")
 
-_AT_REST = 1e-4  # what a step may still gain of the logarithm of the likelihood where a search has converged
+AT_REST = 1e-4
+"""What a step may still gain of the logarithm of the likelihood where a search has converged."""
+
 _STEEP = 1e6  # by how much a place that cannot be solved counts as worse than the best one
 _FLAT = 1e-4  # a gradient per typical change below which torch's optimisers need not go on
 
@@ -44,8 +47,8 @@ def check_optimiser(optimiser: Any) -> None:
         TypeError: neither a name nor something that makes one.
     """
     if isinstance(optimiser, str):
-        known = [LEAST_SQUARES, *_NAMES, *_BY_GRADIENT, *_BY_VALUE]
-        if _scipy_name(optimiser) is None and optimiser != LEAST_SQUARES:
+        known = [AUTO, LEAST_SQUARES, *_NAMES, *_BY_GRADIENT, *_BY_VALUE]
+        if _scipy_name(optimiser) is None and optimiser not in (LEAST_SQUARES, AUTO):
             raise ValueError(
                 f"optimiser={optimiser!r} is none of {', '.join(known)}, and no optimiser of torch, such as "
                 "functools.partial(torch.optim.Adam, lr=0.01)"
@@ -90,7 +93,7 @@ class Descent:
         start = quantities.theta() if self.theta is None else self.theta
         if self.theta is None and search.choose_method:
             search.misfit = choose_method(search.misfit, start)
-        goal = _Goal(search, start, floor)
+        goal = Goal(search, start, floor)
         if not np.isfinite(goal.value(np.zeros(len(start)))):
             raise RuntimeError(
                 f"the model cannot be solved from the start: {goal.failure()}: give start={{name: value, ...}}"
@@ -103,7 +106,7 @@ class Descent:
         return goal.end()
 
 
-class _Goal:
+class Goal:
     """Minus the logarithm of the likelihood as a function of the typical changes from the start.
 
     Attributes:
@@ -119,6 +122,7 @@ class _Goal:
         self.lower, self.upper = ((end - start) / scale for end in (self._quantities.lower, self._quantities.upper))
         self.best, self._least = start, np.inf
         self._latest: Predictions | None = None
+        self._slope = np.inf  # the largest derivative at the best place, of those that no bound holds
 
     def failure(self) -> str:
         """Why there is no value at the start."""
@@ -148,7 +152,11 @@ class _Goal:
         if pulled is None or not np.isfinite(value):
             return self._least + _STEEP * (1 + abs(self._least)), np.zeros(len(u))
         known, slopes = prior_residuals(self._quantities, theta)
-        return value, (pulled[1] + known @ slopes) * self._quantities.magnitudes
+        gradient = (pulled[1] + known @ slopes) * self._quantities.magnitudes
+        if self.best is theta:
+            held = ((u <= self.lower) & (gradient > 0)) | ((u >= self.upper) & (gradient < 0))
+            self._slope = float(np.abs(np.where(held, 0.0, gradient)).max())
+        return value, gradient
 
     def _theta(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
         theta = self._start + self._quantities.magnitudes * np.asarray(u, dtype=np.float64)
@@ -181,12 +189,18 @@ class _Goal:
     def end(self) -> Likelihood:
         """The best place, and whether it is an optimum: whether a step from it could still gain something."""
         search, levels = self._search, self._search.levels
-        found = search.misfit.predictions(self.best)
+        informed = len(self.best) <= MOST_INFORMED
+        found = search.misfit.predictions(self.best, derivatives=informed)
         if found is None:
             raise RuntimeError(f"the model cannot be differentiated where the search ended: {search.misfit.failure}")
         sizes = levels.estimate(found, self._floor)
-        gain, cost = hoped_gain(search, found, sizes)
-        converged = gain <= _AT_REST
+        if informed:
+            gain, cost = hoped_gain(search, found, sizes)
+            converged = gain <= AT_REST
+        else:
+            residuals = levels.least_squares(found, sizes)[0]
+            cost = float(np.sum(residuals**2)) + 2 * penalty(self._quantities, self.best)
+            converged = self._slope <= _FLAT
         return Likelihood(
             Minimum(self.best, cost, converged, found),
             sizes,
@@ -196,7 +210,7 @@ class _Goal:
         )
 
 
-def _by_scipy(goal: _Goal, method: str, max_iterations: int) -> None:
+def _by_scipy(goal: Goal, method: str, max_iterations: int) -> None:
     """Let a method of `scipy.optimize.minimize` do it; the goal knows the best place that it has seen."""
     bounded = bool(np.isfinite(goal.lower).any() or np.isfinite(goal.upper).any())
     if bounded and method in _WITHOUT_BOUNDS:
@@ -218,7 +232,7 @@ def _by_scipy(goal: _Goal, method: str, max_iterations: int) -> None:
     )
 
 
-def _by_torch(goal: _Goal, optimiser: Callable[..., torch.optim.Optimizer], max_iterations: int) -> None:
+def _by_torch(goal: Goal, optimiser: Callable[..., torch.optim.Optimizer], max_iterations: int) -> None:
     """Take steps of an optimiser of torch, each within the bounds, until the gradient vanishes."""
     u = torch.zeros(len(goal.best), dtype=torch.float64, requires_grad=True)
     steps = optimiser([u])

@@ -199,8 +199,8 @@ class Matching:
         curves = self._curves
         own = self._quantities.locals(self._theta.index_copy(0, self._index, p))[self._trajectory]
         t, y = curves.t.flatten(), curves.y.flatten(0, 1)
-        names = self._quantities.parameter_names
-        of_rows = {name: own[:, k].repeat_interleave(curves.t.shape[1]) for k, name in enumerate(names)}
+        layout = self._quantities.layout
+        of_rows = layout.named(own[:, : layout.count].repeat_interleave(curves.t.shape[1], 0))
         slopes = call_rows(self._model, of_rows, t, y, "mapped" if self._mapped else "singly").reshape(curves.y.shape)
         slopes = torch.where(curves.log, slopes / curves.y, slopes)
         gained = torch.einsum("nqs,q,n->ns", slopes, torch.tensor(_WEIGHTS), curves.widths)

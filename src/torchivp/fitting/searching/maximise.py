@@ -13,8 +13,10 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.searching.columns import likeliest_by_column
 from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
+from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.searching.start import Start, find_start
 from torchivp.fitting.searching.stiffness import choose_method, choose_method_for_many
@@ -25,7 +27,11 @@ _SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # the search for a start takes 
 _MARGIN = 10  # or than this many times those of the start that the user gave,
 _MARGIN_OF_DEFAULTS = 2  # or of the model's defaults,
 _MOST_SEARCH_STEPS = 10_000  # which count only if they can be solved from in so few
+_AT_ODDS = 2.0  # what priors may lose where data agree with them
 _ATTEMPTS = 3  # how often to fit with smaller tolerances before giving up
+_BELIEF = 0.1  # how much priors count beside data that are weighed by their scatter; noise is a tenth of it or so
+_LIKELIER = 1e-3  # logarithm of the likelihood that is another maximum's, and not what more accurate solves gain
+_BRIEFLY = 30  # iterations
 _TIGHTEN = 1e-2  # by what factor they shrink each time
 
 
@@ -39,6 +45,8 @@ class Maximum:
         rivals: what is to be said of other maxima.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
         attempts: the starts that were asked for, the most likely first.
+        normals: the slopes by theta of the constraints that hold it back, [m, n_free].
+        active: these constraints in words.
     """
 
     likelihood: Likelihood
@@ -46,6 +54,8 @@ class Maximum:
     rivals: list[str]
     floor: NDArray[np.float64]
     attempts: list[Attempt]
+    normals: NDArray[np.float64] | None = None
+    active: tuple[str, ...] = ()
 
 
 def find_maximum(search: Search, maximise: Callable[[Search], Maximum], automatic: bool) -> Maximum:
@@ -87,8 +97,9 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         search.misfit = choose_method(search.misfit, search.misfit.quantities.theta())
     misfit, exact = search.misfit, search.misfit.accuracy
     scale, floor = _data_scale(misfit, search.levels), 10 * _data_size(misfit, search.levels)
-    weighing = Weighing(search.levels.rough(scale), np.ones(0))
+    weighing = Weighing(search.levels.rough(scale), np.ones(0), _BELIEF)
     factor = max(1.0, search.rtol / exact.rtol)
+    coarse, fine = (1e-6, 1e-9) if misfit.quantities.single.all() else (1e-5, 1e-6)
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
@@ -110,19 +121,45 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         misfit = choose_method(misfit, begin.theta)
         search.misfit = search.misfit.at_accuracy(replace(search.misfit.accuracy, method=misfit.accuracy.method))
     roughly = search.maximise_likelihood(
-        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=1e-6, known=begin.found
+        begin.theta, rough.rtol * floor, "maximum likelihood, roughly", tolerance=coarse, known=begin.found
     )
+    if penalty(misfit.quantities, begin.theta) > _AT_ODDS:
+        roughly = _nearer_to_priors(search, roughly, weighing, rough.rtol * floor, coarse)
+    if misfit.quantities.single.all():
+        roughly = likeliest_by_column(search, roughly, rough.rtol * floor, coarse)
     search.misfit = misfit
     best = roughly.minimum.theta if np.isfinite(roughly.nll) else begin.theta
-    likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=1e-9)
+    likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=fine)
     if not np.isfinite(likelihood.nll):
         raise RuntimeError(
             f"the model cannot be solved accurately enough at the best start: {misfit.failure}: loosen rtol"
         )
     likelihood = _no_worse_than_start(search, likelihood, exact.rtol * floor)
-    likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=1e-9)
+    likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=fine)
+    ended = onto_constraints(search, likelihood, exact.rtol * floor)
+    likelihood = ended.likelihood
+    if attempts and search.cost(likelihood) < _cost(search, attempts[0]) - _LIKELIER:
+        best = likelihood.minimum.theta  # where the best start led in the end
+        attempts = [replace(attempts[0], theta=best, nll=likelihood.nll), *attempts[1:]]
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
-    return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts)
+    return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts, ended.normals, ended.active)
+
+
+def _nearer_to_priors(
+    search: Search, likelihood: Likelihood, weighing: Weighing, floor: NDArray[np.float64], tolerance: float
+) -> Likelihood:
+    """A maximum of the density a posteriori, or a better one where priors are believed, and data explained less."""
+    believed, stage = replace(weighing, belief=1.0), "maximum likelihood, nearer to the priors"
+    theta = likelihood.minimum.theta
+    way = search.minimise(theta, believed, stage, tolerance=1e-3, max_iterations=_BRIEFLY)
+    if way.found is None:
+        return likelihood
+    other = search.maximise_likelihood(way.theta, floor, stage, tolerance=tolerance, known=way.found)
+    return other if search.cost(other) < search.cost(likelihood) else likelihood
+
+
+def _cost(search: Search, attempt: Attempt) -> float:
+    return attempt.nll + penalty(search.misfit.quantities, attempt.theta)
 
 
 def _no_worse_than_start(search: Search, likelihood: Likelihood, floor: NDArray[np.float64]) -> Likelihood:
@@ -174,14 +211,16 @@ def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
 
     def find(search: Search) -> Maximum:
         floor = search.misfit.accuracy.rtol * _data_size(search.misfit, search.levels)
-        return Maximum(descent.run(search, floor), [], [], floor, [])
+        ended = onto_constraints(search, descent.run(search, floor), floor)
+        return Maximum(ended.likelihood, [], [], floor, [], ended.normals, ended.active)
 
     return find
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:
-    values = quantities.free_values(minimum.theta).tolist()
-    listed = [f"{each.name} = {value:.4g}" for each, value in zip(quantities.free, values, strict=True)]
+    values = quantities.free_values(minimum.theta)[quantities.single].tolist()
+    names = quantities.labels(quantities.single)
+    listed = [f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True)]
     return (
         f"a second optimum explains the data as well, {', '.join(listed)}; the one reported is nearer to the "
         "defaults of the model: if it is not the one meant, give start"

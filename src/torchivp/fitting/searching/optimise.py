@@ -14,6 +14,7 @@ from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.progress import Progress, silent
+from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.together import side_by_side
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ _UNSEEN = 1e-4
 # standard errors away from its optimum costs 1e-12.
 _GAIN = 1e-3
 
+# With tensors, a search ends where a step promises so much of the logarithm of the likelihood, times the tolerance; the
+# tolerance of the changes of cost and step is then so much smaller.
+_REST, _NARROW = 1e4, 1e-2
+_CREEPING = 0.1  # the part of that which the last step gained where promises are not kept
+
 # A direction with a singular value this much smaller than the largest changes nothing.
 _RANK = 1e-10
 
@@ -49,10 +55,20 @@ class Weighing:
     Attributes:
         levels: the noise.
         sizes: those of its sizes that are not known, [n_sizes].
+        belief: by what residuals of priors are multiplied. Those of data are too small by that, about, where they are
+            weighed by their scatter and not by their noise.
     """
 
     levels: Levels
     sizes: NDArray[np.float64]
+    belief: float = 1.0
+
+    def priors(
+        self, quantities: Quantities, theta: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The residuals of priors, [m], and their derivatives by theta, [m, n_free]."""
+        residuals, slopes = prior_residuals(quantities, theta)
+        return self.belief * residuals, self.belief * slopes
 
     def residuals(self, found: Predictions) -> NDArray[np.float64]:
         """Half of whose squares sum to the negative log-likelihood but for a constant, [m, n]."""
@@ -145,6 +161,7 @@ class Search:
         prior_width: float = np.inf,
         known: Predictions | None = None,
         held: NDArray[np.bool_] | None = None,
+        rest: float = 0.0,
     ) -> Minimum:
         """Minimise the sum of squared residuals by a trust-region Gauss-Newton method, within the bounds.
 
@@ -159,12 +176,14 @@ class Search:
                 keeps quantities in place that a short stretch of data says nothing about.
             known: the predictions at `theta` with the same horizon, which saves solving there again.
             held: which entries of theta stay where they are, [n_free].
+            rest: the search also ends where a linear model promises to lessen half the cost by less than this, and the
+                last step has not kept such a promise.
 
         Returns:
             Where the search ended; with infinite cost if the model could not be solved at `theta`.
         """
         theta = np.clip(theta, self.misfit.quantities.lower, self.misfit.quantities.upper)
-        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held)
+        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held, rest)
         if target.accepted is None:
             return Minimum(theta, np.inf, False)
         jacobian: Any = target.jacobian  # SciPy's annotation knows only names
@@ -208,6 +227,9 @@ class Search:
             known: the predictions at `theta`, which saves solving there again.
             held: which entries of theta stay where they are, [n_free].
         """
+        # Valleys of networks are long, and nobody asks where in them a search ends: it does where little can be gained,
+        # which tells an end from a plateau.
+        rest, narrow = (0.0, 1.0) if self.misfit.quantities.single.all() else (_REST * tolerance, _NARROW)
         found = known or self.misfit.predictions(theta)
         n_sizes = len(self.levels.names)
         if found is None or not self.levels.possible(found):
@@ -216,7 +238,9 @@ class Search:
         nll, settled, minimum = np.inf, False, Minimum(theta, np.inf, False, found)
         for _ in range(self.max_iterations):
             weighing = Weighing(self.levels, sizes)
-            minimum = self.minimise(minimum.theta, weighing, stage, tolerance=tolerance, known=found, held=held)
+            minimum = self.minimise(
+                minimum.theta, weighing, stage, tolerance=narrow * tolerance, known=found, held=held, rest=rest
+            )
             assert minimum.found is not None, "the model has been solved where the search starts"
             found, last, last_nll = minimum.found, sizes, nll
             sizes = self.levels.estimate(found, floor)
@@ -326,10 +350,10 @@ def hoped_gain(search: Search, found: Predictions, sizes: NDArray[np.float64]) -
     gaps = [(found.theta - end) / quantities.magnitudes for end in (quantities.lower, quantities.upper)]
     lower, upper = (np.abs(gap) < ON_BOUND for gap in gaps)
     free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-    return 0.5 * _explained(jacobian[:, free], values), float(np.sum(values**2))
+    return 0.5 * explained(jacobian[:, free], values), float(np.sum(values**2))
 
 
-def _explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+def explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
     """How much of the sum of squares the best step of a linear model would explain."""
     directions, singular, _ = np.linalg.svd(jacobian, full_matrices=False)
     determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
@@ -367,6 +391,7 @@ class _Target:
         prior_width: float,
         known: Predictions | None,
         held: NDArray[np.bool_] | None,
+        rest: float,
     ):
         quantities = search.misfit.quantities
         self.search = search
@@ -374,7 +399,7 @@ class _Target:
         self.weighing = weighing
         self.stage = stage
         self.horizon = horizon
-        self.tolerance = tolerance
+        self.tolerance, self.rest, self._cost = tolerance, rest, np.inf
         self.moved = np.arange(len(origin)) if held is None else np.flatnonzero(~held)
         self.magnitudes = quantities.magnitudes[self.moved]
         self.bounds = tuple(
@@ -401,7 +426,7 @@ class _Target:
         theta = self._theta(u)
         if self.latest is None or not np.array_equal(theta, self.latest.theta):
             self.latest = self._predictions(theta)
-        known = prior_residuals(self.search.misfit.quantities, theta)[0]
+        known = self.weighing.priors(self.search.misfit.quantities, theta)[0]
         tail = np.concatenate([np.minimum(known, _FAILED), self.prior @ u])
         if self.latest is None:
             return np.concatenate([np.full(self.count, _FAILED), tail])
@@ -424,11 +449,15 @@ class _Target:
         self.search.report(self.stage, self.latest)
         slopes = self.weighing.levels.residual_jacobian(self.latest, self.weighing.sizes)
         of_data = (slopes[..., self.moved] * self.magnitudes).reshape(-1, len(u))
-        known = prior_residuals(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved] * self.magnitudes
+        known = self.weighing.priors(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved]
+        known = known * self.magnitudes
         jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)
         gradient = jacobian.T @ values
         lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
         free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-        if _explained(jacobian[:, free], values) <= _GAIN * self.tolerance * np.sum(values**2):
-            raise _Settled(float(np.sum(values**2)))
+        cost = float(np.sum(values**2))
+        hope, gained, self._cost = explained(jacobian[:, free], values), self._cost - cost, cost
+        slow = gained <= 2 * _CREEPING * self.rest
+        if hope <= _GAIN * self.tolerance * cost or (slow and hope <= 2 * self.rest):
+            raise _Settled(cost)
         return jacobian

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.data import Dataset, Trajectory
 from torchivp.fitting.misfit import Misfit, Predictions
-from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.searching.matching import curve_of_state
 from torchivp.fitting.searching.optimise import ON_BOUND, Search, Weighing
 from torchivp.fitting.solving.inputs import Inputs
@@ -373,7 +372,7 @@ class _Shooter:
         gaps[before] = (solved.ends[before] - states[after]) / sizes
         gap_slopes[before] = solved.end_slopes[before] / sizes[..., None]
         node_slopes[before] = -by_node[after] / sizes
-        known, by_theta = prior_residuals(self.quantities, theta)
+        known, by_theta = self.weighing.priors(self.quantities, theta)
         if not np.isfinite(known).all():
             return None
         priors = known, by_theta * self.quantities.magnitudes

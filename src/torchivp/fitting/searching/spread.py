@@ -17,19 +17,21 @@ def spread(misfit: Misfit, count: int) -> NDArray[np.float64]:
 
     Within the bounds where a quantity has both, along its prior where it has one, else around its default: powers of
     ten on the log scale, twice its size on the linear one. An observed initial state without either starts from its
-    first value in the data.
+    first value in the data. A tensor starts as it is in the model.
     """
     quantities = misfit.quantities
     default = quantities.theta()
     if not (count and len(default)):
         return np.zeros((count, len(default)))
-    sobol = torch.quasirandom.SobolEngine(len(default), scramble=True, seed=0)
+    points, moved = np.tile(default, (count, 1)), np.flatnonzero(quantities.single)
+    if not len(moved):
+        return points
+    sobol = torch.quasirandom.SobolEngine(len(moved), scramble=True, seed=0)
     uniform = sobol.draw(count, dtype=torch.float64).numpy()
-    columns = [
-        _along(quantity, start, column, quantity.key in misfit.data.states)
-        for quantity, start, column in zip(quantities.free, default, uniform.T, strict=True)
-    ]
-    return np.clip(np.stack(columns, axis=1), quantities.lower, quantities.upper)
+    for j, column in zip(moved, uniform.T, strict=True):
+        quantity = quantities.free[j]
+        points[:, j] = _along(quantity, default[j], column, quantity.key in misfit.data.states)
+    return np.clip(points, quantities.lower, quantities.upper)
 
 
 def _along(quantity: Quantity, default: float, uniform: NDArray[np.float64], observed: bool) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.parameters import TENSOR
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.searching.optimise import ON_BOUND, Likelihood, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
@@ -110,20 +111,22 @@ def check_derivatives(misfit: Misfit, levels: Levels, likelihood: Likelihood) ->
     that are the same to both sides count: elsewhere they say nothing.
     """
     found = _found(likelihood)
-    weights = levels.weights(found, likelihood.sizes)
-    steps = _DIFFERENCE * np.diag(misfit.quantities.magnitudes)
+    if found.jacobian.shape[1] < len(found.theta):  # there are too many, and the search had gradients of another way
+        return []
+    weights, probes = levels.weights(found, likelihood.sizes), misfit.quantities.probes()
+    steps = _DIFFERENCE * np.stack(list(probes.values()))
     ends = misfit.predictions_at(found.theta + np.concatenate([steps, -steps]))
     wrong = []
-    for j, quantity in enumerate(misfit.quantities.free):
+    for j, (name, step) in enumerate(zip(probes, steps, strict=True)):
         both = ends[j], ends[j + len(steps)]
         if any(end is None for end in both):
             continue
         up, down = ((end.values - found.values) * weights for end in both if end is not None)
-        slope = found.jacobian[:, j] * steps[j, j] * weights
+        slope = found.jacobian @ step * weights
         size = np.linalg.norm(up)
         smooth = np.linalg.norm(up + down) < 0.2 * size
         if size > _SEEN and smooth and np.linalg.norm(up - slope) > 0.5 * size:
-            wrong.append(quantity.name)
+            wrong.append(name)
     if not wrong:
         return []
     return [
@@ -135,10 +138,10 @@ def check_derivatives(misfit: Misfit, levels: Levels, likelihood: Likelihood) ->
 def held_by_constraints(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
     """Whether a constraint holds the search back from a better place, in words; empty if none does.
 
-    The search takes what violates a constraint for what cannot be solved. So it finds optima within the constraints,
-    but not the best place on one of them.
+    The search takes what violates a constraint for what cannot be solved. Where that is no comparison, or there are too
+    many parameters for derivatives, it is not searched for the best place on it.
     """
-    if not misfit.constraints:
+    if not misfit.constraints or _found(likelihood).jacobian.shape[1] < len(misfit.quantities.free):
         return []
     found, quantities = _found(likelihood), misfit.quantities
     slopes = levels.residual_jacobian(found, likelihood.sizes)
@@ -173,7 +176,7 @@ def quantities_at_zero(
     """
     names = []
     for j, quantity in enumerate(misfit.quantities.free):
-        if not quantity.log or quantity.lower > 0 or errors[j] < _LITTLE_KNOWN:
+        if not quantity.log or quantity.kind == TENSOR or quantity.lower > 0 or errors[j] < _LITTLE_KNOWN:
             continue
         theta = likelihood.minimum.theta.copy()
         theta[j] = -np.inf
@@ -197,7 +200,7 @@ def worse_than_constant(misfit: Misfit, levels: Levels, likelihood: Likelihood) 
 
 def no_better_than_constant(misfit: Misfit, levels: Levels, likelihood: Likelihood) -> list[str]:
     """Of which other observables the model explains no more, counting what is estimated, in words."""
-    estimated = len(misfit.quantities.free) / len(misfit.data.observables)
+    estimated = misfit.quantities.single.sum() / len(misfit.data.observables)
     return [
         f"the model explains no more of {name} than a constant would: if {name} is not constant but for noise, "
         "give start={name: value, ...}"

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
 from torchivp.fitting.data import Dataset
+from torchivp.fitting.parameters import ParameterLayout
 from torchivp.fitting.solving.inputs import Inputs, changed_state
 from torchivp.fitting.solving.step_loop import clamped
 from torchivp.fitting.solving.stretches import Accuracy
@@ -36,10 +37,10 @@ def states_backwards(
     Raises:
         SolveError: a trajectory cannot be solved.
     """
-    names, n = [name for name, _ in model.named_parameters()], len(model.states)
-    own_names = len(names) - len(inputs.infused)
+    layout, n = ParameterLayout.of(model), len(model.states)
+    count = layout.count - len(inputs.infused)
     paths = [
-        _path(model, names, inputs, series.name, float(series.t[0]), row[:own_names], row[-n:], t, accuracy)
+        _path(model, layout, inputs, series.name, float(series.t[0]), row[:count], row[-n:], t, accuracy)
         for series, row, t in zip(data.trajectories, own, times, strict=True)
     ]
     longest = max(map(len, paths))
@@ -48,7 +49,7 @@ def states_backwards(
 
 def _path(
     model: Model,
-    names: Sequence[str],
+    layout: ParameterLayout,
     inputs: Inputs,
     name: str,
     start: float,
@@ -60,7 +61,7 @@ def _path(
     """The states of a trajectory at its times."""
 
     def derivative(t: Tensor, state: Tensor, values: Tensor) -> Tensor:
-        return functional_call(model, dict(zip(names, values.unbind(), strict=True)), (t, state))
+        return functional_call(model, layout.named(values), (t, state))
 
     found: list[Tensor] = []
     pieces = inputs.pieces(name, start, times[-1], times)

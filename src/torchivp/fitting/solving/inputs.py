@@ -248,15 +248,19 @@ class Infused(Model):
     def __init__(self, model: Model, infused: Sequence[int]):
         # Of the class in general, these are of this object.
         self.states, self.default_state = model.states, model.default_state  # type: ignore[misc]
-        own = [name for name, _ in model.named_parameters()]
-        rates = {k: _unused(f"infusion_{k}", own) for k in infused}
-        super().__init__(**model.values(), **dict.fromkeys(rates.values(), 0.0))
+        super().__init__()
+        own = {name.replace(".", "/"): name for name, _ in model.named_parameters()}  # no attribute has a dot
+        for name, parameter in zip(own, model.parameters(), strict=True):
+            self.register_parameter(name, parameter)
+        rates = {k: _unused(f"infusion_{k}", list(own)) for k in infused}
+        for name in rates.values():
+            self.register_parameter(name, torch.nn.Parameter(torch.zeros((), dtype=torch.float64)))
         self._own, self._rates = own, rates
         self._model = [model]  # in a list, so that its parameters are not those of this module
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The derivative of the state, with the rates; these are one for each state, or end in a dimension of 1."""
-        slope = functional_call(self._model[0], {name: getattr(self, name) for name in self._own}, (t, y))
+        slope = functional_call(self._model[0], {of: getattr(self, name) for name, of in self._own.items()}, (t, y))
         for k, name in self._rates.items():
             rate = getattr(self, name)
             column = rate[..., None] if rate.ndim == slope.ndim - 1 else rate

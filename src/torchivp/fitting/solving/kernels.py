@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchivp.fitting.solving.step_loop import StepLoop
+from torchivp.fitting.parameters import ParameterLayout
+from torchivp.fitting.solving.step_loop import MANY_DIRECTIONS, StepLoop
 from torchivp.fitting.solving.stretches import Accuracy, Solved, Stretch
+from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.sensitivities import Sensitivities
 from torchivp.fused.trace import Traced
 from torchivp.methods import find_method
@@ -25,6 +29,26 @@ _numbers = itertools.count()
 _codes: dict[Any, tuple[CodeType, set[Traced]]] = {}
 """Of the right-hand sides of each kind of model one code, and what was read of it: Dynamo's guards say whether that is
 what another would be read as, as that of the same model in another fit is."""
+
+
+def _as_graph(derivative: Callable[..., Tensor], n_states: int, count: int) -> Callable[..., Tensor]:
+    """The operations of a right-hand side of so many states and parameters.
+
+    Raises:
+        CannotFuse: it looks at values, or cannot be followed.
+    """
+    t, y, *others = torch.zeros(4 + count, dtype=torch.float64).unbind()
+    inputs = (t, y.expand(n_states).clone(), *(each.clone() for each in others))  # none of them a view of another
+    try:
+        graph = make_fx(derivative, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CannotFuse(f"the right-hand side cannot be followed without values: {first}") from error
+
+    def operations(t: Tensor, y: Tensor, *values: Tensor) -> Tensor:
+        return graph(t, y, *values)
+
+    return operations
 
 
 class ModelKernel:
@@ -43,17 +67,26 @@ class ModelKernel:
     """
 
     def __init__(self, model: Model, method: str, owner: Any = None, t: float = 0.0):
-        names = [name for name, _ in model.named_parameters()]
+        layout = ParameterLayout.of(model)
+        whole = any(layout.shapes)
+        if whole and layout.count > MANY_DIRECTIONS:
+            raise CannotFuse(
+                f"a kernel carries a derivative by each number, and the model has {layout.count} of them in tensors, "
+                f"more than {MANY_DIRECTIONS}"
+            )
 
         def derivative(t: Tensor, y: Tensor, first: Tensor, last: Tensor, *values: Tensor) -> Tensor:
             inside = t.maximum(first).minimum(last)  # where the right-hand side jumps at the ends of a stretch
-            return functional_call(model, dict(zip(names, values, strict=True)), (inside, y))
+            named = layout.named(torch.stack(values)) if whole else dict(zip(layout.names, values, strict=True))
+            return functional_call(model, named, (inside, y))
 
+        if whole:  # Dynamo does not put tensors into modules within modules
+            derivative = _as_graph(derivative, len(model.states), layout.count)
         self._model, self._time = model, t
         self._derivative, self._owner = derivative, owner or type(model)
-        self._n_states, self._n_parameters = len(model.states), len(names)
+        self._n_states, self._n_parameters = len(model.states), layout.count
         self._kernels: dict[str, Sensitivities] = {}
-        kind = self._owner, *names
+        kind = self._owner, whole, *layout.names
         if kind not in _codes or len(_codes[kind][1]) == _READINGS:
             _codes[kind] = derivative.__code__.replace(co_name=f"derivative_{next(_numbers)}"), set()
         derivative.__code__, read = _codes[kind]

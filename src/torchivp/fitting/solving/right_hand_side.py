@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -26,7 +27,7 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
 
     Args:
         model: the model.
-        parameters: by name, [n] each.
+        parameters: by name, [n, *shape] each.
         t: the time, 0-d, or [n].
         y: the states, [n, n_states].
         way: how to call the model.
@@ -34,7 +35,7 @@ def call_rows(model: Model, parameters: Mapping[str, Tensor], t: Tensor, y: Tens
     named = dict(parameters)
     if way in ("together", "columns"):
         column = way == "columns"
-        shaped = {name: value[:, None] if column else value for name, value in named.items()}
+        shaped = {name: value[:, None] if column and value.ndim == 1 else value for name, value in named.items()}
         return functional_call(model, shaped, (t[:, None] if column and t.ndim else t, y))
     times = t.expand(len(y))
 
@@ -66,7 +67,7 @@ def way_forwards(model: Model, time: Tensor) -> Way:
     with torch.no_grad(), dual_level(), DualArithmetic():
         states = model.initial_state() + spread[:, None]
         states = forward_ad.make_dual(states, states)
-        parameters = {name: forward_ad.make_dual(value * spread, spread) for name, value in model.named_parameters()}
+        parameters = {name: _spread(value, spread) for name, value in model.named_parameters()}
         try:
             singly = call_rows(model, parameters, time, states, "singly")
         except REFUSALS:
@@ -84,6 +85,12 @@ def way_forwards(model: Model, time: Tensor) -> Way:
     return "singly"
 
 
+def _spread(value: Tensor, spread: Tensor) -> Tensor:
+    """A parameter [*shape] times each of some numbers [n], with these as tangents, [n, *shape]."""
+    shaped = spread.reshape(-1, *[1] * value.ndim)
+    return forward_ad.make_dual(value * shaped, shaped.expand(len(spread), *value.shape).clone())
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=1e-4, equal_nan=True)
 
@@ -93,7 +100,7 @@ def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, t
 
     Args:
         model: the model.
-        parameters: where to look, by name, 0-d each.
+        parameters: where to look, by name, [*shape] each.
         y0: a state, [n_states].
         times: some times.
 
@@ -101,18 +108,26 @@ def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, t
         ValueError: the message says which, and how to write the model.
     """
     names = [*model.states, *parameters]
-    at = torch.cat([y0, torch.stack(list(parameters.values()))]).detach()
+    sizes = [*[1] * len(y0), *(value.numel() for value in parameters.values())]
+    at = torch.cat([y0, *(value.reshape(-1) for value in parameters.values())]).detach()
     at = torch.where(at == 0, 0.1, at)  # where much may vanish by chance
 
     def derivative(inputs: Tensor, time: float) -> Tensor:
-        named = dict(zip(parameters, inputs[len(y0) :].unbind(), strict=True))
+        parts = inputs[len(y0) :].split(sizes[len(y0) :]) if parameters else ()
+        named = {name: part.view(parameters[name].shape) for name, part in zip(parameters, parts, strict=True)}
         t = torch.tensor(time, dtype=inputs.dtype)
         return functional_call(model, named, (t, inputs[: len(y0)]))
 
     _check_precision(model, lambda dtype: derivative(at.to(dtype), times[0]))
+    with torch.no_grad():
+        if not _same(derivative(at, times[0]), derivative(at, times[0])):
+            raise ValueError(
+                f"the right-hand side of {type(model).__name__} returns something else when it is called again with "
+                "the same numbers, and a fit needs a function: call model.eval() if there is dropout in it"
+            )
     for time in times:
         with torch.no_grad():
-            moved = set(_moved_by(lambda inputs, time=time: derivative(inputs, time).double(), at))
+            moved = set(_moved_by(lambda inputs, time=time: derivative(inputs, time).double(), at, sizes))
         if not moved:
             continue
         leaf = at.clone().requires_grad_()
@@ -124,7 +139,8 @@ def check_gradient(model: Model, parameters: Mapping[str, Tensor], y0: Tensor, t
         except REFUSALS as error:
             slopes, reason = [], f" ({error})"
         dead = torch.stack(slopes).eq(0).all(0) if slopes else torch.ones(len(at), dtype=torch.bool)
-        lost = [names[i] for i in sorted(moved) if dead[i]]
+        blocks = dead.split(sizes)
+        lost = [names[i] for i in sorted(moved) if bool(blocks[i].all())]
         if lost:
             raise ValueError(
                 f"the right-hand side of {type(model).__name__} depends on {', '.join(lost)}, but its derivative with "
@@ -149,13 +165,13 @@ def _check_precision(model: Model, derivative: Callable[[torch.dtype], Tensor]) 
             ) from error
 
 
-def _moved_by(function, at: Tensor) -> Iterator[int]:
-    """The numbers of the inputs that move a function smoothly: about as much to one side as to the other."""
-    here = function(at)
-    for i in range(len(at)):
+def _moved_by(function, at: Tensor, sizes: Sequence[int]) -> Iterator[int]:
+    """The numbers of the inputs, of these sizes, that move a function smoothly: as much to one side as to the other."""
+    here, ends = function(at), np.cumsum(sizes)
+    for i, (size, end) in enumerate(zip(sizes, ends.tolist(), strict=True)):
         step = torch.zeros_like(at)
-        step[i] = 1e-3 * at[i].abs()
+        step[end - size : end] = 1e-3 * at[end - size : end].abs()
         up, down = function(at + step) - here, here - function(at - step)
-        size = torch.linalg.vector_norm(up)
-        if size > 1e-9 * torch.linalg.vector_norm(here) and torch.linalg.vector_norm(up - down) < 0.5 * size:
+        moved = torch.linalg.vector_norm(up)
+        if moved > 1e-9 * torch.linalg.vector_norm(here) and torch.linalg.vector_norm(up - down) < 0.5 * moved:
             yield i

@@ -13,11 +13,17 @@ from torch.func import functional_call
 
 from torchivp.api.ivp import solve_ivp
 from torchivp.dual_numbers import DualArithmetic, dual_level, parts
+from torchivp.fitting.parameters import ParameterLayout
 from torchivp.fitting.solving.right_hand_side import REFUSALS, Way, call_rows, way_forwards
 from torchivp.fitting.solving.stretches import Accuracy, Solved, Stretch
 from torchivp.models.model import Model
 from torchivp.solution import BatchSolution, Solution, Status
 from torchivp.torch_func import pull_back
+
+MANY_DIRECTIONS = 100
+"""With more of them a gradient comes from a pass backwards."""
+
+_FEW_ROWS, _FEW_NUMBERS = 8, 1000  # of models with tensors, whose derivatives come from passes backwards
 
 
 def _largest_of_rows(error: Tensor) -> Tensor:
@@ -39,7 +45,7 @@ class StepLoop:
 
     def __init__(self, model: Model, t: float):
         self._model, self._time = model, t
-        self._names = [name for name, _ in model.named_parameters()]
+        self._layout = ParameterLayout.of(model)
         self._substituted = _Substituted(model)
         self._way: Way | None = None  # to call the model with rows at one time
         self._way_of_batches: Way | None = None  # and at a time each
@@ -48,7 +54,7 @@ class StepLoop:
     def solve(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
         """Solve a stretch of each row."""
         rows, directions = stretch.tangents.shape[:2]
-        if directions and not self.forwards:
+        if directions and (not self.forwards or self._cheaper_backwards(stretch)):
             return self._each(stretch, accuracy, self._backwards)
         try:
             if rows > 1 and self._find_way_of_batches() != "singly":
@@ -65,6 +71,12 @@ class StepLoop:
             else:
                 raise
             return self.solve(stretch, accuracy)
+
+    def _cheaper_backwards(self, stretch: Stretch) -> bool:
+        """Whether copies of tensors for every direction would cost more than a pass backwards for every number."""
+        numbers = (stretch.t.shape[1] + 1) * stretch.y.shape[1]
+        few = len(stretch.y) <= _FEW_ROWS or len(stretch.moving) > MANY_DIRECTIONS
+        return any(self._layout.shapes) and few and numbers <= max(_FEW_NUMBERS, 2 * len(stretch.moving))
 
     def _find_way(self) -> Way:
         if self._way is None:
@@ -109,7 +121,7 @@ class StepLoop:
         self, stretch: Stretch, y: Tensor, parameters: Tensor, way: Way | None, accuracy: Accuracy
     ) -> Solution:
         """A solve without batch dimensions, whose last output is its end."""
-        named = dict(zip(self._names, parameters.unbind(-1), strict=True))
+        named = self._layout.named(parameters)
         start, end = stretch.start.item(), stretch.end.item()
         arithmetic = DualArithmetic() if way is not None else nullcontext()
         options = {**accuracy.options(), "norm": _largest_of_rows}
@@ -124,7 +136,8 @@ class StepLoop:
 
         if way in ("mapped", "singly"):
             return solution(lambda t, y: call_rows(self._model, named, t, y, way))
-        shaped = {f"model.{name}": value[:, None] if way == "columns" else value for name, value in named.items()}
+        columns = way == "columns"
+        shaped = {f"model.{name}": x[:, None] if columns and x.ndim == 1 else x for name, x in named.items()}
         return functional_call(self._substituted, shaped, (solution,))
 
     def _batch(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
@@ -141,7 +154,7 @@ class StepLoop:
             if ends:
                 times = times.maximum(ends[0]).minimum(ends[1])
             with arithmetic:
-                return call_rows(self._model, dict(zip(self._names, parameters.unbind(-1), strict=True)), times, y, way)
+                return call_rows(self._model, self._layout.named(parameters), times, y, way)
 
         t, last = _with_end(stretch)
         with torch.no_grad(), dual_level() if directions else nullcontext():

@@ -77,11 +77,10 @@ class Filter(Misfit):
         """Refuse a model whose derivatives, those of its diffusion among them, autograd loses."""
         super().check_gradient()
         own = self.quantities.locals(torch.tensor(self.quantities.theta()))[0]
-        named = dict(zip(self.quantities.names, own, strict=True))
         series = self.data.trajectories[0].t
         check_gradient(
             _diffusion_of(self.model),
-            {name: named[name] for name in self.quantities.parameter_names},
+            self.quantities.layout.named(own[: self.quantities.layout.count]),
             own[-len(self.model.states) :],
             [float(t) for t in np.linspace(series[0], series[-1], 4)],
         )
@@ -95,7 +94,7 @@ class Filter(Misfit):
     @cached_property
     def silent(self) -> list[int]:
         """The numbers of the locals that depend on theta and move neither the initial state nor the right-hand side."""
-        first, n = len(self.quantities.parameter_names), len(self.quantities.state_names)
+        first, n = self.quantities.layout.count, len(self.quantities.state_names)
         return (first + np.flatnonzero(self.quantities.moving[first:-n])).tolist()
 
     @cached_property
@@ -201,7 +200,9 @@ class Filter(Misfit):
         paths = Paths(means[None], tangents[None], walk.ok, walk.steps)
         chosen = slopes if derivatives else slopes[..., :0]
         values, jacobian = self._observe(paths, own[None], chosen[None], np.array(t)[None], (1, 1))
-        by_theta = np.einsum("tds,df->tsf", tangents.numpy(), slopes[0][self.moved]) if derivatives else None
+        by_theta = np.zeros((*means.shape, 0))
+        if derivatives:
+            by_theta = np.einsum("tds,df->tsf", tangents.numpy(), slopes[0][self.moved])
         by_state = self.observables.with_slopes(torch.tensor([t], dtype=torch.float64), means[None], own).by_state[0]
         spread = Spread(
             covariances.diagonal(dim1=-2, dim2=-1).numpy().clip(0.0),

@@ -31,6 +31,11 @@ def check_stochastic(
             f"{name} is a stochastic model, whose trajectories share their parameters: leave out random, or give each "
             "a value of its own by by={name: column}"
         )
+    if tensors := [each for each, parameter in model.named_parameters() if parameter.ndim]:
+        raise ValueError(
+            f"{name} is a stochastic model, whose parameters are single numbers, and {tensors[0]} is a tensor: make "
+            "each number a parameter of its own"
+        )
     with torch.no_grad():
         shape = tuple(model.diffusion(torch.tensor(0.0, dtype=torch.float64), model.initial_state()).shape)
         covariance = tuple(model.initial_covariance().shape)
