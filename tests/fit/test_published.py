@@ -133,6 +133,7 @@ def exact_series(truth, y0):
             FitzHughNagumo(1.75, 2.0, 0.2, 1.25),
             {"a": 1.75, "b": 2.0, "epsilon": 0.2, "current": 1.25},
             id="FitzHugh-Nagumo",
+            marks=pytest.mark.sweep,
         ),
     ],
 )

@@ -149,7 +149,11 @@ FAR = [
     pytest.param(RealLorenz(0.0, 0.5, 0.1), Lorenz(10, 28, 2.66), [1.0, 0.0, 0.0], id="Lorenz"),
     pytest.param(LotkaVolterra(5, 5, 5, 5), LotkaVolterra(1.5, 1, 3, 1), [1.0, 1.0], id="Lotka-Volterra"),
     pytest.param(
-        FitzHughNagumo(1.75, 2.0, 0.2, 1.25), FitzHughNagumo(0.7, 0.8, 0.08, 0.5), [1.0, 1.0], id="FitzHugh-Nagumo"
+        FitzHughNagumo(1.75, 2.0, 0.2, 1.25),
+        FitzHughNagumo(0.7, 0.8, 0.08, 0.5),
+        [1.0, 1.0],
+        id="FitzHugh-Nagumo",
+        marks=pytest.mark.sweep,
     ),
 ]
 
@@ -198,7 +202,7 @@ def swings(end=100, count=401):
     return simulate(Pendulum(length=1.0, damping=0.01), t, [1.0, 0.0], noise=0.02)[["time", "angle"]]
 
 
-@pytest.mark.parametrize("length", [0.5, 2.0])
+@pytest.mark.parametrize("length", [pytest.param(0.5, marks=pytest.mark.sweep), 2.0])
 def test_a_wrong_frequency_is_mended_where_one_path_is_caught_in_a_local_minimum(length):
     """The velocity is hidden, and the path at the start is fifteen swings or more off at the end."""
     search, weighing = search_for(

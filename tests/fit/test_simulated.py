@@ -17,6 +17,9 @@ def largest_error(result, truth: Model) -> float:
     return max(abs(result[name].value / value - 1) for name, value in truth.values().items())
 
 
+SWEEP = pytest.mark.sweep
+
+
 @pytest.mark.parametrize(
     ("truth", "start", "t"),
     [
@@ -24,7 +27,7 @@ def largest_error(result, truth: Model) -> float:
             FitzHughNagumo(), FitzHughNagumo(1.5, 1.5, 0.2, 1.0), np.linspace(0, 20, 41), id="FitzHugh-Nagumo"
         ),
         pytest.param(Lorenz(10, 28, 2.66), Lorenz(5, 15, 1), np.linspace(0, 2, 51), id="Lorenz"),
-        pytest.param(VanDerPol(2.0), VanDerPol(0.5), np.linspace(0, 8, 33), id="van der Pol"),
+        pytest.param(VanDerPol(2.0), VanDerPol(0.5), np.linspace(0, 8, 33), id="van der Pol", marks=SWEEP),
         pytest.param(LotkaVolterra(), LotkaVolterra(5, 5, 5, 5), np.linspace(0, 10, 51), id="Lotka-Volterra"),
     ],
 )

@@ -193,7 +193,9 @@ def test_short_inputs_are_seen(until, options):
     holds(fit(Infusion(), INFUSIONS[INFUSIONS["time"] <= until], **HELD, **options), clearance=5.0, volume=30.0)
 
 
-@pytest.mark.parametrize(("method", "longest"), [("dopri5", "0.1 "), ("dopri8", "0.182 ")])
+@pytest.mark.parametrize(
+    ("method", "longest"), [("dopri5", "0.1 "), pytest.param("dopri8", "0.182 ", marks=pytest.mark.sweep)]
+)
 def test_solves_that_step_over_something_short_say_so(method, longest):
     class Sudden(Decay):
         """A pulse of a hundredth of the span that starts from nothing."""

@@ -184,8 +184,13 @@ def test_phase_plane_has_the_curve_the_data_and_arrows_that_follow_the_field():
 
 def with_attempts(*ends):
     result = FakeFit(attempts=[Attempt(np.zeros(6), np.full(6, 2.0), nll, converged) for nll, converged in ends])
-    free = [SimpleNamespace(name=name) for name in result.free_names]
-    result.misfit = SimpleNamespace(quantities=SimpleNamespace(free=free, free_values=lambda theta: 10 * theta))
+    result.misfit = SimpleNamespace(
+        quantities=SimpleNamespace(
+            single=np.ones(len(result.free_names), dtype=bool),
+            labels=lambda chosen: np.array(result.free_names)[chosen].tolist(),
+            free_values=lambda theta: 10 * theta,
+        )
+    )
     return result
 
 
