@@ -151,7 +151,7 @@ class Trail:
 
     def accept(self, method: Method, func: FlatFunc, step: Step, t1: float) -> None:
         self.times.append(t1)
-        self.orders.append(step.order)
+        self.orders.append(step.recorded)
         taken = len(self.times) - 1
         if taken % self._stride == 0:
             carry = pytree.tree_map_only(Tensor, Tensor.clone, method.carry_to_keep(step.carry))

@@ -154,3 +154,9 @@ def test_a_model_that_has_changed_is_read_as_it_is(change):
 def test_no_number_of_different_models_is_too_many():
     for number in range(13):
         kernel_of(Leaky(1.0 + number))
+
+
+def test_a_method_of_the_class_that_has_changed_is_read_as_it_is(monkeypatch):
+    read = kernel_of(Leaky())
+    monkeypatch.setattr(Leaky, "forward", lambda self, t, y: -2 * self.rate * y)
+    assert kernel_of(Leaky()) is not read

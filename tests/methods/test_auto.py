@@ -1,12 +1,14 @@
 """Method "auto": when it changes between tsit5 and rodas5p, and what that does to rows, events and gradients."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from problems import DETEST, double
 from stiff_problems import STIFF, van_der_pol
-from torchivp import Checkpointed, Event, solve_ivp
+from torchivp import Checkpointed, Event, PIDController, solve_ivp
 
 OPTIONS = {"method": "auto", "rtol": 1e-5, "atol": 1e-7}
 
@@ -146,7 +148,7 @@ def test_gradients_through_a_change_of_method(gradient, batched):
 
 
 def test_gradients_are_those_of_the_steps_to_the_last_digits():
-    """Fixed steps, so that finite differences see the same ones; the method changes on the way."""
+    """Equal steps, so that finite differences see the same ones; the method changes on the way."""
 
     def solve(p):
         return solve_ivp(
@@ -154,7 +156,7 @@ def test_gradients_are_those_of_the_steps_to_the_last_digits():
             (0.0, 0.6),
             double(1.02),
             method="auto",
-            step_size=0.03,
+            controller=PIDController(first_step=0.03, min_step=0.03, max_step=0.03, accept_at_min_step=True),
         )
 
     p = double(80.0).requires_grad_()
@@ -180,3 +182,42 @@ def test_where_autograd_sees_nothing_tsit5_goes_on(batch_dims):
     torch.testing.assert_close(auto.y, tsit5.y, rtol=0, atol=0)
     stats = auto.stats if batch_dims == 0 else auto.stats[0]
     assert (stats.stiff, stats.jacobians) == (0, 0)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "forward"])
+def test_a_step_is_taken_again_by_the_method_that_took_it(gradient):
+    """Of rows one of which is through long before the other: what speaks for a method may differ by rounding alone."""
+    n = 60
+    ones = torch.ones(n - 1, dtype=torch.float64)
+    matrix = (torch.diag(ones, 1) + torch.diag(ones, -1) - 2 * torch.eye(n, dtype=torch.float64)) * n**2
+    x = torch.sin(torch.linspace(0, 3, n, dtype=torch.float64))
+    y0 = torch.stack([x, 0 * x])
+    c = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+    def heat(t, y, c):
+        return c * (y @ matrix.T)
+
+    options = {"batch_dims": 1, "rtol": 1e-8, "atol": 1e-10}
+    found = solve_ivp(heat, (0.0, 0.05), y0, args=(c,), gradient=gradient, **options)
+    with torch.no_grad():
+        plain = solve_ivp(heat, (0.0, 0.05), y0, args=(c,), **options)
+    torch.testing.assert_close(found.final, plain.final, rtol=1e-9, atol=1e-12)
+    assert [each.switches for each in found.stats] == [each.switches for each in plain.stats]
+    exact = torch.linalg.matrix_exp(0.05 * matrix)
+    (slope,) = torch.autograd.grad(found.final[0].sum(), c)
+    assert slope.item() == pytest.approx((0.05 * matrix @ exact @ x).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_fixed_steps_are_those_of_one_method(backend):
+    """Nothing rejects those that show stiffness."""
+
+    def func(t, y):
+        return -3.0 * (y - torch.cos(t))
+
+    y0 = double(2.0)
+    found = solve_ivp(func, (0.0, 5.0), y0, step_size=0.1, backend=backend)
+    expected = solve_ivp(func, (0.0, 5.0), y0, step_size=0.1, method="tsit5", backend=backend)
+    assert torch.equal(found.final, expected.final)
+    stiff = solve_ivp(lambda t, y: 1000 / 3 * func(t, y), (0.0, 5.0), y0, step_size=0.1, jac=double(-1000.0)[None])
+    assert stiff.final.item() == pytest.approx(math.cos(5), abs=1e-2) and stiff.stats.jacobians > 0

@@ -408,5 +408,5 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
 @lru_cache(maxsize=64)
 def _span(start: float, end: float) -> tuple[Tensor, Tensor]:
     """A start and an end as tensors, which nobody writes into."""
-    start_of_all, end_of_all = torch.tensor([[start], [end]], dtype=torch.float64)
+    start_of_all, end_of_all = torch.tensor([[start], [end]], dtype=torch.float64, device="cpu")
     return start_of_all, end_of_all

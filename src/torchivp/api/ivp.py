@@ -31,13 +31,14 @@ from torchivp.integrate import Controller
 from torchivp.methods import MethodName, find_method
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
+from torchivp.methods.ode.auto import Auto
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
 from torchivp.references import Sources
 from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
 from torchivp.split import as_split
 from torchivp.state import StateLayout
-from torchivp.stepsize.constant import ConstantSteps
+from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import carried, time_dtype
@@ -176,7 +177,8 @@ def solve_ivp(
             to nothing), or an object with options such as `Checkpointed(checkpoints=20)`.
         dense_output: also return `Solution.sol`, the solution at any time, in a batch NaN outside a row's span.
         step_size: take fixed steps of this size, with any method but `adams`, `bdf` and `scipy_solver`, which size
-            their own; methods without an error estimate need it.
+            their own; methods without an error estimate need it. `auto` is `tsit5` then, or `rodas5p` if `jac`,
+            `jac_sparsity` or a singular `mass` is given.
         first_step: size of the first step; None to estimate it.
         min_step: no adaptive step is smaller.
         max_step: no adaptive step is larger.
@@ -266,6 +268,11 @@ def solve_ivp(
     hint = ", the number of leading dimensions of y0 that number the rows"
     dims = check_whole_number("batch_dims", batch_dims, 0, hint=hint)
     taken = mass if mass is None else check_mass(mass, method, gradient, StateLayout(y0, dims), jac_sparsity)
+    if issubclass(method, Auto) and isinstance(controller, ConstantSteps | GridSteps):
+        # Nothing rejects the steps that show stiffness: the choice between the two is the caller's.
+        explicit, implicit = method.parts
+        stiff = jac is not None or jac_sparsity is not None or (taken is not None and taken.projection is not None)
+        method = implicit if stiff else explicit
     sources = partial(
         sources_of,
         method=method,

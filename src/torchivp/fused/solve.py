@@ -70,7 +70,8 @@ class Outcomes:
 
     def __init__(self, rows: int) -> None:
         # Tensors tell where they lie sooner than arrays do.
-        counts, numbers = torch.empty(6, rows, dtype=torch.int64), torch.empty(4, rows, dtype=torch.float64)
+        counts = torch.empty(6, rows, dtype=torch.int64, device="cpu")
+        numbers = torch.empty(4, rows, dtype=torch.float64, device="cpu")
         self.addresses = counts.data_ptr(), numbers.data_ptr()
         self.counts, self.numbers = counts.numpy(), numbers.numpy()
         self.stiff: np.ndarray | None = None

@@ -196,6 +196,7 @@ def _read_before(compiled: Callable[..., Any], arguments: Sequence[Any]) -> tupl
     _found.traced = None
     with_gradients = torch.is_grad_enabled()
     torch._C._set_grad_enabled(True)
+    drawn = torch.default_generator.get_state()
     callback = set_eval_frame(False)
     try:
         function(*arguments)
@@ -205,6 +206,7 @@ def _read_before(compiled: Callable[..., Any], arguments: Sequence[Any]) -> tupl
         set_eval_frame(callback)
         torch._C._set_grad_enabled(with_gradients)
     if _found.traced is None:
+        torch.default_generator.set_state(drawn)
         return None
     found = _found.traced, _found.inputs
     _found.traced, _found.inputs = None, ()

@@ -70,6 +70,8 @@ class Step:
         work: what it has cost besides evaluations of func; None for nothing.
         growth: by which factor the next step may be longer at most, whatever the error says, and by which factor it
             shall be shorter after a `failure`: a number, of rows an array.
+        told: what the method is to be told when the step is taken again, see `Method.again_at`: a number, of rows an
+            array; None for `order`.
     """
 
     t0: float | Tensor
@@ -86,6 +88,12 @@ class Step:
     failure: Mapping[int, str] | None = None
     work: Work | None = None
     growth: Any = math.inf
+    told: int | np.ndarray | None = None
+
+    @property
+    def recorded(self) -> int | np.ndarray | None:
+        """What a record keeps of it for those who take it again."""
+        return self.order if self.told is None else self.told
 
     def of_one_row(self, t0: float | Tensor, t1: float | Tensor) -> Step:
         """This step, taken as one of rows, as a step of a single row from `t0` to `t1`."""
@@ -218,6 +226,10 @@ class Method(ABC):
         Of rows [rows], 0 in those that go on as they would.
         """
         return carry
+
+    def again_at(self, carry: Any, told: int | np.ndarray) -> Any:
+        """The `carry` with which a step is taken again as it was, given what `Step.recorded` said of it."""
+        return self.at_order(carry, told)
 
     def carry_to_keep(self, carry: Any) -> Any:
         """The `carry` without what only saves time, for those who keep many: no more than a few states."""

@@ -55,8 +55,8 @@ class TakenSteps:
 
     @property
     def orders(self) -> np.ndarray | None:
-        """Their orders, if the method varies them."""
-        return None if self.step.order is None else np.broadcast_to(self.step.order, len(self.t0))
+        """Their orders, or what else is recorded of them, if the method varies them."""
+        return None if self.step.recorded is None else np.broadcast_to(self.step.recorded, len(self.t0))
 
     @property
     def failed(self) -> np.ndarray:
@@ -148,8 +148,8 @@ class Stepper:
         return size_next_steps(controller, self.method, self.norm, taken.step, errors, length, proposed, history)
 
     def at_orders(self, carry: Any, orders: np.ndarray) -> Any:
-        """The carry with which the rows go on at these orders."""
-        return self.method.at_order(carry, orders)
+        """The carry with which the rows take steps again of which these orders were recorded."""
+        return self.method.again_at(carry, orders)
 
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         """The carry of the next step: that of an accepted step, or that of a step to be taken again."""
@@ -216,7 +216,7 @@ class SingleStepper(Stepper):
         return np.array([decision.accept]), np.array([decision.h]), np.array([decision.history.last])
 
     def at_orders(self, carry: Any, orders: np.ndarray) -> Any:
-        return self.method.at_order(carry, int(orders[0]))
+        return self.method.again_at(carry, int(orders[0]))
 
     def choose_carry(self, step: Step, accept: np.ndarray) -> Any:
         return step.carry if accept[0] else step.retry

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from types import CodeType
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -29,6 +29,18 @@ _numbers = itertools.count()
 _codes: dict[Any, tuple[CodeType, set[Traced]]] = {}
 """Of the right-hand sides of each kind of model one code, and what was read of it: Dynamo's guards say whether that is
 what another would be read as, as that of the same model in another fit is."""
+
+
+_FUNCTIONS = (FunctionType, classmethod, staticmethod, property)
+
+
+def _functions_of(kind: type) -> Iterator[Any]:
+    """What a class and its bases hold by now, which Dynamo's guards do not look at."""
+    for base in kind.__mro__:
+        if base is Model:
+            return
+        for name, value in vars(base).items():
+            yield name, value if isinstance(value, _FUNCTIONS) else id(value)
 
 
 def _as_graph(derivative: Callable[..., Tensor], n_states: int, count: int) -> Callable[..., Tensor]:
@@ -86,7 +98,7 @@ class ModelKernel:
         self._derivative, self._owner = derivative, owner or type(model)
         self._n_states, self._n_parameters = len(model.states), layout.count
         self._kernels: dict[str, Sensitivities] = {}
-        kind = self._owner, whole, *layout.names
+        kind = self._owner, whole, *layout.names, *_functions_of(type(model))
         if kind not in _codes or len(_codes[kind][1]) == _READINGS:
             _codes[kind] = derivative.__code__.replace(co_name=f"derivative_{next(_numbers)}"), set()
         derivative.__code__, read = _codes[kind]

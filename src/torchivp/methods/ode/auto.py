@@ -16,7 +16,7 @@ from torchivp.error_norm import ErrorNorm
 from torchivp.mass import projection_of
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.implicit.linear import LARGEST_DENSE
-from torchivp.methods.implicit.per_row import Numbers, all_of, any_of, without
+from torchivp.methods.implicit.per_row import Numbers, all_of, any_of, pick, without
 from torchivp.methods.jacobian import autograd_sees, sparsity_of
 from torchivp.methods.method import FlatFunc, Method, Step, Work, choice, derive, map_rows
 from torchivp.methods.ode.bdf import BDF
@@ -82,7 +82,8 @@ class Auto(Method):
     autograd does not see how func depends on the state, or cannot differentiate it twice, as derivatives of stiff steps
     ask, tsit5 goes on: a derivative is compared with a difference before the stiff method takes over. So it does where
     dense matrices of all rows would take more than 512 MB. With a singular mass matrix all steps are those of the stiff
-    method, and with fixed steps that is rodas5p. `stats.stiff` and `stats.switches` say what was done. Dense output:
+    method. With fixed steps, none of which is rejected, `solve_ivp` takes tsit5 alone, or rodas5p where a Jacobian, its
+    pattern or a singular mass matrix is given. `stats.stiff` and `stats.switches` say what was done. Dense output:
     that of the methods, of order 4 but for bdf.
     """
 
@@ -146,6 +147,19 @@ class Auto(Method):
             return carry
         return carry._replace(own=self._implicit.at_order(carry.own, order))
 
+    def again_at(self, carry: AutoCarry | None, told: int | np.ndarray) -> AutoCarry | None:
+        """Negative where the stiff method took the step: what speaks for which may differ by rounding alone."""
+        stiff = bool(told < 0) if isinstance(told, int) else np.asarray(told) < 0
+        modes, slope, own = carry or AutoCarry(
+            Modes() if isinstance(stiff, bool) else Modes.of_rows(len(stiff)), None, None
+        )
+        if isinstance(stiff, bool) and not isinstance(modes.stiff, bool):  # those of an initial carry, that of rows
+            modes = Modes()
+        if carry is None and not any_of(stiff):
+            return None
+        slope = slope if not any_of(modes.stiff ^ stiff) else None  # where it is not known whose it is
+        return self.at_order(AutoCarry(modes.as_told(stiff), slope, own), abs(told))
+
     def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: AutoCarry | None) -> Step:
         modes, slope, own = carry or AutoCarry(Modes(), None, None)
         if not isinstance(modes.stiff, bool):  # those of an initial carry, that of rows
@@ -189,7 +203,12 @@ class Auto(Method):
         """The modes, with the stiff method in no row that it would serve badly, and in all that nothing else can."""
         if projection_of(func) is not None:
             return modes if all_of(modes.stiff) else modes.always_stiff()
-        if not any_of(modes.switched) or not any_of(new := modes.stiff & modes.switched) or inside_transform():
+        if (
+            modes.told
+            or not any_of(modes.switched)
+            or not any_of(new := modes.stiff & modes.switched)
+            or inside_transform()
+        ):
             return modes
         if not isinstance(t, Tensor):
             t = time_scalar(t, self._real_dtype, y.device)
@@ -277,6 +296,7 @@ class Auto(Method):
             step.failure,
             work,
             step.growth,
+            pick(modes.stiff, -1, 1) * (self.error_order if step.order is None else step.order),
         )
 
     def _stiffness(self, stages: Tensor, rows: int) -> Tensor:

@@ -45,12 +45,14 @@ class Modes(Memory):
         count: how many steps speak for the other one.
         wait: in how many steps to look whether the next one does.
         switched: whether the last step has led to the other one.
+        told: whether a step is taken again, by the method that took it.
     """
 
     stiff: Flags = False
     count: Numbers = 0
     wait: Numbers = 0
     switched: Flags = False
+    told: bool = False
 
     @staticmethod
     def of_rows(rows: int) -> Modes:
@@ -86,6 +88,15 @@ class Modes(Memory):
         return Modes(
             without(self.stiff, rows), pick(rows, -_PAUSE, self.count), self.wait, without(self.switched, rows)
         )
+
+    def as_told(self, stiff: Flags) -> Modes:
+        """The same, but that the rows are at the stiff method where they were, whatever these say.
+
+        A row that begins with it is one that has switched; not one that would have left it.
+        """
+        begins = stiff & (self.stiff ^ stiff) & (self.switched ^ True)
+        goes_on = self.switched & ((self.stiff ^ stiff) ^ True)
+        return Modes(stiff, self.count, self.wait, begins | goes_on, told=True)
 
     def always_stiff(self) -> Modes:
         """The same, but that all rows are at the stiff method and stay there."""
