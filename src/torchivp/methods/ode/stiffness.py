@@ -61,7 +61,8 @@ class Modes(Memory):
 
     def map(self, function: Callable[..., Tensor], *others: Modes) -> Modes:
         each = zip(*((x.stiff, x.count, x.wait, x.switched) for x in (self, *others)), strict=True)
-        return Modes(*(on_arrays(function, *arrays) for arrays in each))
+        stiff, count, wait, switched = (on_arrays(function, *arrays) for arrays in each)
+        return Modes(stiff, count, wait, switched)
 
     def after(self, stiffness: Numbers, relief: int = RELIEF) -> Modes:
         """Those after a step in which the step times the spectral radius was this; NaN where nobody knows.
