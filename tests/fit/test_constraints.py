@@ -19,12 +19,6 @@ T = np.linspace(0, 1, 13)
 SIGMA = 0.05
 
 
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch):
-    """The check for what solves step over takes thousands of steps, and there is nothing here."""
-    monkeypatch.setattr("torchivp.fitting.searching.trust._LOOKS", 30)
-
-
 class Cubic(Model):
     """`y' = a + 2 b t + 3 c t^2`, whose solution is linear in its parameters."""
 

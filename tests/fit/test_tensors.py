@@ -27,12 +27,6 @@ pytestmark = needs_compiler
 COUNT = 4
 
 
-@pytest.fixture(autouse=True)
-def few_looks(monkeypatch):
-    """The check for what solves step over takes thousands of steps, and there is nothing here."""
-    monkeypatch.setattr("torchivp.fitting.searching.trust._LOOKS", 30)
-
-
 class Waves(Model):
     """`y' = slope + sum_i w_i cos(pi i t)`, whose solution is linear in all parameters."""
 
