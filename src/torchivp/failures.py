@@ -41,7 +41,12 @@ class Failures:
             if awaits_event
             else "raise max_steps (option max_num_steps of odeint) or loosen rtol and atol; if the solution varies on "
             "a much longer time scale than the step size, the problem is stiff"
-            + (": try method='auto', 'rodas5p' or 'bdf', and compute in torch" if self._adaptive else "")
+            + (
+                ": try method='rodas5p' or 'bdf'; 'auto' finds this out by itself if func computes in torch, where "
+                "autograd sees how it depends on the state"
+                if self._adaptive
+                else ""
+            )
         )
         sentence = (
             f"max_steps = {max_steps} step attempts ({counts}) took the solution from t = {times.start:g} to "

@@ -141,7 +141,7 @@ def test_functions_of_other_names_are_left_alone(func):
 
 @pytest.mark.parametrize("batch_dims", [0, 1])
 def test_a_stiff_solve_that_runs_out_of_steps_is_told_what_to_try(batch_dims):
-    with pytest.raises(SolveError, match="the problem is stiff: try method='auto', 'rodas5p' or 'bdf'"):
+    with pytest.raises(SolveError, match="the problem is stiff: try method='rodas5p' or 'bdf'; 'auto' finds"):
         solve_ivp(lambda t, y: -1e6 * y, (0, 1), Y0, max_steps=50, batch_dims=batch_dims)
     for method in ("auto", "rodas5p", "bdf"):
         solution = solve_ivp(lambda t, y: -1e6 * y, (0, 1), Y0, method=method, batch_dims=batch_dims)
