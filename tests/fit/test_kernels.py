@@ -160,3 +160,14 @@ def test_a_method_of_the_class_that_has_changed_is_read_as_it_is(monkeypatch):
     read = kernel_of(Leaky())
     monkeypatch.setattr(Leaky, "forward", lambda self, t, y: -2 * self.rate * y)
     assert kernel_of(Leaky()) is not read
+
+
+def test_an_operation_that_kernels_lack_leaves_the_fit_to_the_step_loop():
+    class Bessel(Leaky):
+        def forward(self, t, y):
+            return -self.rate * y * torch.special.bessel_j0(y)
+
+    data = {"time": np.linspace(0, 60, 31), "y": np.exp(-0.3 * np.linspace(0, 60, 31))}
+    assert "step loop" in fit(Bessel(), data, max_iterations=2, rtol=1e-4).solver
+    with pytest.raises(ValueError, match="backend='fused' has no kernel for this fit: special_bessel_j0"):
+        fit(Bessel(), data, backend="fused")

@@ -55,6 +55,23 @@ class Form:
         return 8 if self.dtype == torch.float64 else 16
 
 
+def _input(i: int, role: str, example: Tensor) -> Array:
+    shape = tuple(example.shape)
+    if role in ("t", "y"):
+        return Array.stored(role, shape)
+    return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
+
+
+def check_operations(traced: Traced, roles: Sequence[str], dtype: torch.dtype) -> None:
+    """Check that the operations of a function that has been read have C++, before any kernel of it is compiled.
+
+    Raises:
+        CannotFuse: one has not.
+    """
+    inputs = [_input(i, role, x) for i, (role, x) in enumerate(zip(roles, traced.examples, strict=True))]
+    Lowering(dtype).lower(core_graph(traced.values, traced.examples), inputs)
+
+
 class Kernel:
     """The compiled kernel of a function that has been read.
 
@@ -76,9 +93,7 @@ class Kernel:
         self.traced = traced
         self.form = form
         self.lowering = Lowering(form.dtype)
-        self.inputs = [
-            self._input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))
-        ]
+        self.inputs = [_input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))]
         self.derivatives: Derivatives | None = None
         self._field = self._lowered_field()
         self.kept = self.lowering.kept
@@ -101,14 +116,6 @@ class Kernel:
         if form.coefficients.uses_jacobian:
             roles = [role for role, is_used in zip(form.roles, used, strict=True) if is_used]
             self.derivatives = Derivatives(self.traced, form.roles, roles, form.states, self.lowering, self.inputs)
-
-    def _input(self, i: int, role: str, example: Tensor) -> Array:
-        shape = tuple(example.shape)
-        if role == "t":
-            return Array.stored("t", shape)
-        if role == "y":
-            return Array.stored("y", shape)
-        return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
 
     def source(self, shell: str = "host.h") -> str:
         """The kernel in C++, with what runs it: "host.h" here, or "cuda.h", a row to a thread."""

@@ -15,7 +15,7 @@ from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.endings import failure_of
 from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field
-from torchivp.fused.kernel import Form, Kernel
+from torchivp.fused.kernel import Form, Kernel, check_operations
 from torchivp.fused.moving_rows import MovingRows
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
@@ -112,6 +112,8 @@ class Sensitivities:
         parameters = [torch.ones((), dtype=torch.float64) for _ in range(n_parameters)]
         self._reading = Field(self._layout).read(func, parameters, one_row=True, owner=owner)
         self.traced = self._reading.traced
+        if not self.traced.kernels:
+            check_operations(self.traced, self._reading.kinds, torch.float64)
         self.used = frozenset(role for role in self._reading.roles if isinstance(role, int))
         self._kernels: dict[tuple[int, tuple[int, ...]], list[tuple[slice | None, Kernel]]] = {}
         self._rtols: dict[float, Tensor] = {}
