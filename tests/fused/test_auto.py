@@ -111,17 +111,6 @@ def test_one_problem_alone_and_nothing_else_asked():
     assert calm.stats == tsit5.stats
 
 
-def test_steps_of_one_size():
-    """Of them the step loop's are the same up to the change; the kernel begins anew."""
-    func = lambda t, y: -80.0 * (y - torch.cos(5 * t))
-    solution, rodas = (
-        solve_ivp(func, (0.0, 0.9), double(1.02), step_size=0.03, backend="fused", **options)
-        for options in ({}, {"method": "rodas5p"})
-    )
-    assert torch.equal(solution.y, rodas.y)
-    assert solution.stats.stiff == 30
-
-
 def test_rows_of_single_precision_in_reversed_time_by_odeint():
     func = lambda t, y: 500.0 * (y - torch.cos(t))
     t = torch.tensor([3.0, 2.0, 0.0])
