@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.autograd import forward_ad
 
 from compilers import needs_compiler
 from torchivp import PIController, SolveError, odeint, odeint_adjoint, solve_ivp
+from torchivp.fused.field import Field
+from torchivp.state import StateLayout
 
 pytestmark = needs_compiler
 
@@ -132,6 +135,23 @@ def test_threads_may_solve_at_once():
     for thread in threads:
         thread.join()
     torch.testing.assert_close(found, expected)
+
+
+def test_threads_may_read_functions_at_once():
+    """What reads them changes settings of the whole process, and broke itself in each thread but one."""
+    field = Field(StateLayout(Y0))
+    functions = [
+        lambda t, y: -y * torch.sin(t),
+        lambda t, y: -y * torch.cos(t),
+        lambda t, y: y.flip(-1) - y,
+        lambda t, y: torch.tanh(y) - t,
+    ]
+    with ThreadPoolExecutor(len(functions)) as threads:
+        readings = list(threads.map(lambda func: field.read(func, ()), functions))
+    t, y = torch.tensor(0.3, dtype=Y0.dtype), Y0 + 0.5
+    for func, reading in zip(functions, readings, strict=True):
+        inputs = [t if role == "t" else y for role in reading.roles]
+        torch.testing.assert_close(reading.traced.module(*inputs)[0], func(t, y))
 
 
 def test_contexts_in_which_kernels_do_not_compute_are_left_to_the_step_loop():

@@ -47,11 +47,10 @@ class Field:
         self.layout = layout
         dims = 1 if layout.lead else 0
         one = layout.with_rows(1) if dims else layout
-        self.t = torch.zeros((1,) * (dims + len(layout.shapes[0])) if dims else (), dtype=layout.real_dtype)
-        if dims and not layout.is_tensor:
-            self.t = torch.zeros((1, 1), dtype=layout.real_dtype)
+        shape = (1,) * (dims + len(layout.shapes[0])) if layout.is_tensor else (1, 1)
+        self.t = torch.zeros(shape if dims else (), dtype=layout.real_dtype, device=layout.device)
         # Dynamo reads past a derivative of the user's own where nothing needs one.
-        self.y = torch.ones(layout.size, dtype=layout.dtype, requires_grad=True)
+        self.y = torch.ones(layout.size, dtype=layout.dtype, device=layout.device, requires_grad=True)
         self.tolerances: dict[tuple[str, float], Tensor] = {}
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
@@ -138,8 +137,8 @@ class _TwoRows(NamedTuple):
 def _of_two_rows(layout: StateLayout) -> _TwoRows:
     two = layout.with_rows(2)
     dims = len(layout.shapes[0]) if layout.is_tensor else 1
-    t = torch.zeros((2, *[1] * dims), dtype=layout.real_dtype)
-    y = torch.ones(2 * layout.size, dtype=layout.dtype, requires_grad=True)
+    t = torch.zeros((2, *[1] * dims), dtype=layout.real_dtype, device=layout.device)
+    y = torch.ones(2 * layout.size, dtype=layout.dtype, device=layout.device, requires_grad=True)
     return _TwoRows(_of_tensor(two) if layout.is_tensor else _of_tree(two), t, y)
 
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.fx import traceback
 from torch.utils import _pytree as pytree
 
+from torchivp.fused.one_reader import one_reader
 from torchivp.fused.refusal import CannotFuse
 
 _FURTHER = (
@@ -102,7 +103,8 @@ def _traced(
     level = forward_ad._current_level
     depth = _functorch.get_dynamic_layer_stack_depth()
     try:
-        module = make_fx(flat, decomposition_table=decompositions, tracing_mode="fake")(*examples)
+        with one_reader():
+            module = make_fx(flat, decomposition_table=decompositions, tracing_mode="fake")(*examples)
     except Exception as error:
         _functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)  # of transforms that have failed
         while forward_ad._current_level > level:

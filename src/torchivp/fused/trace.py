@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.fused.graphs import Function, users_line, values_of, without_mutation
 from torchivp.fused.indices import ByNumbersOfTensors
+from torchivp.fused.one_reader import one_reader
 from torchivp.fused.refusal import CannotFuse, FuncFails
 
 _RECOMPILATIONS = 16
@@ -54,6 +55,8 @@ class Traced:
     """Whether nobody has looked at it yet."""
     why_not: CannotFuse | None = None
     """What stands in the way of a kernel."""
+    ready: bool = False
+    """Whether all of this is known."""
 
     @property
     def values(self) -> Function:
@@ -96,6 +99,16 @@ def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tu
         CannotFuse: it cannot be read; the sentence names the operation and the line of the user's.
     """
     compiled = _fields.get(key)
+    if compiled is not None and not isinstance(compiled, CannotFuse):
+        found = _read_before(compiled, arguments)
+        if found is not None and found[0].ready and found[0].why_not is None:
+            return found
+    with one_reader():
+        return _read_with_care(key, function, arguments)
+
+
+def _read_with_care(key: Any, function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Traced, Sequence[Any]]:
+    compiled = _fields.get(key)
     if isinstance(compiled, CannotFuse):
         raise compiled
     if compiled is None:
@@ -103,7 +116,7 @@ def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tu
         _fields[key] = compiled
     else:
         try:
-            found = _read_before(compiled, arguments) or _read(compiled, arguments)
+            found = _read(compiled, arguments)
         except _TooOften as error:
             _fields[key] = error.why  # each try would read it once more
             raise error.why from None
@@ -114,6 +127,7 @@ def read_function(key: Any, function: Callable[..., Any], *arguments: Any) -> tu
         traced.settle()
         if traced.why_not is None:
             traced.why_not = _values_read(function, arguments)
+        traced.ready = True
     if traced.why_not is not None:
         raise traced.why_not
     return traced, inputs

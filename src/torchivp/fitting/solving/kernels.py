@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torchivp.fitting.parameters import ParameterLayout
 from torchivp.fitting.solving.step_loop import MANY_DIRECTIONS, StepLoop
 from torchivp.fitting.solving.stretches import Accuracy, Solved, Stretch
+from torchivp.fused.one_reader import one_reader
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.sensitivities import Sensitivities
 from torchivp.fused.trace import Traced
@@ -52,7 +53,8 @@ def _as_graph(derivative: Callable[..., Tensor], n_states: int, count: int) -> C
     t, y, *others = torch.zeros(4 + count, dtype=torch.float64).unbind()
     inputs = (t, y.expand(n_states).clone(), *(each.clone() for each in others))  # none of them a view of another
     try:
-        graph = make_fx(derivative, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        with one_reader():
+            graph = make_fx(derivative, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CannotFuse(f"the right-hand side cannot be followed without values: {first}") from error

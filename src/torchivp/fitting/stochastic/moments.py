@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, jacfwd, vjp, vmap
 
 from torchivp.fitting.solving.right_hand_side import REFUSALS
+from torchivp.fused.one_reader import one_reader
 from torchivp.models.model import Model
 from torchivp.models.stochastic_model import StochasticModel
 
@@ -57,7 +58,8 @@ class Moments(Model):
         values = [parameter.detach().clone() for parameter in self.parameters()]
         trace: Any = make_fx(self._derivative, tracing_mode="fake", _allow_non_fake_inputs=True)
         try:
-            graph = trace(torch.tensor(t, dtype=torch.float64), self.initial_state() + 0.1, *values)
+            with one_reader():
+                graph = trace(torch.tensor(t, dtype=torch.float64), self.initial_state() + 0.1, *values)
         except REFUSALS:
             return kind, self._derivative
         known = _graphs.setdefault(kind, [])
