@@ -14,6 +14,8 @@ from torchivp.models import LotkaVolterra
 from torchivp.nn import JacobianNorm, KineticEnergy, NeuralODE, TimeLinear, TimeSequential, penalty
 
 GRADIENTS = ["direct", "checkpointed", "backsolve", "forward"]
+WAYS = [(gradient, rows) for gradient in GRADIENTS[:3] for rows in (0, 1)]
+WAYS += [pytest.param("forward", 0), pytest.param("forward", 1, marks=pytest.mark.sweep)]  # seconds each
 
 
 class Field(nn.Module):
@@ -132,8 +134,7 @@ def test_states_of_several_tensors_and_complex_ones():
 # Gradients
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(("gradient", "rows"), WAYS)
 def test_the_gradient_of_states_and_parameters_is_that_of_finite_differences(gradient, rows):
     layer = NeuralODE(
         TimedField(hidden=3),
@@ -368,8 +369,7 @@ def test_a_model_that_holds_a_layer_compiles():
     assert torch.allclose(*results, rtol=1e-10)
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize(("gradient", "rows"), WAYS)
 def test_autocast_reaches_the_field_and_nothing_else(gradient, rows):
     torch.set_default_dtype(torch.float32)
     seen = set()
