@@ -7,6 +7,9 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# pip does not compile all of the packages; what is imported is compiled once, and not by every process anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help fit article odenet hooks test test-slow test-sweep test-lowest lint types docs package bench bench-compare clean
