@@ -98,9 +98,13 @@ class _UsedLater:
             # Where a method differentiates it, by the state, that it depends on that says nothing.
             if torch.is_grad_enabled():
                 return function(*args)
-            with torch.enable_grad():
+            torch._C._set_grad_enabled(True)  # a context would take longer than a small function
+            try:
                 value = function(*args)
-            if not any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):
+            finally:
+                torch._C._set_grad_enabled(False)
+            leaves = (value,) if isinstance(value, Tensor) else pytree.tree_leaves(value)
+            if not any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
                 return value
             self.used = True
             return pytree.tree_map_only(Tensor, Tensor.detach, value)
