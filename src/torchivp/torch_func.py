@@ -129,6 +129,11 @@ def entries(x: Tensor) -> Tensor:
     return x.detach().permute(batch_first).reshape(-1, *shape)
 
 
+def is_mapped(x: Tensor) -> bool:
+    """Whether `x` stands for a batch, as in `torch.func.vmap` and in `torch.autograd.grad(is_grads_batched=True)`."""
+    return _functorch.is_functorch_wrapped_tensor(x) or _functorch.is_legacy_batchedtensor(x)
+
+
 def needs_gradient(x: Tensor) -> bool:
     """Whether `x` requires a gradient, of autograd or of any transform at work."""
     while not x.requires_grad:

@@ -154,6 +154,15 @@ def test_threads_may_read_functions_at_once():
         torch.testing.assert_close(reading.traced.module(*inputs)[0], func(t, y))
 
 
+@pytest.mark.parametrize("y0", [Y0, ROWS], ids=["single", "rows"])
+def test_a_batch_of_gradients_is_that_of_the_steps(y0):
+    y0 = y0.clone().requires_grad_()
+    y = solve(y0, batch_dims=y0.ndim - 1).final
+    basis = torch.eye(y.numel(), dtype=y.dtype).view(-1, *y.shape)
+    found = torch.autograd.grad(y, y0, basis, retain_graph=True, is_grads_batched=True)[0]
+    torch.testing.assert_close(found, torch.stack([torch.autograd.grad(y, y0, x, retain_graph=True)[0] for x in basis]))
+
+
 def test_contexts_in_which_kernels_do_not_compute_are_left_to_the_step_loop():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast" in solve(backend="auto").stats.backend

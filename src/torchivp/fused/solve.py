@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -134,6 +134,8 @@ class FusedSolve(NodeSolve):
         found_stiff: whether some were, and are to be solved by another method.
         last_states: where some did not, the last states of all, [rows, size].
     """
+
+    mapped: ClassVar[bool] = False
 
     kernel: Kernel
     y0: Tensor

@@ -15,7 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.gradients.captured import LateLeaves, NoLateLeaves
 from torchivp.gradients.vjp import vjp
 from torchivp.solution import LeanFailures
-from torchivp.torch_func import inside_transform
+from torchivp.torch_func import inside_transform, is_mapped
 
 
 class NodeSolve(ABC):
@@ -28,11 +28,13 @@ class NodeSolve(ABC):
         exact: whether its gradients are those of the steps taken, to rounding. If they are not, a gradient that is to
             be differentiated further is that of the steps all the same, so that it is what is differentiated.
         keeps_results: whether the backward pass needs the results.
+        mapped: whether `gradients` may be given a whole batch of them as one tensor, as `torch.func.vmap` has it.
         late: looks for leaves that only later steps use.
     """
 
     exact: ClassVar[bool] = True
     keeps_results: ClassVar[bool] = False
+    mapped: ClassVar[bool] = True
     late: LateLeaves
 
     @abstractmethod
@@ -93,6 +95,8 @@ class _Node(torch.autograd.Function):
             tensors, results = saved[: ctx.count], saved[ctx.count :]
             if torch.is_grad_enabled():
                 return None, *as_node(_Gradients(solve, len(tensors)), [*tensors, *grads])
+            if not solve.mapped and any(map(is_mapped, grads)):
+                return None, *_or_zeros(solve.gradients_of_steps(tensors, grads), tensors)
             return None, *_or_zeros(solve.gradients(tensors, results, grads), tensors)
 
 
