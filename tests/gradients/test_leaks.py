@@ -101,11 +101,13 @@ def test_solves_leave_no_objects(way):
     assert objects_after < objects + 10
 
 
-LONG = ["odeint", "odeint_adjoint", "rows, checkpointed", "events, backsolve", "sdeint, reversible", "sdeint_adjoint"]
+LONG = [pytest.param(way, marks=pytest.mark.slow) for way in ("odeint", "odeint_adjoint", "sdeint, reversible")]
+LONG += [
+    pytest.param(way, marks=pytest.mark.sweep) for way in ("rows, checkpointed", "events, backsolve", "sdeint_adjoint")
+]
 """What takes long is asked of each loop and each kind of gradient; the objects above are counted for every way."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", LONG)
 def test_hundreds_of_solves_leave_no_memory(way):
     func, y0 = Model(), torch.ones(3, dtype=D, requires_grad=True)
