@@ -1,5 +1,6 @@
 """Each model solves its equations, written here a second time in NumPy, and says what it is."""
 
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -158,6 +159,23 @@ def test_a_parameter_must_not_be_called_like_an_attribute_of_a_model(name):
 def test_a_parameter_must_have_a_name_that_an_attribute_can_have(name):
     with pytest.raises(ValueError, match=f"a parameter becomes an attribute, so '{name}' must be a name of Python's"):
         Decay(**{name: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "sentence"),
+    [
+        (
+            {"states": ("x", "v"), "default_state": (1.0, 0.0)},
+            "Body must say which states it has and where they begin by default, got states = ('x', 'v'): write "
+            'states = {"x": "what x is", "v": "what v is"} and default_state = (1.0, 1.0) in the class',
+        ),
+        ({}, 'got no states: write states = {"x": "what x is"} and default_state = (1.0,) in the class'),
+        ({"states": {"x": "place"}}, "got states = {'x': 'place'}: write states = "),
+    ],
+)
+def test_a_class_must_name_its_states(attributes, sentence):
+    with pytest.raises(TypeError, match=re.escape(sentence)):
+        type("Body", (Model,), attributes)(rate=1.0)
 
 
 def test_the_default_state_must_fit(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -41,6 +42,7 @@ class Model(nn.Module):
             scale. None for all parameters that are single numbers and no state.
 
     Raises:
+        TypeError: the class has no `states` or no `default_state`, or the first is no dict.
         ValueError: a parameter is not a finite number, a name is used twice or belongs to another attribute (such as
             `half` or `units`), or `default_state` does not fit.
     """
@@ -54,6 +56,15 @@ class Model(nn.Module):
     def __init__(self, **parameters: float):
         super().__init__()
         name = type(self).__name__
+        states = getattr(self, "states", None)
+        if not isinstance(states, Mapping) or not hasattr(self, "default_state"):
+            names = [states] if isinstance(states, str) else states or ("x",)
+            meanings = ", ".join(f'"{state}": "what {state} is"' for state in names)
+            got = f"states = {states!r}" if states else "no states"
+            raise TypeError(
+                f"{name} must say which states it has and where they begin by default, got {got}: write "
+                f"states = {{{meanings}}} and default_state = {(1.0,) * len(names)} in the class"
+            )
         if len(self.default_state) != len(self.states):
             raise ValueError(
                 f"{name}.default_state has {len(self.default_state)} numbers for {len(self.states)} states: "
