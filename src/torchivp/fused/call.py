@@ -73,6 +73,12 @@ SOLVE: dict[str, Any] = {
     "ends": _DOUBLES,
     "states": _REALS,
     "slopes": _REALS,
+    # Of rows that are under way: their marks and tallies, in the order of fused/quiet.py, [..., count], and the slopes
+    # that their steps start from, [count, N], if they are known. States come and go as y0 and last, [count, N].
+    "marks": _DOUBLES,
+    "tallies": _INTS,
+    "slopes_now": _REALS,
+    "knows_slopes": _INT,
 }
 """What a call of a kernel is given: numbers, and the addresses of arrays."""
 

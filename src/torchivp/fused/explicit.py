@@ -79,6 +79,10 @@ class ExplicitCoefficients:
         )
 
     @property
+    def hands_on(self) -> bool:
+        return self.fsal or self.predicts
+
+    @property
     def uses_jacobian(self) -> bool:
         return False
 

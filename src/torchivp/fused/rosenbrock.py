@@ -38,6 +38,10 @@ class RosenbrockCoefficients:
         return False
 
     @property
+    def hands_on(self) -> bool:
+        return False
+
+    @property
     def uses_jacobian(self) -> bool:
         return True
 

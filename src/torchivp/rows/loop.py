@@ -80,12 +80,12 @@ class RowIntegration:
         """
         method = method or self.make_method()
         with without_derivatives(), np.errstate(over="ignore"):  # on the way to an infinite end
-            loop = _RowLoop(self, outputs, trail, method)
+            loop = RowLoop(self, outputs, trail, method)
             ended = loop.to_the_end()
             if not loop.looks_at_every_step and not loop.is_finite():
                 # A state that is not finite stays so. Fixed steps therefore look at the last states only, so that no
                 # step waits for the device, and look for the first bad step of each row if there is one.
-                ended = _RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
+                ended = RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
             return ended
 
 
@@ -145,7 +145,7 @@ Reason = Callable[[int, Failures], Status]
 """Why the row at a position among the active ones cannot go on."""
 
 
-class _RowLoop:
+class RowLoop:
     """One pass of the loop.
 
     Attributes:
@@ -198,13 +198,16 @@ class _RowLoop:
         self.trail.begin(self.y, self.outputs.next)
         if self.problem.rows:
             self._begin()
-        while len(self.active.index):
-            self._iterate()
+        self._iterate_to_the_end()
         counts = zip(self.evaluations.tolist(), self.trail.steps.tolist(), self.rejected.tolist(), strict=True)
         work = [Work(*of_row)._asdict() for of_row in self.work.tolist()]
         assert None not in self.status
         stats = [Stats(*count, **of_row) for count, of_row in zip(counts, work, strict=True)]
         return [status for status in self.status if status], stats
+
+    def _iterate_to_the_end(self) -> None:
+        while len(self.active.index):
+            self._iterate()
 
     def is_finite(self) -> bool:
         """Whether the last states are that nobody has looked at."""
@@ -432,13 +435,26 @@ class _RowLoop:
             if joins.any():
                 happened = self.watch.fired(index, located, joins)
                 firings = _joined(firings, self.watch, happened[0])
+        self._go_on(where, t1, firings, happened)
+
+    def _go_on(
+        self,
+        where: np.ndarray,
+        t1: np.ndarray,
+        firings: list[Firing],
+        happened: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """Rows at the positions `where` have come to `t1` by a step: let happen what does, and keep what is asked for.
+
+        `firings` are empty where nothing happens at all; `happened` are the events there and the signs before them.
+        """
+        happens = np.array([bool(firing) for firing in firings], dtype=bool)
         if happens.any():
-            there = where[happens]
             events = None if happened is None else (happened[0][:, happens], happened[1][:, happens])
-            self._let_happen(there, t1[happens], [firing for firing in firings if firing], events)
-            where, index, t1 = where[~happens], index[~happens], t1[~happens]
+            self._let_happen(where[happens], t1[happens], [firing for firing in firings if firing], events)
+            where, t1 = where[~happens], t1[~happens]
         if len(where):
-            self._keep(where, index, t1)
+            self._keep(where, self.active.index[where], t1)
 
     def _land(self, first: TakenSteps, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
         """Take the first steps at the positions `where` again, each up to its first event, and let it happen."""

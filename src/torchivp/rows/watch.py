@@ -294,6 +294,14 @@ class RowWatch:
         self._signs[:, rows], self._values[:, rows] = located.signs, located.ends
         self._levels[:, rows] = located.levels
 
+    def known(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The signs of the event functions of the `rows`, their values and the levels, each [events, len(rows)]."""
+        return self._signs[:, rows], self._values[:, rows], self._levels[:, rows]
+
+    def put_back(self, rows: np.ndarray, values: np.ndarray, levels: np.ndarray) -> None:
+        """In steps of the `rows` no event function has changed its sign; what they are now, and the levels."""
+        self._values[:, rows], self._levels[:, rows] = values, levels
+
     def begin(
         self, rows: np.ndarray, t: np.ndarray, y: Tensor, slope: Callable[[], Tensor], soon: np.ndarray
     ) -> np.ndarray:
