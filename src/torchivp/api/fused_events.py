@@ -50,6 +50,11 @@ NOT_SEEN = (
 )
 """Why rows that were found stiff have no kernel."""
 
+_COMPUTED = (
+    "with events, kernels do not differentiate through tensors that functions use and that were computed elsewhere: "
+    "pass them through args=(tensor,)"
+)
+
 
 def solve_with_events(
     func: Callable[..., Any],
@@ -112,7 +117,7 @@ def solve_with_events(
     def kernel_of(method: type[Method]) -> Kernel:
         adaptive, kernels = rows.controller is not None, reading.traced.kernels
         seen = [each.watched for each in watched]
-        key = method, adaptive, *((x.traced, x.roles, x.checks) for x in seen), "led"
+        key = method, adaptive, *((x.traced, x.roles, x.checks, x.name) for x in seen), "led"
         if key not in kernels:
             apart = field.apart(func, args, reading)
             kernels[key] = checked_kernel(reading, method, adaptive, plan, layout, apart, seen)
@@ -182,7 +187,7 @@ def _read_event(
     """
     name, action = f"events[{number}].g", problem.actions[number]
     with torch.no_grad():
-        expected = _event_values(problem, action)
+        expected = _event_values(problem, action).to(problem.y0.dtype)
     try:
         reading = _read(field, g, args, partial(_event_values, problem, action), is_event=True)
         for x in reading.inputs:
@@ -194,7 +199,7 @@ def _read_event(
         raise CannotFuse(rows_mix(name))
     if not reads_right(reading, problem, expected):
         raise CannotFuse(misread(name))
-    return _ReadEvent(reading, Watched(reading.traced, reading.kinds, action.checks))
+    return _ReadEvent(reading, Watched(reading.traced, reading.kinds, action.checks, name))
 
 
 def _event_values(problem: RowProblem, action: Action) -> Tensor:
@@ -220,14 +225,14 @@ def _inputs(
         inputs = RowInputs(problem, Parameters(check_parameters("params", params)))
     else:
         leaves = {id(leaf) for leaf in reading.leaves}
-        inputs, computed = search_row_inputs(problem, [given[i] for i in wanted if id(given[i]) not in leaves])
-        if computed:
-            raise CannotFuse(
-                "with events, kernels do not differentiate through tensors that functions use and that were computed "
-                "elsewhere: pass them through args=(tensor,)"
-            )
+        captured = [given[i] for i in wanted if id(given[i]) not in leaves]
+        inputs, computed = search_row_inputs(problem, captured)
+        if computed or not all(x.is_leaf for x in captured):
+            raise CannotFuse(_COMPUTED)
     first = len(inputs.start)
     places = {id(x): first + i for i, x in reversed(list(enumerate(inputs.tensors[first:])))}
+    if not all(id(given[i]) in places for i in wanted):
+        raise CannotFuse(_COMPUTED)
     return inputs, {i: places[id(given[i])] for i in wanted}
 
 

@@ -70,11 +70,13 @@ class Watched:
         traced: the function, as it was read.
         roles: what each input of its graph is, as those of `Form`.
         checks: at how many points within each step it is looked at.
+        name: what it is called in refusals.
     """
 
     traced: Traced
     roles: tuple[str, ...]
     checks: int
+    name: str
 
 
 def check_operations(traced: Traced, roles: Sequence[str], dtype: torch.dtype) -> None:
@@ -139,7 +141,7 @@ class Kernel:
             inputs = [_input(first + i, role, x) for i, (role, x) in enumerate(zip(event.roles, examples, strict=True))]
             self.roles += event.roles
             self._inputs += inputs
-            body, (value,) = self.lowering.lower(core_graph(event.traced.values, examples), inputs, "an event function")
+            body, (value,) = self.lowering.lower(core_graph(event.traced.values, examples), inputs, event.name)
             lines += [f"template <int W> FUSED void event_{number}({NOW}, typename Lanes<W>::R* g) {{", BEGIN]
             lines += [*body, *self.lowering.written(value, "g"), "}"]
         return [
