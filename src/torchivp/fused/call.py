@@ -79,6 +79,12 @@ SOLVE: dict[str, Any] = {
     "tallies": _INTS,
     "slopes_now": _REALS,
     "knows_slopes": _INT,
+    # The directions of changes of sign that are events, [events], 0 for both.
+    "directions": _INTS,
+    # Whether steps must end on the next of each event, [events, count]; and what comes back of an event in the last
+    # step, [count, N]: the state there, or where the step ends on it, how large the elements were in it.
+    "stops": _INTS,
+    "there": _REALS,
 }
 """What a call of a kernel is given: numbers, and the addresses of arrays."""
 

@@ -73,7 +73,8 @@ class KernelRows(ReplayedSolve):
         grid = None
         if isinstance(plan.controller, ConstantSteps | GridSteps):
             grid = fixed_ends(plan.controller, problem.times, all_scheduled(problem))
-        ahead = QuietSteps(kernel, self._rows, trail, problem.times, grid)
+        directions = [action.direction for action in problem.actions if action.g is not None]
+        ahead = QuietSteps(kernel, self._rows, trail, problem.times, grid, directions)
         self.status, self.stats, self.stiff = run_ahead(plan, outputs, trail, plan.make_method(), ahead, self._only)
         states, self.times = outputs.collect(problem.y0)
         self.last, self.record, self._table = outputs.last, trail.record(), trail.table

@@ -144,7 +144,9 @@ class Kernel:
             body, (value,) = self.lowering.lower(core_graph(event.traced.values, examples), inputs, event.name)
             lines += [f"template <int W> FUSED void event_{number}({NOW}, typename Lanes<W>::R* g) {{", BEGIN]
             lines += [*body, *self.lowering.written(value, "g"), "}"]
+        lands = bool(checks) and not self.form.coefficients.uses_jacobian
         return [
+            f"constexpr bool LANDS = {str(lands).lower()};",
             f"constexpr bool RESUMES = {str(self._watched is not None).lower()};",
             f"constexpr int EVENTS = {len(checks)}, SEEN = {max(len(checks), 1)};",
             f"constexpr int MOST_CHECKS = {max(checks, default=0)};",
@@ -156,6 +158,7 @@ class Kernel:
             "(void)e; (void)now; (void)y; (void)in;",
             "return g[0];",
             "}",
+            *([source_file("events.h")] if lands else []),
         ]
 
     def _derive(self, used: Sequence[bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from torchivp.rows.ahead import Places
 from torchivp.rows.recorders import RowOutputs, RowTrail, ragged
 from torchivp.rows.times import RowTimes
 
-_HELD = 9
-"""The kind of ending of rows before a step that the loop is to take, as the kernel numbers it."""
+_HELD, _FULL = 9, 10
+"""Kinds of endings, as the kernel numbers them: before a step for the loop to take, or that there is no room for."""
 
 _REJECTED, _OVERFLOWED = 1, 2
 """What flags of rows mean."""
@@ -111,9 +112,19 @@ class QuietSteps:
         trail: where the steps are kept.
         times: the times of the rows.
         grid: the ends of fixed steps, [rows, n], NaN after a row's last; None for adaptive steps.
+        directions: which changes of sign of each event function are events.
     """
 
-    def __init__(self, kernel: Kernel, rows: Rows, trail: TableTrail, times: RowTimes, grid: np.ndarray | None):
+    def __init__(
+        self,
+        kernel: Kernel,
+        rows: Rows,
+        trail: TableTrail,
+        times: RowTimes,
+        grid: np.ndarray | None,
+        directions: Sequence[int],
+    ):
+        self._directions = np.array(directions, dtype=np.int64)
         self._kernel, self._rows, self._trail, self._grid = kernel, rows, trail, grid
         self._direction = times.direction
         self._count = len(times.start)
@@ -138,19 +149,23 @@ class QuietSteps:
                 places.signs,
                 places.values,
                 places.levels,
+                np.full((2, count), math.nan),
             ]
         )
-        tallies = np.zeros((11, count), dtype=np.int64)
+        stops = np.ascontiguousarray(places.stops, dtype=np.int64)
+        tallies = np.zeros((12, count), dtype=np.int64)
         tallies[1], tallies[2], tallies[6:8], tallies[8] = before, places.rejections, self._watch[:, index], places.next
         tallies[9] = self._passed(index, places.t)
         tallies[10] = places.rejected * _REJECTED + places.overflowed * _OVERFLOWED
         y, last = places.y.contiguous(), torch.empty_like(places.y)
         knows = places.slopes is not None and not self._steps.uses_jacobian
         slopes = places.slopes.contiguous() if knows and places.slopes is not None else torch.empty_like(y)
-        self._call(index, marks, tallies, y, last, slopes, knows)
+        places.there = torch.empty_like(y)
+        self._call(places, marks, tallies, (y, last, slopes), knows, stops)
         why, events = tallies[0], len(places.signs)
         places.t, places.h, places.last, places.before_last = marks[:4]
-        places.values, places.levels = marks[6 + events : 6 + 2 * events], marks[6 + 2 * events :]
+        places.signs, places.values, places.levels = marks[6:-2].reshape(3, events, count)
+        places.crossed, (places.when, places.theta) = tallies[11], marks[-2:]
         places.steps, places.rejections, places.evaluations = tallies[1:4]
         places.rejected, places.overflowed = (tallies[10] & _REJECTED) > 0, (tallies[10] & _OVERFLOWED) > 0
         factorisations = tallies[5]
@@ -160,8 +175,9 @@ class QuietSteps:
         self._watch[:, index] = tallies[6:8]
         places.y, places.slopes = last, slopes if self._steps.hands_on else None
         kernel.steps = max(int((places.steps - before).max()), 1)
-        self._keep(places, before, tallies[8], why == SUCCESS, outputs)
-        if not (places.waits | places.stiff | (why == SUCCESS)).all():
+        landed = (places.crossed >= 0) & np.isnan(places.theta)
+        self._keep(places, before, tallies[8], (why == SUCCESS) | landed, outputs)
+        if (why == _FULL).any():
             trail.widen(trail.room + 1)
 
     def _passed(self, rows: np.ndarray, t: np.ndarray) -> np.ndarray | int:
@@ -173,15 +189,16 @@ class QuietSteps:
 
     def _call(
         self,
-        index: np.ndarray,
+        places: Places,
         marks: np.ndarray,
         tallies: np.ndarray,
-        y: Tensor,
-        last: Tensor,
-        slopes: Tensor,
+        states: tuple[Tensor, Tensor, Tensor],
         knows: bool,
+        stops: np.ndarray,
     ) -> None:
-        kernel, rows, table, call = self._kernel, self._rows, self._trail.table, SolveCall()
+        """Call the kernel; `states` are those at which rows are, those that they come to, and the slopes."""
+        kernel, rows, table, call, index = self._kernel, self._rows, self._trail.table, SolveCall(), places.rows
+        y, last, slopes = states
         chosen = np.ascontiguousarray(index, dtype=np.int64)
         call.rows, call.count, call.chosen = self._count, len(index), chosen.ctypes.data
         call.max_steps, call.capacity = rows.max_steps, self._trail.room
@@ -196,6 +213,11 @@ class QuietSteps:
         size_steps(call, rows.controller, self._steps.error_order)
         call.y0, call.last = y.data_ptr(), last.data_ptr()
         call.marks, call.tallies = marks.ctypes.data, tallies.ctypes.data
+        call.directions, call.stops, call.there = (
+            self._directions.ctypes.data,
+            stops.ctypes.data,
+            places.there.data_ptr(),
+        )
         call.slopes_now, call.knows_slopes = slopes.data_ptr(), knows
         if table is not None:
             call.ends, call.states = table.ends.data_ptr(), table.states.data_ptr()
@@ -206,7 +228,7 @@ class QuietSteps:
     def _keep(
         self, places: Places, before: np.ndarray, kept: np.ndarray, arrived: np.ndarray, outputs: RowOutputs
     ) -> None:
-        """Keep the outputs of the steps taken, but for those at the times at which rows have arrived."""
+        """Keep the outputs of the steps taken, but for those where rows have arrived or something happens."""
         index = places.rows
         first = places.next
         if self._wanted is not None:

@@ -14,6 +14,7 @@ from torchivp.rows.changes import all_scheduled, scheduled
 from torchivp.rows.loop import RowIntegration, RowLoop
 from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.rows.targets import RowTargets, fixed_ends
+from torchivp.rows.watch import RowWatch
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.own import OwnSteps
@@ -47,6 +48,11 @@ class Places:
         levels: below which size they say nothing about the sign.
         evaluations: how often func was evaluated on the way, [m].
         work: what it has cost besides, [m, kinds], in the order of `Work`.
+        stops: whether steps must end on the next of each event, [events, m].
+        crossed: which event there was in the last step, -1 for none.
+        when: when.
+        theta: at which fraction of the step; NaN where the step ends there.
+        there: the states at such events; where the steps end there, how large the elements were in them.
         waits: which are before a step that the step loop is to take.
         stiff: which are not to go on with this method.
     """
@@ -68,6 +74,11 @@ class Places:
     signs: np.ndarray
     values: np.ndarray
     levels: np.ndarray
+    stops: np.ndarray
+    crossed: np.ndarray
+    when: np.ndarray
+    theta: np.ndarray
+    there: Tensor
     evaluations: np.ndarray
     work: np.ndarray
     waits: np.ndarray
@@ -172,18 +183,36 @@ class _AheadLoop(RowLoop):
             carry = self.carry if isinstance(self.carry, Tensor) else torch.zeros_like(self.y)
             self.carry = carry.index_copy(0, select, places.slopes)
         if self.watch is not None:
-            self.watch.put_back(index, places.values, places.levels)
+            self.watch.put_back(index, places.signs, places.values, places.levels)
+            self._happened(self.watch, where, places)
         self.stiff[index] |= places.stiff
         leaves = np.zeros(len(active.index), dtype=bool)
         leaves[where[places.stiff]] = True
         self._leave(leaves)
-        there = (places.t == places.until) & ~places.stiff
+        landed = (places.crossed >= 0) & np.isnan(places.theta)
+        there = (places.t == places.until) & ~places.stiff & ~landed
         if self._stops is not None:
             self.targets.pass_to(index, places.t, there)
         if there.any():
             firings = scheduled(self.problem, index[there], places.t[there]) if self.has_schedule else []
             self._go_on(where[there], places.t[there], firings)
         return where[places.waits]
+
+    def _happened(self, watch: RowWatch, where: np.ndarray, places: Places) -> None:
+        """There were events in the last steps of some rows."""
+        crossed, index = places.crossed >= 0, places.rows
+        if not crossed.any():
+            return
+        landed = crossed & np.isnan(places.theta)
+        if (passed := np.flatnonzero(crossed & ~landed)).size:
+            event = places.crossed[passed]
+            watch.reported(index[passed], event)
+            y = places.there[self.problem.select(passed)]
+            self._note(index[passed], event, places.when[passed], places.theta[passed], y)
+        if landed.any():
+            events = watch.landed(index[landed], places.crossed[landed])
+            size = places.there[self.problem.select(np.flatnonzero(landed))]
+            self._meet(where[landed], places.t[landed], events, size)
 
     def _places(self, where: np.ndarray) -> Places:
         active, index = self.active, self.active.index[where]
@@ -194,6 +223,7 @@ class _AheadLoop(RowLoop):
             until = self._stops.of(index)
         none = np.zeros((0, len(where)))
         signs, values, levels = (none, none, none) if self.watch is None else self.watch.known(index)
+        y = self.y[select]
         no = np.zeros(len(where), dtype=bool)
         return Places(
             rows=index,
@@ -205,7 +235,7 @@ class _AheadLoop(RowLoop):
             overflowed=active.overflowed[where],
             until=until,
             smallest=self.smallest[index],
-            y=self.y[select],
+            y=y,
             slopes=self.carry[select] if isinstance(self.carry, Tensor) else None,
             steps=self.trail.steps[index],
             rejections=self.rejected[index],
@@ -213,6 +243,11 @@ class _AheadLoop(RowLoop):
             signs=signs,
             values=values,
             levels=levels,
+            stops=none if self.watch is None else self.watch.stops(index),
+            crossed=np.full(len(where), -1),
+            when=none,
+            theta=none,
+            there=y,
             evaluations=np.zeros(len(where), dtype=np.int64),
             work=np.zeros((len(where), len(Work._fields)), dtype=np.int64),
             waits=no,

@@ -488,7 +488,20 @@ class RowLoop:
         there = here.at(here.t)
         if not there.all():
             self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
-        fired, crossing = self.watch.fired(index, here, there)
+        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
+        self._meet(where, t1, self.watch.fired(index, here, there), size)
+
+    def _meet(self, where: np.ndarray, t1: np.ndarray, events: tuple[np.ndarray, np.ndarray], size: Tensor) -> None:
+        """Rows at the positions `where` have come to events by steps that end there: let them happen.
+
+        Args:
+            where: the positions of the rows.
+            t1: when.
+            events: which events happen and the signs before them, [events, rows].
+            size: how large the elements of the states have been in the steps.
+        """
+        assert self.watch is not None
+        active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
         firings = _joined(scheduled(problem, index, t1), self.watch, fired)
         since = np.abs(t1 - active.anew[where])
         resolution = _ZENO * np.spacing(np.abs(t1))
@@ -498,8 +511,7 @@ class RowLoop:
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
-        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
-        hidden = self._let_happen(where, t1, firings, (fired, crossing), since, size)
+        hidden = self._let_happen(where, t1, firings, events, since, size)
         last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
         ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
@@ -536,11 +548,15 @@ class RowLoop:
         assert self.watch is not None
         if not len(crossings):
             return
-        self.watch.reported(index, crossings)
+        self.watch.reported(index[crossings.position], crossings.event)
         y = steps.within().at(self.problem.select(places[crossings.position]), crossings.theta)
-        rows = index[crossings.position]
-        firings: list[Firing] = [((self.watch.numbers[event], -1),) for event in crossings.event]
-        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], crossings.t, firings, y, crossings.theta))
+        self._note(index[crossings.position], crossings.event, crossings.t, crossings.theta, y)
+
+    def _note(self, rows: np.ndarray, event: np.ndarray, t: np.ndarray, theta: np.ndarray, y: Tensor) -> None:
+        """Put events of the `rows` on record, each in its last step, at which nothing changes."""
+        assert self.watch is not None
+        firings: list[Firing] = [((self.watch.numbers[number], -1),) for number in event]
+        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], t, firings, y, theta))
 
     def _keep(self, where: np.ndarray, index: np.ndarray, t1: np.ndarray) -> None:
         """The rows `index`, at the positions `where`, go on from `t1`: keep what is asked for; is that the end?"""

@@ -8,13 +8,15 @@
 
 enum Outcome : int64_t {
   UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE, STIFF,
-  HELD,  // before a step that is for rows/loop.py to take
-  FULL   // before a step that the record has no room for
+  HELD,    // before a step that is for rows/loop.py to take
+  FULL,    // before a step that the record has no room for
+  CROSSED  // after a step with an event in it, or with one at its end, which changes the state or ends the row
 };
+
+template <int W> struct OneStep;  // of events.h
 
 constexpr double STRETCH = 1.1, IN_SIGHT = 4.0;
 
-FUSED double spacing(double t) { return nextafter(fabs(t), double(INFINITY)) - fabs(t); }
 
 template <int W> struct Rows {
   typedef typename Lanes<W>::R R;
@@ -33,6 +35,8 @@ template <int W> struct Rows {
   typename Lanes<W>::I steps, rejections, evaluations, jacobians, matrices;
   typename Lanes<W>::I against, wait;  // of the watch on stiffness
   D sign[SEEN], value[SEEN], level[SEEN];  // of the event functions
+  int crossed[W];                          // which event there was in the last step, -1 for none
+  double when[W], theta[W];                // when, and at which fraction of the step, of one at its end NaN
   int64_t row[W], next[W], position[W], place_of[W];
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
@@ -93,6 +97,7 @@ template <int W> struct Rows {
       put(level[e], l, s.marks[(6 + 2 * EVENTS + e) * m + place]);
     }
     for (int e = 0; e < N; ++e) put(y[e], l, s.y0[place * N + e]);
+    crossed[l] = -1;
     look_ahead(l);
   }
 
@@ -102,13 +107,18 @@ template <int W> struct Rows {
     const int64_t flags = (is_set<W>(rejected, l) ? 1 : 0) + (is_set<W>(overflowed, l) ? 2 : 0);
     const int64_t counts[] = {why, ::place<W>(steps, l), ::place<W>(rejections, l), ::place<W>(evaluations, l),
                               ::place<W>(jacobians, l), ::place<W>(matrices, l), ::place<W>(against, l),
-                              ::place<W>(wait, l), next[l], position[l], flags};
-    for (int n = 0; n < 11; ++n) s.tallies[n * m + place] = counts[n];
+                              ::place<W>(wait, l), next[l], position[l], flags, crossed[l]};
+    for (int n = 0; n < 12; ++n) s.tallies[n * m + place] = counts[n];
     const double marks[] = {at_d<W>(t, l), at_d<W>(h, l), at_d<W>(last, l), at_d<W>(before, l)};
     for (int n = 0; n < 4; ++n) s.marks[n * m + place] = marks[n];
     for (int e = 0; e < EVENTS; ++e) {
+      s.marks[(6 + e) * m + place] = at_d<W>(sign[e], l);
       s.marks[(6 + EVENTS + e) * m + place] = at_d<W>(value[e], l);
       s.marks[(6 + 2 * EVENTS + e) * m + place] = at_d<W>(level[e], l);
+    }
+    if (crossed[l] >= 0) {
+      s.marks[(6 + 3 * EVENTS) * m + place] = when[l];
+      s.marks[(7 + 3 * EVENTS) * m + place] = theta[l];
     }
     for (int e = 0; e < N; ++e) {
       s.last[place * N + e] = at<W>(y[e], l);
@@ -132,7 +142,7 @@ template <int W> struct Rows {
   // A row goes no further.
   DEVICE void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
     if constexpr (RESUMES) {
-      hold(l, outcome == SUCCESS || outcome == STIFF ? outcome : int64_t(HELD));
+      hold(l, outcome == SUCCESS || outcome == STIFF || outcome == CROSSED ? outcome : int64_t(HELD));
       return;
     }
     const int64_t i = row[l];
@@ -339,12 +349,14 @@ template <int W> struct Rows {
   }
 
   // Looks for signs of events in accepted steps, as rows/watch.py does; a step in which there may be one is left to it.
-  DEVICE void look(const D& t1, MD& accept, const R* y1, const R (*c)[N]) {
-    D latest[SEEN], passed[MOST_CHECKS + 2];
+  DEVICE void look(D& t1, MD& accept, R* y1, R (*c)[N]) {
+    D latest[SEEN], seen[SEEN][MOST_CHECKS + 2];
+    MD calm[SEEN];
     const D zero = up_d<W>(0), huge = up_d<W>(1e150);
     MD quiet = accept;
     for (int e = 0; e < EVENTS; ++e) {
       const int ends = CHECKS[e] + 1;
+      D* const passed = seen[e];
       passed[0] = sign[e] * value[e];
       for (int j = 1; j <= ends; ++j) {
         if (j < ends) {
@@ -380,11 +392,13 @@ template <int W> struct Rows {
         const MD passes = slope >= 2.0 * (left - 2.0 * passed[j] + right);
         straight = straight & (j == 1 ? passes | begins : passes);
       }
-      quiet = quiet & kept & (near | straight);
+      calm[e] = kept & (near | straight);
+      quiet = quiet & calm[e];
     }
     const MD doubtful = accept & neg(quiet);
     if (any<W>(doubtful))
-      for (int l = 0; l < W; ++l) if (is_set<W>(doubtful, l)) hold_undone(l);
+      for (int l = 0; l < W; ++l)
+        if (is_set<W>(doubtful, l) && !cross(l, calm, seen, t1, y1, c)) hold_undone(l);
     accept = accept & active;
     for (int e = 0; e < EVENTS; ++e) {
       value[e] = sel(accept, latest[e], value[e]);
@@ -392,6 +406,83 @@ template <int W> struct Rows {
     }
     for (int l = 0; l < W; ++l)
       if (is_set<W>(accept, l)) put(evaluations, l, place<W>(evaluations, l) + EXTRA);
+  }
+
+  // Deals with a step of a row in which one event function clearly changes its sign once, and nothing else is in doubt.
+  // Where the step must end there, it is replaced by one that does.
+  DEVICE bool cross(int l, const MD* calm, const D (*seen)[MOST_CHECKS + 2], D& t1, R* y1, R (*c)[N]) {
+    if constexpr (LANDS) return cross_once(l, calm, seen, t1, y1, c);
+    else return false;
+  }
+  DEVICE bool cross_once(int l, const MD* calm, const D (*seen)[MOST_CHECKS + 2], D& t1, R* y1, R (*c)[N]) {
+    int e = -1;
+    for (int n = 0; n < EVENTS; ++n) {
+      if (is_set<W>(calm[n], l)) continue;
+      if (e >= 0) return false;
+      e = n;
+    }
+    double passed[MOST_CHECKS + 2];
+    const int ends = CHECKS[e] + 1;
+    for (int j = 0; j <= ends; ++j) passed[j] = at_d<W>(seen[e][j], l);
+    const double least = at_d<W>(level[e], l);
+    const bool begins = least > 0;  // just after an event
+    int place = begins ? 1 : 0;
+    if (!(passed[place] > least)) return false;
+    while (place <= ends && passed[place] > 0 && passed[place] < 1e150) ++place;
+    if (place > ends || place == 0 || (begins && place == 1)) return false;
+    for (int j = place; j <= ends; ++j)
+      if (!(passed[j] < 0 && passed[j] > -1e150)) return false;
+    for (int j = 1; j < ends; ++j) {  // two more between samples
+      if (j == place || j + 1 == place || (begins && j == 1)) continue;
+      const double side = j < place ? 1 : -1, left = side * passed[j - 1], right = side * passed[j + 1];
+      if (fabs(left - right) < 2.0 * (left - 2.0 * side * passed[j] + right)) return false;
+    }
+    const double before = at_d<W>(sign[e], l);
+    if (s.directions[e] != 0 && before != -double(s.directions[e])) {
+      put(sign[e], l, -before);
+      return true;
+    }
+    const double from = at_d<W>(t, l), to = at_d<W>(t1, l);
+    In<1> own(s);
+    own.load(s, 0, row[l]);
+    OneStep<W> one(own, e, before, from, to);
+    for (int n = 0; n < N; ++n) {
+      one.y0[n] = at<W>(y[n], l);
+      one.k[0][n] = at<W>(k[0][n], l);
+      for (int d = 0; d < DEGREE; ++d) one.c[d][n] = at<W>(c[d][n], l);
+    }
+    const double at = one.locate(double(place - 1) / ends, double(place) / ends, passed[place - 1], passed[place]);
+    const double there = from + at * (to - from);
+    if (fabs(to - there) <= 64 * spacing(to)) return false;  // which may be that of what is scheduled
+    crossed[l] = e;
+    when[l] = there;
+    theta[l] = at;
+    if (!s.stops[e * s.count + place_of[l]]) {
+      real state[N];
+      one.state(at, state);
+      for (int n = 0; n < N; ++n) s.there[place_of[l] * N + n] = state[n];
+      put(sign[e], l, -before);
+      return true;
+    }
+    if (!one.land(there)) {
+      crossed[l] = -1;
+      return false;
+    }
+    when[l] = one.end;
+    theta[l] = double(NAN);
+    put(evaluations, l, ::place<W>(evaluations, l) + one.taken * (STAGES - 1) + EXTRA);
+    extra_slopes<1>(from, one.end, one.y0, own, one.k);
+    polynomials<1>(real(one.end - from), one.k, one.c);
+    put(t1, l, one.end);
+    real middle[N];
+    one.state(0.5, middle);
+    for (int n = 0; n < N; ++n) {
+      s.there[place_of[l] * N + n] = fmax(fabs(one.y0[n]), fabs(middle[n]));
+      put(y1[n], l, one.y1[n]);
+      for (int i = 1; i < SLOPES; ++i) put(k[i][n], l, one.k[i][n]);
+      for (int d = 0; d < DEGREE; ++d) put(c[d][n], l, one.c[d][n]);
+    }
+    return true;
   }
 
   DEVICE void outputs_within(const D& t1, const MD& accept, R (*c)[N], bool have) {
@@ -497,7 +588,9 @@ template <int W> struct Rows {
     if (s.ends)
       for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) record(l, t1, y1);
     // Where rows/loop.py goes on, what it does there comes before the output.
-    const MD keeps = RESUMES ? accept & neg(t == end) : accept;
+    MD keeps = RESUMES ? accept & neg(t == end) : accept;
+    if constexpr (RESUMES)
+      for (int l = 0; l < W; ++l) if (crossed[l] >= 0 && theta[l] != theta[l]) set_lane<W>(keeps, l, false);
     if (s.outputs && any<W>((ahead == t) & keeps))
       for (int l = 0; l < W; ++l) if (is_set<W>(keeps, l)) keep_state(l);
     if (!ADAPTIVE)
@@ -505,6 +598,8 @@ template <int W> struct Rows {
     const MD arrived = (t == end) & accept;
     if (any<W>(arrived))
       for (int l = 0; l < W; ++l) if (is_set<W>(arrived, l)) finish(l, SUCCESS);
+    if constexpr (RESUMES)
+      for (int l = 0; l < W; ++l) if (is_set<W>(active, l) && crossed[l] >= 0) finish(l, CROSSED);
     if constexpr (WATCHES) {
       const MD stiff = (against >= up_i<W>(PATIENCE)) & accept & active;
       if (any<W>(stiff))
