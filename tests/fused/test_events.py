@@ -315,3 +315,49 @@ def test_rows_do_not_depend_on_their_neighbours():
     many, _ = solved("fused", y0=STARTS, **options)
     few, _ = solved("fused", y0=STARTS[1:4], **options)
     assert torch.equal(many.y[1:4], few.y)
+
+
+def drift(t, y, rate):
+    """Steps are as long as they may be: what happens, happens within one."""
+    return rate * torch.ones_like(y) + 0.0 * y
+
+
+def past_one(t, y, rate):
+    return y[0] - 1.0
+
+
+def past_a_little_more(t, y, rate):
+    return y[0] - 1.05
+
+
+def wave(t, y, rate):
+    return torch.sin(6.0 * t) + 0.0 * y[0]
+
+
+@pytest.mark.parametrize("scheduled", [(), (1.0, 2.0)])
+def test_several_things_in_one_step_happen_one_after_the_other(scheduled):
+    def half(t, y, rate):
+        return y + torch.tensor([0.0, 0.5], dtype=D)
+
+    events = [
+        Event(past_one, apply=half),
+        Event(past_a_little_more, apply=lambda t, y, rate: y * torch.tensor([1.0, 2.0], dtype=D)),
+        Event(wave),
+        Scheduled(scheduled, lambda t, y, rate: y - torch.tensor([0.0, 0.25], dtype=D)),
+    ]
+    rate = torch.tensor(1.0, dtype=D, requires_grad=True)
+    solution = solve_ivp(
+        drift, (0.0, 3.0), double(0.0, 1.0), args=(rate,), events=events, method="tsit5", backend="fused",
+        t_eval=double(0.5, 1.02, 1.04, 1.06, 3.0),
+    )  # fmt: skip
+    dose = 0.25 if scheduled else 0.0
+    doubled = 2.0 * (2.0 + 0.5 - dose + 0.05)
+    expected = [1.5, 2.52 - dose, 2.54 - dose, doubled + 0.01, doubled + 1.95 - dose]
+    torch.testing.assert_close(solution.y[:, 1], double(*expected), rtol=1e-12, atol=0.0)
+    waves = [k * math.pi / 6.0 for k in range(1, 6)]
+    found = solution.events
+    for index, times in ((0, [1.0]), (1, [1.05]), (2, waves), (3, list(scheduled))):
+        torch.testing.assert_close(found.t[found.index == index], double(*times), rtol=1e-12, atol=0.0)
+    # A faster drift meets what it meets sooner, with what is scheduled where it is.
+    (slope,) = torch.autograd.grad(found.t[found.index == 1].sum() + solution.final[1], rate)
+    assert slope.item() == pytest.approx(-1.05 + 3.0, rel=1e-9)

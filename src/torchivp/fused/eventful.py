@@ -19,7 +19,7 @@ from torchivp.gradients.row_inputs import RowInputs
 from torchivp.gradients.stretches import Stretch, pull_back
 from torchivp.record import Record
 from torchivp.rows.ahead import run_ahead
-from torchivp.rows.changes import all_scheduled, changes_state, groups
+from torchivp.rows.changes import all_scheduled, changing, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.recorders import RowOutputs
 from torchivp.rows.targets import fixed_ends
@@ -102,7 +102,7 @@ class KernelRows(ReplayedSolve):
         change = np.full(len(rows), -1)
         if len(self._before):
             # Where all steps were asked for, the state before a change is an output too.
-            mine = np.flatnonzero(~changes.within & [changes_state(problem, firing) for firing in changes.firings])
+            mine = np.flatnonzero(~changes.within & changing(problem, changes.firings))
             number = {(int(changes.rows[i]), float(changes.t[i])): i for i in mine.tolist()}
             kept = {(int(r), int(c)) for of, at in self._before for r, c in zip(of, at, strict=True)}
             for i, key in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
@@ -118,7 +118,7 @@ class KernelRows(ReplayedSolve):
             self.record,
             problem.times.direction,
             results,
-            lambda i: changes_state(problem, changes.firings[i]),
+            changing(problem, changes.firings),
         )
 
     def _take_piece(self, piece: Piece, grads: Tensor) -> Stretch:

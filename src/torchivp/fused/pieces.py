@@ -63,19 +63,17 @@ class Results:
     change: np.ndarray
 
 
-def pieces_of(
-    record: Record, direction: np.ndarray, results: Results, changes_state: Callable[[int], bool]
-) -> list[Piece]:
+def pieces_of(record: Record, direction: np.ndarray, results: Results, changes_state: np.ndarray) -> list[Piece]:
     """The pieces of the steps, the first of them first.
 
     Args:
         record: the steps.
         direction: that of each row.
         results: what was kept of them.
-        changes_state: whether the change with a number changes the state.
+        changes_state: which of the changes change the state.
     """
     changes, rows = record.changes, len(record.steps)
-    changing = np.array([i for i in np.flatnonzero(~changes.within).tolist() if changes_state(i)], dtype=np.int64)
+    changing = np.flatnonzero(~changes.within & changes_state)
     order = changing[np.lexsort((changes.steps[changing], changes.rows[changing]))]
     row = changes.rows[order]
     number = np.arange(len(order)) - np.searchsorted(row, row)

@@ -21,6 +21,7 @@ from torchivp.rows.changes import (
     all_scheduled,
     apply_firing,
     changes_state,
+    changing,
     finite_rows,
     function_on,
     groups,
@@ -507,7 +508,7 @@ class RowLoop:
         resolution = _ZENO * np.spacing(np.abs(t1))
         crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
         active.anew[where], active.since[where] = t1, since
-        changed = np.array([changes_state(problem, firing) for firing in firings])
+        changed = changing(problem, firings)
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
@@ -600,7 +601,7 @@ class RowLoop:
         broken = np.zeros(len(active.index), dtype=bool)
         broken[where] = ~finite_rows(y)
         self._fail(broken, lambda i, _: _changed_to_nothing(float(active.t[i]), problem))
-        changed = np.array([changes_state(problem, firing) for firing in firings])
+        changed = changing(problem, firings)
         slopes: list[Tensor] = []
 
         def new_slopes() -> Tensor:
@@ -723,8 +724,10 @@ def _all(which: np.ndarray) -> bool:
 
 def _joined(planned: Sequence[Firing], watch: RowWatch, fired: np.ndarray) -> list[Firing]:
     """What is scheduled in some rows together with the events there, [events, rows], in the order of the list."""
-    events = [[(watch.numbers[event], -1) for event in np.flatnonzero(column)] for column in fired.T]
-    return [tuple(sorted((*first, *then))) for first, then in zip(events, planned, strict=True)]
+    kinds, kind_of = np.unique(fired.T, axis=0, return_inverse=True)
+    events = [tuple((watch.numbers[event], -1) for event in np.flatnonzero(kind)) for kind in kinds]
+    pairs = zip(kind_of.reshape(-1).tolist(), planned, strict=True)
+    return [tuple(sorted((*events[kind], *then))) if then else events[kind] for kind, then in pairs]
 
 
 def _no_landing(t: float, step: Step) -> Status:
