@@ -276,6 +276,7 @@ MOVES = torch.tensor(2.0, dtype=D, requires_grad=True)
     [
         (lambda t, y: y[0] if t > 1 else -y[0], r"events\[0\].g depends on the values of its arguments"),
         ([Scheduled([1.0], lambda t, y: y), lambda t, y: torch.fft.fft(y).abs().sum()], r"events\[1\].g"),
+        (Event(lambda t, y: y[0], checks=5000), "looks at 1 event functions at 5000 points within a step"),
         (Scheduled(MOVES[None], lambda t, y: y), r"no derivatives by the times of events\[0\]"),
         (Event(lambda t, y: y[0], apply=lambda t, y, w=2.0 * MOVES: w * y), r"pass them through args=\(tensor,\)"),
     ],
@@ -288,6 +289,21 @@ def test_what_has_no_kernel_is_refused_by_name_and_left_to_the_step_loop(events,
         solve("fused")
     stats = solve("auto").stats
     assert stats.backend.startswith("eager: ") and stats.accepted > 0
+
+
+@pytest.mark.parametrize("events", [None, Scheduled([1.0], lambda t, y: 0.5 * y)])
+def test_params_name_what_gradients_other_than_direct_are_of(events):
+    a, b = (torch.tensor(x, dtype=D, requires_grad=True) for x in (0.5, 0.3))
+
+    def gradients(**options):
+        solution = solve_ivp(
+            lambda t, y: -a * b * y, (0.0, 3.0), double(1.0), events=events, method="tsit5", backend="fused", **options
+        )  # fmt: skip
+        return torch.autograd.grad(solution.final.sum(), (a, b), allow_unused=True)
+
+    both = gradients()
+    assert gradients(params=(a,)) == both == gradients(params=iter((a, b)), gradient="checkpointed")
+    assert gradients(params=a, gradient="checkpointed") == (both[0], None)
 
 
 def test_fixed_steps_need_an_end():

@@ -18,6 +18,7 @@ from torchivp.api.fused_kernels import (
     checked_kernel,
     field_of,
     first_slopes,
+    named_of,
     refuse_what_kernels_lack,
     tolerance_of,
     wanted_of,
@@ -100,6 +101,7 @@ def solve_fused(
         CannotFuse: there is no kernel for it; the message says what stands in the way.
     """
     actions = check_events(events)
+    params = named_of(params, gradient)
     refuse_what_kernels_lack(method, gradient, controller, others)
     if actions:
         return solve_with_events(

@@ -120,7 +120,8 @@ def solve_with_events(
         key = method, adaptive, *((x.traced, x.roles, x.checks, x.name) for x in seen), "led"
         if key not in kernels:
             apart = field.apart(func, args, reading)
-            kernels[key] = checked_kernel(reading, method, adaptive, plan, layout, apart, seen)
+            why = next((why for each in watched if (why := _why_not(each, field, args, problem))), None)
+            kernels[key] = why or checked_kernel(reading, method, adaptive, plan, layout, apart, seen)
         if isinstance(kernels[key], CannotFuse):
             raise kernels[key]
         return kernels[key]
@@ -160,10 +161,12 @@ def _refuse_times(plan: RowIntegration) -> None:
 
 @dataclass(frozen=True)
 class _ReadEvent:
-    """An event function as it was read, and what the kernel is told of it."""
+    """An event function as it was read, what the kernel is told of it, and what it was made of."""
 
     reading: Reading
     watched: Watched
+    g: Callable[..., Any]
+    action: Action
 
 
 def _read(
@@ -186,20 +189,32 @@ def _read_event(
         CannotFuse: it has no kernel.
     """
     name, action = f"events[{number}].g", problem.actions[number]
-    with torch.no_grad():
-        expected = _event_values(problem, action).to(problem.y0.dtype)
     try:
         reading = _read(field, g, args, partial(_event_values, problem, action), is_event=True)
+    except CannotFuse as error:
+        raise CannotFuse(_of_event(name, error)) from None
+    return _ReadEvent(reading, Watched(reading.traced, reading.kinds, action.checks, name), g, action)
+
+
+def _of_event(name: str, error: CannotFuse) -> str:
+    """What is said of func, of an event function."""
+    return re.sub(r"(?<!torch\.)\bfunc\b", name, str(error))
+
+
+def _why_not(event: _ReadEvent, field: Field, args: Sequence[Any], problem: RowProblem) -> CannotFuse | None:
+    """Why there is no kernel with an event function that was read; None if there may be one."""
+    reading, name, g = event.reading, event.watched.name, event.action.g
+    try:
         for x in reading.inputs:
             as_read(x, problem.y0.dtype)
-        apart = field.apart(g, args, reading, is_event=True)
+        apart = field.apart(event.g, args, reading, is_event=True)
     except CannotFuse as error:
-        raise CannotFuse(re.sub(r"(?<!torch\.)\bfunc\b", name, str(error))) from None
-    if not (action.g is not None and action.g.row_wise and apart):
-        raise CannotFuse(rows_mix(name))
-    if not reads_right(reading, problem, expected):
-        raise CannotFuse(misread(name))
-    return _ReadEvent(reading, Watched(reading.traced, reading.kinds, action.checks, name))
+        return CannotFuse(_of_event(name, error))
+    if not (g is not None and g.row_wise and apart):
+        return CannotFuse(rows_mix(name))
+    with torch.no_grad():
+        expected = _event_values(problem, event.action).to(problem.y0.dtype)
+    return None if reads_right(reading, problem, expected) else CannotFuse(misread(name))
 
 
 def _event_values(problem: RowProblem, action: Action) -> Tensor:

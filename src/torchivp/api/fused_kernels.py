@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,9 @@ from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.steps import Coefficients
 from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.direct import Direct
 from torchivp.gradients.forward import Forward
+from torchivp.gradients.inputs import check_parameters
 from torchivp.integrate import Controller, check_controller
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
@@ -199,6 +201,19 @@ def tolerance_of(name: str, given: Any, layout: StateLayout, field: Field) -> Te
     if isinstance(given, float):
         field.tolerances[name, given] = checked
     return checked
+
+
+def named_of(params: Any, gradient: Gradient) -> list[Tensor] | None:
+    """The tensors that the caller wants gradients of, besides arguments; None for all, as always of "direct".
+
+    Raises:
+        TypeError: `params` is not a sequence of tensors.
+    """
+    if params is None or isinstance(gradient, Direct):
+        return None
+    named = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else params
+    check_parameters("params", named)
+    return [named] if isinstance(named, Tensor) else named
 
 
 def wanted_of(

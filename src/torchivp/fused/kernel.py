@@ -19,6 +19,9 @@ from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import Coefficients, source_file, watch
 from torchivp.fused.trace import Traced
 
+_MOST_CHECKS = 2048
+"""Of all event functions in a step, what they were at the checks is kept near the processor."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -136,6 +139,11 @@ class Kernel:
     def _lowered_events(self, watched: Sequence[Watched]) -> list[str]:
         """The event functions in C++, and by their numbers."""
         checks, lines = [event.checks for event in watched], []
+        if len(checks) * max(checks, default=0) > _MOST_CHECKS:
+            raise CannotFuse(
+                f"a kernel looks at {len(checks)} event functions at {max(checks)} points within a step, more than "
+                f"{_MOST_CHECKS} in all: give fewer checks"
+            )
         for number, event in enumerate(watched):
             examples, first = event.traced.examples, len(self._inputs)
             inputs = [_input(first + i, role, x) for i, (role, x) in enumerate(zip(event.roles, examples, strict=True))]
