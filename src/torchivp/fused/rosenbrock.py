@@ -65,6 +65,7 @@ class RosenbrockCoefficients:
             ERROR_ORDER=self.error_order,
             FSAL=False,
             PREDICTS=False,
+            HERMITE=False,
             JACOBIAN=True,
             ADAPTIVE=adaptive,
         )

@@ -578,13 +578,14 @@ template <int W> struct Rows {
     }
     t = sel(accept, t1, t);
     const M moved = narrow<W>(accept);
-    const int from = FSAL || PREDICTS ? STAGES - 1 : 0;
+    const bool handed = HERMITE && looks;  // dense output has evaluated the slope at the end
+    const int from = FSAL || PREDICTS ? STAGES - 1 : handed ? STAGES : 0;
     for (int e = 0; e < N; ++e) {
       y[e] = sel(moved, y1[e], y[e]);
       k[0][e] = sel(moved, k[from][e], k[0][e]);
     }
-    known = FSAL || PREDICTS || !any<W>(accept);
-    if (!FSAL && !PREDICTS) anew = accept;
+    known = FSAL || PREDICTS || handed || !any<W>(accept);
+    if (!FSAL && !PREDICTS) anew = handed ? active & neg(active) : accept;
     if (s.ends)
       for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) record(l, t1, y1);
     // Where rows/loop.py goes on, what it does there comes before the output.
