@@ -23,7 +23,6 @@ from torchivp.rows.changes import all_scheduled, changing, groups
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.recorders import RowOutputs
 from torchivp.rows.targets import fixed_ends
-from torchivp.solution import Stats
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 
 
@@ -91,8 +90,6 @@ class KernelRows(ReplayedSolve):
         if self._pieces is None:
             self._pieces = self._cut()
         flat = torch.cat([grads[0][torch.from_numpy(rows), torch.from_numpy(columns)], grads[1]])
-        for stats in self.stats:
-            stats.backward = Stats()
         first, shared = pull_back(reversed(self._pieces), lambda piece: self._take_piece(piece, flat), self.late)
         return [first[0], *shared]
 
@@ -114,12 +111,8 @@ class KernelRows(ReplayedSolve):
             np.concatenate([change, np.arange(len(changes.rows))]),
         )
         self._results = results
-        return pieces_of(
-            self.record,
-            problem.times.direction,
-            results,
-            changing(problem, changes.firings),
-        )
+        changed = changing(problem, changes.firings)
+        return pieces_of(self.record, problem.times.direction, results, changed)
 
     def _take_piece(self, piece: Piece, grads: Tensor) -> Stretch:
         """The steps of a piece and the changes at its end, with autograd watching; `grads` are those of all results."""
@@ -129,7 +122,8 @@ class KernelRows(ReplayedSolve):
         problem, leaves = self.inputs.on_leaves(taken.start)
         wanted = [leaves[place] for place in self._wanted.values()]
         inside, ends, last = _PieceNode.apply(taken, leaves[0], *wanted)
-        results, seeds = [inside, ends], [table_of(kept, grads, x.shape[:2]) for kept, x in taken.kept(inside, ends)]
+        results = [inside, ends]
+        seeds = [table_of(piece.inside, grads, inside.shape[:2]), table_of(piece.ends, grads, ends.shape[:2])]
         y = last
         if len(piece.changes):
             changes = record.changes
@@ -191,18 +185,12 @@ class _TakenPiece:
         rows = np.arange(len(piece.first))
         number = np.minimum(piece.first[:, None] + np.arange(int(self.count.max(initial=0)) + 1), piece.last[:, None])
         place = torch.from_numpy(rows).unsqueeze(1), torch.from_numpy(number)
-        self.steps = FusedRecord(
-            *(None if x is None else x[place] for x in (table.ends, table.states, table.slopes))  # pyright: ignore
-        )
+        self.steps = table.each(lambda x: x[place])
         self.start = self.steps.states[:, 0]
         self.last = self.steps.states[torch.from_numpy(rows), torch.from_numpy(self.count)]
         if len(piece.changes):
             at, before = of_changes(record.changes, piece.changes)
             self.last = self.last.index_copy(0, at, before)
-
-    def kept(self, inside: Tensor, ends: Tensor) -> list[tuple[Any, Tensor]]:
-        """What was kept, with the table in which its gradients go."""
-        return [(self.piece.inside, inside), (self.piece.ends, ends)]
 
 
 class _PieceNode(torch.autograd.Function):

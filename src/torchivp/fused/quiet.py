@@ -84,12 +84,7 @@ class TableTrail(RowTrail):
         if table is None or steps <= self.room:
             return
         more = max(steps, 2 * self.room) - self.room
-        self.table = FusedRecord(
-            *(
-                None if x is None else torch.cat((x, x.new_empty(len(x), more, *x.shape[2:])), 1)
-                for x in (table.ends, table.states, table.slopes)
-            )  # pyright: ignore[reportArgumentType]
-        )
+        self.table = table.each(lambda x: torch.cat((x, x.new_empty(len(x), more, *x.shape[2:])), 1))
 
     def record(self) -> Record:
         most = int(self.steps.max(initial=0))

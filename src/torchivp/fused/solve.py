@@ -108,6 +108,12 @@ class FusedRecord:
     states: Tensor
     slopes: Tensor | None
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> FusedRecord:
+        """What a function makes of each of them."""
+        return FusedRecord(
+            function(self.ends), function(self.states), None if self.slopes is None else function(self.slopes)
+        )
+
 
 @dataclass(eq=False)
 class FusedSolve(NodeSolve):
