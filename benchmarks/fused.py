@@ -507,6 +507,62 @@ def stiff(rows: int) -> Iterator[Way]:
         yield Way("diffsol BDF, compiled", lambda: compiled().y[None], 50)
 
 
+def falling(t: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    """A ball in the air."""
+    speed = y[..., 1]
+    return torch.stack((speed, -g - 0.02 * speed * speed.abs()), -1)
+
+
+def height(t: Tensor, y: Tensor, g: Tensor) -> Tensor:
+    """That of the ball."""
+    return y[..., 0]
+
+
+def bounced(t: Tensor, y: Tensor) -> Tensor:
+    """The ball after it has met the ground."""
+    return torch.stack((torch.zeros_like(y[..., 0]), -0.8 * y[..., 1]), -1)
+
+
+def absorption(t: Tensor, y: Tensor, rates: Tensor) -> Tensor:
+    """A drug in the gut and in the blood."""
+    gut, blood = y.unbind(-1)
+    into, out = rates.unbind(-1)
+    return torch.stack((-into * gut, into * gut - out * blood), -1)
+
+
+def dosed(t: Tensor, y: Tensor) -> Tensor:
+    """The amounts after a dose."""
+    return y + torch.tensor([100.0, 0.0], dtype=DOUBLE)
+
+
+def on_the_way(rows: int, ball: bool, with_gradient: bool = False) -> Iterator[Way]:
+    """A ball that bounces for six seconds, or 30 daily doses; dopri5, 101 outputs."""
+    spread = torch.linspace(0.8, 1.2, rows, dtype=DOUBLE).unsqueeze(1) if rows > 1 else torch.ones(1, 1, dtype=DOUBLE)
+    if ball:
+        func, end, y0, args = falling, 6.0, torch.tensor([10.0, 0.0], dtype=DOUBLE) * spread, 9.81 * spread.squeeze(1)
+        events: Any = torchivp.Event(height, direction=-1, apply=bounced)
+    else:
+        func, end, y0, args = absorption, 720.0, torch.zeros(rows, 2, dtype=DOUBLE), torch.tensor([1.2, 0.15]) * spread
+        events = torchivp.Scheduled(24.0 * torch.arange(30, dtype=DOUBLE), dosed)
+    if rows == 1:
+        y0, args = y0[0], args[0]
+    args = args.clone().requires_grad_(with_gradient)
+    options: dict[str, Any] = {"t_eval": torch.linspace(0.0, end, 101, dtype=DOUBLE), "events": events}
+    options |= {"args": (args,), "method": "dopri5", "batch_dims": int(rows > 1), **TOLERANCES}
+
+    def ours(backend: Any) -> Call:
+        chosen: dict[str, Any] = {**options, "backend": backend}
+
+        def solve() -> Any:
+            y = torchivp.solve_ivp(func, (0.0, end), y0, **chosen).y
+            return torch.autograd.grad(y.sum(), args) if with_gradient else y
+
+        return solve
+
+    yield Way("torchivp fused", ours("fused"), 20)
+    yield Way("torchivp eager", ours("eager"), 2)
+
+
 def exact_lotka_volterra(rows: int) -> np.ndarray:
     """What `forward` ends in."""
     y0 = starts(rows)[watched(rows)]
@@ -560,6 +616,12 @@ WORK: dict[str, Work] = {
     "training, rk4, 60 epochs": Work(training),
     "Robertson, 1 row": Work(partial(stiff, 1), 1, partial(exact_robertson, 1)),
     "Robertson, 1000 rows": Work(partial(stiff, 1000), 1000, partial(exact_robertson, 1000)),
+    **{
+        f"{what}, {name}{', forward and backward' if back else ''}": Work(partial(on_the_way, rows, ball, back))
+        for what, ball in (("bouncing ball", True), ("daily doses", False))
+        for name, rows in (("1 row", 1), ("1000 rows", 1000))
+        for back in (False, True)
+    },
 }
 """What is done, by what the table calls it."""
 

@@ -32,7 +32,7 @@ def solve(y0=Y0, span=(0.0, 1.0), backend="fused", **options):
 def test_stats_say_what_took_the_steps():
     assert solve().stats.backend == "fused"
     assert solve(backend="eager").stats.backend == "eager"
-    assert solve(backend="auto", events=lambda t, y, w: y[0]).stats.backend == "eager: kernels do not take events"
+    assert solve(backend="auto", norm=lambda x: x.abs().max()).stats.backend == "eager: kernels do not take norm"
     assert solve(ROWS, batch_dims=1).stats[2].backend == "fused"
     assert solve(ROWS, batch_dims=1, backend="auto", dense_output=True).stats[0].backend.startswith("eager: ")
 
@@ -40,7 +40,6 @@ def test_stats_say_what_took_the_steps():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"events": lambda t, y, w: y[0]}, "kernels do not take events"),
         ({"dense_output": True}, "kernels do not take dense_output"),
         ({"norm": lambda x: x.abs().max()}, "kernels do not take norm"),
         ({"mass": 2.0 * torch.eye(2, dtype=torch.float64)}, "kernels do not take mass"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -13,30 +12,30 @@ import torch
 from torch import Tensor
 
 from torchivp.api.arguments import Gradient
+from torchivp.api.fused_events import NOT_SEEN, solve_with_events
+from torchivp.api.fused_kernels import (
+    as_read,
+    checked_kernel,
+    field_of,
+    first_slopes,
+    named_of,
+    refuse_what_kernels_lack,
+    tolerance_of,
+    wanted_of,
+)
 from torchivp.api.fused_results import FusedResult, solution_of
+from torchivp.api.row_problem import check_events
 from torchivp.api.rows import plan_rows
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
-from torchivp.boundary import caller_casts
-from torchivp.error_norm import check_tolerance
-from torchivp.fused.compiler import CompileError, NoCompiler
-from torchivp.fused.explicit import ExplicitCoefficients
-from torchivp.fused.field import Field, Reading
-from torchivp.fused.kernel import Form, Kernel
+from torchivp.fused.kernel import Kernel
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.replayed import Replayed
-from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
-from torchivp.fused.steps import Coefficients
-from torchivp.gradients.backsolve import Backsolve
-from torchivp.gradients.forward import Forward
 from torchivp.gradients.node import as_node
-from torchivp.integrate import Controller, check_controller
-from torchivp.methods.consistent import slopes_of
+from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
-from torchivp.methods.ode.auto import LAST, Auto
-from torchivp.methods.ode.rosenbrock import Rosenbrock
-from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.auto import Auto
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.targets import fixed_ends
 from torchivp.solution import BatchSolution, LeanFailures, Solution
@@ -44,12 +43,8 @@ from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.pid import PIDController
 from torchivp.times import Times
-from torchivp.torch_func import may_be_tracked
 
 Backend = Literal["eager", "fused", "auto"]
-
-_fields: dict[Any, Field] = {}
-_coefficients: dict[type[Method], Coefficients] = {}
 
 
 def try_fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
@@ -97,6 +92,7 @@ def solve_fused(
     batch_dims: int,
     compact: bool | None,
     throw: bool,
+    events: Any = None,
     **others: Any,
 ) -> Solution | BatchSolution:
     """`solve_ivp` by a kernel; the arguments are those of `solve_ivp`, checked as far as they were by then.
@@ -104,8 +100,28 @@ def solve_fused(
     Raises:
         CannotFuse: there is no kernel for it; the message says what stands in the way.
     """
-    _refuse_what_kernels_lack(method, gradient, controller, others)
-    field = _field(y0, batch_dims)
+    actions = check_events(events)
+    params = named_of(params, gradient)
+    refuse_what_kernels_lack(method, gradient, controller, others)
+    if actions:
+        return solve_with_events(
+            func,
+            t_span,
+            y0,
+            actions,
+            t_eval=t_eval,
+            method=method,
+            rtol=rtol,
+            atol=atol,
+            args=args,
+            params=params,
+            controller=controller,
+            max_steps=max_steps,
+            batch_dims=batch_dims,
+            compact=compact,
+            throw=throw,
+        )
+    field = field_of(y0, batch_dims)
     layout = field.layout
 
     def plan(method: type[Method] = method) -> RowIntegration:
@@ -130,7 +146,7 @@ def solve_fused(
     try:
         reading = field.read(func, args)
     except FuncFails:
-        _first_slopes(plan())  # raises what func raises, or says what is wrong with what it returns
+        first_slopes(plan())  # raises what func raises, or says what is wrong with what it returns
         raise
     traced, inputs, roles, leaves = reading.traced, reading.inputs, reading.roles, reading.leaves
     adaptive = isinstance(controller, PIDController)
@@ -138,7 +154,7 @@ def solve_fused(
     def kernel_of(method: type[Method]) -> Kernel:
         found = traced.kernels.get((method, adaptive))
         if found is None:
-            found = _checked_kernel(reading, method, adaptive, plan(), layout, field.apart(func, args, reading))
+            found = checked_kernel(reading, method, adaptive, plan(), layout, field.apart(func, args, reading))
             traced.kernels[method, adaptive] = found
         if isinstance(found, CannotFuse):
             raise found
@@ -147,7 +163,7 @@ def solve_fused(
     kernel = kernel_of(method)
     times = _plain_times(t_span, t_eval, controller) or _times(t_span, t_eval, layout, controller)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
-    wanted = _wanted(given, roles, leaves, params)
+    wanted = wanted_of(given, roles, leaves, params)
     # The memory of a tensor in order is that of flat states.
     start, lead, shape = (y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(y0, layout)
     needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted))
@@ -162,10 +178,10 @@ def solve_fused(
             shape,
             times,
             controller if isinstance(controller, PIDController) else None,
-            _tolerance("rtol", rtol, layout, field),
-            _tolerance("atol", atol, layout, field),
+            tolerance_of("rtol", rtol, layout, field),
+            tolerance_of("atol", atol, layout, field),
             max_steps,
-            [None if role in ("t", "y") else _as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
+            [None if role in ("t", "y") else as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
             wanted if needs_gradient else [],
             lambda solve: Replayed(solve, plan(method), [given[i] for i in wanted]),
             needs_gradient or times.wanted is None,
@@ -198,169 +214,12 @@ def _why_not_stiff(solve: FusedSolve, stiff: np.ndarray, plan: RowIntegration) -
     seen = autograd_sees(problem.func.on(None), problem.user_time(solve.outcomes.t), y)
     if seen[stiff].all():
         return ""
-    return (
-        "stability limits the steps of tsit5, and autograd does not see how func depends on the state, so that no "
-        "other method can take over"
-    )
+    return NOT_SEEN
 
 
 def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
     """The initial states as rows, how many there are, and the shape of one."""
     return layout.flatten(y0), (layout.rows,), (layout.size,)
-
-
-def _refuse_what_kernels_lack(
-    method: type[Method], gradient: Gradient, controller: Controller, others: dict[str, Any]
-) -> None:
-    for name, given in others.items():
-        if given is not None and given is not False:
-            raise CannotFuse(f"kernels do not take {name}")
-    if not issubclass(method, ExplicitRungeKutta | Rosenbrock | Auto):
-        raise CannotFuse(
-            f"there are kernels of explicit Runge-Kutta and of Rosenbrock methods only, and {method.__name__} is "
-            "neither: choose method='rodas5p' for stiff problems"
-        )
-    if isinstance(gradient, Backsolve):
-        raise CannotFuse("kernels have the gradient of the steps taken, not gradient='backsolve'")
-    if isinstance(gradient, Forward):
-        raise CannotFuse("kernels differentiate backwards, not gradient='forward'")
-    check_controller(controller, method)
-    if may_be_tracked():
-        raise CannotFuse("kernels are not followed by torch.func transforms and forward mode")
-    if caller_casts():
-        raise CannotFuse("kernels compute in the precision of the state, not under torch.autocast")
-
-
-def _field(y0: Any, batch_dims: int) -> Field:
-    """The way to read functions of such states."""
-    if isinstance(y0, Tensor):
-        key = (y0.shape, y0.dtype, y0.device, batch_dims)
-        if key not in _fields:
-            _fields[key] = _checked_field(StateLayout(y0, batch_dims))
-        return _fields[key]
-    return _checked_field(StateLayout(y0, batch_dims))
-
-
-def _checked_field(layout: StateLayout) -> Field:
-    if layout.device.type != "cpu":
-        raise CannotFuse(f"kernels run on the CPU, and y0 lies on {layout.device}")
-    if layout.dtype.is_complex or any(dtype != layout.dtype for dtype in layout.dtypes):
-        kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in layout.dtypes}))
-        raise CannotFuse(f"kernels compute in float64 or float32 throughout, and the state is {kinds}")
-    if not layout.size:
-        raise CannotFuse("the state has no elements")
-    return Field(layout)
-
-
-def _tableau(method: type[Method]) -> Coefficients:
-    if method not in _coefficients:
-        if issubclass(method, Rosenbrock):
-            _coefficients[method] = RosenbrockCoefficients.of(method.tableau)
-        elif issubclass(method, Auto):
-            _coefficients[method] = replace(ExplicitCoefficients.of(method.parts[0].tableau), last=LAST.tolist())
-        else:
-            assert issubclass(method, ExplicitRungeKutta)
-            _coefficients[method] = ExplicitCoefficients.of(method.tableau)
-    return _coefficients[method]
-
-
-def _bounds(layout: StateLayout) -> tuple[int, ...]:
-    parts = [part for part in layout.parts() if part.stop > part.start]
-    return (*(part.start for part in parts), layout.size)
-
-
-def _checked_kernel(
-    reading: Reading, method: type[Method], adaptive: bool, plan: RowIntegration, layout: StateLayout, apart: bool
-) -> Kernel | CannotFuse:
-    """The kernel, if the function as it was read is the function as it is; else why there is none.
-
-    `apart` says whether the values of func in a row depend on that row alone.
-    """
-    if not (plan.problem.func.row_wise and apart):
-        return CannotFuse(
-            "rows of func depend on each other, or func cannot be called with one of them: pass what has an entry for "
-            "each row through args; a tensor that all rows share must not begin with the dimensions of the batch: "
-            "write args=(w[None],)"
-        )
-    form = Form(_tableau(method), layout.dtype, layout.size, _bounds(layout), adaptive, reading.kinds)
-    try:
-        for x in reading.inputs:
-            _as_read(x, layout.dtype)
-        kernel = Kernel(reading.traced, form)
-    except CannotFuse as error:
-        return error
-    except (NoCompiler, CompileError) as error:
-        return CannotFuse(str(error))
-    if not _reads_right(reading, plan):
-        return CannotFuse(
-            "func gave other values when it was called than its graph does: it draws random numbers, or depends on "
-            "what it did before"
-        )
-    return kernel
-
-
-def _first_slopes(plan: RowIntegration) -> Tensor:
-    """What func itself gives at the start, [rows, size]."""
-    problem = plan.problem
-    with torch.no_grad():
-        return slopes_of(problem.func.on(None))(problem.user_time(problem.times.start), problem.y0)
-
-
-def _reads_right(reading: Reading, plan: RowIntegration) -> bool:
-    """Whether the graph gives the values of the function itself, at the starts of the first rows."""
-    problem, count = plan.problem, min(2, plan.problem.rows)
-    t, slopes = problem.user_time(problem.times.start), _first_slopes(plan)
-    with torch.no_grad():
-        for row in range(count):
-            given: dict[Any, Tensor] = {"t": t[row : row + 1], "y": problem.y0[row]}
-            inputs = []
-            for role, x in zip(reading.roles, reading.inputs, strict=True):
-                leaf = reading.leaves[role].reshape(problem.rows, *x.shape[1:]) if isinstance(role, int) else None
-                value = given.get(role, x) if leaf is None else leaf[row : row + 1]
-                inputs.append(value.detach().reshape(x.shape))
-            found = reading.traced.module(*inputs)[0]
-            if not torch.allclose(found, slopes[row], rtol=1e-4, atol=1e-6, equal_nan=True):
-                return False
-    return True
-
-
-def _as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An input as the kernel reads it."""
-    if x.device.type != "cpu" or x.is_complex() or x.layout is not torch.strided:
-        raise CannotFuse(f"kernels read real tensors on the CPU, and func uses one that is {x.dtype} on {x.device}")
-    read = x.detach().to(dtype).contiguous()
-    if read.dtype is x.dtype:
-        return read
-    if not x.is_floating_point() and not torch.equal(read.to(x.dtype), x):
-        raise CannotFuse(f"kernels read whole numbers as {dtype}, and func uses some that are too large for that")
-    return read
-
-
-def _tolerance(name: str, given: Any, layout: StateLayout, field: Field) -> Tensor:
-    """A tolerance for each element, [rows or 1, size]."""
-    if isinstance(given, float) and (name, given) in field.tolerances:
-        return field.tolerances[name, given]
-    checked = check_tolerance(name, given, layout)
-    if not isinstance(checked, Tensor):
-        checked = torch.full((1, layout.size), checked, dtype=torch.float64)
-    if name == "atol":
-        checked = checked.clamp(min=torch.finfo(layout.dtype).tiny)
-    checked = checked.to(layout.dtype).contiguous()
-    if isinstance(given, float):
-        field.tolerances[name, given] = checked
-    return checked
-
-
-def _wanted(
-    given: Sequence[Tensor], roles: Sequence[Any], leaves: Sequence[Any], params: Sequence[Tensor] | None
-) -> list[int]:
-    """The numbers of the inputs that a gradient flows to."""
-    named = None if params is None else {id(x) for x in (*params, *leaves)}
-    return [
-        i
-        for i, (x, role) in enumerate(zip(given, roles, strict=True))
-        if role not in ("t", "y") and x.requires_grad and (named is None or id(x) in named)
-    ]
 
 
 def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller) -> FusedTimes:

@@ -17,10 +17,12 @@ from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.batches import solve_rows
 from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
+from torchivp.gradients.replayed import RowResult
 from torchivp.integrate import Controller, at_steps, check_controller, check_norm
 from torchivp.mass import Mass
 from torchivp.methods.method import Method
 from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import RowProblem
 from torchivp.solution import BatchSolution, Solution, SolveError, Status
 from torchivp.state import StateLayout
 from torchivp.torch_func import inside_transform
@@ -76,18 +78,28 @@ def solve_batch(
         batch_dims=batch_dims,
         compact=compact,
     )
-    problem = plan.problem
     result = solve_rows(plan, gradient, params, dense_output)
+    return solution_of_rows(plan.problem, layout, result, throw)
+
+
+def solution_of_rows(
+    problem: RowProblem, layout: StateLayout, result: RowResult, throw: bool
+) -> Solution | BatchSolution:
+    """The solution, in the user's structure, as a function of all that it depends on.
+
+    Raises:
+        SolveError: a row did not reach its end, and `throw` is true.
+    """
     changes = moving_changes(problem, result)
     y, t = times_of_outputs(problem, result, changes)
     final, t_final = final_and_time(problem, result, changes)
-    log = event_log(layout, problem.times.direction, result, changes) if actions else None
+    log = event_log(layout, problem.times.direction, result, changes) if problem.actions else None
     sol = NoDenseOutput()
     if result.dense is not None:
-        times, lead = problem.times.start, layout.lead if batch_dims else None
+        times, lead = problem.times.start, layout.lead if problem.batched else None
         new = final_is_new(problem, result)
         sol = RowDenseSolution(result.dense, times, result.final_times, result.final, new, layout.unflatten, lead)
-    if not batch_dims:
+    if not problem.batched:
         status, states, last = result.status[0], layout.unflatten(y[0], (y.shape[1],)), layout.unflatten(final, ())
         if throw and not status.ok:
             raise SolveError(status)

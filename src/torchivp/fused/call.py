@@ -73,6 +73,18 @@ SOLVE: dict[str, Any] = {
     "ends": _DOUBLES,
     "states": _REALS,
     "slopes": _REALS,
+    # Of rows that are under way: their marks and tallies, in the order of fused/quiet.py, [..., count], and the slopes
+    # that their steps start from, [count, N], if they are known. States come and go as y0 and last, [count, N].
+    "marks": _DOUBLES,
+    "tallies": _INTS,
+    "slopes_now": _REALS,
+    "knows_slopes": _INT,
+    # The directions of changes of sign that are events, [events], 0 for both.
+    "directions": _INTS,
+    # Whether steps must end on the next of each event, [events, count]; and what comes back of an event in the last
+    # step, [count, N]: the state there, or where the step ends on it, how large the elements were in it.
+    "stops": _INTS,
+    "there": _REALS,
 }
 """What a call of a kernel is given: numbers, and the addresses of arrays."""
 

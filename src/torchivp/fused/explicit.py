@@ -40,6 +40,7 @@ class ExplicitCoefficients:
         fsal: whether the last stage lies at the end of the step.
         predicts: whether the next step starts from the last stage although its state was corrected.
         error_order: the order of the error estimate.
+        hermite: whether dense output evaluates the slope at the end of the step, which the next step starts from.
         last: of a kernel that watches out for stiffness, what makes the difference of the states of the last two stages
             of their slopes.
     """
@@ -53,6 +54,7 @@ class ExplicitCoefficients:
     fsal: bool
     predicts: bool
     error_order: int
+    hermite: bool
     last: Sequence[float] = ()
 
     @staticmethod
@@ -75,8 +77,21 @@ class ExplicitCoefficients:
             dense[0] += hermite[1]
             dense[-1] += hermite[2]
         return ExplicitCoefficients(
-            c, square(rows), list(b), error, dense, stages, tableau.fsal, tableau.predicts, tableau.error_order or 0
+            c,
+            square(rows),
+            list(b),
+            error,
+            dense,
+            stages,
+            tableau.fsal,
+            tableau.predicts,
+            tableau.error_order or 0,
+            tableau.dense is None and not (tableau.fsal or tableau.predicts),
         )
+
+    @property
+    def hands_on(self) -> bool:
+        return self.fsal or self.predicts
 
     @property
     def uses_jacobian(self) -> bool:
@@ -98,6 +113,7 @@ class ExplicitCoefficients:
             ERROR_ORDER=self.error_order,
             FSAL=self.fsal,
             PREDICTS=self.predicts,
+            HERMITE=self.hermite,
             JACOBIAN=False,
             ADAPTIVE=adaptive,
         )

@@ -54,9 +54,17 @@ class Field:
         self.tolerances: dict[tuple[str, float], Tensor] = {}
         self._signature = (layout.size, tuple(layout.shapes), layout.dtype, dims, str(layout.skeleton))
         self._evaluate = _of_tensor(one) if layout.is_tensor else _of_tree(one)
-        self._two = _of_two_rows(layout) if dims else None
+        self._evaluate_event = _of_event(one)
+        self._two = _TwoRows(layout) if dims else None
 
-    def read(self, func: Callable[..., Any], args: Sequence[Any], one_row: bool = False, owner: Any = None) -> Reading:
+    def read(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        one_row: bool = False,
+        owner: Any = None,
+        is_event: bool = False,
+    ) -> Reading:
         """The graph of func with these arguments.
 
         Args:
@@ -64,6 +72,7 @@ class Field:
             args: its arguments.
             one_row: whether these are those of one row, and differ from row to row.
             owner: what tells func apart from others of the same code.
+            is_event: whether it gives one number, whose sign is that of an event, and not dy/dt.
 
         Raises:
             CannotFuse: func cannot be read.
@@ -83,15 +92,16 @@ class Field:
             per_row = {id(leaf): i for i, leaf in enumerate(leaves)}
         elif per_row:
             arguments = tuple(of_row) if spec is None else pytree.tree_unflatten(of_row, spec)
-        key = (_code_of(func), owner, self._signature, len(args), one_row, *per_row.values())
-        traced, inputs = read_function(key, self._evaluate, unwrapped(func), self.t, self.y, arguments)
+        key = (_code_of(func), owner, is_event, self._signature, len(args), one_row, *per_row.values())
+        evaluate = self._evaluate_event if is_event else self._evaluate
+        traced, inputs = read_function(key, evaluate, unwrapped(func), self.t, self.y, arguments)
         if traced.roles is None:
             traced.roles = tuple(
                 "t" if x is self.t else "y" if x is self.y else per_row.get(id(x), "shared") for x in inputs
             )
         return Reading(traced, inputs, traced.roles, leaves)
 
-    def apart(self, func: Callable[..., Any], args: Sequence[Any], reading: Reading) -> bool:
+    def apart(self, func: Callable[..., Any], args: Sequence[Any], reading: Reading, is_event: bool = False) -> bool:
         """Whether a row of func depends on that row alone, whatever the values of its arguments and parameters are.
 
         What func does to two rows is compared with what its graph does to each of them, all of it at numbers drawn by
@@ -106,8 +116,8 @@ class Field:
             leaf = leaves[i].detach().reshape(rows, *leaves[i].shape[len(lead) :])
             of_two[i] = torch.cat([leaf, leaf])[:2].requires_grad_(leaves[i].requires_grad)
         numbers = {id(of_two[i]): i for i, x in enumerate(leaves) if of_two[i] is not x}
-        key = (_code_of(func), "two rows", self._signature, len(args), *numbers.values())
-        evaluate, t, y = self._two
+        key = (_code_of(func), "two rows", is_event, self._signature, len(args), *numbers.values())
+        t, y, evaluate = self._two.t, self._two.y, self._two.event if is_event else self._two.func
         traced, inputs = read_function(key, evaluate, unwrapped(func), t, y, pytree.tree_unflatten(of_two, spec))
         drawn: dict[Any, Tensor] = {"t": _drawn(t), "y": _drawn(y).view(2, -1)}
         drawn |= {i: _drawn(of_two[i]) for i in numbers.values()}
@@ -126,20 +136,23 @@ class Field:
         return True
 
 
-class _TwoRows(NamedTuple):
-    """How func is evaluated for two rows, to see whether they depend on each other."""
+class _TwoRows:
+    """How functions are evaluated for two rows, to see whether these depend on each other.
 
-    evaluate: Callable[..., Tensor]
-    t: Tensor
-    y: Tensor
+    Attributes:
+        t: the times.
+        y: the states.
+        func: evaluates what gives dy/dt.
+        event: evaluates what gives the sign of an event.
+    """
 
-
-def _of_two_rows(layout: StateLayout) -> _TwoRows:
-    two = layout.with_rows(2)
-    dims = len(layout.shapes[0]) if layout.is_tensor else 1
-    t = torch.zeros((2, *[1] * dims), dtype=layout.real_dtype, device=layout.device)
-    y = torch.ones(2 * layout.size, dtype=layout.dtype, device=layout.device, requires_grad=True)
-    return _TwoRows(_of_tensor(two) if layout.is_tensor else _of_tree(two), t, y)
+    def __init__(self, layout: StateLayout):
+        two = layout.with_rows(2)
+        dims = len(layout.shapes[0]) if layout.is_tensor else 1
+        self.t = torch.zeros((2, *[1] * dims), dtype=layout.real_dtype, device=layout.device)
+        self.y = torch.ones(2 * layout.size, dtype=layout.dtype, device=layout.device, requires_grad=True)
+        self.func = _of_tensor(two) if layout.is_tensor else _of_tree(two)
+        self.event = _of_event(two)
 
 
 def _drawn(x: Tensor) -> Tensor:
@@ -169,21 +182,45 @@ def _of_tensor(layout: StateLayout) -> Callable[..., Tensor]:
 
 
 def _of_tree(layout: StateLayout) -> Callable[..., Tensor]:
-    lead, sizes, shapes, dtypes = layout.lead, layout.sizes, layout.shapes, layout.dtypes
-    spec, dtype, rows = layout.spec, layout.dtype, layout.rows
+    lead, shapes, dtype, rows = layout.lead, layout.shapes, layout.dtype, layout.rows
+    tree = _tree(layout)
 
     def field_of_tree(func: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
-        parts = [
-            part.reshape(lead + shape).to(kind)
-            for part, shape, kind in zip(y.view(rows, -1).split(sizes, dim=1), shapes, dtypes, strict=True)
-        ]
-        slopes = layout.leaves_of(func(t, pytree.tree_unflatten(parts, spec), *args))
+        slopes = layout.leaves_of(func(t, tree(y), *args))
         for slope, shape in zip(slopes, shapes, strict=True):
             if slope.shape != lead + shape:
                 raise ValueError("func must return dy/dt in the shape of y")
         return torch.cat([slope.to(dtype).reshape(rows, -1) for slope in slopes], dim=1).reshape(-1)
 
     return field_of_tree
+
+
+def _tree(layout: StateLayout) -> Callable[[Tensor], Any]:
+    """What makes the user's state of a flat one."""
+    lead, sizes, shapes, dtypes = layout.lead, layout.sizes, layout.shapes, layout.dtypes
+    spec, rows = layout.spec, layout.rows
+
+    def tree(y: Tensor) -> Any:
+        parts = [
+            part.reshape(lead + shape).to(kind)
+            for part, shape, kind in zip(y.view(rows, -1).split(sizes, dim=1), shapes, dtypes, strict=True)
+        ]
+        return pytree.tree_unflatten(parts, spec)
+
+    return tree
+
+
+def _of_event(layout: StateLayout) -> Callable[..., Tensor]:
+    shape, dtype = (*layout.lead, *layout.shapes[0]), layout.dtype
+    state = (lambda y: y.view(shape)) if layout.is_tensor else _tree(layout)
+
+    def event(g: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
+        value = g(t, state(y), *args)
+        if value.dtype == torch.bool:  # false is another sign than true, and not zero
+            value = 2.0 * value.to(dtype) - 1.0
+        return value.to(dtype).reshape(-1)
+
+    return event
 
 
 def unwrapped(func: Any) -> Any:

@@ -19,6 +19,9 @@ from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import Coefficients, source_file, watch
 from torchivp.fused.trace import Traced
 
+_MOST_CHECKS = 2048
+"""Of all event functions in a step, what they were at the checks is kept near the processor."""
+
 
 @dataclass(frozen=True)
 class Form:
@@ -62,6 +65,23 @@ def _input(i: int, role: str, example: Tensor) -> Array:
     return Array.stored(f"in.{role[0]}{i}", shape, lanes=role == "row")
 
 
+@dataclass(frozen=True)
+class Watched:
+    """An event function that a kernel watches.
+
+    Attributes:
+        traced: the function, as it was read.
+        roles: what each input of its graph is, as those of `Form`.
+        checks: at how many points within each step it is looked at.
+        name: what it is called in refusals.
+    """
+
+    traced: Traced
+    roles: tuple[str, ...]
+    checks: int
+    name: str
+
+
 def check_operations(traced: Traced, roles: Sequence[str], dtype: torch.dtype) -> None:
     """Check that the operations of a function that has been read have C++, before any kernel of it is compiled.
 
@@ -78,8 +98,11 @@ class Kernel:
     Args:
         traced: the function.
         form: what the kernel is for.
+        watched: the event functions that it watches, whose inputs come after those of the function; None for a kernel
+            that takes all steps of a row by itself, and is not led by `rows/loop.py`.
 
     Attributes:
+        roles: what all inputs are.
         room: how many steps a record has room for, which grows.
         steps: how many the last solve took, a guess at those of the next.
         kept: how many numbers are computed once.
@@ -89,13 +112,16 @@ class Kernel:
         NoCompiler: there is no compiler.
     """
 
-    def __init__(self, traced: Traced, form: Form):
+    def __init__(self, traced: Traced, form: Form, watched: Sequence[Watched] | None = None):
         self.traced = traced
         self.form = form
         self.lowering = Lowering(form.dtype)
         self.inputs = [_input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))]
         self.derivatives: Derivatives | None = None
         self._field = self._lowered_field()
+        self.roles, self._inputs = list(form.roles), list(self.inputs)
+        self._watched = watched
+        self._events = self._lowered_events(watched or ())
         self.kept = self.lowering.kept
         self._solve = loaded(self.source(), "solve")
         self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
@@ -109,6 +135,39 @@ class Kernel:
         self._derive(uses(graph))
         head = f"template <int W> FUSED void field({NOW}, typename Lanes<W>::R* dy) {{"
         return [head, BEGIN, *lines, *self.lowering.written(slope, "dy"), "}"]
+
+    def _lowered_events(self, watched: Sequence[Watched]) -> list[str]:
+        """The event functions in C++, and by their numbers."""
+        checks, lines = [event.checks for event in watched], []
+        if len(checks) * max(checks, default=0) > _MOST_CHECKS:
+            raise CannotFuse(
+                f"a kernel looks at {len(checks)} event functions at {max(checks)} points within a step, more than "
+                f"{_MOST_CHECKS} in all: give fewer checks"
+            )
+        for number, event in enumerate(watched):
+            examples, first = event.traced.examples, len(self._inputs)
+            inputs = [_input(first + i, role, x) for i, (role, x) in enumerate(zip(event.roles, examples, strict=True))]
+            self.roles += event.roles
+            self._inputs += inputs
+            body, (value,) = self.lowering.lower(core_graph(event.traced.values, examples), inputs, event.name)
+            lines += [f"template <int W> FUSED void event_{number}({NOW}, typename Lanes<W>::R* g) {{", BEGIN]
+            lines += [*body, *self.lowering.written(value, "g"), "}"]
+        lands = bool(checks) and not self.form.coefficients.uses_jacobian
+        return [
+            f"constexpr bool LANDS = {str(lands).lower()};",
+            f"constexpr bool RESUMES = {str(self._watched is not None).lower()};",
+            f"constexpr int EVENTS = {len(checks)}, SEEN = {max(len(checks), 1)};",
+            f"constexpr int MOST_CHECKS = {max(checks, default=0)};",
+            f"CONSTANT int CHECKS[] = {{{', '.join(map(str, checks)) or '0'}}};",
+            *lines,
+            f"template <int W> FUSED typename Lanes<W>::R event(int e, {NOW}) {{",
+            "typename Lanes<W>::R g[1] = {up<W>(0)};",
+            *(f"if (e == {number}) event_{number}<W>(now, y, in, g);" for number in range(len(checks))),
+            "(void)e; (void)now; (void)y; (void)in;",
+            "return g[0];",
+            "}",
+            *([source_file("events.h")] if lands else []),
+        ]
 
     def _derive(self, used: Sequence[bool]) -> None:
         """The derivatives, if the method needs them, of a function that uses some of its inputs."""
@@ -125,6 +184,7 @@ class Kernel:
                 *self.beginning(structure("Solve", SOLVE)),
                 self.form.coefficients.step(self.form.size, self.form.states, self.form.adaptive),
                 watch(self.form.coefficients.last),
+                *self._events,
                 source_file("solve.h"),
                 source_file(shell),
             ]
@@ -133,7 +193,7 @@ class Kernel:
     def beginning(self, call: str) -> list[str]:
         """What every kernel begins with: lanes, the call, the inputs and the function."""
         form = self.form
-        numbered = list(enumerate(zip(form.roles, self.inputs, strict=True)))
+        numbered = list(enumerate(zip(self.roles, self._inputs, strict=True)))
         shared = [i for i, (role, _) in numbered if role == "shared"]
         per_row = [(i, x) for i, (role, x) in numbered if role == "row"]
         return [

@@ -38,6 +38,10 @@ class RosenbrockCoefficients:
         return False
 
     @property
+    def hands_on(self) -> bool:
+        return False
+
+    @property
     def uses_jacobian(self) -> bool:
         return True
 
@@ -61,6 +65,7 @@ class RosenbrockCoefficients:
             ERROR_ORDER=self.error_order,
             FSAL=False,
             PREDICTS=False,
+            HERMITE=False,
             JACOBIAN=True,
             ADAPTIVE=adaptive,
         )

@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -108,6 +108,12 @@ class FusedRecord:
     states: Tensor
     slopes: Tensor | None
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> FusedRecord:
+        """What a function makes of each of them."""
+        return FusedRecord(
+            function(self.ends), function(self.states), None if self.slopes is None else function(self.slopes)
+        )
+
 
 @dataclass(eq=False)
 class FusedSolve(NodeSolve):
@@ -203,19 +209,18 @@ class FusedSolve(NodeSolve):
         call.count = rows
         if self.chosen is not None:
             call.count, call.chosen = len(self.chosen), torch.from_numpy(self.chosen).data_ptr()
-        call.threads, call.block = _threads_and_block(call.count, self.kernel)
+        call.threads, call.block = threads_and_block(call.count, self.kernel)
         call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
         call.span_stride = len(times.start) > 1
         if times.wanted is not None:
             call.wanted, call.wanted_stride = times.wanted.data_ptr(), outputs if len(times.wanted) > 1 else 0
             call.check_wanted = _CHECKS[times.check]
-        call.y0, call.rtol, call.atol = y0.data_ptr(), self.rtol.data_ptr(), self.atol.data_ptr()
-        call.rtol_stride = size if len(self.rtol) > 1 else 0
-        call.atol_stride = size if len(self.atol) > 1 else 0
+        call.y0 = y0.data_ptr()
+        give_tolerances(call, self.rtol, self.atol)
         if times.grid is not None:
             call.grid, call.grid_stride = times.grid.data_ptr(), times.grid.shape[1] if len(times.grid) > 1 else 0
-        held = self._give_inputs(call, self.kernel.kept)
-        _size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
+        held = give_inputs(call, self.kernel, self.inputs, rows, self.kernel.kept, y0)
+        size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(*self.lead, outputs, *self.shape), torch.empty_like(y0)
         outcomes = self.outcomes = Outcomes(rows)
         call.values, call.last = values.data_ptr(), last.data_ptr()
@@ -252,21 +257,6 @@ class FusedSolve(NodeSolve):
         self.outcomes.counts[1, stiff] = 0
         return stiff
 
-    def _give_inputs(self, call: SolveCall | PullCall, kept: int) -> Any:
-        """Hand the inputs over; returns what must live as long as the call."""
-        count = len(self.inputs)
-        addresses, strides = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
-        for i, x in enumerate(self.inputs):
-            if x is not None:
-                addresses[i] = x.data_ptr()
-                if self.kernel.form.roles[i] == "row":
-                    strides[i] = x.numel() // self.rows if self.rows else 0
-        call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
-        uniform = self.y0.new_empty(kept) if kept else None
-        if uniform is not None:
-            call.uniform = uniform.data_ptr()
-        return addresses, strides, uniform
-
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         assert self.replayed is not None
         return self.replayed(self).again(tensors)
@@ -275,43 +265,129 @@ class FusedSolve(NodeSolve):
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """The gradients of the initial states and of the inputs wanted."""
-        record, (grad_values, grad_last) = self.record, (x.contiguous() for x in grads)
+        record, (grad_values, grad_last), rows = self.record, (x.contiguous() for x in grads), self.rows
         assert record is not None
-        pull, y0, times, call = self.kernel.pull(tuple(self.wanted)), self.y0, self.times, PullCall()
-        rows, room = self.rows, record.ends.shape[1] - 1
-        call.rows, call.capacity = rows, room
-        call.threads, call.block = _threads_and_block(rows, self.kernel)
-        call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
-        call.span_stride = len(times.start) > 1
-        steps = torch.from_numpy(self.outcomes.accepted)
-        call.steps = steps.data_ptr()
-        if times.wanted is not None:
-            call.outputs, call.wanted = times.wanted.shape[1], times.wanted.data_ptr()
-            call.wanted_stride = call.outputs if len(times.wanted) > 1 else 0
-            call.grad_values = grad_values.data_ptr()
-        else:
+        grad_states = None
+        if self.times.wanted is None:
             grad_states = torch.zeros_like(record.states)
             count = grad_values.shape[len(self.lead)]
             grad_states[:, :count] = grad_values.view(rows, count, self.size)
-            call.grad_states = grad_states.data_ptr()
-        call.grad_last = grad_last.data_ptr()
-        call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
-        call.slopes = None if record.slopes is None else record.slopes.data_ptr()
-        held = self._give_inputs(call, pull.kept)
-        blocks = -(-rows // call.block)
-        grad_y0, grad_rows = torch.empty_like(y0), y0.new_empty(rows, pull.row_sums)
-        grad_shared, partial = y0.new_empty(pull.sums), y0.new_empty(blocks, pull.sums)
-        call.grad_y0, call.grad_rows = grad_y0.data_ptr(), grad_rows.data_ptr()
-        call.grad_shared, call.partial = grad_shared.data_ptr(), partial.data_ptr()
-        pull.run(call)
-        del held
-        found = {i: grad_shared[where] for i, where in pull.shared}
-        found |= {i: grad_rows[:, where] for i, where in pull.per_row}
+        steps = torch.from_numpy(self.outcomes.accepted)
+        seeds = Seeds(grad_values, grad_states, grad_last)
+        grad_y0, found = steps_back(self.kernel, tuple(self.wanted), self.inputs, self.times, record, steps, seeds)
         of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
-        return [grad_y0, *of_inputs]
+        return [grad_y0.view(self.y0.shape), *of_inputs]
 
 
-def _threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:
+class Seeds(NamedTuple):
+    """The gradients of what steps have led to, in order in memory.
+
+    Attributes:
+        values: those of the outputs, [rows, T, size]; of no meaning where there are none but the ends of steps.
+        states: those of the states at the start and the ends of the steps, [rows, room + 1, size]; None for zero.
+        last: those of the last states, [rows, size].
+    """
+
+    values: Tensor
+    states: Tensor | None
+    last: Tensor
+
+
+def steps_back(
+    kernel: Kernel,
+    wanted: tuple[int, ...],
+    inputs: Sequence[Tensor | None],
+    times: FusedTimes,
+    record: FusedRecord,
+    steps: Tensor,
+    seeds: Seeds,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The gradients of what the rows of a record start from, [rows, size], and of the inputs that are `wanted`.
+
+    Args:
+        kernel: that of the function.
+        wanted: the numbers of the inputs.
+        inputs: what the function was called with.
+        times: where the rows started, in which direction they went, and the outputs within and at the ends of steps.
+        record: the steps, whoever has taken them.
+        steps: how many there are of each row, [rows], int64.
+        seeds: the gradients of what they led to.
+    """
+    pull, call, like = kernel.pull(wanted), PullCall(), record.states
+    rows, room, size = like.shape[0], record.ends.shape[1] - 1, like.shape[2]
+    call.rows, call.capacity = rows, room
+    call.threads, call.block = threads_and_block(rows, kernel)
+    call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
+    call.span_stride = len(times.start) > 1
+    call.steps = steps.data_ptr()
+    if times.wanted is not None:
+        call.outputs, call.wanted = times.wanted.shape[1], times.wanted.data_ptr()
+        call.wanted_stride = call.outputs if len(times.wanted) > 1 else 0
+        call.grad_values = seeds.values.data_ptr()
+    if seeds.states is not None:
+        call.grad_states = seeds.states.data_ptr()
+    call.grad_last = seeds.last.data_ptr()
+    call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
+    call.slopes = None if record.slopes is None else record.slopes.data_ptr()
+    held = give_inputs(call, kernel, inputs, rows, pull.kept, like)
+    blocks = -(-rows // call.block)
+    grad_y0, grad_rows = like.new_empty(rows, size), like.new_empty(rows, pull.row_sums)
+    grad_shared, partial = like.new_empty(pull.sums), like.new_empty(blocks, pull.sums)
+    call.grad_y0, call.grad_rows = grad_y0.data_ptr(), grad_rows.data_ptr()
+    call.grad_shared, call.partial = grad_shared.data_ptr(), partial.data_ptr()
+    pull.run(call)
+    del held
+    found = {i: grad_shared[where] for i, where in pull.shared}
+    found |= {i: grad_rows[:, where] for i, where in pull.per_row}
+    return grad_y0, found
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What rows are solved with, whoever leads.
+
+    Attributes:
+        like: a tensor of the dtype of the states.
+        inputs: what the functions are called with besides, as the kernel reads it; None for time and state.
+        rtol: the relative tolerance, [rows or 1, size].
+        atol: the absolute one.
+        controller: what sizes the steps; None for fixed ones.
+        max_steps: the largest number of step attempts of a row.
+    """
+
+    like: Tensor
+    inputs: Sequence[Tensor | None]
+    rtol: Tensor
+    atol: Tensor
+    controller: PIDController | None
+    max_steps: int
+
+
+def give_tolerances(call: SolveCall, rtol: Tensor, atol: Tensor) -> None:
+    """Hand the tolerances over, [rows or 1, size]."""
+    call.rtol, call.atol = rtol.data_ptr(), atol.data_ptr()
+    call.rtol_stride, call.atol_stride = (x.shape[1] if len(x) > 1 else 0 for x in (rtol, atol))
+
+
+def give_inputs(
+    call: SolveCall | PullCall, kernel: Kernel, inputs: Sequence[Tensor | None], rows: int, kept: int, like: Tensor
+) -> Any:
+    """Hand the inputs over, and room for what is computed once; returns what must live as long as the call."""
+    count = len(inputs)
+    addresses, strides = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
+    for i, x in enumerate(inputs):
+        if x is not None:
+            addresses[i] = x.data_ptr()
+            if kernel.roles[i] == "row":
+                strides[i] = x.numel() // rows if rows else 0
+    call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
+    uniform = like.new_empty(kept) if kept else None
+    if uniform is not None:
+        call.uniform = uniform.data_ptr()
+    return addresses, strides, uniform
+
+
+def threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:
     """How many threads are worth it, and how many rows a block has: of the threads, it must not depend on them."""
     lanes = kernel.form.lanes
     vectors = -(-rows // lanes)
@@ -321,7 +397,8 @@ def _threads_and_block(rows: int, kernel: Kernel) -> tuple[int, int]:
     ), block
 
 
-def _size_steps(call: SolveCall, controller: PIDController | None, error_order: int) -> None:
+def size_steps(call: SolveCall, controller: PIDController | None, error_order: int) -> None:
+    """Hand over how a controller sizes steps; nothing of fixed ones."""
     if controller is None:
         return
     k = error_order + 1

@@ -22,6 +22,7 @@ class Coefficients(Protocol):
         predicts: whether the next step starts from the last stage although its state was corrected.
         error_order: the order of the error estimate.
         uses_jacobian: whether a step starts from the derivatives of the function too.
+        hands_on: whether the next step starts from a slope that this one has computed.
         solves: how many linear systems a step solves, with one matrix.
         last: what makes the difference of the states of the last two stages of their slopes, where rows end as soon as
             stability limits their steps; empty where nobody looks for that.
@@ -31,6 +32,8 @@ class Coefficients(Protocol):
     def stages(self) -> int: ...
     @property
     def predicts(self) -> bool: ...
+    @property
+    def hands_on(self) -> bool: ...
     @property
     def error_order(self) -> int: ...
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,15 +80,23 @@ def find_row_inputs(problem: RowProblem, named: Sequence[Tensor] | None, look: b
         return RowInputs(problem, Parameters(check_parameters("params", named)))
     if not torch.is_grad_enabled():
         return RowInputs(problem, Parameters())
-    generators = Generators(problem.y0.device)
     if not look:
+        generators = Generators(problem.y0.device)
         with torch.enable_grad(), generators.kept():
             values, _ = _evaluate(problem)
         return RowInputs(problem, Parameters(), used=any(value.requires_grad for value in values))
+    inputs, computed = search_row_inputs(problem)
+    warn_of_computed(computed, _REMEDY)
+    return inputs
+
+
+def search_row_inputs(problem: RowProblem, known: Sequence[Tensor] = ()) -> tuple[RowInputs, list[Any]]:
+    """What a gradient flows to, as far as it is `known` or found at the start, and the nodes that made the rest."""
+    generators = Generators(problem.y0.device)
     functions = [problem.func, *(f for a in problem.actions for f in (a.g, a.apply) if f is not None)]
     tensors, computed = search([f.function for f in functions], lambda: _evaluate(problem), generators)
-    warn_of_computed(computed, _REMEDY)
-    return RowInputs(problem, Parameters(tensors, late_leaves(computed)), used=bool(computed))
+    tensors = list({id(x): x for x in (*tensors, *known)}.values())
+    return RowInputs(problem, Parameters(tensors, late_leaves(computed)), used=bool(computed)), computed
 
 
 def _evaluate(problem: RowProblem) -> tuple[list[Tensor], list[Tensor]]:

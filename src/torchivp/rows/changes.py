@@ -36,6 +36,12 @@ def changes_state(problem: RowProblem, firing: Firing) -> bool:
     return any(problem.actions[action].apply is not None for action, _ in firing)
 
 
+def changing(problem: RowProblem, firings: Sequence[Firing]) -> np.ndarray:
+    """Which of them change the state, [n]: few are different."""
+    known = {firing: changes_state(problem, firing) for firing in set(firings)}
+    return np.array([known[firing] for firing in firings], dtype=bool)
+
+
 def apply_firing(problem: RowProblem, firing: Firing, rows: np.ndarray, t: Tensor, y: Tensor) -> Tensor:
     """The states of `rows`, [n, size], after all that happens at `t`, [n, 1], one after the other.
 

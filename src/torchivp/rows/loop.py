@@ -21,6 +21,7 @@ from torchivp.rows.changes import (
     all_scheduled,
     apply_firing,
     changes_state,
+    changing,
     finite_rows,
     function_on,
     groups,
@@ -80,12 +81,12 @@ class RowIntegration:
         """
         method = method or self.make_method()
         with without_derivatives(), np.errstate(over="ignore"):  # on the way to an infinite end
-            loop = _RowLoop(self, outputs, trail, method)
+            loop = RowLoop(self, outputs, trail, method)
             ended = loop.to_the_end()
             if not loop.looks_at_every_step and not loop.is_finite():
                 # A state that is not finite stays so. Fixed steps therefore look at the last states only, so that no
                 # step waits for the device, and look for the first bad step of each row if there is one.
-                ended = _RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
+                ended = RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
             return ended
 
 
@@ -145,7 +146,7 @@ Reason = Callable[[int, Failures], Status]
 """Why the row at a position among the active ones cannot go on."""
 
 
-class _RowLoop:
+class RowLoop:
     """One pass of the loop.
 
     Attributes:
@@ -198,13 +199,16 @@ class _RowLoop:
         self.trail.begin(self.y, self.outputs.next)
         if self.problem.rows:
             self._begin()
-        while len(self.active.index):
-            self._iterate()
+        self._iterate_to_the_end()
         counts = zip(self.evaluations.tolist(), self.trail.steps.tolist(), self.rejected.tolist(), strict=True)
         work = [Work(*of_row)._asdict() for of_row in self.work.tolist()]
         assert None not in self.status
         stats = [Stats(*count, **of_row) for count, of_row in zip(counts, work, strict=True)]
         return [status for status in self.status if status], stats
+
+    def _iterate_to_the_end(self) -> None:
+        while len(self.active.index):
+            self._iterate()
 
     def is_finite(self) -> bool:
         """Whether the last states are that nobody has looked at."""
@@ -432,13 +436,26 @@ class _RowLoop:
             if joins.any():
                 happened = self.watch.fired(index, located, joins)
                 firings = _joined(firings, self.watch, happened[0])
+        self._go_on(where, t1, firings, happened)
+
+    def _go_on(
+        self,
+        where: np.ndarray,
+        t1: np.ndarray,
+        firings: list[Firing],
+        happened: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """Rows at the positions `where` have come to `t1` by a step: let happen what does, and keep what is asked for.
+
+        `firings` are empty where nothing happens at all; `happened` are the events there and the signs before them.
+        """
+        happens = np.array([bool(firing) for firing in firings], dtype=bool)
         if happens.any():
-            there = where[happens]
             events = None if happened is None else (happened[0][:, happens], happened[1][:, happens])
-            self._let_happen(there, t1[happens], [firing for firing in firings if firing], events)
-            where, index, t1 = where[~happens], index[~happens], t1[~happens]
+            self._let_happen(where[happens], t1[happens], [firing for firing in firings if firing], events)
+            where, t1 = where[~happens], t1[~happens]
         if len(where):
-            self._keep(where, index, t1)
+            self._keep(where, self.active.index[where], t1)
 
     def _land(self, first: TakenSteps, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
         """Take the first steps at the positions `where` again, each up to its first event, and let it happen."""
@@ -472,18 +489,30 @@ class _RowLoop:
         there = here.at(here.t)
         if not there.all():
             self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
-        fired, crossing = self.watch.fired(index, here, there)
+        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
+        self._meet(where, t1, self.watch.fired(index, here, there), size)
+
+    def _meet(self, where: np.ndarray, t1: np.ndarray, events: tuple[np.ndarray, np.ndarray], size: Tensor) -> None:
+        """Rows at the positions `where` have come to events by steps that end there: let them happen.
+
+        Args:
+            where: the positions of the rows.
+            t1: when.
+            events: which events happen and the signs before them, [events, rows].
+            size: how large the elements of the states have been in the steps.
+        """
+        assert self.watch is not None
+        active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
         firings = _joined(scheduled(problem, index, t1), self.watch, fired)
         since = np.abs(t1 - active.anew[where])
         resolution = _ZENO * np.spacing(np.abs(t1))
         crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
         active.anew[where], active.since[where] = t1, since
-        changed = np.array([changes_state(problem, firing) for firing in firings])
+        changed = changing(problem, firings)
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
-        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
-        hidden = self._let_happen(where, t1, firings, (fired, crossing), since, size)
+        hidden = self._let_happen(where, t1, firings, events, since, size)
         last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
         ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
@@ -520,11 +549,15 @@ class _RowLoop:
         assert self.watch is not None
         if not len(crossings):
             return
-        self.watch.reported(index, crossings)
+        self.watch.reported(index[crossings.position], crossings.event)
         y = steps.within().at(self.problem.select(places[crossings.position]), crossings.theta)
-        rows = index[crossings.position]
-        firings: list[Firing] = [((self.watch.numbers[event], -1),) for event in crossings.event]
-        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], crossings.t, firings, y, crossings.theta))
+        self._note(index[crossings.position], crossings.event, crossings.t, crossings.theta, y)
+
+    def _note(self, rows: np.ndarray, event: np.ndarray, t: np.ndarray, theta: np.ndarray, y: Tensor) -> None:
+        """Put events of the `rows` on record, each in its last step, at which nothing changes."""
+        assert self.watch is not None
+        firings: list[Firing] = [((self.watch.numbers[number], -1),) for number in event]
+        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], t, firings, y, theta))
 
     def _keep(self, where: np.ndarray, index: np.ndarray, t1: np.ndarray) -> None:
         """The rows `index`, at the positions `where`, go on from `t1`: keep what is asked for; is that the end?"""
@@ -568,7 +601,7 @@ class _RowLoop:
         broken = np.zeros(len(active.index), dtype=bool)
         broken[where] = ~finite_rows(y)
         self._fail(broken, lambda i, _: _changed_to_nothing(float(active.t[i]), problem))
-        changed = np.array([changes_state(problem, firing) for firing in firings])
+        changed = changing(problem, firings)
         slopes: list[Tensor] = []
 
         def new_slopes() -> Tensor:
@@ -691,8 +724,10 @@ def _all(which: np.ndarray) -> bool:
 
 def _joined(planned: Sequence[Firing], watch: RowWatch, fired: np.ndarray) -> list[Firing]:
     """What is scheduled in some rows together with the events there, [events, rows], in the order of the list."""
-    events = [[(watch.numbers[event], -1) for event in np.flatnonzero(column)] for column in fired.T]
-    return [tuple(sorted((*first, *then))) for first, then in zip(events, planned, strict=True)]
+    kinds, kind_of = np.unique(fired.T, axis=0, return_inverse=True)
+    events = [tuple((watch.numbers[event], -1) for event in np.flatnonzero(kind)) for kind in kinds]
+    pairs = zip(kind_of.reshape(-1).tolist(), planned, strict=True)
+    return [tuple(sorted((*events[kind], *then))) if then else events[kind] for kind, then in pairs]
 
 
 def _no_landing(t: float, step: Step) -> Status:

@@ -130,6 +130,16 @@ class RowOutputs:
             self._place(rows, t)
             self.values.append(y)
 
+    def many(self, rows: np.ndarray, counts: np.ndarray, t: np.ndarray, y: Tensor) -> None:
+        """Keep so many further outputs of each of the rows; times and states row by row."""
+        self._rows.append(np.repeat(rows, counts))
+        self._places.append(ragged(self.next[rows], counts))
+        self._times.append(t)
+        self.values.append(y)
+        self.next[rows] += counts
+        if self._wanted is not None:
+            self._ahead[rows] = self._wanted[rows, self.next[rows]]
+
     def _place(self, rows: np.ndarray, t: np.ndarray) -> None:
         self._rows.append(rows)
         self._places.append(self.next[rows])
@@ -174,6 +184,12 @@ class RowOutputs:
         if not self._rows:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         return np.concatenate(self._rows), np.concatenate(self._places)
+
+
+def ragged(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers from each of the `first` on, so many of each, one after the other."""
+    begins = np.cumsum(counts) - counts
+    return np.repeat(first - begins, counts) + np.arange(int(counts.sum()))
 
 
 class RowTrail:

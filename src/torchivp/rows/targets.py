@@ -50,7 +50,7 @@ class RowTargets:
 
         `rejected` says in which of them the last try was rejected, so that this one must not be longer; None for none.
         """
-        target = self._of(rows)
+        target = self.of(rows)
         distance = target - t
         longest = np.minimum(STRETCH * h, self._longest)
         if rejected is not None:
@@ -69,13 +69,24 @@ class RowTargets:
         Returns:
             Which of them have reached their end; None if none has.
         """
-        there = self._of(rows) == t
+        there = self.of(rows) == t
         if not np.count_nonzero(there):
             return None
         self._look_ahead(rows[there])
         return there & (t == self._end[rows])
 
-    def _of(self, rows: np.ndarray) -> np.ndarray:
+    def pass_to(self, rows: np.ndarray, t: np.ndarray, there: np.ndarray) -> None:
+        """The `rows` have come to `t` by any number of steps; those that are `there` have a required time to reach now.
+
+        Where no steps of one size are required.
+        """
+        ahead = self._direction[rows]
+        listed, now = self._listed[rows] * ahead[:, None], (t * ahead)[:, None]
+        self._next[rows] = (np.where(there[:, None], listed < now, listed <= now)).sum(1)
+        self._current[rows] = self._listed[rows, self._next[rows]]
+        self._rows = None
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
         """The next required time of each of the `rows`, which are mostly the same for many steps."""
         if rows is not self._rows:
             self._rows, self._of_rows = rows, self._current[rows]
@@ -120,9 +131,14 @@ class _ConstantGrid:
         self._i[rows] += self.next(rows) == t
 
 
-def fixed_ends(controller: ConstantSteps | GridSteps, times: RowTimes) -> np.ndarray:
-    """The ends of the steps of each row, [rows, n], NaN after its last."""
-    targets = RowTargets(controller, times, times.end[:, None])
+def fixed_ends(
+    controller: ConstantSteps | GridSteps, times: RowTimes, scheduled: np.ndarray | None = None
+) -> np.ndarray:
+    """The ends of the steps of each row, [rows, n], NaN after its last.
+
+    `scheduled` are further times that they must end on, [rows, n] in any order, NaN for none.
+    """
+    targets = RowTargets(controller, times, times.end[:, None] if scheduled is None else scheduled)
     rows = np.arange(len(times.start))
     ends, under_way = [], times.start != times.end
     t = times.start.copy()

@@ -268,12 +268,18 @@ class RowWatch:
             return joined
         ordered = joined.take(np.lexsort((joined.event, joined.theta, joined.position)))
         count = self.counts[ordered.event, rows[ordered.position]] + ordered.number() + 1
-        changes = np.array([action.apply is not None for action in self.actions])
-        return replace(ordered, stops=changes[ordered.event] | (count >= self.last_counts[ordered.event]))
+        return replace(ordered, stops=self._stops(ordered.event, count))
 
-    def reported(self, rows: np.ndarray, crossings: Crossings) -> None:
-        """Events happened in the `rows` at which nothing changes; they are counted."""
-        np.add.at(self.counts, (crossings.event, rows[crossings.position]), 1)
+    def reported(self, rows: np.ndarray, event: np.ndarray) -> None:
+        """Events happened in the `rows`, one in each, at which nothing changes; they are counted."""
+        np.add.at(self.counts, (event, rows), 1)
+
+    def landed(self, rows: np.ndarray, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same as `fired` of events at the ends of steps of the `rows`, one in each."""
+        fired, crossing, at = *np.zeros((2, len(self.actions), len(rows))), (event, np.arange(len(rows)))
+        fired[at], crossing[at] = 1.0, self._signs[event, rows]
+        self.counts[:, rows] += fired > 0.0
+        return fired > 0.0, crossing
 
     def fired(self, rows: np.ndarray, located: Located, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which events happen at the ends of steps of the `rows`, and the signs before them, [events, rows].
@@ -293,6 +299,23 @@ class RowWatch:
         """There was no event in the steps of the `rows`, which were accepted."""
         self._signs[:, rows], self._values[:, rows] = located.signs, located.ends
         self._levels[:, rows] = located.levels
+
+    def known(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The signs of the event functions of the `rows`, their values and the levels, each [events, len(rows)]."""
+        return self._signs[:, rows], self._values[:, rows], self._levels[:, rows]
+
+    def stops(self, rows: np.ndarray) -> np.ndarray:
+        """Whether steps of the `rows` must end on the next of each event, [events, len(rows)]."""
+        return self._stops(np.arange(len(self.actions))[:, None], self.counts[:, rows] + 1)
+
+    def _stops(self, event: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Whether steps must end on events, the so many-th of their kind in their rows."""
+        changes = np.array([action.apply is not None for action in self.actions])
+        return changes[event] | (count >= self.last_counts[event])
+
+    def put_back(self, rows: np.ndarray, signs: np.ndarray, values: np.ndarray, levels: np.ndarray) -> None:
+        """The event functions of the `rows` after steps that somebody else has looked at."""
+        self._set(rows, signs, values, levels)
 
     def begin(
         self, rows: np.ndarray, t: np.ndarray, y: Tensor, slope: Callable[[], Tensor], soon: np.ndarray

@@ -47,6 +47,8 @@ typedef float Floats8 __attribute__((vector_size(32)));
 typedef int64_t Ints8 __attribute__((vector_size(64)));
 #endif
 
+FUSED double spacing(double t) { return nextafter(fabs(t), double(INFINITY)) - fabs(t); }
+
 // --- one lane --------------------------------------------------------------------------------------------------------
 
 template <class V, class S> FUSED void put(V& v, int l, S x) { reinterpret_cast<S*>(&v)[l] = x; }

@@ -37,7 +37,7 @@ template <int W> struct Backward {
   // The cotangents of what was kept of the state at which a row has arrived.
   DEVICE void meet(int l) {
     if (s.grad_states) add(l, s.grad_states + (row[l] * (s.capacity + 1) + step_number[l]) * N);
-    if (next[l] >= 0 && wanted(l) == end_of(l)) {
+    while (next[l] >= 0 && wanted(l) == end_of(l)) {
       add(l, grad_of(l));
       --next[l];
     }

@@ -2,14 +2,21 @@
 //
 // Of the N elements of a row the first STATES are the state, and the others, if any, its tangents: these are carried
 // along, and neither their errors nor whether they are finite has a say in the steps.
+//
+// Where the loop RESUMES, rows/loop.py leads: rows come here from where that loop has brought them, take steps in which
+// nothing but a step happens, and go back as soon as there is more to decide, with the attempt undone in which it showed.
 
 enum Outcome : int64_t {
-  UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE, STIFF
+  UNDER_WAY, SUCCESS, OUT_OF_STEPS, NO_PROGRESS, NOT_FINITE, ERROR_NOT_FINITE, UNDERFLOW, TOLERANCE, STIFF,
+  HELD,    // before a step that is for rows/loop.py to take
+  FULL,    // before a step that the record has no room for
+  CROSSED  // after a step with an event in it, or with one at its end, which changes the state or ends the row
 };
+
+template <int W> struct OneStep;  // of events.h
 
 constexpr double STRETCH = 1.1, IN_SIGHT = 4.0;
 
-FUSED double spacing(double t) { return nextafter(fabs(t), double(INFINITY)) - fabs(t); }
 
 template <int W> struct Rows {
   typedef typename Lanes<W>::R R;
@@ -27,7 +34,10 @@ template <int W> struct Rows {
   MD anew;  // where the next step starts from what must be computed anew; a step that is tried again does not
   typename Lanes<W>::I steps, rejections, evaluations, jacobians, matrices;
   typename Lanes<W>::I against, wait;  // of the watch on stiffness
-  int64_t row[W], next[W], position[W];
+  D sign[SEEN], value[SEEN], level[SEEN];  // of the event functions
+  int crossed[W];                          // which event there was in the last step, -1 for none
+  double when[W], theta[W];                // when, and at which fraction of the step, of one at its end NaN
+  int64_t row[W], next[W], position[W], place_of[W];
   bool known;    // whether k[0] is the slope at the start of the next step in all lanes
   bool through;  // whether rows have come to an end since lanes were last given out
 
@@ -36,6 +46,18 @@ template <int W> struct Rows {
   DEVICE void begin_lane(int l, int64_t place) {
     const int64_t i = s.chosen ? s.chosen[place] : place;
     row[l] = i;
+    place_of[l] = place;
+    for (int e = 0; e < STATES; ++e) {
+      put(rtol[e], l, s.rtol[i * s.rtol_stride + e]);
+      put(atol[e], l, s.atol[i * s.atol_stride + e]);
+    }
+    in.load(s, l, i);
+    set_lane<W>(active, l, true);
+    set_lane<W>(anew, l, JACOBIAN || (RESUMES && !FSAL && !PREDICTS && !s.knows_slopes));
+    if constexpr (RESUMES) {
+      resume_lane(l, place);
+      return;
+    }
     next[l] = position[l] = 0;
     typename Lanes<W>::I* const counts[] = {&steps, &rejections, &evaluations, &jacobians, &matrices, &against, &wait};
     for (auto* count : counts) put(*count, l, int64_t(0));
@@ -49,23 +71,80 @@ template <int W> struct Rows {
     const double tiny = 2.2250738585072014e-308, of_span = 4.930380657631324e-32 * span;
     put(smallest, l, of_span > tiny ? of_span : tiny);
     for (int e = 0; e < N; ++e) put(y[e], l, s.y0[i * N + e]);
-    for (int e = 0; e < STATES; ++e) {
-      put(rtol[e], l, s.rtol[i * s.rtol_stride + e]);
-      put(atol[e], l, s.atol[i * s.atol_stride + e]);
-    }
-    in.load(s, l, i);
-    set_lane<W>(active, l, true);
     set_lane<W>(rejected, l, false);
     set_lane<W>(overflowed, l, false);
-    set_lane<W>(anew, l, JACOBIAN);
     if (s.ends) {
       s.ends[i * (s.capacity + 1)] = s.start[i * s.span_stride];
       for (int e = 0; e < N; ++e) s.states[i * (s.capacity + 1) * N + e] = s.y0[i * N + e];
     }
   }
 
+  // What is known of a row under way, in the order of fused/quiet.py.
+  DEVICE void resume_lane(int l, int64_t place) {
+    const int64_t m = s.count;
+    typename Lanes<W>::I* const counts[] = {&steps, &rejections, &evaluations, &jacobians, &matrices, &against, &wait};
+    for (int n = 0; n < 7; ++n) put(*counts[n], l, s.tallies[(n + 1) * m + place]);
+    next[l] = s.tallies[8 * m + place];
+    position[l] = s.tallies[9 * m + place];
+    const int64_t flags = s.tallies[10 * m + place];
+    set_lane<W>(rejected, l, flags & 1);
+    set_lane<W>(overflowed, l, flags & 2);
+    D* const marks[] = {&t, &h, &last, &before, &end, &smallest};
+    for (int n = 0; n < 6; ++n) put(*marks[n], l, s.marks[n * m + place]);
+    for (int e = 0; e < EVENTS; ++e) {
+      put(sign[e], l, s.marks[(6 + e) * m + place]);
+      put(value[e], l, s.marks[(6 + EVENTS + e) * m + place]);
+      put(level[e], l, s.marks[(6 + 2 * EVENTS + e) * m + place]);
+    }
+    for (int e = 0; e < N; ++e) put(y[e], l, s.y0[place * N + e]);
+    crossed[l] = -1;
+    look_ahead(l);
+  }
+
+  // A row goes back to rows/loop.py.
+  DEVICE void hold(int l, int64_t why) {
+    const int64_t m = s.count, place = place_of[l];
+    const int64_t flags = (is_set<W>(rejected, l) ? 1 : 0) + (is_set<W>(overflowed, l) ? 2 : 0);
+    const int64_t counts[] = {why, ::place<W>(steps, l), ::place<W>(rejections, l), ::place<W>(evaluations, l),
+                              ::place<W>(jacobians, l), ::place<W>(matrices, l), ::place<W>(against, l),
+                              ::place<W>(wait, l), next[l], position[l], flags, crossed[l]};
+    for (int n = 0; n < 12; ++n) s.tallies[n * m + place] = counts[n];
+    const double marks[] = {at_d<W>(t, l), at_d<W>(h, l), at_d<W>(last, l), at_d<W>(before, l)};
+    for (int n = 0; n < 4; ++n) s.marks[n * m + place] = marks[n];
+    for (int e = 0; e < EVENTS; ++e) {
+      s.marks[(6 + e) * m + place] = at_d<W>(sign[e], l);
+      s.marks[(6 + EVENTS + e) * m + place] = at_d<W>(value[e], l);
+      s.marks[(6 + 2 * EVENTS + e) * m + place] = at_d<W>(level[e], l);
+    }
+    if (crossed[l] >= 0) {
+      s.marks[(6 + 3 * EVENTS) * m + place] = when[l];
+      s.marks[(7 + 3 * EVENTS) * m + place] = theta[l];
+    }
+    for (int e = 0; e < N; ++e) {
+      s.last[place * N + e] = at<W>(y[e], l);
+      if (!JACOBIAN) s.slopes_now[place * N + e] = at<W>(k[0][e], l);
+    }
+    set_lane<W>(active, l, false);
+    through = true;
+  }
+
+  // The same before an attempt whose evaluations are counted already.
+  DEVICE void hold_undone(int l) {
+    const int64_t began = is_set<W>(anew, l);
+    put(evaluations, l, place<W>(evaluations, l) - (STAGES - 1) - began);
+    if (JACOBIAN) {
+      put(jacobians, l, place<W>(jacobians, l) - began);
+      put(matrices, l, place<W>(matrices, l) - 1);
+    }
+    hold(l, HELD);
+  }
+
   // A row goes no further.
   DEVICE void finish(int l, int64_t outcome, double taken = 0, double next_h = 0, double error = 0) {
+    if constexpr (RESUMES) {
+      hold(l, outcome == SUCCESS || outcome == STIFF || outcome == CROSSED ? outcome : int64_t(HELD));
+      return;
+    }
     const int64_t i = row[l];
     const int64_t counts[6] = {outcome, place<W>(steps, l), place<W>(rejections, l), place<W>(evaluations, l),
                                place<W>(jacobians, l), place<W>(matrices, l)};
@@ -105,6 +184,10 @@ template <int W> struct Rows {
 
   // Rows that have been given a lane: their first outputs, slopes and step sizes.
   DEVICE void begin(const bool* fresh) {
+    if constexpr (RESUMES) {
+      resume(fresh);
+      return;
+    }
     bool some = false;
     for (int l = 0; l < W; ++l) {
       if (!fresh[l]) continue;
@@ -141,6 +224,24 @@ template <int W> struct Rows {
         first = fmax(first, least);
       }
       put(h, l, fmin(fmax(first, s.min_step), s.max_step));
+    }
+  }
+
+  // The slopes of rows under way, where those are not handed on.
+  DEVICE void resume(const bool* fresh) {
+    if (JACOBIAN) {
+      known = false;
+    } else if (s.knows_slopes) {
+      for (int l = 0; l < W; ++l)
+        if (fresh[l])
+          for (int e = 0; e < N; ++e) put(k[0][e], l, s.slopes_now[place_of[l] * N + e]);
+    } else {
+      R slope[N];
+      field<W>(to_real<W>(t), y, in, slope);
+      for (int l = 0; l < W; ++l)
+        if (fresh[l])
+          for (int e = 0; e < N; ++e) put(k[0][e], l, at<W>(slope[e], l));
+      if (FSAL || PREDICTS) count(fresh, 1);
     }
   }
 
@@ -241,15 +342,156 @@ template <int W> struct Rows {
     return (onward & (at < until)) | (neg(onward) & (at > until));
   }
 
-  DEVICE void outputs_within(const D& t1, const MD& accept) {
-    const MD due = before_end(ahead, t, t1) & accept;
-    if (!any<W>(due)) return;
-    R c[DEGREE][N];
+  // The states within steps, as polynomials.
+  DEVICE void within(const D& t1, R (*c)[N]) {
     extra_slopes<W>(t, t1, y, in, k);
     polynomials<W>(to_real<W>(t1 - t), k, c);
+  }
+
+  // Looks for signs of events in accepted steps, as rows/watch.py does; a step in which there may be one is left to it.
+  DEVICE void look(D& t1, MD& accept, R* y1, R (*c)[N]) {
+    D latest[SEEN], seen[SEEN][MOST_CHECKS + 2];
+    MD calm[SEEN];
+    const D zero = up_d<W>(0), huge = up_d<W>(1e150);
+    MD quiet = accept;
+    for (int e = 0; e < EVENTS; ++e) {
+      const int ends = CHECKS[e] + 1;
+      D* const passed = seen[e];
+      passed[0] = sign[e] * value[e];
+      for (int j = 1; j <= ends; ++j) {
+        if (j < ends) {
+          const real theta = real(double(j) / ends);
+          R state[N];
+          for (int n = 0; n < N; ++n) {
+            R v = c[DEGREE - 1][n];
+            for (int d = DEGREE - 2; d >= 0; --d) v = v * theta + c[d][n];
+            state[n] = y[n] + v * theta;
+          }
+          latest[e] = to_double<W>(event<W>(e, to_real<W>(t + double(j) / ends * (t1 - t)), state, in));
+        } else {
+          latest[e] = to_double<W>(event<W>(e, to_real<W>(t1), y1, in));
+        }
+        passed[j] = sign[e] * latest[e];
+      }
+      // Just after an event its function says nothing of its sign before it has grown beyond its level.
+      const MD begins = (level[e] > zero) & (passed[0] <= level[e]);
+      D low = passed[1], high = passed[1];
+      MD kept = (passed[1] > level[e]) & (passed[1] < huge);
+      for (int j = 2; j <= ends; ++j) {
+        kept = kept & (passed[j] > level[e]) & (passed[j] < huge);
+        low = sel(passed[j] < low, passed[j], low);
+        high = sel(passed[j] > high, passed[j], high);
+      }
+      kept = kept & (begins | ((passed[0] > zero) & (passed[0] < huge)));
+      low = sel(neg(begins) & (passed[0] < low), passed[0], low);
+      high = sel(neg(begins) & (passed[0] > high), passed[0], high);
+      const MD near = high < 3.0 * low;  // then no parabola through three of them comes near zero
+      MD straight = kept;
+      for (int j = 1; j < ends; ++j) {
+        const D left = passed[j - 1], right = passed[j + 1], slope = abs_d<W>(left - right);
+        const MD passes = slope >= 2.0 * (left - 2.0 * passed[j] + right);
+        straight = straight & (j == 1 ? passes | begins : passes);
+      }
+      calm[e] = kept & (near | straight);
+      quiet = quiet & calm[e];
+    }
+    const MD doubtful = accept & neg(quiet);
+    if (any<W>(doubtful))
+      for (int l = 0; l < W; ++l)
+        if (is_set<W>(doubtful, l) && !cross(l, calm, seen, t1, y1, c)) hold_undone(l);
+    accept = accept & active;
+    for (int e = 0; e < EVENTS; ++e) {
+      value[e] = sel(accept, latest[e], value[e]);
+      level[e] = sel(accept, zero, level[e]);
+    }
+    for (int l = 0; l < W; ++l)
+      if (is_set<W>(accept, l)) put(evaluations, l, place<W>(evaluations, l) + EXTRA);
+  }
+
+  // Deals with a step of a row in which one event function clearly changes its sign once, and nothing else is in doubt.
+  // Where the step must end there, it is replaced by one that does.
+  DEVICE bool cross(int l, const MD* calm, const D (*seen)[MOST_CHECKS + 2], D& t1, R* y1, R (*c)[N]) {
+    if constexpr (LANDS) return cross_once(l, calm, seen, t1, y1, c);
+    else return false;
+  }
+  DEVICE bool cross_once(int l, const MD* calm, const D (*seen)[MOST_CHECKS + 2], D& t1, R* y1, R (*c)[N]) {
+    int e = -1;
+    for (int n = 0; n < EVENTS; ++n) {
+      if (is_set<W>(calm[n], l)) continue;
+      if (e >= 0) return false;
+      e = n;
+    }
+    double passed[MOST_CHECKS + 2];
+    const int ends = CHECKS[e] + 1;
+    for (int j = 0; j <= ends; ++j) passed[j] = at_d<W>(seen[e][j], l);
+    const double least = at_d<W>(level[e], l);
+    const bool begins = least > 0;  // just after an event
+    int place = begins ? 1 : 0;
+    if (!(passed[place] > least)) return false;
+    while (place <= ends && passed[place] > 0 && passed[place] < 1e150) ++place;
+    if (place > ends || place == 0 || (begins && place == 1)) return false;
+    for (int j = place; j <= ends; ++j)
+      if (!(passed[j] < 0 && passed[j] > -1e150)) return false;
+    for (int j = 1; j < ends; ++j) {  // two more between samples
+      if (j == place || j + 1 == place || (begins && j == 1)) continue;
+      const double side = j < place ? 1 : -1, left = side * passed[j - 1], right = side * passed[j + 1];
+      if (fabs(left - right) < 2.0 * (left - 2.0 * side * passed[j] + right)) return false;
+    }
+    const double before = at_d<W>(sign[e], l);
+    if (s.directions[e] != 0 && before != -double(s.directions[e])) {
+      put(sign[e], l, -before);
+      return true;
+    }
+    const double from = at_d<W>(t, l), to = at_d<W>(t1, l);
+    In<1> own(s);
+    own.load(s, 0, row[l]);
+    OneStep<W> one(own, e, before, from, to);
+    for (int n = 0; n < N; ++n) {
+      one.y0[n] = at<W>(y[n], l);
+      one.k[0][n] = at<W>(k[0][n], l);
+      for (int d = 0; d < DEGREE; ++d) one.c[d][n] = at<W>(c[d][n], l);
+    }
+    const double at = one.locate(double(place - 1) / ends, double(place) / ends, passed[place - 1], passed[place]);
+    const double there = from + at * (to - from);
+    if (fabs(to - there) <= 64 * spacing(to)) return false;  // which may be that of what is scheduled
+    crossed[l] = e;
+    when[l] = there;
+    theta[l] = at;
+    if (!s.stops[e * s.count + place_of[l]]) {
+      real state[N];
+      one.state(at, state);
+      for (int n = 0; n < N; ++n) s.there[place_of[l] * N + n] = state[n];
+      put(sign[e], l, -before);
+      return true;
+    }
+    if (!one.land(there)) {
+      crossed[l] = -1;
+      return false;
+    }
+    when[l] = one.end;
+    theta[l] = double(NAN);
+    put(evaluations, l, ::place<W>(evaluations, l) + one.taken * (STAGES - 1) + EXTRA);
+    extra_slopes<1>(from, one.end, one.y0, own, one.k);
+    polynomials<1>(real(one.end - from), one.k, one.c);
+    put(t1, l, one.end);
+    real middle[N];
+    one.state(0.5, middle);
+    for (int n = 0; n < N; ++n) {
+      s.there[place_of[l] * N + n] = fmax(fabs(one.y0[n]), fabs(middle[n]));
+      put(y1[n], l, one.y1[n]);
+      for (int i = 1; i < SLOPES; ++i) put(k[i][n], l, one.k[i][n]);
+      for (int d = 0; d < DEGREE; ++d) put(c[d][n], l, one.c[d][n]);
+    }
+    return true;
+  }
+
+  DEVICE void outputs_within(const D& t1, const MD& accept, R (*c)[N], bool have) {
+    const MD due = before_end(ahead, t, t1) & accept;
+    if (!any<W>(due)) return;
+    if (!have) within(t1, c);
     for (int l = 0; l < W; ++l) {
       if (!is_set<W>(due, l)) continue;
-      put(evaluations, l, place<W>(evaluations, l) + EXTRA);
+      if (!have) put(evaluations, l, place<W>(evaluations, l) + EXTRA);
       const double from = at_d<W>(t, l), until = at_d<W>(t1, l);
       double to = at_d<W>(ahead, l);
       for (; until > from ? to < until : to > until; to = at_d<W>(ahead, l)) {
@@ -279,8 +521,18 @@ template <int W> struct Rows {
     D t1 = ADAPTIVE ? step_end() : grid_end();
     t1 = sel(active, t1, t);
     const D taken = abs_d<W>(t1 - t);
-    const MD still = (taken == 0) & active, tired = (steps + rejections >= up_i<W>(s.max_steps)) & active;
-    if (any<W>(still | tired)) stop_those_that_cannot_step(taken, still, tired);
+    MD still = (taken == 0) & active;
+    const MD tired = (steps + rejections >= up_i<W>(s.max_steps)) & active;
+    if constexpr (RESUMES) {
+      still = still | ((taken - taken != 0) & active);
+      if (s.ends) {
+        const MD full = (steps >= up_i<W>(s.capacity)) & active;
+        if (any<W>(full))
+          for (int l = 0; l < W; ++l) if (is_set<W>(full, l)) hold(l, FULL);
+        still = still & active;
+      }
+    }
+    if (any<W>(still | tired)) stop_those_that_cannot_step(taken, still, tired & active);
     if (!known) begin_step<W>(t, y, in, k[0], at_start);
     R y1[N], error[N];
     step<W>(t, t1, y, in, k, at_start, y1, error);
@@ -305,9 +557,17 @@ template <int W> struct Rows {
     } else {
       check_finite(accept, taken, y1);
     }
+    R c[DEGREE][N];
+    const bool looks = EVENTS > 0 && any<W>(accept);
+    if constexpr (EVENTS > 0) {
+      if (looks) {
+        within(t1, c);
+        look(t1, accept, y1, c);
+      }
+    }
     steps += sel(accept, one, zero);
     if constexpr (WATCHES) watch(accept);
-    if (s.outputs) outputs_within(t1, accept);
+    if (s.outputs) outputs_within(t1, accept, c, looks);
     if (ADAPTIVE) {
       // A step cut very short to land on the end says nothing about the size of the next one.
       const MD update = (taken > 0.1 * h) | (next_h > h) | neg(accept), learn = update & accept;
@@ -318,22 +578,29 @@ template <int W> struct Rows {
     }
     t = sel(accept, t1, t);
     const M moved = narrow<W>(accept);
-    const int from = FSAL || PREDICTS ? STAGES - 1 : 0;
+    const bool handed = HERMITE && looks;  // dense output has evaluated the slope at the end
+    const int from = FSAL || PREDICTS ? STAGES - 1 : handed ? STAGES : 0;
     for (int e = 0; e < N; ++e) {
       y[e] = sel(moved, y1[e], y[e]);
       k[0][e] = sel(moved, k[from][e], k[0][e]);
     }
-    known = FSAL || PREDICTS || !any<W>(accept);
-    if (!FSAL && !PREDICTS) anew = accept;
+    known = FSAL || PREDICTS || handed || !any<W>(accept);
+    if (!FSAL && !PREDICTS) anew = handed ? active & neg(active) : accept;
     if (s.ends)
       for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) record(l, t1, y1);
-    if (s.outputs && any<W>((ahead == t) & accept))
-      for (int l = 0; l < W; ++l) if (is_set<W>(accept, l)) keep_state(l);
+    // Where rows/loop.py goes on, what it does there comes before the output.
+    MD keeps = RESUMES ? accept & neg(t == end) : accept;
+    if constexpr (RESUMES)
+      for (int l = 0; l < W; ++l) if (crossed[l] >= 0 && theta[l] != theta[l]) set_lane<W>(keeps, l, false);
+    if (s.outputs && any<W>((ahead == t) & keeps))
+      for (int l = 0; l < W; ++l) if (is_set<W>(keeps, l)) keep_state(l);
     if (!ADAPTIVE)
       for (int l = 0; l < W; ++l) ++position[l];
     const MD arrived = (t == end) & accept;
     if (any<W>(arrived))
       for (int l = 0; l < W; ++l) if (is_set<W>(arrived, l)) finish(l, SUCCESS);
+    if constexpr (RESUMES)
+      for (int l = 0; l < W; ++l) if (is_set<W>(active, l) && crossed[l] >= 0) finish(l, CROSSED);
     if constexpr (WATCHES) {
       const MD stiff = (against >= up_i<W>(PATIENCE)) & accept & active;
       if (any<W>(stiff))
@@ -382,13 +649,16 @@ template <int W> struct Rows {
   }
 
   DEVICE void after_overflow(int l, const D& taken, const R* y1) {
-    set_lane<W>(overflowed, l, false);
     bool same = true, flat = true;
     for (int e = 0; e < STATES; ++e) {
       same &= at<W>(y1[e], l) == at<W>(y[e], l);
       flat &= at<W>(k[0][e], l) == 0;
     }
-    if (same && !flat) finish(l, NOT_FINITE, at_d<W>(taken, l));
+    if (same && !flat) {
+      if constexpr (RESUMES) hold_undone(l);
+      else finish(l, NOT_FINITE, at_d<W>(taken, l));
+    }
+    set_lane<W>(overflowed, l, false);
   }
 
   // Of fixed steps.
@@ -397,17 +667,28 @@ template <int W> struct Rows {
     for (int e = 0; e < STATES; ++e) sum += y1[e] - y1[e];
     const MD bad = widen<W>(sum != 0) & active;
     if (!any<W>(bad)) return;
-    for (int l = 0; l < W; ++l) if (is_set<W>(bad, l)) finish(l, NOT_FINITE, at_d<W>(taken, l));
+    for (int l = 0; l < W; ++l) {
+      if (!is_set<W>(bad, l)) continue;
+      if constexpr (RESUMES) hold_undone(l);
+      else finish(l, NOT_FINITE, at_d<W>(taken, l));
+    }
     accept = accept & active;
   }
 
   DEVICE void rejection(int l, const D& taken, const D& next_h, const D& size, const R* y1) {
-    put(rejections, l, place<W>(rejections, l) + 1);
     const double error = at_d<W>(size, l), smaller = at_d<W>(next_h, l);
     const bool finite = error - error == 0;
-    set_lane<W>(overflowed, l, !finite);
     const bool small = smaller < fmax(16 * spacing(at_d<W>(t, l)), at_d<W>(smallest, l));
-    if (!small && at_d<W>(h, l) > s.min_step) return;
+    const bool fails = small || !(at_d<W>(h, l) > s.min_step);
+    if constexpr (RESUMES) {
+      if (fails) {
+        hold_undone(l);
+        return;
+      }
+    }
+    put(rejections, l, place<W>(rejections, l) + 1);
+    set_lane<W>(overflowed, l, !finite);
+    if (!fails) return;
     bool state_finite = true;
     for (int e = 0; e < STATES; ++e) state_finite &= at<W>(y1[e], l) - at<W>(y1[e], l) == 0;
     const int64_t why = finite ? (small ? UNDERFLOW : TOLERANCE) : state_finite ? ERROR_NOT_FINITE : NOT_FINITE;

@@ -1,0 +1,322 @@
+"""How `solve_ivp` solves by a compiled kernel where there are events and schedules on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchivp.api.fused_kernels import (
+    as_read,
+    checked_kernel,
+    field_of,
+    first_slopes,
+    misread,
+    reads_right,
+    rows_mix,
+    tolerance_of,
+    wanted_of,
+)
+from torchivp.api.rows import plan_rows, solution_of_rows
+from torchivp.events.event import Event, Scheduled
+from torchivp.fused.eventful import KernelRows
+from torchivp.fused.field import Field, Reading
+from torchivp.fused.kernel import Kernel, Watched
+from torchivp.fused.refusal import CannotFuse, FuncFails
+from torchivp.fused.solve import Rows
+from torchivp.gradients.inputs import Parameters, check_parameters
+from torchivp.gradients.node import as_node
+from torchivp.gradients.replayed import RowResult
+from torchivp.gradients.row_inputs import RowInputs, search_row_inputs
+from torchivp.integrate import Controller
+from torchivp.methods.jacobian import autograd_sees
+from torchivp.methods.method import Method
+from torchivp.methods.ode.auto import Auto
+from torchivp.record import ChangeRecord, Record
+from torchivp.rows.loop import RowIntegration
+from torchivp.rows.problem import Action, RowProblem
+from torchivp.solution import BatchSolution, Solution, Stats
+from torchivp.stepsize.pid import PIDController
+
+NOT_SEEN = (
+    "stability limits the steps of tsit5, and autograd does not see how func depends on the state, so that no other "
+    "method can take over"
+)
+"""Why rows that were found stiff have no kernel."""
+
+_COMPUTED = (
+    "with events, kernels do not differentiate through tensors that functions use and that were computed elsewhere: "
+    "pass them through args=(tensor,)"
+)
+
+
+def solve_with_events(
+    func: Callable[..., Any],
+    t_span: Any,
+    y0: Any,
+    events: Sequence[Event | Scheduled],
+    *,
+    t_eval: Any,
+    method: type[Method],
+    rtol: Any,
+    atol: Any,
+    args: Sequence[Any],
+    params: Sequence[Tensor] | None,
+    controller: Controller,
+    max_steps: int,
+    batch_dims: int,
+    compact: bool | None,
+    throw: bool,
+) -> Solution | BatchSolution:
+    """`solve_ivp` by a kernel that leaves what happens on the way to the step loop; the arguments are those of that.
+
+    Raises:
+        CannotFuse: there is no kernel for it; the message says what stands in the way.
+    """
+    field = field_of(y0, batch_dims)
+    plan, layout = plan_rows(
+        func,
+        t_span,
+        y0,
+        t_eval=t_eval,
+        method=method,
+        rtol=rtol,
+        atol=atol,
+        args=args,
+        controller=controller,
+        max_steps=max_steps,
+        events=events,
+        batch_dims=batch_dims,
+        compact=compact,
+    )
+    _refuse_times(plan)
+    problem = plan.problem
+    reading = _read(field, func, args, lambda: first_slopes(plan))
+    watched = [
+        _read_event(field, event.g, args, problem, number)
+        for number, event in enumerate(events)
+        if isinstance(event, Event)
+    ]
+    readings = [reading, *(each.reading for each in watched)]
+    inputs, wanted = _inputs(problem, params, readings)
+    rows = Rows(
+        problem.y0.detach(),
+        _given(readings, problem.y0.dtype, inputs.used),
+        tolerance_of("rtol", rtol, layout, field),
+        tolerance_of("atol", atol, layout, field),
+        controller if isinstance(controller, PIDController) else None,
+        max_steps,
+    )
+
+    def kernel_of(method: type[Method]) -> Kernel:
+        adaptive, kernels = rows.controller is not None, reading.traced.kernels
+        seen = [each.watched for each in watched]
+        key = method, adaptive, *((x.traced, x.roles, x.checks, x.name) for x in seen), "led"
+        if key not in kernels:
+            apart = field.apart(func, args, reading)
+            why = next((why for each in watched if (why := _why_not(each, field, args, problem))), None)
+            kernels[key] = why or checked_kernel(reading, method, adaptive, plan, layout, apart, seen)
+        if isinstance(kernels[key], CannotFuse):
+            raise kernels[key]
+        return kernels[key]
+
+    def solve_by(kernel: Kernel, method: type[Method], only: np.ndarray | None = None) -> tuple[KernelRows, RowResult]:
+        solve = KernelRows(replace(plan, method=method), inputs, kernel, rows, wanted, only)
+        found = as_node(solve, inputs.tensors) if inputs.used else solve.run()
+        return solve, solve.result(*found)
+
+    explicit, implicit = method.parts if issubclass(method, Auto) else (method, None)
+    solve, result = solve_by(kernel_of(method), explicit)
+    if implicit is not None and solve.stiff.any():
+        t, y = problem.user_time(problem.times.start), problem.y0.detach()
+        if not autograd_sees(problem.func.on(None), t, y)[solve.stiff].all():
+            raise CannotFuse(NOT_SEEN)
+        result = _joined(result, solve_by(kernel_of(implicit), implicit, solve.stiff)[1], solve.stiff)
+    return solution_of_rows(problem, layout, result, throw)
+
+
+def _refuse_times(plan: RowIntegration) -> None:
+    """Refuse what kernels cannot do with times.
+
+    Raises:
+        CannotFuse: there is something.
+    """
+    problem = plan.problem
+    if problem.moving.any:
+        raise CannotFuse("kernels have no derivatives by times: pass t_span and t_eval without requires_grad")
+    for number, action in enumerate(problem.actions):
+        if action.moving is not None and torch.is_grad_enabled():
+            raise CannotFuse(
+                f"kernels have no derivatives by the times of events[{number}]: pass them without requires_grad"
+            )
+    if not isinstance(plan.controller, PIDController) and bool(np.isinf(problem.times.end).any()):
+        raise CannotFuse("kernels take fixed steps to an end that is known, and t_span is infinite: give a finite one")
+
+
+@dataclass(frozen=True)
+class _ReadEvent:
+    """An event function as it was read, what the kernel is told of it, and what it was made of."""
+
+    reading: Reading
+    watched: Watched
+    g: Callable[..., Any]
+    action: Action
+
+
+def _read(
+    field: Field, func: Callable[..., Any], args: Sequence[Any], evaluate: Callable[[], Any], is_event: bool = False
+) -> Reading:
+    """A function as it is read; `evaluate` calls it, so that it raises what it raises."""
+    try:
+        return field.read(func, args, is_event=is_event)
+    except FuncFails:
+        evaluate()
+        raise
+
+
+def _read_event(
+    field: Field, g: Callable[..., Any], args: Sequence[Any], problem: RowProblem, number: int
+) -> _ReadEvent:
+    """The event function with this number among the events.
+
+    Raises:
+        CannotFuse: it has no kernel.
+    """
+    name, action = f"events[{number}].g", problem.actions[number]
+    try:
+        reading = _read(field, g, args, partial(_event_values, problem, action), is_event=True)
+    except CannotFuse as error:
+        raise CannotFuse(_of_event(name, error)) from None
+    return _ReadEvent(reading, Watched(reading.traced, reading.kinds, action.checks, name), g, action)
+
+
+def _of_event(name: str, error: CannotFuse) -> str:
+    """What is said of func, of an event function."""
+    return re.sub(r"(?<!torch\.)\bfunc\b", name, str(error))
+
+
+def _why_not(event: _ReadEvent, field: Field, args: Sequence[Any], problem: RowProblem) -> CannotFuse | None:
+    """Why there is no kernel with an event function that was read; None if there may be one."""
+    reading, name, g = event.reading, event.watched.name, event.action.g
+    try:
+        for x in reading.inputs:
+            as_read(x, problem.y0.dtype)
+        apart = field.apart(event.g, args, reading, is_event=True)
+    except CannotFuse as error:
+        return CannotFuse(_of_event(name, error))
+    if not (g is not None and g.row_wise and apart):
+        return CannotFuse(rows_mix(name))
+    with torch.no_grad():
+        expected = _event_values(problem, event.action).to(problem.y0.dtype)
+    return None if reads_right(reading, problem, expected) else CannotFuse(misread(name))
+
+
+def _event_values(problem: RowProblem, action: Action) -> Tensor:
+    """What an event function gives at the start, [rows, 1]."""
+    assert action.g is not None
+    return action.g.on(None)(problem.user_time(problem.times.start), problem.y0.detach())
+
+
+def _inputs(
+    problem: RowProblem, params: Sequence[Tensor] | None, readings: Sequence[Reading]
+) -> tuple[RowInputs, dict[int, int]]:
+    """What the solve is differentiated with respect to, and which inputs of the first function are among that.
+
+    Raises:
+        CannotFuse: a function uses a tensor that was computed elsewhere.
+    """
+    if not torch.is_grad_enabled():
+        return RowInputs(problem, Parameters()), {}
+    reading = readings[0]
+    given = _tensors(reading)
+    wanted = wanted_of(given, reading.roles, reading.leaves, params)
+    if params is not None:
+        inputs = RowInputs(problem, Parameters(check_parameters("params", params)))
+    else:
+        leaves = {id(leaf) for leaf in reading.leaves}
+        captured = [given[i] for i in wanted if id(given[i]) not in leaves]
+        inputs, computed = search_row_inputs(problem, captured)
+        if computed or not all(x.is_leaf for x in captured):
+            raise CannotFuse(_COMPUTED)
+    first = len(inputs.start)
+    places = {id(x): first + i for i, x in reversed(list(enumerate(inputs.tensors[first:])))}
+    if not all(id(given[i]) in places for i in wanted):
+        raise CannotFuse(_COMPUTED)
+    return inputs, {i: places[id(given[i])] for i in wanted}
+
+
+def _tensors(reading: Reading) -> list[Tensor]:
+    """What a function was read with, all rows of it."""
+    pairs = zip(reading.roles, reading.inputs, strict=True)
+    return [reading.leaves[role] if isinstance(role, int) else x for role, x in pairs]
+
+
+def _given(readings: Sequence[Reading], dtype: torch.dtype, keeps: bool) -> list[Tensor | None]:
+    """What functions are called with, as kernels read it; `keeps` says whether it is needed later as it is now."""
+    found: list[Tensor | None] = []
+    for reading in readings:
+        for role, x in zip(reading.roles, _tensors(reading), strict=True):
+            read = None if role in ("t", "y") else as_read(x, dtype)
+            found.append(read.clone() if keeps and read is not None else read)
+    return found
+
+
+def _joined(first: RowResult, second: RowResult, chosen: np.ndarray) -> RowResult:
+    """The second result in the rows that are `chosen`, the first elsewhere."""
+    mask = torch.from_numpy(chosen)
+    count = max(first.times.shape[1], second.times.shape[1])
+    states = [_wide(x.states, count, torch.nan) for x in (first, second)]
+    times = [_wide(torch.from_numpy(x.times), count, torch.nan).numpy() for x in (first, second)]
+    records = first.record, second.record
+    most = max(record.ends.shape[1] for record in records)
+    ends = [_wide(torch.from_numpy(record.ends), most, torch.nan).numpy() for record in records]
+    record = Record(
+        np.where(chosen[:, None], ends[1], ends[0]),
+        np.where(chosen, records[1].steps, records[0].steps),
+        None,
+        records[0].checkpoints,
+        ChangeRecord.joined([_of_rows(records[0].changes, ~chosen), _of_rows(records[1].changes, chosen)], first.final),
+        keeps_carry=False,
+    )
+    return RowResult(
+        torch.where(mask[:, None, None], states[1], states[0]),
+        np.where(chosen[:, None], times[1], times[0]),
+        torch.where(mask[:, None], second.final, first.final),
+        np.where(chosen, second.final_times, first.final_times),
+        record,
+        None,
+        None,
+        [b if stiff else a for a, b, stiff in zip(first.status, second.status, chosen, strict=True)],
+        [_stiff(a, b) if stiff else a for a, b, stiff in zip(first.stats, second.stats, chosen, strict=True)],
+    )
+
+
+def _wide(x: Tensor, count: int, value: float) -> Tensor:
+    """A tensor filled up to so many columns."""
+    more = x.new_full((x.shape[0], count - x.shape[1], *x.shape[2:]), value)
+    return torch.cat([x, more], 1)
+
+
+def _of_rows(changes: ChangeRecord, chosen: np.ndarray) -> ChangeRecord:
+    """What happened to a choice of the rows."""
+    where = np.flatnonzero(chosen[changes.rows])
+    return ChangeRecord(
+        changes.rows[where],
+        changes.steps[where],
+        changes.t[where],
+        [changes.firings[i] for i in where.tolist()],
+        changes.y[torch.from_numpy(where)],
+        changes.theta[where],
+    )
+
+
+def _stiff(first: Stats, second: Stats) -> Stats:
+    """What a row has cost that the first of two methods has left to the second."""
+    tries = second.accepted + second.rejected
+    return replace(second, evaluations=first.evaluations + second.evaluations, stiff=tries, switches=1)
