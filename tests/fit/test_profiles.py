@@ -226,13 +226,33 @@ def test_a_better_optimum_on_the_way_is_a_warning():
     assert "so the fit was not at its optimum: fit again with start={'rate': " in warning
 
 
+@pytest.mark.parametrize(
+    ("constraint", "end", "why"),
+    [
+        ("a < 2", 2.0, "no larger values than 2 satisfy a < 2; there the negative log-likelihood has risen by less"),
+        ("a < 2 or a < 1", np.inf, "the search finds no values of the others at which a < 2 or a < 1, beyond 1.9"),
+        ("where(a < 2, b, sqrt(2 - a)) > 0", np.inf, "the search finds no values of the others at which where(a < 2"),
+    ],
+)
+def test_where_a_constraint_does_not_hold_the_profile_ends(constraint, end, why):
+    data = noisy(np.exp(-0.5 * T), 0.05)
+    given = {"start": {"a": 0.4, "b": 1.0}, "fixed": {"y": 1.0}, "method": "dopri5", "shooting": "single"}
+    found = fit_quickly(Product(), data, constraints=[constraint], **given).profile("a")
+    assert found.open_above is not None and found.open_above.startswith(why)
+    assert found.upper == pytest.approx(end) and 1.9 < found.values[-1] < 2.0
+
+
+class Bursting(Decay):
+    """Whose solution does not reach the end of the data where the rate is large."""
+
+    def forward(self, t, y):
+        return -self.rate * y / (self.rate < 0.75)
+
+
 def test_where_the_model_cannot_be_solved_the_profile_ends():
-    result = fit_quickly(
-        Product(), noisy(np.exp(-0.5 * T), 0.05), start={"a": 0.4, "b": 1.0}, constraints=["a < 2"], fixed={"y": 1.0}
-    )
-    found = result.profile("a")
-    assert found.open_above is not None and "the constraint a < 2 does not hold" in found.open_above
-    assert 1.9 < found.values[-1] < 2.0
+    result = fit_quickly(Bursting(), noisy(np.exp(-0.5 * T), 0.2), fixed={"y": 1.0}, start={"rate": 0.6}, sigma=0.5)
+    found = result.profile("rate")
+    assert found.open_above is not None and found.open_above.startswith("the model cannot be solved beyond 0.7")
 
 
 def test_what_has_no_profile_is_refused():

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import orth
 
 from torchivp.fitting.assignments import read_formula
 from torchivp.fitting.levels import Levels, Part
@@ -37,8 +36,9 @@ from torchivp.fitting.results.uncertainty import (
     fisher_uncertainty,
     no_uncertainty,
 )
+from torchivp.fitting.searching.linear_model import ON_BOUND
 from torchivp.fitting.searching.maximise import Maximum
-from torchivp.fitting.searching.optimise import ON_BOUND, Search
+from torchivp.fitting.searching.optimise import Search
 from torchivp.fitting.searching.trust import no_better_than_constant, quantities_at_zero
 from torchivp.models.model import Model
 
@@ -72,7 +72,7 @@ def assemble(
     floors = levels.floors(maximum.floor)
     absent = (likelihood.sizes[: len(floors)] <= floors) & (not likelihood.at_floor)
     if found.jacobian.shape[1] < len(theta):
-        uncertainty = no_uncertainty(quantities.free)
+        uncertainty = no_uncertainty(quantities.free, on_bound)
         sizes = _size_estimates(information, likelihood.sizes, absent, found, uncertainty)
     elif marginal is None:
         priors = prior_residuals(quantities, theta)[1]
@@ -84,7 +84,7 @@ def assemble(
         uncertainty = marginal_uncertainty(marginal, quantities.free, len(information))
         sizes = size_estimates(marginal, levels.names, _meanings(levels))
     random = None if marginal is None else random_effects(marginal)
-    estimates = _estimates(quantities, theta, uncertainty, on_bound | _held(quantities, maximum))
+    estimates = _estimates(quantities, theta, uncertainty)
     omegas = [] if marginal is None or random is None else omega_estimates(marginal, random)
     estimates += omegas
     n_free = len(quantities.free) + len(omegas) + len(sizes)
@@ -157,9 +157,7 @@ def _fitted(misfit: Misfit, theta: NDArray[np.float64]) -> Model:
     return model
 
 
-def _estimates(
-    quantities: Quantities, theta: NDArray[np.float64], uncertainty: Uncertainty, on_bound: NDArray[np.bool_]
-) -> list[Estimate]:
+def _estimates(quantities: Quantities, theta: NDArray[np.float64], uncertainty: Uncertainty) -> list[Estimate]:
     values = quantities.values(torch.tensor(theta)).tolist()
     free = {quantity.name: j for j, quantity in enumerate(quantities.free)}
     reaches = np.full(len(free), np.inf)
@@ -175,7 +173,7 @@ def _estimates(
                 estimates.append(Estimate.of_tensor(quantity, norm, shapes[quantity.key], free_ones))
             continue
         j = free.get(quantity.name)
-        known = j is None or on_bound[j]
+        known = j is None or uncertainty.held[j]
         estimates.append(
             Estimate.build(
                 quantity,
@@ -195,14 +193,6 @@ def _effective(evidence: Sequence[Evidence], uncertainty: Uncertainty) -> float:
     """
     rows = np.concatenate([each.rows for each in evidence])
     return float(np.sum((rows @ uncertainty.covariance) * rows))
-
-
-def _held(quantities: Quantities, maximum: Maximum) -> NDArray[np.bool_]:
-    """Which of the free quantities active constraints hold altogether, [n_free]."""
-    if maximum.normals is None or not len(maximum.normals):
-        return np.zeros(len(quantities.free), dtype=bool)
-    normal = orth((maximum.normals * quantities.magnitudes).T)
-    return np.linalg.norm(normal, axis=1) > 1 - 1e-9
 
 
 def _norms(quantities: Quantities, values: Sequence[float]) -> dict[str, tuple[float, bool]]:

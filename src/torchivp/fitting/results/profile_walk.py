@@ -12,8 +12,9 @@ from scipy.optimize import brentq
 
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.progress import Progress, silent
-from torchivp.fitting.searching.on_constraints import onto_constraints
-from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.searching.limits import Limits
+from torchivp.fitting.searching.optimise import Likelihood, Search
+from torchivp.fitting.searching.within_limits import onto_limits, search_within
 
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
@@ -28,6 +29,7 @@ _FAILURES = 8  # how often a step is halved since the model cannot be solved at 
 _WIDTH = 1e-3  # the accuracy of the ends of the interval, in half widths
 _TOLERANCE = 1e-7  # of the searches, but with tensors
 _TOLERANCE_OF_TENSORS = 1e-6
+_NEAR = 1e-6  # what constraints let come so near to where it goes, in typical changes, they do not hold back
 _MOST_POINTS = 200  # on a side
 
 
@@ -81,41 +83,76 @@ class Walk:
         self._limit_root = float(np.sqrt(2 * self.limit))
         self._held = np.arange(len(result.theta)) == entry
         error = float(result.uncertainty.standard_errors()[entry])
-        self._error = error if error > 0 else np.inf  # zero on a bound
+        self._error = error if error > 0 else np.inf  # zero where bounds or constraints hold it
         self._slopes = np.zeros(len(result.theta))
         if 0 < error < np.inf:
             self._slopes = result.uncertainty.covariance[:, entry] / error**2
         self._slopes[entry] = 1.0
+        self._limits, self._of_others = Limits(self.search.misfit), Limits(self.search.misfit, self._held)
+        self._follows = bool(self.search.misfit.constraints) and self._limits.searchable
         self._bounds = float(quantities.lower[entry]), float(quantities.upper[entry])
 
     def side(self, sign: int) -> Side:
         """Go from the optimum until the interval ends, or for ever would not."""
-        bound = self._bounds[sign > 0]
-        furthest = self.start.x + sign * self._furthest()
-        end = max(bound, furthest) if sign < 0 else min(bound, furthest)
+        goal = self._goal(sign, self._furthest())
         points, step, failures = [self.start], self._first_step(), 0
         cap = np.inf
-        while abs(points[-1].x - end) > 1e-12 * max(1.0, abs(end)) and len(points) <= _MOST_POINTS:
+        end, constraints = self._edge(self.start, goal)
+        while len(points) <= _MOST_POINTS:
             last = points[-1]
+            if _same(last.x, end):
+                if self._is_close(points):
+                    goal = self._goal(sign, 2 * abs(last.x - self.start.x))
+                end, constraints = self._edge(last, goal)  # of a set that is not convex it may be further from here
+                if _same(last.x, end):
+                    break
             x = last.x + sign * min(step, abs(end - last.x))
             point = self._at(x, self._ahead(points, x), last)
             if point is None:
                 failures += 1
                 if failures > _FAILURES:
-                    return self._open(points, sign, self._unsolvable(last))
+                    return self._open(points, sign, self._lost(last, x))
                 step = cap = 0.5 * abs(x - last.x)
                 continue
             points.append(point)
             if point.fall >= self.limit:
                 return self._ended(points, sign)
             step = min(self._next_step(points), cap)
+        if constraints and _same(points[-1].x, end):
+            return Side(points[1:], end, self._held_back(points[-1], sign, constraints))
         return self._open(points, sign, self._never(points[-1], sign))
 
+    def _edge(self, point: Point, goal: float) -> tuple[float, list[str]]:
+        """How far towards a goal constraints let the quantity go, and which do not let it go further."""
+        if not self._follows:
+            return goal, []
+        theta, constraints = self._limits.furthest(point.theta, self._entry, goal)
+        near = abs(goal - theta[self._entry]) <= _NEAR * self.quantity.magnitude
+        if near or not constraints:  # nothing says that it ends there: the search on the way will tell
+            return goal, []
+        return float(theta[self._entry]), constraints
+
     def _furthest(self) -> float:
-        """How far to go, on the scale of estimation."""
+        """How far to go at first, on the scale of estimation."""
         half = _FURTHEST_ERRORS * self._error * self._limit_root
-        furthest = max(_FURTHEST * self.quantity.magnitude, half if np.isfinite(half) else 0.0)
-        return furthest if self.quantity.scale == "linear" else min(furthest, _FURTHEST_LOG)
+        return max(_FURTHEST * self.quantity.magnitude, half if np.isfinite(half) else 0.0)
+
+    def _goal(self, sign: int, furthest: float) -> float:
+        """Where to go, so far from the optimum or to the bound."""
+        way = furthest if self.quantity.scale == "linear" else min(furthest, _FURTHEST_LOG)
+        lower, upper = self._bounds
+        return min(max(self.start.x + sign * way, lower), upper)
+
+    def _is_close(self, points: Sequence[Point]) -> bool:
+        """Whether the interval ends before twice as far from the optimum, if the root goes on as it did.
+
+        Its half width by the Fisher information is no measure of it on the side on which a constraint is left.
+        """
+        if len(points) < 2:
+            return False
+        before, last = points[-2:]
+        climb = (last.root - before.root) / abs(last.x - before.x)
+        return self._limit_root - last.root < climb * abs(last.x - self.start.x)
 
     def _first_step(self) -> float:
         step = self._error * np.sqrt(2 * min(_RISE, self.limit))
@@ -144,7 +181,9 @@ class Walk:
             quantities = self.search.misfit.quantities
             theta = np.clip(theta, quantities.lower, quantities.upper)
             theta[self._entry] = x
-            point = self._minimised(x, theta)
+            if self._follows:
+                theta = self._of_others.nearest(theta)
+            point = None if theta is None else self._minimised(x, theta)
             if point is not None:
                 return point
         return None
@@ -154,15 +193,23 @@ class Walk:
         if self._held.all():  # there are no others
             theta, nll, settled = theta, self._nll(theta), True
         else:
-            found = self.search.maximise_likelihood(
-                theta, self._floor, "profile", tolerance=self._tolerance, held=self._held
-            )
-            found = onto_constraints(self.search, found, self._floor, self._held).likelihood
+            found = self._search_others(theta)
             theta, nll, settled = found.minimum.theta, found.nll, found.converged
         fall = nll + penalty(self.search.misfit.quantities, theta) - self.nll_min
         self._count += 1
         self._progress(f"profile of {self.quantity.name}", self._count, nll)
         return Point(x, theta, fall, settled) if np.isfinite(fall) else None
+
+    def _search_others(self, theta: NDArray[np.float64]) -> Likelihood:
+        """The maximum from `theta` on: along constraints that it is at, which often go on being active."""
+        if self._of_others.at_constraint(theta):
+            found = search_within(self.search, self._of_others, theta, self._floor)
+            if found is not None and found.converged:
+                return found
+        found = self.search.maximise_likelihood(
+            theta, self._floor, "profile", tolerance=self._tolerance, held=self._held
+        )
+        return onto_limits(self.search, found, self._floor, self._held).likelihood
 
     def _nll(self, theta: NDArray[np.float64]) -> float:
         """The smallest negative log-likelihood at `theta`, whatever the sizes of the noise."""
@@ -190,7 +237,7 @@ class Walk:
         try:
             end, _ = brentq(root, inner.x, outer.x, xtol=width, full_output=True)
         except _Unsolvable:
-            return self._open(points, sign, self._unsolvable(inner))
+            return self._open(points, sign, self._lost(inner, outer.x))
         every = sorted([*points[1:-2], *found.values()], key=lambda point: sign * point.x)
         return Side([point for point in every if point is not self.start], end)
 
@@ -201,11 +248,33 @@ class Walk:
     def _never(self, last: Point, sign: int) -> str:
         """Why the interval does not end: a bound comes first, or the likelihood does not fall."""
         value, bound = self.quantity.from_scale(last.x), self._bounds[sign > 0]
-        risen = f"{f'{last.fall:.2g}' if last.fall > 1e-3 else 'less than 0.001'} of the {self.limit:.3g} that end it"
-        if np.isfinite(bound) and abs(last.x - bound) <= 1e-12 * max(1.0, abs(bound)):
-            return f"the bound {value:.4g} comes first, where the negative log-likelihood has risen by {risen}"
-        return f"{'up' if sign > 0 else 'down'} to {value:.4g} the negative log-likelihood rises by {risen}"
+        if np.isfinite(bound) and _same(last.x, bound):
+            return (
+                f"the bound {value:.4g} comes first, where the negative log-likelihood has risen by {self._risen(last)}"
+            )
+        return f"{'up' if sign > 0 else 'down'} to {value:.4g} the negative log-likelihood rises by {self._risen(last)}"
 
-    def _unsolvable(self, last: Point) -> str:
-        value = self.quantity.from_scale(last.x)
+    def _held_back(self, last: Point, sign: int, limits: Sequence[str]) -> str:
+        """That constraints leave no values beyond, so that the interval ends there."""
+        return (
+            f"no {'larger' if sign > 0 else 'smaller'} values than {self.quantity.from_scale(last.x):.4g} satisfy "
+            f"{', '.join(limits)}; there the negative log-likelihood has risen by {self._risen(last)}"
+        )
+
+    def _risen(self, last: Point) -> str:
+        return f"{f'{last.fall:.2g}' if last.fall > 1e-3 else 'less than 0.001'} of the {self.limit:.3g} that end it"
+
+    def _lost(self, last: Point, x: float) -> str:
+        """Why the walk cannot go on from the last point to x."""
+        theta, value = last.theta.copy(), self.quantity.from_scale(last.x)
+        theta[self._entry] = x
+        if broken := self._limits.broken(theta):
+            return (
+                f"the search finds no values of the others at which {' and '.join(broken)}, beyond {value:.4g}: it can "
+                "follow constraints that compare, such as 'a < b'"
+            )
         return f"the model cannot be solved beyond {value:.4g}: {self.search.misfit.failure}"
+
+
+def _same(x: float, end: float) -> bool:
+    return abs(x - end) <= 1e-12 * max(1.0, abs(end))

@@ -45,7 +45,8 @@ class Profile:
         thetas: where it is: the free quantities on their scales of estimation, [m, n_free].
         nll_min: that of the fit, priors included.
         fall: by how much it rises to the ends of the interval (see `Uncertainty.fall`).
-        lower: the lower end; where it is open, the bound, or the end of the scale: -inf, or 0 on the log scale.
+        lower: the lower end; where it is open, the bound, the smallest value for which the constraints leave values of
+            the others, or the end of the scale: -inf, or 0 on the log scale.
         upper: the upper end, likewise.
         open_below: why the interval has no lower end, in words; None if it has one.
         open_above: why it has no upper end.

@@ -12,7 +12,8 @@ import numpy as np
 from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.results.residual_checks import autocorrelation
-from torchivp.fitting.searching.optimise import ON_BOUND, Likelihood, Search, Weighing
+from torchivp.fitting.searching.linear_model import ON_BOUND
+from torchivp.fitting.searching.optimise import Likelihood, Search, Weighing
 
 _BELIEVED = 0.05  # the size of the noise of a column that is believed, relative to that at the maximum
 _FEW = 8  # residuals with a predecessor in which noise cannot be told from a pattern

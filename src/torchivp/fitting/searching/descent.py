@@ -19,7 +19,8 @@ from scipy.optimize import minimize
 from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.results.uncertainty import MOST_INFORMED
-from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, hoped_gain
+from torchivp.fitting.searching.linear_model import hoped_gain
+from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search
 from torchivp.fitting.searching.stiffness import AUTO, choose_method
 
 LEAST_SQUARES = "least-squares"
@@ -195,7 +196,7 @@ class Goal:
             raise RuntimeError(f"the model cannot be differentiated where the search ended: {search.misfit.failure}")
         sizes = levels.estimate(found, self._floor)
         if informed:
-            gain, cost = hoped_gain(search, found, sizes)
+            gain, cost = hoped_gain(search.misfit, levels, found, sizes)
             converged = gain <= AT_REST
         else:
             residuals = levels.least_squares(found, sizes)[0]

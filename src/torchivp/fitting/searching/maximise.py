@@ -16,11 +16,11 @@ from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.searching.columns import likeliest_by_column
 from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
-from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.searching.start import Start, find_start
 from torchivp.fitting.searching.stiffness import choose_method, choose_method_for_many
 from torchivp.fitting.searching.trust import SMALLEST_RTOL, check_solves
+from torchivp.fitting.searching.within_limits import onto_limits
 from torchivp.solution import SolveError
 
 _SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # the search for a start takes no more, in all and per data time,
@@ -136,7 +136,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         )
     likelihood = _no_worse_than_start(search, likelihood, exact.rtol * floor)
     likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=fine)
-    ended = onto_constraints(search, likelihood, exact.rtol * floor)
+    ended = onto_limits(search, likelihood, exact.rtol * floor)
     likelihood = ended.likelihood
     if attempts and search.cost(likelihood) < _cost(search, attempts[0]) - _LIKELIER:
         best = likelihood.minimum.theta  # where the best start led in the end
@@ -211,7 +211,7 @@ def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
 
     def find(search: Search) -> Maximum:
         floor = search.misfit.accuracy.rtol * _data_size(search.misfit, search.levels)
-        ended = onto_constraints(search, descent.run(search, floor), floor)
+        ended = onto_limits(search, descent.run(search, floor), floor)
         return Maximum(ended.likelihood, [], [], floor, [], ended.normals, ended.active)
 
     return find

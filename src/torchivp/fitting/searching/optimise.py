@@ -15,6 +15,7 @@ from torchivp.fitting.misfit import Misfit, Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.progress import Progress, silent
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.searching.linear_model import ON_BOUND, explained, linear_residuals
 from torchivp.fitting.solving.together import side_by_side
 
 if TYPE_CHECKING:
@@ -38,14 +39,8 @@ _GAIN = 1e-3
 _REST, _NARROW = 1e4, 1e-2
 _CREEPING = 0.1  # the part of that which the last step gained where promises are not kept
 
-# A direction with a singular value this much smaller than the largest changes nothing.
-_RANK = 1e-10
-
 # The data hardly tell a quantity from its bound if residuals change by less than this on the way, in all.
 _HARDLY = 1.0
-
-ON_BOUND = 1e-6
-"""A quantity this close to a bound, in typical changes, is on it."""
 
 
 @dataclass(frozen=True)
@@ -282,14 +277,12 @@ class Search:
         found, quantities = likelihood.minimum.found, self.misfit.quantities
         if found is None:
             return None
-        known, by_theta = prior_residuals(quantities, found.theta)
-        slopes = self.levels.residual_jacobian(found, likelihood.sizes).reshape(-1, len(found.theta))
-        values = np.concatenate([self.levels.least_squares(found, likelihood.sizes)[0].ravel(), known])
-        jacobian = np.concatenate([slopes, by_theta])
+        values, jacobian = linear_residuals(self.misfit, self.levels, found, likelihood.sizes)
         ends = np.where(jacobian.T @ values > 0, quantities.lower, quantities.upper)
         way = np.where(np.isfinite(ends), ends - found.theta, np.inf)
         near = np.isfinite(way)
-        near[near] &= np.linalg.norm(jacobian[:, near] * way[near], axis=0) < _HARDLY
+        changes = way[near] / quantities.magnitudes[near]
+        near[near] &= np.linalg.norm(jacobian[:, near] * changes, axis=0) < _HARDLY
         return np.where(near, way, np.nan)
 
     def side_by_side(self, parts: Sequence[Callable[[Search], T]], alike: bool = False) -> list[T]:
@@ -331,33 +324,6 @@ class Search:
             return
         sizes = self.levels.estimate(found, np.full(len(self.levels.noises), np.finfo(float).tiny))
         self.progress(stage, self.iterations, self.levels.nll(found, sizes))
-
-
-def hoped_gain(search: Search, found: Predictions, sizes: NDArray[np.float64]) -> tuple[float, float]:
-    """What a linear model hopes to gain of the logarithm of the likelihood by a step, and the sum of squared residuals.
-
-    Args:
-        search: which knows the noise and the priors.
-        found: the predictions with their Jacobian.
-        sizes: those of the noise.
-    """
-    quantities = search.misfit.quantities
-    known, by_theta = prior_residuals(quantities, found.theta)
-    slopes = search.levels.residual_jacobian(found, sizes).reshape(-1, len(found.theta))
-    values = np.concatenate([search.levels.least_squares(found, sizes)[0].ravel(), known])
-    jacobian = np.concatenate([slopes, by_theta]) * quantities.magnitudes
-    gradient = jacobian.T @ values
-    gaps = [(found.theta - end) / quantities.magnitudes for end in (quantities.lower, quantities.upper)]
-    lower, upper = (np.abs(gap) < ON_BOUND for gap in gaps)
-    free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-    return 0.5 * explained(jacobian[:, free], values), float(np.sum(values**2))
-
-
-def explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
-    """How much of the sum of squares the best step of a linear model would explain."""
-    directions, singular, _ = np.linalg.svd(jacobian, full_matrices=False)
-    determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
-    return float(np.sum((determined.T @ values) ** 2))
 
 
 class _Settled(Exception):

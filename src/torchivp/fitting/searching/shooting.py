@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from torchivp.fitting.data import Dataset, Trajectory
 from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.searching.linear_model import ON_BOUND
 from torchivp.fitting.searching.matching import curve_of_state
-from torchivp.fitting.searching.optimise import ON_BOUND, Search, Weighing
+from torchivp.fitting.searching.optimise import Search, Weighing
 from torchivp.fitting.solving.inputs import Inputs
 from torchivp.solution import SolveError
 
