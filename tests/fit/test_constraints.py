@@ -46,7 +46,9 @@ FREE = COVARIANCE @ X.T @ Y / SIGMA**2
 def fitted(constraints, **options):
     given = {"initial": {"y": 0.0}, "sigma": SIGMA, "rtol": 1e-6, "method": "dopri5", "backend": "fused", **options}
     given |= {} if "optimiser" in options else {"shooting": "single"}
-    given["start"] = {"a": 0.1, "b": 0.05, "c": 0.1}
+    given["start"] = {
+        name: value for name, value in (("a", 0.1), ("b", 0.05), ("c", 0.1)) if name not in given.get("fixed", ())
+    }
     return fit(Cubic(), {"time": T, "y": Y}, constraints=constraints, **given)
 
 
@@ -274,3 +276,26 @@ def test_margins(text, expected):
     assert [each.text for each in found] == expected
     for each in found:
         assert torch.isfinite(each({"a": 1.0, "b": 2.0, "c": 3.0}))
+
+
+def test_criteria_do_not_count_what_bounds_and_constraints_hold():
+    """They are those of the fit in which the same is known; what a bound and a constraint both say counts once."""
+    known = fitted([], fixed={"a": 0.3}, sigma="separate")
+    for limits in ({"constraints": ["a < 0.3"]}, {"bounds": {"a": (0.0, 0.3)}}):
+        for both in ({}, {"constraints": ["a < 0.3", "2*a < 0.6"], "bounds": {"a": (None, 0.3)}}):
+            held = fitted(**{"constraints": [], "sigma": "separate", **limits, **both})
+            assert (held.n_free, held.n_effective) == (4, 3.0) and known.n_effective == known.n_free == 3
+            assert (held.aic, held.aicc, held.bic) == pytest.approx((known.aic, known.aicc, known.bic), abs=1e-4)
+    assert f"{len(T)} values, normal noise, 4 free quantities that count as 3" in held.summary()
+    prior = {"priors": {"c": (0.1, 0.2)}, "sigma": "separate"}
+    held, known = fitted(["a < 0.3"], **prior), fitted([], fixed={"a": 0.3}, **prior)
+    assert held.n_effective == pytest.approx(known.n_effective, abs=1e-4)
+
+
+def test_what_is_held_is_stored_without_an_error(tmp_path):
+    found = fitted(*BOTH[:1], bounds=BOTH[1])
+    for name in ("fit.json", "fit.pkl"):
+        (found.to_json if name.endswith("json") else found.save)(tmp_path / name)
+        again = type(found).load(tmp_path / name)
+        assert np.isnan([again["a"].standard_error, again["b"].standard_error, again["b"].upper]).all()
+        assert again["c"].standard_error == pytest.approx(found["c"].standard_error)

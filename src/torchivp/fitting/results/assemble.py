@@ -96,12 +96,17 @@ def assemble(
     if uncertainty.known:
         covariance = uncertainty.covariance[np.ix_(single, single)]
     nll, n_data = likelihood.nll if marginal is None else marginal.point.value, len(found.values)
-    penalised = any(quantity.prior is not None for quantity in quantities.free)
-    n_effective, bic = float(n_free), 2 * nll + n_free * float(np.log(n_data))
-    if penalised:
+    at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
+    if marginal is None:
+        n_held = len(theta) - uncertainty.room + len(at_zero) + int(absent.sum())
+    else:
+        n_held = int(marginal.on_bound.sum())
+    n_effective = float(n_free - n_held)
+    bic = 2 * nll + n_effective * float(np.log(n_data))
+    if any(quantity.prior is not None for quantity in quantities.free):
         n_effective, bic = np.nan, np.nan
         if marginal is None and uncertainty.known:
-            n_effective = _effective(levels.evidence(found, likelihood.sizes), uncertainty) + len(sizes)
+            n_effective = _effective(levels.evidence(found, likelihood.sizes), uncertainty) + len(sizes) - absent.sum()
     left = n_data - n_effective - 1
     ended = "converged" if likelihood.converged else f"not converged within {search.max_iterations} iterations"
     if likelihood.converged and maximum.doubts:
@@ -126,7 +131,7 @@ def assemble(
         warnings=[
             *maximum.doubts,
             *maximum.rivals,
-            *_warnings(search, maximum, uncertainty, on_bound, absent),
+            *_warnings(search, maximum, uncertainty, on_bound, absent, at_zero),
             *([] if marginal is None else omega_warnings(marginal)),
         ],
         notes=data.notes,
@@ -377,6 +382,7 @@ def _warnings(
     uncertainty: Uncertainty,
     on_bound: NDArray[np.bool_],
     absent: NDArray[np.bool_],
+    at_zero: Sequence[str],
 ) -> list[str]:
     misfit, levels, likelihood = search.misfit, search.levels, maximum.likelihood
     warnings = []
@@ -421,7 +427,6 @@ def _warnings(
             f"{names} can follow every datum, so that sigma, intervals and criteria mean nothing: give priors={{name: "
             "(0, 1)}, fewer numbers or a known sigma"
         )
-    at_zero = quantities_at_zero(misfit, levels, likelihood, uncertainty.standard_errors())
     warnings += [_at_zero(misfit, name) for name in at_zero]
     if not at_zero:  # which says as much
         warnings += no_better_than_constant(misfit, levels, likelihood)
