@@ -103,13 +103,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
-        if search.starts is None:
-            start, attempts = find_start(search, weighing, given), []
-        else:
-            if search.choose_method:
-                search.misfit = choose_method_for_many(search.misfit, starts_of(search.misfit, search.starts))
-            attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts, executor)
-            start = Start(best_minimum(search, attempts), [])
+        start, attempts = _begin(search, weighing, given, rough.rtol * floor, executor)
         begin = start.best
         if begin.found is None:
             raise RuntimeError(_unsolvable(search, given))
@@ -126,7 +120,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     if penalty(misfit.quantities, begin.theta) > _AT_ODDS:
         roughly = _nearer_to_priors(search, roughly, weighing, rough.rtol * floor, coarse)
     if misfit.quantities.single.all():
-        roughly = likeliest_by_column(search, roughly, rough.rtol * floor, coarse)
+        roughly = likeliest_by_column(search, roughly, weighing, rough.rtol * floor, coarse)
     search.misfit = misfit
     best = roughly.minimum.theta if np.isfinite(roughly.nll) else begin.theta
     likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=fine)
@@ -143,6 +137,22 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         attempts = [replace(attempts[0], theta=best, nll=likelihood.nll), *attempts[1:]]
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts, ended.normals, ended.active)
+
+
+def _begin(
+    search: Search, weighing: Weighing, given: bool, floor: NDArray[np.float64], executor: Workers
+) -> tuple[Start, list[Attempt]]:
+    """Where to begin, and the attempts from many starts; by solves that are as accurate it is searched for once."""
+    accurate = search.misfit.accuracy.method, round(np.log10(search.misfit.accuracy.rtol), 6)
+    if accurate not in search.begun:
+        if search.starts is None:
+            search.begun[accurate] = find_start(search, weighing, given), []
+        else:
+            if search.choose_method:
+                search.misfit = choose_method_for_many(search.misfit, starts_of(search.misfit, search.starts))
+            attempts = search_from_many(search, weighing, floor, search.starts, executor)
+            search.begun[accurate] = Start(best_minimum(search, attempts), []), attempts
+    return search.begun[accurate]
 
 
 def _nearer_to_priors(

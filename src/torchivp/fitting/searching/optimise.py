@@ -19,7 +19,9 @@ from torchivp.fitting.searching.linear_model import ON_BOUND, explained, linear_
 from torchivp.fitting.solving.together import side_by_side
 
 if TYPE_CHECKING:
+    from torchivp.fitting.searching.multistart import Attempt
     from torchivp.fitting.searching.shooting import Joined
+    from torchivp.fitting.searching.start import Start
 
 T = TypeVar("T")
 Shooting = Literal["auto", "single", "multiple"]
@@ -130,6 +132,7 @@ class Search:
             solves.
         matched: candidates from integral matching, along smooth curves or not, since they are the same in every search.
         joined: where multiple shooting has left least.
+        begun: where to begin, and the attempts from many starts, by the method of the solves and the logarithm of rtol.
     """
 
     misfit: Misfit
@@ -143,6 +146,7 @@ class Search:
     rtol: float = 1e-5
     matched: dict[bool, list[NDArray[np.float64]]] = field(default_factory=dict)
     joined: Joined | None = None
+    begun: dict[tuple[str, float], tuple[Start, list[Attempt]]] = field(default_factory=dict)
 
     def minimise(
         self,
