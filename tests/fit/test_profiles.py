@@ -69,7 +69,8 @@ def noisy(values, size, seed=0) -> pd.DataFrame:
 
 
 def fit_quickly(model, data, **options):
-    return fit(model, data, backend="eager", rtol=1e-6, **options)
+    given = {"backend": "eager", "rtol": 1e-6, "method": "dopri5", "shooting": "single"}
+    return fit(model, data, **{**given, **options})
 
 
 LINE = noisy(1.0 + 0.5 * T, 0.2)
@@ -236,7 +237,7 @@ def test_a_better_optimum_on_the_way_is_a_warning():
 )
 def test_where_a_constraint_does_not_hold_the_profile_ends(constraint, end, why):
     data = noisy(np.exp(-0.5 * T), 0.05)
-    given = {"start": {"a": 0.4, "b": 1.0}, "fixed": {"y": 1.0}, "method": "dopri5", "shooting": "single"}
+    given = {"start": {"a": 0.4, "b": 1.0}, "fixed": {"y": 1.0}}
     found = fit_quickly(Product(), data, constraints=[constraint], **given).profile("a")
     assert found.open_above is not None and found.open_above.startswith(why)
     assert found.upper == pytest.approx(end) and 1.9 < found.values[-1] < 2.0
