@@ -42,8 +42,8 @@ class Limits:
 
     @property
     def searchable(self) -> bool:
-        """Whether there are bounds or constraints, all of which have margins."""
-        bounded = any(np.isfinite(end[self.moved]).any() for end in self._bounds)
+        """Whether there are constraints, all of which have margins, or, but for networks, bounds."""
+        bounded = self._quantities.single.all() and any(np.isfinite(end[self.moved]).any() for end in self._bounds)
         return (bounded or bool(self._constraints)) and all(each.margins for each in self._constraints)
 
     def margins(self, theta: Floats) -> tuple[Floats, Floats, list[str]]:

@@ -212,7 +212,8 @@ def maximise_innovations(search: Search) -> Maximum:
             "start={name: value, ...}, or another sigma"
         )
     likelihood = search.onto_bounds(likelihood, floor, "maximum likelihood, on bounds", tolerance=1e-9)
-    return Maximum(likelihood, [], [], floor, [])
+    ended = onto_limits(search, likelihood, floor)
+    return Maximum(ended.likelihood, [], [], floor, [], ended.normals, ended.active)
 
 
 def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from torchivp.fitting.searching.descent import AT_REST, Goal
+from torchivp.fitting.priors import penalty
+from torchivp.fitting.searching.descent import AT_REST, STEEP
 from torchivp.fitting.searching.limits import Limits
 from torchivp.fitting.searching.linear_model import gain_within, linear_residuals, normals_of_bounds
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search
@@ -113,16 +114,25 @@ def search_within(search: Search, limits: Limits, theta: Floats, floor: Floats) 
 
 def _further(search: Search, limits: Limits, theta: Floats, floor: Floats, directions: Floats) -> Floats:
     """Where SLSQP ends, from theta on, in coordinates that have these directions."""
-    goal = Goal(search, theta, floor)
+    misfit, levels = search.misfit, search.levels
+    least = np.inf
 
     def objective(v: Floats) -> tuple[float, Floats]:
-        changes = np.zeros(len(limits.scale))
-        changes[limits.moved] = directions @ v
-        value, gradient = goal.value_and_gradient(changes)
-        return value, gradient[limits.moved] @ directions
+        """Minus the logarithm of the likelihood, at the likeliest sizes of the noise, on which no slope depends."""
+        nonlocal least
+        at = limits.at(theta, directions @ v)
+        found = misfit.predictions(at)
+        if found is None or not levels.possible(found):
+            return least + STEEP * (1 + abs(least)), np.zeros(len(v))
+        noise = levels.estimate(found, floor)
+        values, jacobian = linear_residuals(misfit, levels, found, noise)
+        value = levels.nll(found, noise) + penalty(misfit.quantities, at)
+        least = min(least, value)
+        search.report("maximum likelihood, within limits", found)
+        return value, (values @ jacobian[:, limits.moved]) @ directions
 
     options = {"maxiter": search.max_iterations, "ftol": 1e-9}
-    return limits.minimised(theta, objective, directions, callback=lambda _: goal.report(), options=options)
+    return limits.minimised(theta, objective, directions, options=options)
 
 
 def _round_directions(jacobian: Floats) -> Floats:
