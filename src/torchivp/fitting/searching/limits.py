@@ -43,8 +43,10 @@ class Limits:
     @property
     def searchable(self) -> bool:
         """Whether there are constraints, all of which have margins, or, but for networks, bounds."""
-        bounded = self._quantities.single.all() and any(np.isfinite(end[self.moved]).any() for end in self._bounds)
-        return (bounded or bool(self._constraints)) and all(each.margins for each in self._constraints)
+        if self._constraints:
+            return all(each.margins for each in self._constraints)
+        bounded = any(bool(np.isfinite(end[self.moved]).any()) for end in self._bounds)
+        return bounded and bool(self._quantities.single.all())
 
     def margins(self, theta: Floats) -> tuple[Floats, Floats, list[str]]:
         """The margins of constraints [m], their slopes by typical changes [m, n_free], and whose they are.
