@@ -37,7 +37,8 @@ from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
 from torchivp.fitting.random_effects.effects import find_effects, read_kinds
 from torchivp.fitting.random_effects.maximise import find_marginal_maximum
-from torchivp.fitting.results.assemble import assemble, check_derived
+from torchivp.fitting.results.assemble import assemble
+from torchivp.fitting.results.derived import check_derived
 from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_optimiser
 from torchivp.fitting.searching.maximise import Maximum, descend, find_maximum, maximise, maximise_innovations

@@ -156,7 +156,7 @@ class FitResult(FitCurves, FitSummary):
         Returns:
             The estimate; a list with one for each trajectory if they differ.
         """
-        from torchivp.fitting.results.assemble import derive
+        from torchivp.fitting.results.derived import derive
 
         found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
         return found[0] if len(found) == 1 else found
