@@ -13,7 +13,8 @@ from compilers import needs_compiler
 from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.searching import maximise, multistart, start
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.searching.smoothing import Smoothing

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.parameters import TENSOR
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.random_effects.estimates import (

@@ -13,7 +13,7 @@ from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.measured import Measured
-from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.results.profiles import check_refits
 from torchivp.fitting.searching.optimise import Search

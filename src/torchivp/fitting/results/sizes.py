@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels, Part
-from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.noise import NoiseModel
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.results.summary import Estimate
 from torchivp.fitting.results.uncertainty import (
     Uncertainty,

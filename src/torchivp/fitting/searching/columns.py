@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.results.residual_checks import autocorrelation
 from torchivp.fitting.searching.linear_model import ON_BOUND

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.results.uncertainty import MOST_INFORMED
 from torchivp.fitting.searching.linear_model import hoped_gain

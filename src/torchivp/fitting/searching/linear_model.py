@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.quantities import Quantities
 

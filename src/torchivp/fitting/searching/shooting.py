@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from torchivp.fitting.data import Dataset, Trajectory
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.searching.linear_model import ON_BOUND
 from torchivp.fitting.searching.matching import curve_of_state
 from torchivp.fitting.searching.optimise import Search, Weighing

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.parameters import TENSOR
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.searching.linear_model import hoped_gain
 from torchivp.fitting.searching.optimise import Likelihood, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
