@@ -44,7 +44,7 @@ from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_o
 from torchivp.fitting.searching.maximise import Maximum, descend, find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
 from torchivp.fitting.searching.scales import changes_at, seen_changes
-from torchivp.fitting.searching.shooting import check_segments
+from torchivp.fitting.searching.segments import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
 from torchivp.fitting.solving.inputs import Inputs, from_first_change
