@@ -11,7 +11,7 @@ from simulated import simulate
 from torchivp import Scheduled, fit
 from torchivp.models import FunctionModel, LotkaVolterra
 
-DATA = simulate(LotkaVolterra(), np.linspace(0, 3, 9), noise=0.1, lognormal=True)
+DATA = simulate(LotkaVolterra(), np.linspace(0, 1.5, 9), noise=0.1, lognormal=True)
 QUICK = {"rtol": 1e-5, "method": "dopri5", "shooting": "single", "backend": "eager"}
 OPTIONS = {
     "rtol": 1e-6,

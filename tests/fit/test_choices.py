@@ -405,7 +405,7 @@ def infused(t, rate, until, k):
 @pytest.mark.parametrize("way", ["eager", "fused", "backwards"])
 def test_infusions_are_those_of_the_closed_form(way, monkeypatch):
     """Two of them, one by its duration and one by its rate, and a dose that is given at once; of two rats."""
-    t, days = np.linspace(0, 24, 13), pd.Timestamp("2026-03-01") + pd.to_timedelta(np.linspace(0, 24, 13), unit="h")
+    t, days = np.linspace(0, 24, 7), pd.Timestamp("2026-03-01") + pd.to_timedelta(np.linspace(0, 24, 7), unit="h")
     curve = infused(t, 5, 2, 0.2) + infused(t - 8, 10, 1.5, 0.2)
     data = pd.concat(
         [
@@ -422,7 +422,7 @@ def test_infusions_are_those_of_the_closed_form(way, monkeypatch):
             "rat": ["A", "A", "A", "B"],
         }
     )
-    options = {"backend": way, "sigma": 0.01, "rtol": 1e-7, "start": {"rate": 0.22}, "method": "dopri5"}
+    options = {"backend": way, "sigma": 0.01, "rtol": 1e-6, "start": {"rate": 0.21}, "method": "dopri5"}
     if way == "backwards":
         monkeypatch.setattr("torchivp.fitting.misfit.MANY_DIRECTIONS", 0)
         options |= {"optimiser": "l-bfgs", "backend": "eager"}

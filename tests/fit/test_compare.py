@@ -53,7 +53,7 @@ def doubled(y, p):
 
 
 def fit_quickly(model, data=DATA, **options):
-    return fit(model, data, **{"backend": "eager", "rtol": 1e-6, "method": "dopri5", **options})
+    return fit(model, data, **{"backend": "eager", "rtol": 1e-6, "method": "dopri5", "shooting": "single", **options})
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_a_model_that_has_changed_is_read_as_it_is(change):
 
 
 def test_no_number_of_different_models_is_too_many():
-    for number in range(13):
+    for number in range(10):
         kernel_of(Leaky(1.0 + number))
 
 

@@ -125,7 +125,7 @@ def test_the_gradient_backwards_is_that_of_the_jacobian(method, monkeypatch):
     np.testing.assert_allclose(gradient, (weights * found.values) @ found.jacobian, rtol=1e-4, atol=1e-5)
 
 
-COUNT = 8
+COUNT = 6
 
 
 class Hats(Model):
@@ -153,7 +153,7 @@ def integrated_hat(x):
 @needs_compiler
 def test_many_parameters_by_gradients_backwards(monkeypatch):
     """As many as there are hats, and against linear regression."""
-    monkeypatch.setattr(misfits, "MANY_DIRECTIONS", 5)
+    monkeypatch.setattr(misfits, "MANY_DIRECTIONS", 3)
     t, centres = np.linspace(0, COUNT - 1, 2 * COUNT + 11), np.arange(COUNT)
     design = integrated_hat(t[:, None] - centres) - integrated_hat(-centres)
     rng = np.random.default_rng(3)
