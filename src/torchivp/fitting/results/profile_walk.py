@@ -19,7 +19,8 @@ from torchivp.fitting.searching.within_limits import onto_limits, search_within
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
 
-_RISE = 0.2  # by how much the negative log-likelihood is to change from one point to the next
+_RISE = 0.2  # by how much the negative log-likelihood is to change from one point to the next,
+_STEPS = 10  # or by this part of what ends the interval, if that is more
 _GROWTH = 2.0  # a step is at most so many times as long as the one before
 _FIRST = 1.0  # and the first one in typical changes, on the log and logit scales
 _FURTHEST = 10.0  # how far to go, in typical changes,
@@ -80,7 +81,7 @@ class Walk:
         self.nll_min = result.nll + result.penalty
         self.start = Point(float(result.theta[entry]), result.theta, 0.0)
         self.limit = result.uncertainty.fall(entry, level)
-        self._limit_root = float(np.sqrt(2 * self.limit))
+        self._limit_root, self._rise = float(np.sqrt(2 * self.limit)), max(_RISE, self.limit / _STEPS)
         self._held = np.arange(len(result.theta)) == entry
         error = float(result.uncertainty.standard_errors()[entry])
         self._error = error if error > 0 else np.inf  # zero where bounds or constraints hold it
@@ -155,16 +156,16 @@ class Walk:
         return self._limit_root - last.root < climb * abs(last.x - self.start.x)
 
     def _first_step(self) -> float:
-        step = self._error * np.sqrt(2 * min(_RISE, self.limit))
+        step = self._error * np.sqrt(2 * min(self._rise, self.limit))
         if self.quantity.scale == "linear" and np.isfinite(step):
             return step
         return min(step, _FIRST * self.quantity.magnitude)
 
     def _next_step(self, points: Sequence[Point]) -> float:
-        """A step to where the likelihood has fallen by `_RISE` more, or to the limit, if the root goes on as it did."""
+        """A step to where the likelihood has fallen by a step more, or to the limit, if the root goes on as it did."""
         before, last = points[-2:]
         h, climb = abs(last.x - before.x), last.root - before.root
-        target = np.sqrt(2 * min(max(last.fall, 0.0) + _RISE, 1.02 * self.limit)) - last.root
+        target = np.sqrt(2 * min(max(last.fall, 0.0) + self._rise, 1.02 * self.limit)) - last.root
         return float(np.clip(h * target / climb, 0.25 * h, _GROWTH * h)) if climb > 0 else _GROWTH * h
 
     def _ahead(self, points: Sequence[Point], x: float) -> NDArray[np.float64]:
