@@ -30,7 +30,8 @@ def line(seed=0, size=0.2) -> pd.DataFrame:
 
 
 def fit_line(data=None, **options):
-    options = {"start": {"slope": 0.4}, "rtol": 1e-6, "backend": "eager", **options}
+    given = {"start": {"slope": 0.4}, "rtol": 1e-6, "backend": "eager", "method": "dopri5", "shooting": "single"}
+    options = {**given, **options}
     return fit(Line(), line() if data is None else data, **options)
 
 

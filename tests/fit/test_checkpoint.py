@@ -11,8 +11,12 @@ from simulated import simulate
 from torchivp import Scheduled, fit
 from torchivp.models import FunctionModel, LotkaVolterra
 
-DATA = simulate(LotkaVolterra(), np.linspace(0, 3, 9), noise=0.1, lognormal=True)
+DATA = simulate(LotkaVolterra(), np.linspace(0, 1.5, 9), noise=0.1, lognormal=True)
+QUICK = {"rtol": 1e-5, "method": "dopri5", "shooting": "single", "backend": "eager"}
 OPTIONS = {
+    "rtol": 1e-6,
+    "method": "dopri5",
+    "shooting": "single",
     "observe": {"prey": "prey", "both": lambda y, p: y.prey + y.predator},
     "start": {"alpha": 1.2, "prey": 1.0},
     "noise": "lognormal",
@@ -49,12 +53,12 @@ def test_a_fit_that_was_killed_ends_at_the_same_bits(tmp_path, backend):
 
 def test_a_journal_of_another_fit_is_refused(tmp_path):
     path = tmp_path / "fit.journal"
-    fit(LotkaVolterra(), DATA, start={"alpha": 1.5}, checkpoint=path, backend="eager")
+    fit(LotkaVolterra(), DATA, start={"alpha": 1.5}, checkpoint=path, **QUICK)
     words = f"{path} is the journal of another fit (other data, model or arguments): give checkpoint= another name"
     with pytest.raises(ValueError, match=re.escape(words)):
-        fit(LotkaVolterra(), DATA, start={"alpha": 1.4}, checkpoint=path, backend="eager")
+        fit(LotkaVolterra(), DATA, start={"alpha": 1.4}, checkpoint=path, **QUICK)
     with pytest.raises(ValueError, match="another fit"):
-        fit(LotkaVolterra(), 1.1 * DATA, start={"alpha": 1.5}, checkpoint=path, backend="eager")
+        fit(LotkaVolterra(), 1.1 * DATA, start={"alpha": 1.5}, checkpoint=path, **QUICK)
     other = tmp_path / "notes.txt"
     other.write_text("no journal, but a text that is long enough")
     with pytest.raises(ValueError, match="is no journal of a fit"):
@@ -105,9 +109,9 @@ def test_a_journal_runs_no_code(tmp_path):
     import pickle
 
     path = tmp_path / "fit.journal"
-    fit(LotkaVolterra(), DATA, start={"alpha": 1.5}, checkpoint=path, backend="eager")
+    fit(LotkaVolterra(), DATA, start={"alpha": 1.5}, checkpoint=path, **QUICK)
     attack = pickle.dumps((b"key", torch.nn.Linear))
     with path.open("ab") as file:
         file.write(len(attack).to_bytes(8, "little") + attack)
     with pytest.raises(ValueError, match="a journal of a fit holds no torch"):
-        fit(LotkaVolterra(), DATA, start={"alpha": 1.5}, checkpoint=path, backend="eager")
+        fit(LotkaVolterra(), DATA, start={"alpha": 1.5}, checkpoint=path, **QUICK)

@@ -53,7 +53,7 @@ def doubled(y, p):
 
 
 def fit_quickly(model, data=DATA, **options):
-    return fit(model, data, **{"backend": "eager", "rtol": 1e-6, **options})
+    return fit(model, data, **{"backend": "eager", "rtol": 1e-6, "method": "dopri5", "shooting": "single", **options})
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_with_priors_a_quantity_counts_by_what_the_data_say_of_it(decay, leaky, 
     priors[1, 1] = 0.03**-2
     assert known.free_names == ["rate", "level", "y(0)"]
     assert known.n_effective == pytest.approx(np.trace(of_data @ np.linalg.inv(of_data + priors)), rel=1e-6)
-    assert "3 free quantities, 2." in known.summary()
+    assert "3 free quantities that count as 2." in known.summary()
 
     table = compare({"leaky": leaky, "wide": wide})
     assert table.loc["wide", "n_effective"] == wide.n_effective

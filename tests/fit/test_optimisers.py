@@ -125,7 +125,7 @@ def test_the_gradient_backwards_is_that_of_the_jacobian(method, monkeypatch):
     np.testing.assert_allclose(gradient, (weights * found.values) @ found.jacobian, rtol=1e-4, atol=1e-5)
 
 
-COUNT = 8
+COUNT = 6
 
 
 class Hats(Model):
@@ -153,7 +153,7 @@ def integrated_hat(x):
 @needs_compiler
 def test_many_parameters_by_gradients_backwards(monkeypatch):
     """As many as there are hats, and against linear regression."""
-    monkeypatch.setattr(misfits, "MANY_DIRECTIONS", 5)
+    monkeypatch.setattr(misfits, "MANY_DIRECTIONS", 3)
     t, centres = np.linspace(0, COUNT - 1, 2 * COUNT + 11), np.arange(COUNT)
     design = integrated_hat(t[:, None] - centres) - integrated_hat(-centres)
     rng = np.random.default_rng(3)
@@ -209,7 +209,7 @@ def test_what_is_no_optimiser_is_refused():
 
 @needs_compiler
 def test_many_combinations_that_the_data_do_not_determine_are_counted():
-    """Thirty rates of which only the sum matters."""
+    """Many rates of which only the sum matters."""
 
     class Redundant(Model):
         states: ClassVar = {"y": ""}
@@ -217,15 +217,15 @@ def test_many_combinations_that_the_data_do_not_determine_are_counted():
         positive = ()
 
         def __init__(self):
-            super().__init__(**{f"k{i}": 0.02 for i in range(30)})
+            super().__init__(**{f"k{i}": 0.02 for i in range(22)})
 
         def forward(self, t, y):
-            return -torch.stack([getattr(self, f"k{i}") for i in range(30)]).sum() * y
+            return -torch.stack([getattr(self, f"k{i}") for i in range(22)]).sum() * y
 
     t = np.linspace(0, 3, 40)
-    data = np.exp(-0.9 * t) + 0.01 * np.random.default_rng(0).standard_normal(40)
+    data = np.exp(-0.66 * t) + 0.01 * np.random.default_rng(0).standard_normal(40)
     result = fit(Redundant(), {"time": t, "y": data}, fixed={"y": 1.0}, optimiser="l-bfgs", backend="fused")
     assert result.converged
-    assert sum(result[f"k{i}"].value for i in range(30)) == pytest.approx(0.9, abs=0.02)
+    assert sum(result[f"k{i}"].value for i in range(22)) == pytest.approx(0.66, abs=0.02)
     (told,) = [each for each in result.warnings if "do not determine" in each]
-    assert told.startswith("the data do not determine, or hardly, 29 combinations of 30 free quantities: the standard")
+    assert told.startswith("the data do not determine, or hardly, 21 combinations of 22 free quantities: the standard")

@@ -16,8 +16,8 @@ from torchivp import fit
 from torchivp.fitting import read_data
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.measured import measurements
-from torchivp.fitting.misfit import Predictions
 from torchivp.fitting.noise import NOISE_MODELS
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.results.log_posterior import LogPosterior
 from torchivp.fitting.results.posterior import autocorrelation_time
 from torchivp.models import Model

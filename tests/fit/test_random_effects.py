@@ -447,3 +447,15 @@ def test_there_is_no_population_without_random_effects():
     assert result.random is None
     with pytest.raises(ValueError, match="population=True is for fits with random effects"):
         result.predict([1.0], population=True)
+
+
+@needs_compiler
+def test_a_constraint_that_would_be_active_is_refused_and_one_that_is_not_changes_nothing():
+    given = {"trajectory": "subject", "random": {"slope": "normal"}, "method": "dopri5", "rtol": 1e-6}
+    given |= {"backend": "fused", "fixed": {"y": 2.0}, "start": {"slope": 0.7}, "shooting": "single"}
+    words = "the constraint slope < 1 does not hold: a search with random= cannot go along it: leave it out, or give"
+    with pytest.raises(RuntimeError, match=words):
+        fit(LINE, lines(0.5), constraints=["slope < 1"], **given)
+    held, free = fit(LINE, lines(0.5), constraints=["slope < 9"], **given), fit(LINE, lines(0.5), **given)
+    assert held.converged and held.nll == pytest.approx(free.nll, abs=1e-6)
+    assert not any("constraint" in each for each in held.warnings)

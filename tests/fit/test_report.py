@@ -51,13 +51,23 @@ class NoisyFit(FakeFit):
         )
 
 
-def read(result, folder, **options):
-    return Page(write_report(result, folder, **options).read_text(encoding="utf-8"))
+DRAWN = {"test_the_folder_holds_page_pictures_and_numbers", "test_a_browser_draws_the_pictures"}
+"""The tests that look at pictures. The others look at names and words, and a picture takes long to draw."""
+
+
+@pytest.fixture(autouse=True)
+def blank(request, monkeypatch):
+    if request.function.__name__ not in DRAWN:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: path.write_bytes(b"blank"))
+
+
+def read(result, folder, interactive=False, **options):
+    return Page(write_report(result, folder, interactive=interactive, **options).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return read(FakeFit(), tmp_path_factory.mktemp("report"))
+    return read(FakeFit(), tmp_path_factory.mktemp("report"), interactive=True)
 
 
 def test_the_folder_holds_page_pictures_and_numbers(tmp_path):
@@ -164,7 +174,7 @@ def test_everything_is_escaped(tmp_path):
     result = FakeFit(warnings=[evil], message=evil, converged=False)
     result.data.observables[0] = evil
     result.estimates[0] = replace(result.estimates[0], name=evil, description=evil, unit=evil)
-    page = read(result, tmp_path, command=f"torchivp fit {evil}")
+    page = read(result, tmp_path, interactive=True, command=f"torchivp fit {evil}")
     assert page.tags.count("script") == 3, "those of the page"
     assert page.text.count(evil) >= 6
     assert scripts_of(tmp_path)[1]["figures"]["fit"][0]["layout"]["yaxis"]["title"]["text"].startswith("&lt;script")

@@ -15,7 +15,8 @@ from torchivp.fitting.data import read_doses
 from torchivp.fitting.levels import read_levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.searching.optimise import Search, Weighing
-from torchivp.fitting.searching.shooting import _Reduced, _Shooter, shoot, split
+from torchivp.fitting.searching.segments import split
+from torchivp.fitting.searching.shooting import _Reduced, _Shooter, shoot
 from torchivp.fitting.solving.inputs import read_inputs
 from torchivp.fitting.solving.kernels import ModelKernel
 from torchivp.fitting.solving.stretches import Accuracy

@@ -6,15 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.interpolate import make_smoothing_spline
 from scipy.linalg import expm
 
 from compilers import needs_compiler
 from torchivp.fitting import fit, read_data
 from torchivp.fitting.choices import list_quantities
 from torchivp.fitting.levels import read_levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.searching import maximise, multistart, start
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
+from torchivp.fitting.searching.smoothing import Smoothing
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.models import Equations, Model
 
@@ -84,7 +87,7 @@ def test_a_fit_finds_the_likelier_of_two_optima(by_column, options, monkeypatch)
     A fit ends no worse than at its start; and elsewhere one column is believed more than the other for a while.
     """
     if not by_column:
-        monkeypatch.setattr(maximise, "likeliest_by_column", lambda search, likelihood, floor, tolerance: likelihood)
+        monkeypatch.setattr(maximise, "likeliest_by_column", lambda search, likelihood, *_: likelihood)
     t = np.linspace(0, 10, 21)
     slopes = np.array([[-1.0, 0, 0.1], [0.8, -0.1, 0], [0, 0, 0]])
     states = np.array([(expm(slopes * x) @ [1, 0, 1])[:2] for x in t])
@@ -145,3 +148,30 @@ def test_priors_are_weighed_with_the_noise_and_not_with_the_scatter_of_the_data(
         return 0.5 * 21 * (np.log(2 * np.pi * np.mean(left**2)) + 1) + rate * k
 
     assert found.nll + found.penalty == pytest.approx(min(map(cost, np.geomspace(1e-6, 3, 4000))), abs=2e-3)
+
+
+@pytest.mark.parametrize("count", [6, 40])
+def test_smooth_curves_are_those_of_generalised_cross_validation(count):
+    """As SciPy draws them, which computes the degrees of freedom in another way."""
+    rng = np.random.default_rng(0)
+    s, how = np.sort(rng.uniform(0, count, count)), Smoothing()
+    for v in (np.sin(s / 3) + 0.1 * rng.standard_normal(count), np.cos(s / 4) + 0.3 * rng.standard_normal(count)):
+        np.testing.assert_allclose(how.curve(s, v)(s), make_smoothing_spline(s, v)(s), atol=1e-4)
+
+
+def test_the_start_is_searched_for_once_at_each_accuracy(monkeypatch):
+    """The solves become more accurate, as the noise turns out to be small against their errors."""
+    seen, find = [], maximise.find_start
+
+    def counted(search, *arguments):
+        seen.append(search.misfit.accuracy.rtol)
+        return find(search, *arguments)
+
+    monkeypatch.setattr(maximise, "find_start", counted)
+    t = np.linspace(0, 10, 21)
+    data = {"time": t, "y": np.exp(-t + 1e-5 * np.random.default_rng(0).standard_normal(21))}
+    model = Equations("y' = -k*y\nk = 0.5\ny(0) = 1\npositive: y")
+    found = fit(model, data, noise="lognormal", rtol=1e-6, method="dopri5", backend="eager")
+    assert found.misfit.accuracy.rtol < 1e-6, "solves became more accurate"
+    assert seen == pytest.approx([1e-5])
+    assert found["k"].value == pytest.approx(1.0, abs=2e-5)

@@ -7,7 +7,7 @@ import pandas
 import pytest
 import torch
 from scipy.linalg import expm
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import multivariate_normal
 
 from compilers import needs_compiler
@@ -469,3 +469,34 @@ def test_no_noise_that_reaches_an_exact_value():
         match=r"of Still cannot be solved from the start: the variance of x at time 0\.3 given .* is not positive",
     ):
         fit(Still(), X, sigma=0, backend="eager", rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_the_best_place_on_a_constraint_and_the_profile_along_it_are_those_of_the_exact_likelihood():
+    """The variances of the innovations depend on what is estimated, so that the gradient is not that of regression."""
+    y = draw_ou()
+    given = {
+        "fixed": {"rest": 0.3, "x": 1.5},
+        "sigma": 0.3,
+        "bounds": {"rate": (0.1, 3.0)},
+        "backend": "fused",
+        "start": {"strength": 0.3},
+    }
+    found = fit(OrnsteinUhlenbeck(), {"time": T, "x": y}, constraints=["strength < 0.4*rate"], **given)
+
+    def nll(rate, strength):
+        mean, covariance = ou_moments(T, rate, 0.3, strength, 1.5)
+        return -multivariate_normal(mean, covariance + 0.09 * np.eye(len(T))).logpdf(y)
+
+    def along(rate):  # the strength is as large as it may be, or less
+        inner = minimize_scalar(lambda s: nll(rate, s), bounds=(1e-3, 0.4 * rate), method="bounded")
+        return min(inner.fun, nll(rate, 0.4 * rate))
+
+    best = minimize_scalar(along, bounds=(0.1, 3.0), method="bounded", options={"xatol": 1e-8})
+    assert found.converged and any("strength < 0.4*rate is active" in each for each in found.warnings)
+    assert found["rate"].value == pytest.approx(best.x, rel=2e-3)
+    assert found.nll == pytest.approx(best.fun, abs=1e-4)
+    profile = found.profile("rate")
+    assert not profile.warnings
+    for i in range(0, len(profile.values), 4):
+        assert profile.nll[i] == pytest.approx(along(profile.values[i]), abs=2e-3)

@@ -6,15 +6,22 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from torchivp.checks import did_you_mean
 from torchivp.fitting.assignments import STEADY, initial_assignments, tie_assignments
+from torchivp.fitting.chosen_values import (
+    check_bounds,
+    check_parameters,
+    check_scale,
+    check_start,
+    finite_number,
+    into_bounds,
+)
 from torchivp.fitting.data import DataError, Dataset, Trajectory
 from torchivp.fitting.parameters import TENSOR, ParameterLayout, entries
 from torchivp.fitting.priors import read_prior
@@ -85,7 +92,7 @@ class _Chooser:
 
     def __init__(self, model: Model, data: Dataset, choices: Choices, log_states: frozenset[str]):
         self.model, self.data, self.choices, self.log_states = model, data, choices, log_states
-        _check_parameters(model)
+        check_parameters(model)
         self.layout = ParameterLayout.of(model)
         self.tensors = {name: shape for name, shape in self.layout if shape}
         self.names = [*(name for name in self.layout.names if name not in self.tensors), *choices.parameters]
@@ -281,8 +288,8 @@ class _Chooser:
                 )
         scales = self._by_name(quantities, choices.random, "random", lambda _, scale: scale)
         scales = {name: scale for name, scale in scales.items() if scale is not None}
-        scales |= self._by_name(quantities, choices.scale, "scale", _check_scale)
-        bounds = self._by_name(quantities, choices.bounds, "bounds", _check_bounds)
+        scales |= self._by_name(quantities, choices.scale, "scale", check_scale)
+        bounds = self._by_name(quantities, choices.bounds, "bounds", check_bounds)
         priors = self._by_name(quantities, choices.priors, "priors", read_prior)
         free = self._free_names(quantities, fixed)
         chosen = []
@@ -297,7 +304,7 @@ class _Chooser:
                 magnitude = 1.0 if scale != "linear" else abs(value) or 1.0
             made = replace(
                 each,
-                value=value if known is not None or each.kind == TENSOR else _into_bounds(value, lower, upper, scale),
+                value=value if known is not None or each.kind == TENSOR else into_bounds(value, lower, upper, scale),
                 free=is_free,
                 scale=scale,
                 magnitude=magnitude,
@@ -306,7 +313,7 @@ class _Chooser:
                 prior=priors.get(each.name),
                 assumed=not is_free and known is None,
             )
-            _check_start(made, type(self.model).__name__)
+            check_start(made, type(self.model).__name__)
             chosen.append(made)
         return chosen
 
@@ -353,7 +360,7 @@ class _Chooser:
             named = [quantity.name for quantity in quantities if _stands_for(name, quantity.name, quantity.key)]
             if not named:
                 self._refuse_name(quantities, name, argument)
-            found.update(dict.fromkeys(named, (read or _number(argument))(name, value)))
+            found.update(dict.fromkeys(named, (read or finite_number(argument))(name, value)))
         return found
 
     def _refuse_name(self, quantities: Sequence[Quantity], name: str, argument: str) -> None:
@@ -376,80 +383,9 @@ class _Chooser:
         )
 
 
-def _check_parameters(model: Model) -> None:
-    """Refuse parameters that are no real numbers, or none yet."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ValueError(f"the parameter {name} has no numbers yet: call the model once, for its lazy layers")
-        if not parameter.is_floating_point() or not bool(parameter.isfinite().all()):
-            raise ValueError(f"the parameter {name} must hold finite real numbers")
-
-
 def _stands_for(given: str, name: str, key: str) -> bool:
     """Whether a name in an argument is a quantity's, or that of the parameter, state or module that it belongs to."""
     return given in (name, key) or key.startswith(f"{given}.")
-
-
-def _number(argument: str) -> Callable[[str, Any], float]:
-    def read(name: str, value: Any) -> float:
-        if not math.isfinite(value):
-            raise ValueError(f"{argument} gives {name} the value {value}, which is not a finite number")
-        return float(value)
-
-    return read
-
-
-def _check_scale(name: str, scale: Any) -> Scale:
-    if scale not in get_args(Scale):
-        raise ValueError(f"the scale of {name} must be one of {get_args(Scale)}, got {scale!r}")
-    return scale
-
-
-def _check_bounds(name: str, given: Any) -> tuple[float, float]:
-    try:
-        lower, upper = (
-            float(-math.inf if end is None and i == 0 else math.inf if end is None else end)
-            for i, end in enumerate(given)
-        )
-    except (TypeError, ValueError):
-        raise ValueError(f"the bounds of {name} must be (lower, upper), None for no bound, got {given!r}") from None
-    if not lower < upper:
-        raise ValueError(f"the bounds of {name} must be (lower, upper) with lower < upper, got {given!r}")
-    return lower, upper
-
-
-def _into_bounds(value: float, lower: float, upper: float, scale: Scale) -> float:
-    """A default value, moved into the bounds if need be."""
-    if lower < value < upper:
-        return value
-    if math.isfinite(lower) and math.isfinite(upper):
-        return math.sqrt(lower * upper) if scale == "log" and lower > 0 else 0.5 * (lower + upper)
-    if math.isfinite(lower):
-        return max(value, lower + (abs(lower) or 1.0))
-    return min(value, upper - 0.5 * (abs(upper) or 1.0))
-
-
-def _check_start(quantity: Quantity, model: str) -> None:
-    """Refuse a value that the scale or the bounds of a free quantity do not allow."""
-    if not quantity.free:
-        return
-    name, value, ends = quantity.name, quantity.value, (quantity.lower, quantity.upper)
-    if quantity.scale == "logit" and not all(map(math.isfinite, ends)):
-        raise ValueError(
-            f"{name} is estimated on the logit scale, which needs bounds={{{quantity.key!r}: (lower, upper)}}"
-        )
-    if quantity.log and not value > 0:
-        raise ValueError(
-            f"{name} is estimated on the log scale, so its start value must be positive, got {value:g}: give "
-            f"start={{{quantity.key!r}: ...}} or leave it out of {model}.positive"
-        )
-    inside = ends[0] < value < ends[1] if quantity.scale == "logit" else ends[0] <= value <= ends[1]
-    if not inside:
-        raise ValueError(f"{name} starts at {value:g}, outside its bounds ({ends[0]:g}, {ends[1]:g}): mend one of them")
-    if quantity.prior is not None and not math.isfinite(quantity.prior.negative_log_density(value)):
-        raise ValueError(
-            f"{name} starts at {value:g}, where its prior {quantity.prior.text} has no density: give start"
-        )
 
 
 def _first_known(series: NDArray[np.float64], otherwise: float) -> float:

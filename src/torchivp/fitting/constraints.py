@@ -46,7 +46,7 @@ def margins(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """All margins of all constraints in all trajectories, [m], and their derivatives by theta, [m, n_free]."""
     own, slopes = quantities.locals_and_slopes(theta)
-    values, changes = [], []
+    values, changes = [np.zeros(0)], [np.zeros((0, len(theta)))]
     for constraint in constraints:
         names = dict(zip(constraint.expression.names, constraint.columns, strict=True))
         for margin in constraint.margins:
@@ -61,6 +61,12 @@ def margins(
             values.append(each.detach().numpy())
             changes.append(by_theta)
     return np.concatenate(values), np.concatenate(changes)
+
+
+def broken(constraints: Sequence[Constraint], quantities: Quantities, theta: NDArray[np.float64]) -> list[str]:
+    """The constraints that do not hold in all trajectories at theta, in words."""
+    own = quantities.locals(torch.tensor(theta))
+    return [each.expression.text for each in constraints if not bool(each.holds(own))]
 
 
 def _margins_of(tree: ast.expr) -> tuple[Expression, ...]:

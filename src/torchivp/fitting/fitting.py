@@ -10,43 +10,50 @@ from contextlib import closing, contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
-
-import numpy as np
+from typing import Any
 
 from torchivp.api.fused import Backend, check_backend
-from torchivp.checks import check_positive, check_whole_number
+from torchivp.checks import check_positive
 from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.events.event import Scheduled
+from torchivp.fitting.arguments import (
+    absolute_tolerance,
+    check_arguments,
+    check_descent,
+    check_shooting,
+    inputs_of,
+    measurement_of,
+    refuse_reading,
+    split_sigma,
+)
 from torchivp.fitting.call import python_call
 from torchivp.fitting.choices import Choices, Formula, check_enough, list_quantities
 from torchivp.fitting.constraints import read_constraints
-from torchivp.fitting.data import Dataset, TimeUnit, check_times, read_data, read_doses
-from torchivp.fitting.levels import MODES, Noise, Sigma, read_levels
+from torchivp.fitting.data import Dataset, TimeUnit, check_times, read_data
+from torchivp.fitting.levels import Noise, Sigma, read_levels
 from torchivp.fitting.measured import measurements
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.progress import Progress, show_progress
 from torchivp.fitting.quantities import Quantities, Scale
 from torchivp.fitting.random_effects.effects import find_effects, read_kinds
 from torchivp.fitting.random_effects.maximise import find_marginal_maximum
-from torchivp.fitting.results.assemble import assemble, check_derived
+from torchivp.fitting.results.assemble import assemble
+from torchivp.fitting.results.derived import check_derived
 from torchivp.fitting.results.result import FitResult
 from torchivp.fitting.searching.descent import LEAST_SQUARES, Optimiser, check_optimiser
 from torchivp.fitting.searching.maximise import Maximum, descend, find_maximum, maximise, maximise_innovations
 from torchivp.fitting.searching.optimise import Search, Shooting
 from torchivp.fitting.searching.scales import changes_at, seen_changes
-from torchivp.fitting.searching.shooting import check_segments
+from torchivp.fitting.searching.segments import check_segments
 from torchivp.fitting.searching.stiffness import AUTO, EXPLICIT
 from torchivp.fitting.searching.trust import check_derivatives, held_by_constraints, worse_than_constant
-from torchivp.fitting.solving.inputs import Inputs, from_first_change, read_inputs
+from torchivp.fitting.solving.inputs import Inputs, from_first_change
 from torchivp.fitting.solving.journal import FitJournal
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.filter import Filter
-from torchivp.fitting.stochastic.measurement import Measurement, read_measurement
-from torchivp.fitting.stochastic.refusals import check_stochastic
+from torchivp.fitting.stochastic.measurement import Measurement
 from torchivp.fused.refusal import CannotFuse
 from torchivp.journal import identity_of_class
-from torchivp.methods import find_method
 from torchivp.models.model import Model
 from torchivp.models.module_model import as_model
 from torchivp.models.stochastic_model import StochasticModel
@@ -220,19 +227,19 @@ def fit(
     arguments = dict(locals())
     began = clock.perf_counter()
     model = arguments["model"] = as_model(model)
-    _check_arguments(model, method, max_iterations, starts, start)
-    _check_shooting(shooting, model, starts)
+    check_arguments(model, method, max_iterations, starts, start)
+    check_shooting(shooting, model, starts)
     if check_executor(executor) is not None and starts is None:
         raise ValueError(
             "executor= searches from many starts: give starts=100, or give it to result.bootstrap and result.profiles"
         )
     check_optimiser(optimiser)
     if optimiser not in (LEAST_SQUARES, AUTO):
-        _check_descent(model, starts=starts, shooting=shooting, random=random)
-    modes, columns = _split_sigma(sigma, long is not None)
+        check_descent(model, starts=starts, shooting=shooting, random=random)
+    modes, columns = split_sigma(sigma, long is not None)
     kinds = read_kinds(random, scale or {}, by or {})
     if isinstance(data, Dataset):
-        _refuse_reading(arguments, columns)
+        refuse_reading(arguments, columns)
         dataset = data
     else:
         dataset = read_data(
@@ -248,10 +255,10 @@ def fit(
             time_unit=time_unit,
             names={*dict(model.named_parameters()), *(parameters or {}), *getattr(model, "definitions", {})},
         )
-    inputs = _read_inputs(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
+    inputs = inputs_of(dataset, list(model.states), jump_times, schedule, doses, time, trajectory)
     dataset = from_first_change(dataset, inputs)
     check_times(dataset)
-    measurement = _read_measurement(arguments, dataset, modes, kinds)
+    measurement = measurement_of(arguments, dataset, modes, kinds)
     dataset = measurement.data if measurement else dataset
     levels = measurement.levels() if measurement else read_levels(dataset, noise, modes, measurements(dataset))
     log_states = {state for state, kind in zip(dataset.states, levels.noises, strict=True) if state and kind.log}
@@ -274,7 +281,7 @@ def fit(
     tensors = not quantities.single.all()
     check_enough(dataset, int(quantities.single.sum()) + len(levels.names) + len(kinds), used)
     check_positive("rtol", rtol)
-    tolerance = _absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
+    tolerance = absolute_tolerance(atol, 0.1 * rtol, dataset, quantities, list(model.states))
     accuracy = Accuracy(
         EXPLICIT if method == AUTO else method, rtol, tolerance, max_steps, check_positive("max_step", max_step)
     )
@@ -288,7 +295,7 @@ def fit(
     if optimiser == AUTO:
         optimiser = "l-bfgs" if tensors and misfit.many else LEAST_SQUARES
         if optimiser != LEAST_SQUARES:
-            _check_descent(model, starts=starts, shooting=shooting, random=random)
+            check_descent(model, starts=starts, shooting=shooting, random=random)
     with _journal(misfit, checkpoint, arguments), show_progress(progress) as tell:
         search = Search(
             seen_changes(misfit),
@@ -340,52 +347,6 @@ def _journal(misfit: Misfit, path: str | Path | None, arguments: Mapping[str, An
             misfit.shared.journal = None
 
 
-def _check_arguments(model: Model, method: str, max_iterations: int, starts: int | None, start: Any) -> None:
-    if method != AUTO and find_method(method).error_order is None:
-        raise ValueError(f"{method!r} takes fixed steps, and a fit needs an adaptive method such as 'dopri5'")
-    check_whole_number("max_iterations", max_iterations, 1)
-    if starts is not None:
-        check_whole_number("starts", starts, 1)
-        if start is not None:
-            raise ValueError(f"starts={starts} stands instead of start: give one of them")
-
-
-def _check_shooting(shooting: Any, model: Model, starts: int | None) -> None:
-    if shooting not in get_args(Shooting):
-        raise ValueError(f"shooting must be one of {', '.join(map(repr, get_args(Shooting)))}, got {shooting!r}")
-    if shooting != "auto" and isinstance(model, StochasticModel):
-        raise ValueError(
-            f"a fit of a StochasticModel goes from datum to datum, and shoots nowhere: leave out shooting={shooting!r}"
-        )
-    if shooting == "multiple" and starts is not None:
-        raise ValueError(
-            f"starts={starts} searches from many starts by single shooting: leave out shooting='multiple', or starts"
-        )
-
-
-def _check_descent(model: Model, **others: Any) -> None:
-    """Refuse what only least squares does."""
-    if isinstance(model, StochasticModel):
-        raise ValueError("a StochasticModel is fitted by optimiser='least-squares': leave out optimiser")
-    given = [name for name, value in others.items() if value not in (None, "auto")]
-    if given:
-        raise ValueError(
-            f"{given[0]} takes optimiser='least-squares', since other optimisers go from the start values and nowhere "
-            "else: leave out one of them"
-        )
-
-
-def _refuse_reading(arguments: Mapping[str, Any], columns: Any) -> None:
-    """Refuse what says how to read a table where the data have been read already."""
-    defaults = {"time": "time", "observe": None, "trajectory": None, "long": None, "conditions": None}
-    defaults |= {"censored": None, "time_unit": None}
-    given = [name for name, default in defaults.items() if arguments[name] != default]
-    if columns:
-        given.append("a column in sigma")
-    if given:
-        raise ValueError(f"data is a Dataset, which has been read already: give {', '.join(given)} to read_data")
-
-
 def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     """What tells a fit apart from others, whose solves are of no use to it."""
     left_out = ("data", "model", "progress", "checkpoint", "observe", "derived", "executor")
@@ -396,23 +357,6 @@ def _identity(arguments: Mapping[str, Any], misfit: Misfit) -> list[Any]:
     others = {name: value for name, value in vars(model).items() if not name.startswith(("_", "training"))}
     acting = [inputs.scheduled, inputs.infusions]  # a table of doses may be a file, or change in its place
     return [said, acting, series, data.observe, identity_of_class(type(model)), tensors, others, repr(model)]
-
-
-def _read_measurement(
-    arguments: Mapping[str, Any], data: Dataset, modes: Any, kinds: Mapping[str, Any]
-) -> Measurement | None:
-    """How the states of a stochastic model are measured; None for other models."""
-    model, free, initial = arguments["model"], arguments["free"], arguments["initial"]
-    if not isinstance(model, StochasticModel):
-        return None
-    check_stochastic(
-        model, schedule=arguments["schedule"], doses=arguments["doses"], starts=arguments["starts"], random=kinds
-    )
-    named = [free] if isinstance(free, str) else free or []
-    said = [arguments[name] or {} for name in ("fixed", "start", "scale", "bounds", "priors")]
-    said.append(dict.fromkeys(model.states) if isinstance(initial, str) else initial or {})
-    every = [*named, *(name for each in said for name in each)]
-    return read_measurement(model, data, arguments["noise"], modes, every)
 
 
 def _misfit(
@@ -427,33 +371,6 @@ def _misfit(
         return Misfit(model, data, quantities, accuracy, inputs)
     assert isinstance(model, StochasticModel), "a copy of one"
     return Filter(model, data, quantities, accuracy, inputs, measurement)
-
-
-def _split_sigma(sigma: Any, long: bool) -> tuple[Any, dict[str, str] | str]:
-    """What `sigma` says of each observable, without the columns of standard deviations, and these."""
-    if long and isinstance(sigma, str) and sigma not in MODES:
-        return "separate", sigma
-    if not isinstance(sigma, Mapping):
-        return sigma, {}
-    columns = {str(name): each for name, each in sigma.items() if isinstance(each, str) and each not in MODES}
-    return {name: each for name, each in sigma.items() if name not in columns}, columns
-
-
-def _read_inputs(
-    data: Dataset,
-    states: list[str],
-    jump_times: Sequence[float],
-    schedule: Any,
-    doses: Any,
-    time: str,
-    trajectory: str | None,
-) -> Inputs:
-    names = [series.name for series in data.trajectories]
-    if doses is not None:
-        if schedule is not None:
-            raise ValueError("give the changes of the state as schedule or as doses, not as both")
-        schedule = read_doses(doses, names, states, time=time, trajectory=trajectory, calendar=data.calendar)
-    return read_inputs(jump_times, schedule, names)
 
 
 def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
@@ -473,32 +390,3 @@ def _choose_solver(misfit: Misfit, backend: Backend, many: bool) -> None:
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this fit: {error}. Use backend='auto'") from None
-
-
-def _absolute_tolerance(
-    given: float | Sequence[float] | None, factor: float, data: Dataset, quantities: Quantities, states: list[str]
-) -> tuple[float, ...] | float:
-    """The absolute tolerance of each state: as given, or `factor` times the smallest size that matters.
-
-    An observed state matters down to its smallest value; it may grow from there, and then the error that it begins with
-    grows along. What is not observed may matter wherever an observed state does.
-    """
-    if isinstance(given, Sequence):
-        if len(given) != len(states):
-            raise ValueError(f"atol must be a number, or one for each of {', '.join(states)}, got {len(given)} numbers")
-        return tuple(map(float, given))
-    if given is not None:
-        return given
-    sizes: dict[str, list[float]] = {state: [] for state in states}
-    seen = [state for state in data.states if state is not None]
-    for k, state in enumerate(data.states):
-        if state is not None:
-            sizes[state] += np.abs(data.column(k)).tolist()
-    for quantity in quantities.all:
-        if quantity.kind == "initial state":
-            sizes[quantity.key].append(abs(quantity.value))
-    smallest = {state: min(filter(None, values), default=np.inf) for state, values in sizes.items()}
-    observed = min((smallest[state] for state in seen or states), default=np.inf)
-    of_all = observed if np.isfinite(observed) else 1.0
-    least = [smallest[state] if state in seen else min(smallest[state], of_all) for state in states]
-    return tuple(factor * (size if np.isfinite(size) else of_all) for size in least)

@@ -18,7 +18,7 @@ from torchivp.fitting.noise.model import RELATIVE_FLOOR
 from torchivp.fitting.results.uncertainty import Evidence
 
 if TYPE_CHECKING:
-    from torchivp.fitting.misfit import Predictions
+    from torchivp.fitting.predictions import Predictions
 
 Noise = str | NoiseModel
 Sigma = str | float

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import prior_residuals
 from torchivp.fitting.random_effects.modes import Floats, Joint, Modes, Population
 

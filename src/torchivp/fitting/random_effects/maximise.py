@@ -117,9 +117,12 @@ class _Run:
         population, z = self._warm_up(population, z)
         first = self.target.at(np.clip(self.target.place(population), self.lower, self.upper), z)
         if first is None:
+            failure, advice = self.joint.misfit.failure, "give start, or bounds of what differs"
+            if failure.startswith("the constraint"):
+                advice = "a search with random= cannot go along it: leave it out, or give bounds of what it compares"
             raise RuntimeError(
                 "the model cannot be solved with the differences between trajectories that the data suggest: "
-                f"{self.joint.misfit.failure}: give start, or bounds of what differs"
+                f"{failure}: {advice}"
             )
         point = self._without_idle(self._quasi_newton(first))
         point, hessian, gain = self._newton(point)
@@ -130,7 +133,7 @@ class _Run:
         at_floor = self.search.levels.at_floor(sizes, self.floor * (1 + 1e-6))
         likelihood = Likelihood(minimum, sizes, nll, gain <= _CONVERGED, at_floor)
         rivals = [f"without differences between trajectories, {each}" for each in pooled.rivals]
-        maximum = replace(pooled, likelihood=likelihood, rivals=rivals, floor=self.floor)
+        maximum = replace(pooled, likelihood=likelihood, rivals=rivals, floor=self.floor, normals=None, active=())
         return MarginalMaximum(maximum, point, hessian, held, self.joint.effects, self.scale, self.active)
 
     @property

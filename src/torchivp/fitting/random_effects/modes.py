@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.random_effects.effects import Effects
 
 Floats = NDArray[np.float64]

@@ -13,11 +13,11 @@ from torchivp.ensembles.executors import Workers, check_executor
 from torchivp.fitting.data import Dataset, import_pandas
 from torchivp.fitting.levels import Levels, Part
 from torchivp.fitting.measured import Measured
-from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.results.profiles import check_refits
-from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.searching.within_limits import onto_limits
 from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.models.stochastic_model import StochasticModel
 from torchivp.references import Sources
@@ -194,7 +194,7 @@ def _refit(result: FitResult, data: Dataset) -> tuple[NDArray[np.float64], float
     search: Search = replace(result.search, misfit=misfit, levels=levels, progress=silent, iterations=0)
     tolerance = _TOLERANCE if misfit.quantities.single.all() else _TOLERANCE_OF_TENSORS
     likelihood = search.maximise_likelihood(result.theta, result.floor, "bootstrap", tolerance=tolerance)
-    likelihood = onto_constraints(search, likelihood, result.floor).likelihood
+    likelihood = onto_limits(search, likelihood, result.floor).likelihood
     if not np.isfinite(likelihood.nll):
         raise _Failed(f"the model cannot be solved for these data: {misfit.failure}")
     if not likelihood.converged:

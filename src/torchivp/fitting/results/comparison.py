@@ -23,6 +23,9 @@ def compare(results: Mapping[str, FitSummary] | Iterable[FitSummary]) -> Any:
     Selection and Multimodel Inference", Springer (2002), section 2.9. Likelihoods of counts (Poisson, negative binomial
     noise) are probabilities and those of other noise densities: the two compare only roughly.
 
+    A quantity that ends at a bound is one less that the data could move, and so it is for each active constraint:
+    "n_effective" counts those that are left (see `FitResult`).
+
     A fit with priors is no maximum of the likelihood, which these criteria are about. Its likelihood is that of the
     estimates, and a quantity counts by how much more the data say of it than its prior: "n_effective" is the trace of
     the information of the data times the covariance a posteriori (T. J. Hastie, R. J. Tibshirani, "Generalized Additive

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.misfit import Path as ModelPath
+from torchivp.fitting.predictions import Path as ModelPath
 from torchivp.fitting.random_effects.estimates import RandomEffects
 from torchivp.fitting.results.uncertainty import Uncertainty
 from torchivp.fitting.searching.optimise import Search

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torchivp.fitting.searching.trust import SMALLEST_RTOL
 
 if TYPE_CHECKING:
-    from torchivp.fitting.misfit import Misfit, Predictions
+    from torchivp.fitting.misfit import Misfit
+    from torchivp.fitting.predictions import Predictions
     from torchivp.fitting.results.result import FitResult
 
 _STEP = 1e-2  # of the differences, in typical changes,

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from torchivp.ensembles.executors import Workers, check_executor
-from torchivp.fitting.priors import penalty
 from torchivp.fitting.progress import Progress, show_progress, silent, tell_part
 from torchivp.fitting.quantities import Scale
-from torchivp.fitting.searching.on_constraints import onto_constraints
-from torchivp.fitting.searching.optimise import Search
+from torchivp.fitting.results.profile_walk import Point, Walk
 from torchivp.fitting.solving.elsewhere import Elsewhere, by_portions
 from torchivp.references import Sources
 
 if TYPE_CHECKING:
     from torchivp.fitting.results.result import FitResult
 
-_RISE = 0.2  # by how much the negative log-likelihood is to change from one point to the next
-_GROWTH = 2.0  # a step is at most so many times as long as the one before
-_FIRST = 1.0  # and the first one in typical changes, on the log and logit scales
-_FURTHEST = 10.0  # how far to go, in typical changes,
-_FURTHEST_ERRORS = 5.0  # or in half widths of the interval of the Fisher information, if that is further,
-_FURTHEST_LOG = 25.0  # but on the log and logit scales no further than this
-_FAILURES = 8  # how often a step is halved since the model cannot be solved at its end
-_WIDTH = 1e-3  # the accuracy of the ends of the interval, in half widths
 _LOWER = 1e-3  # a likelihood that is larger by less may be that of the optimum,
 _LOWER_OF_TENSORS = 0.05  # or with tensors by this
-_TOLERANCE = 1e-7  # of the searches, but with tensors
-_TOLERANCE_OF_TENSORS = 1e-6
-_MOST_POINTS = 200  # on a side
 
 
 @dataclass(frozen=True)
@@ -59,7 +45,8 @@ class Profile:
         thetas: where it is: the free quantities on their scales of estimation, [m, n_free].
         nll_min: that of the fit, priors included.
         fall: by how much it rises to the ends of the interval (see `Uncertainty.fall`).
-        lower: the lower end; where it is open, the bound, or the end of the scale: -inf, or 0 on the log scale.
+        lower: the lower end; where it is open, the bound, the smallest value for which the constraints leave values of
+            the others, or the end of the scale: -inf, or 0 on the log scale.
         upper: the upper end, likewise.
         open_below: why the interval has no lower end, in words; None if it has one.
         open_above: why it has no upper end.
@@ -101,39 +88,11 @@ class Profile:
         )
 
 
-@dataclass
-class _Point:
-    """A point of a profile: the quantity on its scale, the others, and by how much the likelihood has fallen."""
-
-    x: float
-    theta: NDArray[np.float64]
-    fall: float
-    settled: bool = True
-
-    @property
-    def root(self) -> float:
-        """The signed root of twice the fall, which is linear in x where the fall is a parabola."""
-        return float(np.copysign(np.sqrt(2 * abs(self.fall)), self.fall))
-
-
-@dataclass
-class _Side:
-    """One side of a profile: its points, where the interval ends on the scale of estimation, or why it does not."""
-
-    points: list[_Point]
-    end: float
-    why: str | None = None
-
-
-class _Unsolvable(Exception):
-    """The model cannot be solved where the profile leads."""
-
-
 def profile(result: FitResult, name: str, level: float = 0.95, progress: Progress = silent) -> Profile:
     """The profile likelihood of a free quantity; see `FitResult.profile`."""
     _check(result, name, level)
     names = [quantity.name for quantity in result.misfit.quantities.free]
-    walk = _Walk(result, names.index(name), level, progress)
+    walk = Walk(result, names.index(name), level, progress)
     below, above = walk.side(-1), walk.side(1)
     points = [*reversed(below.points), walk.start, *above.points]
     quantity = walk.quantity
@@ -228,7 +187,7 @@ def _value(from_scale, at: float) -> float:
         return float(from_scale(at))
 
 
-def _warnings(walk: _Walk, points: Sequence[_Point]) -> list[str]:
+def _warnings(walk: Walk, points: Sequence[Point]) -> list[str]:
     warnings = []
     best = min(points, key=lambda point: point.fall)
     single = walk.search.misfit.quantities.single
@@ -247,155 +206,3 @@ def _warnings(walk: _Walk, points: Sequence[_Point]) -> list[str]:
             "has not converged, so that the likelihood there may be larger: give fit a larger max_iterations"
         )
     return warnings
-
-
-class _Walk:
-    """The way along the profile of an entry of theta, away from the optimum.
-
-    Args:
-        result: the fit.
-        entry: of theta.
-        level: the probability of the interval.
-        progress: told of every point.
-    """
-
-    def __init__(self, result: FitResult, entry: int, level: float, progress: Progress):
-        self._progress, self._count = progress, 0
-        self.search: Search = replace(result.search, progress=silent, iterations=0)
-        quantities = self.search.misfit.quantities
-        self.quantity, self._entry, self._floor = quantities.free[entry], entry, result.floor
-        self._tolerance = _TOLERANCE if quantities.single.all() else _TOLERANCE_OF_TENSORS
-        self.nll_min = result.nll + result.penalty
-        self.start = _Point(float(result.theta[entry]), result.theta, 0.0)
-        self.limit = result.uncertainty.fall(entry, level)
-        self._limit_root = float(np.sqrt(2 * self.limit))
-        self._held = np.arange(len(result.theta)) == entry
-        error = float(result.uncertainty.standard_errors()[entry])
-        self._error = error if error > 0 else np.inf  # zero on a bound
-        self._slopes = np.zeros(len(result.theta))
-        if 0 < error < np.inf:
-            self._slopes = result.uncertainty.covariance[:, entry] / error**2
-        self._slopes[entry] = 1.0
-        self._bounds = float(quantities.lower[entry]), float(quantities.upper[entry])
-
-    def side(self, sign: int) -> _Side:
-        """Go from the optimum until the interval ends, or for ever would not."""
-        bound = self._bounds[sign > 0]
-        furthest = self.start.x + sign * self._furthest()
-        end = max(bound, furthest) if sign < 0 else min(bound, furthest)
-        points, step, failures = [self.start], self._first_step(), 0
-        cap = np.inf
-        while abs(points[-1].x - end) > 1e-12 * max(1.0, abs(end)) and len(points) <= _MOST_POINTS:
-            last = points[-1]
-            x = last.x + sign * min(step, abs(end - last.x))
-            point = self._at(x, self._ahead(points, x), last)
-            if point is None:
-                failures += 1
-                if failures > _FAILURES:
-                    return self._open(points, sign, self._unsolvable(last))
-                step = cap = 0.5 * abs(x - last.x)
-                continue
-            points.append(point)
-            if point.fall >= self.limit:
-                return self._ended(points, sign)
-            step = min(self._next_step(points), cap)
-        return self._open(points, sign, self._never(points[-1], sign))
-
-    def _furthest(self) -> float:
-        """How far to go, on the scale of estimation."""
-        half = _FURTHEST_ERRORS * self._error * self._limit_root
-        furthest = max(_FURTHEST * self.quantity.magnitude, half if np.isfinite(half) else 0.0)
-        return furthest if self.quantity.scale == "linear" else min(furthest, _FURTHEST_LOG)
-
-    def _first_step(self) -> float:
-        step = self._error * np.sqrt(2 * min(_RISE, self.limit))
-        if self.quantity.scale == "linear" and np.isfinite(step):
-            return step
-        return min(step, _FIRST * self.quantity.magnitude)
-
-    def _next_step(self, points: Sequence[_Point]) -> float:
-        """A step to where the likelihood has fallen by `_RISE` more, or to the limit, if the root goes on as it did."""
-        before, last = points[-2:]
-        h, climb = abs(last.x - before.x), last.root - before.root
-        target = np.sqrt(2 * min(max(last.fall, 0.0) + _RISE, 1.02 * self.limit)) - last.root
-        return float(np.clip(h * target / climb, 0.25 * h, _GROWTH * h)) if climb > 0 else _GROWTH * h
-
-    def _ahead(self, points: Sequence[_Point], x: float) -> NDArray[np.float64]:
-        """Where the others may be at x, by the line through the last two points."""
-        last = points[-1]
-        if len(points) == 1:
-            return last.theta + self._slopes * (x - last.x)
-        before = points[-2]
-        return last.theta + (last.theta - before.theta) * ((x - last.x) / (last.x - before.x))
-
-    def _at(self, x: float, guess: NDArray[np.float64], near: _Point) -> _Point | None:
-        """The point at x, searched for from a guess, or else from where a point nearby is; None if it is unsolvable."""
-        for theta in (guess, near.theta):
-            quantities = self.search.misfit.quantities
-            theta = np.clip(theta, quantities.lower, quantities.upper)
-            theta[self._entry] = x
-            point = self._minimised(x, theta)
-            if point is not None:
-                return point
-        return None
-
-    def _minimised(self, x: float, theta: NDArray[np.float64]) -> _Point | None:
-        """The best point from `theta` on, or None if the model cannot be solved there."""
-        if self._held.all():  # there are no others
-            theta, nll, settled = theta, self._nll(theta), True
-        else:
-            found = self.search.maximise_likelihood(
-                theta, self._floor, "profile", tolerance=self._tolerance, held=self._held
-            )
-            found = onto_constraints(self.search, found, self._floor, self._held).likelihood
-            theta, nll, settled = found.minimum.theta, found.nll, found.converged
-        fall = nll + penalty(self.search.misfit.quantities, theta) - self.nll_min
-        self._count += 1
-        self._progress(f"profile of {self.quantity.name}", self._count, nll)
-        return _Point(x, theta, fall, settled) if np.isfinite(fall) else None
-
-    def _nll(self, theta: NDArray[np.float64]) -> float:
-        """The smallest negative log-likelihood at `theta`, whatever the sizes of the noise."""
-        levels, found = self.search.levels, self.search.misfit.predictions(theta, derivatives=False)
-        if found is None or not levels.possible(found):
-            return np.inf
-        return levels.nll(found, levels.estimate(found, self._floor))
-
-    def _ended(self, points: list[_Point], sign: int) -> _Side:
-        """The side whose last point is beyond the end of the interval, with the end found."""
-        inner, outer = points[-2:]
-        found = {inner.x: inner, outer.x: outer}
-
-        def root(x: float) -> float:
-            if x not in found:
-                near = min(found.values(), key=lambda point: abs(point.x - x))
-                share = (x - inner.x) / (outer.x - inner.x)
-                point = self._at(x, inner.theta + share * (outer.theta - inner.theta), near)
-                if point is None:
-                    raise _Unsolvable
-                found[x] = point
-            return found[x].root - self._limit_root
-
-        width = _WIDTH * max(abs(inner.x - self.start.x), 0.1 * abs(outer.x - self.start.x))
-        try:
-            end, _ = brentq(root, inner.x, outer.x, xtol=width, full_output=True)
-        except _Unsolvable:
-            return self._open(points, sign, self._unsolvable(inner))
-        every = sorted([*points[1:-2], *found.values()], key=lambda point: sign * point.x)
-        return _Side([point for point in every if point is not self.start], end)
-
-    def _open(self, points: list[_Point], sign: int, why: str) -> _Side:
-        bound = self._bounds[sign > 0]
-        return _Side(points[1:], bound if np.isfinite(bound) else sign * np.inf, why)
-
-    def _never(self, last: _Point, sign: int) -> str:
-        """Why the interval does not end: a bound comes first, or the likelihood does not fall."""
-        value, bound = self.quantity.from_scale(last.x), self._bounds[sign > 0]
-        risen = f"{f'{last.fall:.2g}' if last.fall > 1e-3 else 'less than 0.001'} of the {self.limit:.3g} that end it"
-        if np.isfinite(bound) and abs(last.x - bound) <= 1e-12 * max(1.0, abs(bound)):
-            return f"the bound {value:.4g} comes first, where the negative log-likelihood has risen by {risen}"
-        return f"{'up' if sign > 0 else 'down'} to {value:.4g} the negative log-likelihood rises by {risen}"
-
-    def _unsolvable(self, last: _Point) -> str:
-        value = self.quantity.from_scale(last.x)
-        return f"the model cannot be solved beyond {value:.4g}: {self.search.misfit.failure}"

@@ -50,12 +50,16 @@ class FitResult(FitCurves, FitSummary):
         penalty: what the priors add to it, up to their largest densities.
         aic: Akaike's information criterion, 2 nll + 2 n_effective.
         aicc: the same, corrected for small samples; infinite if n_data <= n_effective + 1.
-        bic: Schwarz' information criterion, 2 nll + n_free log(n_data); NaN with priors, which it leaves out.
+        bic: Schwarz' information criterion, 2 nll + n_effective log(n_data); NaN with priors, which it leaves out.
         rss: the sum of squared residuals of each observable on the scale of the noise (of logarithms, if lognormal).
         n_data: the number of values.
         n_free: the number of free quantities, sigmas included.
-        n_effective: the same, where a quantity with a prior counts only so far as data say more of it than the prior;
-            NaN with priors and random effects, or where there are too many quantities to know.
+        n_effective: in how many directions the data could move them: one less for each bound that one is at, zero on
+            the log scale among them, and for each constraint that is active, unless these say the same (M. Meyer and
+            M. Woodroofe, "On the degrees of freedom in shape-restricted regression", Annals of Statistics 28 (2000):
+            the expected number of these directions is that by which the maximum favours the model). With priors, a
+            quantity counts only so far as data say more of it than its prior; NaN with priors and random effects, or
+            where there are too many quantities to know.
         converged: whether the maximum was found.
         message: how the search ended, in a sentence.
         warnings: what to know before the numbers are used, and what is wrong with the residuals.
@@ -152,7 +156,7 @@ class FitResult(FitCurves, FitSummary):
         Returns:
             The estimate; a list with one for each trajectory if they differ.
         """
-        from torchivp.fitting.results.assemble import derive
+        from torchivp.fitting.results.derived import derive
 
         found = derive(self.misfit, self.theta, self.uncertainty, name, formula)
         return found[0] if len(found) == 1 else found

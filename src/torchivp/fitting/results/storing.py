@@ -137,11 +137,10 @@ def _array(plain: Any) -> NDArray[np.float64]:
 
 
 def _estimate(plain: Mapping[str, Any]) -> Estimate:
-    """An estimate; numbers that were not finite are NaN if it was held or is a size of the noise, else infinite."""
-    held = plain["kind"] in ("sigma", "tensor") or not (plain["free"] or plain["kind"] == "derived")
+    """An estimate; numbers that were not finite are NaN if it was held, else infinite."""
     ends = {"lower": -math.inf, "upper": math.inf, "standard_error": math.inf, "scale_error": math.inf}
-    lost = {name: math.nan if held else end for name, end in ends.items() if plain[name] is None}
-    return Estimate(**{**plain, **lost})
+    lost = {name: math.nan if plain["held"] else end for name, end in ends.items() if plain[name] is None}
+    return Estimate(**{name: value for name, value in {**plain, **lost}.items() if name != "held"})
 
 
 def _direction(plain: Mapping[str, Any]) -> Direction:

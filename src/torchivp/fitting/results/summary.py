@@ -51,8 +51,8 @@ class Estimate:
         name: such as "alpha", "prey(1900)", "sigma(hare)".
         kind: "parameter", "tensor", "initial state", "random", "sigma" or "derived".
         value: the estimate, or the value at which it was held; the norm of a tensor.
-        standard_error: of the value, by the delta method; NaN if it was held or is a tensor, infinite if the data do
-            not determine it.
+        standard_error: of the value, by the delta method; NaN if it was held or is a tensor, or where bounds and
+            constraints hold it; infinite if the data do not determine it.
         scale: the scale of estimation, "log", "linear" or "logit".
         scale_error: the standard error on that scale.
         lower: lower end of the 95 % interval; but for sigmas, it is symmetric on the scale of estimation.
@@ -73,6 +73,11 @@ class Estimate:
     free: bool
     unit: str
     description: str
+
+    @property
+    def held(self) -> bool:
+        """Whether it has no standard error: it was held, bounds or constraints hold it, or it is a tensor."""
+        return math.isnan(self.standard_error)
 
     @staticmethod
     def build(quantity: Quantity, value: float, scale_error: float, reach: float) -> Estimate:
@@ -209,7 +214,7 @@ class FitSummary:
             "fingerprint": self.fingerprint,
             "observables": self.observables,
             "noise": self.noises,
-            "estimates": [dataclasses.asdict(estimate) for estimate in self.estimates],
+            "estimates": [dataclasses.asdict(each) | {"held": each.held} for each in self.estimates],
             "sizes": self.sizes.tolist(),
             "theta": self.theta.tolist(),
             "rss": self.rss,
@@ -251,10 +256,11 @@ class FitSummary:
         return "\n".join([self._head(), "", text, "", *end, *warnings])
 
     def _head(self) -> str:
-        held = math.isfinite(self.n_effective) and abs(self.n_effective - self.n_free) > 0.05
+        fewer = math.isfinite(self.n_effective) and abs(self.n_effective - self.n_free) > 0.05
+        effective = f" that count as {round(self.n_effective, 1):g}" if fewer else ""
         return (
             f"{self.model_name} fitted to {self.source}: {self.n_data} values, {self.noise} noise, "
-            f"{self.n_free} free quantities{f', {self.n_effective:.1f} with their priors' if held else ''}"
+            f"{self.n_free} free quantities{effective}"
         )
 
     def _measures(self) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from scipy.linalg import null_space, orth
+from scipy.linalg import null_space
 
 from torchivp.fitting.parameters import TENSOR
 from torchivp.fitting.quantities import Quantity
@@ -21,6 +21,7 @@ _SINGULAR = 1e-7  # a direction with a singular value this much smaller than the
 MOST_INFORMED = 1000
 """Of more free quantities no information is computed."""
 
+_PARALLEL = 1e-9  # what is no further from parallel is, relative to its length
 _KNOWN = 1e12  # degrees of freedom of a size that is known
 _TOLD_ONE_BY_ONE = 20  # more combinations that are not determined are counted instead
 _WEAK = 2.0  # a direction with a standard error of this many typical changes (on the log scale e^2) is weak
@@ -74,8 +75,11 @@ class Uncertainty:
         undetermined: the other directions, as orthonormal columns in units of typical changes, [n_free, m].
         magnitudes: those units, [n_free].
         warnings: what is not determined, or only weakly, in words.
-        directions: the eigenvectors of the Fisher information, the best determined first, without those that a bound
-            holds.
+        directions: the eigenvectors of the Fisher information, the best determined first, within what bounds and
+            constraints leave.
+        held: which entries of theta bounds, or constraints beside them, hold altogether, [n_free].
+        room: in how many directions the others leave theta, of n_free: one less for each bound and each constraint that
+            holds it, but where these say the same.
         trajectories: the uncertainty of theta in each trajectory, where theta differs between them.
         known: whether there is any: not where theta is so long that its information was not computed, and all of the
             above is empty.
@@ -88,6 +92,8 @@ class Uncertainty:
     magnitudes: NDArray[np.float64]
     warnings: list[str]
     directions: list[Direction]
+    held: NDArray[np.bool_]
+    room: int
     trajectories: tuple[Uncertainty, ...] = ()
     known: bool = True
 
@@ -201,21 +207,14 @@ def fisher_uncertainty(
         normals: directions that constraints hold, likewise, [m, n_free].
     """
     magnitudes = np.array([quantity.magnitude for quantity in free])
-    jacobian = np.where(on_bound, 0.0, np.concatenate([each.rows for each in evidence]))
+    jacobian = np.concatenate([each.rows for each in evidence])
     scaled = jacobian * magnitudes
-    if normals is not None and len(normals):
-        # The directions along constraints, from the SVD in coordinates of theirs; the others count as held.
-        normal = orth(np.where(on_bound, 0.0, normals * magnitudes).T)
-        along = null_space(normal.T)
-        jacobian = scaled @ along @ along.T / magnitudes
-        inner, axes = scaled @ along, along.T
-    else:
-        inner, axes = scaled, np.eye(len(free))
-    fill = np.zeros((max(0, len(axes) - len(inner)), len(axes)))  # so that there is a direction for each of them
+    axes, held = _axes(on_bound, np.zeros((0, len(free))) if normals is None else normals * magnitudes)
+    inner = scaled @ axes
+    fill = np.zeros((max(0, inner.shape[1] - len(inner)), inner.shape[1]))  # for a direction for each of them
     _, singular, directions = np.linalg.svd(np.concatenate([inner, fill]), full_matrices=False)
-    directions = directions @ axes
+    directions = directions @ axes.T
     lost = singular <= _SINGULAR * singular.max(initial=0.0)
-    held = np.abs(directions[:, on_bound]).max(axis=1, initial=0.0) > 0.5
     inverse = np.where(lost, 0.0, 1 / np.where(lost, 1.0, singular))
     root = magnitudes[:, None] * directions.T * inverse
     # What each residual moves the estimates by; its square is the residual's share of their covariance.
@@ -233,15 +232,27 @@ def fisher_uncertainty(
     known = [
         _direction(value, row, singular.max(initial=0.0), free) for value, row in zip(singular, directions, strict=True)
     ]
-    kept = [each for each, one in zip(known, held, strict=True) if not one]
     single = np.array([quantity.kind != TENSOR for quantity in free], dtype=bool)
     if not single.all():
-        kept = _beside_tensors(scaled, single & ~on_bound, free) if (single & ~on_bound).any() else []
-    warnings = _undetermined(kept)
-    return Uncertainty(parts, counts, freedom, directions[lost & ~held].T, magnitudes, warnings, kept)
+        known = _beside_tensors(inner @ axes.T, single & ~held, free) if (single & ~held).any() else []
+    warnings = _undetermined(known)
+    room = axes.shape[1]
+    return Uncertainty(parts, counts, freedom, directions[lost].T, magnitudes, warnings, known, held, room)
 
 
-def no_uncertainty(free: Sequence[Quantity]) -> Uncertainty:
+def _axes(on_bound: NDArray[np.bool_], normals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The directions that bounds and normals [m, n_free] leave, orthonormal, [n_free, k], and what none moves."""
+    axes, inner = np.eye(len(on_bound))[:, ~on_bound], normals[:, ~on_bound]
+    sizes = np.linalg.norm(inner, axis=1)
+    telling = sizes > _PARALLEL * np.linalg.norm(normals, axis=1)  # others have bounds for all that is in them
+    if telling.any():
+        axes = axes @ null_space(inner[telling] / sizes[telling, None], rcond=_PARALLEL)
+    held = np.linalg.norm(axes, axis=1) <= _PARALLEL
+    axes[held] = 0.0
+    return axes, held
+
+
+def no_uncertainty(free: Sequence[Quantity], on_bound: NDArray[np.bool_]) -> Uncertainty:
     """That of so many free quantities that their information was not computed."""
     nothing, none = np.zeros(0), np.zeros((0, 0))
     magnitudes = np.array([quantity.magnitude for quantity in free])
@@ -249,7 +260,18 @@ def no_uncertainty(free: Sequence[Quantity]) -> Uncertainty:
         f"{len(free)} numbers are free, more than the {MOST_INFORMED} whose Fisher information is computed: nothing "
         "has a standard error or a band; hold the tensors for those of the others, fixed={name: tensor}"
     )
-    return Uncertainty(np.zeros((0, 0, 0)), nothing, nothing, none, magnitudes, [warning], [], known=False)
+    return Uncertainty(
+        np.zeros((0, 0, 0)),
+        nothing,
+        nothing,
+        none,
+        magnitudes,
+        [warning],
+        [],
+        on_bound,
+        int((~on_bound).sum()),
+        known=False,
+    )
 
 
 def _beside_tensors(

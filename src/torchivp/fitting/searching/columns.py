@@ -9,30 +9,39 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty
 from torchivp.fitting.results.residual_checks import autocorrelation
-from torchivp.fitting.searching.optimise import ON_BOUND, Likelihood, Search, Weighing
+from torchivp.fitting.searching.linear_model import ON_BOUND
+from torchivp.fitting.searching.optimise import Likelihood, Search, Weighing
 
 _BELIEVED = 0.05  # the size of the noise of a column that is believed, relative to that at the maximum
+_EXACT = 1e-8  # a fraction of the variance of a column that is nothing
 _FEW = 8  # residuals with a predecessor in which noise cannot be told from a pattern
 _BRIEFLY = 20  # iterations
 _WORTH = 3.0  # how much less likely a place may be from which one goes on
 
 
-def likeliest_by_column(search: Search, likelihood: Likelihood, floor: np.ndarray, tolerance: float) -> Likelihood:
+def likeliest_by_column(
+    search: Search, likelihood: Likelihood, weighing: Weighing, floor: np.ndarray, tolerance: float
+) -> Likelihood:
     """A maximum of the likelihood, or a better one from where one of several columns is explained.
 
-    Where the residuals of all columns look like noise, none can be explained better, and nothing is searched.
+    Where the residuals of all columns look like noise, or are nothing, none can be explained better, and nothing is
+    searched.
 
     Args:
         search: which has found the maximum.
         likelihood: the maximum.
+        weighing: makes residuals of size one of what a constant leaves.
         floor: the smallest sensible size of the noise of each observable, [n_observed].
         tolerance: as of `maximise_likelihood`.
     """
     levels, found, stage = search.levels, likelihood.minimum.found, "maximum likelihood, column by column"
     if len(levels.groups) < 2 or found is None or not np.isfinite(likelihood.nll):
+        return likelihood
+    if weighing.mean_squares(found).max() < _EXACT:
         return likelihood
     if _like_noise(search.misfit, found, levels.standardised(found, likelihood.sizes)):
         return likelihood

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.results.uncertainty import MOST_INFORMED
-from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, hoped_gain
+from torchivp.fitting.searching.linear_model import hoped_gain
+from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search
 from torchivp.fitting.searching.stiffness import AUTO, choose_method
 
 LEAST_SQUARES = "least-squares"
@@ -35,7 +36,9 @@ _WITHOUT_BOUNDS = ("BFGS", "CG", "Newton-CG")
 AT_REST = 1e-4
 """What a step may still gain of the logarithm of the likelihood where a search has converged."""
 
-_STEEP = 1e6  # by how much a place that cannot be solved counts as worse than the best one
+STEEP = 1e6
+"""By how much a place that cannot be solved counts as worse than the best one, relative to that."""
+
 _FLAT = 1e-4  # a gradient per typical change below which torch's optimisers need not go on
 
 
@@ -150,7 +153,7 @@ class Goal:
         pulled = self._search.misfit.pulled_back(theta, by_value)
         value = self._noted(theta, None if pulled is None else pulled[0])
         if pulled is None or not np.isfinite(value):
-            return self._least + _STEEP * (1 + abs(self._least)), np.zeros(len(u))
+            return self._least + STEEP * (1 + abs(self._least)), np.zeros(len(u))
         known, slopes = prior_residuals(self._quantities, theta)
         gradient = (pulled[1] + known @ slopes) * self._quantities.magnitudes
         if self.best is theta:
@@ -179,7 +182,7 @@ class Goal:
     def finite(self, u: NDArray[np.float64]) -> float:
         """The value, or one far above the best where there is none."""
         value = self.value(u)
-        return value if np.isfinite(value) else self._least + _STEEP * (1 + abs(self._least))
+        return value if np.isfinite(value) else self._least + STEEP * (1 + abs(self._least))
 
     def report(self) -> None:
         """Tell the user of an iteration."""
@@ -195,7 +198,7 @@ class Goal:
             raise RuntimeError(f"the model cannot be differentiated where the search ended: {search.misfit.failure}")
         sizes = levels.estimate(found, self._floor)
         if informed:
-            gain, cost = hoped_gain(search, found, sizes)
+            gain, cost = hoped_gain(search.misfit, levels, found, sizes)
             converged = gain <= AT_REST
         else:
             residuals = levels.least_squares(found, sizes)[0]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import make_interp_spline, make_smoothing_spline
+from scipy.interpolate import make_interp_spline
 from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import vmap
@@ -23,6 +23,7 @@ from torch.func import vmap
 from torchivp.fitting.data import Trajectory
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.searching.smoothing import Smoothing
 from torchivp.fitting.solving.right_hand_side import REFUSALS, call_rows
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -75,6 +76,7 @@ def smooth(misfit: Misfit, levels: Levels, smoothing: bool) -> SmoothedStates | 
     of_states = {state: k for k, state in enumerate(data.states)}
     log = [model.is_positive(state) or levels.noises[of_states[state]].log for state in states]
     t, widths, y, increments, initial, numbers = [], [], [], [], [], []
+    how = Smoothing() if smoothing else None
     for number, trajectory in enumerate(data.trajectories):
         ends, values = _thinned(*_distinct(trajectory.t, trajectory.values))
         if len(ends) < 3:
@@ -82,7 +84,7 @@ def smooth(misfit: Misfit, levels: Levels, smoothing: bool) -> SmoothedStates | 
         nodes = ends[:-1, None] + np.diff(ends)[:, None] * _NODES
         at_ends, at_nodes = [], []
         for state, is_log in zip(states, log, strict=True):
-            curve = _curve(ends, values[:, data.states.index(state)], is_log, smoothing)
+            curve = _curve(ends, values[:, data.states.index(state)], is_log, how)
             if curve is None:
                 return None
             at_ends.append(curve(ends))
@@ -114,7 +116,7 @@ def curve_of_state(trajectory: Trajectory, column: int, log: bool) -> Curve | No
         None if there are too few values.
     """
     ends, values = _thinned(*_distinct(trajectory.t, trajectory.values))
-    curve = _curve(ends, values[:, column], log, smoothing=False)
+    curve = _curve(ends, values[:, column], log)
     if curve is None:
         return None
     known = ends[np.isfinite(values[:, column])]
@@ -151,7 +153,9 @@ def _thinned(t: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArr
     return np.add.reduceat(t, starts) / np.add.reduceat(np.ones(len(t)), starts), means
 
 
-def _curve(t: NDArray[np.float64], values: NDArray[np.float64], log: bool, smoothing: bool) -> Curve | None:
+def _curve(
+    t: NDArray[np.float64], values: NDArray[np.float64], log: bool, smoothing: Smoothing | None = None
+) -> Curve | None:
     """A curve through the values of a state that are not missing, of its logarithm where `log`."""
     known = np.isfinite(values)
     if known.sum() < 3:
@@ -161,8 +165,8 @@ def _curve(t: NDArray[np.float64], values: NDArray[np.float64], log: bool, smoot
         v = np.log(np.maximum(v, 1e-3 * np.abs(v).mean()))
     scale = (t[-1] - t[0]) / len(t)
     s = (t[known] - t[0]) / scale
-    if smoothing and len(s) >= 5:
-        spline = make_smoothing_spline(s, v)
+    if smoothing is not None and len(s) >= 5:
+        spline = smoothing.curve(s, v)
     else:
         spline = make_interp_spline(s, v, k=min(3, len(s) - 1))
     return lambda times: spline((times - t[0]) / scale)
@@ -239,7 +243,7 @@ class Matching:
             at = self.residuals(torch.tensor(p + widths * u)).nan_to_num(1e6, 1e6, -1e6)
             return np.concatenate([at.clamp(-1e6, 1e6).numpy(), ridge @ u])
 
-        fit = least_squares(residuals, np.zeros(len(p)), ftol=1e-6, xtol=1e-6, max_nfev=50)
+        fit = least_squares(residuals, np.zeros(len(p)), ftol=1e-4, xtol=1e-4, max_nfev=50)
         return fit.cost, p + widths * fit.x
 
     def _with_initial_states(self, p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,11 +16,11 @@ from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.searching.columns import likeliest_by_column
 from torchivp.fitting.searching.descent import Descent, Optimiser
 from torchivp.fitting.searching.multistart import Attempt, best_minimum, search_from_many, starts_of
-from torchivp.fitting.searching.on_constraints import onto_constraints
 from torchivp.fitting.searching.optimise import Likelihood, Minimum, Search, Weighing
 from torchivp.fitting.searching.start import Start, find_start
 from torchivp.fitting.searching.stiffness import choose_method, choose_method_for_many
 from torchivp.fitting.searching.trust import SMALLEST_RTOL, check_solves
+from torchivp.fitting.searching.within_limits import onto_limits
 from torchivp.solution import SolveError
 
 _SEARCH_STEPS, _SEARCH_STEPS_PER_TIME = 500, 10  # the search for a start takes no more, in all and per data time,
@@ -103,13 +103,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     while True:
         rough = exact.scaled(factor)
         search.misfit = misfit.at_accuracy(replace(rough, max_steps=_search_steps(misfit.at_accuracy(rough), given)))
-        if search.starts is None:
-            start, attempts = find_start(search, weighing, given), []
-        else:
-            if search.choose_method:
-                search.misfit = choose_method_for_many(search.misfit, starts_of(search.misfit, search.starts))
-            attempts = search_from_many(search, weighing, rough.rtol * floor, search.starts, executor)
-            start = Start(best_minimum(search, attempts), [])
+        start, attempts = _begin(search, weighing, given, rough.rtol * floor, executor)
         begin = start.best
         if begin.found is None:
             raise RuntimeError(_unsolvable(search, given))
@@ -126,7 +120,7 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
     if penalty(misfit.quantities, begin.theta) > _AT_ODDS:
         roughly = _nearer_to_priors(search, roughly, weighing, rough.rtol * floor, coarse)
     if misfit.quantities.single.all():
-        roughly = likeliest_by_column(search, roughly, rough.rtol * floor, coarse)
+        roughly = likeliest_by_column(search, roughly, weighing, rough.rtol * floor, coarse)
     search.misfit = misfit
     best = roughly.minimum.theta if np.isfinite(roughly.nll) else begin.theta
     likelihood = search.maximise_likelihood(best, exact.rtol * floor, "maximum likelihood", tolerance=fine)
@@ -136,13 +130,29 @@ def maximise(search: Search, given: bool, executor: Workers = None) -> Maximum:
         )
     likelihood = _no_worse_than_start(search, likelihood, exact.rtol * floor)
     likelihood = search.onto_bounds(likelihood, exact.rtol * floor, "maximum likelihood, on bounds", tolerance=fine)
-    ended = onto_constraints(search, likelihood, exact.rtol * floor)
+    ended = onto_limits(search, likelihood, exact.rtol * floor)
     likelihood = ended.likelihood
     if attempts and search.cost(likelihood) < _cost(search, attempts[0]) - _LIKELIER:
         best = likelihood.minimum.theta  # where the best start led in the end
         attempts = [replace(attempts[0], theta=best, nll=likelihood.nll), *attempts[1:]]
     rivals = [_rival(misfit.quantities, rival) for rival in start.rivals]
     return Maximum(likelihood, [], rivals, exact.rtol * floor, attempts, ended.normals, ended.active)
+
+
+def _begin(
+    search: Search, weighing: Weighing, given: bool, floor: NDArray[np.float64], executor: Workers
+) -> tuple[Start, list[Attempt]]:
+    """Where to begin, and the attempts from many starts; by solves that are as accurate it is searched for once."""
+    accurate = search.misfit.accuracy.method, round(np.log10(search.misfit.accuracy.rtol), 6)
+    if accurate not in search.begun:
+        if search.starts is None:
+            search.begun[accurate] = find_start(search, weighing, given), []
+        else:
+            if search.choose_method:
+                search.misfit = choose_method_for_many(search.misfit, starts_of(search.misfit, search.starts))
+            attempts = search_from_many(search, weighing, floor, search.starts, executor)
+            search.begun[accurate] = Start(best_minimum(search, attempts), []), attempts
+    return search.begun[accurate]
 
 
 def _nearer_to_priors(
@@ -202,7 +212,8 @@ def maximise_innovations(search: Search) -> Maximum:
             "start={name: value, ...}, or another sigma"
         )
     likelihood = search.onto_bounds(likelihood, floor, "maximum likelihood, on bounds", tolerance=1e-9)
-    return Maximum(likelihood, [], [], floor, [])
+    ended = onto_limits(search, likelihood, floor)
+    return Maximum(ended.likelihood, [], [], floor, [], ended.normals, ended.active)
 
 
 def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
@@ -211,7 +222,7 @@ def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
 
     def find(search: Search) -> Maximum:
         floor = search.misfit.accuracy.rtol * _data_size(search.misfit, search.levels)
-        ended = onto_constraints(search, descent.run(search, floor), floor)
+        ended = onto_limits(search, descent.run(search, floor), floor)
         return Maximum(ended.likelihood, [], [], floor, [], ended.normals, ended.active)
 
     return find

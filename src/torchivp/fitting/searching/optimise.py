@@ -11,41 +11,32 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty, prior_residuals
 from torchivp.fitting.progress import Progress, silent
 from torchivp.fitting.quantities import Quantities
+from torchivp.fitting.searching.linear_model import ON_BOUND, linear_residuals
+from torchivp.fitting.searching.target import Settled, Target
 from torchivp.fitting.solving.together import side_by_side
 
 if TYPE_CHECKING:
+    from torchivp.fitting.searching.multistart import Attempt
     from torchivp.fitting.searching.shooting import Joined
+    from torchivp.fitting.searching.start import Start
 
 T = TypeVar("T")
 Shooting = Literal["auto", "single", "multiple"]
 
-# A solve that fails counts as residuals of this many sigmas, from which any step back is an improvement.
-_FAILED = 1e6
-
 # The fraction of the variance of the data that the errors of a rough solve may make up.
 _UNSEEN = 1e-4
-
-# What a step may still gain when the search ends, in units of the tolerance of the cost. A quantity that is 1e-6
-# standard errors away from its optimum costs 1e-12.
-_GAIN = 1e-3
 
 # With tensors, a search ends where a step promises so much of the logarithm of the likelihood, times the tolerance; the
 # tolerance of the changes of cost and step is then so much smaller.
 _REST, _NARROW = 1e4, 1e-2
-_CREEPING = 0.1  # the part of that which the last step gained where promises are not kept
-
-# A direction with a singular value this much smaller than the largest changes nothing.
-_RANK = 1e-10
 
 # The data hardly tell a quantity from its bound if residuals change by less than this on the way, in all.
 _HARDLY = 1.0
-
-ON_BOUND = 1e-6
-"""A quantity this close to a bound, in typical changes, is on it."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +126,7 @@ class Search:
             solves.
         matched: candidates from integral matching, along smooth curves or not, since they are the same in every search.
         joined: where multiple shooting has left least.
+        begun: where to begin, and the attempts from many starts, by the method of the solves and the logarithm of rtol.
     """
 
     misfit: Misfit
@@ -148,6 +140,7 @@ class Search:
     rtol: float = 1e-5
     matched: dict[bool, list[NDArray[np.float64]]] = field(default_factory=dict)
     joined: Joined | None = None
+    begun: dict[tuple[str, float], tuple[Start, list[Attempt]]] = field(default_factory=dict)
 
     def minimise(
         self,
@@ -183,7 +176,7 @@ class Search:
             Where the search ended; with infinite cost if the model could not be solved at `theta`.
         """
         theta = np.clip(theta, self.misfit.quantities.lower, self.misfit.quantities.upper)
-        target = _Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held, rest)
+        target = Target(self, theta, weighing, stage, horizon, tolerance, prior_width, known, held, rest)
         if target.accepted is None:
             return Minimum(theta, np.inf, False)
         jacobian: Any = target.jacobian  # SciPy's annotation knows only names
@@ -199,7 +192,7 @@ class Search:
                 gtol=1e-14,
                 max_nfev=max_iterations or self.max_iterations,
             )
-        except _Settled as settled:
+        except Settled as settled:
             return Minimum(target.accepted.theta, settled.cost, True, target.accepted)
         return Minimum(target.accepted.theta, 2 * found.cost, found.status > 0, target.accepted)
 
@@ -282,14 +275,12 @@ class Search:
         found, quantities = likelihood.minimum.found, self.misfit.quantities
         if found is None:
             return None
-        known, by_theta = prior_residuals(quantities, found.theta)
-        slopes = self.levels.residual_jacobian(found, likelihood.sizes).reshape(-1, len(found.theta))
-        values = np.concatenate([self.levels.least_squares(found, likelihood.sizes)[0].ravel(), known])
-        jacobian = np.concatenate([slopes, by_theta])
+        values, jacobian = linear_residuals(self.misfit, self.levels, found, likelihood.sizes)
         ends = np.where(jacobian.T @ values > 0, quantities.lower, quantities.upper)
         way = np.where(np.isfinite(ends), ends - found.theta, np.inf)
         near = np.isfinite(way)
-        near[near] &= np.linalg.norm(jacobian[:, near] * way[near], axis=0) < _HARDLY
+        changes = way[near] / quantities.magnitudes[near]
+        near[near] &= np.linalg.norm(jacobian[:, near] * changes, axis=0) < _HARDLY
         return np.where(near, way, np.nan)
 
     def side_by_side(self, parts: Sequence[Callable[[Search], T]], alike: bool = False) -> list[T]:
@@ -331,133 +322,3 @@ class Search:
             return
         sizes = self.levels.estimate(found, np.full(len(self.levels.noises), np.finfo(float).tiny))
         self.progress(stage, self.iterations, self.levels.nll(found, sizes))
-
-
-def hoped_gain(search: Search, found: Predictions, sizes: NDArray[np.float64]) -> tuple[float, float]:
-    """What a linear model hopes to gain of the logarithm of the likelihood by a step, and the sum of squared residuals.
-
-    Args:
-        search: which knows the noise and the priors.
-        found: the predictions with their Jacobian.
-        sizes: those of the noise.
-    """
-    quantities = search.misfit.quantities
-    known, by_theta = prior_residuals(quantities, found.theta)
-    slopes = search.levels.residual_jacobian(found, sizes).reshape(-1, len(found.theta))
-    values = np.concatenate([search.levels.least_squares(found, sizes)[0].ravel(), known])
-    jacobian = np.concatenate([slopes, by_theta]) * quantities.magnitudes
-    gradient = jacobian.T @ values
-    gaps = [(found.theta - end) / quantities.magnitudes for end in (quantities.lower, quantities.upper)]
-    lower, upper = (np.abs(gap) < ON_BOUND for gap in gaps)
-    free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-    return 0.5 * explained(jacobian[:, free], values), float(np.sum(values**2))
-
-
-def explained(jacobian: NDArray[np.float64], values: NDArray[np.float64]) -> float:
-    """How much of the sum of squares the best step of a linear model would explain."""
-    directions, singular, _ = np.linalg.svd(jacobian, full_matrices=False)
-    determined = directions[:, singular > _RANK * singular.max(initial=0.0)]
-    return float(np.sum((determined.T @ values) ** 2))
-
-
-class _Settled(Exception):
-    """The search is where it wants to be, at this cost."""
-
-    def __init__(self, cost: float):
-        super().__init__()
-        self.cost = cost
-
-
-class _Target:
-    """Residuals as functions of the typical changes away from the start, for `least_squares`.
-
-    In these variables its first trust region has radius one: quantities on the log scale start with changes of less
-    than a factor e.
-
-    The search ends where a linear model would lessen the cost by far less than the tolerance. This is the test of
-    D. M. Bates and D. G. Watts, "A relative offset orthogonality convergence criterion for nonlinear least squares",
-    Technometrics 23 (1981). Those of `least_squares` need steps that succeed, and at the optimum none does, since the
-    error of the solver and rounding decide about it. Quantities that their bounds hold back do not count.
-    """
-
-    def __init__(
-        self,
-        search: Search,
-        origin: NDArray[np.float64],
-        weighing: Weighing,
-        stage: str,
-        horizon: float,
-        tolerance: float,
-        prior_width: float,
-        known: Predictions | None,
-        held: NDArray[np.bool_] | None,
-        rest: float,
-    ):
-        quantities = search.misfit.quantities
-        self.search = search
-        self.origin = origin
-        self.weighing = weighing
-        self.stage = stage
-        self.horizon = horizon
-        self.tolerance, self.rest, self._cost = tolerance, rest, np.inf
-        self.moved = np.arange(len(origin)) if held is None else np.flatnonzero(~held)
-        self.magnitudes = quantities.magnitudes[self.moved]
-        self.bounds = tuple(
-            (end[self.moved] - origin[self.moved]) / self.magnitudes for end in (quantities.lower, quantities.upper)
-        )
-        self.prior = np.eye(len(self.moved)) / prior_width
-        self.latest = known if known is not None and np.array_equal(known.theta, origin) else self._predictions(origin)
-        if self.latest is not None and not weighing.levels.possible(self.latest):
-            self.latest = None
-        self.accepted = self.latest
-        self._last: tuple[Predictions, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
-        self.count = 0 if self.latest is None else self._weighed(self.latest)[0].size
-
-    def _predictions(self, theta: NDArray[np.float64]) -> Predictions | None:
-        found = self.search.misfit.predictions(theta, self.horizon)
-        return found if found is not None and self.weighing.levels.possible(found) else None
-
-    def _theta(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        theta = self.origin.copy()
-        theta[self.moved] += self.magnitudes * u
-        return np.clip(theta, self.search.misfit.quantities.lower, self.search.misfit.quantities.upper)
-
-    def residuals(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        theta = self._theta(u)
-        if self.latest is None or not np.array_equal(theta, self.latest.theta):
-            self.latest = self._predictions(theta)
-        known = self.weighing.priors(self.search.misfit.quantities, theta)[0]
-        tail = np.concatenate([np.minimum(known, _FAILED), self.prior @ u])
-        if self.latest is None:
-            return np.concatenate([np.full(self.count, _FAILED), tail])
-        return np.concatenate([self._weighed(self.latest)[0].ravel(), tail])
-
-    def _weighed(self, found: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The residuals of predictions and their slopes, those of the last ones kept."""
-        if self._last is None or self._last[0] is not found:
-            self._last = found, self.weighing.levels.least_squares(found, self.weighing.sizes)
-        return self._last[1]
-
-    def jacobian(self, u: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The Jacobian at the point where the residuals were last computed, which the search has accepted.
-
-        Raises:
-            _Settled: the search need not go on from there.
-        """
-        assert self.latest is not None, "the search accepts only points where the model can be solved"
-        self.accepted = self.latest
-        self.search.report(self.stage, self.latest)
-        slopes = self.weighing.levels.residual_jacobian(self.latest, self.weighing.sizes)
-        of_data = (slopes[..., self.moved] * self.magnitudes).reshape(-1, len(u))
-        known = self.weighing.priors(self.search.misfit.quantities, self.latest.theta)[1][:, self.moved]
-        known = known * self.magnitudes
-        jacobian, values = np.concatenate([of_data, known, self.prior]), self.residuals(u)
-        gradient = jacobian.T @ values
-        lower, upper = (np.abs(u - end) < ON_BOUND for end in self.bounds)
-        free = ~((lower & (gradient > 0)) | (upper & (gradient < 0)))
-        cost = float(np.sum(values**2))
-        hope, gained, self._cost = explained(jacobian[:, free], values), self._cost - cost, cost
-        slow = gained <= 2 * _CREEPING * self.rest
-        if hope <= _GAIN * self.tolerance * cost or (slow and hope <= 2 * self.rest):
-            raise _Settled(cost)
-        return jacobian

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.results.residual_checks import autocorrelation
 from torchivp.fitting.searching.matching import Matching, smooth
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Levels
-from torchivp.fitting.misfit import Misfit, Predictions
+from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.parameters import TENSOR
-from torchivp.fitting.priors import prior_residuals
-from torchivp.fitting.searching.optimise import ON_BOUND, Likelihood, Weighing
+from torchivp.fitting.predictions import Predictions
+from torchivp.fitting.searching.linear_model import hoped_gain
+from torchivp.fitting.searching.optimise import Likelihood, Weighing
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.methods import find_method
 
@@ -143,14 +144,7 @@ def held_by_constraints(misfit: Misfit, levels: Levels, likelihood: Likelihood) 
     """
     if not misfit.constraints or _found(likelihood).jacobian.shape[1] < len(misfit.quantities.free):
         return []
-    found, quantities = _found(likelihood), misfit.quantities
-    slopes = levels.residual_jacobian(found, likelihood.sizes)
-    priors, prior_slopes = prior_residuals(quantities, found.theta)
-    jacobian = np.concatenate([slopes.reshape(-1, len(found.theta)), prior_slopes])
-    values = np.concatenate([levels.least_squares(found, likelihood.sizes)[0].ravel(), priors])
-    free = ~quantities.on_bound(found.theta, ON_BOUND)
-    step, *_ = np.linalg.lstsq(jacobian[:, free], values, rcond=1e-10)
-    gain = 0.5 * np.sum((jacobian[:, free] @ step) ** 2)
+    gain, _ = hoped_gain(misfit, levels, _found(likelihood), likelihood.sizes)
     if gain <= _NO_WORSE:
         return []
     listed = ", ".join(constraint.expression.text for constraint in misfit.constraints)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from torchivp.fitting.misfit import Misfit, Predictions
+    from torchivp.fitting.misfit import Misfit
+    from torchivp.fitting.predictions import Predictions
     from torchivp.fitting.solving.stretches import Accuracy
 
 T = TypeVar("T")

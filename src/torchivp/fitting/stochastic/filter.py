@@ -15,7 +15,8 @@ from torch import Tensor
 
 from torchivp.fitting.data import Dataset
 from torchivp.fitting.measured import Measured, measurements
-from torchivp.fitting.misfit import Misfit, Path, Predictions, Spread
+from torchivp.fitting.misfit import Misfit
+from torchivp.fitting.predictions import Path, Predictions, Spread
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.inputs import Inputs
 from torchivp.fitting.solving.paths import Paths, PathSolver

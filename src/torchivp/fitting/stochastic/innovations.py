@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchivp.fitting.levels import Group, Levels, Part
-from torchivp.fitting.misfit import Predictions
+from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.results.uncertainty import Evidence
 
 Floats = NDArray[np.float64]
