@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class KernelRows(ReplayedSolve):
         stiff: the rows that were left to another method, [rows], once it has run.
     """
 
+    mapped: ClassVar[bool] = False
     stiff: np.ndarray
 
     def __init__(
