@@ -21,6 +21,7 @@ from torchivp import Event, Scheduled, SolveError, solve_ivp
 from torchivp.compat import torchdiffeq, torchsde
 from torchivp.ensembles.executors import WorkersDied
 from torchivp.expressions import ExpressionError
+from torchivp.fitting.searching.target import Settled
 from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import OutOfOrder
@@ -141,6 +142,7 @@ def examples():
         raised(torchdiffeq.odeint, explosion, torch.ones(2, dtype=D), torch.tensor([0.0, 3.0])),
         raised(torchsde.sdeint, Noisy(), torch.ones(1, 1), [0.0, 1.0], adaptive=True, options={"max_num_steps": 1}),
         CannotFuse("func draws random numbers"),
+        Settled(1.0),
         FuncFails("func fails"),
         WorkersDied("three workers died of rows 0 to 9"),
         ExpressionError("unknown function"),

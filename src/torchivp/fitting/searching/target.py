@@ -28,7 +28,7 @@ class Settled(Exception):
     """The search is where it wants to be, at this cost."""
 
     def __init__(self, cost: float):
-        super().__init__()
+        super().__init__(cost)
         self.cost = cost
 
 
