@@ -32,8 +32,13 @@ _RECOMPILATIONS = 16
 _SIDE_EFFECTS = "side_effect_replay_policy"
 """Dynamo's setting by which it refuses functions that change objects; older versions lack it."""
 
-_SETTINGS = {"skip_nnmodule_hook_guards": False, "record_runtime_overhead": False}
+_OWN_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters
+"""Whether Dynamo can be told for one function how often to read it; older versions are told for all while they read."""
+
+_SETTINGS: dict[str, Any] = {"skip_nnmodule_hook_guards": False, "record_runtime_overhead": False}
 """Dynamo's settings when it reads: hooks that come later count, and nothing is measured at every call."""
+if not _OWN_LIMIT:
+    _SETTINGS["recompile_limit"] = _RECOMPILATIONS
 
 
 @dataclass(eq=False)
@@ -265,8 +270,7 @@ def _compiled(function: Any) -> Callable[..., Any]:
         function.__defaults__,
         function.__closure__,
     )
-    limits = inspect.signature(torch.compile).parameters
-    options: dict[str, Any] = {"recompile_limit": _RECOMPILATIONS} if "recompile_limit" in limits else {}
+    options: dict[str, Any] = {"recompile_limit": _RECOMPILATIONS} if _OWN_LIMIT else {}
     return torch.compile(own, backend=_keep, fullgraph=True, dynamic=False, **options)
 
 
