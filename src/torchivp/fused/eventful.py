@@ -27,12 +27,6 @@ from torchivp.rows.recorders import RowOutputs
 from torchivp.rows.targets import fixed_ends
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 
-CHANGED = (
-    "a tensor that func or an event function uses was changed in place after the solve, and the derivatives of the "
-    "times of events, and derivatives of gradients, need it as it was: change a copy"
-)
-"""Why a gradient cannot be computed any more."""
-
 
 class KernelRows(ReplayedSolve):
     """A solve of rows by a kernel and the step loop: the loop decides wherever more happens than a step.
@@ -106,8 +100,7 @@ class KernelRows(ReplayedSolve):
         return [first[0], *shared]
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        if self._used.changed:
-            raise RuntimeError(CHANGED)
+        self._used.check()
         return super().again(tensors)
 
     def _cut(self) -> list[Piece]:
@@ -152,8 +145,8 @@ class KernelRows(ReplayedSolve):
                 places = piece.changes[chosen]
                 select = at[torch.from_numpy(chosen)]
                 rows, t = changes.rows[places], changes.t[places]
-                if any(problem.actions[action].g is not None for action, _ in firing) and self._used.changed:
-                    raise RuntimeError(CHANGED)
+                if any(problem.actions[action].g is not None for action, _ in firing):
+                    self._used.check()
                 y = y.index_copy(0, select, after_change(problem, firing, rows, t, last[select]))
             if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)]):
                 raise RuntimeError(APPLY_NOT_REPEATED)

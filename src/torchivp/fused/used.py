@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_CHANGED = (
+    "a tensor that func or an event function uses was changed in place after the solve, and the derivatives of the "
+    "times of events, and derivatives of gradients, need it as it was: change a copy"
+)
+
 
 class Used:
     """Tensors as the user holds them, and as a kernel reads them.
@@ -25,6 +30,15 @@ class Used:
         """Whether the user has changed one in place since it was read, if that is a copy."""
         pairs = zip(self._tensors, self.read, strict=True)
         return not all(read is None or (x is not None and same_values(x.detach(), read)) for x, read in pairs)
+
+    def check(self) -> None:
+        """See to it that functions may be called again for a gradient.
+
+        Raises:
+            RuntimeError: they use a tensor that was changed.
+        """
+        if self.changed:
+            raise RuntimeError(_CHANGED)
 
 
 def same_values(x: Tensor, read: Tensor) -> bool:
