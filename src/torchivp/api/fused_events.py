@@ -337,7 +337,8 @@ def _of_rows(changes: ChangeRecord, chosen: np.ndarray) -> ChangeRecord:
         changes.steps[where],
         changes.t[where],
         [changes.firings[i] for i in where.tolist()],
-        *(y[torch.from_numpy(where)] for y in (changes.y, changes.after)),
+        changes.y[torch.from_numpy(where)],
+        changes.after[torch.from_numpy(where)],
         changes.theta[where],
     )
 
