@@ -26,6 +26,7 @@ class ChangeRecord:
         t: when.
         firings: what happened in each.
         y: the states before it, [n, size].
+        after: the states after it, [n, size].
         theta: at which fraction of the step an event was reported; NaN for what happened at its end, where it may have
             changed the state.
     """
@@ -35,6 +36,7 @@ class ChangeRecord:
     t: np.ndarray
     firings: Sequence[Firing]
     y: Tensor
+    after: Tensor
     theta: np.ndarray
 
     @property
@@ -47,13 +49,15 @@ class ChangeRecord:
         """All `parts` as one record; `like` is a tensor of states, [rows, size]."""
         if not parts:
             empty = np.zeros(0, dtype=np.int64)
-            return ChangeRecord(empty, empty, np.zeros(0), [], like.detach()[:0], np.zeros(0))
+            none = like.detach()[:0]
+            return ChangeRecord(empty, empty, np.zeros(0), [], none, none, np.zeros(0))
         return ChangeRecord(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.steps for part in parts]),
             np.concatenate([part.t for part in parts]),
             [firing for part in parts for firing in part.firings],
             torch.cat([part.y for part in parts]),
+            torch.cat([part.after for part in parts]),
             np.concatenate([part.theta for part in parts]),
         )
 

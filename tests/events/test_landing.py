@@ -111,3 +111,25 @@ def test_rows_land_on_their_own():
         alone = solve_ivp(f, (0.0, 5.0), torch.ones(1, 1, dtype=D), args=(thresholds[i : i + 1],), **options)
         assert torch.equal(alone.t_final, together.t_final[i : i + 1])
         assert torch.equal(alone.final, together.final[i : i + 1])
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+@pytest.mark.parametrize(("dtype", "unit"), [(D, 1e20), (torch.float32, 1e8)])
+def test_events_do_not_depend_on_the_unit_of_their_function(dtype, unit, backend):
+    """Just after an event a function is known up to its last digits, which are far from zero in a small unit."""
+
+    def oscillation(t, y):
+        return torch.stack((y[1], -4.0 * y[0]))
+
+    def braked(t, y):
+        return torch.stack((y[0], -0.9 * y[1]))
+
+    def times(level, unit):
+        event = Event(lambda t, y: unit * (y[0] - level), apply=braked)
+        start = torch.tensor([1.0, 0.0], dtype=dtype)
+        return solve_ivp(oscillation, (0.0, 3.0), start, events=event, method="tsit5", backend=backend).events.t
+
+    for level in torch.tensor([0.3, 0.31, 0.37, -0.2], dtype=dtype):
+        expected = times(level, torch.ones((), dtype=dtype))
+        assert len(expected) >= 2
+        torch.testing.assert_close(times(level, torch.tensor(unit, dtype=dtype)), expected, rtol=1e-5, atol=0.0)

@@ -378,3 +378,65 @@ def test_several_things_in_one_step_happen_one_after_the_other(scheduled):
     # A faster drift meets what it meets sooner, with what is scheduled where it is.
     (slope,) = torch.autograd.grad(found.t[found.index == 1].sum() + solution.final[1], rate)
     assert slope.item() == pytest.approx(-1.05 + 3.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "level"])
+def test_an_apply_that_changes_what_functions_use_is_refused(kind):
+    """It is seen once it has happened, and the step loop cannot begin again: "auto" refuses it too."""
+    held = {"number": 1.0, "tensor": torch.tensor(1.0, dtype=D), "level": 0.8}
+
+    def change(t, y):
+        held[kind] = 0.5 * held[kind]
+        return y
+
+    rate = {"number": lambda: held["number"], "tensor": lambda: held["tensor"], "level": lambda: 1.0}[kind]
+    events = [Event(lambda t, y: y[0] - held["level"], apply=change)]
+    name = r"events\[0\].g" if kind == "level" else "func"
+    with torch.no_grad(), pytest.raises(ValueError, match=f"an apply has changed what {name} uses"):
+        solve_ivp(lambda t, y: -rate() * y, (0.0, 3.0), double(1.0), events=events, method="tsit5", backend="auto")
+
+
+@pytest.mark.parametrize("what", ["func", "apply", "random", "second", "second, no events"])
+def test_a_gradient_that_calls_functions_again_sees_when_they_have_changed(what):
+    k, shift, kick = (torch.tensor(x, dtype=D) for x in (2.0, 0.2, 0.1))
+    k.requires_grad_()
+    draw = torch.rand_like if what == "random" else torch.ones_like
+    half = lambda t, y, *args: y + kick * draw(y)
+    events = Event(lambda t, y, *args: y[0] - 0.6, apply=half)
+    second = what.startswith("second")
+    if second:
+        events = None if what.endswith("no events") else Scheduled([1.0], half)
+    solution = solve_ivp(
+        lambda t, y, k, shift: -k * y * (y - shift), (0.0, 3.0), double(1.0), args=(k, shift), events=events,
+        method="tsit5", backend="fused",
+    )  # fmt: skip
+    if what != "random":
+        (kick if what == "apply" else shift).mul_(1.5)
+    sentence = "changed in place after the solve" if second or what == "func" else "apply gave another state"
+    with pytest.raises(RuntimeError, match=sentence):
+        (first,) = torch.autograd.grad(solution.final.sum(), k, create_graph=second)
+        first.backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_states_after_changes_are_those_the_solve_went_on_with(backend, needs_gradient):
+    kicks = Scheduled([1.0, 3.0], lambda t, y: y + torch.rand_like(y))
+    y0 = double(1.0).requires_grad_(needs_gradient)
+    options = {"method": "tsit5", "rtol": 1e-10, "atol": 1e-12, "backend": backend}
+    solution = solve_ivp(lambda t, y: -y, (0.0, 3.0), y0, events=kicks, **options)
+    at_kick = (solution.t == 1.0).nonzero().flatten()[-1]
+    log, decayed = solution.events, solution.events.y_after[0] * math.exp(-2.0)
+    assert torch.equal(log.y_after[0], solution.y[at_kick])
+    assert torch.equal(log.y_after[1], solution.final)
+    torch.testing.assert_close(log.y[1], decayed, rtol=1e-8, atol=0.0)
+    if needs_gradient:
+        with pytest.raises(RuntimeError, match="apply gave another state than in the solve"):
+            log.y_after.sum().backward()
+
+
+def test_a_batch_may_be_empty():
+    options = {"events": [ball(), APEX, LIFTS], "t_eval": TIMES, "batch_dims": 1}
+    solution, grads = solved("fused", y0=STARTS[:0], **options)
+    assert solution.y.shape == (0, len(TIMES), 2) and len(solution.events.t) == 0
+    assert [tuple(x.shape) for x in grads] == [(0, 2), (0,), ()]

@@ -31,6 +31,7 @@ from torchivp.fused.kernel import Kernel
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.replayed import Replayed
 from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
+from torchivp.fused.used import Used
 from torchivp.gradients.node import as_node
 from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
@@ -163,6 +164,7 @@ def solve_fused(
     kernel = kernel_of(method)
     times = _plain_times(t_span, t_eval, controller) or _times(t_span, t_eval, layout, controller)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
+    held = [None if role in ("t", "y") else x for role, x in zip(roles, given, strict=True)]
     wanted = wanted_of(given, roles, leaves, params)
     # The memory of a tensor in order is that of flat states.
     start, lead, shape = (y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(y0, layout)
@@ -181,9 +183,9 @@ def solve_fused(
             tolerance_of("rtol", rtol, layout, field),
             tolerance_of("atol", atol, layout, field),
             max_steps,
-            [None if role in ("t", "y") else as_read(x, layout.dtype) for role, x in zip(roles, given, strict=True)],
+            [None if x is None else as_read(x, layout.dtype) for x in held],
             wanted if needs_gradient else [],
-            lambda solve: Replayed(solve, plan(method), [given[i] for i in wanted]),
+            lambda solve: Replayed(solve, plan(method), [given[i] for i in wanted], Used(held, solve.inputs)),
             needs_gradient or times.wanted is None,
             rows,
         )

@@ -30,6 +30,7 @@ from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Kernel, Watched
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import Rows
+from torchivp.fused.used import Used, same_values
 from torchivp.gradients.inputs import Parameters, check_parameters
 from torchivp.gradients.node import as_node
 from torchivp.gradients.replayed import RowResult
@@ -53,6 +54,11 @@ NOT_SEEN = (
 _COMPUTED = (
     "with events, kernels do not differentiate through tensors that functions use and that were computed elsewhere: "
     "pass them through args=(tensor,)"
+)
+
+_CHANGED_BY_APPLY = (
+    "an apply has changed what {name} uses, and a kernel goes on with what that was: make it part of the state, with "
+    "the derivative 0, or write backend='eager'"
 )
 
 
@@ -105,9 +111,10 @@ def solve_with_events(
     ]
     readings = [reading, *(each.reading for each in watched)]
     inputs, wanted = _inputs(problem, params, readings)
+    used = _used(readings, problem.y0.dtype, inputs.used)
     rows = Rows(
         problem.y0.detach(),
-        _given(readings, problem.y0.dtype, inputs.used),
+        used.read,
         tolerance_of("rtol", rtol, layout, field),
         tolerance_of("atol", atol, layout, field),
         controller if isinstance(controller, PIDController) else None,
@@ -127,7 +134,7 @@ def solve_with_events(
         return kernels[key]
 
     def solve_by(kernel: Kernel, method: type[Method], only: np.ndarray | None = None) -> tuple[KernelRows, RowResult]:
-        solve = KernelRows(replace(plan, method=method), inputs, kernel, rows, wanted, only)
+        solve = KernelRows(replace(plan, method=method), inputs, kernel, rows, used, wanted, only)
         found = as_node(solve, inputs.tensors) if inputs.used else solve.run()
         return solve, solve.result(*found)
 
@@ -138,6 +145,12 @@ def solve_with_events(
         if not autograd_sees(problem.func.on(None), t, y)[solve.stiff].all():
             raise CannotFuse(NOT_SEEN)
         result = _joined(result, solve_by(kernel_of(implicit), implicit, solve.stiff)[1], solve.stiff)
+    if any(action.apply is not None for action in problem.actions):
+        functions = [("func", func, reading, False)]
+        functions += [(x.watched.name, x.g, x.reading, True) for x in watched]
+        for name, function, known, is_event in functions:
+            if used.changed or not _still_holds(field, function, args, known, is_event):
+                raise ValueError(_CHANGED_BY_APPLY.format(name=name))
     return solution_of_rows(problem, layout, result, throw)
 
 
@@ -257,14 +270,27 @@ def _tensors(reading: Reading) -> list[Tensor]:
     return [reading.leaves[role] if isinstance(role, int) else x for role, x in pairs]
 
 
-def _given(readings: Sequence[Reading], dtype: torch.dtype, keeps: bool) -> list[Tensor | None]:
+def _used(readings: Sequence[Reading], dtype: torch.dtype, keeps: bool) -> Used:
     """What functions are called with, as kernels read it; `keeps` says whether it is needed later as it is now."""
-    found: list[Tensor | None] = []
+    tensors: list[Tensor | None] = []
     for reading in readings:
-        for role, x in zip(reading.roles, _tensors(reading), strict=True):
-            read = None if role in ("t", "y") else as_read(x, dtype)
-            found.append(read.clone() if keeps and read is not None else read)
-    return found
+        pairs = zip(reading.roles, _tensors(reading), strict=True)
+        tensors += [None if role in ("t", "y") else x for role, x in pairs]
+    found = [None if x is None else as_read(x, dtype) for x in tensors]
+    return Used(tensors, [x.clone() if keeps and x is not None else x for x in found])
+
+
+def _still_holds(
+    field: Field, function: Callable[..., Any], args: Sequence[Any], known: Reading, is_event: bool
+) -> bool:
+    """Whether a function is still what was read: an `apply` may have changed what it uses."""
+    try:
+        now = field.read(function, args, is_event=is_event)
+    except CannotFuse:
+        return False
+    return now.traced is known.traced and all(
+        x is y or same_values(x.detach(), y.detach()) for x, y in zip(now.inputs, known.inputs, strict=True)
+    )
 
 
 def _joined(first: RowResult, second: RowResult, chosen: np.ndarray) -> RowResult:
@@ -312,6 +338,7 @@ def _of_rows(changes: ChangeRecord, chosen: np.ndarray) -> ChangeRecord:
         changes.t[where],
         [changes.firings[i] for i in where.tolist()],
         changes.y[torch.from_numpy(where)],
+        changes.after[torch.from_numpy(where)],
         changes.theta[where],
     )
 

@@ -24,6 +24,9 @@ class Event:
     step leads to. A function that is zero at the start has no event there; one that touches zero without changing its
     sign has one only if it is exactly zero where it is looked at.
 
+    `g` and `apply` are called more often than events happen: to look for tensors that need a gradient, and for
+    derivatives. They must do nothing but return their values.
+
     `g` may carry SciPy's attributes, as in `g.terminal = True; g.direction = -1`: they hold where the arguments of the
     same names are not given, and must not contradict those that are. `g.terminal = 3` is `max_count=3`. A `partial` has
     those of the function within, if it has none of its own.
@@ -150,7 +153,8 @@ class Scheduled:
     """Something that happens at known times: doses, switches of an input.
 
     Steps end on the times exactly. Those outside the span do not matter; one at the start comes before the first step,
-    one at the end after the last. The times and the values are differentiable.
+    one at the end after the last. The times and the values are differentiable. As with `Event`, `apply` must do nothing
+    but return the new state.
 
     Args:
         times: [n], or in a batch [*batch, n] with NaN for no time.

@@ -13,6 +13,8 @@ from torchivp.fused.kernel import Kernel
 from torchivp.fused.pieces import Piece, Results, of_changes, pieces_of, table_of
 from torchivp.fused.quiet import QuietSteps, TableTrail
 from torchivp.fused.solve import FusedRecord, FusedTimes, Rows, Seeds, steps_back
+from torchivp.fused.used import Used
+from torchivp.gradients.draws import APPLY_NOT_REPEATED, is_repeated
 from torchivp.gradients.replay import after_change
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
@@ -37,6 +39,7 @@ class KernelRows(ReplayedSolve):
         inputs: what it is differentiated with respect to.
         kernel: what takes the steps.
         rows: what that is called with.
+        used: the tensors that its functions use.
         wanted: the numbers of its inputs whose gradients are wanted, each with the place of its tensor among `inputs`.
         only: which rows are solved; None for all.
 
@@ -53,11 +56,13 @@ class KernelRows(ReplayedSolve):
         inputs: RowInputs,
         kernel: Kernel,
         rows: Rows,
+        used: Used,
         wanted: Mapping[int, int],
         only: np.ndarray | None = None,
     ):
         super().__init__(plan, inputs, None)
         self._kernel, self._rows, self._wanted, self._only = kernel, rows, dict(wanted), only
+        self._used = used
         self._table: FusedRecord | None = None
         self._pieces: list[Piece] | None = None
 
@@ -93,6 +98,10 @@ class KernelRows(ReplayedSolve):
         flat = torch.cat([grads[0][torch.from_numpy(rows), torch.from_numpy(columns)], grads[1]])
         first, shared = pull_back(reversed(self._pieces), lambda piece: self._take_piece(piece, flat), self.late)
         return [first[0], *shared]
+
+    def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        self._used.check()
+        return super().again(tensors)
 
     def _cut(self) -> list[Piece]:
         """The pieces, with what was kept in them: outputs, then the states before changes."""
@@ -136,7 +145,11 @@ class KernelRows(ReplayedSolve):
                 places = piece.changes[chosen]
                 select = at[torch.from_numpy(chosen)]
                 rows, t = changes.rows[places], changes.t[places]
+                if any(problem.actions[action].g is not None for action, _ in firing):
+                    self._used.check()
                 y = y.index_copy(0, select, after_change(problem, firing, rows, t, last[select]))
+            if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)]):
+                raise RuntimeError(APPLY_NOT_REPEATED)
         return Stretch(results, seeds, [y], None, [leaves[0]], leaves[1:])
 
     def back(self, taken: _TakenPiece, grads: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -85,7 +85,7 @@ class Field:
         of_row, arguments = list(leaves), tuple(args)
         for i, leaf in enumerate(leaves):
             if lead and isinstance(leaf, Tensor) and leaf.shape[: len(lead)] == lead:
-                of_row[i] = leaf.detach().reshape(rows, *leaf.shape[len(lead) :])[:1]
+                of_row[i] = _some_rows(leaf, rows, len(lead), 1)
                 of_row[i].requires_grad_(leaf.requires_grad)
                 per_row[id(of_row[i])] = i
         if one_row:
@@ -113,8 +113,7 @@ class Field:
         leaves, spec = pytree.tree_flatten(tuple(args))
         of_two = list(leaves)
         for i in {role for role in reading.roles if isinstance(role, int)}:
-            leaf = leaves[i].detach().reshape(rows, *leaves[i].shape[len(lead) :])
-            of_two[i] = torch.cat([leaf, leaf])[:2].requires_grad_(leaves[i].requires_grad)
+            of_two[i] = _some_rows(leaves[i], rows, len(lead), 2).requires_grad_(leaves[i].requires_grad)
         numbers = {id(of_two[i]): i for i, x in enumerate(leaves) if of_two[i] is not x}
         key = (_code_of(func), "two rows", is_event, self._signature, len(args), *numbers.values())
         t, y, evaluate = self._two.t, self._two.y, self._two.event if is_event else self._two.func
@@ -153,6 +152,12 @@ class _TwoRows:
         self.y = torch.ones(2 * layout.size, dtype=layout.dtype, device=layout.device, requires_grad=True)
         self.func = _of_tensor(two) if layout.is_tensor else _of_tree(two)
         self.event = _of_event(two)
+
+
+def _some_rows(leaf: Tensor, rows: int, dims: int, count: int) -> Tensor:
+    """So many rows like those of an argument: the first, over again if there are fewer, zeros if there are none."""
+    flat = leaf.detach().reshape(rows, *leaf.shape[dims:])
+    return torch.cat([flat] * count)[:count] if rows else flat.new_zeros(count, *flat.shape[1:])
 
 
 def _drawn(x: Tensor) -> Tensor:

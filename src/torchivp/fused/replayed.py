@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchivp.fused.solve import FusedSolve
+from torchivp.fused.used import Used
 from torchivp.gradients.captured import NoLateLeaves
 from torchivp.gradients.inputs import Parameters
 from torchivp.gradients.node import NodeSolve
@@ -28,10 +29,11 @@ class Replayed(NodeSolve):
         solve: the solve by a kernel.
         plan: the same solve by the step loop.
         wanted: the tensors that the gradients are of, besides the initial states; some may be there twice.
+        used: the tensors that func uses.
     """
 
-    def __init__(self, solve: FusedSolve, plan: RowIntegration, wanted: Sequence[Tensor]):
-        self._solve, self._wanted = solve, wanted
+    def __init__(self, solve: FusedSolve, plan: RowIntegration, wanted: Sequence[Tensor], used: Used):
+        self._solve, self._wanted, self._used = solve, wanted, used
         self._steps = ReplayedSolve(plan, RowInputs(plan.problem, Parameters(), used=True), None)
         self.late = NoLateLeaves()
 
@@ -39,6 +41,7 @@ class Replayed(NodeSolve):
         raise AssertionError("the kernel has run")
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        self._used.check()
         solve, steps = self._solve, self._steps
         assert solve.record is not None
         y0, taken = solve.y0.reshape(solve.rows, solve.size), solve.outcomes.accepted

@@ -197,6 +197,7 @@ def _record_of_copies(record: Record, problem: RowProblem, count: int) -> Record
         np.concatenate([changes.t] * count),
         list(changes.firings) * count,
         changes.y.repeat(count, 1),
+        changes.after.repeat(count, 1),
         np.concatenate([changes.theta] * count),
     )
     drawn = None

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.gradients.draws import APPLY_NOT_REPEATED, is_repeated
 from torchivp.gradients.moving_time import carried_on
+from torchivp.gradients.refusals import refuse_to_differentiate
 from torchivp.gradients.replay import at_moving_time, end_of
 from torchivp.gradients.replayed import RowResult
 from torchivp.gradients.step_ends import StepEnds
@@ -18,7 +20,7 @@ from torchivp.rows.problem import RowProblem
 from torchivp.solution import EventLog
 from torchivp.state import StateLayout
 from torchivp.times import time_dtype
-from torchivp.torch_func import moves
+from torchivp.torch_func import may_be_tracked, moves
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
     """What happened, moving with its time."""
     changes, device = result.changes, problem.y0.device
     t = torch.from_numpy(changes.t).to(device, time_dtype(device))
-    before, after = changes.y, changes.y
+    before, after, again = changes.y, changes.after, torch.is_grad_enabled() or may_be_tracked()
     for firing, same in groups(changes.firings).items():
         for where in (same[i] for i in rounds(changes.rows[same])):  # functions take a row once at a time
             select, rows = problem.select(where), changes.rows[where]
@@ -52,7 +54,13 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
             if moves(when):
                 t = t.index_copy(0, select, t[select] + (when - when.detach()).squeeze(1).to(t.dtype))
             before = before.index_copy(0, select, y)
-            after = after.index_copy(0, select, apply_firing(problem, firing, rows, when, y))
+            if again and changes_state(problem, firing):
+                found, known = apply_firing(problem, firing, rows, when, y), after[select]
+                if not may_be_tracked() and not is_repeated(found, known):
+                    (found,) = refuse_to_differentiate(APPLY_NOT_REPEATED, [known], [found])
+                after = after.index_copy(0, select, found)
+            elif not changes_state(problem, firing):
+                after = after.index_copy(0, select, y)
     return MovingChanges(t, before, after)
 
 

@@ -557,7 +557,7 @@ class RowLoop:
         """Put events of the `rows` on record, each in its last step, at which nothing changes."""
         assert self.watch is not None
         firings: list[Firing] = [((self.watch.numbers[number], -1),) for number in event]
-        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], t, firings, y, theta))
+        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], t, firings, y, y, theta))
 
     def _keep(self, where: np.ndarray, index: np.ndarray, t1: np.ndarray) -> None:
         """The rows `index`, at the positions `where`, go on from `t1`: keep what is asked for; is that the end?"""
@@ -651,7 +651,6 @@ class RowLoop:
         there = problem.select(np.flatnonzero(happens))
         before = y[there]
         at_end = np.full(len(index), np.nan)
-        self.trail.changes.append(ChangeRecord(index, self.trail.steps[index], t1, firings, before, at_end))
         y = y.clone()
         for firing, positions in groups(firings).items():
             if changes_state(problem, firing):
@@ -659,6 +658,7 @@ class RowLoop:
                 rows, t = index[positions], t1[positions]
                 self.outputs.before_change(rows, t, before[select])
                 y[there[select]] = apply_firing(problem, firing, rows, problem.user_time(t), before[select])
+        self.trail.changes.append(ChangeRecord(index, self.trail.steps[index], t1, firings, before, y[there], at_end))
         return y
 
     def _fail(self, failed: np.ndarray, reason: Reason) -> None:

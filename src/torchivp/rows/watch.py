@@ -409,10 +409,21 @@ class RowWatch:
 
         `scale` is how large the elements of the state have been of late.
         """
-        error = 4 * torch.finfo(y.dtype).eps * scale
+        changes = self._changes(rows, t, y, 4 * scale, slope, values, 8)
+        if (suspect := ~(changes < 0.5)).any():
+            # A function that jumps there is not uncertain. If it is large instead, it changes with the digits.
+            more = self._changes(rows, t, y, 64 * scale, slope, values, 128)
+            changes[suspect & ~(more > 4 * changes)] = 0.0
+        return np.maximum(_ROUNDING * changes.max(0), sys.float_info.min)
+
+    def _changes(
+        self, rows: np.ndarray, t: np.ndarray, y: Tensor, scale: Tensor, slope: Tensor, values: np.ndarray, ulps: int
+    ) -> np.ndarray:
+        """How much event functions change with the last digits of `scale`, and so many of time, [4, events, rows]."""
+        error = torch.finfo(y.dtype).eps * scale
         signs = torch.ones_like(error)
         signs[:, 1::2] = -1.0  # so that errors which cancel in one way do not in the other
-        digits = 8 * torch.finfo(self._problem.real_dtype).eps * np.abs(t)
+        digits = ulps * torch.finfo(self._problem.real_dtype).eps * np.abs(t)
         others = (
             self.values(rows, t, y + error),
             self.values(rows, t, y + signs * error),
@@ -420,10 +431,7 @@ class RowWatch:
             self._ahead(rows, t, y, slope, -digits),
         )
         with np.errstate(invalid="ignore"):
-            changes = [np.abs(other - values) for other in others]
-        # A function that jumps there is not uncertain.
-        largest = np.max([np.where(change < 0.5, change, 0.0) for change in changes], axis=0)
-        return np.maximum(_ROUNDING * largest, sys.float_info.min)
+            return np.abs(np.stack(others) - values)
 
     def _at(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: np.ndarray
