@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch._C._dynamo.eval_frame import set_eval_frame  # pyright: ignore[reportMissingModuleSource]
 from torch.utils import _pytree as pytree
 
-from torchivp.fused.graphs import Function, users_line, values_of, without_mutation
+from torchivp.fused.graphs import Function, place_of, users_line, values_of, without_mutation
 from torchivp.fused.indices import ByNumbersOfTensors
 from torchivp.fused.one_reader import one_reader
 from torchivp.fused.refusal import CannotFuse, FuncFails
@@ -131,7 +131,7 @@ def _read_with_care(key: Any, function: Callable[..., Any], arguments: Sequence[
     if traced.fresh:
         traced.settle()
         if traced.why_not is None:
-            traced.why_not = _values_read(function, arguments)
+            traced.why_not = _values_read(function, arguments) or _numbers_made(traced.module)
         traced.ready = True
     if traced.why_not is not None:
         raise traced.why_not
@@ -155,10 +155,7 @@ def _values_read(function: Callable[..., Any], arguments: Sequence[Any]) -> Cann
                 attempt(*given)
         except DataDependentOutputException as error:
             trace = "".join(traceback.format_tb(error.__traceback__)).splitlines()
-            why = CannotFuse(
-                f"func looks at values{users_line(trace)}, which differ from row to row: write torch.where, and "
-                "operations of torch on t and y"
-            )
+            why = _looks_at_values(users_line(trace))
             continue
         except DynamicOutputShapeException:  # which no kernel has an operation for, and says so
             pass
@@ -168,6 +165,21 @@ def _values_read(function: Callable[..., Any], arguments: Sequence[Any]) -> Cann
             return CannotFuse(f"func cannot be followed without values{users_line(trace)}: {first[0]}")
         return None
     return why
+
+
+def _numbers_made(module: fx.GraphModule) -> CannotFuse | None:
+    """The same, of a graph that makes numbers of tensors, which torch 2.14 follows without their values."""
+    made = next(
+        (node for node in module.graph.nodes if node.target is torch.ops.aten._local_scalar_dense.default), None
+    )
+    return None if made is None else _looks_at_values(place_of(made))
+
+
+def _looks_at_values(where: str) -> CannotFuse:
+    return CannotFuse(
+        f"func looks at values{where}, which differ from row to row: write torch.where, and operations of torch on t "
+        "and y"
+    )
 
 
 def _first_reading(
@@ -294,7 +306,7 @@ def _refusal(error: Exception) -> Exception:
     where = users_line(lines[begin:])
     if "certain side effects" in what:
         return _side_effect()
-    if "ata-dependent" in what or "data-dependent" in str(error):
+    if "ata-dependent" in what or "data-dependent" in str(error) or "unbacked symbols" in what:
         return _DependsOnData(
             f"func depends on the values of its arguments, which differ from row to row{where}: write torch.where "
             "instead of if, and do not turn tensors into numbers"
