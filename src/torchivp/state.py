@@ -174,7 +174,8 @@ class StateLayout:
                 f"jac(t, y) must return shape {shape}, d func_i / d y_j with the index i of func first, as "
                 f"torch.func.jacfwd does; it returned shape {tuple(matrix.shape)}"
             )
-        return matrix.to_dense().to(self.device, self.dtype).reshape(self.rows, self.size, self.size)
+        dense = matrix if matrix.layout is torch.strided else matrix.to_dense()
+        return dense.to(self.device, self.dtype).reshape(self.rows, self.size, self.size)
 
     def changed(self, name: str, y: Any) -> Tensor:
         """Check the state that the user's function `name` returns, and lay it out as [rows, size]."""
