@@ -291,6 +291,11 @@ def test_what_has_no_kernel_is_refused_by_name_and_left_to_the_step_loop(events,
     assert stats.backend.startswith("eager: ") and stats.accepted > 0
 
 
+def test_a_number_for_the_value_of_an_event_is_refused():
+    with pytest.raises(ValueError, match=r"events\[0\].g looks at values \(.*test_events.py"):
+        solve_ivp(lambda t, y: -y, (0.0, 1.0), double(1.0), events=lambda t, y: float(y[0]), backend="fused")
+
+
 @pytest.mark.parametrize("events", [None, Scheduled([1.0], lambda t, y: 0.5 * y)])
 def test_params_name_what_gradients_other_than_direct_are_of(events):
     a, b = (torch.tensor(x, dtype=D, requires_grad=True) for x in (0.5, 0.3))

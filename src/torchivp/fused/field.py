@@ -221,6 +221,8 @@ def _of_event(layout: StateLayout) -> Callable[..., Tensor]:
 
     def event(g: Any, t: Tensor, y: Tensor, args: tuple[Any, ...]) -> Tensor:
         value = g(t, state(y), *args)
+        if not isinstance(value, Tensor):  # a number made of a tensor, which is found out and refused
+            value = torch.full((), value, dtype=dtype)
         if value.dtype == torch.bool:  # false is another sign than true, and not zero
             value = 2.0 * value.to(dtype) - 1.0
         return value.to(dtype).reshape(-1)
