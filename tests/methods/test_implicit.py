@@ -272,11 +272,7 @@ WAYS = [("direct", "dense"), (Checkpointed(2), "dense"), ("direct", "krylov")]
 
 @pytest.mark.parametrize(
     ("method", "way"),
-    sampled(
-        covering(
-            ORDERS, ["sdirk2", "radauIIA3"], [("direct", "dense"), (Checkpointed(2), "dense"), ("direct", "krylov")]
-        )
-    ),
+    sampled(covering(ORDERS, ["sdirk2", "radauIIA3"], WAYS)),
     ids=str,
 )
 def test_gradients(method, way):
