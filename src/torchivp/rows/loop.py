@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,9 @@ _DROP = 8
 
 _ZENO = 64
 """Events nearer than this to each other, in spacings of the numbers there, accumulate."""
+
+_AT_ONCE = 1e6
+"""Events are at about the same time that come so many times faster than the ones before."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +286,8 @@ class RowLoop:
         else:
             self.carry = retry
         if located is not None and (landing := accept & ~plain).any():
-            self._land(steps, located, np.flatnonzero(landing), y0, retry)
+            where = np.flatnonzero(landing)
+            self._land(steps, where, located, where, (y0, retry))
         self._drop()
 
     def _stop_those_that_cannot_step(self, taken: np.ndarray) -> None:
@@ -457,25 +461,51 @@ class RowLoop:
         if len(where):
             self._keep(where, self.active.index[where], t1)
 
-    def _land(self, first: TakenSteps, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
-        """Take the first steps at the positions `where` again, each up to its first event, and let it happen."""
+    def _land(
+        self,
+        first: TakenSteps,
+        places: np.ndarray,
+        located: Located,
+        where: np.ndarray,
+        begun: tuple[Tensor, Any],
+        most: int | None = None,
+    ) -> None:
+        """Take steps again, each up to its first event, and let it happen.
+
+        Args:
+            first: the steps.
+            places: which of them.
+            located: the events in all of them.
+            where: the positions of their rows.
+            begun: the states at their starts and what the method starts from, of all rows.
+            most: how often they may be taken again in all; None for as often as there are events.
+        """
         assert self.watch is not None
-        active, problem, stepper = self.active, self.problem, self.stepper
+        active, problem, stepper, (y0, retry) = self.active, self.problem, self.stepper, begun
         index, select = active.index[where], problem.select(where)
         if len(where) < len(active.index):
             stepper = make_stepper(problem, self.method, self.plan.norm, index)
-        carry, within = self.stepper.take_carry(retry, select), Chosen(first.within(), select)
-        start = Start(active.t[where], first.t1[where], y0[select], carry, within)
-        steps = take_to_events(self.watch, stepper, start, located.take(where))
+        carry, within = self.stepper.take_carry(retry, select), Chosen(first.within(), problem.select(places))
+        start = Start(active.t[where], first.t1[places], y0[select], carry, within)
+        located = located.take(places)
+        steps = take_to_events(self.watch, stepper, start, located)
         if stepper is not self.stepper:
             self.evaluations[index] += stepper.func.evaluations
             self.work[index] += stepper.work
+        most = len(self.watch.numbers) if most is None else most
+        earlier = self._earlier(stepper, steps, located) if most > 1 else None
+        again, where_again = np.zeros(0, dtype=np.int64), where
+        if earlier is not None:
+            is_earlier = ~np.isnan(earlier.t)
+            again, where_again = np.flatnonzero(is_earlier), where[is_earlier]
         failed = ~finite_rows(steps.y1) | steps.failed
+        failed[again] = False
         if failed.any():
             bad = np.zeros(len(active.index), dtype=bool)
             bad[where[failed]] = True
             places = dict(zip(where.tolist(), range(len(where)), strict=True))
             self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.of(places[i])))
+        failed[again] = True
         sound = np.flatnonzero(~failed)
         where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
         t1 = steps.t1[sound]
@@ -485,12 +515,29 @@ class RowLoop:
         active.t[where] = t1
         self.y = self.y.index_copy(0, select, steps.y1[chosen])
         self.carry = self.stepper.put_carry(self.carry, select, stepper.take_carry(steps.step.carry, chosen))
-        here = located.take(where)
+        here = located.take(sound)
         there = here.at(here.t)
         if not there.all():
             self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
         size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
         self._meet(where, t1, self.watch.fired(index, here, there), size)
+        if earlier is not None and len(again):
+            self._land(steps, again, earlier, where_again, begun, most - 1)
+
+    def _earlier(self, stepper: Stepper, steps: TakenSteps, located: Located) -> Located | None:
+        """Events of other kinds in steps that were made to end on an event, if they must end before, on these.
+
+        Two events may lie so near to each other that the interpolants of longer steps put them in the wrong order.
+        """
+        assert self.watch is not None
+        crossings = located.crossings
+        if not (crossings.stops & ~located.at(located.t)).any():
+            return None
+        found = self.watch.search(stepper.rows, steps)
+        ahead = (steps.t1 - found.t) * self.direction[stepper.rows]
+        with np.errstate(invalid="ignore"):
+            before = (ahead > _ZENO * np.spacing(np.abs(steps.t1))) & (found.event != located.event)
+        return replace(found, t=np.where(before & ~steps.failed, found.t, np.nan)) if before.any() else None
 
     def _meet(self, where: np.ndarray, t1: np.ndarray, events: tuple[np.ndarray, np.ndarray], size: Tensor) -> None:
         """Rows at the positions `where` have come to events by steps that end there: let them happen.
@@ -504,9 +551,11 @@ class RowLoop:
         assert self.watch is not None
         active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
         firings = _joined(scheduled(problem, index, t1), self.watch, fired)
-        since = np.abs(t1 - active.anew[where])
+        since, last = np.abs(t1 - active.anew[where]), active.since[where]
+        # Others that happen at about the same time are no sign that events come ever faster.
+        since = np.where(self.watch.together(index, fired, _AT_ONCE * since < last), last, since)
         resolution = _ZENO * np.spacing(np.abs(t1))
-        crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
+        crowded = (since <= resolution) & (last <= _AT_ONCE * resolution)
         active.anew[where], active.since[where] = t1, since
         changed = changing(problem, firings)
         if isinstance(self.plan.controller, PIDController):
@@ -542,7 +591,7 @@ class RowLoop:
         ahead = self.direction[stepper.rows[sound]][first.position]
         before = ~there & ((located.t[first.position] - first.t) * ahead > 0.0)
         np.add.at(most, (first.event[before], first.position[before]), 1)
-        return found.take(found.number() < most[found.event, found.position])
+        return found.take(~found.stops & (found.number() < most[found.event, found.position]))
 
     def _report(self, index: np.ndarray, crossings: Crossings, steps: TakenSteps, places: np.ndarray) -> None:
         """Put events on record at which nothing changes; `index` are the rows, `places` theirs among the steps."""
@@ -624,7 +673,7 @@ class RowLoop:
             undefined = np.zeros(len(active.index), dtype=bool)
             size = torch.maximum(before.abs() if size is None else size, y.abs())
             undefined[where], hidden = self.watch.after(
-                index, t1, y, size, new_slopes, self._moments(where, since), (fired, crossing, changed)
+                index, t1, (before, y), size, new_slopes, self._moments(where, since), (fired, crossing, changed)
             )
             self._fail(undefined, lambda i, _: self._undefined_event(i))
         self._keep(where, index, t1)

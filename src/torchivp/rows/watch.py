@@ -21,6 +21,9 @@ from torchivp.rows.recorders import WithinSteps
 _ROUNDING = 4
 """Event functions are known to this multiple of their rounding error, as an error of their arguments shows it."""
 
+_OF_STEPS = 1024
+"""The rounding errors of a step, at which event functions are left, are this multiple of those of its end at most."""
+
 _AT_ONCE = 4096
 """So many states at most are put to an event function at once: beyond, a call is no longer what costs time."""
 
@@ -160,6 +163,7 @@ class RowWatch:
         """The number of each event at which a row ends."""
         self.counts = np.zeros(shape, dtype=np.int64)
         """How often each event has happened in each row."""
+        self._together = np.zeros(shape, dtype=bool)  # which have happened at about the same time as the last
         self._rows: np.ndarray | None = None
         self._on_rows: list[FunctionOnRows] = []
         self._stacked: dict[int, FunctionOnRows] = {}
@@ -295,6 +299,15 @@ class RowWatch:
         self.counts[:, rows] += fired > 0.0
         return fired > 0.0, crossing
 
+    def together(self, rows: np.ndarray, fired: np.ndarray, soon: np.ndarray) -> np.ndarray:
+        """Whether the events that `fired`, [events, m], come `soon` after others, and each of them for the first time.
+
+        `soon` is whether they do, [m], compared with how events have come before.
+        """
+        together = soon & ~(fired & self._together[:, rows]).any(0) & self._together[:, rows].any(0)
+        self._together[:, rows] = fired | (self._together[:, rows] & together)
+        return together
+
     def go_on(self, rows: np.ndarray, located: Located) -> None:
         """There was no event in the steps of the `rows`, which were accepted."""
         self._signs[:, rows], self._values[:, rows] = located.signs, located.ends
@@ -334,7 +347,7 @@ class RowWatch:
         self,
         rows: np.ndarray,
         t: np.ndarray,
-        y: Tensor,
+        states: tuple[Tensor, Tensor],
         scale: Tensor,
         slope: Callable[[], Tensor],
         moments: Moments,
@@ -345,7 +358,7 @@ class RowWatch:
         Args:
             rows: the rows.
             t: when.
-            y: the states after it.
+            states: the states before it and after it.
             scale: how large the elements of the states have been in the step before.
             slope: gives the slopes there.
             moments: when to look ahead.
@@ -355,19 +368,27 @@ class RowWatch:
         Returns:
             In which rows an event function is NaN, and in which the events come so fast that rounding hides the next.
         """
+        before, y = states
         fired, crossing, changed = happened
         values = self.values(rows, t, y)
         signs, undefined = np.sign(values), _any_nan(values)
         hidden = np.zeros(len(rows), dtype=bool)
         levels = np.zeros(values.shape)
         if fired.any() or (values == 0.0).any():
-            levels = np.where(fired, self._rounding(rows, t, y, scale, slope(), values), 0.0)
+            levels = self._rounding(rows, t, y, scale, slope(), values)
+            # A step adds up more than its ends show. What is left where it was made to end on an event tells how much.
+            left = np.abs(self.values(rows, t, before))
+            levels = np.where(left <= _OF_STEPS * levels, np.maximum(levels, 2.0 * left), levels)
+            near = np.abs(values) <= levels
+            # The function of an event that did not happen may be as near to zero, if another that did has the same.
+            stays = ~fired & near & (left <= levels) & (self._signs[:, rows] != 0.0)
             # Where nothing was changed, the event may lie a little beyond, even far from zero if the function jumps.
-            unsure = (np.abs(values) <= levels) | (fired & ~changed)
+            unsure = (near | (fired & ~changed)) & ~stays
             ahead, grown = self._first_clear(rows, t, y, slope(), moments, values, levels)
             # What rounding hides however far one looks, is on the other side; or if that stays so, where it was before.
             expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(ahead))
             signs = np.where(unsure, np.where(grown, np.sign(ahead), expected), signs)
+            signs = np.where(stays, self._signs[:, rows], signs)
             returning = fired & unsure & changed & ~grown & ~np.isnan(moments.next)
             hidden = np.logical_or.reduce(returning & (ahead != values))
             levels = np.where(unsure, levels, 0.0)

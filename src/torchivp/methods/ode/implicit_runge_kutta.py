@@ -115,7 +115,7 @@ class _LastStep(Memory):
         """Before the first step from `y0`, [rows, size]; of a `single` row, in Python's numbers."""
         rows, size = y0.shape
         unknown = math.nan if single else np.full(rows, math.nan)
-        origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
+        origin = Origin(y0.new_zeros(rows, 1), y0, unknown)
         no = unknown == 0.0
         return _LastStep(
             dt=unknown,
