@@ -117,6 +117,7 @@ class _BacksolvedRows(ReplayedSolve):
 
     exact = False
     keeps_results = True
+    mapped = False
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, options: Backsolve):
         super().__init__(plan, inputs, 0)
