@@ -22,7 +22,7 @@ from torchivp.gradients.stretches import Stretch, pull_back
 from torchivp.record import Record
 from torchivp.rows.ahead import run_ahead
 from torchivp.rows.changes import all_scheduled, changing, groups
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.recorders import RowOutputs
 from torchivp.rows.targets import fixed_ends
 from torchivp.stepsize.constant import ConstantSteps, GridSteps

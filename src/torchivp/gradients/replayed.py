@@ -22,7 +22,7 @@ from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.stretches import Stretch, pull_back
 from torchivp.methods.method import Method
 from torchivp.record import ChangeRecord, Checkpoint, Record
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.solution import Stats, Status
