@@ -44,7 +44,7 @@ from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, Work, derive, on_arrays
 from torchivp.methods.ode.implicit_error import ErrorControl
 from torchivp.methods.ode.implicit_stages import Block, Stages
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.split import summands_of
 from torchivp.times import time_dtype, time_scalar
