@@ -103,8 +103,10 @@ class _UsedLater:
                 value = function(*args)
             finally:
                 torch._C._set_grad_enabled(False)
-            leaves = (value,) if isinstance(value, Tensor) else pytree.tree_leaves(value)
-            if not any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+            if isinstance(value, Tensor):  # as nearly always, and then this is all that is asked
+                if not value.requires_grad:
+                    return value
+            elif not any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):
                 return value
             self.used = True
             return pytree.tree_map_only(Tensor, Tensor.detach, value)
