@@ -160,10 +160,10 @@ class KernelRows(ReplayedSolve):
         times = FusedTimes(start, end, torch.from_numpy(taken.piece.t) if inside.shape[1] else None)
         numbers = tuple(self._wanted)
         seeds = Seeds(inside, ends, last)
-        grad_start, found = steps_back(
+        found = steps_back(
             self._kernel, numbers, self._rows.inputs, times, taken.steps, torch.from_numpy(taken.count), seeds
         )
-        return grad_start, [found[i] for i in numbers]
+        return found.y0, [found.inputs[i] for i in numbers]
 
 
 class _Outputs(RowOutputs):
