@@ -105,9 +105,10 @@ def _at_their_times(problem: RowProblem, found: StepEnds, states: Tensor, ends: 
     asked, moving = problem.times.outputs, problem.moving.outputs
     assert asked is not None
     rows, columns = np.nonzero(found.loose)
+    reached = found.at(ends, asked)
     for some in rounds(rows):  # functions take a row once at a time
         place = torch.from_numpy(rows[some]), torch.from_numpy(columns[some])
-        end = found.at(ends, asked)[place].unsqueeze(1)
+        end = reached[place].unsqueeze(1)
         motion = (torch.from_numpy(asked) if moving is None else moving)[place].unsqueeze(1) - end
         func = slopes_of(function_on(problem, rows[some]))
         states = states.index_put(place, carried_on(func, states[place], *map(problem.user_time, (end, motion))))

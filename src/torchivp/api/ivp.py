@@ -360,7 +360,6 @@ def solve_ivp(
     if throw and not status.ok:
         with LeanFailures():
             raise SolveError(status)
-    states = at_first_output(states, integration.problem)
     sol = NoDenseOutput()
     if interpolants is not None:
         nothing = NoDenseOutput("there is no dense output: the solve ended before its first step")
@@ -368,7 +367,7 @@ def solve_ivp(
     t = times.select(reached).to(layout.device, time_dtype(layout.device))
     final, t_final = _final(states, t, reached, status, integration.problem)
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
-    outputs = layout.unflatten(states[:count], (count,))
+    outputs = layout.unflatten(at_first_output(states, integration.problem)[:count], (count,))
     solution = Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
     return _finished(solution, sources, reason)
 
