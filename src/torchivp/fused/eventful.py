@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,8 @@ from torchivp.gradients.replay import after_change, end_of
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.gradients.step_ends import StepEnds
-from torchivp.gradients.stretches import Stretch, pull_back
+from torchivp.gradients.stretches import Stretch, add_all, pull_back
+from torchivp.gradients.vjp import vjp
 from torchivp.methods.consistent import slopes_of
 from torchivp.record import Record
 from torchivp.rows.ahead import run_ahead
@@ -102,8 +104,23 @@ class KernelRows(ReplayedSolve):
         if self._pieces is None:
             self._pieces = self._cut()
         flat = torch.cat([grads[0][torch.from_numpy(rows), torch.from_numpy(columns)], grads[1]])
-        first, shared = pull_back(reversed(self._pieces), lambda piece: self._take_piece(piece, flat), self.late)
+        (_, *leaves), moving, held = self._step_ends()
+        first, shared = pull_back(reversed(self._pieces), lambda piece: self._take_piece(piece, flat, held), self.late)
+        if moving is not None:
+            of_table = shared.pop()
+            add_all(shared, vjp([moving.table], [of_table], leaves))
         return [first[0], *shared]
+
+    def _step_ends(self) -> tuple[Sequence[Tensor], StepEnds | None, StepEnds | None]:
+        """The ends of the steps as functions of leaves, if times move, and the same with a leaf for their table.
+
+        Pieces have the latter in common, so that the way from the table to the times is gone once.
+        """
+        problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
+        with torch.enable_grad():
+            moving = StepEnds.of(self.record.ends, problem, self.record.changes)
+        held = None if moving is None else replace(moving, table=moving.table.detach().requires_grad_())
+        return leaves, moving, held
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         self._used.check()
@@ -140,14 +157,16 @@ class KernelRows(ReplayedSolve):
             at = torch.from_numpy(changes.rows[some]), torch.from_numpy(changes.steps[some])
             table.states[at] = changes.after[torch.from_numpy(some)]
 
-    def _take_piece(self, piece: Piece, grads: Tensor) -> Stretch:
-        """The steps of a piece and the changes at its end, with autograd watching; `grads` are those of all results."""
+    def _take_piece(self, piece: Piece, grads: Tensor, moving: StepEnds | None) -> Stretch:
+        """The steps of a piece and the changes at its end, with autograd watching.
+
+        `grads` are those of all results, and `moving` are the ends of the steps, if they move.
+        """
         table, record = self._table, self.record
         assert table is not None
         taken = _TakenPiece(self, piece, table, record)
         problem, leaves = self.inputs.on_leaves(taken.start)
         wanted = [leaves[place] for place in self.wanted.values()]
-        moving = StepEnds.of(record.ends, problem, record.changes)
         times = (None, None) if moving is None else (moving.table[taken.place], self._inside(problem, piece))
         inside, ends, last = _PieceNode.apply(taken, leaves[0], *times, *wanted)
         results = [inside, ends]
@@ -173,7 +192,8 @@ class KernelRows(ReplayedSolve):
                 y = y.index_copy(0, select, after_change(problem, firing, rows, end, last[select], is_own))
             if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)]):
                 raise RuntimeError(APPLY_NOT_REPEATED)
-        return Stretch(results, seeds, [y], None, [leaves[0]], leaves[1:])
+        shared = leaves[1:] if moving is None else [*leaves[1:], moving.table]
+        return Stretch(results, seeds, [y], None, [leaves[0]], shared)
 
     def _inside(self, problem: RowProblem, piece: Piece) -> Tensor:
         """The times of what was kept within steps of a piece, [rows, T], of which those that move are the user's."""

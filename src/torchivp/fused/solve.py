@@ -268,7 +268,7 @@ class FusedSolve(NodeSolve):
         assert self.record is not None
         taken = self.outcomes.accepted
         most = int(taken.max(initial=0))
-        ends = self.record.ends[:, : most + 1].numpy().copy()
+        ends = self.record.ends[:, : most + 1].cpu().numpy().copy()
         ends[np.arange(most + 1) > taken[:, None]] = math.nan
         return ends
 
@@ -316,10 +316,10 @@ def times_back(
     with torch.enable_grad():
         table = StepEnds.of(ends, replace(problem, moving=moving), ChangeRecord.joined([], problem.y0))
         assert table is not None
-        roots, seeds = [table.table], [found.ends[:, : ends.shape[1]]]
+        roots, seeds = [table.table], [found.ends[:, : ends.shape[1]].cpu()]
         if moving.outputs is not None:
             roots.append(moving.outputs)
-            seeds.append(found.outputs)
+            seeds.append(found.outputs.cpu())
         return vjp(roots, seeds, leaves)
 
 
