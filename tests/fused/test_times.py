@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from compilers import needs_compiler
+from fused.fields import FIELDS
+from fused.test_fields import leaves_of, rows_of
 from torchivp import ODE_METHODS, Event, GridSteps, Scheduled, SolveError, odeint, odeint_adjoint, solve_ivp
 from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
@@ -167,6 +170,29 @@ def test_gradients_by_times_are_differences(method, options):
     times = [x.requires_grad_() for x in (*numbers(0.2, 1.1), numbers(0.3, 0.5, 0.95))]
     assert torch.autograd.gradcheck(results, times, rtol=1e-6, atol=1e-8)
     assert torch.autograd.gradgradcheck(results, times, rtol=1e-5, atol=1e-6, fast_mode=True)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("method", ["rk4_classic", "rodas4"])
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_differentiated_alike(name, method):
+    if (name, method) == ("in place", "rodas4"):
+        pytest.skip("its Jacobian has no kernel")
+    case = FIELDS[name]
+    for rows in (None, 7):
+        found = []
+        for backend in ("fused", "eager"):
+            y0 = pytree.tree_map(lambda x: x.clone().requires_grad_(), rows_of(case, rows))
+            start, end = (x.requires_grad_() for x in numbers(*case.span))
+            at = torch.linspace(*case.span, 7, dtype=D, requires_grad=True)
+            size = 0.03 * (case.span[1] - case.span[0])
+            solution = solve_ivp(
+                case.func, (start, end), y0, t_eval=at, args=case.args, method=method, step_size=size,
+                batch_dims=0 if rows is None else 1, backend=backend,
+            )  # fmt: skip
+            total = sum(weighted(x) for x in leaves_of((solution.y, solution.final)))
+            found.append(with_second(total, [*leaves_of(y0), start, end, at], False))
+        assert_close(*found, 1e-9)
 
 
 # --- odeint ----------------------------------------------------------------------------------------------------------
