@@ -26,7 +26,8 @@ _NORMS = (
     "native_layer_norm_backward",
     "native_batch_norm_backward",
 )
-"""What is taken apart before it is differentiated: of changes along a tangent torch's derivatives hold mean and variance."""
+"""What is taken apart before it is differentiated: torch differentiates their changes as if mean and variance were
+constant."""
 
 _FURTHER = (
     *_NORMS,
