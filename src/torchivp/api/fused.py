@@ -38,7 +38,7 @@ from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.targets import fixed_ends
 from torchivp.solution import BatchSolution, LeanFailures, Solution
 from torchivp.state import StateLayout

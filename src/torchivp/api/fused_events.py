@@ -41,7 +41,7 @@ from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.record import ChangeRecord, Record
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.solution import BatchSolution, Solution, Stats
 from torchivp.stepsize.pid import PIDController

@@ -15,7 +15,7 @@ from torchivp.api.rows import raise_failures
 from torchivp.fused.endings import failure_of
 from torchivp.fused.solve import STIFF, SUCCESS, FusedSolve, Outcomes
 from torchivp.methods.method import Method
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import single_problem
 from torchivp.solution import BatchSolution, OfRows, Outcome, Solution, Stats, Status
 from torchivp.state import StateLayout

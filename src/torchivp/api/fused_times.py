@@ -17,7 +17,7 @@ from torchivp.methods.consistent import slopes_of
 from torchivp.problem import Problem
 from torchivp.record import ChangeRecord, Record
 from torchivp.rows.changes import function_on, rounds
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.single import moving_times
 from torchivp.rows.times import MovingTimes, RowTimes

@@ -27,7 +27,7 @@ from torchivp.methods.consistent import slopes_of
 from torchivp.record import Record
 from torchivp.rows.ahead import run_ahead
 from torchivp.rows.changes import all_scheduled, changing, function_on, groups, rounds
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs
 from torchivp.rows.targets import fixed_ends

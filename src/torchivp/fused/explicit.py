@@ -18,7 +18,7 @@ from torchivp.fused.steps import (
     stage_times,
     table,
 )
-from torchivp.methods.ode.runge_kutta import ButcherTableau, square
+from torchivp.methods.ode.tableau import ButcherTableau, square
 
 _ARGUMENTS = (
     "const typename Lanes<W>::D& t0, const typename Lanes<W>::D& t1, const typename Lanes<W>::R* y0, const In<W>& in, "

@@ -17,7 +17,7 @@ from torchivp.gradients.node import NodeSolve
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.record import ChangeRecord, Checkpoint, Record
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 
 

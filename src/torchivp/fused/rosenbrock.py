@@ -9,7 +9,7 @@ import numpy as np
 
 from torchivp.fused.steps import constants, numbers, source_file, stage_times, table
 from torchivp.methods.ode.rosenbrock import RosenbrockTableau
-from torchivp.methods.ode.runge_kutta import square
+from torchivp.methods.ode.tableau import square
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torchivp.gradients.refusals import (
 from torchivp.gradients.replayed import ReplayedSolve, RowResult
 from torchivp.gradients.row_inputs import RowInputs, find_row_inputs
 from torchivp.rows.function import RowFunction
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.split import with_each
 from torchivp.torch_func import in_forward_mode, without_derivatives
@@ -117,6 +117,7 @@ class _BacksolvedRows(ReplayedSolve):
 
     exact = False
     keeps_results = True
+    mapped = False
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, options: Backsolve):
         super().__init__(plan, inputs, 0)
