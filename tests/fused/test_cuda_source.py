@@ -70,7 +70,8 @@ def test_kernels_are_cuda_too(func, w, method, dtype):
     kernel = Kernel(reading.traced, Form(kind.of(tableau), dtype, 2, (0, 2), True, tuple(reading.roles)))
     assert ".entry solve" in ptx(kernel.source("cuda.h"))
     shared = tuple(i for i, role in enumerate(reading.roles) if role == "shared")
-    assert ".entry pull" in ptx(kernel.pull(shared).source("cuda.h"))
+    for timed in (False, True):
+        assert ".entry pull" in ptx(kernel.pull(shared, timed).source("cuda.h"))
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rodas5p"])

@@ -156,5 +156,5 @@ class ExplicitCoefficients:
         ]
 
     def pull(self) -> tuple[str, str]:
-        tables = [table("A", self.a), numbers("B", self.b), table("DENSE", self.dense), stage_times(self.c)]
-        return "\n".join(tables), source_file("pull_explicit.h")
+        tables = [table("A", self.a), numbers("B", self.b), table("DENSE", self.dense), numbers("NODES", self.c)]
+        return "\n".join([*tables, stage_times(self.c)]), source_file("pull_explicit.h")

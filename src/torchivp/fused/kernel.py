@@ -124,7 +124,7 @@ class Kernel:
         self._events = self._lowered_events(watched or ())
         self.kept = self.lowering.kept
         self._solve = loaded(self.source(), "solve")
-        self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
+        self._pulls: dict[tuple[tuple[int, ...], bool], PullKernel | CannotFuse] = {}
         self.room = 256
         self.steps = 100
 
@@ -232,18 +232,21 @@ class Kernel:
         """Run the kernel, unless the outputs asked for are to be checked first and are not in order."""
         return bool(self._solve(ctypes.addressof(call)))
 
-    def pull(self, wanted: tuple[int, ...]) -> PullKernel:
+    def pull(self, wanted: tuple[int, ...], timed: bool = False) -> PullKernel:
         """The way back, with the gradients of the inputs with these numbers, besides that of the state.
+
+        `timed` says whether those of times are wanted too.
 
         Raises:
             CannotFuse: an operation of the gradients has no C++.
         """
-        if wanted not in self._pulls:
+        key = wanted, timed
+        if key not in self._pulls:
             try:
-                self._pulls[wanted] = PullKernel(self, wanted)
+                self._pulls[key] = PullKernel(self, wanted, timed)
             except CannotFuse as error:
-                self._pulls[wanted] = error
-        found = self._pulls[wanted]
+                self._pulls[key] = error
+        found = self._pulls[key]
         if isinstance(found, CannotFuse):
             raise found
         return found

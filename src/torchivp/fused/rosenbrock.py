@@ -74,7 +74,7 @@ class RosenbrockCoefficients:
         return "\n".join([self._tables(), source_file("rosenbrock.h")])
 
     def pull(self) -> tuple[str, str]:
-        return self.step(0, 0, True), source_file("pull_rosenbrock.h")
+        return "\n".join([numbers("NODES", self.tableau.c), self.step(0, 0, True)]), source_file("pull_rosenbrock.h")
 
     def _tables(self) -> str:
         of = self.tableau
