@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient
 from torchivp.api.fused_events import NOT_SEEN, solve_with_events
@@ -28,6 +29,7 @@ from torchivp.api.row_problem import check_events
 from torchivp.api.rows import plan_rows
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.fused.kernel import Kernel
+from torchivp.fused.nvidia import on_gpu
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.replayed import Replayed
 from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
@@ -47,10 +49,19 @@ from torchivp.times import Times
 
 Backend = Literal["eager", "fused", "auto"]
 
+_NOT_BY_ITSELF = (
+    "kernels on GPUs are taken only where they are asked for, by backend='fused': how fast they are there has not been "
+    "measured yet"
+)
+"""What "auto" says of states on a GPU."""
+
 
 def try_fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
     """The solution by a kernel; if there is none, and need not be, why."""
     check_backend(backend)
+    _, _, y0, *_ = problem
+    if backend == "auto" and any(isinstance(x, Tensor) and on_gpu(x.device) for x in pytree.tree_leaves(y0)):
+        return None, _NOT_BY_ITSELF
     try:
         with LeanFailures():
             return solve_fused(*problem, **options), ""
@@ -183,7 +194,7 @@ def solve_fused(
             tolerance_of("rtol", rtol, layout, field),
             tolerance_of("atol", atol, layout, field),
             max_steps,
-            [None if x is None else as_read(x, layout.dtype) for x in held],
+            [None if x is None else as_read(x, layout.dtype, layout.device) for x in held],
             wanted if needs_gradient else [],
             lambda solve: Replayed(solve, plan(method), [given[i] for i in wanted], Used(held, solve.inputs)),
             needs_gradient or times.wanted is None,
@@ -262,7 +273,7 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
     if t_eval is not None:
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
-        wanted = t_eval.contiguous().unsqueeze(0)
+        wanted = t_eval.cpu().contiguous().unsqueeze(0)
     return FusedTimes(*_span(start, end), wanted, check="none" if wanted is None else "first")
 
 

@@ -40,7 +40,7 @@ class FusedResult(NamedTuple):
         count, record, solve = self.values.shape[len(self.solve.lead)], self.solve.record, self.solve
         assert record is not None
         t = record.ends[:, :count].clone()
-        t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
+        t[torch.arange(count, device=t.device) > solve.outcomes.steps.unsqueeze(1)] = math.nan
         return t
 
 
@@ -71,7 +71,7 @@ def solution_of(
     t = None if solve.times.wanted is not None else result.t
     if again is not None:
         stiff = outcomes.counts[0] == STIFF
-        chosen = torch.from_numpy(stiff)
+        chosen = torch.from_numpy(stiff).to(layout.device)
         failed |= {} if again.solve.well else _failures(again.solve, plan(methods[1]))
         outcomes, solves = outcomes.with_again(again.solve.outcomes, stiff), again.solve.kernel.form.coefficients.solves
         dim = len(solve.lead)
@@ -89,10 +89,10 @@ def solution_of(
     if t is None:
         wanted = solve.times.wanted
         assert wanted is not None
-        t = wanted.clone().squeeze(0)
+        t = wanted.clone().squeeze(0).to(layout.device)
     elif not solve.lead:
         t = t[0]
-    t_final = torch.from_numpy(outcomes.t)
+    t_final = outcomes.times.to(layout.device)
     if not layout.lead:
         status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
         return Solution(t, values, status, stats, last, t_final.view(()))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 _ALWAYS = ("-std=c++17", "-O3", "-shared", "-fPIC")
 """What every compiler is given. `-ffast-math` is not among it: NaN and infinity keep their meaning."""
@@ -64,7 +65,12 @@ class Compiler:
     Attributes:
         command: the program, and its own first arguments.
         version: what it says of itself.
+        suffixes: how the names of libraries end, and of sources.
+        target: what it compiles for.
     """
+
+    suffixes: ClassVar[tuple[str, str]] = ".so", ".cpp"
+    target: ClassVar[str] = "this processor"
 
     command: tuple[str, ...]
     version: str

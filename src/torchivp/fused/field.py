@@ -164,7 +164,8 @@ def _drawn(x: Tensor) -> Tensor:
     """Numbers like those of a tensor, drawn by chance; whole numbers as they are."""
     if not x.is_floating_point():
         return x.detach()
-    return torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(x.numel())) + 0.5
+    drawn = torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(x.numel())) + 0.5
+    return drawn.to(x.device)
 
 
 def _code_of(func: Any) -> Any:

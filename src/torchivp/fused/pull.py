@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -68,7 +67,7 @@ class PullKernel:
     @functools.cached_property
     def _pull(self) -> Any:
         """Compiled when it is first asked for: not every solve that could be differentiated is."""
-        return loaded(self.source(), "pull")
+        return loaded(self.source, "pull", self._kernel.gpu)
 
     def _pulled(self, function: Function, cotangents: Sequence[Array]) -> fx.Graph:
         """The gradients of the state and of what is wanted, given cotangents of what `function` makes of the inputs."""
@@ -134,7 +133,7 @@ class PullKernel:
 
     def run(self, call: PullCall) -> None:
         """Run the kernel."""
-        self._pull(ctypes.addressof(call))
+        self._pull(call, -(-call.rows // call.block), bool(self.kept))
 
 
 def _function(name: str, argument: str, lines: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ class Replayed(NodeSolve):
         assert solve.record is not None
         y0, taken = solve.y0.reshape(solve.rows, solve.size), solve.outcomes.accepted
         most = int(taken.max(initial=0))
-        ends = solve.record.ends[:, : most + 1].numpy().copy()
+        ends = solve.record.ends[:, : most + 1].cpu().numpy().copy()
         ends[np.arange(most + 1) > taken[:, None]] = math.nan
         start = Checkpoint(0, y0, np.zeros(len(y0), dtype=np.int64))
         steps.record = Record(ends, taken, None, [start], ChangeRecord.joined([], y0), keeps_carry=False)

@@ -6,6 +6,7 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,12 @@ _BLOCK = 16
 _FEW = 5000
 """One thread is through with so many steps of vectors before another has begun."""
 
+_SUMS = 256 * 2**20
+"""Sums over blocks of rows take so many bytes of a GPU at most: beyond, blocks have more rows."""
+
+_FETCHED = 16_384
+"""How so many rows of a GPU ended is fetched at once; of more rows, what a solve must know is found out there."""
+
 SUCCESS, STIFF = 1, 8
 """Kinds of endings, as the kernel numbers them: the second where stability limits the steps."""
 
@@ -36,7 +43,7 @@ _CHECKS: dict[Check, int] = {"none": 0, "first": 1, "all": 2}
 
 @dataclass
 class FusedTimes:
-    """The times of a call, as the kernel reads them.
+    """The times of a call, as the kernel reads them; they lie in the processor's memory.
 
     Attributes:
         start: where each row starts, [rows] or [1] for all.
@@ -52,6 +59,25 @@ class FusedTimes:
     grid: Tensor | None = None
     check: Check = "none"
 
+    def on(self, device: torch.device) -> FusedTimes:
+        """The same on a GPU."""
+        wanted, grid = (None if x is None else x.to(device) for x in (self.wanted, self.grid))
+        return FusedTimes(self.start.to(device), self.end.to(device), wanted, grid)
+
+    def in_order(self) -> bool:
+        """Whether the outputs are in order, of the rows that are to be looked at: as `all_in_order` of source/host.h."""
+        if self.wanted is None or self.check == "none" or not self.wanted.shape[1]:
+            return True
+        first = slice(1) if self.check == "first" else slice(None)
+        start, end, wanted = self.start[first, None], self.end[first, None], self.wanted[first]
+        onward = torch.where(end >= start, 1.0, -1.0).to(wanted.dtype)
+        t, start, end = wanted * onward, start * onward, end * onward
+        none = torch.isnan(t)
+        if self.check == "first":
+            return not bool(none.any() | (t.diff() <= 0).any() | (t < start).any() | (t > end).any())
+        latest = t.where(~none, -math.inf).cummax(1).values
+        return bool((none | ((t >= latest) & (t >= start) & (t <= end))).all())
+
 
 class OutOfOrder(Exception):
     """The outputs that were asked for are not in order, or outside the span."""
@@ -60,25 +86,71 @@ class OutOfOrder(Exception):
 class Outcomes:
     """How the rows ended; those that are not solved have arrived where they start, without a step.
 
+    Args:
+        rows: the number of rows.
+        device: where the kernel writes.
+
     Attributes:
-        counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, Jacobians
-            and factorisations, [6, rows].
-        numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
+        table: counts and behind them numbers, [10, rows], on the device.
         stiff: which rows have been solved by the second of two methods, [rows]; None for none.
         addresses: where counts and numbers lie.
     """
 
-    def __init__(self, rows: int) -> None:
-        # Tensors tell where they lie sooner than arrays do.
-        counts = torch.empty(6, rows, dtype=torch.int64, device="cpu")
-        numbers = torch.empty(4, rows, dtype=torch.float64, device="cpu")
-        self.addresses = counts.data_ptr(), numbers.data_ptr()
-        self.counts, self.numbers = counts.numpy(), numbers.numpy()
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.table = torch.empty(10, rows, dtype=torch.int64, device=device)
+        address = self.table.data_ptr()
+        self.addresses = address, address + 6 * 8 * rows
         self.stiff: np.ndarray | None = None
+
+    @cached_property
+    def _fetched(self) -> Tensor:
+        return self.table.cpu()  # on the processor the same memory
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """The kind of ending, as the kernel numbers them, steps accepted, rejected, evaluations, Jacobians and
+        factorisations, [6, rows]."""
+        return self._fetched[:6].numpy()
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """The last time, and of rows that failed the size of the step, of the next, and the error, [4, rows]."""
+        return self._fetched[6:].view(torch.float64).numpy()
+
+    @property
+    def times(self) -> Tensor:
+        """The time that was reached, [rows], on the device."""
+        return self.table[6].view(torch.float64)
+
+    @property
+    def steps(self) -> Tensor:
+        """Steps taken, [rows], on the device."""
+        return self.table[1]
+
+    def sum_up(self, call: SolveCall) -> None:
+        """What the kernel of the processor says of all rows in the end."""
+        rows = self.table.shape[1]
+        if not rows:
+            return
+        ending, accepted = (self.table if rows > _FETCHED else self._fetched)[:2]
+        stiff = ending == STIFF
+        failed = (ending != SUCCESS) & ~stiff
+        call.most, call.failed, call.stiff = torch.stack((accepted.max(), failed.sum(), stiff.sum())).tolist()
+
+    def start_from(self, start: Tensor) -> None:
+        """All rows have arrived where they start."""
+        self.table.zero_()
+        self.table[0] = SUCCESS
+        self.times.copy_(start)
+
+    def forget_steps(self, rows: np.ndarray) -> None:
+        """Some of the rows have taken no steps."""
+        self.table[1, torch.from_numpy(rows).to(self.table.device)] = 0
+        self.counts[1, rows] = 0
 
     def with_again(self, other: Outcomes, stiff: np.ndarray) -> Outcomes:
         """These, but of the rows that are `stiff` those of another solve, with what the first has evaluated."""
-        both = Outcomes(len(stiff))
+        both = Outcomes(len(stiff), torch.device("cpu"))
         both.counts[:] = np.where(stiff, other.counts, self.counts)
         both.counts[3] = self.counts[3] + other.counts[3]
         both.numbers[:] = np.where(stiff, other.numbers, self.numbers)
@@ -187,28 +259,35 @@ class FusedSolve(NodeSolve):
         while True:
             values, last, record, call = self._call(room)
             kernel.steps = most = call.most
-            if most <= room or not self.keeps_record:
+            fits = most <= room or not self.keeps_record
+            if self.keeps_record and not (fits and kernel.gpu is None):
+                room = kernel.room = most + most // 8 + 8
+            if fits:
                 break
-            room = kernel.room = most + most // 8 + 8
-        self.record = record
+        self.record, device = record, self.y0.device
         self.well, self.found_stiff = not call.failed, bool(call.stiff)
         if not self.well or self.found_stiff:
             self.last_states = last.clone().view(self.rows, self.size)
         if self.times.wanted is None and record is not None:
             values = record.states[:, : most + 1 if self.rows else 0].clone()
-            beyond = torch.arange(values.shape[1]) > torch.from_numpy(self.outcomes.accepted).unsqueeze(1)
+            beyond = torch.arange(values.shape[1], device=device) > self.outcomes.steps.unsqueeze(1)
             values[beyond] = math.nan
             values = values.view(*self.lead, values.shape[1], *self.shape)
         return values, last
 
     def _call(self, room: int) -> tuple[Tensor, Tensor, FusedRecord | None, SolveCall]:
         y0, times, call = self.y0, self.times, SolveCall()
-        rows, size = self.rows, self.size
+        rows, size, device = self.rows, self.size, y0.device
+        if self.kernel.gpu is not None:
+            if not times.in_order():
+                raise OutOfOrder
+            times = times.on(device)
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
         call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
         call.count = rows
         if self.chosen is not None:
-            call.count, call.chosen = len(self.chosen), torch.from_numpy(self.chosen).data_ptr()
+            chosen = torch.from_numpy(self.chosen).to(device)
+            call.count, call.chosen = len(chosen), chosen.data_ptr()
         call.threads, call.block = threads_and_block(call.count, self.kernel)
         call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
         call.span_stride = len(times.start) > 1
@@ -222,30 +301,31 @@ class FusedSolve(NodeSolve):
         held = give_inputs(call, self.kernel, self.inputs, rows, self.kernel.kept, y0)
         size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(*self.lead, outputs, *self.shape), torch.empty_like(y0)
-        outcomes = self.outcomes = Outcomes(rows)
+        outcomes = self.outcomes = Outcomes(rows, device)
         call.values, call.last = values.data_ptr(), last.data_ptr()
         call.counts, call.numbers = outcomes.addresses
         record = None
         if self.keeps_record:
             record = FusedRecord(
-                torch.empty(rows, room + 1, dtype=torch.float64),
+                torch.empty(rows, room + 1, dtype=torch.float64, device=device),
                 y0.new_empty(rows, room + 1, size),
                 y0.new_empty(rows, room + 1, size) if self.kernel.form.coefficients.predicts else None,
             )
             call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
             call.slopes = None if record.slopes is None else record.slopes.data_ptr()
         if self.chosen is not None:
-            self._leave_others(outcomes, last, record)
+            self._leave_others(outcomes, times.start, last, record)
         if not self.kernel.solve(call):
             raise OutOfOrder
+        if self.kernel.gpu is not None:
+            outcomes.sum_up(call)
         del held
         return values, last, record, call
 
-    def _leave_others(self, outcomes: Outcomes, last: Tensor, record: FusedRecord | None) -> None:
+    def _leave_others(self, outcomes: Outcomes, start: Tensor, last: Tensor, record: FusedRecord | None) -> None:
         """Leave the rows where they start; those that are chosen are written again."""
-        start = self.times.start.expand(self.rows)
-        outcomes.counts[:], outcomes.counts[0] = 0, SUCCESS
-        outcomes.numbers[:], outcomes.numbers[0] = 0, start
+        start = start.expand(self.rows)
+        outcomes.start_from(start)
         last.copy_(self.y0)
         if record is not None:
             record.ends[:, 0] = start
@@ -254,7 +334,7 @@ class FusedSolve(NodeSolve):
     def leave_stiff(self) -> np.ndarray:
         """Which rows were found stiff, [rows]: nothing goes back through their steps, which are taken otherwise."""
         stiff = self.outcomes.counts[0] == STIFF
-        self.outcomes.counts[1, stiff] = 0
+        self.outcomes.forget_steps(stiff)
         return stiff
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -272,9 +352,10 @@ class FusedSolve(NodeSolve):
             grad_states = torch.zeros_like(record.states)
             count = grad_values.shape[len(self.lead)]
             grad_states[:, :count] = grad_values.view(rows, count, self.size)
-        steps = torch.from_numpy(self.outcomes.accepted)
-        seeds = Seeds(grad_values, grad_states, grad_last)
-        grad_y0, found = steps_back(self.kernel, tuple(self.wanted), self.inputs, self.times, record, steps, seeds)
+        seeds, steps, times = Seeds(grad_values, grad_states, grad_last), self.outcomes.steps, self.times
+        if self.kernel.gpu is not None:
+            times = times.on(record.states.device)
+        grad_y0, found = steps_back(self.kernel, tuple(self.wanted), self.inputs, times, record, steps, seeds)
         of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
         return [grad_y0.view(self.y0.shape), *of_inputs]
 
@@ -330,12 +411,16 @@ def steps_back(
     call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
     call.slopes = None if record.slopes is None else record.slopes.data_ptr()
     held = give_inputs(call, kernel, inputs, rows, pull.kept, like)
+    if kernel.gpu is not None:
+        call.block = max(1, -(-rows * pull.sums * like.element_size() // _SUMS))
     blocks = -(-rows // call.block)
     grad_y0, grad_rows = like.new_empty(rows, size), like.new_empty(rows, pull.row_sums)
     grad_shared, partial = like.new_empty(pull.sums), like.new_empty(blocks, pull.sums)
     call.grad_y0, call.grad_rows = grad_y0.data_ptr(), grad_rows.data_ptr()
     call.grad_shared, call.partial = grad_shared.data_ptr(), partial.data_ptr()
     pull.run(call)
+    if kernel.gpu is not None:
+        grad_shared = partial.sum(0, dtype=torch.float64).to(like.dtype)  # in an order that is always the same
     del held
     found = {i: grad_shared[where] for i, where in pull.shared}
     found |= {i: grad_rows[:, where] for i, where in pull.per_row}
@@ -374,13 +459,17 @@ def give_inputs(
 ) -> Any:
     """Hand the inputs over, and room for what is computed once; returns what must live as long as the call."""
     count = len(inputs)
-    addresses, strides = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
+    addresses, strides = (ctypes.c_int64 * count)(), (ctypes.c_int64 * count)()
     for i, x in enumerate(inputs):
         if x is not None:
             addresses[i] = x.data_ptr()
             if kernel.roles[i] == "row":
                 strides[i] = x.numel() // rows if rows else 0
     call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
+    if kernel.gpu is not None:
+        table = torch.tensor((*addresses, *strides), dtype=torch.int64).to(like.device)
+        call.inputs, call.input_strides = table.data_ptr(), table.data_ptr() + 8 * count
+        addresses = table
     uniform = like.new_empty(kept) if kept else None
     if uniform is not None:
         call.uniform = uniform.data_ptr()
