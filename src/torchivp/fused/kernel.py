@@ -139,8 +139,9 @@ class Kernel:
         """The function in C++; its derivatives, if the method needs them, are an attribute."""
         graph = core_graph(self.traced.values, self.traced.examples)
         lines, (slope,) = self.lowering.lower(graph, self.inputs)
+        size = self.lowering.size
         self._derive(uses(graph))
-        head = f"template <int W> FUSED void field({NOW}, typename Lanes<W>::R* dy) {{"
+        head = f"template <int W> {size} void field({NOW}, typename Lanes<W>::R* dy) {{"
         return [head, BEGIN, *lines, *self.lowering.written(slope, "dy"), "}"]
 
     def _lowered_events(self, watched: Sequence[Watched]) -> list[str]:

@@ -40,17 +40,17 @@ class PullKernel:
         self.sums = self.row_sums = 0
         self._kernel, self._wanted = kernel, wanted
         lanes, matrices, lines = self._lowered_field()
-        functions = _function("pull_field", "", lines)
+        functions = _function("pull_field", "", lines, kernel.lowering.size)
         if kernel.derivatives is not None:
             argument = "const typename Lanes<W>::R* of_derivatives, "
-            functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives))
+            functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives), "FUSED")
         self.kept = kernel.lowering.kept
         before, step = kernel.form.coefficients.pull()
         self._parts = [
             "#define PULLS",
             *kernel.beginning(structure("Pull", PULL)),
             before,
-            f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
+            f"constexpr int SUMS_USED = {self.sums}, LANES_USED = {lanes}, LANE_SUMS = {max(lanes, 1)};",
             f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
             f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
             source_file("outer.h"),
@@ -136,12 +136,13 @@ class PullKernel:
         self._pull(call, -(-call.rows // call.block), bool(self.kept))
 
 
-def _function(name: str, argument: str, lines: Sequence[str]) -> list[str]:
-    """A function that hands cotangents on to the state and to what is wanted."""
-    sums = ", ".join(f"typename Lanes<W>::R* {goal}" for goal in ("to_y", "sums", "wide", "row_sums"))
+def _function(name: str, argument: str, lines: Sequence[str], size: str) -> list[str]:
+    """A function that hands cotangents on to the state and to what is wanted; `size` says whether it is a large one."""
+    lanes = "typename Lanes<W>::R*"
+    sums = f"{lanes} to_y, {lanes} sums, Wide<W> wide, {lanes} row_sums"
     unused = "".join(f"(void){goal}; " for goal in ("g", "sums", "wide", "row_sums"))
     return [
-        f"template <int W> FUSED void {name}({NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",
+        f"template <int W> {size} void {name}({NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",
         BEGIN + unused,
         *lines,
         "}",
@@ -157,9 +158,10 @@ def _unpacking(lanes: int, matrices: Sequence[tuple[int, int, int]]) -> list[str
     """The function that adds up the sums of a block of rows."""
     lines = [
         "template <int W> DEVICE void add_up(",
-        "const typename Lanes<W>::R* sums, const typename Lanes<W>::R* wide, real* total) {",
+        "const typename Lanes<W>::R* sums, Wide<W> wide, Totals total) {",
         f"for (int e = 0; e < {lanes}; ++e) total[e] = sum_of_lanes<W>(sums[e]);",
+        "#ifndef __CUDACC_RTC__",
     ]
     for m, n, start in matrices:
         lines += [f"unpack<W, {m}, {n}>(wide, total + {start});", f"wide += {m} * (({n} + W - 1) / W);"]
-    return [*lines, "(void)sums; (void)wide; (void)total;", "}"]
+    return [*lines, "#endif", "(void)sums; (void)wide; (void)total;", "}"]

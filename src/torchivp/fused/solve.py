@@ -420,7 +420,8 @@ def steps_back(
     call.grad_shared, call.partial = grad_shared.data_ptr(), partial.data_ptr()
     pull.run(call)
     if kernel.gpu is not None:
-        grad_shared = partial.sum(0, dtype=torch.float64).to(like.dtype)  # in an order that is always the same
+        of_blocks = partial.view(pull.sums, blocks)  # in another order than the processor's
+        grad_shared = of_blocks.sum(1, dtype=torch.float64).to(like.dtype)  # always in the same way
     del held
     found = {i: grad_shared[where] for i, where in pull.shared}
     found |= {i: grad_rows[:, where] for i, where in pull.per_row}

@@ -22,7 +22,7 @@ KERNEL prepare(THIS_CALL Pull s) { once(s); }
 KERNEL pull(THIS_CALL Pull s) {
   const int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, first = b * s.block;
   if (first >= s.rows) return;
-  Backward<1> back(s);
-  back.run(first, first + s.block < s.rows ? first + s.block : s.rows, s.partial + b * SUMS_USED);
+  Backward<1> back(s, Totals{s.partial + b, (s.rows + s.block - 1) / s.block});
+  back.run(first, first + s.block < s.rows ? first + s.block : s.rows);
 }
 #endif

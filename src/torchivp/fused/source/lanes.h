@@ -7,6 +7,7 @@ typedef long long int64_t;
 typedef int int32_t;
 #define FUSED __device__ inline
 #define CALLED __device__ __noinline__
+#define LARGE CALLED  // NVRTC would take half a minute over a network that is written out at every call
 #else
 #include <cmath>
 #include <cstdint>
@@ -14,6 +15,7 @@ typedef int int32_t;
 #include <limits>
 #define FUSED static inline __attribute__((always_inline))
 #define CALLED static __attribute__((noinline))
+#define LARGE FUSED
 #endif
 
 template <int W> struct Lanes;
