@@ -31,7 +31,15 @@ _ROOM = "a thread of a GPU has 512 KiB for what it works with, and this kernel n
 
 
 class GpuError(RuntimeError):
-    """The driver of a GPU refuses what is asked of it; the message has its words."""
+    """The driver of a GPU refuses what is asked of it; the message has its words.
+
+    Attributes:
+        out_of_memory: whether it has no memory for it.
+    """
+
+    def __init__(self, message: str, out_of_memory: bool):
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
 
 
 def on_gpu(device: torch.device) -> bool:
@@ -111,8 +119,15 @@ class Gpu:
         stream = self._driver.CUstream(_stream(self._device))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(call))
         sizes = -(-threads // THREADS), 1, 1, THREADS, 1, 1
+        launch = "cuLaunchKernel", function, *sizes, 0, stream, ctypes.addressof(parameters), 0
         with self:
-            self._ask("cuLaunchKernel", function, *sizes, 0, stream, ctypes.addressof(parameters), 0)
+            try:
+                self._ask(*launch)
+            except GpuError as error:
+                if not error.out_of_memory:
+                    raise
+                torch.cuda.empty_cache()  # what torch holds and does not use, a kernel may need for its threads
+                self._ask(*launch)
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         """What a function of the driver gives.
@@ -123,7 +138,10 @@ class Gpu:
         status, *values = getattr(self._driver, name)(*arguments)
         if int(status):
             _, words = self._driver.cuGetErrorString(status)
-            raise GpuError(f"the driver of {self._device} refuses {name}: {(words or b'').decode()} ({status.name})")
+            raise GpuError(
+                f"the driver of {self._device} refuses {name}: {(words or b'').decode()} ({status.name})",
+                status == self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY,
+            )
         return values[0] if values else None
 
 

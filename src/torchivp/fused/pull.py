@@ -13,10 +13,14 @@ from torchivp.fused.arrays import Array
 from torchivp.fused.call import BEGIN, NOW, PULL, PullCall, loaded, structure
 from torchivp.fused.derivatives import Derivatives
 from torchivp.fused.graphs import Function, core_graph, outer_products, vjp_of
+from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import source_file
 
 if TYPE_CHECKING:
     from torchivp.fused.kernel import Kernel
+
+_SUMS_OF_THREAD = 64 * 1024
+"""A thread of a GPU sums up so many bytes by itself at most: all that may run at a time take that memory."""
 
 
 class PullKernel:
@@ -45,6 +49,7 @@ class PullKernel:
             argument = "const typename Lanes<W>::R* of_derivatives, "
             functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives), "FUSED")
         self.kept = kernel.lowering.kept
+        self._check_room(lanes + self.row_sums)
         before, step = kernel.form.coefficients.pull()
         self._parts = [
             "#define PULLS",
@@ -59,6 +64,15 @@ class PullKernel:
             source_file("pull.h"),
             step,
         ]
+
+    def _check_room(self, sums: int) -> None:
+        """See to it that so many sums have room where a thread of a GPU keeps them."""
+        size = sums * self._kernel.form.dtype.itemsize
+        if self._kernel.gpu is not None and size > _SUMS_OF_THREAD:
+            raise CannotFuse(
+                f"the gradient of func sums up {sums} numbers, {size} bytes, in each thread of a GPU, which has "
+                f"{_SUMS_OF_THREAD} bytes for that: solve on the CPU"
+            )
 
     def source(self, shell: str = "host.h") -> str:
         """The kernel in C++, with what runs it, as for `Kernel.source`."""

@@ -1,12 +1,11 @@
-// The sums over rows of what all of them share, and in particular
-// sums over lanes of products of columns and rows: the gradients of matrices of weights.
+// Sums over lanes of products of columns and rows: the gradients of matrices of weights.
 //
 // A sum over rows of problems for each element would take as many additions across lanes as there are elements. Turned
 // round, so that a register holds W elements of a row of the matrix, the lanes are summed up one after the other.
 
 #ifdef __CUDACC_RTC__
-// Those of a thread of CUDA lie in the memory of all, so that matrices of any size have room: each side by side with
-// those of other threads, which come to it together.
+// Sums of a thread of CUDA lie in the memory of all, so that matrices of any size have room: each side by side with those
+// of other threads, which come to it together.
 struct Totals {
   real* first;
   int64_t threads;
