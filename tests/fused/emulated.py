@@ -1,4 +1,4 @@
-"""A GPU that there is not: kernels for CUDA, compiled by the host compiler, on a driver that runs grids on the processor.
+"""A GPU that there is not: kernels for CUDA, compiled by the host compiler, on a driver that runs them on the CPU.
 
 All of the way from a solve to a launch is the real one, through cuda-bindings: what stands in are NVRTC, the driver's
 library, and the three questions that torch is asked about the device. The device is the processor's memory.
@@ -76,3 +76,57 @@ def emulated():
         mock.patch.object(trace, "_fields", _fields),
     ):
         yield found
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it lies on a GPU."""
+
+
+class Devices(torch.overrides.TorchFunctionMode):
+    """Within, tensors made for "cuda" are `OnGpu`, and nothing may be done with those and others at a time.
+
+    Attributes:
+        places: where the memory begins and ends of tensors of the GPU that were asked for their addresses.
+    """
+
+    GPU = torch.device("cuda", 0)
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", str(func))
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        there = [x for x in tensors if isinstance(x, OnGpu)]
+        if func == torch.Tensor.device.__get__:
+            return self.GPU if there else func(*args)
+        if func == torch.Tensor.is_cpu.__get__:
+            return not there
+        if name == "data_ptr" and there:
+            (x,) = there
+            self.places.append((func(x), func(x) + x.numel() * x.element_size()))
+        if name in ("cpu", "numpy") and there:
+            assert name == "cpu", "memory of a GPU is no array"
+            return args[0].as_subclass(torch.Tensor).clone()
+        if name == "to":
+            goal = next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.device)), None)
+            rest = [x for x in args[1:] if not isinstance(x, torch.device)]
+            moved = args[0].as_subclass(torch.Tensor)
+            moved = moved.to(*rest) if rest else moved.clone()
+            return moved.as_subclass(OnGpu) if goal == self.GPU or (goal is None and there) else moved
+        goal = kwargs.get("device")
+        if goal == self.GPU:
+            kwargs["device"] = "cpu"
+        elif there and goal is None and name not in ("__getitem__", "__setitem__"):
+            strangers = [x for x in tensors if not isinstance(x, OnGpu) and x.ndim]
+            assert not strangers, f"{name} of tensors on two devices"
+        found = func(*args, **kwargs)
+        if goal == self.GPU or (there and goal is None):
+            return torch.utils._pytree.tree_map_only(torch.Tensor, lambda x: x.as_subclass(OnGpu), found)
+        return found
+
+    def holds(self, address):
+        """Whether memory of the GPU is there."""
+        return any(begin <= address < end for begin, end in self.places)

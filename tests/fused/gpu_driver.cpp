@@ -22,7 +22,7 @@ typedef void (*Launcher)(Index, Index, void**);
 static thread_local std::vector<void*> contexts;
 static std::map<std::string, long> launches;
 static std::map<void*, std::string> names;
-static int next_launch = SUCCESS;
+static int next_launch = SUCCESS, local_size = 0;
 
 extern "C" {
 int cuInit(unsigned) { return SUCCESS; }
@@ -58,6 +58,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
   names[*function] = name;
   return SUCCESS;
 }
+int cuFuncGetAttribute(int* value, int, void* function) { return *value = local_size, names.at(function), SUCCESS; }
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** parameters, void** extra) {
   if (contexts.empty()) return INVALID_CONTEXT;
@@ -76,7 +77,8 @@ int cuGetErrorString(int error, const char** words) {
 }
 int cuGetErrorName(int, const char** words) { return *words = "CUDA_ERROR", SUCCESS; }
 
-// For tests: how often a kernel was launched, and a status that the next launch is to have.
+// For tests: how often a kernel was launched, a status that the next launch is to have, and what threads work with.
 long launched(const char* name) { return launches[name]; }
 void fail_next(int status) { next_launch = status; }
+void work_with(int bytes) { local_size = bytes; }
 }

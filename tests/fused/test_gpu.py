@@ -3,25 +3,34 @@
 The GPU is emulated (`emulated.py`). Where there is a real one, what is compared with the processor runs on that.
 """
 
+import ctypes
 import math
 import threading
 from contextlib import nullcontext
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from compilers import needs_compiler
-from fused.emulated import emulated, needs_emulation
-from fused.fields import FIELDS, Network
+from fused.emulated import Devices, emulated, needs_emulation
+from fused.fields import FIELDS
 from fused.test_fields import assert_differentiates_alike, assert_solves_alike, blows_up
-from stiff_problems import robertson, van_der_pol
+from stiff_problems import robertson
 from torchivp import ODE_METHODS, Event, PIDController, SolveError, odeint, solve_ivp
-from torchivp.fused import pull, solve
-from torchivp.fused.kernel import Kernel
+from torchivp.api.fused_kernels import as_read
+from torchivp.api.fused_results import FusedResult, solution_of
+from torchivp.fused import nvidia, pull, solve
+from torchivp.fused.explicit import ExplicitCoefficients
+from torchivp.fused.field import Field
+from torchivp.fused.kernel import Form, Kernel
+from torchivp.fused.refusal import CannotFuse
+from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.sensitivities import Sensitivities
 from torchivp.fused.solve import FusedTimes
+from torchivp.state import StateLayout
 
 REAL = torch.cuda.is_available()
 HERE, THERE = torch.device("cpu"), torch.device("cuda" if REAL else "cpu")
@@ -182,10 +191,11 @@ def test_rows_with_times_of_their_own():
     torch.testing.assert_close(found.t_final.cpu(), expected.t_final, rtol=0, atol=0)
 
 
-def perceptron(device, dtype=D):
+def perceptron(device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return nn.Sequential(nn.Linear(2, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2)).to(device, dtype)
+        net = nn.Sequential(nn.Linear(2, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2))
+    return net.to(device, D)
 
 
 @somewhere
@@ -302,7 +312,7 @@ def test_sensitivities(method):
     """By kernels that carry tangents along, which fits have on the processor."""
 
     def run(device):
-        made = Sensitivities(lambda t, y, k: torch.stack([-k * y[0] * y[1], k * torch.sin(y[0])]), 2, 1, ODE_METHODS[method])
+        made = Sensitivities(lambda t, y, k: torch.stack([-k * y[0] * y[1], k * y[0].sin()]), 2, 1, ODE_METHODS[method])
         y0 = torch.linspace(0.1, 1.0, 10, dtype=D).view(5, 2)
         tangents = torch.zeros(5, 3, 2, dtype=D)
         tangents[:, :2] = torch.eye(2, dtype=D)
@@ -406,7 +416,7 @@ def test_memory_that_a_driver_lacks():
 @needs_emulation
 def test_outputs_that_are_not_in_order_are_those_of_the_processor(check):
     """Whether they are is found out before anything goes to the GPU, by another program than the processor's."""
-    kernel = kernel_of_decay()
+    kernel = kernel_of(Field(StateLayout(torch.ones(1, dtype=D))).read(lambda t, y: -y, ()), "bosh3")
     choices = [-0.1, 0.0, 0.3, 0.7, 1.0, 1.1, math.nan]
     some = torch.cartesian_prod(*[torch.tensor(choices, dtype=D)] * 3)
     agreed = set()
@@ -423,14 +433,10 @@ def test_outputs_that_are_not_in_order_are_those_of_the_processor(check):
     assert agreed == {True, False}
 
 
-def kernel_of_decay():
-    from torchivp.fused.explicit import ExplicitCoefficients
-    from torchivp.fused.field import Field
-    from torchivp.fused.kernel import Form
-    from torchivp.state import StateLayout
-
-    reading = Field(StateLayout(torch.ones(1, dtype=D))).read(lambda t, y: -y, ())
-    form = Form(ExplicitCoefficients.of(ODE_METHODS["bosh3"].tableau), D, 1, (0, 1), True, reading.kinds)
+def kernel_of(reading, method):
+    kind = RosenbrockCoefficients if method == "rodas5p" else ExplicitCoefficients
+    size = reading.traced.examples[reading.roles.index("y")].numel()
+    form = Form(kind.of(ODE_METHODS[method].tableau), D, size, (0, size), True, reading.kinds)
     return Kernel(reading.traced, form)
 
 
@@ -470,7 +476,9 @@ def test_kernels_on_gpus_are_asked_for():
         solution = solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, backend="auto")
         tree = solve_ivp(lambda t, y: {"x": -y["x"]}, (0.0, 1.0), {"x": y0}, backend="auto")
     assert solution.stats.backend == tree.stats.backend
-    assert solution.stats.backend.startswith("eager: kernels on GPUs are taken only where they are asked for, by backend=")
+    assert solution.stats.backend.startswith(
+        "eager: kernels on GPUs are taken only where they are asked for, by backend="
+    )
 
 
 @needs_emulation
@@ -484,7 +492,9 @@ def test_events_are_for_the_processor():
 def test_sums_that_have_no_room_in_a_thread():
     """Of a Rosenbrock method, which adds weights up in each thread."""
     net = perceptron(HERE)
-    sentence = "the gradient of func sums up 393 numbers, 3144 bytes, in each thread of a GPU, which has 3000 bytes for that"
+    sentence = (
+        "the gradient of func sums up 393 numbers, 3144 bytes, in each thread of a GPU, which has 3000 bytes for that"
+    )
     with emulated(), mock.patch.object(pull, "_SUMS_OF_THREAD", 3000), pytest.raises(ValueError, match=sentence):
         solve_ivp(lambda t, y: net(y), (0.0, 1.0), torch.ones(2, dtype=D), method="rodas5p", backend="fused")
 
@@ -497,10 +507,77 @@ def test_other_devices_have_no_kernels():
 
 @needs_compiler
 def test_tensors_elsewhere_are_refused():
-    from torchivp.api.fused_kernels import as_read
-    from torchivp.fused.refusal import CannotFuse
-
-    with pytest.raises(CannotFuse, match="read real tensors on the CPU, and func uses one that is torch.float32 on meta"):
+    with pytest.raises(
+        CannotFuse, match=r"read real tensors on the CPU, and func uses one that is torch\.float32 on meta"
+    ):
         as_read(torch.ones(2, device="meta"), D, HERE)
-    with pytest.raises(CannotFuse, match="read real tensors on cuda:0, and func uses one that is torch.float32 on cpu"):
+    with pytest.raises(
+        CannotFuse, match=r"read real tensors on cuda:0, and func uses one that is torch\.float32 on cpu"
+    ):
         as_read(torch.ones(2), D, torch.device("cuda", 0))
+
+
+# --- where memory lies -----------------------------------------------------------------------------------------------
+
+
+@needs_emulation
+@pytest.mark.parametrize("fetched", [solve._FETCHED, 2])
+@pytest.mark.parametrize(("method", "chosen"), [("tsit5", None), ("rodas5p", None), ("rodas5p", [1, 3])])
+@pytest.mark.parametrize("outputs", [OUTPUTS.unsqueeze(0), None])
+def test_all_that_a_kernel_is_told_of_lies_on_the_gpu(method, chosen, outputs, fetched, monkeypatch):
+    """Tensors say that they lie there: what a launch is given is their memory, and nothing is done with others."""
+    y0, shared, own = (x.detach() for x in problem(5, D, HERE))
+    times = FusedTimes(torch.zeros(1, dtype=D), torch.full((1,), 2.0, dtype=D), outputs)
+    some = None if chosen is None else np.array(chosen)
+    devices, launched, launch = Devices(), [], nvidia.Gpu.launch
+
+    def run(device):
+        """The solve, and what it gives: outputs, gradients, times."""
+        inputs = [{"t": None, "y": None, "shared": shared, 1: own}[role] for role in reading.roles]
+        inputs = [None if x is None else x.to(device) for x in inputs]
+        tolerance, start = torch.full((1, 2), 1e-6, dtype=D).to(device), y0.to(device)
+        one = solve.FusedSolve(
+            kernel,
+            start,
+            (5,),
+            (2,),
+            times,
+            PIDController(),
+            tolerance,
+            tolerance,
+            1000,
+            inputs,
+            wanted,
+            None,
+            True,
+            some,
+        )
+        one.keep()
+        values, last = one.run()
+        grads = one.gradients([start, *(inputs[i] for i in wanted)], (), [2 * values.nan_to_num(), last])
+        solution = solution_of(FusedResult(one, values, last), None, StateLayout(start, 1), None, (None, None), True)
+        return costs(solution), [solution.y, solution.t, solution.final, solution.t_final, *grads]
+
+    def watched(gpu, function, threads, call):
+        addresses = {name: getattr(call, name) for name, kind in call._fields_ if kind is ctypes.c_void_p}
+        for name, address in addresses.items():
+            assert not address or devices.holds(address), f"{name} is not memory of the GPU"
+        table = (ctypes.c_int64 * len(reading.roles)).from_address(addresses["inputs"])
+        assert sum(map(devices.holds, table)) == len(wanted)
+        launched.append(type(call).__name__)
+        launch(gpu, function, threads, call)
+
+    monkeypatch.setattr(solve, "_FETCHED", fetched)
+    with emulated(), torch.no_grad():
+        reading = Field(StateLayout(y0, 1)).read(driven, (shared, own))
+        kernel = kernel_of(reading, method)
+        wanted = [i for i, role in enumerate(reading.roles) if role not in ("t", "y")]
+        expected_costs, expected = run(HERE)
+        with devices, mock.patch.object(nvidia.Gpu, "launch", watched):
+            found_costs, found = run(devices.GPU)
+            assert [x.device for x in found] == [devices.GPU] * len(found)
+    assert launched[0] == "SolveCall" and launched[-1] == "PullCall"
+    assert found_costs == expected_costs
+    assert [cost[0] > 0 for cost in found_costs] == [chosen is None or row in chosen for row in range(5)]
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x.as_subclass(torch.Tensor), y, rtol=0, atol=0, equal_nan=True)

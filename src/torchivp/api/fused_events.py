@@ -274,7 +274,7 @@ def _tensors(reading: Reading) -> list[Tensor]:
 
 
 def _used(readings: Sequence[Reading], y0: Tensor, keeps: bool) -> Used:
-    """What functions are called with, as kernels read it beside y0; `keeps`: whether it is needed later as it is now."""
+    """What functions are called with, as kernels read it; `keeps` says whether it is needed later as it is now."""
     tensors: list[Tensor | None] = []
     for reading in readings:
         pairs = zip(reading.roles, _tensors(reading), strict=True)

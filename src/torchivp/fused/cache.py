@@ -1,9 +1,9 @@
 """Compiled kernels: each is compiled once on a machine, and kept in a directory of the user's.
 
 An entry is a library `NAME-KEY.so`, or code for a GPU, `NAME-KEY.cubin`, and, beside it, `NAME-KEY.sha256`, a line as
-`sha256sum` writes it. A file is opened only if that line is right; otherwise, whatever has happened to it, it is compiled
-again. Files come into the directory whole, by being renamed, and go at any time: no process needs to know of another,
-and none waits for one.
+`sha256sum` writes it. A file is opened only if that line is right; otherwise, whatever has happened to it, it is
+compiled again. Files come into the directory whole, by being renamed, and go at any time: no process needs to know of
+another, and none waits for one.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def load(source: str, name: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
             is kept.
     """
     request = source, name, tuple(flags)
-    return once(request, lambda: from_disk_or_compiled(*request, find_compiler(), lambda path, _: ctypes.CDLL(str(path))))
+    return once(
+        request, lambda: from_disk_or_compiled(*request, find_compiler(), lambda path, _: ctypes.CDLL(str(path)))
+    )
 
 
 def once(request: Hashable, make: Callable[[], _T]) -> _T:

@@ -157,8 +157,8 @@ def loaded(source: Callable[[str], str], name: str, gpu: Gpu | None) -> Callable
         gpu: where it runs; None for the processor, which knows the number of its threads and what comes first.
     """
     if gpu is not None:
-        program = gpu.load(source("cuda.h"))
-        return lambda call, threads, prepares: program.run(name, call, threads, prepares) or 1
+        program = gpu.load(source("cuda.h"), name)
+        return lambda call, threads, prepares: program.run(call, threads, prepares) or 1
     function = getattr(load(source("host.h"), "kernel", flags=FLAGS), name)
     function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
     return lambda call, threads, prepares: function(ctypes.addressof(call))

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
 
 _ALWAYS = ("-std=c++17", "-O3", "-shared", "-fPIC")
 """What every compiler is given. `-ffast-math` is not among it: NaN and infinity keep their meaning."""
@@ -65,12 +64,7 @@ class Compiler:
     Attributes:
         command: the program, and its own first arguments.
         version: what it says of itself.
-        suffixes: how the names of libraries end, and of sources.
-        target: what it compiles for.
     """
-
-    suffixes: ClassVar[tuple[str, str]] = ".so", ".cpp"
-    target: ClassVar[str] = "this processor"
 
     command: tuple[str, ...]
     version: str
@@ -79,6 +73,16 @@ class Compiler:
     def identity(self) -> tuple[object, ...]:
         """All that what it makes of a source depends on, on one machine."""
         return self.command, self.version, _ALWAYS, _WANTED  # and what of the wanted it takes follows
+
+    @property
+    def suffixes(self) -> tuple[str, str]:
+        """How the names of libraries end, and of sources."""
+        return ".so", ".cpp"
+
+    @property
+    def target(self) -> str:
+        """What it compiles for."""
+        return "this processor"
 
     def build(self, source: str, name: str, flags: Sequence[str], folder: Path) -> Path:
         """Compile a source into a shared library.

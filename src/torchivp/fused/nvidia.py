@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torchivp.fused.cache import from_disk_or_compiled, once
 from torchivp.fused.compiler import CompileError, NoCompiler
 
 THREADS = 64
-"""The threads of a block, each with its rows: enough blocks of them fill a multiprocessor, and few rows still spread."""
+"""The threads of a block: enough blocks of them fill a multiprocessor, and few rows still spread over several."""
 
 _FLAGS = ("--std=c++17", f"--define-macro=THREADS={THREADS}")
 """What NVRTC is given. `--use_fast_math` is not among it: functions and NaN are what they are on the processor."""
@@ -27,7 +27,8 @@ _GPUS = ("cuda",)
 _LINES = 10
 """How many lines of what the compiler says are passed on."""
 
-_ROOM = "a thread of a GPU has 512 KiB for what it works with, and this kernel needs more: solve on the CPU"
+_ROOM = 512 * 1024
+"""A thread of a GPU has so many bytes for what it works with."""
 
 
 class GpuError(RuntimeError):
@@ -72,32 +73,39 @@ class Gpu:
         if os.name != "posix":
             raise NoCompiler("kernels on GPUs are compiled on Linux only: on this system use the eager backend")
         self.compiler = compiler_for(_capability(device))
-        self._device, self._driver = device, _bindings("driver")
+        self._device, self._number, self._driver = device, number, _bindings("driver")
         try:
             self._ask("cuInit", 0)
         except RuntimeError as error:  # by the bindings, if there is no driver at all
             raise NoCompiler(f"kernels on GPUs need NVIDIA's driver: {error}") from None
         self._context = self._ask("cuDevicePrimaryCtxRetain", self._ask("cuDeviceGet", number))
 
-    def load(self, source: str) -> Program:
-        """The functions of a source, compiled once and loaded once.
+    def load(self, source: str, name: str) -> Program:
+        """The function of this name of a source, compiled once and loaded once.
 
         Raises:
             CompileError: it does not compile, or the driver does not take what it was compiled to.
         """
-        request: Hashable = ("gpu", _number(self._device), source)
-        return once(request, lambda: self._loaded(source))
+        return once(("gpu", self._number, source), lambda: self._loaded(source, name))
 
-    def _loaded(self, source: str) -> Program:
+    def _loaded(self, source: str, name: str) -> Program:
         image = from_disk_or_compiled(source, "kernel", _FLAGS, self.compiler, lambda _, content: content)
-        try:
-            with self:
-                return Program(self, self._ask("cuModuleLoadData", image))
-        except GpuError as error:
-            raise CompileError(
-                f"{error}, for code that {self.compiler} has made: a driver takes that of its own version of CUDA and "
-                "of older ones, so update the driver or install an older NVRTC"
-            ) from None
+        with self:
+            try:
+                module = self._ask("cuModuleLoadData", image)
+            except GpuError as error:
+                raise CompileError(
+                    f"{error}, for code that {self.compiler} has made: a driver takes that of its own version of CUDA "
+                    "and of older ones, so update the driver or install an older NVRTC"
+                ) from None
+            prepare, function = (self._ask("cuModuleGetFunction", module, x.encode()) for x in ("prepare", name))
+            local = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
+            if (size := self._ask("cuFuncGetAttribute", local, function)) > _ROOM:
+                raise CompileError(
+                    f"each thread of a GPU would work with {size} bytes, and there are no more than {_ROOM}: solve on "
+                    "the CPU"
+                )
+        return Program(self, prepare, function)
 
     def __enter__(self) -> None:
         """Make the context that of this thread: a thread of autograd's may have none."""
@@ -105,10 +113,6 @@ class Gpu:
 
     def __exit__(self, *of_error: Any) -> None:
         self._ask("cuCtxPopCurrent")
-
-    def function(self, module: Any, name: str) -> Any:
-        """A function of what was loaded."""
-        return self._ask("cuModuleGetFunction", module, name.encode())
 
     def launch(self, function: Any, threads: int, call: ctypes.Structure) -> None:
         """Have so many threads call a function with a structure, on torch's current stream.
@@ -145,34 +149,27 @@ class Gpu:
         return values[0] if values else None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Program:
     """What a source was compiled to, on a GPU.
 
     Attributes:
         gpu: the GPU.
-        module: what the driver knows it by.
+        prepare: computes what all threads use, as the driver knows it.
+        function: what they do.
     """
 
     gpu: Gpu
-    module: Any
+    prepare: Any
+    function: Any
 
-    def __post_init__(self) -> None:
-        self._functions: dict[str, Any] = {}
-
-    def run(self, name: str, call: ctypes.Structure, threads: int, prepares: bool) -> None:
-        """Have threads call the function of this name; before that, one may compute what all of them use."""
+    def run(self, call: ctypes.Structure, threads: int, prepares: bool) -> None:
+        """Have threads call the function; before that, one may compute what all of them use."""
         if not threads:
             return
         if prepares:
-            self.gpu.launch(self._function("prepare"), 1, call)
-        self.gpu.launch(self._function(name), threads, call)
-
-    def _function(self, name: str) -> Any:
-        if name not in self._functions:
-            with self.gpu:
-                self._functions[name] = self.gpu.function(self.module, name)
-        return self._functions[name]
+            self.gpu.launch(self.prepare, 1, call)
+        self.gpu.launch(self.function, threads, call)
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,8 @@ class Nvrtc:
             if int(failed):
                 log = b" " * _compiled(nvrtc.nvrtcGetProgramLogSize(program))
                 _compiled(nvrtc.nvrtcGetProgramLog(program, log))
-                raise CompileError(self._sentence(name, log.decode(errors="replace").strip("\0 \n")))
+                lines = log.decode(errors="replace").strip("\0 \n").splitlines()[:_LINES]
+                raise CompileError("\n".join([f"{self} does not compile the kernel {name}:", *lines]))
             kind = "PTX" if self._is_text else "CUBIN"
             image = b" " * _compiled(getattr(nvrtc, f"nvrtcGet{kind}Size")(program))
             _compiled(getattr(nvrtc, f"nvrtcGet{kind}")(program, image))
@@ -217,12 +215,6 @@ class Nvrtc:
         path = folder / f"{name}{self.suffixes[0]}"
         path.write_bytes(image)
         return path
-
-    def _sentence(self, name: str, said: str) -> str:
-        if "too much local data" in said:
-            said = f"{_ROOM}\n{said}"
-        lines = said.splitlines()
-        return "\n".join([f"{self} does not compile the kernel {name}:", *lines[:_LINES]])
 
     def __str__(self) -> str:
         return f"NVRTC {'.'.join(map(str, self.version))} for {self.target}"

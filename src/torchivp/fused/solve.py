@@ -65,7 +65,7 @@ class FusedTimes:
         return FusedTimes(self.start.to(device), self.end.to(device), wanted, grid)
 
     def in_order(self) -> bool:
-        """Whether the outputs are in order, of the rows that are to be looked at: as `all_in_order` of source/host.h."""
+        """Whether the outputs of the rows to be looked at are in order: as `all_in_order` of source/host.h."""
         if self.wanted is None or self.check == "none" or not self.wanted.shape[1]:
             return True
         first = slice(1) if self.check == "first" else slice(None)
@@ -108,8 +108,10 @@ class Outcomes:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """The kind of ending, as the kernel numbers them, steps accepted, rejected, evaluations, Jacobians and
-        factorisations, [6, rows]."""
+        """The kind of ending, as the kernel numbers them, and numbers of what was done, [6, rows].
+
+        They are those of steps accepted, of steps rejected, evaluations, Jacobians and factorisations.
+        """
         return self._fetched[:6].numpy()
 
     @cached_property
