@@ -41,6 +41,7 @@ from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.rows.loop import RowIntegration
 from torchivp.rows.targets import fixed_ends
+from torchivp.rows.times import RowTimes
 from torchivp.solution import BatchSolution, LeanFailures, Solution
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
@@ -173,7 +174,7 @@ def solve_fused(
         return found
 
     kernel = kernel_of(method)
-    times = _plain_times(t_span, t_eval, controller) or _times(t_span, t_eval, layout, controller)
+    times = _plain_times(t_span, t_eval, controller, layout) or _times(t_span, t_eval, layout, controller)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     held = [None if role in ("t", "y") else x for role, x in zip(roles, given, strict=True)]
     wanted = wanted_of(given, roles, leaves, params)
@@ -260,9 +261,12 @@ def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndar
     return np.array([list(controller.targets(times)) if times.start != times.end else [times.end]])
 
 
-def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes | None:
-    """Times that are numbers and a tensor, of adaptive steps: the kernel looks whether they are in order."""
-    if isinstance(controller, ConstantSteps | GridSteps):
+def _plain_times(t_span: Any, t_eval: Any, controller: Controller, layout: StateLayout) -> FusedTimes | None:
+    """Times that are numbers and a tensor, the same for all rows: the kernel looks whether they are in order.
+
+    Steps are adaptive, or in a batch of one size, so that their ends are the same for all rows too.
+    """
+    if isinstance(controller, GridSteps) or (isinstance(controller, ConstantSteps) and not layout.lead):
         return None
     if type(t_span) is not tuple or len(t_span) != 2 or not all(type(t) in (float, int) for t in t_span):
         return None
@@ -274,7 +278,8 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
         wanted = t_eval.cpu().contiguous().unsqueeze(0)
-    return FusedTimes(*_span(start, end), wanted, check="none" if wanted is None else "first")
+    grid = _grid(start, end, controller) if isinstance(controller, ConstantSteps) else None
+    return FusedTimes(*_span(start, end), wanted, grid, "none" if wanted is None else "first")
 
 
 @lru_cache(maxsize=64)
@@ -282,3 +287,10 @@ def _span(start: float, end: float) -> tuple[Tensor, Tensor]:
     """A start and an end as tensors, which nobody writes into."""
     start_of_all, end_of_all = torch.tensor([[start], [end]], dtype=torch.float64, device="cpu")
     return start_of_all, end_of_all
+
+
+@lru_cache(maxsize=64)
+def _grid(start: float, end: float, controller: ConstantSteps) -> Tensor:
+    """The ends of the steps of a row of a batch, which nobody writes into."""
+    one = RowTimes(np.array([start], dtype=np.float64), np.array([end], dtype=np.float64), None)
+    return _as_tensor(fixed_ends(controller, one))

@@ -156,7 +156,7 @@ class _TwoRows:
 
 def _some_rows(leaf: Tensor, rows: int, dims: int, count: int) -> Tensor:
     """So many rows like those of an argument: the first, over again if there are fewer, zeros if there are none."""
-    flat = leaf.detach().reshape(rows, *leaf.shape[dims:])
+    flat = leaf.detach().reshape(rows, *leaf.shape[dims:])[:count]
     return torch.cat([flat] * count)[:count] if rows else flat.new_zeros(count, *flat.shape[1:])
 
 
