@@ -1,6 +1,6 @@
 """Kernels on an NVIDIA GPU: whether they give what torch gives on the processor, and how long they take.
 
-    python -m benchmarks.gpu [--quick] [--out DIR] [--minutes 8] [--only NAME]
+    python -m benchmarks.gpu [--quick] [--out DIR] [--minutes 7.5] [--only NAME]
 
 It needs torch for CUDA with cuda-bindings, NumPy and SciPy, nothing else; torchdiffeq and diffrax are timed beside it
 where they are installed. Everything is written down as it is found, by a process of its own: one that a GPU's error has
@@ -247,7 +247,7 @@ def _solved(
     given: dict[str, Any] = {"t_eval": outputs, "args": args, "batch_dims": 1, "backend": backend, **options}
     if "step_size" not in options:
         small = dtype == F
-        given = {"rtol": 1e-4 if small else 1e-7, "atol": 1e-6 if small else 1e-10} | given
+        given = {"rtol": 1e-3 if small else 1e-7, "atol": 1e-4 if small else 1e-10} | given
     solution = torchivp.solve_ivp(func, case.span, y0, **given)
     if not gradient:
         return solution, []
@@ -266,14 +266,14 @@ def _check_case(
     found, of_found = _solved(case, session.device, dtype, rows, "fused", gradient, options)
     expected, of_expected = _solved(case, cpu, dtype, rows, "eager", gradient, options)
     small, stiff = dtype == F, name == "Robertson"
-    rtol = 2e-3 if small else 1e-5 if stiff else 1e-9 if "step_size" in options else 1e-7
+    rtol = 1e-2 if small else 1e-5 if stiff else 1e-9 if "step_size" in options else 1e-7
     counts = [(x.accepted, x.rejected) for x in found.stats], [(x.accepted, x.rejected) for x in expected.stats]
     others = sum(mine != theirs for mine, theirs in zip(*counts, strict=True))
     for key, x, y in zip("ab", _leaves(found.y), _leaves(expected.y), strict=False):
         session.same(f"{title}: values {key}", x, y, rtol, f"; {others} rows with other numbers of steps")
     session.same(f"{title}: ends", found.t_final, expected.t_final, 1e-12)
     tries = np.array([sum(x) for x in counts[0]]), np.array([sum(x) for x in counts[1]])
-    spare = 1 + (0.1 if small else 0.02) * tries[1]
+    spare = (3 if small else 1) + (0.1 if small else 0.02) * tries[1]
     session.check(f"{title}: steps", bool((abs(tries[0] - tries[1]) <= spare).all()), f"{others} of {rows} rows differ")
     session.check(f"{title}: status", [x.outcome for x in found.status] == [x.outcome for x in expected.status])
     session.check(f"{title}: by a kernel", all(x.backend == "fused" for x in found.stats))
@@ -815,7 +815,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows, and fewer of everything")
     parser.add_argument("--out", type=Path, help="a directory for what is found, as JSON")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after so many, what is left is left out")
+    parser.add_argument("--minutes", type=float, default=7.5, help="after so many, what is left is left out")
     parser.add_argument("--only", help=f"one section, or several with commas: {', '.join(SECTIONS)}")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
