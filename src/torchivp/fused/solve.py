@@ -266,6 +266,7 @@ class FusedSolve(NodeSolve):
                 room = kernel.room = most + most // 8 + 8
             if fits:
                 break
+            del values, last, record  # there may be no room for two
         self.record, device = record, self.y0.device
         self.well, self.found_stiff = not call.failed, bool(call.stiff)
         if not self.well or self.found_stiff:
