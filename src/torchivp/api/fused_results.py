@@ -40,7 +40,7 @@ class FusedResult(NamedTuple):
         count, record, solve = self.values.shape[len(self.solve.lead)], self.solve.record, self.solve
         assert record is not None
         t = record.ends[:, :count].clone()
-        t[torch.arange(count, device=t.device) > solve.outcomes.steps.unsqueeze(1)] = math.nan
+        t[torch.arange(count, device=t.device) > solve.outcomes.steps_there.unsqueeze(1)] = math.nan
         return t
 
 
@@ -92,7 +92,7 @@ def solution_of(
         t = wanted.clone().squeeze(0).to(layout.device)
     elif not solve.lead:
         t = t[0]
-    t_final = outcomes.times.to(layout.device)
+    t_final = outcomes.t_there.to(layout.device)
     if not layout.lead:
         status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
         return Solution(t, values, status, stats, last, t_final.view(()))

@@ -6,7 +6,6 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -86,73 +85,25 @@ class OutOfOrder(Exception):
 class Outcomes:
     """How the rows ended; those that are not solved have arrived where they start, without a step.
 
-    Args:
-        rows: the number of rows.
-        device: where the kernel writes.
-
     Attributes:
-        table: counts and behind them numbers, [10, rows], on the device.
+        counts: the kind of ending, as the kernel numbers them, accepted steps, rejected ones, evaluations, Jacobians
+            and factorisations, [6, rows].
+        numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
         stiff: which rows have been solved by the second of two methods, [rows]; None for none.
-        addresses: where counts and numbers lie.
+        addresses: where the kernel writes counts and numbers.
     """
 
-    def __init__(self, rows: int, device: torch.device) -> None:
-        self.table = torch.empty(10, rows, dtype=torch.int64, device=device)
-        address = self.table.data_ptr()
-        self.addresses = address, address + 6 * 8 * rows
+    def __init__(self, rows: int) -> None:
+        # Tensors tell where they lie sooner than arrays do.
+        counts = torch.empty(6, rows, dtype=torch.int64, device="cpu")
+        numbers = torch.empty(4, rows, dtype=torch.float64, device="cpu")
+        self.addresses = counts.data_ptr(), numbers.data_ptr()
+        self.counts, self.numbers = counts.numpy(), numbers.numpy()
         self.stiff: np.ndarray | None = None
-
-    @cached_property
-    def _fetched(self) -> Tensor:
-        return self.table.cpu()  # on the processor the same memory
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """The kind of ending, as the kernel numbers them, and numbers of what was done, [6, rows].
-
-        They are those of steps accepted, of steps rejected, evaluations, Jacobians and factorisations.
-        """
-        return self._fetched[:6].numpy()
-
-    @cached_property
-    def numbers(self) -> np.ndarray:
-        """The last time, and of rows that failed the size of the step, of the next, and the error, [4, rows]."""
-        return self._fetched[6:].view(torch.float64).numpy()
-
-    @property
-    def times(self) -> Tensor:
-        """The time that was reached, [rows], on the device."""
-        return self.table[6].view(torch.float64)
-
-    @property
-    def steps(self) -> Tensor:
-        """Steps taken, [rows], on the device."""
-        return self.table[1]
-
-    def sum_up(self, call: SolveCall) -> None:
-        """What the kernel of the processor says of all rows in the end."""
-        rows = self.table.shape[1]
-        if not rows:
-            return
-        ending, accepted = (self.table if rows > _FETCHED else self._fetched)[:2]
-        stiff = ending == STIFF
-        failed = (ending != SUCCESS) & ~stiff
-        call.most, call.failed, call.stiff = torch.stack((accepted.max(), failed.sum(), stiff.sum())).tolist()
-
-    def start_from(self, start: Tensor) -> None:
-        """All rows have arrived where they start."""
-        self.table.zero_()
-        self.table[0] = SUCCESS
-        self.times.copy_(start)
-
-    def forget_steps(self, rows: np.ndarray) -> None:
-        """Some of the rows have taken no steps."""
-        self.table[1, torch.from_numpy(rows).to(self.table.device)] = 0
-        self.counts[1, rows] = 0
 
     def with_again(self, other: Outcomes, stiff: np.ndarray) -> Outcomes:
         """These, but of the rows that are `stiff` those of another solve, with what the first has evaluated."""
-        both = Outcomes(len(stiff), torch.device("cpu"))
+        both = Outcomes(len(stiff))
         both.counts[:] = np.where(stiff, other.counts, self.counts)
         both.counts[3] = self.counts[3] + other.counts[3]
         both.numbers[:] = np.where(stiff, other.numbers, self.numbers)
@@ -172,6 +123,69 @@ class Outcomes:
     def t(self) -> np.ndarray:
         """The time that was reached, [rows]."""
         return self.numbers[0]
+
+    @property
+    def steps_there(self) -> Tensor:
+        """Steps taken, [rows], where the rows are solved."""
+        return torch.from_numpy(self.accepted)
+
+    @property
+    def t_there(self) -> Tensor:
+        """The time that was reached, [rows], where the rows are solved."""
+        return torch.from_numpy(self.t)
+
+    def start_from(self, start: Tensor) -> None:
+        """All rows have arrived where they start."""
+        self.counts[:], self.counts[0] = 0, SUCCESS
+        self.numbers[:], self.numbers[0] = 0, start
+
+    def forget_steps(self, rows: np.ndarray) -> None:
+        """Some of the rows have taken no steps."""
+        self.counts[1, rows] = 0
+
+
+class OutcomesOnGpu(Outcomes):
+    """The same of rows on a GPU; counts and numbers are fetched when somebody asks for them."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._table = torch.empty(10, rows, dtype=torch.int64, device=device)  # counts, and numbers behind them
+        address = self._table.data_ptr()
+        self.addresses = address, address + 6 * 8 * rows
+        self.stiff = None
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in ("counts", "numbers"):
+            raise AttributeError(name)
+        table = self._table.cpu()
+        self.counts, self.numbers = table[:6].numpy(), table[6:].view(torch.float64).numpy()
+        return getattr(self, name)
+
+    @property
+    def steps_there(self) -> Tensor:
+        return self._table[1]
+
+    @property
+    def t_there(self) -> Tensor:
+        return self._table[6].view(torch.float64)
+
+    def start_from(self, start: Tensor) -> None:
+        self._table.zero_()
+        self._table[0] = SUCCESS
+        self.t_there.copy_(start)
+
+    def forget_steps(self, rows: np.ndarray) -> None:
+        super().forget_steps(rows)
+        self._table[1, torch.from_numpy(rows).to(self._table.device)] = 0
+
+    def sum_up(self, call: SolveCall) -> None:
+        """What the kernel of the processor says of all rows in the end."""
+        rows = self._table.shape[1]
+        if not rows:
+            return
+        ending, accepted = self._table[:2] if rows > _FETCHED else torch.from_numpy(self.counts[:2])
+        stiff = ending == STIFF
+        failed = (ending != SUCCESS) & ~stiff
+        call.most, call.failed, call.stiff = torch.stack((accepted.max(), failed.sum(), stiff.sum())).tolist()
 
 
 @dataclass
@@ -273,7 +287,7 @@ class FusedSolve(NodeSolve):
             self.last_states = last.clone().view(self.rows, self.size)
         if self.times.wanted is None and record is not None:
             values = record.states[:, : most + 1 if self.rows else 0].clone()
-            beyond = torch.arange(values.shape[1], device=device) > self.outcomes.steps.unsqueeze(1)
+            beyond = torch.arange(values.shape[1], device=device) > self.outcomes.steps_there.unsqueeze(1)
             values[beyond] = math.nan
             values = values.view(*self.lead, values.shape[1], *self.shape)
         return values, last
@@ -304,7 +318,7 @@ class FusedSolve(NodeSolve):
         held = give_inputs(call, self.kernel, self.inputs, rows, self.kernel.kept, y0)
         size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(*self.lead, outputs, *self.shape), torch.empty_like(y0)
-        outcomes = self.outcomes = Outcomes(rows, device)
+        outcomes = self.outcomes = Outcomes(rows) if self.kernel.gpu is None else OutcomesOnGpu(rows, device)
         call.values, call.last = values.data_ptr(), last.data_ptr()
         call.counts, call.numbers = outcomes.addresses
         record = None
@@ -320,7 +334,7 @@ class FusedSolve(NodeSolve):
             self._leave_others(outcomes, times.start, last, record)
         if not self.kernel.solve(call):
             raise OutOfOrder
-        if self.kernel.gpu is not None:
+        if isinstance(outcomes, OutcomesOnGpu):
             outcomes.sum_up(call)
         del held
         return values, last, record, call
@@ -355,7 +369,7 @@ class FusedSolve(NodeSolve):
             grad_states = torch.zeros_like(record.states)
             count = grad_values.shape[len(self.lead)]
             grad_states[:, :count] = grad_values.view(rows, count, self.size)
-        seeds, steps, times = Seeds(grad_values, grad_states, grad_last), self.outcomes.steps, self.times
+        seeds, steps, times = Seeds(grad_values, grad_states, grad_last), self.outcomes.steps_there, self.times
         if self.kernel.gpu is not None:
             times = times.on(record.states.device)
         grad_y0, found = steps_back(self.kernel, tuple(self.wanted), self.inputs, times, record, steps, seeds)
