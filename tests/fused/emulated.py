@@ -46,8 +46,13 @@ class HostCompiler:
     target = "no GPU"
 
     def build(self, source, name, flags, folder):
-        known = {"--std=c++17": "-std=c++17", f"--define-macro=THREADS={nvidia.THREADS}": f"-DTHREADS={nvidia.THREADS}"}
-        flags = [*(known[flag] for flag in flags), "-O1", "-fno-strict-aliasing", "-ffp-contract=fast", "-w"]
+        threads = f"THREADS={nvidia.THREADS}"
+        known = {
+            "--std=c++17": "-std=c++17",
+            "--disable-warnings": "-w",
+            f"--define-macro={threads}": f"-D{threads}",
+        }
+        flags = [*(known[flag] for flag in flags), "-O1", "-fno-strict-aliasing", "-ffp-contract=fast"]
         return HERE.build("\n".join([SHIM, source, LAUNCHERS]), name, flags, folder)
 
     def __str__(self):

@@ -12,6 +12,8 @@ using std::nearbyint; using std::nextafter; using std::pow; using std::sin; usin
 using std::tan; using std::tanh; using std::trunc;
 
 #undef INFINITY
+#undef INT64_MAX
+#undef INT64_MIN
 #undef NAN
 #undef __x86_64__
 #undef __AVX512F__

@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from compilers import needs_compiler
+from fused import test_operations
 from fused.emulated import BINDINGS, HostCompiler, emulated, needs_emulation
+from fused.evaluation import Compiled
+from fused.fields import FIELDS
 from torchivp import ODE_METHODS, solve_ivp
 from torchivp.fused import cache, nvidia
 from torchivp.fused.compiler import CompileError, NoCompiler
@@ -274,3 +277,47 @@ def test_what_is_missing_is_why_there_is_no_kernel(monkeypatch):
         monkeypatch.setattr(cache, "_libraries", {})
         with pytest.raises(ValueError, match="backend='fused' has no kernel for this solve: it is missing"):
             solve_ivp(lambda t, y: -0.3 * y, (0.0, 1.0), torch.ones(2, dtype=D), backend="fused")
+
+
+OPERATIONS = {
+    "choices": [(3,), (3,)],
+    "ties": [(3,)],
+    "elementary": [(3,)],
+    "activations": [(3,)],
+    "powers": [(3,)],
+    "comparisons": [(3,), (3,)],
+    "two": [(3,), (3,)],
+    "views": [(3, 4)],
+    "whole": [(4,)],
+    "places": [(3, 4), (6,)],
+    "sums": [(3, 4)],
+    "products": [(3, 4), (5, 4), (5,)],
+}
+"""The functions of `test_operations.py`, in which all operations are, with the shapes of their arguments."""
+
+
+@needs_nvrtc
+@needs_compiler
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "whole" else pytest.mark.sweep) for name in OPERATIONS]
+)
+def test_every_operation_is_cuda_too(name):
+    compiled = Compiled(getattr(test_operations, name), *(torch.ones(shape, dtype=D) for shape in OPERATIONS[name]))
+    assert b".text.one\0" in image(compiled.cuda)
+
+
+@needs_nvrtc
+@needs_compiler
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_cuda_too(name):
+    case = FIELDS[name]
+    layout = StateLayout(case.y0)
+    reading = Field(layout).read(case.func, case.args)
+    parts = (*(part.start for part in layout.parts()), layout.size)
+    form = Form(ExplicitCoefficients.of(ODE_METHODS["bosh3"].tableau), D, layout.size, parts, True, reading.kinds)
+    kernel = Kernel(reading.traced, form)
+    assert b"solve" in names_in(image(kernel.source("cuda.h")))
+    wanted = [i for i, (x, role) in enumerate(zip(reading.inputs, reading.kinds, strict=True)) if role == "shared"]
+    wanted = tuple(i for i in wanted if reading.inputs[i].is_floating_point())
+    assert b"pull" in names_in(image(kernel.pull(wanted).source("cuda.h")))

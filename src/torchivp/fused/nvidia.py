@@ -18,7 +18,7 @@ from torchivp.fused.compiler import CompileError, NoCompiler
 THREADS = 64
 """The threads of a block: enough blocks of them fill a multiprocessor, and few rows still spread over several."""
 
-_FLAGS = ("--std=c++17", f"--define-macro=THREADS={THREADS}")
+_FLAGS = ("--std=c++17", "--disable-warnings", f"--define-macro=THREADS={THREADS}")
 """What NVRTC is given. `--use_fast_math` is not among it: functions and NaN are what they are on the processor."""
 
 _GPUS = ("cuda",)
