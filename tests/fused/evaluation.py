@@ -102,6 +102,14 @@ class Compiled:
             ]
         )
 
+    @property
+    def cuda(self):
+        """The same for a thread of CUDA, in the place of `one`."""
+        source, _ = self.source.split('extern "C" void many')
+        for name in ("real u[", "void once(", "void call("):
+            source = source.replace(f"static {name}", f"__device__ {name}")
+        return source.replace('extern "C" void one', 'extern "C" __global__ void one')
+
     def __call__(self, seed, *inputs):
         """The values and gradients of every row; inputs and the seed have a leading dimension of rows unless shared.
 

@@ -447,7 +447,7 @@ def test_who_waits_is_told(stderr, monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", stderr())
     caplog.set_level(logging.INFO, "torchivp")
     line = "torchivp: compiling the kernel lorenz for this processor, once: it will be in /cache"
-    with cache._told_if_slow("lorenz", Path("/cache")):
+    with cache._told_if_slow("lorenz", "this processor", Path("/cache")):
         for thread in threading.enumerate():
             if isinstance(thread, threading.Timer):
                 thread.join()

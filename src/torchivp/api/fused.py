@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from torchivp.api.arguments import Gradient
 from torchivp.api.fused_events import NOT_SEEN, solve_with_events
@@ -29,6 +30,7 @@ from torchivp.api.row_problem import check_events
 from torchivp.api.rows import plan_rows
 from torchivp.api.times import times_of_rows, times_of_span
 from torchivp.fused.kernel import Kernel
+from torchivp.fused.nvidia import on_gpu
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.replayed import Replayed
 from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
@@ -40,6 +42,7 @@ from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.targets import fixed_ends
+from torchivp.rows.times import RowTimes
 from torchivp.solution import BatchSolution, LeanFailures, Solution
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
@@ -48,10 +51,19 @@ from torchivp.times import Times
 
 Backend = Literal["eager", "fused", "auto"]
 
+_NOT_BY_ITSELF = (
+    "kernels on GPUs are taken only where they are asked for, by backend='fused': how fast they are there has not been "
+    "measured yet"
+)
+"""What "auto" says of states on a GPU."""
+
 
 def try_fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
     """The solution by a kernel; if there is none, and need not be, why."""
     check_backend(backend)
+    _, _, y0, *_ = problem
+    if backend == "auto" and any(isinstance(x, Tensor) and on_gpu(x.device) for x in pytree.tree_leaves(y0)):
+        return None, _NOT_BY_ITSELF
     try:
         with LeanFailures():
             return solve_fused(*problem, **options), ""
@@ -167,7 +179,7 @@ def solve_fused(
         return found
 
     kernel = kernel_of(method)
-    plain = _plain_times(t_span, t_eval, controller)
+    plain = _plain_times(t_span, t_eval, controller, layout)
     used_times, moving = (plain, None) if plain else _times(t_span, t_eval, layout, controller, times)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     held = [None if role in ("t", "y") else x for role, x in zip(roles, given, strict=True)]
@@ -192,7 +204,7 @@ def solve_fused(
             tolerance_of("rtol", rtol, layout, field),
             tolerance_of("atol", atol, layout, field),
             max_steps,
-            [None if x is None else as_read(x, layout.dtype) for x in held],
+            [None if x is None else as_read(x, layout.dtype, layout.device) for x in held],
             wanted if needs_gradient else [],
             lambda solve: Replayed(
                 solve, by_loop or plan(method), [given[i] for i in wanted], Used(held, solve.inputs)
@@ -262,9 +274,12 @@ def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndar
     return np.array([list(controller.targets(times)) if times.start != times.end else [times.end]])
 
 
-def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes | None:
-    """Times that are numbers and a tensor, of adaptive steps: the kernel looks whether they are in order."""
-    if isinstance(controller, ConstantSteps | GridSteps):
+def _plain_times(t_span: Any, t_eval: Any, controller: Controller, layout: StateLayout) -> FusedTimes | None:
+    """Times that are numbers and a tensor, the same for all rows: the kernel looks whether they are in order.
+
+    Steps are adaptive, or in a batch of one size, so that their ends are the same for all rows too.
+    """
+    if isinstance(controller, GridSteps) or (isinstance(controller, ConstantSteps) and not layout.lead):
         return None
     if type(t_span) is not tuple or len(t_span) != 2 or not all(type(t) in (float, int) for t in t_span):
         return None
@@ -275,8 +290,9 @@ def _plain_times(t_span: Any, t_eval: Any, controller: Controller) -> FusedTimes
     if t_eval is not None:
         if not isinstance(t_eval, Tensor) or t_eval.dtype != torch.float64 or t_eval.ndim != 1 or t_eval.requires_grad:
             return None
-        wanted = t_eval.contiguous().unsqueeze(0)
-    return FusedTimes(*_span(start, end), wanted, check="none" if wanted is None else "first")
+        wanted = t_eval.cpu().contiguous().unsqueeze(0)
+    grid = _grid(start, end, controller) if isinstance(controller, ConstantSteps) else None
+    return FusedTimes(*_span(start, end), wanted, grid, "none" if wanted is None else "first")
 
 
 @lru_cache(maxsize=64)
@@ -284,3 +300,10 @@ def _span(start: float, end: float) -> tuple[Tensor, Tensor]:
     """A start and an end as tensors, which nobody writes into."""
     start_of_all, end_of_all = torch.tensor([[start], [end]], dtype=torch.float64, device="cpu")
     return start_of_all, end_of_all
+
+
+@lru_cache(maxsize=64)
+def _grid(start: float, end: float, controller: ConstantSteps) -> Tensor:
+    """The ends of the steps of a row of a batch, which nobody writes into."""
+    one = RowTimes(np.array([start], dtype=np.float64), np.array([end], dtype=np.float64), None)
+    return _as_tensor(fixed_ends(controller, one))

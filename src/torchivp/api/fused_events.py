@@ -28,6 +28,7 @@ from torchivp.events.event import Event, Scheduled
 from torchivp.fused.eventful import KernelRows
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Kernel, Watched
+from torchivp.fused.nvidia import on_gpu
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import Rows
 from torchivp.fused.used import Used, same_values
@@ -87,6 +88,8 @@ def solve_with_events(
         CannotFuse: there is no kernel for it; the message says what stands in the way.
     """
     field = field_of(y0, batch_dims)
+    if on_gpu(field.layout.device):
+        raise CannotFuse("kernels on GPUs take steps without events: move y0 to the CPU, or leave events out")
     plan, layout = plan_rows(
         func,
         t_span,
@@ -112,7 +115,7 @@ def solve_with_events(
     ]
     readings = [reading, *(each.reading for each in watched)]
     inputs, wanted = _inputs(problem, params, readings)
-    used = _used(readings, problem.y0.dtype, inputs.used)
+    used = _used(readings, problem.y0, inputs.used)
     rows = Rows(
         problem.y0.detach(),
         used.read,
@@ -212,7 +215,7 @@ def _why_not(event: _ReadEvent, field: Field, args: Sequence[Any], problem: RowP
     reading, name, g = event.reading, event.watched.name, event.action.g
     try:
         for x in reading.inputs:
-            as_read(x, problem.y0.dtype)
+            as_read(x, problem.y0.dtype, problem.y0.device)
         apart = field.apart(event.g, args, reading, is_event=True)
     except CannotFuse as error:
         return CannotFuse(_of_event(name, error))
@@ -263,13 +266,13 @@ def _tensors(reading: Reading) -> list[Tensor]:
     return [reading.leaves[role] if isinstance(role, int) else x for role, x in pairs]
 
 
-def _used(readings: Sequence[Reading], dtype: torch.dtype, keeps: bool) -> Used:
+def _used(readings: Sequence[Reading], y0: Tensor, keeps: bool) -> Used:
     """What functions are called with, as kernels read it; `keeps` says whether it is needed later as it is now."""
     tensors: list[Tensor | None] = []
     for reading in readings:
         pairs = zip(reading.roles, _tensors(reading), strict=True)
         tensors += [None if role in ("t", "y") else x for role, x in pairs]
-    found = [None if x is None else as_read(x, dtype) for x in tensors]
+    found = [None if x is None else as_read(x, y0.dtype, y0.device) for x in tensors]
     return Used(tensors, [x.clone() if keeps and x is not None else x for x in found])
 
 

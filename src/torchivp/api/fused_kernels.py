@@ -16,6 +16,7 @@ from torchivp.fused.compiler import CompileError, NoCompiler
 from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field, Reading
 from torchivp.fused.kernel import Form, Kernel, Watched
+from torchivp.fused.nvidia import on_gpu
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.steps import Coefficients
@@ -76,8 +77,8 @@ def field_of(y0: Any, batch_dims: int) -> Field:
 
 
 def _checked_field(layout: StateLayout) -> Field:
-    if layout.device.type != "cpu":
-        raise CannotFuse(f"kernels run on the CPU, and y0 lies on {layout.device}")
+    if layout.device.type != "cpu" and not on_gpu(layout.device):
+        raise CannotFuse(f"kernels run on the CPU and on NVIDIA's GPUs, and y0 lies on {layout.device}")
     if layout.dtype.is_complex or any(dtype != layout.dtype for dtype in layout.dtypes):
         kinds = ", ".join(sorted({str(dtype).removeprefix("torch.") for dtype in layout.dtypes}))
         raise CannotFuse(f"kernels compute in float64 or float32 throughout, and the state is {kinds}")
@@ -121,10 +122,12 @@ def checked_kernel(
     """
     if not (plan.problem.func.row_wise and apart):
         return CannotFuse(rows_mix("func"))
-    form = Form(coefficients_of(method), layout.dtype, layout.size, bounds_of(layout), adaptive, reading.kinds)
+    form = Form(
+        coefficients_of(method), layout.dtype, layout.size, bounds_of(layout), adaptive, reading.kinds, layout.device
+    )
     try:
         for x in reading.inputs:
-            as_read(x, layout.dtype)
+            as_read(x, layout.dtype, layout.device)
         kernel = Kernel(reading.traced, form, watched)
     except CannotFuse as error:
         return error
@@ -176,14 +179,16 @@ def reads_right(reading: Reading, problem: RowProblem, expected: Tensor) -> bool
     return True
 
 
-def as_read(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """An input as the kernel reads it."""
-    if x.device.type != "cpu" or x.is_complex() or x.layout is not torch.strided:
-        raise CannotFuse(f"kernels read real tensors on the CPU, and func uses one that is {x.dtype} on {x.device}")
-    read = x.detach().to(dtype).contiguous()
+def as_read(x: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An input as the kernel reads it. One number may lie on the CPU, as torch lets it, whatever the device."""
+    elsewhere = x.device != device and not (x.device.type == "cpu" and x.ndim == 0)
+    if elsewhere or x.is_complex() or x.layout is not torch.strided:
+        where = "the CPU" if device.type == "cpu" else str(device)
+        raise CannotFuse(f"kernels read real tensors on {where}, and func uses one that is {x.dtype} on {x.device}")
+    read = x.detach().to(device, dtype).contiguous()
     if read.dtype is x.dtype:
         return read
-    if not x.is_floating_point() and not torch.equal(read.to(x.dtype), x):
+    if not x.is_floating_point() and not torch.equal(read.to(x.device, x.dtype), x):
         raise CannotFuse(f"kernels read whole numbers as {dtype}, and func uses some that are too large for that")
     return read
 
@@ -197,7 +202,7 @@ def tolerance_of(name: str, given: Any, layout: StateLayout, field: Field) -> Te
         checked = torch.full((1, layout.size), checked, dtype=torch.float64)
     if name == "atol":
         checked = checked.clamp(min=torch.finfo(layout.dtype).tiny)
-    checked = checked.to(layout.dtype).contiguous()
+    checked = checked.to(layout.device, layout.dtype).contiguous()
     if isinstance(given, float):
         field.tolerances[name, given] = checked
     return checked

@@ -41,7 +41,7 @@ class FusedResult(NamedTuple):
         count, record, solve = self.values.shape[len(self.solve.lead)], self.solve.record, self.solve
         assert record is not None
         t = record.ends[:, :count].clone()
-        t[torch.arange(count) > torch.from_numpy(solve.outcomes.accepted).unsqueeze(1)] = math.nan
+        t[torch.arange(count, device=t.device) > solve.outcomes.steps_there.unsqueeze(1)] = math.nan
         return t
 
 
@@ -75,7 +75,7 @@ def solution_of(
     ends = solve.taken_ends() if moving is not None else None
     if again is not None:
         stiff = outcomes.counts[0] == STIFF
-        chosen = torch.from_numpy(stiff)
+        chosen = torch.from_numpy(stiff).to(layout.device)
         failed |= {} if again.solve.well else _failures(again.solve, plan(methods[1]))
         outcomes, solves = outcomes.with_again(again.solve.outcomes, stiff), again.solve.kernel.form.coefficients.solves
         dim = len(solve.lead)
@@ -86,15 +86,16 @@ def solution_of(
         t = None if t is None else _joined(chosen, again.t, t, (rows,), 1)
         if ends is not None:
             others = again.solve.taken_ends()
-            ends = _joined(chosen, torch.from_numpy(others), torch.from_numpy(ends), (rows,), 1).numpy()
+            ends = _joined(chosen.cpu(), torch.from_numpy(others), torch.from_numpy(ends), (rows,), 1).numpy()
     if failed and throw:
         raise_failures([_status_of(outcomes, failed, row) for row in range(rows)], batched=bool(layout.lead))
     count = values.shape[len(solve.lead)]
-    t_final = torch.from_numpy(outcomes.t)
+    t_final = outcomes.t_there.to(layout.device)
     if moving is not None and solve.timed is not None and ends is not None:
         reached = outcomes.accepted, outcomes.t
         states, of_rows = values.reshape(rows, count, layout.size), last.reshape(rows, layout.size)
         states, t, of_rows, t_final = moving.results(solve.timed, states, of_rows, ends, reached)
+        t, t_final = t.to(layout.device), t_final.to(layout.device)
         values, last = states.view(values.shape), of_rows.view(last.shape)
     if not layout.is_tensor:
         values = layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count))
@@ -102,7 +103,7 @@ def solution_of(
     if t is None:
         wanted = solve.times.wanted
         assert wanted is not None
-        t = wanted.clone().squeeze(0)
+        t = wanted.clone().squeeze(0).to(layout.device)
     elif not solve.lead:
         t = t[0]
     if not layout.lead:

@@ -1,8 +1,9 @@
 """Compiled kernels: each is compiled once on a machine, and kept in a directory of the user's.
 
-An entry is a library `NAME-KEY.so` and, beside it, `NAME-KEY.sha256`, a line as `sha256sum` writes it. A library is
-opened only if that line is right; otherwise, whatever has happened to it, it is compiled again. Files come into the
-directory whole, by being renamed, and go at any time: no process needs to know of another, and none waits for one.
+An entry is a library `NAME-KEY.so`, or code for a GPU, `NAME-KEY.cubin`, and, beside it, `NAME-KEY.sha256`, a line as
+`sha256sum` writes it. A file is opened only if that line is right; otherwise, whatever has happened to it, it is
+compiled again. Files come into the directory whole, by being renamed, and go at any time: no process needs to know of
+another, and none waits for one.
 """
 
 from __future__ import annotations
@@ -22,19 +23,20 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torchivp
 from torchivp.boundary import warn
-from torchivp.fused.compiler import CompileError, Compiler, find_compiler
+from torchivp.fused.compiler import CompileError, find_compiler
 
 _log = logging.getLogger("torchivp")
 
 _LIMIT = 512 * 2**20
 """How many bytes the directory may hold before the entries that were not used for longest are removed."""
 
-_ENTRY = re.compile(r"(\w+-[0-9a-f]{32})\.(?:so|sha256|cpp)")
+_ENTRY = re.compile(r"(\w+-[0-9a-f]{32})\.(?:so|cubin|sha256|cpp|cu)")
 """The names of the files of an entry, and of the source of a kernel that did not compile. No other file is touched."""
 
 _UNFINISHED = ".torchivp-unfinished-"
@@ -46,12 +48,34 @@ _ABANDONED = 3600.0
 _SLOW = 2.0
 """Seconds of compiling after which one line says what is going on."""
 
-_Request = tuple[str, str, tuple[str, ...]]
-
-_libraries: dict[_Request, ctypes.CDLL] = {}
-_locks: dict[_Request, threading.Lock] = {}
+_libraries: dict[Hashable, Any] = {}
+_locks: dict[Hashable, threading.Lock] = {}
 if os.name == "posix":
     os.register_at_fork(after_in_child=_locks.clear)  # a thread that held one has not come along
+
+
+_T = TypeVar("_T")
+
+
+class Builds(Protocol):
+    """What compiles sources, as `Compiler` does.
+
+    Attributes:
+        identity: all that what it makes of a source depends on, on one machine.
+        suffixes: how the names of files end that it makes, and of sources.
+        target: what it compiles for.
+    """
+
+    @property
+    def identity(self) -> tuple[object, ...]: ...
+    @property
+    def suffixes(self) -> tuple[str, str]: ...
+    @property
+    def target(self) -> str: ...
+
+    def build(self, source: str, name: str, flags: Sequence[str], folder: Path) -> Path:
+        """Compile a source into a file of the `folder`, and return its path."""
+        ...
 
 
 def load(source: str, name: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
@@ -70,11 +94,18 @@ def load(source: str, name: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
             is kept.
     """
     request = source, name, tuple(flags)
+    return once(
+        request, lambda: from_disk_or_compiled(*request, find_compiler(), lambda path, _: ctypes.CDLL(str(path)))
+    )
+
+
+def once(request: Hashable, make: Callable[[], _T]) -> _T:
+    """What is made for a request, which this process makes once: other threads wait for the first of them."""
     if (library := _libraries.get(request)) is not None:
         return library
     with _locks.setdefault(request, threading.Lock()):
         if request not in _libraries:
-            _libraries[request] = _from_disk_or_compiled(*request)
+            _libraries[request] = make()
         return _libraries[request]
 
 
@@ -94,27 +125,43 @@ def cache_directory() -> Path:
     return caches / "torchivp"
 
 
-def _from_disk_or_compiled(source: str, name: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+def from_disk_or_compiled(
+    source: str, name: str, flags: tuple[str, ...], compiler: Builds, opened: Callable[[Path, bytes], _T]
+) -> _T:
+    """What a source compiles to, opened: from the user's cache directory, or compiled.
+
+    Args:
+        source: the source, complete.
+        name: a short name of letters, digits and underscores, for file names and messages.
+        flags: flags for the compiler.
+        compiler: compiles it.
+        opened: makes of a file, given by its path and what is in it, what is returned; an `OSError` if it cannot.
+
+    Raises:
+        CompileError: the source does not compile, as for `load`.
+    """
     assert name.isidentifier(), name
-    compiler = find_compiler()
     entry = f"{name}-{_key(source, compiler, flags)}"
+    suffix, of_source = compiler.suffixes
     directory = _private_directory()
-    if directory is not None and (library := _stored(directory / f"{entry}.so")):
+    if directory is not None and (library := _stored(directory / f"{entry}{suffix}", opened)):
         return library
     try:
         with tempfile.TemporaryDirectory(prefix="torchivp-", ignore_cleanup_errors=True) as folder:
-            with _told_if_slow(name, directory):
+            with _told_if_slow(name, compiler.target, directory):
                 built = compiler.build(source, name, flags, Path(folder))
-            if directory is not None and (library := _store(built.read_bytes(), directory / f"{entry}.so")):
+            content = built.read_bytes()
+            if directory is not None and (library := _store(content, directory / f"{entry}{suffix}", opened)):
                 return library
-            return ctypes.CDLL(str(built))  # an open library needs its file no more
+            return opened(built, content)  # an open library needs its file no more
     except CompileError as error:
-        raise CompileError(f"{error}\nIts source is kept in {_keep(source, entry, directory)}") from None
+        path = _keep(source, f"{entry}{of_source}", directory)
+        raise CompileError(f"{error}\nIts source is kept in {path}") from None
     except OSError as error:
         raise CompileError(f"the kernel {name} cannot be compiled with {compiler} and opened: {error}") from error
 
 
-def _key(source: str, compiler: Compiler, flags: tuple[str, ...]) -> str:
+def _key(source: str, compiler: Builds, flags: tuple[str, ...]) -> str:
     """A name for all that a library depends on."""
     parts = source, compiler.identity, flags, torchivp.__version__, _processor()
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -158,13 +205,14 @@ def _warn_once(reason: str) -> None:
     )
 
 
-def _stored(path: Path) -> ctypes.CDLL | None:
-    """The library of an entry; None if there is none, or not as it was written."""
+def _stored(path: Path, opened: Callable[[Path, bytes], _T]) -> _T | None:
+    """What is in an entry, opened; None if there is none, or not as it was written."""
     try:
-        if path.with_suffix(".sha256").read_bytes() != _checksum_line(path.name, path.read_bytes()):
+        content = path.read_bytes()
+        if path.with_suffix(".sha256").read_bytes() != _checksum_line(path.name, content):
             _log.info("%s is not as it was written: it is compiled again", path)
             return None
-        library = ctypes.CDLL(str(path))
+        library = opened(path, content)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -175,8 +223,8 @@ def _stored(path: Path) -> ctypes.CDLL | None:
     return library
 
 
-def _store(content: bytes, path: Path) -> ctypes.CDLL | None:
-    """Make an entry and open its library; None, with a warning, if it can't be kept."""
+def _store(content: bytes, path: Path, opened: Callable[[Path, bytes], _T]) -> _T | None:
+    """Make an entry and open it; None, with a warning, if it can't be kept."""
     try:
         _write(path, content)
         _write(path.with_suffix(".sha256"), _checksum_line(path.name, content))
@@ -184,7 +232,7 @@ def _store(content: bytes, path: Path) -> ctypes.CDLL | None:
     except OSError as error:
         _warn_once(str(error))
         return None
-    return _stored(path)
+    return _stored(path, opened)
 
 
 def _checksum_line(name: str, content: bytes) -> bytes:
@@ -192,14 +240,15 @@ def _checksum_line(name: str, content: bytes) -> bytes:
     return f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
 
 
-def _keep(source: str, entry: str, directory: Path | None) -> Path:
+def _keep(source: str, file_name: str, directory: Path | None) -> Path:
     """Write the source of a kernel that did not compile to where its user may read it, and return its path."""
     if directory is not None:
-        path = directory / f"{entry}.cpp"
+        path = directory / file_name
         with contextlib.suppress(OSError):
             _write(path, source.encode())
             return path
-    descriptor, name = tempfile.mkstemp(prefix=f"{entry}-", suffix=".cpp")
+    entry = Path(file_name)
+    descriptor, name = tempfile.mkstemp(prefix=f"{entry.stem}-", suffix=entry.suffix)
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(source)
     return Path(name)
@@ -237,11 +286,11 @@ def _limit(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told_if_slow(name: str, directory: Path | None) -> Iterator[None]:
+def _told_if_slow(name: str, target: str, directory: Path | None) -> Iterator[None]:
     """Say what is going on if it takes long: to the log, and to who sits before a terminal."""
 
     def tell() -> None:
-        line = f"torchivp: compiling the kernel {name} for this processor" + (
+        line = f"torchivp: compiling the kernel {name} for {target}" + (
             f", once: it will be in {directory}" if directory else ""
         )
         _log.info(line)

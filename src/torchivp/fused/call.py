@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torchivp.fused.cache import load
+
+if TYPE_CHECKING:
+    from torchivp.fused.nvidia import Gpu
 
 FLAGS = ("-O2", "-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
 """Elements of vectors are read through pointers to numbers; of W lanes in the signature of a function GCC has views."""
@@ -146,8 +150,19 @@ def structure(name: str, fields: dict[str, Any]) -> str:
     )
 
 
-def loaded(source: str, name: str) -> Any:
-    """The function of this name in the library that a source compiles to; it takes the address of a call."""
-    function = getattr(load(source, "kernel", flags=FLAGS), name)
+def loaded(source: Callable[[str], str], name: str, gpu: Gpu | None) -> Callable[[Any, int, bool], Any]:
+    """The function of this name that a source compiles to.
+
+    It takes a call, how many threads of a GPU there are to be, and whether one of them computes first what all use.
+
+    Args:
+        source: the source, with the shell that is named.
+        name: the name.
+        gpu: where it runs; None for the processor, which knows the number of its threads and what comes first.
+    """
+    if gpu is not None:
+        program = gpu.load(source("cuda.h"), name)
+        return lambda call, threads, prepares: program.run(call, threads, prepares) or 1
+    function = getattr(load(source("host.h"), "kernel", flags=FLAGS), name)
     function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int64
-    return function
+    return lambda call, threads, prepares: function(ctypes.addressof(call))

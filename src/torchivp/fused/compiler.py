@@ -74,6 +74,16 @@ class Compiler:
         """All that what it makes of a source depends on, on one machine."""
         return self.command, self.version, _ALWAYS, _WANTED  # and what of the wanted it takes follows
 
+    @property
+    def suffixes(self) -> tuple[str, str]:
+        """How the names of libraries end, and of sources."""
+        return ".so", ".cpp"
+
+    @property
+    def target(self) -> str:
+        """What it compiles for."""
+        return "this processor"
+
     def build(self, source: str, name: str, flags: Sequence[str], folder: Path) -> Path:
         """Compile a source into a shared library.
 

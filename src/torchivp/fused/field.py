@@ -156,7 +156,7 @@ class _TwoRows:
 
 def _some_rows(leaf: Tensor, rows: int, dims: int, count: int) -> Tensor:
     """So many rows like those of an argument: the first, over again if there are fewer, zeros if there are none."""
-    flat = leaf.detach().reshape(rows, *leaf.shape[dims:])
+    flat = leaf.detach().reshape(rows, *leaf.shape[dims:])[:count]
     return torch.cat([flat] * count)[:count] if rows else flat.new_zeros(count, *flat.shape[1:])
 
 
@@ -164,7 +164,8 @@ def _drawn(x: Tensor) -> Tensor:
     """Numbers like those of a tensor, drawn by chance; whole numbers as they are."""
     if not x.is_floating_point():
         return x.detach()
-    return torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(x.numel())) + 0.5
+    drawn = torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(x.numel())) + 0.5
+    return drawn.to(x.device)
 
 
 def _code_of(func: Any) -> Any:

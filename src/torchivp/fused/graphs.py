@@ -149,6 +149,18 @@ def without_mutation(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.G
     return found
 
 
+def on_processor(module: fx.GraphModule) -> fx.GraphModule:
+    """The same function of tensors on the processor, wherever it was read: what it makes on its way it makes there."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    here = torch.device("cpu")
+    for node in graph.nodes:
+        node.args, node.kwargs = pytree.tree_map_only(torch.device, lambda _: here, (node.args, node.kwargs))
+    names = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+    held = {name: getattr(module, name) for name in names}
+    return fx.GraphModule({name: x.to(here) if isinstance(x, Tensor) else x for name, x in held.items()}, graph)
+
+
 def _running(module: fx.GraphModule, interpreter: type[_WithLines]) -> Callable[..., tuple[Tensor, ...]]:
     def function(*inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():

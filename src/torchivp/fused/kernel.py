@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,13 @@ from torchivp.fused.call import BEGIN, NOW, SOLVE, SolveCall, loaded, structure
 from torchivp.fused.derivatives import Derivatives
 from torchivp.fused.graphs import core_graph, uses
 from torchivp.fused.lower import Lowering
+from torchivp.fused.nvidia import gpu_of, on_gpu
 from torchivp.fused.pull import PullKernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import Coefficients, source_file, watch
 from torchivp.fused.trace import Traced
+
+PROCESSOR = torch.device("cpu")
 
 _MOST_CHECKS = 2048
 """Of all event functions in a step, what they were at the checks is kept near the processor."""
@@ -34,6 +36,7 @@ class Form:
         parts: the bounds of the leaves of the state.
         adaptive: whether steps are sized by their error.
         roles: what each input of the graph is: "t", "y", "shared" or "row".
+        device: where it runs.
     """
 
     coefficients: Coefficients
@@ -42,6 +45,7 @@ class Form:
     parts: tuple[int, ...]
     adaptive: bool
     roles: tuple[str, ...]
+    device: torch.device = PROCESSOR
 
     @property
     def real(self) -> str:
@@ -106,10 +110,12 @@ class Kernel:
         room: how many steps a record has room for, which grows.
         steps: how many the last solve took, a guess at those of the next.
         kept: how many numbers are computed once.
+        gpu: where it runs; None for the processor.
 
     Raises:
         CannotFuse: an operation has no C++.
         NoCompiler: there is no compiler.
+        CompileError: what was written does not compile.
     """
 
     def __init__(self, traced: Traced, form: Form, watched: Sequence[Watched] | None = None):
@@ -123,17 +129,19 @@ class Kernel:
         self._watched = watched
         self._events = self._lowered_events(watched or ())
         self.kept = self.lowering.kept
-        self._solve = loaded(self.source(), "solve")
+        self.gpu = gpu_of(form.device) if on_gpu(form.device) else None
+        self._solve = loaded(self.source, "solve", self.gpu)
         self._pulls: dict[tuple[tuple[int, ...], bool], PullKernel | CannotFuse] = {}
-        self.room = 256
+        self.room = 256 if self.gpu is None else 64  # a GPU has no more memory than it has
         self.steps = 100
 
     def _lowered_field(self) -> list[str]:
         """The function in C++; its derivatives, if the method needs them, are an attribute."""
         graph = core_graph(self.traced.values, self.traced.examples)
         lines, (slope,) = self.lowering.lower(graph, self.inputs)
+        size = self.lowering.size
         self._derive(uses(graph))
-        head = f"template <int W> FUSED void field({NOW}, typename Lanes<W>::R* dy) {{"
+        head = f"template <int W> {size} void field({NOW}, typename Lanes<W>::R* dy) {{"
         return [head, BEGIN, *lines, *self.lowering.written(slope, "dy"), "}"]
 
     def _lowered_events(self, watched: Sequence[Watched]) -> list[str]:
@@ -229,8 +237,11 @@ class Kernel:
         ]
 
     def solve(self, call: SolveCall) -> bool:
-        """Run the kernel, unless the outputs asked for are to be checked first and are not in order."""
-        return bool(self._solve(ctypes.addressof(call)))
+        """Run the kernel, unless the outputs asked for are to be checked first and are not in order.
+
+        Times that lie on a GPU are not checked here.
+        """
+        return bool(self._solve(call, call.count, bool(self.kept)))
 
     def pull(self, wanted: tuple[int, ...], timed: bool = False) -> PullKernel:
         """The way back, with the gradients of the inputs with these numbers, besides that of the state.

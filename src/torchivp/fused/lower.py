@@ -28,6 +28,9 @@ from torchivp.fused.shapes import SHAPES
 _LARGEST = 16_384
 """A function may hold so many numbers of a row."""
 
+_SMALL = 128
+"""A GPU's compiler writes a function out at every call if it holds so many numbers at most."""
+
 _LIFT: dict[Kind, str] = {"real": "up", "int": "up_i", "bool": "up_m"}
 _DTYPES: dict[Kind, torch.dtype] = {"real": torch.float64, "int": torch.int64, "bool": torch.bool}
 
@@ -287,6 +290,11 @@ class Lowering:
     def type_of(self, array: Array) -> str:
         """The C++ type of an element."""
         return TYPES[array.kind] if array.lanes else "real"
+
+    @property
+    def size(self) -> str:
+        """Whether the function that was lowered last is a large one, as a macro of C++."""
+        return "FUSED" if self._held <= _SMALL else "LARGE"
 
     @contextmanager
     def loops(

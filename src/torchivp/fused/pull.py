@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,14 @@ from torchivp.fused.arrays import Array
 from torchivp.fused.call import BEGIN, NOW, PULL, PullCall, loaded, structure
 from torchivp.fused.derivatives import Derivatives
 from torchivp.fused.graphs import Function, core_graph, outer_products, vjp_of
+from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.steps import source_file
 
 if TYPE_CHECKING:
     from torchivp.fused.kernel import Kernel
+
+_SUMS_OF_THREAD = 64 * 1024
+"""A thread of a GPU sums up so many bytes by itself at most: all that may run at a time take that memory."""
 
 
 class PullKernel:
@@ -44,18 +47,19 @@ class PullKernel:
         by = ["y", "t"] if timed else ["y"]
         self._by = [role for role in by if role in kernel.form.roles]
         lanes, matrices, lines = self._lowered_field()
-        functions = _function("pull_field", "", lines)
+        functions = _function("pull_field", "", lines, kernel.lowering.size)
         if kernel.derivatives is not None:
             argument = "const typename Lanes<W>::R* of_derivatives, "
-            functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives))
+            functions += _function("pull_derivatives", argument, self._lowered_derivatives(kernel.derivatives), "FUSED")
         self.kept = kernel.lowering.kept
+        self._check_room(lanes + self.row_sums)
         before, step = kernel.form.coefficients.pull()
         self._parts = [
             "#define PULLS",
             *kernel.beginning(structure("Pull", PULL)),
             before,
             f"constexpr bool TIMED = {str(timed).lower()};",
-            f"constexpr int SUMS_USED = {self.sums}, LANE_SUMS = {max(lanes, 1)};",
+            f"constexpr int SUMS_USED = {self.sums}, LANES_USED = {lanes}, LANE_SUMS = {max(lanes, 1)};",
             f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
             f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
             source_file("outer.h"),
@@ -65,6 +69,15 @@ class PullKernel:
             step,
         ]
 
+    def _check_room(self, sums: int) -> None:
+        """See to it that so many sums have room where a thread of a GPU keeps them."""
+        size = sums * self._kernel.form.dtype.itemsize
+        if self._kernel.gpu is not None and size > _SUMS_OF_THREAD:
+            raise CannotFuse(
+                f"the gradient of func sums up {sums} numbers, {size} bytes, in each thread of a GPU, which has "
+                f"{_SUMS_OF_THREAD} bytes for that: solve on the CPU"
+            )
+
     def source(self, shell: str = "host.h") -> str:
         """The kernel in C++, with what runs it, as for `Kernel.source`."""
         return "\n".join([*self._parts, source_file(shell)])
@@ -72,7 +85,7 @@ class PullKernel:
     @functools.cached_property
     def _pull(self) -> Any:
         """Compiled when it is first asked for: not every solve that could be differentiated is."""
-        return loaded(self.source(), "pull")
+        return loaded(self.source, "pull", self._kernel.gpu)
 
     def _pulled(self, function: Function, cotangents: Sequence[Array]) -> fx.Graph:
         """The gradients of the state, the time and what is wanted, given cotangents of what `function` gives."""
@@ -143,15 +156,16 @@ class PullKernel:
 
     def run(self, call: PullCall) -> None:
         """Run the kernel."""
-        self._pull(ctypes.addressof(call))
+        self._pull(call, -(-call.rows // call.block), bool(self.kept))
 
 
-def _function(name: str, argument: str, lines: Sequence[str]) -> list[str]:
-    """A function that hands cotangents on to the state, to the time and to what is wanted."""
-    sums = ", ".join(f"typename Lanes<W>::R* {goal}" for goal in ("to_y", "to_t", "sums", "wide", "row_sums"))
+def _function(name: str, argument: str, lines: Sequence[str], size: str) -> list[str]:
+    """A function that hands cotangents on to the state, the time and what is wanted; `size`: whether it is large."""
+    lanes = "typename Lanes<W>::R*"
+    sums = f"{lanes} to_y, {lanes} to_t, {lanes} sums, Wide<W> wide, {lanes} row_sums"
     unused = "".join(f"(void){goal}; " for goal in ("g", "sums", "wide", "row_sums"))
     return [
-        f"template <int W> FUSED void {name}({NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",
+        f"template <int W> {size} void {name}({NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",
         BEGIN + unused,
         *lines,
         "}",
@@ -167,9 +181,10 @@ def _unpacking(lanes: int, matrices: Sequence[tuple[int, int, int]]) -> list[str
     """The function that adds up the sums of a block of rows."""
     lines = [
         "template <int W> DEVICE void add_up(",
-        "const typename Lanes<W>::R* sums, const typename Lanes<W>::R* wide, real* total) {",
+        "const typename Lanes<W>::R* sums, Wide<W> wide, Totals total) {",
         f"for (int e = 0; e < {lanes}; ++e) total[e] = sum_of_lanes<W>(sums[e]);",
+        "#ifndef __CUDACC_RTC__",
     ]
     for m, n, start in matrices:
         lines += [f"unpack<W, {m}, {n}>(wide, total + {start});", f"wide += {m} * (({n} + W - 1) / W);"]
-    return [*lines, "(void)sums; (void)wide; (void)total;", "}"]
+    return [*lines, "#endif", "(void)sums; (void)wide; (void)total;", "}"]

@@ -28,6 +28,12 @@ _BLOCK = 16
 _FEW = 5000
 """One thread is through with so many steps of vectors before another has begun."""
 
+_SUMS = 256 * 2**20
+"""Sums over blocks of rows take so many bytes of a GPU at most: beyond, blocks have more rows."""
+
+_FETCHED = 16_384
+"""How so many rows of a GPU ended is fetched at once; of more rows, what a solve must know is found out there."""
+
 SUCCESS, STIFF = 1, 8
 """Kinds of endings, as the kernel numbers them: the second where stability limits the steps."""
 
@@ -40,7 +46,7 @@ _CHECKS: dict[Check, int] = {"none": 0, "first": 1, "all": 2}
 
 @dataclass
 class FusedTimes:
-    """The times of a call, as the kernel reads them.
+    """The times of a call, as the kernel reads them; they lie in the processor's memory.
 
     Attributes:
         start: where each row starts, [rows] or [1] for all.
@@ -56,6 +62,25 @@ class FusedTimes:
     grid: Tensor | None = None
     check: Check = "none"
 
+    def on(self, device: torch.device) -> FusedTimes:
+        """The same on a GPU."""
+        wanted, grid = (None if x is None else x.to(device) for x in (self.wanted, self.grid))
+        return FusedTimes(self.start.to(device), self.end.to(device), wanted, grid)
+
+    def in_order(self) -> bool:
+        """Whether the outputs of the rows to be looked at are in order: as `all_in_order` of source/host.h."""
+        if self.wanted is None or self.check == "none" or not self.wanted.shape[1]:
+            return True
+        first = slice(1) if self.check == "first" else slice(None)
+        start, end, wanted = self.start[first, None], self.end[first, None], self.wanted[first]
+        onward = torch.where(end >= start, 1.0, -1.0).to(wanted.dtype)
+        t, start, end = wanted * onward, start * onward, end * onward
+        none = torch.isnan(t)
+        if self.check == "first":
+            return not bool(none.any() | (t.diff() <= 0).any() | (t < start).any() | (t > end).any())
+        latest = t.where(~none, -math.inf).cummax(1).values
+        return bool((none | ((t >= latest) & (t >= start) & (t <= end))).all())
+
 
 class OutOfOrder(Exception):
     """The outputs that were asked for are not in order, or outside the span."""
@@ -69,7 +94,7 @@ class Outcomes:
             and factorisations, [6, rows].
         numbers: the last time, and of rows that failed the size of the step, of the next, and the error, [4, rows].
         stiff: which rows have been solved by the second of two methods, [rows]; None for none.
-        addresses: where counts and numbers lie.
+        addresses: where the kernel writes counts and numbers.
     """
 
     def __init__(self, rows: int) -> None:
@@ -102,6 +127,69 @@ class Outcomes:
     def t(self) -> np.ndarray:
         """The time that was reached, [rows]."""
         return self.numbers[0]
+
+    @property
+    def steps_there(self) -> Tensor:
+        """Steps taken, [rows], where the rows are solved."""
+        return torch.from_numpy(self.accepted)
+
+    @property
+    def t_there(self) -> Tensor:
+        """The time that was reached, [rows], where the rows are solved."""
+        return torch.from_numpy(self.t)
+
+    def start_from(self, start: Tensor) -> None:
+        """All rows have arrived where they start."""
+        self.counts[:], self.counts[0] = 0, SUCCESS
+        self.numbers[:], self.numbers[0] = 0, start
+
+    def forget_steps(self, rows: np.ndarray) -> None:
+        """Some of the rows have taken no steps."""
+        self.counts[1, rows] = 0
+
+
+class OutcomesOnGpu(Outcomes):
+    """The same of rows on a GPU; counts and numbers are fetched when somebody asks for them."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._table = torch.empty(10, rows, dtype=torch.int64, device=device)  # counts, and numbers behind them
+        address = self._table.data_ptr()
+        self.addresses = address, address + 6 * 8 * rows
+        self.stiff = None
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in ("counts", "numbers"):
+            raise AttributeError(name)
+        table = self._table.cpu()
+        self.counts, self.numbers = table[:6].numpy(), table[6:].view(torch.float64).numpy()
+        return getattr(self, name)
+
+    @property
+    def steps_there(self) -> Tensor:
+        return self._table[1]
+
+    @property
+    def t_there(self) -> Tensor:
+        return self._table[6].view(torch.float64)
+
+    def start_from(self, start: Tensor) -> None:
+        self._table.zero_()
+        self._table[0] = SUCCESS
+        self.t_there.copy_(start)
+
+    def forget_steps(self, rows: np.ndarray) -> None:
+        super().forget_steps(rows)
+        self._table[1, torch.from_numpy(rows).to(self._table.device)] = 0
+
+    def sum_up(self, call: SolveCall) -> None:
+        """What the kernel of the processor says of all rows in the end."""
+        rows = self._table.shape[1]
+        if not rows:
+            return
+        ending, accepted = self._table[:2] if rows > _FETCHED else torch.from_numpy(self.counts[:2])
+        stiff = ending == STIFF
+        failed = (ending != SUCCESS) & ~stiff
+        call.most, call.failed, call.stiff = torch.stack((accepted.max(), failed.sum(), stiff.sum())).tolist()
 
 
 @dataclass
@@ -193,28 +281,36 @@ class FusedSolve(NodeSolve):
         while True:
             values, last, record, call = self._call(room)
             kernel.steps = most = call.most
-            if most <= room or not self.keeps_record:
+            fits = most <= room or not self.keeps_record
+            if self.keeps_record and not (fits and kernel.gpu is None):
+                room = kernel.room = most + most // 8 + 8
+            if fits:
                 break
-            room = kernel.room = most + most // 8 + 8
-        self.record = record
+            del values, last, record  # there may be no room for two
+        self.record, device = record, self.y0.device
         self.well, self.found_stiff = not call.failed, bool(call.stiff)
         if not self.well or self.found_stiff:
             self.last_states = last.clone().view(self.rows, self.size)
         if self.times.wanted is None and record is not None:
             values = record.states[:, : most + 1 if self.rows else 0].clone()
-            beyond = torch.arange(values.shape[1]) > torch.from_numpy(self.outcomes.accepted).unsqueeze(1)
+            beyond = torch.arange(values.shape[1], device=device) > self.outcomes.steps_there.unsqueeze(1)
             values[beyond] = math.nan
             values = values.view(*self.lead, values.shape[1], *self.shape)
         return values, last
 
     def _call(self, room: int) -> tuple[Tensor, Tensor, FusedRecord | None, SolveCall]:
         y0, times, call = self.y0, self.times, SolveCall()
-        rows, size = self.rows, self.size
+        rows, size, device = self.rows, self.size, y0.device
+        if self.kernel.gpu is not None:
+            if not times.in_order():
+                raise OutOfOrder
+            times = times.on(device)
         outputs = 0 if times.wanted is None else times.wanted.shape[1]
         call.rows, call.outputs, call.max_steps, call.capacity = rows, outputs, self.max_steps, room
         call.count = rows
         if self.chosen is not None:
-            call.count, call.chosen = len(self.chosen), torch.from_numpy(self.chosen).data_ptr()
+            chosen = torch.from_numpy(self.chosen).to(device)
+            call.count, call.chosen = len(chosen), chosen.data_ptr()
         call.threads, call.block = threads_and_block(call.count, self.kernel)
         call.start, call.end = times.start.data_ptr(), times.end.data_ptr()
         call.span_stride = len(times.start) > 1
@@ -228,30 +324,31 @@ class FusedSolve(NodeSolve):
         held = give_inputs(call, self.kernel, self.inputs, rows, self.kernel.kept, y0)
         size_steps(call, self.controller, self.kernel.form.coefficients.error_order)
         values, last = y0.new_empty(*self.lead, outputs, *self.shape), torch.empty_like(y0)
-        outcomes = self.outcomes = Outcomes(rows)
+        outcomes = self.outcomes = Outcomes(rows) if self.kernel.gpu is None else OutcomesOnGpu(rows, device)
         call.values, call.last = values.data_ptr(), last.data_ptr()
         call.counts, call.numbers = outcomes.addresses
         record = None
         if self.keeps_record:
             record = FusedRecord(
-                torch.empty(rows, room + 1, dtype=torch.float64),
+                torch.empty(rows, room + 1, dtype=torch.float64, device=device),
                 y0.new_empty(rows, room + 1, size),
                 y0.new_empty(rows, room + 1, size) if self.kernel.form.coefficients.predicts else None,
             )
             call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
             call.slopes = None if record.slopes is None else record.slopes.data_ptr()
         if self.chosen is not None:
-            self._leave_others(outcomes, last, record)
+            self._leave_others(outcomes, times.start, last, record)
         if not self.kernel.solve(call):
             raise OutOfOrder
+        if isinstance(outcomes, OutcomesOnGpu):
+            outcomes.sum_up(call)
         del held
         return values, last, record, call
 
-    def _leave_others(self, outcomes: Outcomes, last: Tensor, record: FusedRecord | None) -> None:
+    def _leave_others(self, outcomes: Outcomes, start: Tensor, last: Tensor, record: FusedRecord | None) -> None:
         """Leave the rows where they start; those that are chosen are written again."""
-        start = self.times.start.expand(self.rows)
-        outcomes.counts[:], outcomes.counts[0] = 0, SUCCESS
-        outcomes.numbers[:], outcomes.numbers[0] = 0, start
+        start = start.expand(self.rows)
+        outcomes.start_from(start)
         last.copy_(self.y0)
         if record is not None:
             record.ends[:, 0] = start
@@ -260,7 +357,7 @@ class FusedSolve(NodeSolve):
     def leave_stiff(self) -> np.ndarray:
         """Which rows were found stiff, [rows]: nothing goes back through their steps, which are taken otherwise."""
         stiff = self.outcomes.counts[0] == STIFF
-        self.outcomes.counts[1, stiff] = 0
+        self.outcomes.forget_steps(stiff)
         return stiff
 
     def taken_ends(self) -> np.ndarray:
@@ -288,14 +385,15 @@ class FusedSolve(NodeSolve):
             grad_states = torch.zeros_like(record.states)
             count = grad_values.shape[len(self.lead)]
             grad_states[:, :count] = grad_values.view(rows, count, self.size)
-        steps = torch.from_numpy(self.outcomes.accepted)
-        seeds = Seeds(grad_values, grad_states, grad_last)
-        found = steps_back(self.kernel, wanted, self.inputs, self.times, record, steps, seeds, timed=timed is not None)
-        given, times = tensors[1 : 1 + len(wanted)], tensors[1 + len(wanted) :]
+        seeds, steps, times = Seeds(grad_values, grad_states, grad_last), self.outcomes.steps_there, self.times
+        if self.kernel.gpu is not None:
+            times = times.on(record.states.device)
+        found = steps_back(self.kernel, wanted, self.inputs, times, record, steps, seeds, timed=timed is not None)
+        given, moving = tensors[1 : 1 + len(wanted)], tensors[1 + len(wanted) :]
         of_inputs = [found.inputs[i].reshape(x.shape).to(x.dtype) for i, x in zip(wanted, given, strict=True)]
         of_times: Sequence[Tensor | None] = ()
         if timed is not None:
-            of_times = times_back(timed, times, self.taken_ends(), found)
+            of_times = times_back(timed, moving, self.taken_ends(), found)
         return [found.y0.view(self.y0.shape), *of_inputs, *of_times]
 
 
@@ -392,6 +490,8 @@ def steps_back(
     call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
     call.slopes = None if record.slopes is None else record.slopes.data_ptr()
     held = give_inputs(call, kernel, inputs, rows, pull.kept, like)
+    if kernel.gpu is not None:
+        call.block = max(1, -(-rows * pull.sums * like.element_size() // _SUMS))
     blocks = -(-rows // call.block)
     grad_y0, grad_rows = like.new_empty(rows, size), like.new_empty(rows, pull.row_sums)
     grad_shared, partial = like.new_empty(pull.sums), like.new_empty(blocks, pull.sums)
@@ -402,6 +502,9 @@ def steps_back(
         of_times = torch.zeros_like(record.ends), record.ends.new_zeros(rows, call.outputs)
         call.grad_ends, call.grad_wanted = (x.data_ptr() for x in of_times)
     pull.run(call)
+    if kernel.gpu is not None:
+        of_blocks = partial.view(pull.sums, blocks)  # in another order than the processor's
+        grad_shared = of_blocks.sum(1, dtype=torch.float64).to(like.dtype)  # always in the same way
     del held
     found = {i: grad_shared[where] for i, where in pull.shared}
     found |= {i: grad_rows[:, where] for i, where in pull.per_row}
@@ -440,13 +543,17 @@ def give_inputs(
 ) -> Any:
     """Hand the inputs over, and room for what is computed once; returns what must live as long as the call."""
     count = len(inputs)
-    addresses, strides = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
+    addresses, strides = (ctypes.c_int64 * count)(), (ctypes.c_int64 * count)()
     for i, x in enumerate(inputs):
         if x is not None:
             addresses[i] = x.data_ptr()
             if kernel.roles[i] == "row":
                 strides[i] = x.numel() // rows if rows else 0
     call.inputs, call.input_strides = ctypes.addressof(addresses), ctypes.addressof(strides)
+    if kernel.gpu is not None:
+        table = torch.tensor((*addresses, *strides), dtype=torch.int64).to(like.device)
+        call.inputs, call.input_strides = table.data_ptr(), table.data_ptr() + 8 * count
+        addresses = table
     uniform = like.new_empty(kept) if kept else None
     if uniform is not None:
         call.uniform = uniform.data_ptr()

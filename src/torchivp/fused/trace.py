@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch._C._dynamo.eval_frame import set_eval_frame  # pyright: ignore[reportMissingModuleSource]
 from torch.utils import _pytree as pytree
 
-from torchivp.fused.graphs import Function, place_of, users_line, values_of, without_mutation
+from torchivp.fused.graphs import Function, on_processor, place_of, users_line, values_of, without_mutation
 from torchivp.fused.indices import ByNumbersOfTensors
 from torchivp.fused.one_reader import one_reader
 from torchivp.fused.refusal import CannotFuse, FuncFails
@@ -47,7 +47,7 @@ class Traced:
 
     Attributes:
         module: the graph, a module whose inputs are those of the function and all tensors that it uses besides.
-        examples: tensors like its inputs.
+        examples: tensors like its inputs; on the processor, once it has been settled.
         roles: what each input is; None until somebody has found out.
     """
 
@@ -62,11 +62,12 @@ class Traced:
     """What stands in the way of a kernel."""
     ready: bool = False
     """Whether all of this is known."""
+    _on_processor: fx.GraphModule | None = None
 
     @property
     def values(self) -> Function:
-        """dy/dt of the inputs, the one entry of a tuple."""
-        return values_of(self.module)
+        """dy/dt of the inputs, the one entry of a tuple; on the processor, where kernels are made."""
+        return values_of(self._on_processor or self.module)
 
     def __call__(self, *inputs: Any) -> tuple[None, ...]:
         _found.traced, _found.inputs = self, inputs
@@ -79,6 +80,9 @@ class Traced:
             self.module = without_mutation(self.module, self.examples)
         except CannotFuse as error:
             self.why_not = error
+        if any(x.device.type != "cpu" for x in self.examples):
+            self._on_processor = on_processor(self.module)
+            self.examples = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in self.examples]
 
 
 class _Found(threading.local):

@@ -1,8 +1,15 @@
-// Where kernels run on CUDA: a row to a thread.
+// Where kernels run on CUDA: a row to a thread, and on the way back a block of rows, so that there are fewer sums.
+
+#if __CUDA_ARCH__ >= 700
+#define THIS_CALL const __grid_constant__  // no thread copies it
+#else
+#define THIS_CALL const
+#endif
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
 
 #ifdef SOLVES
-extern "C" __global__ void prepare(const Solve s) { once(s); }
-extern "C" __global__ void solve(const Solve s) {
+KERNEL prepare(THIS_CALL Solve s) { once(s); }
+KERNEL solve(THIS_CALL Solve s) {
   const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= s.count) return;
   Rows<1> rows(s);
@@ -11,11 +18,11 @@ extern "C" __global__ void solve(const Solve s) {
 #endif
 
 #ifdef PULLS
-extern "C" __global__ void prepare(const Pull s) { once(s); }
-extern "C" __global__ void pull(const Pull s) {
-  const int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (row >= s.rows) return;
-  Backward<1> back(s);
-  back.run(row, row + 1, s.partial + row * SUMS_USED);
+KERNEL prepare(THIS_CALL Pull s) { once(s); }
+KERNEL pull(THIS_CALL Pull s) {
+  const int64_t b = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, first = b * s.block;
+  if (first >= s.rows) return;
+  Backward<1> back(s, Totals{s.partial + b, (s.rows + s.block - 1) / s.block});
+  back.run(first, first + s.block < s.rows ? first + s.block : s.rows);
 }
 #endif

@@ -90,16 +90,16 @@ extern "C" int64_t pull(const Pull* call) {
   const Pull& s = *call;
   once(s);
   if (s.rows == 1) {
-    Backward<1> back(s);
-    back.run(0, 1, s.partial);
+    Backward<1> back(s, s.partial);
+    back.run(0, 1);
     for (int e = 0; e < SUMS_USED; ++e) s.grad_shared[e] = s.partial[e];
     return 1;
   }
   const int64_t blocks = (s.rows + s.block - 1) / s.block;
   in_threads(s.threads, blocks, [&](int64_t b) {
     const int64_t first = b * s.block, beyond = first + s.block < s.rows ? first + s.block : s.rows;
-    auto* back = new Backward<LANES>(s);  // too large for the stack of a thread
-    back->run(first, beyond, s.partial + b * SUMS_USED);
+    auto* back = new Backward<LANES>(s, s.partial + b * SUMS_USED);  // too large for the stack of a thread
+    back->run(first, beyond);
     delete back;
   });
   for (int e = 0; e < SUMS_USED; ++e) {

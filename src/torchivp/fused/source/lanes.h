@@ -5,8 +5,11 @@
 #ifdef __CUDACC_RTC__
 typedef long long int64_t;
 typedef int int32_t;
+#define INT64_MAX 0x7fffffffffffffffLL
+#define INT64_MIN (-INT64_MAX - 1)
 #define FUSED __device__ inline
 #define CALLED __device__ __noinline__
+#define LARGE CALLED  // NVRTC would take half a minute over a network that is written out at every call
 #else
 #include <cmath>
 #include <cstdint>
@@ -14,6 +17,7 @@ typedef int int32_t;
 #include <limits>
 #define FUSED static inline __attribute__((always_inline))
 #define CALLED static __attribute__((noinline))
+#define LARGE FUSED
 #endif
 
 template <int W> struct Lanes;

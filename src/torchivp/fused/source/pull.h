@@ -13,16 +13,27 @@ template <int W> struct Backward {
   R bar[N];            // the cotangent of the state at which a row has arrived
   R carried[N];        // that of the slope that was handed on from the step before
   R sums[LANE_SUMS];   // those of the inputs that all rows share
+#ifdef __CUDACC_RTC__
+  Wide<W> wide;        // those of matrices among them, which are totals at once
+#else
   R wide[WIDE<W>];     // those of matrices among them, which are summed over lanes at once
+#endif
   R row_sums[ROW_SUMS];
   // Where times move: the cotangents of the ends of a step, and the polynomials of the state within it.
   R of_start, of_end, within[TIMED ? DEGREE : 1][N];
   MD active;
   int64_t row[W], step_number[W], next[W];
 
-  DEVICE explicit Backward(const Pull& pull) : s(pull), in(pull) {
-    for (int e = 0; e < LANE_SUMS; ++e) sums[e] = up<W>(0);
+  Totals total;  // where the sums are written
+
+#ifdef __CUDACC_RTC__
+  DEVICE Backward(const Pull& pull, Totals total) : s(pull), in(pull), wide(total + LANES_USED), total(total) {
+    for (int e = 0; e < SUMS_USED - LANES_USED; ++e) wide[e] = 0;
+#else
+  DEVICE Backward(const Pull& pull, Totals total) : s(pull), in(pull), total(total) {
     for (int e = 0; e < WIDE<W>; ++e) wide[e] = up<W>(0);
+#endif
+    for (int e = 0; e < LANE_SUMS; ++e) sums[e] = up<W>(0);
   }
 
   DEVICE double end_of(int l) const { return s.ends[row[l] * (s.capacity + 1) + step_number[l]]; }
@@ -189,8 +200,8 @@ template <int W> struct Backward {
     in.load(s, l, row[l]);
   }
 
-  // Rows from `first` to `beyond`; `total` are the sums over them.
-  DEVICE void run(int64_t first, int64_t beyond, real* total) {
+  // Rows from `first` to `beyond`.
+  DEVICE void run(int64_t first, int64_t beyond) {
     active = MD{};
     for (int e = 0; e < ROW_SUMS; ++e) row_sums[e] = up<W>(0);
     for (int l = 0; l < W; ++l) {
