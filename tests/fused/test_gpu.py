@@ -29,7 +29,7 @@ from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.sensitivities import Sensitivities
-from torchivp.fused.solve import FusedTimes
+from torchivp.fused.solve import FusedTimes, OutcomesOnGpu
 from torchivp.state import StateLayout
 
 REAL = torch.cuda.is_available()
@@ -353,6 +353,17 @@ def test_a_record_has_the_room_that_it_needs():
     assert (first, second, third) == (2, 1, 1)
     assert solution.y.shape == (5, 101, 2)
     torch.testing.assert_close(solution.y, expected.y, rtol=1e-12, atol=0)
+
+
+@needs_emulation
+def test_how_many_rows_ended_is_fetched_when_it_is_looked_at(monkeypatch):
+    """Of the many, three numbers are, which say whether all is well."""
+    monkeypatch.setattr(solve, "_FETCHED", 2)
+    with emulated():
+        with mock.patch.object(OutcomesOnGpu, "__getattr__", side_effect=AssertionError("fetched")):
+            solution, _ = solved(5, t_eval=OUTPUTS)(HERE)
+            assert solution.t_final.tolist() == [2.0] * 5
+    assert all(x.accepted > 5 for x in solution.stats) and solution.success.all()
 
 
 @needs_emulation
