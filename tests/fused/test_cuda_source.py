@@ -2,6 +2,7 @@
 
 import builtins
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -143,6 +144,20 @@ def test_kernels_are_made_on_the_processor_of_what_is_read_elsewhere(method):
     shared = tuple(i for i, role in enumerate(here.roles) if role == "shared")
     assert there.pull(shared).source() == here.pull(shared).source()
     assert "meta" not in str(on_processor(there.traced.module).code) and "meta" in str(there.traced.module.code)
+
+
+@needs_compiler
+def test_kernels_are_made_on_the_processor_whatever_the_default_device_is():
+    w = torch.tensor(2.0, dtype=D)
+    expected = kernel_of(pendulum, w, "rodas5p", D)
+    form = replace(expected.form, adaptive=False)
+    shared = tuple(i for i, role in enumerate(expected.roles) if role == "shared")
+    sources = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            kernel = Kernel(expected.traced, form)
+            sources.append((kernel.source(), kernel.pull(shared).source()))
+    assert sources[0] == sources[1]
 
 
 # --- what is kept ----------------------------------------------------------------------------------------------------

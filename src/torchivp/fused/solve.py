@@ -373,7 +373,9 @@ class FusedSolve(NodeSolve):
         if self.kernel.gpu is not None:
             times = times.on(record.states.device)
         grad_y0, found = steps_back(self.kernel, tuple(self.wanted), self.inputs, times, record, steps, seeds)
-        of_inputs = [found[i].reshape(x.shape).to(x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)]
+        of_inputs = [
+            found[i].reshape(x.shape).to(x.device, x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)
+        ]
         return [grad_y0.view(self.y0.shape), *of_inputs]
 
 
