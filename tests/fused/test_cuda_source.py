@@ -178,6 +178,16 @@ def test_code_for_gpus_is_kept_as_libraries_are(kernels, monkeypatch):
     assert image(source, (8, 0)) != first and len(calls) == 3
 
 
+@pytest.mark.parametrize("suffix", [".so", ".cubin", ".ptx", ".sha256", ".cpp", ".cu"])
+def test_all_that_is_kept_goes_when_there_is_too_much(suffix, tmp_path, monkeypatch):
+    old, other = tmp_path / f"kernel-{'0' * 32}{suffix}", tmp_path / f"kernel{suffix}"
+    for path in (old, other):
+        path.write_bytes(bytes(100))
+    monkeypatch.setattr(cache, "_LIMIT", 50)
+    cache._limit(tmp_path)
+    assert not old.exists() and other.exists()
+
+
 @needs_nvrtc
 def test_a_source_that_does_not_compile_is_kept(kernels):
     with pytest.raises(CompileError) as refusal:
