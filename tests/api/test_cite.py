@@ -16,7 +16,8 @@ from pybtex.richtext import Text
 import torchivp
 from torchivp import ODE_METHODS, SDE_METHODS, Backsolve, Event, PIController, PIDController, Scheduled, cite, fit
 from torchivp import solve_ivp as solve
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 from torchivp.references import entries
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -539,3 +539,21 @@ def test_the_last_of_all_steps_moves_with_the_event_that_ends_the_solve(gradient
         found, expected = (torch.autograd.grad(x.sum(), p, retain_graph=True)[0] for x in (ours, theirs))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     assert torch.autograd.grad(solution.y[-2].sum(), p)[0].abs() < 1e-6
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
+def test_a_batch_of_gradients_is_right_or_refused(gradient):
+    y0 = torch.tensor([1.0, 0.3], dtype=torch.float64, requires_grad=True)
+    bounce = Event(lambda t, y: y[0], apply=lambda t, y: torch.stack([y[0], -0.9 * y[1]]))
+    solution = solve_ivp(
+        lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)]), (0.0, 1.0), y0, events=bounce, gradient=gradient
+    )
+    unit = torch.eye(2, dtype=torch.float64)
+    if gradient == "forward":  # which knows the derivatives of the last state
+        found = torch.autograd.grad(solution.final, y0, unit, is_grads_batched=True, retain_graph=True)[0]
+        alone = [torch.autograd.grad(solution.final[i], y0, retain_graph=True)[0] for i in range(2)]
+        assert torch.equal(found, torch.stack(alone))
+    for result in (solution.events.t, solution.events.y) if gradient == "forward" else (solution.final,):
+        seeds = torch.ones(2, *result.shape, dtype=torch.float64)
+        with pytest.raises(RuntimeError, match="take them one after the other, without is_grads_batched=True"):
+            torch.autograd.grad(result, y0, seeds, is_grads_batched=True, retain_graph=True)

@@ -88,7 +88,8 @@ def test_kernels_are_cuda_too(func, w, method, dtype):
     shared = tuple(i for i, role in enumerate(kernel.roles) if role == "shared")
     for capability in [(8, 0), (9, 0)]:
         assert names_in(image(kernel.source("cuda.h"), capability)) == {b"prepare", b"solve"}
-        assert names_in(image(kernel.pull(shared).source("cuda.h"), capability)) == {b"prepare", b"pull"}
+        for timed in (False, True):
+            assert names_in(image(kernel.pull(shared, timed).source("cuda.h"), capability)) == {b"prepare", b"pull"}
 
 
 def names_in(cubin):

@@ -63,7 +63,6 @@ def test_statistics_of_rows_are_made_when_they_are_looked_at(monkeypatch):
         ({"method": "radau5"}, "Radau5 is neither: choose method=.rodas5p. for stiff problems"),
         ({"gradient": "backsolve"}, "not gradient='backsolve'"),
         ({"gradient": "forward"}, "kernels differentiate backwards, not gradient='forward'"),
-        ({"t_eval": torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)}, "no derivatives by times"),
         ({"y0": Y0.to(torch.complex128)}, "the state is complex128"),
         ({"y0": (Y0, Y0.float())}, "the state is float32, float64"),
     ],

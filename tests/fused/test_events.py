@@ -277,7 +277,6 @@ MOVES = torch.tensor(2.0, dtype=D, requires_grad=True)
         (lambda t, y: y[0] if t > 1 else -y[0], r"events\[0\].g depends on the values of its arguments"),
         ([Scheduled([1.0], lambda t, y: y), lambda t, y: torch.fft.fft(y).abs().sum()], r"events\[1\].g"),
         (Event(lambda t, y: y[0], checks=5000), "looks at 1 event functions at 5000 points within a step"),
-        (Scheduled(MOVES[None], lambda t, y: y), r"no derivatives by the times of events\[0\]"),
         (Event(lambda t, y: y[0], apply=lambda t, y, w=2.0 * MOVES: w * y), r"pass them through args=\(tensor,\)"),
     ],
 )

@@ -151,6 +151,36 @@ def test_gradients_are_those_of_the_step_loop():
 
 
 @somewhere
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("options", [{"method": "tsit5"}, {"method": "rodas5p"}, {"method": "rk4", "step_size": 0.1}])
+def test_derivatives_by_times(options, batched):
+    def run(device):
+        y0, *args = problem(5, D, device)
+        y0, args = (y0, args) if batched else (y0[0], [args[0], args[1][0]])
+        times = [torch.tensor(x, dtype=D, device=device, requires_grad=True) for x in (0.0, 2.0, [0.0, 0.55, 2.0])]
+        start, end, outputs = times
+        solution = solve_ivp(
+            driven if batched else alone,
+            (start, end),
+            y0.detach(),
+            t_eval=outputs,
+            args=[x.detach() for x in args],
+            batch_dims=int(batched),
+            backend="fused",
+            **options,
+        )
+        value = solution.y.square().sum() + solution.final.sum() + solution.t_final.sum() + solution.t.sum()
+        return torch.autograd.grad(value, times)
+
+    def alone(t, y, shared, own):
+        return driven(t.reshape(1), y[None], shared, own.reshape(1))[0]
+
+    for y, x in zip(*both(run), strict=True):
+        assert x.device.type == THERE.type
+        torch.testing.assert_close(x.cpu(), y, rtol=1e-9, atol=1e-9)
+
+
+@somewhere
 def test_derivatives_of_gradients():
     def run(device):
         y0, *args = leaves = problem(3, D, device)

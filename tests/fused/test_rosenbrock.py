@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stiff_problems import STIFF, hires, oregonator, robertson, van_der_pol
 from torchivp import solve_ivp
@@ -280,6 +281,20 @@ def test_gradients_through_places_that_depend_on_time():
     y0, args = numbers(0.5, 1.0, 0.8), (numbers(3.0, 0.5, 1.2), torch.sin(3.0 * TIMES))
     options = {"method": "rodas4", "step_size": 0.25}
     found = [gradients(driven, (0.0, 1.0), y0, args, backend, **options) for backend in ("fused", "eager")]
+    for x, y in zip(*found, strict=True):
+        assert relative(x, y) < 1e-11
+
+
+def normed(t, y, w):
+    """Norms whose change along a tangent torch differentiates as if mean and variance were constant."""
+    layers, instances = F.layer_norm(y, (6,), w, 0.5 * w), F.instance_norm(y.view(1, 2, 3)).view(6)
+    return torch.tanh(layers) + 0.3 * instances - y
+
+
+def test_gradients_through_norms():
+    y0, w = torch.cos(torch.arange(6.0, dtype=FLOAT)), torch.sin(1.0 + torch.arange(6.0, dtype=FLOAT))
+    options = {"method": "rodas4", "step_size": 0.25}
+    found = [gradients(normed, (0.0, 1.0), y0, (w,), backend, **options) for backend in ("fused", "eager")]
     for x, y in zip(*found, strict=True):
         assert relative(x, y) < 1e-11
 

@@ -16,7 +16,7 @@ from torchivp.methods import find_method
 from torchivp.methods.implicit import linear
 from torchivp.methods.implicit.gmres import gmres
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 
 ORDERS = {
     "implicit_euler": 1,

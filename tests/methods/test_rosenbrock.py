@@ -11,7 +11,7 @@ from problems import Counting, double
 from stiff_problems import STIFF, robertson
 from torchivp import ODE_METHODS, Backsolve, Checkpointed, Event, GridSteps, Outcome, solve_ivp
 from torchivp.methods.ode.rosenbrock import Rosenbrock
-from torchivp.methods.ode.runge_kutta import StagePolynomials
+from torchivp.methods.ode.tableau import StagePolynomials
 
 ORDERS = {"rosenbrock23": (2, 2, 2), "rodas4": (4, 3, 3), "rodas5p": (5, 4, 4)}
 RODAS4 = ODE_METHODS["rodas4"].tableau

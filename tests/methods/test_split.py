@@ -8,7 +8,8 @@ import torch
 
 from problems import Counting, double
 from torchivp import ODE_METHODS, Backsolve, Event, PIDController, odeint, solve_ivp
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 PAIRS = ["kencarp3", "kencarp4", "kencarp5"]
 TIGHT = {"rtol": 1e-12, "atol": 1e-14}

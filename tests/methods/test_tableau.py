@@ -8,7 +8,8 @@ import scipy.linalg
 
 from torchivp import ODE_METHODS
 from torchivp.methods.ode.order_conditions import density, residual, rooted_trees
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials, square
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials, square
 
 RK4 = {"c": (0, 1 / 2, 1 / 2, 1), "a": ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), "b": (1 / 6, 1 / 3, 1 / 3, 1 / 6)}
 

@@ -9,7 +9,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from problems import covering, sampled
 from torchivp import ODE_METHODS, Backsolve, Checkpointed, Event, Scheduled, SolveError, solve_ivp
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 
 D = torch.float64
 NAN = math.nan

@@ -25,9 +25,10 @@ from torchivp.api.fused_kernels import (
     wanted_of,
 )
 from torchivp.api.fused_results import FusedResult, solution_of
+from torchivp.api.fused_times import Moving
 from torchivp.api.row_problem import check_events
 from torchivp.api.rows import plan_rows
-from torchivp.api.times import times_of_one, times_of_rows, times_of_span
+from torchivp.api.times import times_of_rows, times_of_span
 from torchivp.fused.kernel import Kernel
 from torchivp.fused.nvidia import on_gpu
 from torchivp.fused.refusal import CannotFuse, FuncFails
@@ -39,7 +40,7 @@ from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.targets import fixed_ends
 from torchivp.rows.times import RowTimes
 from torchivp.solution import BatchSolution, LeanFailures, Solution
@@ -106,9 +107,12 @@ def solve_fused(
     compact: bool | None,
     throw: bool,
     events: Any = None,
+    times: Times | None = None,
     **others: Any,
 ) -> Solution | BatchSolution:
     """`solve_ivp` by a kernel; the arguments are those of `solve_ivp`, checked as far as they were by then.
+
+    `times` are those of `odeint`, where each is an entry of one tensor.
 
     Raises:
         CannotFuse: there is no kernel for it; the message says what stands in the way.
@@ -152,8 +156,9 @@ def solve_fused(
             batch_dims=batch_dims,
             compact=compact,
         )
-        return found
+        return found if moving is None else moving.restated(found)
 
+    moving = None
     if not (callable(func) and type(args) in (tuple, list)):
         plan()  # whose questions have longer answers
     try:
@@ -174,35 +179,42 @@ def solve_fused(
         return found
 
     kernel = kernel_of(method)
-    times = _plain_times(t_span, t_eval, controller, layout) or _times(t_span, t_eval, layout, controller)
+    plain = _plain_times(t_span, t_eval, controller, layout)
+    used_times, moving = (plain, None) if plain else _times(t_span, t_eval, layout, controller, times)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     held = [None if role in ("t", "y") else x for role, x in zip(roles, given, strict=True)]
     wanted = wanted_of(given, roles, leaves, params)
     # The memory of a tensor in order is that of flat states.
     start, lead, shape = (y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(y0, layout)
-    needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted))
-    tensors = [start, *(given[i] for i in wanted)] if needs_gradient else None
+    needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted) or moving is not None)
+    tensors = None
+    if needs_gradient:
+        tensors = [start, *(given[i] for i in wanted), *(moving.moving.tensors.values() if moving else ())]
 
     def solve_by(kernel: Kernel, method: type[Method], rows: np.ndarray | None = None) -> FusedResult:
         """All rows, or some."""
+        by_loop = plan(method) if moving is not None else None
         solve = FusedSolve(
             kernel,
             start.detach().contiguous(),
             lead,
             shape,
-            times,
+            used_times,
             controller if isinstance(controller, PIDController) else None,
             tolerance_of("rtol", rtol, layout, field),
             tolerance_of("atol", atol, layout, field),
             max_steps,
             [None if x is None else as_read(x, layout.dtype, layout.device) for x in held],
             wanted if needs_gradient else [],
-            lambda solve: Replayed(solve, plan(method), [given[i] for i in wanted], Used(held, solve.inputs)),
-            needs_gradient or times.wanted is None,
+            lambda solve: Replayed(
+                solve, by_loop or plan(method), [given[i] for i in wanted], Used(held, solve.inputs)
+            ),
+            needs_gradient or used_times.wanted is None,
             rows,
+            by_loop and by_loop.problem,
         )
         if needs_gradient:
-            kernel.pull(tuple(wanted))  # refused now rather than in the backward pass
+            kernel.pull(tuple(wanted), moving is not None)  # refused now rather than in the backward pass
             solve.keep()
         return FusedResult(solve, *(solve.run() if tensors is None else as_node(solve, tensors)))
 
@@ -210,7 +222,7 @@ def solve_fused(
     try:
         result = solve_by(kernel, explicit)
     except OutOfOrder:  # or with NaN for no time
-        times = _times(t_span, t_eval, layout, controller)
+        used_times, moving = _times(t_span, t_eval, layout, controller, times)
         result = solve_by(kernel, explicit)
     again = None
     if implicit is not None and result.solve.found_stiff:
@@ -218,7 +230,7 @@ def solve_fused(
         if (implicit, adaptive) not in traced.kernels and (why := _why_not_stiff(result.solve, stiff, plan())):
             traced.kernels[implicit, adaptive] = CannotFuse(why)
         again = solve_by(kernel_of(implicit), implicit, np.flatnonzero(stiff))
-    return solution_of(result, again, layout, plan, (explicit, implicit or explicit), throw)
+    return solution_of(result, again, layout, plan, (explicit, implicit or explicit), throw, moving)
 
 
 def _why_not_stiff(solve: FusedSolve, stiff: np.ndarray, plan: RowIntegration) -> str:
@@ -236,21 +248,22 @@ def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[
     return layout.flatten(y0), (layout.rows,), (layout.size,)
 
 
-def _times(t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller) -> FusedTimes:
-    """The times, after all of the door's questions."""
+def _times(
+    t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller, given: Times | None
+) -> tuple[FusedTimes, Moving | None]:
+    """The times, after all of the door's questions, and how they move, if they do."""
+    single = None
     if layout.lead:
-        times, moving = times_of_rows(t_span, t_eval, layout.lead)
-        single = None
+        moving = Moving(*times_of_rows(t_span, t_eval, layout.lead))
     else:
-        single = times_of_span(t_span, t_eval)
-        times, moving = times_of_one(single)
-    if moving.any:
-        raise CannotFuse("kernels have no derivatives by times: pass t_span and t_eval without requires_grad")
-    grid = None
+        single = given or times_of_span(t_span, t_eval)
+        moving = Moving.of_one(single, tied=given is not None)
+    times, grid = moving.times, None
     if isinstance(controller, ConstantSteps | GridSteps):
         grid = fixed_ends(controller, times) if single is None else _ends_of_one(controller, single)
     outputs, ends = (None if x is None else _as_tensor(x) for x in (times.outputs, grid))
-    return FusedTimes(_as_tensor(times.start), _as_tensor(times.end), outputs, ends)
+    used = FusedTimes(_as_tensor(times.start), _as_tensor(times.end), outputs, ends)
+    return used, moving if moving.moving.any and torch.is_grad_enabled() else None
 
 
 def _as_tensor(x: np.ndarray) -> Tensor:

@@ -36,12 +36,13 @@ from torchivp.gradients.inputs import Parameters, check_parameters
 from torchivp.gradients.node import as_node
 from torchivp.gradients.replayed import RowResult
 from torchivp.gradients.row_inputs import RowInputs, search_row_inputs
+from torchivp.gradients.step_ends import StepEnds
 from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.record import ChangeRecord, Record
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.solution import BatchSolution, Solution, Stats
 from torchivp.stepsize.pid import PIDController
@@ -147,7 +148,7 @@ def solve_with_events(
         t, y = problem.user_time(problem.times.start), problem.y0.detach()
         if not autograd_sees(problem.func.on(None), t, y)[solve.stiff].all():
             raise CannotFuse(NOT_SEEN)
-        result = _joined(result, solve_by(kernel_of(implicit), implicit, solve.stiff)[1], solve.stiff)
+        result = _joined(result, solve_by(kernel_of(implicit), implicit, solve.stiff)[1], solve.stiff, problem)
     if any(action.apply is not None for action in problem.actions):
         functions = [("func", func, reading, False)]
         functions += [(x.watched.name, x.g, x.reading, True) for x in watched]
@@ -163,15 +164,7 @@ def _refuse_times(plan: RowIntegration) -> None:
     Raises:
         CannotFuse: there is something.
     """
-    problem = plan.problem
-    if problem.moving.any:
-        raise CannotFuse("kernels have no derivatives by times: pass t_span and t_eval without requires_grad")
-    for number, action in enumerate(problem.actions):
-        if action.moving is not None and torch.is_grad_enabled():
-            raise CannotFuse(
-                f"kernels have no derivatives by the times of events[{number}]: pass them without requires_grad"
-            )
-    if not isinstance(plan.controller, PIDController) and bool(np.isinf(problem.times.end).any()):
+    if not isinstance(plan.controller, PIDController) and bool(np.isinf(plan.problem.times.end).any()):
         raise CannotFuse("kernels take fixed steps to an end that is known, and t_span is infinite: give a finite one")
 
 
@@ -296,7 +289,7 @@ def _still_holds(
     )
 
 
-def _joined(first: RowResult, second: RowResult, chosen: np.ndarray) -> RowResult:
+def _joined(first: RowResult, second: RowResult, chosen: np.ndarray, problem: RowProblem) -> RowResult:
     """The second result in the rows that are `chosen`, the first elsewhere."""
     mask = torch.from_numpy(chosen)
     count = max(first.times.shape[1], second.times.shape[1])
@@ -319,7 +312,7 @@ def _joined(first: RowResult, second: RowResult, chosen: np.ndarray) -> RowResul
         torch.where(mask[:, None], second.final, first.final),
         np.where(chosen, second.final_times, first.final_times),
         record,
-        None,
+        None if first.moving is None else StepEnds.of(record.ends, problem, record.changes),
         None,
         [b if stiff else a for a, b, stiff in zip(first.status, second.status, chosen, strict=True)],
         [_stiff(a, b) if stiff else a for a, b, stiff in zip(first.stats, second.stats, chosen, strict=True)],

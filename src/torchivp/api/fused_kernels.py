@@ -30,7 +30,7 @@ from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import LAST, Auto
 from torchivp.methods.ode.rosenbrock import Rosenbrock
 from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.state import StateLayout
 from torchivp.torch_func import may_be_tracked

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.api.fused_times import Moving
 from torchivp.api.rows import raise_failures
 from torchivp.fused.endings import failure_of
 from torchivp.fused.solve import STIFF, SUCCESS, FusedSolve, Outcomes
 from torchivp.methods.method import Method
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import single_problem
 from torchivp.solution import BatchSolution, OfRows, Outcome, Solution, Stats, Status
 from torchivp.state import StateLayout
@@ -51,6 +52,7 @@ def solution_of(
     plan: Callable[[type[Method]], RowIntegration],
     methods: tuple[type[Method], type[Method]],
     throw: bool,
+    moving: Moving | None = None,
 ) -> Solution | BatchSolution:
     """The solution, from what the kernel has returned.
 
@@ -61,6 +63,7 @@ def solution_of(
         plan: tells how the step loop would say why a method failed.
         methods: the methods of the first and the second.
         throw: whether to raise an error if a row has failed.
+        moving: the times that move; None for none.
 
     Raises:
         SolveError: a row did not reach its end, and `throw` is true.
@@ -69,6 +72,7 @@ def solution_of(
     outcomes, rows, solves = solve.outcomes, solve.rows, solve.kernel.form.coefficients.solves
     failed = {} if solve.well else _failures(solve, plan(methods[0]))
     t = None if solve.times.wanted is not None else result.t
+    ends = solve.taken_ends() if moving is not None else None
     if again is not None:
         stiff = outcomes.counts[0] == STIFF
         chosen = torch.from_numpy(stiff).to(layout.device)
@@ -80,9 +84,19 @@ def solution_of(
             _joined(chosen, again.last, last, solve.lead),
         )
         t = None if t is None else _joined(chosen, again.t, t, (rows,), 1)
+        if ends is not None:
+            others = again.solve.taken_ends()
+            ends = _joined(chosen.cpu(), torch.from_numpy(others), torch.from_numpy(ends), (rows,), 1).numpy()
     if failed and throw:
         raise_failures([_status_of(outcomes, failed, row) for row in range(rows)], batched=bool(layout.lead))
     count = values.shape[len(solve.lead)]
+    t_final = outcomes.t_there.to(layout.device)
+    if moving is not None and solve.timed is not None and ends is not None:
+        reached = outcomes.accepted, outcomes.t
+        states, of_rows = values.reshape(rows, count, layout.size), last.reshape(rows, layout.size)
+        states, t, of_rows, t_final = moving.results(solve.timed, states, of_rows, ends, reached)
+        t, t_final = t.to(layout.device), t_final.to(layout.device)
+        values, last = states.view(values.shape), of_rows.view(last.shape)
     if not layout.is_tensor:
         values = layout.unflatten(values.reshape(rows * count, layout.size), (*layout.lead, count))
         last = layout.unflatten(last, layout.lead)
@@ -92,7 +106,6 @@ def solution_of(
         t = wanted.clone().squeeze(0).to(layout.device)
     elif not solve.lead:
         t = t[0]
-    t_final = outcomes.t_there.to(layout.device)
     if not layout.lead:
         status, stats = _status_of(outcomes, failed, 0), _stats_of(outcomes, 0, solves)
         return Solution(t, values, status, stats, last, t_final.view(()))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
-import torch
 from torch import Tensor
 
 from torchivp.api.arguments import (
@@ -20,6 +19,7 @@ from torchivp.api.arguments import (
     find_gradient,
 )
 from torchivp.api.fused import Backend, try_fused
+from torchivp.api.moving_ends import at_end, at_first_output
 from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
 from torchivp.api.sources import sources_of
@@ -29,7 +29,6 @@ from torchivp.checks import check_number, check_whole_number, refuse_keywords
 from torchivp.dense import DenseSolution, NoDenseOutput
 from torchivp.integrate import Controller
 from torchivp.methods import MethodName, find_method
-from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.problem import Problem
@@ -41,7 +40,7 @@ from torchivp.state import StateLayout
 from torchivp.stepsize.constant import ConstantSteps, GridSteps
 from torchivp.stepsize.own import OwnSteps
 from torchivp.stepsize.pid import PIDController
-from torchivp.times import carried, time_dtype
+from torchivp.times import time_dtype
 
 _PROGRESS = "a solve shows no progress: let func count its calls, or print its t"
 _ADVICE = {
@@ -361,7 +360,6 @@ def solve_ivp(
     if throw and not status.ok:
         with LeanFailures():
             raise SolveError(status)
-    states = _move_with_first_output(states, integration.problem)
     sol = NoDenseOutput()
     if interpolants is not None:
         nothing = NoDenseOutput("there is no dense output: the solve ended before its first step")
@@ -369,7 +367,7 @@ def solve_ivp(
     t = times.select(reached).to(layout.device, time_dtype(layout.device))
     final, t_final = _final(states, t, reached, status, integration.problem)
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
-    outputs = layout.unflatten(states[:count], (count,))
+    outputs = layout.unflatten(at_first_output(states, integration.problem)[:count], (count,))
     solution = Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
     return _finished(solution, sources, reason)
 
@@ -396,27 +394,7 @@ def _final(
     if count == 0:
         return problem.y0, times.select([times.start])[0].to(t)
     final, t_final = states[count - 1 : count].reshape(1, -1), t[count - 1]
-    if times.tensor is not None and reached[count - 1] == times.end:
-        # Where the end was asked for, the output is a function of that entry of `t_eval`, and not of the end.
-        motion = times.tensor[1] - times.at(times.end)
-        final = carried(slopes_of(problem.func), final, problem.time(times.at(times.end)), motion)
-        t_final = t_final + motion.to(t)
-    return final, t_final
-
-
-def _move_with_first_output(states: Tensor, problem: Problem) -> Tensor:
-    """The states, the first of them as a function of the time it was asked for, if that equals the start.
-
-    Its value is the initial state. The start and the time asked for are different entries of `times.tensor`.
-    """
-    times = problem.times
-    asked_for = times.tensor is not None and len(times.tensor) > 2
-    if times.tensor is None or not asked_for or not times.outputs or times.outputs[0] != times.start:
-        return states
-    start, asked = times.tensor[0], times.tensor[2]
-    states = states.reshape(len(states), problem.y0.shape[1])
-    first = carried(slopes_of(problem.func), states[:1], problem.time(start), asked - start)
-    return torch.cat([first, states[1:]])
+    return at_end(final, t_final, problem) if reached[count - 1] == times.end else (final, t_final)
 
 
 _DEFAULT_SIZES = (None, None, 0.0, math.inf)

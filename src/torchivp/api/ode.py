@@ -548,6 +548,7 @@ class _Door:
             (self._times.start, self._times.end),
             self._y0,
             t_eval=self._t,
+            times=self._times,
             method=settings.method,
             rtol=rtol,
             atol=atol,

@@ -21,7 +21,7 @@ from torchivp.gradients.replayed import RowResult
 from torchivp.integrate import Controller, at_steps, check_controller, check_norm
 from torchivp.mass import Mass
 from torchivp.methods.method import Method
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import BatchSolution, Solution, SolveError, Status
 from torchivp.state import StateLayout

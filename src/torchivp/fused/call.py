@@ -122,6 +122,10 @@ PULL: dict[str, Any] = {
     "grad_rows": _REALS,
     "grad_shared": _REALS,
     "partial": _REALS,
+    # Where times move, those of the ends of the steps, [rows, capacity + 1], and of the times of the outputs,
+    # [rows, outputs]; what is found is added.
+    "grad_ends": _DOUBLES,
+    "grad_wanted": _DOUBLES,
 }
 """What a call of the kernel of the gradients is given."""
 

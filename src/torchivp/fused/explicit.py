@@ -18,7 +18,7 @@ from torchivp.fused.steps import (
     stage_times,
     table,
 )
-from torchivp.methods.ode.runge_kutta import ButcherTableau, square
+from torchivp.methods.ode.tableau import ButcherTableau, square
 
 _ARGUMENTS = (
     "const typename Lanes<W>::D& t0, const typename Lanes<W>::D& t1, const typename Lanes<W>::R* y0, const In<W>& in, "
@@ -156,5 +156,5 @@ class ExplicitCoefficients:
         ]
 
     def pull(self) -> tuple[str, str]:
-        tables = [table("A", self.a), numbers("B", self.b), table("DENSE", self.dense), stage_times(self.c)]
-        return "\n".join(tables), source_file("pull_explicit.h")
+        tables = [table("A", self.a), numbers("B", self.b), table("DENSE", self.dense), numbers("NODES", self.c)]
+        return "\n".join([*tables, stage_times(self.c)]), source_file("pull_explicit.h")

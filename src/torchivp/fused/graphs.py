@@ -17,16 +17,24 @@ from torch.utils import _pytree as pytree
 from torchivp.fused.one_reader import one_reader
 from torchivp.fused.refusal import CannotFuse
 
-_FURTHER = (
-    "_softmax",
-    "_log_softmax",
-    "addmv",
+_NORMS = (
     "native_layer_norm",
-    "native_group_norm",
     "native_batch_norm",
     "_native_batch_norm_legit",
     "_native_batch_norm_legit_functional",
     "_native_batch_norm_legit_no_training",
+    "native_layer_norm_backward",
+    "native_batch_norm_backward",
+)
+"""What is taken apart before it is differentiated: torch differentiates their changes as if mean and variance were
+constant."""
+
+_FURTHER = (
+    *_NORMS,
+    "native_group_norm",
+    "_softmax",
+    "_log_softmax",
+    "addmv",
     "elu",
     "gelu",
     "hardtanh",
@@ -125,7 +133,7 @@ def without_mutation(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.G
     Raises:
         CannotFuse: what it does depends on the values of its arguments.
     """
-    plain = {torch.ops.aten.copy.default: _copied}
+    plain = {torch.ops.aten.copy.default: _copied, **_apart_by(_NORMS)}
     interpreter: type[_WithLines] = _AsRead
     if any(sign in str(node.target) for node in module.graph.nodes for sign in ("_increment_nesting", "dual_level")):
         # Transforms of torch.func have their depth written into what Dynamo has read: they are none but the outermost.
@@ -184,10 +192,17 @@ def core_graph(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.G
 
 @functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    from torch._decomp import core_aten_decompositions, get_decompositions
+    from torch._decomp import core_aten_decompositions
 
-    further = [getattr(torch.ops.aten, name) for name in _FURTHER if hasattr(torch.ops.aten, name)]
-    return {**core_aten_decompositions(), **get_decompositions(further)}
+    return {**core_aten_decompositions(), **_apart_by(_FURTHER)}
+
+
+@functools.cache
+def _apart_by(names: Sequence[str]) -> dict[Any, Callable[..., Any]]:
+    """How operations with these names, as far as torch has them, are taken apart."""
+    from torch._decomp import get_decompositions
+
+    return get_decompositions([getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)])
 
 
 Function = Callable[..., tuple[Tensor, ...]]

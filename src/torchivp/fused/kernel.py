@@ -132,7 +132,7 @@ class Kernel:
         self.kept = self.lowering.kept
         self.gpu = gpu_of(form.device) if on_gpu(form.device) else None
         self._solve = loaded(self.source, "solve", self.gpu)
-        self._pulls: dict[tuple[int, ...], PullKernel | CannotFuse] = {}
+        self._pulls: dict[tuple[tuple[int, ...], bool], PullKernel | CannotFuse] = {}
         self.room = 256 if self.gpu is None else 64  # a GPU has no more memory than it has
         self.steps = 100
 
@@ -244,19 +244,22 @@ class Kernel:
         """
         return bool(self._solve(call, call.count, bool(self.kept)))
 
-    def pull(self, wanted: tuple[int, ...]) -> PullKernel:
+    def pull(self, wanted: tuple[int, ...], timed: bool = False) -> PullKernel:
         """The way back, with the gradients of the inputs with these numbers, besides that of the state.
+
+        `timed` says whether those of times are wanted too.
 
         Raises:
             CannotFuse: an operation of the gradients has no C++.
         """
-        if wanted not in self._pulls:
+        key = wanted, timed
+        if key not in self._pulls:
             try:
                 with PROCESSOR:
-                    self._pulls[wanted] = PullKernel(self, wanted)
+                    self._pulls[key] = PullKernel(self, wanted, timed)
             except CannotFuse as error:
-                self._pulls[wanted] = error
-        found = self._pulls[wanted]
+                self._pulls[key] = error
+        found = self._pulls[key]
         if isinstance(found, CannotFuse):
             raise found
         return found

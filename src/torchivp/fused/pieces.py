@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.gradients.step_ends import first_places
 from torchivp.record import ChangeRecord, Record
 
 
@@ -84,7 +85,7 @@ def pieces_of(record: Record, direction: np.ndarray, results: Results, changes_s
     step, within = _steps_of(record, direction, results)
     before = (results.change >= 0) & np.isin(results.change, changing)
     known = ~np.isnan(results.t) & ~before
-    ordinal = _first(after, results.rows, lambda x, i: x <= (step - within)[i])
+    ordinal = first_places(after, results.rows, lambda x, i: x <= (step - within)[i])
     found = []
     for k in range(count + 1):
         first, last = bounds[:, k], bounds[:, k + 1]
@@ -113,7 +114,7 @@ def _steps_of(record: Record, direction: np.ndarray, results: Results) -> tuple[
     """The steps in which results were kept, and whether that was within them, not at their ends."""
     ahead = direction[results.rows]
     now = results.t * ahead
-    step = _first(
+    step = first_places(
         record.ends, results.rows, lambda x, i: x * ahead[i] < now[i], np.maximum(record.steps[results.rows], 0)
     )
     within = record.ends[results.rows, step] != results.t
@@ -121,23 +122,6 @@ def _steps_of(record: Record, direction: np.ndarray, results: Results) -> tuple[
     step[told] = record.changes.steps[results.change[told]]
     within[told] = record.changes.within[results.change[told]]
     return step, within
-
-
-def _first(
-    table: np.ndarray,
-    rows: np.ndarray,
-    before: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    high: np.ndarray | None = None,
-) -> np.ndarray:
-    """The first places in `rows` of a table from which `before`, asked for entries, is no longer true, by bisection."""
-    low = np.zeros(len(rows), dtype=np.int64)
-    high = np.full(len(rows), table.shape[1] - 1) if high is None else high.copy()
-    while (open_ := np.flatnonzero(low < high)).size:
-        middle = (low[open_] + high[open_]) // 2
-        earlier = before(table[rows[open_], middle], open_)
-        low[open_] = np.where(earlier, middle + 1, low[open_])
-        high[open_] = np.where(earlier, high[open_], middle)
-    return low
 
 
 def table_of(kept: Kept, grads: Tensor, shape: Sequence[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,7 @@ class PullKernel:
     Args:
         kernel: that of the solve.
         wanted: the numbers of the inputs whose gradients are wanted.
+        timed: whether those of the ends of the steps, and of the times of the outputs, are wanted too.
 
     Attributes:
         shared: for each wanted input that all rows share, its number and where its gradient lies among theirs.
@@ -38,11 +39,13 @@ class PullKernel:
         kept: how many numbers are computed once.
     """
 
-    def __init__(self, kernel: Kernel, wanted: tuple[int, ...]):
+    def __init__(self, kernel: Kernel, wanted: tuple[int, ...], timed: bool):
         self.shared: list[tuple[int, slice]] = []
         self.per_row: list[tuple[int, slice]] = []
         self.sums = self.row_sums = 0
         self._kernel, self._wanted = kernel, wanted
+        by = ["y", "t"] if timed else ["y"]
+        self._by = [role for role in by if role in kernel.form.roles]
         lanes, matrices, lines = self._lowered_field()
         functions = _function("pull_field", "", lines, kernel.lowering.size)
         if kernel.derivatives is not None:
@@ -55,6 +58,7 @@ class PullKernel:
             "#define PULLS",
             *kernel.beginning(structure("Pull", PULL)),
             before,
+            f"constexpr bool TIMED = {str(timed).lower()};",
             f"constexpr int SUMS_USED = {self.sums}, LANES_USED = {lanes}, LANE_SUMS = {max(lanes, 1)};",
             f"constexpr int ROW_SUMS_USED = {self.row_sums}, ROW_SUMS = {max(self.row_sums, 1)};",
             f"template <int W> constexpr int WIDE = {_room(matrices)} + 1;",
@@ -84,12 +88,12 @@ class PullKernel:
         return loaded(self.source, "pull", self._kernel.gpu)
 
     def _pulled(self, function: Function, cotangents: Sequence[Array]) -> fx.Graph:
-        """The gradients of the state and of what is wanted, given cotangents of what `function` makes of the inputs."""
+        """The gradients of the state, the time and what is wanted, given cotangents of what `function` gives."""
         kernel = self._kernel
-        y = [i for i, role in enumerate(kernel.form.roles) if role == "y"]
+        by = [kernel.form.roles.index(role) for role in self._by]
         examples = kernel.traced.examples
         seeds = [torch.zeros(x.shape, dtype=kernel.form.dtype) for x in cotangents]
-        return core_graph(vjp_of(function, [*y, *self._wanted], len(examples)), [*examples, *seeds])
+        return core_graph(vjp_of(function, [*by, *self._wanted], len(examples)), [*examples, *seeds])
 
     def _lowered_field(self) -> tuple[int, list[tuple[int, int, int]], list[str]]:
         """The number of sums kept as lanes, the matrices that are not, and the lines of the gradients.
@@ -99,16 +103,14 @@ class PullKernel:
         kernel, form, lowering = self._kernel, self._kernel.form, self._kernel.lowering
         slope = Array.stored("g", (form.parts[-1],))
         graph = self._pulled(kernel.traced.values, [slope])
-        by_state = "y" in form.roles
         # The derivatives that a method begins with add to the same sums, in lanes.
         apart = [form.roles[number] == "shared" and kernel.derivatives is None for number in self._wanted]
-        outer = outer_products(graph, [*([False] if by_state else []), *apart])
+        outer = outer_products(graph, [*(False for _ in self._by), *apart])
         lines, found = lowering.lower(graph, [*kernel.inputs, slope], "the gradient of func")
         lines, outputs = list(lines), iter(found)
-        zero = Array.known(torch.zeros(slope.shape))
-        lines += lowering.written(next(outputs) if by_state else zero, "to_y")
+        lines += self._to_state_and_time(outputs)
         lanes, matrices, late = 0, [], []
-        for number, transposed in zip(self._wanted, outer[by_state:], strict=True):
+        for number, transposed in zip(self._wanted, outer[len(self._by) :], strict=True):
             output = next(outputs)
             if form.roles[number] == "row":
                 lines += lowering.added(output, "row_sums", self.row_sums)
@@ -137,12 +139,19 @@ class PullKernel:
         graph = self._pulled(derivatives.function, cotangents)
         lines, found = lowering.lower(graph, [*kernel.inputs, *cotangents], "the gradient of func's derivatives")
         lines, outputs = list(lines), iter(found)
-        zero = Array.known(torch.zeros(kernel.form.size))
-        lines += lowering.written(next(outputs) if "y" in kernel.form.roles else zero, "to_y")
+        lines += self._to_state_and_time(outputs)
         places = {number: ("row_sums", where.start) for number, where in self.per_row}
         places |= {number: ("sums", where.start) for number, where in self.shared}
         for number, output in zip(self._wanted, outputs, strict=True):
             lines += lowering.added(output, *places[number])
+        return lines
+
+    def _to_state_and_time(self, outputs: Iterator[Array]) -> list[str]:
+        """The lines that hand on to the state and the time what comes first of a graph's `outputs`."""
+        found = {role: next(outputs) for role in self._by}
+        lines = []
+        for role, size in (("y", self._kernel.form.parts[-1]), ("t", 1)):
+            lines += self._kernel.lowering.written(found.get(role, Array.known(torch.zeros(size))), f"to_{role}")
         return lines
 
     def run(self, call: PullCall) -> None:
@@ -151,9 +160,9 @@ class PullKernel:
 
 
 def _function(name: str, argument: str, lines: Sequence[str], size: str) -> list[str]:
-    """A function that hands cotangents on to the state and to what is wanted; `size` says whether it is a large one."""
+    """A function that hands cotangents on to the state, the time and what is wanted; `size`: whether it is large."""
     lanes = "typename Lanes<W>::R*"
-    sums = f"{lanes} to_y, {lanes} sums, Wide<W> wide, {lanes} row_sums"
+    sums = f"{lanes} to_y, {lanes} to_t, {lanes} sums, Wide<W> wide, {lanes} row_sums"
     unused = "".join(f"(void){goal}; " for goal in ("g", "sums", "wide", "row_sums"))
     return [
         f"template <int W> {size} void {name}({NOW}, const typename Lanes<W>::R* g, {argument}{sums}) {{",

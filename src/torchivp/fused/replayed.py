@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from torchivp.gradients.node import NodeSolve
 from torchivp.gradients.replayed import ReplayedSolve
 from torchivp.gradients.row_inputs import RowInputs
 from torchivp.record import ChangeRecord, Checkpoint, Record
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 
 
@@ -28,7 +27,7 @@ class Replayed(NodeSolve):
     Args:
         solve: the solve by a kernel.
         plan: the same solve by the step loop.
-        wanted: the tensors that the gradients are of, besides the initial states; some may be there twice.
+        wanted: the tensors that the gradients are of, besides the initial states and times; some may be there twice.
         used: the tensors that func uses.
     """
 
@@ -45,9 +44,7 @@ class Replayed(NodeSolve):
         solve, steps = self._solve, self._steps
         assert solve.record is not None
         y0, taken = solve.y0.reshape(solve.rows, solve.size), solve.outcomes.accepted
-        most = int(taken.max(initial=0))
-        ends = solve.record.ends[:, : most + 1].cpu().numpy().copy()
-        ends[np.arange(most + 1) > taken[:, None]] = math.nan
+        ends, most = solve.taken_ends(), int(taken.max(initial=0))
         start = Checkpoint(0, y0, np.zeros(len(y0), dtype=np.int64))
         steps.record = Record(ends, taken, None, [start], ChangeRecord.joined([], y0), keeps_carry=False)
         asked = steps.plan.problem.times.outputs
@@ -55,7 +52,9 @@ class Replayed(NodeSolve):
         steps.times = np.empty((len(y0), count + (asked is not None)))
         leaf = solve.y0.detach().clone().requires_grad_()  # in the shape that the node is given
         problem, found = self._on_leaves()
-        states, _ = steps.run_again(replace(problem, y0=leaf.reshape(y0.shape)))
+        times = [x.detach().requires_grad_() for x in problem.moving.tensors.values()]
+        moving = problem.moving.with_tensors(dict(zip(problem.moving.tensors, times, strict=True)))
+        states, _ = steps.run_again(replace(problem, y0=leaf.reshape(y0.shape), moving=moving))
         rows = torch.arange(len(y0))
         if asked is None:
             last = states[rows, torch.from_numpy(taken)]
@@ -64,7 +63,7 @@ class Replayed(NodeSolve):
             kept = (ahead * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
             last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
         values = states[:, :count].reshape(*solve.lead, count, *solve.shape)
-        return (values, last.reshape(solve.y0.shape)), [leaf, *found]
+        return (values, last.reshape(solve.y0.shape)), [leaf, *found, *times]
 
     def _on_leaves(self) -> tuple[RowProblem, list[Tensor]]:
         """The problem on leaves that stand for what is wanted, and these in its order.

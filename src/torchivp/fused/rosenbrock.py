@@ -9,7 +9,7 @@ import numpy as np
 
 from torchivp.fused.steps import constants, numbers, source_file, stage_times, table
 from torchivp.methods.ode.rosenbrock import RosenbrockTableau
-from torchivp.methods.ode.runge_kutta import square
+from torchivp.methods.ode.tableau import square
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RosenbrockCoefficients:
         return "\n".join([self._tables(), source_file("rosenbrock.h")])
 
     def pull(self) -> tuple[str, str]:
-        return self.step(0, 0, True), source_file("pull_rosenbrock.h")
+        return "\n".join([numbers("NODES", self.tableau.c), self.step(0, 0, True)]), source_file("pull_rosenbrock.h")
 
     def _tables(self) -> str:
         of = self.tableau

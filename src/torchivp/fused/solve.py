@@ -16,6 +16,10 @@ from torchivp.fused.call import PullCall, SolveCall
 from torchivp.fused.kernel import Kernel
 from torchivp.gradients.captured import NoLateLeaves
 from torchivp.gradients.node import NodeSolve
+from torchivp.gradients.step_ends import StepEnds
+from torchivp.gradients.vjp import vjp
+from torchivp.record import ChangeRecord
+from torchivp.rows.problem import RowProblem
 from torchivp.stepsize.pid import PIDController
 
 _BLOCK = 16
@@ -222,6 +226,7 @@ class FusedSolve(NodeSolve):
         replayed: makes the same solve out of steps that are taken again in torch, for derivatives of gradients.
         keeps_record: whether the steps are written down, for gradients or because all of them were asked for.
         chosen: the numbers of the rows that are solved; None for all.
+        timed: the problem as the step loop states it, where times move.
         record: the steps, once it has run.
         outcomes: how the rows ended.
         well: whether all reached their ends, or were found stiff.
@@ -245,6 +250,7 @@ class FusedSolve(NodeSolve):
     replayed: Callable[[FusedSolve], NodeSolve] | None = None
     keeps_record: bool = False
     chosen: np.ndarray | None = None
+    timed: RowProblem | None = None
     record: FusedRecord | None = field(default=None, init=False)
     outcomes: Outcomes = field(init=False)
     well: bool = field(init=False)
@@ -354,6 +360,15 @@ class FusedSolve(NodeSolve):
         self.outcomes.forget_steps(stiff)
         return stiff
 
+    def taken_ends(self) -> np.ndarray:
+        """The start and the ends of the steps, [rows, most + 1], NaN after a row's last."""
+        assert self.record is not None
+        taken = self.outcomes.accepted
+        most = int(taken.max(initial=0))
+        ends = self.record.ends[:, : most + 1].cpu().numpy().copy()
+        ends[np.arange(most + 1) > taken[:, None]] = math.nan
+        return ends
+
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         assert self.replayed is not None
         return self.replayed(self).again(tensors)
@@ -361,8 +376,9 @@ class FusedSolve(NodeSolve):
     def gradients(
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
-        """The gradients of the initial states and of the inputs wanted."""
+        """The gradients of the initial states, of the inputs wanted and of the times that move."""
         record, (grad_values, grad_last), rows = self.record, (x.contiguous() for x in grads), self.rows
+        wanted, timed = tuple(self.wanted), self.timed
         assert record is not None
         grad_states = None
         if self.times.wanted is None:
@@ -372,11 +388,39 @@ class FusedSolve(NodeSolve):
         seeds, steps, times = Seeds(grad_values, grad_states, grad_last), self.outcomes.steps_there, self.times
         if self.kernel.gpu is not None:
             times = times.on(record.states.device)
-        grad_y0, found = steps_back(self.kernel, tuple(self.wanted), self.inputs, times, record, steps, seeds)
+        found = steps_back(self.kernel, wanted, self.inputs, times, record, steps, seeds, timed=timed is not None)
+        given, moving = tensors[1 : 1 + len(wanted)], tensors[1 + len(wanted) :]
         of_inputs = [
-            found[i].reshape(x.shape).to(x.device, x.dtype) for i, x in zip(self.wanted, tensors[1:], strict=True)
+            found.inputs[i].reshape(x.shape).to(x.device, x.dtype) for i, x in zip(wanted, given, strict=True)
         ]
-        return [grad_y0.view(self.y0.shape), *of_inputs]
+        of_times: Sequence[Tensor | None] = ()
+        if timed is not None:
+            of_times = times_back(timed, moving, self.taken_ends(), found)
+        return [found.y0.view(self.y0.shape), *of_inputs, *of_times]
+
+
+def times_back(
+    problem: RowProblem, tensors: Sequence[Tensor], ends: np.ndarray, found: Pulled
+) -> Sequence[Tensor | None]:
+    """The gradients of the times of the user's that move, from those of the ends of the steps and of the outputs.
+
+    Args:
+        problem: the problem.
+        tensors: the times.
+        ends: the start and the ends of the steps, [rows, most + 1], NaN after a row's last.
+        found: the gradients.
+    """
+    assert found.ends is not None and found.outputs is not None
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    moving = problem.moving.with_tensors(dict(zip(problem.moving.tensors, leaves, strict=True)))
+    with torch.enable_grad():
+        table = StepEnds.of(ends, replace(problem, moving=moving), ChangeRecord.joined([], problem.y0))
+        assert table is not None
+        roots, seeds = [table.table], [found.ends[:, : ends.shape[1]].cpu()]
+        if moving.outputs is not None:
+            roots.append(moving.outputs)
+            seeds.append(found.outputs.cpu())
+        return vjp(roots, seeds, leaves)
 
 
 class Seeds(NamedTuple):
@@ -393,6 +437,22 @@ class Seeds(NamedTuple):
     last: Tensor
 
 
+class Pulled(NamedTuple):
+    """The gradients of what a record starts from and depends on.
+
+    Attributes:
+        y0: those of the states that the rows start from, [rows, size].
+        inputs: those of the inputs that were wanted, by their numbers.
+        ends: those of the start and the ends of the steps, [rows, room + 1]; None if no times move.
+        outputs: those of the times of the outputs within steps, [rows, T], zero at ends of steps; likewise.
+    """
+
+    y0: Tensor
+    inputs: dict[int, Tensor]
+    ends: Tensor | None = None
+    outputs: Tensor | None = None
+
+
 def steps_back(
     kernel: Kernel,
     wanted: tuple[int, ...],
@@ -401,8 +461,9 @@ def steps_back(
     record: FusedRecord,
     steps: Tensor,
     seeds: Seeds,
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """The gradients of what the rows of a record start from, [rows, size], and of the inputs that are `wanted`.
+    timed: bool = False,
+) -> Pulled:
+    """The gradients of what the rows of a record start from, and of the inputs that are `wanted`.
 
     Args:
         kernel: that of the function.
@@ -412,8 +473,9 @@ def steps_back(
         record: the steps, whoever has taken them.
         steps: how many there are of each row, [rows], int64.
         seeds: the gradients of what they led to.
+        timed: whether those of times are wanted too.
     """
-    pull, call, like = kernel.pull(wanted), PullCall(), record.states
+    pull, call, like = kernel.pull(wanted, timed), PullCall(), record.states
     rows, room, size = like.shape[0], record.ends.shape[1] - 1, like.shape[2]
     call.rows, call.capacity = rows, room
     call.threads, call.block = threads_and_block(rows, kernel)
@@ -437,6 +499,10 @@ def steps_back(
     grad_shared, partial = like.new_empty(pull.sums), like.new_empty(blocks, pull.sums)
     call.grad_y0, call.grad_rows = grad_y0.data_ptr(), grad_rows.data_ptr()
     call.grad_shared, call.partial = grad_shared.data_ptr(), partial.data_ptr()
+    of_times = None
+    if timed:
+        of_times = torch.zeros_like(record.ends), record.ends.new_zeros(rows, call.outputs)
+        call.grad_ends, call.grad_wanted = (x.data_ptr() for x in of_times)
     pull.run(call)
     if kernel.gpu is not None:
         of_blocks = partial.view(pull.sums, blocks)  # in another order than the processor's
@@ -444,7 +510,7 @@ def steps_back(
     del held
     found = {i: grad_shared[where] for i, where in pull.shared}
     found |= {i: grad_rows[:, where] for i, where in pull.per_row}
-    return grad_y0, found
+    return Pulled(grad_y0, found, *(of_times or ()))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torchivp.methods.method import Method
 from torchivp.record import Firing, Record
 from torchivp.rows.changes import function_on, groups, rounds
 from torchivp.rows.function import RowByRow
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
 from torchivp.rows.recorders import RowOutputs, RowTrail, WithinSteps
 from torchivp.rows.times import RowTimes

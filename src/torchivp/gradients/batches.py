@@ -27,7 +27,7 @@ from torchivp.gradients.refusals import (
 from torchivp.gradients.replayed import ReplayedSolve, RowResult
 from torchivp.gradients.row_inputs import RowInputs, find_row_inputs
 from torchivp.rows.function import RowFunction
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.split import with_each
 from torchivp.torch_func import in_forward_mode, without_derivatives
@@ -103,8 +103,10 @@ class _UsedLater:
                 value = function(*args)
             finally:
                 torch._C._set_grad_enabled(False)
-            leaves = (value,) if isinstance(value, Tensor) else pytree.tree_leaves(value)
-            if not any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
+            if isinstance(value, Tensor):  # as nearly always, and then this is all that is asked
+                if not value.requires_grad:
+                    return value
+            elif not any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):
                 return value
             self.used = True
             return pytree.tree_map_only(Tensor, Tensor.detach, value)
@@ -117,6 +119,7 @@ class _BacksolvedRows(ReplayedSolve):
 
     exact = False
     keeps_results = True
+    mapped = False
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, options: Backsolve):
         super().__init__(plan, inputs, 0)

@@ -46,7 +46,7 @@ class Block:
 
     def gradient(self, slopes: Tensor) -> Tensor:
         """That of the tensor, given the derivatives of a number along all directions, [rows, directions]."""
-        own = slopes[:, self.first : self.first + self.count]
+        own = slopes.narrow(1, self.first, self.count)  # a slice of all has no batched form
         own = own if self.rows is not None else own.sum(0)
         if self.like.is_complex():
             own = torch.view_as_complex(own.reshape(-1, 2).contiguous())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchivp.boundary import warn
-from torchivp.error_norm import ErrorNorm
+from torchivp.error_norm import ErrorNorm, Tolerance
 from torchivp.generators import Generators, GeneratorState
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import FlatFunc, Method, Step
@@ -179,6 +179,15 @@ APPLY_NOT_REPEATED = (
 )
 
 
+_CHANGED = (
+    "the steps of this solve, taken again for its gradient, do not lead to where they had led: something that func "
+    "uses has changed since the solve, such as a tensor that was written into, the mode of a module (train() and "
+    "eval()), or a variable. Compute the gradient before that, or let func use a copy. If nothing has changed, the "
+    "solution is so sensitive that rounding alone leads elsewhere: solve a shorter span, or keep more states, "
+    "gradient=Checkpointed(checkpoints=1000)"
+)
+
+
 @contextmanager
 def solving_backwards(gradient: str, device: torch.device, subject: str = "func") -> Iterator[None]:
     """Within this the adjoint equations are solved; warn if that draws random numbers.
@@ -205,11 +214,21 @@ def check_repeated(y: Tensor, expected: Tensor) -> None:
         raise RuntimeError(NOT_REPEATED)
 
 
-def is_repeated(y: Tensor, expected: Tensor) -> bool:
-    """Whether states that were computed again are the `expected` ones, but for rounding."""
+def check_led_back(y: Tensor, expected: Tensor, rtol: Tolerance) -> None:
+    """Check that steps taken again, without random numbers, lead to the states `y` that they led to before.
+
+    Raises:
+        RuntimeError: they do not, by more than the relative tolerance, to which equations of a step may be solved.
+    """
+    if not is_repeated(y, expected, rtol):
+        raise RuntimeError(_CHANGED)
+
+
+def is_repeated(y: Tensor, expected: Tensor, rtol: Tolerance = 0.0) -> bool:
+    """Whether states that were computed again are the `expected` ones, but for rounding or a relative tolerance."""
     if not y.numel():
         return True
     with torch.no_grad():
         y, expected = torch.nan_to_num(y), torch.nan_to_num(expected)
-        bound = torch.finfo(y.dtype).eps ** 0.5 * expected.abs().amax()
-        return not bool(((y - expected).abs() > bound).any())
+        least = max(torch.finfo(y.dtype).eps ** 0.5, float(torch.as_tensor(rtol).max()))
+        return not bool(((y - expected).abs() > least * expected.abs().amax()).any())

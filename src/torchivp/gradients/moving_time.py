@@ -11,12 +11,17 @@ from torch import Tensor
 from torchivp.generators import Generators
 from torchivp.gradients.refusals import refuse_to_differentiate
 from torchivp.times import carried
-from torchivp.torch_func import moves
+from torchivp.torch_func import is_mapped, moves
 
 _ONCE = "the derivative with respect to the time of an event, a schedule or an output can be taken only once"
 _DRAWN = (
     "func draws random numbers, and others each time: it has no slope with which the state would move with the time of "
     "an event, a schedule or an output. Draw the numbers beforehand, or detach what depends on this time"
+)
+
+_ONE_BY_ONE = (
+    "gradients that depend on the times of events, schedules or outputs cannot be taken as a batch: take them one "
+    "after the other, without is_grads_batched=True (vectorize=False in torch.autograd.functional.jacobian)"
 )
 
 
@@ -89,13 +94,13 @@ class _EventTime(torch.autograd.Function):
         _, slope, t = ctx.saved_tensors
         if tangents[0] is None:
             return torch.zeros_like(t)
-        _refuse_drawn(ctx, tangents[0])
+        _check_change(ctx, tangents[0])
         return _over(tangents[0], slope, t)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         value, slope, t = ctx.saved_tensors
-        _refuse_drawn(ctx, grads[0])
+        _check_change(ctx, grads[0])
         found = _over(grads[0].detach(), slope, t)
         (found,) = refuse_to_differentiate(_ONCE, [found.to(value.dtype)], [value, grads[0]])
         return found, None, None, None
@@ -107,12 +112,14 @@ def _keep(ctx: Any, of: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> None:
     ctx.save_for_forward(of, slope, t)
 
 
-def _refuse_drawn(ctx: Any, change: Tensor) -> None:
-    """Refuse a derivative that depends on a slope which was drawn at random.
+def _check_change(ctx: Any, change: Tensor) -> None:
+    """Check that a derivative can be taken, which must not depend on a slope that was drawn at random.
 
     Raises:
-        RuntimeError: it does.
+        RuntimeError: it does, or there is a whole batch of changes.
     """
+    if is_mapped(change):
+        raise RuntimeError(_ONE_BY_ONE)
     if ctx.drawn and bool((change != 0).any()):
         raise RuntimeError(_DRAWN)
 
@@ -149,7 +156,7 @@ class _Moved(torch.autograd.Function):
         y, slope, _ = ctx.saved_tensors
         of_y, *_, of_t = tangents
         if of_t is not None:
-            _refuse_drawn(ctx, of_t)
+            _check_change(ctx, of_t)
         along = torch.zeros_like(y) if of_t is None else torch.where(of_t != 0, slope * of_t, 0.0).to(y.dtype)
         return along if of_y is None else of_y + along
 
@@ -157,7 +164,7 @@ class _Moved(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         y, slope, t = ctx.saved_tensors
         grad = grads[0]
-        _refuse_drawn(ctx, grad)
+        _check_change(ctx, grad)
         with torch.no_grad():
             # A row that nobody asks about contributes nothing, whatever its slope.
             product = torch.where(grad != 0, slope.conj() * grad, 0.0)

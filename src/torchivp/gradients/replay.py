@@ -18,7 +18,7 @@ from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.record import Checkpoint, Firing, Record
 from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import Carry, RowOutputs
 from torchivp.rows.steps import SingleStepper, Stepper, TakenSteps, make_stepper

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp.dense import RowSteps
 from torchivp.generators import Generators
-from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_repeated
+from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_led_back, check_repeated
 from torchivp.gradients.node import NodeSolve
 from torchivp.gradients.replay import Replay, ReplayedSteps
 from torchivp.gradients.row_inputs import RowInputs
@@ -22,7 +22,7 @@ from torchivp.gradients.step_ends import StepEnds
 from torchivp.gradients.stretches import Stretch, pull_back
 from torchivp.methods.method import Method
 from torchivp.record import ChangeRecord, Checkpoint, Record
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.solution import Stats, Status
@@ -85,6 +85,7 @@ class ReplayedSolve(NodeSolve):
     stats: list[Stats]
     evaluations: np.ndarray
     _expected: Tensor | None = None  # what steps taken again must lead to, if func draws random numbers
+    _ended: Tensor | None = None  # the last states, [rows, size], to which they must lead in any case
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, limit: int | None):
         self.plan = plan
@@ -127,8 +128,16 @@ class ReplayedSolve(NodeSolve):
 
     def expect(self, states: Tensor) -> None:
         """Steps taken again are to lead to these outputs: if func draws random numbers, to the same."""
-        if self.replayable and self.replay.drawn is not None:
+        if not self.replayable:
+            return
+        self._ended = self._last_of(states)
+        if self.replay.drawn is not None:
             self._expected = states.clone()  # not what is returned: that would be a cycle
+
+    def _last_of(self, states: Tensor) -> Tensor:
+        """The last state of each row among the outputs."""
+        select = self.plan.problem.select
+        return states[select(np.arange(len(self.last))), select(self.last)]
 
     def expect_again(self, solve: ReplayedSolve, copies: int) -> None:
         """Steps taken again are to lead to what those of another solve are to lead to, so many times over."""
@@ -137,7 +146,10 @@ class ReplayedSolve(NodeSolve):
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
-        return self.run_again(problem), leaves
+        results = self.run_again(problem)
+        if self._ended is not None:
+            check_led_back(self._last_of(results[0]), self._ended, self.plan.norm.rtol)
+        return results, leaves
 
     def run_again(self, problem: RowProblem, dense: bool = False) -> tuple[Tensor, Tensor]:
         """What `run` returns, by all steps taken again from the start of the `problem`."""
@@ -187,14 +199,20 @@ class ReplayedSolve(NodeSolve):
 
     def _check(self, replayed: ReplayedSteps, outputs: Sequence[Tensor], last: int) -> None:
         """Check that steps taken again up to number `last` have led to where they led before."""
-        if self._expected is None:
-            return
         select = self.plan.problem.select
-        for states in outputs:
-            check_repeated(states, self._expected[tuple(map(select, replayed.outputs.places()))])
-        for following in self.replay.checkpoints:
-            if following.step == last:
-                check_repeated(replayed.y, following.y[select(replayed.rows)])
+        ends = [following.y for following in self.replay.checkpoints if following.step == last]
+        if last == self.replay.most and self._ended is not None:
+            ends.append(self._ended)
+        there = np.flatnonzero(self.record.steps[replayed.rows] >= last)  # of a stretch without steps, not all rows
+        for y in ends:
+            found, expected = replayed.y[select(there)], y[select(replayed.rows[there])]
+            if self._expected is None:
+                check_led_back(found, expected, self.plan.norm.rtol)
+            else:
+                check_repeated(found, expected)
+        if self._expected is not None:
+            for states in outputs:
+                check_repeated(states, self._expected[tuple(map(select, replayed.outputs.places()))])
 
     def _count(self, replayed: ReplayedSteps, first: int, last: int) -> None:
         taken = np.clip(self.record.steps, first, last) - first

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchivp.checks import check_whole_number
 from torchivp.generators import GeneratorState
+from torchivp.gradients.draws import check_led_back
 from torchivp.gradients.sde_backward import SDEBackward, holding_noise, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
 from torchivp.gradients.stretches import Stretch, pull_back
@@ -84,6 +85,7 @@ class _CheckpointedSolve(SDEBackward):
             if first > 0:
                 self.kept.append(_Checkpoint(first, y, carry, self.generators.now()))
             y, carry = integration.advance(y, carry, first, self._end(first), outputs)
+        self._ended = y.clone()  # not what is returned: that would be a cycle
         return torch.stack(outputs), carry
 
     def gradients(
@@ -105,6 +107,8 @@ class _CheckpointedSolve(SDEBackward):
         outputs: list[Any] = [None] * begin
         with self.repeated(checkpoint.drawn):
             y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
+        following = [later.y for later in self.kept if later.step == last]
+        check_led_back(y, following[0] if following else self._ended, 0.0)
         start, seeds = 1 + len(checkpoint.carry or ()), grad[begin : len(outputs)].unbind()
         return Stretch(outputs[begin:], seeds, [y, *carry], None, leaves[:start], leaves[start:])
 

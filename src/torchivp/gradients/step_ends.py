@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -87,12 +88,34 @@ class StepEnds:
 
 
 def _matches(ends: np.ndarray, times: np.ndarray, first: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where one of the `times`, [rows, n], is an end of a step: the row, the number of the end and that of the time."""
-    found = [np.nonzero(ends[:, first:] == times[:, [column]]) for column in range(times.shape[1])]
-    count = [len(row) for row, _ in found]
-    empty = np.zeros(0, dtype=np.int64)
-    row, step = (np.concatenate([empty, *(pair[i] for pair in found)]) for i in (0, 1))
-    return row, step + first, np.repeat(np.arange(times.shape[1]), count)
+    """Where one of the `times`, [rows, n], is an end of a step: the row, the number of the end and that of the time.
+
+    They come in the order of the numbers of the times.
+    """
+    column, row = (x.ravel() for x in np.indices(times.T.shape))
+    steps = (~np.isnan(ends)).sum(1) - 1
+    ahead = np.sign(ends[np.arange(len(ends)), steps] - ends[:, 0])[row]
+    asked = times[row, column]
+    step = first_places(ends, row, lambda x, i: x * ahead[i] < asked[i] * ahead[i], steps[row])
+    found = (ends[row, step] == asked) & (step >= first)
+    return row[found], step[found], column[found]
+
+
+def first_places(
+    table: np.ndarray,
+    rows: np.ndarray,
+    before: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    high: np.ndarray | None = None,
+) -> np.ndarray:
+    """The first places in `rows` of a table from which `before`, asked for entries, is no longer true, by bisection."""
+    low = np.zeros(len(rows), dtype=np.int64)
+    high = np.full(len(rows), table.shape[1] - 1) if high is None else high.copy()
+    while (open_ := np.flatnonzero(low < high)).size:
+        middle = (low[open_] + high[open_]) // 2
+        earlier = before(table[rows[open_], middle], open_)
+        low[open_] = np.where(earlier, middle + 1, low[open_])
+        high[open_] = np.where(earlier, high[open_], middle)
+    return low
 
 
 def _index(*positions: np.ndarray) -> tuple[Tensor, ...]:

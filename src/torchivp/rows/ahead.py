@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchivp.methods.method import Method, Work
 from torchivp.rows.changes import all_scheduled, scheduled
-from torchivp.rows.loop import RowIntegration, RowLoop
+from torchivp.rows.event_loop import EventLoop
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.rows.targets import RowTargets, fixed_ends
 from torchivp.rows.watch import RowWatch
@@ -114,7 +115,7 @@ def run_ahead(
         return status, stats, loop.stiff
 
 
-class _AheadLoop(RowLoop):
+class _AheadLoop(EventLoop):
     def __init__(
         self,
         plan: RowIntegration,
@@ -184,7 +185,7 @@ class _AheadLoop(RowLoop):
             self.carry = carry.index_copy(0, select, places.slopes)
         if self.watch is not None:
             self.watch.put_back(index, places.signs, places.values, places.levels)
-            self._happened(self.watch, where, places)
+            self._met_ahead(self.watch, where, places)
         self.stiff[index] |= places.stiff
         leaves = np.zeros(len(active.index), dtype=bool)
         leaves[where[places.stiff]] = True
@@ -198,7 +199,7 @@ class _AheadLoop(RowLoop):
             self._go_on(where[there], places.t[there], firings)
         return where[places.waits]
 
-    def _happened(self, watch: RowWatch, where: np.ndarray, places: Places) -> None:
+    def _met_ahead(self, watch: RowWatch, where: np.ndarray, places: Places) -> None:
         """There were events in the last steps of some rows."""
         crossed, index = places.crossed >= 0, places.rows
         if not crossed.any():

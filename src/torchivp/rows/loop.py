@@ -3,91 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.error_norm import ErrorNorm
 from torchivp.failures import Failures, is_finite
-from torchivp.integrate import Controller
-from torchivp.methods.consistent import slopes_of
-from torchivp.methods.method import Method, Step, Work
-from torchivp.record import ChangeRecord, Firing
-from torchivp.rows.changes import (
-    all_scheduled,
-    apply_firing,
-    changes_state,
-    changing,
-    finite_rows,
-    function_on,
-    groups,
-    scheduled,
-)
-from torchivp.rows.landing import Start, take_to_events
-from torchivp.rows.problem import RowProblem, single_problem
+from torchivp.methods.method import Method, Work
+from torchivp.rows.changes import all_scheduled, finite_rows
+from torchivp.rows.problem import single_problem
 from torchivp.rows.recorders import RowOutputs, RowTrail
-from torchivp.rows.steps import Chosen, Stepper, TakenSteps, carry_to_keep, make_stepper
+from torchivp.rows.steps import Chosen, TakenSteps, carry_to_keep, make_stepper
 from torchivp.rows.targets import RowTargets
-from torchivp.rows.watch import Crossings, Located, Moments, RowWatch
 from torchivp.solution import Outcome, Stats, Status
 from torchivp.stepsize.first_step import first_steps
 from torchivp.stepsize.pid import PIDController, RowHistory
-from torchivp.torch_func import without_derivatives
+
+if TYPE_CHECKING:
+    from torchivp.rows.integration import RowIntegration
 
 _DROP = 8
 """Rows that are through are dropped when there is one in so many."""
-
-_ZENO = 64
-"""Events nearer than this to each other, in spacings of the numbers there, accumulate."""
-
-
-@dataclass(frozen=True)
-class RowIntegration:
-    """All that determines the steps of the rows.
-
-    Attributes:
-        problem: the problem.
-        method: the method.
-        controller: what sizes the steps.
-        norm: measures the errors against the tolerance.
-        max_steps: the largest number of step attempts of a row.
-        describe: names an element of a row's flat state, for messages.
-    """
-
-    problem: RowProblem
-    method: type[Method]
-    controller: Controller
-    norm: ErrorNorm
-    max_steps: int
-    describe: Callable[[int], str]
-
-    def make_method(self) -> Method:
-        """The method, made for one row or for many."""
-        like = self.problem.y0.detach()[:1]
-        if not len(like):
-            like = self.problem.y0.new_zeros(1, self.problem.y0.shape[1])
-        return self.method(like, self.problem.real_dtype, self.norm)
-
-    def run(
-        self, outputs: RowOutputs, trail: RowTrail, method: Method | None = None
-    ) -> tuple[list[Status], list[Stats]]:
-        """Integrate every row from its start to its end; how each ended, and what it cost.
-
-        `method` stands in for `make_method()`.
-        """
-        method = method or self.make_method()
-        with without_derivatives(), np.errstate(over="ignore"):  # on the way to an infinite end
-            loop = RowLoop(self, outputs, trail, method)
-            ended = loop.to_the_end()
-            if not loop.looks_at_every_step and not loop.is_finite():
-                # A state that is not finite stays so. Fixed steps therefore look at the last states only, so that no
-                # step waits for the device, and look for the first bad step of each row if there is one.
-                ended = RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
-            return ended
 
 
 @dataclass
@@ -102,8 +41,6 @@ class _Active:
         before_last: that of the one before.
         rejected: whether its last try was rejected.
         overflowed: whether that was because the error was not finite.
-        anew: when its state was last changed by an event, or its start.
-        since: how long after the one before, or infinite.
         done: whether it has arrived.
         gone: whether it has ended on the way.
     """
@@ -115,8 +52,6 @@ class _Active:
     before_last: np.ndarray
     rejected: np.ndarray
     overflowed: np.ndarray
-    anew: np.ndarray
-    since: np.ndarray
     done: np.ndarray
     gone: np.ndarray
 
@@ -132,8 +67,6 @@ class _Active:
             before_last=np.ones(rows),
             rejected=no.copy(),
             overflowed=no.copy(),
-            anew=start.copy(),
-            since=np.full(rows, np.inf),
             done=no.copy(),
             gone=no.copy(),
         )
@@ -165,7 +98,7 @@ class RowLoop:
         self.problem = plan.problem
         self.outputs = outputs
         self.trail = trail
-        rows, times, actions = self.problem.rows, self.problem.times, self.problem.actions
+        rows, times = self.problem.rows, self.problem.times
         self.direction = times.direction
         self.endless = bool(np.isinf(times.end).any())
         span = np.abs(times.end - times.start)
@@ -173,10 +106,8 @@ class RowLoop:
         of_span = np.where(np.isinf(span), 0.0, sys.float_info.epsilon**2 * span)
         self.smallest = np.maximum(of_span, sys.float_info.min)
         self.targets = RowTargets(plan.controller, times, all_scheduled(self.problem))
-        self.watch = RowWatch(self.problem) if any(action.g is not None for action in actions) else None
-        self.has_schedule = any(action.times is not None for action in actions)
         adaptive = isinstance(plan.controller, PIDController)
-        self.looks_at_every_step = looks_at_every_step or adaptive or bool(actions)
+        self.looks_at_every_step = looks_at_every_step or adaptive
         self.unseen: list[Tensor] = []
         self.status: list[Status | None] = [None] * rows
         self.rejected = np.zeros(rows, dtype=np.int64)
@@ -216,25 +147,12 @@ class RowLoop:
 
     def _begin(self) -> None:
         active = self.active
-        if self.has_schedule and any(firings := scheduled(self.problem, active.index, active.t)):
-            everything = np.arange(len(active.index))
-            self.y = self._change(everything, active.t.copy(), self.y, firings)
         self.outputs.end(active.index, active.t.copy(), self.y)
         self._fail(~finite_rows(self.y), self._not_finite(active, self.y, np.zeros(len(active.t))))
         active.done |= active.t == self.problem.times.end[active.index]
         self.some_through |= bool(active.done.any())
         if self._drop():
             self._first_sizes()
-        if self.watch is not None and len(self.active.index):
-            self._begin_to_watch(self.watch)
-
-    def _begin_to_watch(self, watch: RowWatch) -> None:
-        active = self.active
-        everything = np.arange(len(active.index))
-        soon = self._moments(everything, None).soon
-        undefined = watch.begin(active.index, active.t, self.y, lambda: self.stepper.slopes(active.t, self.y), soon)
-        self._fail(undefined, lambda i, _: self._undefined_event(i))
-        self._drop()
 
     def _first_sizes(self) -> None:
         controller, active, y = self.plan.controller, self.active, self.y
@@ -254,7 +172,7 @@ class RowLoop:
         self._drop()
 
     def _iterate(self) -> None:
-        active, stepper, y0 = self.active, self.stepper, self.y
+        active = self.active
         t1 = self.targets.step_end(active.index, active.t, active.h, active.rejected if self.some_rejected else None)
         if self.some_through:
             t1 = np.where(active.done, active.t, t1)
@@ -264,27 +182,21 @@ class RowLoop:
             self._drop()
             return
         self.iterations += 1
-        steps = stepper.step(active.t, t1, y0, self.carry)
+        steps = self.stepper.step(active.t, t1, self.y, self.carry)
         if steps.t1 is not t1:  # the method ends steps before
             taken = np.abs(steps.t1 - active.t)
         accept = self._judge(steps, taken)
         if self.some_through:
             accept &= ~(active.done | active.gone)
-        located, plain = None, accept
-        if self.watch is not None and np.count_nonzero(accept):
-            located = self.watch.look(active.index, steps, None if _all(accept) else accept)
-        if located is not None:
-            self._fail(accept & located.undefined, lambda i, _: self._undefined_event(i))
-            accept &= ~active.gone
-            plain = accept & np.isnan(located.t)
-        retry = steps.step.retry
-        if np.count_nonzero(plain):
-            self._accept(steps, plain, located)
-        else:
-            self.carry = retry
-        if located is not None and (landing := accept & ~plain).any():
-            self._land(steps, located, np.flatnonzero(landing), y0, retry)
+        self._go_on_from(steps, accept)
         self._drop()
+
+    def _go_on_from(self, steps: TakenSteps, accept: np.ndarray) -> None:
+        """Go on from the ends of the steps to accept, and try the others again."""
+        if np.count_nonzero(accept):
+            self._keep(*self._accept(steps, accept))
+        else:
+            self.carry = steps.step.retry
 
     def _stop_those_that_cannot_step(self, taken: np.ndarray) -> None:
         active = self.active
@@ -398,8 +310,8 @@ class RowLoop:
             still = same & (slopes != 0).any(1).cpu().numpy()
             self._fail(still, self._not_finite(self.active, steps.step.y0, taken))
 
-    def _accept(self, steps: TakenSteps, plain: np.ndarray, located: Located | None) -> None:
-        """Go on from the ends of those steps in which there was no event that changes anything."""
+    def _accept(self, steps: TakenSteps, plain: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Accept some of the steps; returns the positions and the numbers of the rows, and their times."""
         active = self.active
         if everything := _all(plain):
             where, index, t0, t1, within = self.places, active.index, steps.t0, steps.t1, steps.within
@@ -415,149 +327,7 @@ class RowLoop:
         self.y, self.carry = y, carry()  # to which an output may have added
         self.trail.step(index, t1, orders)
         active.t = t1 if everything else np.where(plain, steps.t1, active.t)
-        if located is None and not self.has_schedule:
-            self._keep(where, index, t1)
-        else:
-            self._accept_what_happened(steps, where, located)
-
-    def _accept_what_happened(self, steps: TakenSteps, where: np.ndarray, located: Located | None) -> None:
-        """The steps at the positions `where` were taken: report events in them, let happen what is scheduled."""
-        index, t1 = self.active.index[where], steps.t1[where]
-        happened = None
-        if located is not None and self.watch is not None:
-            located = located.take(where)
-            self.watch.go_on(index, located)
-        firings = scheduled(self.problem, index, t1) if self.has_schedule else []
-        happens = np.array([bool(firing) for firing in firings], dtype=bool)
-        if located is not None and self.watch is not None and len(located.crossings):
-            crossings = located.crossings
-            joins = located.at(np.where(happens, t1, np.nan)) if happens.any() else np.zeros(len(crossings), bool)
-            self._report(index, crossings.take(~joins), steps, where)
-            if joins.any():
-                happened = self.watch.fired(index, located, joins)
-                firings = _joined(firings, self.watch, happened[0])
-        self._go_on(where, t1, firings, happened)
-
-    def _go_on(
-        self,
-        where: np.ndarray,
-        t1: np.ndarray,
-        firings: list[Firing],
-        happened: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> None:
-        """Rows at the positions `where` have come to `t1` by a step: let happen what does, and keep what is asked for.
-
-        `firings` are empty where nothing happens at all; `happened` are the events there and the signs before them.
-        """
-        happens = np.array([bool(firing) for firing in firings], dtype=bool)
-        if happens.any():
-            events = None if happened is None else (happened[0][:, happens], happened[1][:, happens])
-            self._let_happen(where[happens], t1[happens], [firing for firing in firings if firing], events)
-            where, t1 = where[~happens], t1[~happens]
-        if len(where):
-            self._keep(where, self.active.index[where], t1)
-
-    def _land(self, first: TakenSteps, located: Located, where: np.ndarray, y0: Tensor, retry: Any) -> None:
-        """Take the first steps at the positions `where` again, each up to its first event, and let it happen."""
-        assert self.watch is not None
-        active, problem, stepper = self.active, self.problem, self.stepper
-        index, select = active.index[where], problem.select(where)
-        if len(where) < len(active.index):
-            stepper = make_stepper(problem, self.method, self.plan.norm, index)
-        carry, within = self.stepper.take_carry(retry, select), Chosen(first.within(), select)
-        start = Start(active.t[where], first.t1[where], y0[select], carry, within)
-        steps = take_to_events(self.watch, stepper, start, located.take(where))
-        if stepper is not self.stepper:
-            self.evaluations[index] += stepper.func.evaluations
-            self.work[index] += stepper.work
-        failed = ~finite_rows(steps.y1) | steps.failed
-        if failed.any():
-            bad = np.zeros(len(active.index), dtype=bool)
-            bad[where[failed]] = True
-            places = dict(zip(where.tolist(), range(len(where)), strict=True))
-            self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.of(places[i])))
-        sound = np.flatnonzero(~failed)
-        where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
-        t1 = steps.t1[sound]
-        self.outputs.step(index, steps.t0[sound], t1, lambda: Chosen(steps.within(), chosen))
-        self.trail.step(index, t1, None if steps.orders is None else steps.orders[sound])
-        active.t = active.t.copy()
-        active.t[where] = t1
-        self.y = self.y.index_copy(0, select, steps.y1[chosen])
-        self.carry = self.stepper.put_carry(self.carry, select, stepper.take_carry(steps.step.carry, chosen))
-        here = located.take(where)
-        there = here.at(here.t)
-        if not there.all():
-            self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
-        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
-        self._meet(where, t1, self.watch.fired(index, here, there), size)
-
-    def _meet(self, where: np.ndarray, t1: np.ndarray, events: tuple[np.ndarray, np.ndarray], size: Tensor) -> None:
-        """Rows at the positions `where` have come to events by steps that end there: let them happen.
-
-        Args:
-            where: the positions of the rows.
-            t1: when.
-            events: which events happen and the signs before them, [events, rows].
-            size: how large the elements of the states have been in the steps.
-        """
-        assert self.watch is not None
-        active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
-        firings = _joined(scheduled(problem, index, t1), self.watch, fired)
-        since = np.abs(t1 - active.anew[where])
-        resolution = _ZENO * np.spacing(np.abs(t1))
-        crowded = (since <= resolution) & (active.since[where] <= 1e6 * resolution)
-        active.anew[where], active.since[where] = t1, since
-        changed = changing(problem, firings)
-        if isinstance(self.plan.controller, PIDController):
-            # The next event may come as soon again.
-            active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
-        hidden = self._let_happen(where, t1, firings, events, since, size)
-        last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
-        ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
-        ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
-        by = dict(zip(where.tolist(), last.argmax(0).tolist(), strict=True))
-        numbers = self.watch.numbers
-        self._fail(ended, lambda i, _: self._event(i, numbers[by[i]]))
-        self._fail(accumulated, lambda i, _: _zeno(float(active.t[i])))
-
-    def _on_the_way(
-        self, located: Located, there: np.ndarray, stepper: Stepper, steps: TakenSteps, sound: np.ndarray
-    ) -> Crossings:
-        """The events before the ends of steps that were taken again to end on an event.
-
-        Args:
-            located: the events in the steps at first, of the rows at the positions `sound`.
-            there: which of these are those at the ends.
-            stepper: what has taken the steps again.
-            steps: the steps.
-            sound: the rows that go on.
-        """
-        assert self.watch is not None
-        first = located.crossings
-        found = self.watch.search(stepper.rows, steps).take(sound).crossings
-        # The event at the end of a step is not one on the way to it, on whichever side of the end it is found.
-        most = np.full(located.ends.shape, np.inf)
-        most[first.event[there], first.position[there]] = 0
-        ahead = self.direction[stepper.rows[sound]][first.position]
-        before = ~there & ((located.t[first.position] - first.t) * ahead > 0.0)
-        np.add.at(most, (first.event[before], first.position[before]), 1)
-        return found.take(found.number() < most[found.event, found.position])
-
-    def _report(self, index: np.ndarray, crossings: Crossings, steps: TakenSteps, places: np.ndarray) -> None:
-        """Put events on record at which nothing changes; `index` are the rows, `places` theirs among the steps."""
-        assert self.watch is not None
-        if not len(crossings):
-            return
-        self.watch.reported(index[crossings.position], crossings.event)
-        y = steps.within().at(self.problem.select(places[crossings.position]), crossings.theta)
-        self._note(index[crossings.position], crossings.event, crossings.t, crossings.theta, y)
-
-    def _note(self, rows: np.ndarray, event: np.ndarray, t: np.ndarray, theta: np.ndarray, y: Tensor) -> None:
-        """Put events of the `rows` on record, each in its last step, at which nothing changes."""
-        assert self.watch is not None
-        firings: list[Firing] = [((self.watch.numbers[number], -1),) for number in event]
-        self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], t, firings, y, y, theta))
+        return where, index, t1
 
     def _keep(self, where: np.ndarray, index: np.ndarray, t1: np.ndarray) -> None:
         """The rows `index`, at the positions `where`, go on from `t1`: keep what is asked for; is that the end?"""
@@ -570,96 +340,6 @@ class RowLoop:
         if (ended := self.targets.reached(index, t1)) is not None:
             self.active.done[where] |= ended
             self.some_through |= bool(ended.any())
-
-    def _let_happen(
-        self,
-        where: np.ndarray,
-        t1: np.ndarray,
-        firings: list[Firing],
-        events: tuple[np.ndarray, np.ndarray] | None = None,
-        since: np.ndarray | None = None,
-        size: Tensor | None = None,
-    ) -> np.ndarray:
-        """Something happens to rows that are at `t1`: change their states and go on.
-
-        Args:
-            where: the positions of the rows.
-            t1: when.
-            firings: what happens.
-            events: which events happen and the signs before them, [events, rows].
-            since: how long after the last event.
-            size: how large the elements of the states have been in the steps to it.
-
-        Returns:
-            In which rows the events come so fast that rounding hides the next.
-        """
-        active, problem, index = self.active, self.problem, self.active.index[where]
-        select = problem.select(where)
-        before = self.y[select]
-        y = self._change(where, t1, before, firings)
-        self.y = self.y.index_copy(0, select, y)
-        broken = np.zeros(len(active.index), dtype=bool)
-        broken[where] = ~finite_rows(y)
-        self._fail(broken, lambda i, _: _changed_to_nothing(float(active.t[i]), problem))
-        changed = changing(problem, firings)
-        slopes: list[Tensor] = []
-
-        def new_slopes() -> Tensor:
-            if not slopes:
-                slopes.append(slopes_of(function_on(problem, index))(problem.user_time(t1), y).clone())
-                self.evaluations[index] += 1
-            return slopes[0]
-
-        if changed.any():
-            active.last[where] = np.where(changed, 1.0, active.last[where])
-            active.before_last[where] = np.where(changed, 1.0, active.before_last[where])
-            if self.carry is not None:
-                chosen = problem.select(np.flatnonzero(changed))
-                carry = self.stepper.method.initial_carry(new_slopes()[chosen])
-                self.carry = self.stepper.put_carry(self.carry, select[chosen], carry)
-        hidden = np.zeros(len(where), dtype=bool)
-        if self.watch is not None:
-            none = np.zeros((len(self.watch.numbers), len(where)))
-            fired, crossing = (none > 0.0, none) if events is None else events
-            undefined = np.zeros(len(active.index), dtype=bool)
-            size = torch.maximum(before.abs() if size is None else size, y.abs())
-            undefined[where], hidden = self.watch.after(
-                index, t1, y, size, new_slopes, self._moments(where, since), (fired, crossing, changed)
-            )
-            self._fail(undefined, lambda i, _: self._undefined_event(i))
-        self._keep(where, index, t1)
-        return hidden
-
-    def _moments(self, where: np.ndarray, since: np.ndarray | None) -> Moments:
-        """When to look ahead in rows at which something has happened, the last event having been `since` ago."""
-        active = self.active
-        to_go = np.abs(self.problem.times.end[active.index[where]] - active.t[where])
-        soon = 1e-4 * np.minimum(active.h[where], to_go)
-        upcoming = np.full(len(where), np.nan)
-        if since is not None:
-            soon = np.minimum(soon, np.where(since > 0.0, 1e-2 * since, np.inf))
-            upcoming = 0.5 * since
-        soon = np.maximum(soon, 16 * np.spacing(np.abs(active.t[where])))
-        direction = self.direction[active.index[where]]
-        return Moments(soon * direction, upcoming * direction)
-
-    def _change(self, where: np.ndarray, t1: np.ndarray, y: Tensor, firings: list[Firing]) -> Tensor:
-        """The states after what happens at `t1` to the states `y`; all of it is put on record."""
-        index, problem = self.active.index[where], self.problem
-        happens = np.array([bool(firing) for firing in firings])
-        index, t1, firings = index[happens], t1[happens], [firing for firing in firings if firing]
-        there = problem.select(np.flatnonzero(happens))
-        before = y[there]
-        at_end = np.full(len(index), np.nan)
-        y = y.clone()
-        for firing, positions in groups(firings).items():
-            if changes_state(problem, firing):
-                select = problem.select(positions)
-                rows, t = index[positions], t1[positions]
-                self.outputs.before_change(rows, t, before[select])
-                y[there[select]] = apply_firing(problem, firing, rows, problem.user_time(t), before[select])
-        self.trail.changes.append(ChangeRecord(index, self.trail.steps[index], t1, firings, before, y[there], at_end))
-        return y
 
     def _fail(self, failed: np.ndarray, reason: Reason) -> None:
         """Rows cannot go on: say why."""
@@ -675,18 +355,6 @@ class RowLoop:
 
     def _not_finite(self, active: _Active, y: Tensor, taken: np.ndarray) -> Reason:
         return lambda i, failures: failures.non_finite(float(active.t[i]), y[i : i + 1], float(taken[i]))
-
-    def _undefined_event(self, i: int) -> Status:
-        t = float(self.active.t[i])
-        sentence = (
-            f"an event function is NaN in the step from t = {t:.9g}: let it be defined beyond its zero too, "
-            "by torch.where for example"
-        )
-        return Status(Outcome.NON_FINITE, sentence, t)
-
-    def _event(self, i: int, which: int) -> Status:
-        t, count = float(self.active.t[i]), self.trail.steps[self.active.index[i]]
-        return Status(Outcome.EVENT, f"events[{which}] ended the solve at t = {t:.9g}, after {count} steps", t)
 
     def _drop(self) -> bool:
         """Drop the rows that are through, when it pays; returns whether there are any under way."""
@@ -720,32 +388,3 @@ class RowLoop:
 def _all(which: np.ndarray) -> bool:
     """Whether all are true: for small arrays much faster than `which.all()`."""
     return np.count_nonzero(which) == len(which)
-
-
-def _joined(planned: Sequence[Firing], watch: RowWatch, fired: np.ndarray) -> list[Firing]:
-    """What is scheduled in some rows together with the events there, [events, rows], in the order of the list."""
-    kinds, kind_of = np.unique(fired.T, axis=0, return_inverse=True)
-    events = [tuple((watch.numbers[event], -1) for event in np.flatnonzero(kind)) for kind in kinds]
-    pairs = zip(kind_of.reshape(-1).tolist(), planned, strict=True)
-    return [tuple(sorted((*events[kind], *then))) if then else events[kind] for kind, then in pairs]
-
-
-def _no_landing(t: float, step: Step) -> Status:
-    why = step.failure[0] if step.failure else "the state there is not finite"
-    return Status(Outcome.NOT_CONVERGED, f"no step leads from t = {t:.9g} to the event after it: {why}", float(t))
-
-
-def _changed_to_nothing(t: float, problem: RowProblem) -> Status:
-    sentence = (
-        f"apply changed the state at t = {t:.9g} to one that is not finite: look for a division by zero in it"
-        + (", or lead to a state near which the equations without a derivative hold" if problem.func.projection else "")
-    )
-    return Status(Outcome.NON_FINITE, sentence, t)
-
-
-def _zeno(t: float) -> Status:
-    sentence = (
-        f"events accumulate at t = {t:.9g}: the next comes within the spacing of numbers there, so that the solution "
-        "cannot go on in this way. End it before with max_count=, or let apply bring the state to rest"
-    )
-    return Status(Outcome.ZENO, sentence, t)

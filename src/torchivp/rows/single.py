@@ -8,7 +8,7 @@ import torch
 from torchivp.integrate import Integration
 from torchivp.problem import FlatFunction
 from torchivp.rows.function import RowArguments, RowFunction
-from torchivp.rows.loop import RowIntegration
+from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.times import MovingTimes, RowTimes
 from torchivp.times import Times

@@ -17,15 +17,16 @@ from torchivp.rows.changes import event_on, rounds
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import WithinSteps
+from torchivp.rows.sign_search import Brackets, SignSearch, keeps_its_sign
 
 _ROUNDING = 4
 """Event functions are known to this multiple of their rounding error, as an error of their arguments shows it."""
 
+_OF_STEPS = 1024
+"""The rounding errors of a step, at which event functions are left, are this multiple of those of its end at most."""
+
 _AT_ONCE = 4096
 """So many states at most are put to an event function at once: beyond, a call is no longer what costs time."""
-
-_HUGE = 1e150
-"""Larger values are cut off, so that the square of none overflows."""
 
 
 class EventSteps(Protocol):
@@ -160,6 +161,7 @@ class RowWatch:
         """The number of each event at which a row ends."""
         self.counts = np.zeros(shape, dtype=np.int64)
         """How often each event has happened in each row."""
+        self._together = np.zeros(shape, dtype=bool)  # which have happened at about the same time as the last
         self._rows: np.ndarray | None = None
         self._on_rows: list[FunctionOnRows] = []
         self._stacked: dict[int, FunctionOnRows] = {}
@@ -187,7 +189,7 @@ class RowWatch:
         matter = samples if counts is None else [values[:, counts] for values in samples]
         quiet = not np.count_nonzero(self._levels[:, these])
         for signs, before, values in zip(self._signs[:, these], self._values[:, these], matter, strict=True):
-            quiet = quiet and _keeps_its_sign(signs, np.concatenate([before[None], values]))
+            quiet = quiet and keeps_its_sign(signs, np.concatenate([before[None], values]))
         if not quiet:
             return self.search(rows, steps, samples)
         for event, values in enumerate(matter):
@@ -235,7 +237,7 @@ class RowWatch:
         for event, values in enumerate(self._samples(rows, steps) if samples is None else samples):
             action = self.actions[event]
             known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
-            search = _Search(*known, action.direction)
+            search = SignSearch(*known, action.direction)
             for theta, value in zip((*_inside(action.checks).tolist(), 1.0), values, strict=True):
                 search.sample(theta, value)
             for theta, where in search.dips():
@@ -295,6 +297,15 @@ class RowWatch:
         self.counts[:, rows] += fired > 0.0
         return fired > 0.0, crossing
 
+    def together(self, rows: np.ndarray, fired: np.ndarray, soon: np.ndarray) -> np.ndarray:
+        """Whether the events that `fired`, [events, m], come `soon` after others, and each of them for the first time.
+
+        `soon` is whether they do, [m], compared with how events have come before.
+        """
+        together = soon & ~(fired & self._together[:, rows]).any(0) & self._together[:, rows].any(0)
+        self._together[:, rows] = fired | (self._together[:, rows] & together)
+        return together
+
     def go_on(self, rows: np.ndarray, located: Located) -> None:
         """There was no event in the steps of the `rows`, which were accepted."""
         self._signs[:, rows], self._values[:, rows] = located.signs, located.ends
@@ -334,7 +345,7 @@ class RowWatch:
         self,
         rows: np.ndarray,
         t: np.ndarray,
-        y: Tensor,
+        states: tuple[Tensor, Tensor],
         scale: Tensor,
         slope: Callable[[], Tensor],
         moments: Moments,
@@ -345,7 +356,7 @@ class RowWatch:
         Args:
             rows: the rows.
             t: when.
-            y: the states after it.
+            states: the states before it and after it.
             scale: how large the elements of the states have been in the step before.
             slope: gives the slopes there.
             moments: when to look ahead.
@@ -355,19 +366,27 @@ class RowWatch:
         Returns:
             In which rows an event function is NaN, and in which the events come so fast that rounding hides the next.
         """
+        before, y = states
         fired, crossing, changed = happened
         values = self.values(rows, t, y)
         signs, undefined = np.sign(values), _any_nan(values)
         hidden = np.zeros(len(rows), dtype=bool)
         levels = np.zeros(values.shape)
         if fired.any() or (values == 0.0).any():
-            levels = np.where(fired, self._rounding(rows, t, y, scale, slope(), values), 0.0)
+            levels = self._rounding(rows, t, y, scale, slope(), values)
+            # A step adds up more than its ends show. What is left where it was made to end on an event tells how much.
+            left = np.abs(self.values(rows, t, before))
+            levels = np.where(left <= _OF_STEPS * levels, np.maximum(levels, 2.0 * left), levels)
+            near = np.abs(values) <= levels
+            # The function of an event that did not happen may be as near to zero, if another that did has the same.
+            stays = ~fired & near & (left <= levels) & (self._signs[:, rows] != 0.0)
             # Where nothing was changed, the event may lie a little beyond, even far from zero if the function jumps.
-            unsure = (np.abs(values) <= levels) | (fired & ~changed)
+            unsure = (near | (fired & ~changed)) & ~stays
             ahead, grown = self._first_clear(rows, t, y, slope(), moments, values, levels)
             # What rounding hides however far one looks, is on the other side; or if that stays so, where it was before.
             expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(ahead))
             signs = np.where(unsure, np.where(grown, np.sign(ahead), expected), signs)
+            signs = np.where(stays, self._signs[:, rows], signs)
             returning = fired & unsure & changed & ~grown & ~np.isnan(moments.next)
             hidden = np.logical_or.reduce(returning & (ahead != values))
             levels = np.where(unsure, levels, 0.0)
@@ -442,7 +461,7 @@ class RowWatch:
         return _on_host(self._functions(rows)[event](time, y))
 
     def _locate(
-        self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, brackets: _Brackets
+        self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, brackets: Brackets
     ) -> Crossings:
         """When the events are in the steps."""
         theta = np.ones(len(brackets.position))
@@ -466,137 +485,10 @@ class RowWatch:
         return Crossings(where, np.full(len(theta), event), theta, t, brackets.sign, no)
 
 
-@dataclass
-class _Brackets:
-    """Intervals of steps within which an event function changes its sign.
-
-    Attributes:
-        position: the place of the row, [n].
-        thetas: the ends of the interval as fractions of the step, [2, n].
-        values: the event function there, [2, n].
-        sign: its sign at the start of the interval, [n].
-    """
-
-    position: np.ndarray
-    thetas: np.ndarray
-    values: np.ndarray
-    sign: np.ndarray
-
-
-class _Search:
-    """Looks for the changes of sign that count among samples of an event function in steps."""
-
-    def __init__(self, sign: np.ndarray, value: np.ndarray, level: np.ndarray, direction: int):
-        self._direction = direction
-        self.thetas = [0.0]
-        self.values = [value]
-        self._signs = [sign]
-        self.sign = sign
-        """The sign at the last sample; 0 where the function is zero there, and its sign is yet to be seen."""
-        self._first_level = level
-        self.level = level
-        """Smaller values say nothing about the sign, until the first larger one."""
-        self._dipped = np.zeros(len(sign), dtype=np.int64)  # the last interval in which a dip went through zero
-        self._brackets: list[_Brackets] = []
-
-    def sample(self, theta: float, value: np.ndarray) -> None:
-        """The function at the next fraction of each step."""
-        hushed = (np.abs(value) <= self.level) & (self.level > 0.0)
-        self.level = np.where(hushed, self.level, 0.0)
-        crossed = (self.sign * value <= 0.0) & ~hushed
-        hit = (self.sign != 0.0) & crossed & self._counts(self.sign)
-        self._found(hit, self.thetas[-1], theta, self.values[-1], value, self.sign)
-        self.sign = np.where(crossed, np.sign(value), self.sign)
-        self.thetas.append(theta)
-        self.values.append(value)
-        self._signs.append(self.sign)
-
-    def _counts(self, sign: np.ndarray) -> np.ndarray:
-        """Whether a change from `sign` to the other is meant."""
-        return np.full(len(sign), True) if self._direction == 0 else sign == -self._direction
-
-    def _found(
-        self,
-        where: np.ndarray,
-        low: float | np.ndarray,
-        high: float | np.ndarray,
-        value_low: np.ndarray,
-        value_high: np.ndarray,
-        sign: np.ndarray,
-    ) -> None:
-        position = np.flatnonzero(where)
-        if len(position):
-            low, high = (np.broadcast_to(x, where.shape)[position] for x in (low, high))
-            values = np.stack([value_low[position], value_high[position]])
-            self._brackets.append(_Brackets(position, np.stack([low, high]), values, sign[position]))
-
-    def brackets(self) -> _Brackets:
-        """Where the changes of sign are, in the order of the rows and, in a row, of the integration."""
-        found = self._brackets
-        if not found:
-            return _Brackets(np.zeros(0, dtype=np.int64), np.zeros((2, 0)), np.zeros((2, 0)), np.zeros(0))
-        position, thetas, values, sign = (
-            np.concatenate([getattr(bracket, entry.name) for bracket in found], axis=-1) for entry in fields(_Brackets)
-        )
-        order = np.lexsort((thetas[0], position))
-        return _Brackets(position[order], thetas[:, order], values[:, order], sign[order])
-
-    def dips(self) -> list[tuple[np.ndarray, tuple[int, np.ndarray]]]:
-        """Where the function may have dipped through zero between samples: the vertex of a parabola through three."""
-        places = []
-        spacing = self.thetas[1] - self.thetas[0]
-        for i in range(1, len(self.values) - 1):
-            sign = self._signs[i]
-            left, middle, right = (np.clip(sign * self.values[j], -_HUGE, _HUGE) for j in (i - 1, i, i + 1))
-            curvature = left - 2 * middle + right
-            convex = curvature > 0.0
-            offset = np.where(convex, 0.5 * (left - right) / np.where(convex, curvature, 1.0), 2.0)
-            lowest = middle - 0.5 * curvature * offset**2
-            least = np.minimum(np.minimum(left, middle), right)
-            if i == 1:
-                least = np.where(left > self._first_level, least, 0.0)
-            dip = (least > 0.0) & (np.abs(offset) < 1.0) & (offset != 0.0) & (lowest < 0.5 * least)
-            if dip.any():
-                places.append((self.thetas[i] + offset * spacing, (i, dip)))
-        return places
-
-    def insert(self, theta: np.ndarray, where: tuple[int, np.ndarray], value: np.ndarray) -> None:
-        """The function at the place of a dip: its two changes of sign, if it goes through zero."""
-        i, dip = where
-        sign = self._signs[i]
-        earlier = theta < self.thetas[i]
-        interval = np.where(earlier, i, i + 1)  # which the dip seen from its other end may have been found in
-        through = dip & (sign * value <= 0.0) & (self._dipped != interval)
-        self._dipped = np.where(through, interval, self._dipped)
-        start, end = (np.where(earlier, self.thetas[j], self.thetas[j + 1]) for j in (i - 1, i))
-        value_start, value_end = (np.where(earlier, self.values[j], self.values[j + 1]) for j in (i - 1, i))
-        self._found(through & self._counts(sign), start, theta, value_start, value, sign)
-        beyond = through & (sign * value < 0.0)
-        self._found(beyond & self._counts(-sign), theta, end, value, value_end, -sign)
-
-
 @cache
 def _inside(checks: int) -> np.ndarray:
     """The fractions of a step at which an event function is looked at between its ends."""
     return np.arange(1, checks + 1) / (checks + 1)
-
-
-def _keeps_its_sign(sign: np.ndarray, values: np.ndarray) -> bool:
-    """Whether an event function clearly has its sign throughout the steps of all rows.
-
-    Args:
-        sign: the sign before them, [rows].
-        values: the function at their starts, at the checks within and at the ends, [checks + 2, rows].
-    """
-    signed = sign * values
-    low, high = np.minimum.reduce(signed), np.maximum.reduce(signed)
-    if np.count_nonzero(high < 3.0 * low) == len(low):  # then no parabola through three of them comes near zero
-        return True
-    if np.count_nonzero((low > 0.0) & (high < _HUGE)) < len(low):
-        return False
-    # Where it curves away from zero, it may have dipped through it between the samples: see `_Search.dips`.
-    left, middle, right = signed[:-2], signed[1:-1], signed[2:]
-    return not np.count_nonzero(np.abs(left - right) < 2.0 * (left - 2.0 * middle + right))
 
 
 def _on_host(*values: Tensor) -> np.ndarray:

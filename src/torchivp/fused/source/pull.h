@@ -19,6 +19,8 @@ template <int W> struct Backward {
   R wide[WIDE<W>];     // those of matrices among them, which are summed over lanes at once
 #endif
   R row_sums[ROW_SUMS];
+  // Where times move: the cotangents of the ends of a step, and the polynomials of the state within it.
+  R of_start, of_end, within[TIMED ? DEGREE : 1][N];
   MD active;
   int64_t row[W], step_number[W], next[W];
 
@@ -40,6 +42,11 @@ template <int W> struct Backward {
   }
   DEVICE double wanted(int l) const { return s.wanted[row[l] * s.wanted_stride + next[l]]; }
   DEVICE const real* grad_of(int l) const { return s.grad_values + (row[l] * s.outputs + next[l]) * N; }
+
+  // Adds to the cotangent of the time at which the step that is taken back begins, or of that at which it ends.
+  DEVICE void add_to_end(int l, int which, double grad) {
+    s.grad_ends[row[l] * (s.capacity + 1) + step_number[l] + which] += grad;
+  }
 
   DEVICE void add(int l, const real* grad) {
     for (int e = 0; e < N; ++e) put(bar[e], l, at<W>(bar[e], l) + grad[e]);
@@ -89,7 +96,9 @@ template <int W> struct Backward {
     for (int d = 0; d < DEGREE; ++d)
       for (int e = 0; e < N; ++e) c[d][e] = up<W>(0);
     bool inside = false;
+    int64_t latest[W];
     for (int l = 0; l < W; ++l) {
+      latest[l] = next[l];
       // A lane at rest goes over a step that was taken, with cotangents of zero.
       const bool moves = is_set<W>(active, l);
       if (moves) --step_number[l];
@@ -101,10 +110,12 @@ template <int W> struct Backward {
       put(t1, l, s.ends[row[l] * (s.capacity + 1) + step_number[l] + 1]);
       if (moves) inside |= outputs_within(l, at_d<W>(t0, l), at_d<W>(t1, l), c, of_outputs);
     }
+    if (TIMED) of_start = of_end = up<W>(0);
     pull_step(t0, t1, y0, slope, c, inside);
     for (int e = 0; e < N; ++e) bar[e] += of_outputs[e];
     for (int l = 0; l < W; ++l) {
       if (!is_set<W>(active, l)) continue;
+      if (TIMED) move_times(l, at_d<W>(t0, l), at_d<W>(t1, l), latest[l]);
       meet(l);
       if (step_number[l] == 0) finish(l);
     }
@@ -124,6 +135,37 @@ template <int W> struct Backward {
       some = true;
     }
     return some;
+  }
+
+  // The cotangents of the ends of a step, and of the times of the outputs within it, from the one numbered `latest` on.
+  DEVICE void move_times(int l, double t0, double t1, int64_t latest) {
+    double start = at<W>(of_start, l), end = at<W>(of_end, l);
+    for (int64_t i = latest; i > next[l]; --i) {
+      const int64_t place = row[l] * s.outputs + i;
+      const double h = t1 - t0, t = s.wanted[row[l] * s.wanted_stride + i] - t0;
+      const real theta = real(t / h);
+      real of_theta = 0, power = 1;
+      for (int d = 0; d < DEGREE; ++d, power *= theta)
+        for (int e = 0; e < N; ++e) of_theta += (d + 1) * power * at<W>(within[d][e], l) * s.grad_values[place * N + e];
+      const double of_time = of_theta / h;
+      s.grad_wanted[place] += of_time;
+      end -= of_time * (t / h);
+      start -= of_time * (1 - t / h);
+    }
+    add_to_end(l, 0, start);
+    add_to_end(l, 1, end);
+  }
+
+  // The cotangent of the size of a step.
+  DEVICE void add_to_size(const R& grad) {
+    of_end += grad;
+    of_start -= grad;
+  }
+
+  // That of the time at a node.
+  DEVICE void add_to_time(double node, const R& grad) {
+    of_end += real(node) * grad;
+    of_start += real(1 - node) * grad;
   }
 
   // Takes the cotangents over a step: `bar` from its end to its start.

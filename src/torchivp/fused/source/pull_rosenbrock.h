@@ -6,7 +6,7 @@
 template <int W> DEVICE void Backward<W>::pull_step(
     const D& t0, const D& t1, const R* y0, const R*, const R (*c)[N], bool inside) {
   const R h = to_real<W>(t1 - t0), scale = real(GAMMA) * h;
-  R k[SLOPES][N], v[STAGES][N], g[N], to_y[N];
+  R k[SLOPES][N], v[STAGES][N], g[N], to_y[N], to_t[1];
   Start<W> start;
   Factors<W> factors;
   begin_step<W>(t0, y0, in, k[0], start);
@@ -22,7 +22,8 @@ template <int W> DEVICE void Backward<W>::pull_step(
     if (i == 0) break;
     R y[N];
     stage_state<W>(i, y0, k, y);
-    pull_field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y, in, g, to_y, sums, wide, row_sums);
+    pull_field<W>(to_real<W>(stage_time<W>(i, t0, t1)), y, in, g, to_y, to_t, sums, wide, row_sums);
+    if (TIMED) add_to_time(NODES[i], to_t[0]);
     for (int e = 0; e < N; ++e) {
       bar[e] += to_y[e];
       for (int j = 0; j < i; ++j) v[j][e] += real(A[i][j]) * to_y[e] + real(COUPLING[i][j]) * v[i][e];
@@ -40,6 +41,23 @@ template <int W> DEVICE void Backward<W>::pull_step(
       for (int i = 0; i < STAGES; ++i) sum += real(BY_TIME[i]) * v[i][e];
       of_derivatives[(COLUMNS - 1) * N + e] = scale * h * sum;
     }
-  pull_derivatives<W>(to_real<W>(t0), y0, in, g, of_derivatives, to_y, sums, wide, row_sums);
+  pull_derivatives<W>(to_real<W>(t0), y0, in, g, of_derivatives, to_y, to_t, sums, wide, row_sums);
   for (int e = 0; e < N; ++e) bar[e] += to_y[e];
+  if (!TIMED) return;
+  add_to_time(0, to_t[0]);
+  for (int e = 0; e < N; ++e)
+    for (int i = 0; i < STAGES; ++i) {
+      // What the size of the step is multiplied by is what a stage makes of it, without those before.
+      R by_size = k[i + 1][e];
+      for (int j = 0; j < i; ++j) by_size -= real(COUPLING[i][j]) * k[j + 1][e];
+      by_size /= h;
+      if (MOVES) by_size += real(BY_TIME[i]) * scale * start.by_time[e];
+      add_to_size(v[i][e] * by_size);
+    }
+  if (inside)
+    for (int d = 0; d < DEGREE; ++d)
+      for (int e = 0; e < N; ++e) {
+        within[d][e] = up<W>(0);
+        for (int j = 0; j < STAGES; ++j) within[d][e] += real(DENSE[j][d]) * k[j + 1][e];
+      }
 }

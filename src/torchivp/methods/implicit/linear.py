@@ -114,7 +114,7 @@ class Systems:
         """The solver that has this origin; where there is none, anything that can be made."""
         if not all_of(origin.known):
             choose = choice(origin.known)
-            points = choose(origin.t, equations.times[0].to(origin.t.dtype)), choose(origin.y, equations.start)
+            points = choose(origin.t, equations.times[0]), choose(origin.y, equations.start)
             origin = Origin(*points, origin.dt)
         dt = column(pick(abs(origin.dt) < math.inf, origin.dt, 1.0), origin.y)
         return self._made(equations.func, [(origin.t, origin.y)], origin, dt)

@@ -153,7 +153,7 @@ class _LastStep(Memory):
         """Before the first step from `y`, [rows, size], real, with slopes for differences: they are for steps of 1."""
         rows, one = len(y), np.ones(len(y), dtype=np.int64)
         unknown = math.nan if single else np.full(rows, math.nan)
-        origin = Origin(y.new_zeros(rows, 1, dtype=time_dtype(y.device)), y, unknown)
+        origin = Origin(y.new_zeros(rows, 1), y, unknown)
         return _LastStep(one, 0 * one, np.ones(rows), unknown, unknown == 0.0, origin)
 
     def map(self, function: Callable[..., Tensor], *others: _LastStep) -> _LastStep:

@@ -1,6 +1,7 @@
 """Bogacki and Shampine's 3(2) pair: three evaluations a step, the cheapest adaptive method of order 3."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class Bosh3(ExplicitRungeKutta):

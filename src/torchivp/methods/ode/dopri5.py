@@ -1,6 +1,7 @@
 """Dormand and Prince's 5(4) pair: six evaluations a step, the usual first choice."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 
 class Dopri5(ExplicitRungeKutta):

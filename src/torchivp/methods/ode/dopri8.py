@@ -1,6 +1,7 @@
 """Prince and Dormand's 8(7) pair: thirteen evaluations a step, for tight tolerances."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 # fmt: off
 _C = (

@@ -1,6 +1,7 @@
 """Euler's method: one evaluation a step, first order."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class Euler(ExplicitRungeKutta):

@@ -1,6 +1,7 @@
 """Fehlberg's 2(1) pair: second order with long steps, for its error estimate is small."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 
 class Fehlberg2(ExplicitRungeKutta):

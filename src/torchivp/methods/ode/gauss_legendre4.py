@@ -3,7 +3,7 @@
 from math import sqrt
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 
 _R3 = sqrt(3)
 

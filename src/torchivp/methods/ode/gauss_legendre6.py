@@ -3,7 +3,7 @@
 from math import sqrt
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 _R15 = sqrt(15)
 _C = (1 / 2 - _R15 / 10, 1 / 2, 1 / 2 + _R15 / 10)

@@ -1,6 +1,7 @@
 """Heun's method with Euler's as error estimate: two evaluations a step, second order."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 
 class Heun(ExplicitRungeKutta):

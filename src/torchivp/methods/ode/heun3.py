@@ -1,6 +1,7 @@
 """Heun's method of third order: three evaluations a step."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class Heun3(ExplicitRungeKutta):

@@ -1,7 +1,7 @@
 """The implicit Euler method: one implicit stage a step, first order, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 
 class ImplicitEuler(ImplicitRungeKutta):

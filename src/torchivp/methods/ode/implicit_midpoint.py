@@ -1,7 +1,7 @@
 """The implicit midpoint rule: one implicit stage a step, second order, symplectic."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class ImplicitMidpoint(ImplicitRungeKutta):

@@ -44,7 +44,7 @@ from torchivp.methods.limited import differentiable_twice
 from torchivp.methods.method import Check, FlatFunc, Memory, Method, Step, Work, derive, on_arrays
 from torchivp.methods.ode.implicit_error import ErrorControl
 from torchivp.methods.ode.implicit_stages import Block, Stages
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.split import summands_of
 from torchivp.times import time_dtype, time_scalar
@@ -115,7 +115,7 @@ class _LastStep(Memory):
         """Before the first step from `y0`, [rows, size]; of a `single` row, in Python's numbers."""
         rows, size = y0.shape
         unknown = math.nan if single else np.full(rows, math.nan)
-        origin = Origin(y0.new_zeros(rows, 1, dtype=time_dtype(y0.device)), y0, unknown)
+        origin = Origin(y0.new_zeros(rows, 1), y0, unknown)
         no = unknown == 0.0
         return _LastStep(
             dt=unknown,

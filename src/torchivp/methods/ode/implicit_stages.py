@@ -12,7 +12,7 @@ from torch import Tensor
 from torchivp.dense import HERMITE, StepPolynomials
 from torchivp.methods.implicit.linear import Systems
 from torchivp.methods.implicit.per_row import Numbers, any_of, pick
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 from torchivp.times import time_dtype
 
 _TOLERANCE = 1e-3

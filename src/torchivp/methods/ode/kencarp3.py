@@ -1,7 +1,7 @@
 """Kennedy and Carpenter's implicit-explicit pair of order 3(2): three implicit stages a step, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials, with_larger_error
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials, with_larger_error
 
 _GAMMA = 1767732205903 / 4055673282236
 _B = (1471266399579 / 7840856788654, -4482444167858 / 7529755066697, 11266239266428 / 11593286722821, _GAMMA)

@@ -1,7 +1,7 @@
 """Kennedy and Carpenter's implicit-explicit pair of order 4(3): five implicit stages a step, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials, with_larger_error
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials, with_larger_error
 
 _B = (82889 / 524892, 0, 15625 / 83664, 69875 / 102672, -2260 / 8211, 1 / 4)
 _EMBEDDED = (

@@ -1,7 +1,7 @@
 """Kennedy and Carpenter's implicit-explicit pair of order 5(4): seven implicit stages a step, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials, with_larger_error
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials, with_larger_error
 
 _GAMMA = 41 / 200
 _B = (

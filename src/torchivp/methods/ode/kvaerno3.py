@@ -1,7 +1,7 @@
 """Kvaerno's method of order 3(2): three implicit stages a step, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau
+from torchivp.methods.ode.tableau import ButcherTableau
 
 _GAMMA = 0.4358665215084589994  # the root of x^3 - 3 x^2 + 3/2 x - 1/6 with which the method is L-stable
 _A3 = ((6 * _GAMMA - 4 * _GAMMA**2 - 1) / (4 * _GAMMA), (1 - 2 * _GAMMA) / (4 * _GAMMA), _GAMMA)

@@ -1,7 +1,7 @@
 """Kvaerno's method of order 5(4): six implicit stages a step, L-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, with_larger_error
+from torchivp.methods.ode.tableau import ButcherTableau, with_larger_error
 
 _GAMMA = 0.26
 _A6 = (0.13855640231268224, 0, -0.04245337201752043, 0.02446657898003141, 0.61943039072480676, _GAMMA)

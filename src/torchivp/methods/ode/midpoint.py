@@ -1,6 +1,7 @@
 """The explicit midpoint rule: two evaluations a step, second order."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class Midpoint(ExplicitRungeKutta):

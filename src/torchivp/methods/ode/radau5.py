@@ -6,7 +6,7 @@ import numpy as np
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
 from torchivp.methods.ode.radau_iia5 import RadauIIA5
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 _COLLOCATION = RadauIIA5.tableau
 _C = (0, *_COLLOCATION.c)

@@ -3,7 +3,7 @@
 from math import sqrt
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 _R6 = sqrt(6)
 _C = ((4 - _R6) / 10, (4 + _R6) / 10, 1)

@@ -1,6 +1,7 @@
 """Ralston's method: second order in two evaluations, with the smallest bound on the error."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 
 class Ralston(ExplicitRungeKutta):

@@ -1,6 +1,7 @@
 """Kutta's 3/8 rule: four evaluations a step, fourth order."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class RK4(ExplicitRungeKutta):

@@ -1,6 +1,7 @@
 """The classical Runge-Kutta method: four evaluations a step, fourth order."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 
 class RK4Classic(ExplicitRungeKutta):

@@ -20,7 +20,8 @@ from torchivp.methods.implicit.sparse import SparseFactorised
 from torchivp.methods.jacobian import Derivatives, derivatives, given_jacobian, sparsity_of, spectral_bound
 from torchivp.methods.method import FlatFunc, Memory, Method, Step, Work
 from torchivp.methods.ode.order_conditions import residual
-from torchivp.methods.ode.runge_kutta import Coefficients, RecordedRows, RowBuffer, StagePolynomials, square
+from torchivp.methods.ode.runge_kutta import RecordedRows, RowBuffer
+from torchivp.methods.ode.tableau import Coefficients, StagePolynomials, square
 from torchivp.methods.real_pairs import on_real_pairs, to_complex, to_real
 from torchivp.sparsity import Sparsity
 from torchivp.times import time_dtype, time_scalar

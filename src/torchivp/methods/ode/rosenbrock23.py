@@ -3,7 +3,7 @@
 from math import sqrt
 
 from torchivp.methods.ode.rosenbrock import Rosenbrock, of_untransformed
-from torchivp.methods.ode.runge_kutta import StagePolynomials
+from torchivp.methods.ode.tableau import StagePolynomials
 
 _D = 1 / (2 + sqrt(2))
 _E32 = 6 + sqrt(2)

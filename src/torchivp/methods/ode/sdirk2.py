@@ -3,7 +3,7 @@
 from math import sqrt
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 _GAMMA = 1 - 1 / sqrt(2)
 _C = (_GAMMA, 1)

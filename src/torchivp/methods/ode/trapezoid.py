@@ -1,7 +1,7 @@
 """The trapezoidal rule: one implicit stage a step, second order, A-stable."""
 
 from torchivp.methods.ode.implicit_runge_kutta import ImplicitRungeKutta
-from torchivp.methods.ode.runge_kutta import ButcherTableau, StagePolynomials
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 
 class Trapezoid(ImplicitRungeKutta):

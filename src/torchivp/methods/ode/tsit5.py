@@ -1,6 +1,7 @@
 """Tsitouras' 5(4) pair: six evaluations a step, somewhat more accurate than Dormand and Prince's."""
 
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta, StagePolynomials
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau, StagePolynomials
 
 _B = (
     0.09646076681806523,

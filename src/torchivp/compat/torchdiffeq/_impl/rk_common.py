@@ -20,7 +20,8 @@ from torchivp.compat.torchdiffeq._impl.solvers import EngineAdaptiveSolver
 from torchivp.methods import ODE_METHODS
 from torchivp.methods.method import Method
 from torchivp.methods.ode.order_conditions import residual
-from torchivp.methods.ode.runge_kutta import ButcherTableau, ExplicitRungeKutta
+from torchivp.methods.ode.runge_kutta import ExplicitRungeKutta
+from torchivp.methods.ode.tableau import ButcherTableau
 
 __all__ = ["_compute_error_ratio", "_optimal_step_size", "_select_initial_step"]
 """Names that programs import from here although they are defined elsewhere."""

@@ -1,0 +1,124 @@
+"""A ball that bounces, from many heights: every bounce is found once, whatever rounding leaves of the height there."""
+
+import math
+
+import pytest
+import torch
+
+from torchivp import ODE_METHODS, Event, solve_ivp
+
+D = torch.float64
+GRAVITY, KEPT, SPEED, END = 9.81, 0.9, 0.3, 6.0
+HEIGHTS = torch.linspace(1.0, 9.0, 12, dtype=D)
+
+
+def fall(t, y):
+    return torch.stack([y[..., 1], torch.full_like(y[..., 1], -GRAVITY)], -1)
+
+
+def height(t, y):
+    return y[..., 0]
+
+
+def bounce(t, y):
+    return torch.stack([y[..., 0], -KEPT * y[..., 1]], -1)
+
+
+def bounces(start):
+    """How many there are."""
+    speed = math.sqrt(SPEED**2 + 2 * GRAVITY * start)
+    t, count = (SPEED + speed) / GRAVITY, 0
+    while t < END:
+        count, speed = count + 1, KEPT * speed
+        t += 2 * speed / GRAVITY
+    return count
+
+
+def numbers(heights, events, dtype=D, **options):
+    """How often each event happens from each height."""
+    y0 = torch.stack([heights, torch.full_like(heights, SPEED)], -1).to(dtype)
+    log = solve_ivp(fall, (0.0, END), y0, batch_dims=1, events=events, **options).events
+    return [
+        [int(((log.row == i) & (log.index == event)).sum()) for event in range(len(events))] for i in range(len(y0))
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("method", [name for name in ODE_METHODS if name != "scipy_solver"])
+def test_every_bounce_is_found_once(method, dtype):
+    kind = ODE_METHODS[method]
+    sizes = {} if kind.error_order is not None else {"step_size": 0.07}
+    tolerances = (
+        {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 or kind.order <= 2 else {"rtol": 1e-6, "atol": 1e-8}
+    )
+    heights = HEIGHTS[::4] if sizes or kind.order <= 2 else HEIGHTS
+    if kind.order == 1 and sizes:  # gains or loses energy
+        heights, sizes = HEIGHTS[5:6], {"step_size": 2e-3}
+    found = numbers(heights, [Event(height, apply=bounce)], dtype, method=method, **tolerances, **sizes)
+    assert found == [[bounces(float(x))] for x in heights]
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("direction", [-1, 0, 1])
+def test_two_events_of_one_function(direction, backend):
+    """The first one reflects the state, so that the function of both never goes up through zero."""
+    heights = torch.linspace(1.0, 9.0, 40, dtype=D)
+    events = [Event(height, apply=bounce), Event(height, direction=direction)]
+    found = numbers(heights, events, method="tsit5", rtol=1e-6, atol=1e-8, backend=backend)
+    assert found == [[bounces(float(x)), bounces(float(x)) if direction < 1 else 0] for x in heights]
+
+
+def two_balls(t, y):
+    return torch.cat([fall(t, y[..., :2]), fall(t, y[..., 2:])], -1)
+
+
+def bounces_of(ball):
+    def apply(t, y):
+        balls = [y[..., :2], y[..., 2:]]
+        balls[ball] = bounce(t, balls[ball])
+        return torch.cat(balls, -1)
+
+    return Event(lambda t, y: y[..., 2 * ball], apply=apply)
+
+
+@pytest.mark.parametrize("method", ["tsit5", "dopri5", "dopri8", "rodas5p"])
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_events_at_about_the_same_time(method, backend):
+    """Two balls from heights that are the same or differ in the last digits: none of their bounces is missed."""
+    for apart in (0.0, *(10.0**-k for k in range(9, 17))):
+        y0 = torch.tensor([5.0, SPEED, 5.0 + 5.0 * apart, SPEED], dtype=D)
+        solution = solve_ivp(
+            two_balls, (0.0, END), y0, events=[bounces_of(0), bounces_of(1)], method=method, backend=backend, rtol=1e-6
+        )
+        assert [int((solution.events.index == ball).sum()) for ball in (0, 1)] == [bounces(5.0)] * 2, apart
+        assert (solution.y[-1, :2] - solution.y[-1, 2:]).abs().max() < 1e-6
+
+
+def slower(by):
+    return lambda t, y, apart: torch.stack([y[..., 0], by * y[..., 1]], -1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("bosh3", {"rtol": 1e-2, "atol": 1e-3}), ("trbdf2", {"rtol": 1e-3, "atol": 1e-3}), ("rk4", {"step_size": 0.4})],
+)
+def test_the_order_of_events_nearer_than_long_steps_tell(method, options):
+    def turn(t, y, apart):
+        return torch.stack([y[..., 1], -y[..., 0]], -1)
+
+    events = [
+        Event(lambda t, y, apart: y[..., 0] - 0.5, apply=slower(0.99), direction=1),
+        Event(lambda t, y, apart: y[..., 0] - 0.5 - apart, apply=slower(0.98), direction=1),
+    ]
+
+    def found(apart, **how):
+        args = (torch.tensor(apart, dtype=D),)
+        log = solve_ivp(turn, (0.0, 20.0), torch.tensor([-1.0, 0.0], dtype=D), args=args, events=events, **how).events
+        return log.index.tolist()
+
+    for apart in (0.0, *(sign * 10.0**-k for k in (3, 5, 6, 7, 9, 12, 14) for sign in (1, -1))):
+        exact = found(apart, method="dopri8", rtol=1e-10, atol=1e-12)
+        about = found(apart, method=method, **options)
+        assert sorted(about) == sorted(exact) and len(exact) == 6, apart
+        if abs(apart) > 1e-9:  # the order is not that of rounding errors
+            assert about == exact == [0, 1] * 3 if apart > 0 else [1, 0] * 3

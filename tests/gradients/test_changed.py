@@ -1,0 +1,107 @@
+"""What func uses has changed between a solve and its gradient: refused, where steps are taken again."""
+
+import pytest
+import torch
+
+from torchivp import Event, Scheduled, odeint_adjoint, sdeint, solve_ivp
+
+D = torch.float64
+
+
+class Decay(torch.nn.Module):
+    """Decay with a trained rate, a buffer that changes what happens late, and a mode."""
+
+    sde_type, noise_type = "stratonovich", "diagonal"
+
+    def __init__(self):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.tensor(0.7, dtype=D))
+        self.register_buffer("late", torch.tensor(0.3, dtype=D))
+
+    def forward(self, t, y):
+        push = self.late if self.training else 0.0
+        return -self.rate * y + push * (t > 0.5)
+
+    f = forward
+
+    def g(self, t, y):
+        return 0.1 * y
+
+
+def single(model, y0):
+    return solve_ivp(model, (0.0, 1.0), y0, gradient="checkpointed", method="dopri5").final
+
+
+def implicit(model, y0):
+    return solve_ivp(model, (0.0, 1.0), y0, gradient="checkpointed", method="rodas5p").final
+
+
+def forward(model, y0):
+    return solve_ivp(model, (0.0, 1.0), y0, gradient="forward", method="dopri5").final
+
+
+def rows(model, y0):
+    y0 = torch.stack([y0, 2 * y0])
+    times = torch.tensor([1.0, 0.8], dtype=D)
+    return solve_ivp(model, (torch.zeros(2, dtype=D), times), y0, batch_dims=1, gradient="checkpointed").final
+
+
+def events(model, y0):
+    bounce = Event(lambda t, y: y[0] - 0.75, apply=lambda t, y: y + 0.2, max_count=1)
+    dose = Scheduled([0.4], apply=lambda t, y: y + 0.1)
+    return solve_ivp(model, (0.0, 1.0), y0, events=[bounce, dose], gradient="checkpointed").final
+
+
+def stochastic(model, y0):
+    times = torch.tensor([0.0, 1.0], dtype=D)
+    return sdeint(model, y0[None], times, dt=0.05, gradient="checkpointed")[-1]
+
+
+CASES = [
+    *((door, 1) for door in (single, implicit, forward, rows, events, stochastic)),
+    *((door, 2) for door in (single, implicit, forward, rows, stochastic)),  # of events there is no second one
+]
+CHANGES = {
+    "a buffer": lambda model: model.late.mul_(2.0),
+    "the mode": lambda model: model.eval(),
+    "an attribute": lambda model: setattr(model, "late", torch.tensor(0.0, dtype=D)),
+}
+
+
+def gradient(door, change, order):
+    model = Decay()
+    y0 = torch.tensor([1.0, 0.5], dtype=D)
+    end = door(model, y0).sum()
+    change(model)
+    (found,) = torch.autograd.grad(end, model.rate, create_graph=order == 2)
+    if order == 2:
+        (found,) = torch.autograd.grad(found, model.rate)
+    return found
+
+
+@pytest.mark.parametrize(("door", "order"), CASES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_gradient_of_another_func_is_refused(door, change, order):
+    if door is forward and order == 1:  # computed with the solve
+        assert gradient(door, CHANGES[change], 1) == gradient(door, lambda model: None, 1)
+        return
+    with pytest.raises(RuntimeError, match=r"do not lead to where they had led: something that func uses has changed"):
+        gradient(door, CHANGES[change], order)
+
+
+@pytest.mark.parametrize(("door", "order"), CASES)
+def test_what_does_not_matter_may_change(door, order):
+    def change(model):
+        model.of_others = 1
+        model.rate.grad = torch.ones((), dtype=D)
+
+    assert gradient(door, change, order).isfinite()
+
+
+def test_a_parameter_changed_in_place_is_found_by_autograd():
+    model = Decay()
+    end = odeint_adjoint(model, torch.ones(2, dtype=D), torch.tensor([0.0, 1.0], dtype=D))[-1].sum()
+    with torch.no_grad():
+        model.rate.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        end.backward()
