@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -632,6 +633,7 @@ def by_torchdiffeq(session: Session) -> None:
 
 def by_diffrax(session: Session) -> None:
     """The same by diffrax, where it is installed: rows by vmap."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or little is left for the others
     try:
         import diffrax  # pyright: ignore[reportMissingImports]
         import jax  # pyright: ignore[reportMissingImports]

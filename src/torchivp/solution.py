@@ -146,11 +146,17 @@ class OfRows(Sequence[_T]):
     """Something of each row of a batch, made when it is looked at: there may be a million rows.
 
     A copy, or what another process receives, is a list.
+
+    Args:
+        count: the number of rows.
+        make: makes what is of a row.
+        stiff: of statistics, whether there may be steps that were found stiff: else nobody need look at each row.
     """
 
-    def __init__(self, count: int, make: Callable[[int], _T]):
+    def __init__(self, count: int, make: Callable[[int], _T], stiff: bool = True):
         self._count = count
         self._make = make
+        self.stiff = stiff
 
     def __len__(self) -> int:
         return self._count

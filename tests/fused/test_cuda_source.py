@@ -2,6 +2,7 @@
 
 import builtins
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -146,6 +147,20 @@ def test_kernels_are_made_on_the_processor_of_what_is_read_elsewhere(method):
     assert "meta" not in str(on_processor(there.traced.module).code) and "meta" in str(there.traced.module.code)
 
 
+@needs_compiler
+def test_kernels_are_made_on_the_processor_whatever_the_default_device_is():
+    w = torch.tensor(2.0, dtype=D)
+    expected = kernel_of(pendulum, w, "rodas5p", D)
+    form = replace(expected.form, adaptive=False)
+    shared = tuple(i for i, role in enumerate(expected.roles) if role == "shared")
+    sources = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            kernel = Kernel(expected.traced, form)
+            sources.append((kernel.source(), kernel.pull(shared).source()))
+    assert sources[0] == sources[1]
+
+
 # --- what is kept ----------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +177,16 @@ def test_code_for_gpus_is_kept_as_libraries_are(kernels, monkeypatch):
     cubin.write_bytes(first[:-1] + b"?")
     assert image(source) == first and len(calls) == 2
     assert image(source, (8, 0)) != first and len(calls) == 3
+
+
+@pytest.mark.parametrize("suffix", [".so", ".cubin", ".ptx", ".sha256", ".cpp", ".cu"])
+def test_all_that_is_kept_goes_when_there_is_too_much(suffix, tmp_path, monkeypatch):
+    old, other = tmp_path / f"kernel-{'0' * 32}{suffix}", tmp_path / f"kernel{suffix}"
+    for path in (old, other):
+        path.write_bytes(bytes(100))
+    monkeypatch.setattr(cache, "_LIMIT", 50)
+    cache._limit(tmp_path)
+    assert not old.exists() and other.exists()
 
 
 @needs_nvrtc

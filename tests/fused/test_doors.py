@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from compilers import needs_compiler
 from torchivp import PIController, SolveError, odeint, odeint_adjoint, solve_ivp
+from torchivp.api import fused_results
 from torchivp.fused.field import Field
 from torchivp.state import StateLayout
 
@@ -35,6 +36,20 @@ def test_stats_say_what_took_the_steps():
     assert solve(backend="auto", norm=lambda x: x.abs().max()).stats.backend == "eager: kernels do not take norm"
     assert solve(ROWS, batch_dims=1).stats[2].backend == "fused"
     assert solve(ROWS, batch_dims=1, backend="auto", dense_output=True).stats[0].backend.startswith("eager: ")
+
+
+def test_statistics_of_rows_are_made_when_they_are_looked_at(monkeypatch):
+    """A million of them would take longer than the solve."""
+
+    def never(*_):
+        raise AssertionError("somebody looks at every row")
+
+    with monkeypatch.context() as nobody:
+        nobody.setattr(fused_results, "_stats_of", never)
+        nobody.setattr(fused_results, "_status_of", never)
+        solution, automatic = solve(ROWS, batch_dims=1), solve(ROWS, batch_dims=1, method="auto")
+    assert [x.accepted > 0 for x in (*solution.stats, *automatic.stats)] == [True] * 6
+    assert automatic.success.all()
 
 
 @pytest.mark.parametrize(

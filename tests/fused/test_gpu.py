@@ -29,7 +29,7 @@ from torchivp.fused.kernel import Form, Kernel
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.sensitivities import Sensitivities
-from torchivp.fused.solve import FusedTimes
+from torchivp.fused.solve import FusedTimes, OutcomesOnGpu
 from torchivp.state import StateLayout
 
 REAL = torch.cuda.is_available()
@@ -386,6 +386,16 @@ def test_a_record_has_the_room_that_it_needs():
 
 
 @needs_emulation
+def test_how_many_rows_ended_is_fetched_when_it_is_looked_at(monkeypatch):
+    """Of the many, three numbers are, which say whether all is well."""
+    monkeypatch.setattr(solve, "_FETCHED", 2)
+    with emulated(), mock.patch.object(OutcomesOnGpu, "__getattr__", side_effect=AssertionError("fetched")):
+        solution, _ = solved(5, t_eval=OUTPUTS)(HERE)
+        assert solution.t_final.tolist() == [2.0] * 5
+    assert all(x.accepted > 5 for x in solution.stats) and solution.success.all()
+
+
+@needs_emulation
 def test_what_all_rows_share_is_computed_before_them():
     """By one thread, in a launch of its own."""
     table = torch.linspace(1.0, 2.0, 4, dtype=D)
@@ -545,6 +555,7 @@ def test_tensors_elsewhere_are_refused():
         CannotFuse, match=r"read real tensors on cuda:0, and func uses one that is torch\.float32 on cpu"
     ):
         as_read(torch.ones(2), D, torch.device("cuda", 0))
+    assert as_read(torch.tensor(2.0), D, torch.device("meta")).device.type == "meta"
 
 
 # --- where memory lies -----------------------------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def _span(start: float, end: float) -> tuple[Tensor, Tensor]:
     return start_of_all, end_of_all
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _grid(start: float, end: float, controller: ConstantSteps) -> Tensor:
     """The ends of the steps of a row of a batch, which nobody writes into."""
     one = RowTimes(np.array([start], dtype=np.float64), np.array([end], dtype=np.float64), None)

@@ -114,7 +114,7 @@ def solution_of(
         values,
         layout.lead,
         OfRows(rows, lambda row: _status_of(outcomes, failed, row)),
-        OfRows(rows, lambda row: _stats_of(outcomes, row, solves)),
+        OfRows(rows, lambda row: _stats_of(outcomes, row, solves), outcomes.stiff is not None),
         last,
         t_final.reshape(layout.lead),
     )

@@ -14,7 +14,7 @@ from torchivp.mass import Mass
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.references import Sources
-from torchivp.solution import BatchSolution, Solution
+from torchivp.solution import BatchSolution, OfRows, Solution
 from torchivp.stepsize.pid import PIDController
 
 
@@ -54,7 +54,7 @@ def sources_of(
 def _stiff_elements(solution: Solution | BatchSolution) -> int:
     """How many real numbers a state has of which "auto" has taken steps with its method for stiff problems."""
     every = [solution.stats] if isinstance(solution, Solution) else solution.stats
-    if not any(stats.stiff for stats in every):
+    if (isinstance(every, OfRows) and not every.stiff) or not any(stats.stiff for stats in every):
         return 0
     sizes = [leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in pytree.tree_leaves(solution.final)]
     return sum(sizes) // len(every)

@@ -36,7 +36,7 @@ _log = logging.getLogger("torchivp")
 _LIMIT = 512 * 2**20
 """How many bytes the directory may hold before the entries that were not used for longest are removed."""
 
-_ENTRY = re.compile(r"(\w+-[0-9a-f]{32})\.(?:so|cubin|sha256|cpp|cu)")
+_ENTRY = re.compile(r"(\w+-[0-9a-f]{32})\.(?:so|cubin|ptx|sha256|cpp|cu)")
 """The names of the files of an entry, and of the source of a kernel that did not compile. No other file is touched."""
 
 _UNFINISHED = ".torchivp-unfinished-"

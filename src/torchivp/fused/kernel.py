@@ -124,10 +124,11 @@ class Kernel:
         self.lowering = Lowering(form.dtype)
         self.inputs = [_input(i, role, x) for i, (role, x) in enumerate(zip(form.roles, traced.examples, strict=True))]
         self.derivatives: Derivatives | None = None
-        self._field = self._lowered_field()
         self.roles, self._inputs = list(form.roles), list(self.inputs)
         self._watched = watched
-        self._events = self._lowered_events(watched or ())
+        with PROCESSOR:  # whatever torch's default device is
+            self._field = self._lowered_field()
+            self._events = self._lowered_events(watched or ())
         self.kept = self.lowering.kept
         self.gpu = gpu_of(form.device) if on_gpu(form.device) else None
         self._solve = loaded(self.source, "solve", self.gpu)
@@ -254,7 +255,8 @@ class Kernel:
         key = wanted, timed
         if key not in self._pulls:
             try:
-                self._pulls[key] = PullKernel(self, wanted, timed)
+                with PROCESSOR:
+                    self._pulls[key] = PullKernel(self, wanted, timed)
             except CannotFuse as error:
                 self._pulls[key] = error
         found = self._pulls[key]

@@ -82,7 +82,9 @@ class Traced:
             self.why_not = error
         if any(x.device.type != "cpu" for x in self.examples):
             self._on_processor = on_processor(self.module)
-            self.examples = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in self.examples]
+            self.examples = [
+                torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu") for x in self.examples
+            ]
 
 
 class _Found(threading.local):

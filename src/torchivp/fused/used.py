@@ -45,5 +45,5 @@ def same_values(x: Tensor, read: Tensor) -> bool:
     """Whether a tensor has the values that were read, not a number among them."""
     if x.shape != read.shape:
         return False
-    x = x.to(read.dtype)
+    x = x.to(read.device, read.dtype)
     return x.data_ptr() == read.data_ptr() or torch.allclose(x, read, rtol=0.0, atol=0.0, equal_nan=True)
