@@ -526,26 +526,26 @@ odeint                      .   .   .   .   .   .   .   .   .   .   .    .   .  
 odeint_adjoint              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   .  . r   .   .
 odeint_event                .   .   .   .   E   E   E   T   .   .   .    .   .  .   .   K   .  . S   .   .
 odeint_dense                .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   .  . .   .   .
-solve_ivp, direct           .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   c  . .   .   .
-solve_ivp, checkpointed     .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
-solve_ivp, backsolve        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . r   .   .
-solve_ivp, forward          .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
-rows, direct                .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
-rows, checkpointed          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
-rows, backsolve             .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
-rows, forward               .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
-events, direct              .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   .   c  . A   .   .
-events, checkpointed        .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
-events, backsolve           .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
-events, forward             .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   c  . S   .   .
-schedule, direct            .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
-schedule, checkpointed      .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
-schedule, backsolve         .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . r   .   .
-schedule, forward           .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   c  . .   .   .
-stiff, direct               .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   c  . .   .   .
-stiff, checkpointed         .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
-stiff, forward              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   c  . .   .   .
-stiff rows, direct          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   c  . .   .   .
+solve_ivp, direct           .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   .  . .   .   .
+solve_ivp, checkpointed     .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   .  . .   .   .
+solve_ivp, backsolve        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   .  . r   .   .
+solve_ivp, forward          .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   .  . .   .   .
+rows, direct                .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   .  . .   .   .
+rows, checkpointed          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   .  . .   .   .
+rows, backsolve             .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   .  . r   .   .
+rows, forward               .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   .  . .   .   .
+events, direct              .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   .   .  . A   .   .
+events, checkpointed        .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   .  . S   .   .
+events, backsolve           .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   .  . S   .   .
+events, forward             .   .   .   .   B   B   B   T   .   .   .    .   .  .   .   D   .  . S   .   .
+schedule, direct            .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   .  . .   .   .
+schedule, checkpointed      .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   .  . .   .   .
+schedule, backsolve         .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   .  . r   .   .
+schedule, forward           .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   D   .  . .   .   .
+stiff, direct               .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   .   .  . .   .   .
+stiff, checkpointed         .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   .  . .   .   .
+stiff, forward              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   D   .  . .   .   .
+stiff rows, direct          .   .   .   .   B   B   B   .   .   .   .    .   .  .   .   .   .  . .   .   .
 sdeint                      .   .   .   .   .   .   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
 sdeint_adjoint              .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N r   .   .
 sdeint, checkpointed        .   .   .   .   .   F   .   .   .   .   .    .   .  .   .   K   c  N .   .   .
@@ -563,7 +563,7 @@ SENTENCES = {
     "R": r"the SDE draws random numbers, which gradient='reversible' .* cannot draw again .* gradient='checkpointed'",
     "S": r"func draws random numbers, and others each time: it has no slope .* Draw the numbers beforehand",
     "T": r"the derivative with respect to the time of an event, .* can be taken only once",
-    "c": r"does not support callbacks, and callback_step will not be called: odeint calls them",
+    "c": r"does not support callbacks, and callback_step will not be called: odeint and solve_ivp call them",
     "r": r"draws random numbers, and .* has drawn others on the way back: .* Use gradient='checkpointed'",
 }
 

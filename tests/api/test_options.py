@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from problems import ADAPTIVE, FIXED, METHODS, Counting, covering
-from torchivp import ODE_METHODS, SolveError, odeint, odeint_adjoint, odeint_dense
+from torchivp import ODE_METHODS, Event, SolveError, odeint, odeint_adjoint, odeint_dense, solve_ivp
 
 D = torch.float64
 DOORS = [odeint, odeint_adjoint]
@@ -517,3 +517,98 @@ def test_an_output_at_a_jump_moves_and_the_jump_does_not(door, method, options):
     at_jump, at_end = (torch.autograd.grad(y[i].sum(), t, retain_graph=True)[0] for i in (1, 2))
     torch.testing.assert_close(at_jump, torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(at_end, torch.tensor([-1.0, 0.0, -2.0], dtype=torch.float64))
+
+
+# ---- callbacks of solve_ivp -----------------------------------------------------------------------------------------
+
+
+class Told:
+    """A function that is told of its steps."""
+
+    def __init__(self, func):
+        self.func, self.step, self.accept, self.reject = func, [], [], []
+        self.callback_step = lambda *told: self.step.append(told)
+        self.callback_accept_step = lambda *told: self.accept.append(told)
+        self.callback_reject_step = lambda *told: self.reject.append(told)
+
+    def __call__(self, t, y, *args):
+        return self.func(t, y, *args)
+
+    def counts(self):
+        return [len(self.step), len(self.accept), len(self.reject)]
+
+
+def pulse(t, y):
+    return -y + 20.0 * torch.exp(-300.0 * (t - 0.5) ** 2)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed"])
+def test_callbacks_of_solve_ivp_are_those_of_odeint(gradient):
+    by_odeint, by_ivp = Told(pulse), Told(pulse)
+    odeint(by_odeint, ONE, [0.0, 2.0], rtol=1e-6, atol=1e-8, options={"first_step": 0.5})
+    solution = solve_ivp(
+        by_ivp,
+        (0.0, 2.0),
+        ONE.clone().requires_grad_(),
+        method="dopri5",
+        rtol=1e-6,
+        atol=1e-8,
+        first_step=0.5,
+        gradient=gradient,
+    )
+    solution.final.sum().backward()
+    assert by_ivp.counts() == by_odeint.counts()
+    stats = solution.stats
+    assert by_ivp.counts() == [stats.accepted + stats.rejected, stats.accepted, stats.rejected] and stats.rejected > 0
+    for told, expected in zip(by_ivp.accept, by_odeint.accept, strict=True):
+        for x, y in zip(told, expected, strict=True):
+            torch.testing.assert_close(x.detach(), y, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "backsolve", "forward"])
+def test_callbacks_of_a_batch(gradient):
+    """Each row is told of its own steps, and NaN where there are none."""
+    func = Told(pulse)
+    y0 = torch.stack([ONE, 2 * ONE, 3 * ONE]).requires_grad_()
+    span = (torch.zeros(3, dtype=D), torch.tensor([2.0, 0.3, 1.0], dtype=D))
+    solution = solve_ivp(func, span, y0, batch_dims=1, first_step=0.5, gradient=gradient)
+    solution.final.sum().backward()
+    for row, stats in enumerate(solution.stats):
+        for told, count in (
+            (func.accept, stats.accepted),
+            (func.reject, stats.rejected),
+            (func.step, stats.accepted + stats.rejected),
+        ):
+            assert all(t.shape == (3,) and y.shape == y0.shape and dt.shape == (3,) for t, y, dt in told)
+            assert sum(not t[row].isnan() for t, _, _ in told) == count
+            assert all(y[row].isnan().all() and dt[row].isnan() for t, y, dt in told if t[row].isnan())
+        mine = [(t[row], y[row], dt[row]) for t, y, dt in func.accept if not t[row].isnan()]
+        starts, states, sizes = (torch.stack(x).detach() for x in zip(*mine, strict=True))
+        torch.testing.assert_close(starts + sizes, solution.t[row][1 : 1 + len(mine)])
+        torch.testing.assert_close(states, solution.y[row][: len(mine)].detach())
+    assert sum(stats.rejected for stats in solution.stats) > 0
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_callbacks_with_events(lead):
+    """Of a step that is taken again to end on an event, they are told as it was taken."""
+    func = Told(lambda t, y: {"x": -y["x"]})
+    doubled = Event(lambda t, y: y["x"][..., 0] - 0.5, apply=lambda t, y: {"x": 2.0 * y["x"]}, max_count=3)
+    y0 = {"x": torch.ones(*lead, 1, dtype=D)}
+    solution = solve_ivp(func, (0.0, 10.0), y0, batch_dims=len(lead), events=doubled, max_step=0.3)
+    assert all(y["x"].shape == (*lead, 1) and t.shape == dt.shape == lead for t, y, dt in func.accept)
+    starts, sizes = (torch.stack([told[i].reshape(-1)[0] for told in func.accept]) for i in (0, 2))
+    stats = solution.stats[0] if lead else solution.stats
+    assert len(starts) == stats.accepted
+    torch.testing.assert_close(starts[1:], (starts + sizes)[:-1])
+    assert float(starts[-1] + sizes[-1]) == pytest.approx(3 * math.log(2.0), rel=1e-5)
+    assert all((starts - k * math.log(2.0)).abs().min() < 1e-5 for k in (1, 2))
+
+
+def test_kernels_call_no_callbacks():
+    func = Told(pulse)
+    with pytest.raises(ValueError, match="has no kernel for this solve: kernels do not take callbacks"):
+        solve_ivp(func, (0.0, 1.0), ONE, backend="fused")
+    solution = solve_ivp(func, (0.0, 1.0), ONE, backend="auto")
+    assert solution.stats.backend == "eager: kernels do not take callbacks"
+    assert len(func.accept) == solution.stats.accepted

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from torchivp.callbacks import Callbacks
 from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.failures import is_finite
@@ -76,6 +78,7 @@ def build_integration(
     jac: Callable[..., Any] | None = None,
     jac_sparsity: Any = None,
     mass: Mass | None = None,
+    callbacks: Callbacks | None = None,
 ) -> tuple[Integration, StateLayout]:
     """The integration that the checked arguments of a door describe, and the layout of the user's state."""
     problem = Problem.build(func, y0, times, args, jac, jac_sparsity, mass)
@@ -102,6 +105,7 @@ def build_integration(
         norm=check_norm(error_norm, controller),
         max_steps=check_whole_number("max_steps", max_steps, 1),
         describe=layout.name,
+        callbacks=callbacks and replace(callbacks, unflatten=layout.unflatten),
     )
     return integration, layout
 

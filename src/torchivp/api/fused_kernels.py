@@ -40,7 +40,7 @@ _fields: dict[Any, Field] = {}
 _coefficients: dict[type[Method], Coefficients] = {}
 
 
-_LACKING = ("dense_output", "norm", "mass", "jac", "jac_sparsity")
+_LACKING = ("dense_output", "norm", "mass", "jac", "jac_sparsity", "callbacks")
 """What kernels do not take."""
 
 

@@ -20,7 +20,7 @@ from torchivp.api.arguments import (
 )
 from torchivp.api.fused import Backend, try_fused
 from torchivp.api.moving_ends import at_end, at_first_output
-from torchivp.api.options import warn_of_callbacks
+from torchivp.api.options import find_callbacks
 from torchivp.api.rows import solve_batch
 from torchivp.api.sources import sources_of
 from torchivp.api.statement import Statement
@@ -222,6 +222,10 @@ def solve_ivp(
     the last bit if those of `func` do not. All rows step at once, but with `scipy_solver`, which takes their steps one
     after the other.
 
+    If `func` has attributes `callback_step`, `callback_accept_step` or `callback_reject_step`, as for `odeint`, they
+    are called with `(t, y, dt)`: the start of each attempted, accepted or rejected step, the state there, and its size.
+    In a batch all have an entry for each row, NaN in rows that take no such step then. Kernels call none.
+
     With a singular `mass` the problem is a differential-algebraic one, of index one: the algebraic equations must
     determine the part of the state that M does not multiply. This part of `y0`, and of what events change, need not be
     exact: it is a guess, from which Newton's iteration finds the state at which these equations hold. The methods
@@ -246,7 +250,6 @@ def solve_ivp(
     """
     refuse_keywords(solve_ivp, unknown, _ADVICE)
     right_hand_side = as_split(func)
-    warn_of_callbacks("solve_ivp", right_hand_side)
     rtol_default, atol_default = default_tolerances(y0)
     method = find_method(method)
     if controller is None and method.sizes_steps and step_size is None:
@@ -304,6 +307,7 @@ def solve_ivp(
         compact,
         dense_output,
         throw,
+        find_callbacks(right_hand_side, method),
     )
     reason = ""
     if backend != "eager":
@@ -333,6 +337,7 @@ def solve_ivp(
         jac=known,
         jac_sparsity=jac_sparsity,
         mass=taken,
+        callbacks=stated.callbacks,
     )
     interpolants = Interpolants() if dense_output else None
     states, reached, status, stats = gradient.solve(integration, params, interpolants)

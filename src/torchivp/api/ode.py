@@ -490,12 +490,11 @@ class _Door:
             atol=atol,
             norm=self.settings.norm,
             max_steps=self.settings.max_steps,
+            callbacks=find_callbacks(func, self.settings.method),
         )
-        callbacks = find_callbacks(func, self.settings.method)
         self._integration = replace(
             integration,
             stops=self.settings.stops,
-            callbacks=callbacks and replace(callbacks, unflatten=self._layout.unflatten),
             event=None if event_fn is None else EventFunction(UserFunction(event_fn, "event_fn"), self._layout),
             remedy=remedy,
         )
@@ -557,13 +556,13 @@ class _Door:
             params=params,
             norm=settings.norm,
             throw=False,
+            callbacks=integration.callbacks,
             times=self._times,
         )
         solution, _ = try_fused(
             backend,
             stated,
             event_fn=integration.event,
-            callbacks=integration.callbacks,
             step_t=settings.stops.step_times or None,
             jump_t=settings.stops.jump_times or None,
             perturb=settings.stops.one_sided,

@@ -241,8 +241,8 @@ def find_callbacks(func: Any, method: type[Method], adjoint: bool = False) -> Ca
 def warn_of_callbacks(door: str, owner: Any) -> None:
     """Warn of the callbacks of a function that was given to a door which calls none."""
     if found := _callbacks_of(owner):
-        names = [name for name, _ in found.values()]
-        warn(f"{door} does not support callbacks, and {', '.join(names)} will not be called: odeint calls them")
+        names = ", ".join(name for name, _ in found.values())
+        warn(f"{door} does not support callbacks, and {names} will not be called: odeint and solve_ivp call them")
 
 
 def _callbacks_of(func: Any, ending: str = "") -> dict[str, tuple[str, Any]]:

@@ -125,5 +125,6 @@ def plan_rows(stated: Statement, events: Sequence[Event | Scheduled] = ()) -> tu
         norm=check_norm(error_norm, controller),
         max_steps=check_whole_number("max_steps", stated.max_steps, 1),
         describe=layout.name,
+        callbacks=stated.callbacks and replace(stated.callbacks, unflatten=layout.unflatten, lead=layout.lead),
     )
     return plan, layout

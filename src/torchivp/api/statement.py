@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from torchivp.api.arguments import Gradient
+from torchivp.callbacks import Callbacks
 from torchivp.integrate import Controller
 from torchivp.mass import Mass
 from torchivp.methods.method import Method
@@ -44,6 +45,7 @@ class Statement:
         compact: whether `func` may be called with some of the rows.
         dense_output: whether the solution at any time is asked for.
         throw: whether to raise an error if the end is not reached.
+        callbacks: what is told of every step.
         times: the times of `odeint`, each of them an entry of one tensor.
     """
 
@@ -68,4 +70,5 @@ class Statement:
     compact: bool | None = None
     dense_output: bool = False
     throw: bool = True
+    callbacks: Callbacks | None = None
     times: Times | None = None

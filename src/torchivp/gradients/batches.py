@@ -63,6 +63,7 @@ def solve_rows(
         if not watch.used:
             return plain.result(states, plain.record.changes.y)
         inputs.used, gradient = True, Direct()  # which finds what is used later by itself
+        solve.plan = replace(plan, callbacks=None)  # which have been told
     if not isinstance(gradient, Backsolve):
         refuse_undifferentiable(plan.method, wanted=True)
     if isinstance(gradient, Direct):

@@ -187,6 +187,10 @@ class EventLoop(RowLoop):
         sound = np.flatnonzero(~failed)
         where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
         t1 = steps.t1[sound]
+        if self.plan.callbacks is not None:
+            ends = active.t.copy()
+            ends[where] = t1
+            self._tell("accept", where, ends)
         self.outputs.step(index, steps.t0[sound], t1, lambda: Chosen(steps.within(), chosen))
         self.trail.step(index, t1, None if steps.orders is None else steps.orders[sound])
         active.t = active.t.copy()

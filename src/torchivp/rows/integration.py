@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from torchivp.callbacks import Callbacks
 from torchivp.error_norm import ErrorNorm
 from torchivp.integrate import Controller
 from torchivp.methods.method import Method
@@ -29,6 +30,7 @@ class RowIntegration:
         norm: measures the errors against the tolerance.
         max_steps: the largest number of step attempts of a row.
         describe: names an element of a row's flat state, for messages.
+        callbacks: what is told of every step.
     """
 
     problem: RowProblem
@@ -37,6 +39,7 @@ class RowIntegration:
     norm: ErrorNorm
     max_steps: int
     describe: Callable[[int], str]
+    callbacks: Callbacks | None = None
 
     def make_method(self) -> Method:
         """The method, made for one row or for many."""
@@ -60,5 +63,6 @@ class RowIntegration:
             if not loop.looks_at_every_step and not loop.is_finite():
                 # A state that is not finite stays so. Fixed steps therefore look at the last states only, so that no
                 # step waits for the device, and look for the first bad step of each row if there is one.
-                ended = RowLoop(self, outputs, trail, method, looks_at_every_step=True).to_the_end()
+                again = replace(self, callbacks=None)
+                ended = RowLoop(again, outputs, trail, method, looks_at_every_step=True).to_the_end()
             return ended

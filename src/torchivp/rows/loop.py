@@ -182,6 +182,8 @@ class RowLoop:
             self._drop()
             return
         self.iterations += 1
+        if self.plan.callbacks is not None:
+            self._tell("step", np.flatnonzero(~(active.done | active.gone)), t1)
         steps = self.stepper.step(active.t, t1, self.y, self.carry)
         if steps.t1 is not t1:  # the method ends steps before
             taken = np.abs(steps.t1 - active.t)
@@ -254,6 +256,7 @@ class RowLoop:
         """Count the steps rejected, and stop the rows that it makes no sense to try again, or that stand still."""
         active = self.active
         self.rejected[active.index[rejected]] += 1
+        self._tell("reject", np.flatnonzero(rejected), steps.t1)
         self._stop_the_stuck(steps, errors, taken, next_h, rejected)
         suspects = active.overflowed & ~rejected
         if suspects.any():
@@ -313,6 +316,8 @@ class RowLoop:
     def _accept(self, steps: TakenSteps, plain: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Accept some of the steps; returns the positions and the numbers of the rows, and their times."""
         active = self.active
+        if self.plan.callbacks is not None:
+            self._tell("accept", np.flatnonzero(plain), steps.t1)
         if everything := _all(plain):
             where, index, t0, t1, within = self.places, active.index, steps.t0, steps.t1, steps.within
             orders = steps.orders
@@ -328,6 +333,16 @@ class RowLoop:
         self.trail.step(index, t1, orders)
         active.t = t1 if everything else np.where(plain, steps.t1, active.t)
         return where, index, t1
+
+    def _tell(self, which: str, where: np.ndarray, t1: np.ndarray) -> None:
+        """Tell of the steps of the rows at the positions `where` from where they are; `t1` are the ends of all."""
+        callbacks = self.plan.callbacks
+        if callbacks is None or not len(where):
+            return
+        rows, t, y = self.problem.select(self.active.index[where]), self.active.t[where], self.y
+        if len(where) < len(y):
+            y = y.index_select(0, self.problem.select(where))
+        callbacks.call_of_rows(getattr(callbacks, which), rows, t, y, np.abs(t1[where] - t))
 
     def _keep(self, where: np.ndarray, index: np.ndarray, t1: np.ndarray) -> None:
         """The rows `index`, at the positions `where`, go on from `t1`: keep what is asked for; is that the end?"""
