@@ -23,6 +23,7 @@ from torchivp.ensembles.executors import WorkersDied
 from torchivp.expressions import ExpressionError
 from torchivp.fitting.searching.target import Settled
 from torchivp.fused.compiler import CompileError, NoCompiler
+from torchivp.fused.nvidia import GpuError
 from torchivp.fused.refusal import CannotFuse, FuncFails
 from torchivp.fused.solve import OutOfOrder
 from torchivp.models import LotkaVolterra
@@ -148,6 +149,7 @@ def examples():
         ExpressionError("unknown function"),
         CompileError("error: expected ';'"),
         NoCompiler("there is no compiler"),
+        GpuError("the driver refuses", out_of_memory=True),
         OutOfOrder(),
         Event(level, apply=doubled),
         Scheduled([0.2], dosed, values=torch.ones(1, 2)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.api.arguments import Gradient
 from torchivp.api.fused_events import NOT_SEEN, solve_with_events
 from torchivp.api.fused_kernels import (
     as_read,
@@ -28,6 +27,7 @@ from torchivp.api.fused_results import FusedResult, solution_of
 from torchivp.api.fused_times import Moving
 from torchivp.api.row_problem import check_events
 from torchivp.api.rows import plan_rows
+from torchivp.api.statement import Statement
 from torchivp.api.times import times_of_rows, times_of_span
 from torchivp.fused.kernel import Kernel
 from torchivp.fused.nvidia import on_gpu
@@ -36,7 +36,6 @@ from torchivp.fused.replayed import Replayed
 from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
 from torchivp.fused.used import Used
 from torchivp.gradients.node import as_node
-from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
@@ -58,15 +57,17 @@ _NOT_BY_ITSELF = (
 """What "auto" says of states on a GPU."""
 
 
-def try_fused(backend: Backend, *problem: Any, **options: Any) -> tuple[Solution | BatchSolution | None, str]:
-    """The solution by a kernel; if there is none, and need not be, why."""
+def try_fused(backend: Backend, stated: Statement, **others: Any) -> tuple[Solution | BatchSolution | None, str]:
+    """The solution by a kernel; if there is none, and need not be, why.
+
+    `others` are what else was asked for, by names.
+    """
     check_backend(backend)
-    _, _, y0, *_ = problem
-    if backend == "auto" and any(isinstance(x, Tensor) and on_gpu(x.device) for x in pytree.tree_leaves(y0)):
+    if backend == "auto" and any(isinstance(x, Tensor) and on_gpu(x.device) for x in pytree.tree_leaves(stated.y0)):
         return None, _NOT_BY_ITSELF
     try:
         with LeanFailures():
-            return solve_fused(*problem, **options), ""
+            return solve_fused(stated, others), ""
     except CannotFuse as error:
         if backend == "fused":
             raise ValueError(f"backend='fused' has no kernel for this solve: {error}. Use backend='auto'") from None
@@ -89,73 +90,23 @@ def take_backend(options: dict[str, Any]) -> Backend:
     return check_backend(options.pop("backend", "eager"))
 
 
-def solve_fused(
-    func: Callable[..., Any],
-    t_span: Any,
-    y0: Any,
-    *,
-    t_eval: Any,
-    method: type[Method],
-    rtol: Any,
-    atol: Any,
-    args: Sequence[Any],
-    params: Sequence[Tensor] | None,
-    gradient: Gradient,
-    controller: Controller,
-    max_steps: int,
-    batch_dims: int,
-    compact: bool | None,
-    throw: bool,
-    events: Any = None,
-    times: Times | None = None,
-    **others: Any,
-) -> Solution | BatchSolution:
-    """`solve_ivp` by a kernel; the arguments are those of `solve_ivp`, checked as far as they were by then.
-
-    `times` are those of `odeint`, where each is an entry of one tensor.
+def solve_fused(stated: Statement, others: dict[str, Any]) -> Solution | BatchSolution:
+    """`solve_ivp` by a kernel; `others` are what else was asked for, by names.
 
     Raises:
         CannotFuse: there is no kernel for it; the message says what stands in the way.
     """
-    actions = check_events(events)
-    params = named_of(params, gradient)
-    refuse_what_kernels_lack(method, gradient, controller, others)
+    actions = check_events(stated.events)
+    params = named_of(stated.params, stated.gradient)
+    refuse_what_kernels_lack(stated, others)
     if actions:
-        return solve_with_events(
-            func,
-            t_span,
-            y0,
-            actions,
-            t_eval=t_eval,
-            method=method,
-            rtol=rtol,
-            atol=atol,
-            args=args,
-            params=params,
-            controller=controller,
-            max_steps=max_steps,
-            batch_dims=batch_dims,
-            compact=compact,
-            throw=throw,
-        )
-    field = field_of(y0, batch_dims)
+        return solve_with_events(stated, actions, params)
+    func, args, controller = stated.func, stated.args, stated.controller
+    field = field_of(stated.y0, stated.batch_dims)
     layout = field.layout
 
-    def plan(method: type[Method] = method) -> RowIntegration:
-        found, _ = plan_rows(
-            func,
-            t_span,
-            y0,
-            t_eval=t_eval,
-            method=method,
-            rtol=rtol,
-            atol=atol,
-            args=args,
-            controller=controller,
-            max_steps=max_steps,
-            batch_dims=batch_dims,
-            compact=compact,
-        )
+    def plan(method: type[Method] = stated.method) -> RowIntegration:
+        found, _ = plan_rows(replace(stated, method=method))
         return found if moving is None else moving.restated(found)
 
     moving = None
@@ -178,14 +129,16 @@ def solve_fused(
             raise found
         return found
 
-    kernel = kernel_of(method)
-    plain = _plain_times(t_span, t_eval, controller, layout)
-    used_times, moving = (plain, None) if plain else _times(t_span, t_eval, layout, controller, times)
+    kernel = kernel_of(stated.method)
+    plain = _plain_times(stated, layout)
+    used_times, moving = (plain, None) if plain else _times(stated, layout)
     given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
     held = [None if role in ("t", "y") else x for role, x in zip(roles, given, strict=True)]
     wanted = wanted_of(given, roles, leaves, params)
     # The memory of a tensor in order is that of flat states.
-    start, lead, shape = (y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(y0, layout)
+    start, lead, shape = (
+        (stated.y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(stated.y0, layout)
+    )
     needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted) or moving is not None)
     tensors = None
     if needs_gradient:
@@ -201,9 +154,9 @@ def solve_fused(
             shape,
             used_times,
             controller if isinstance(controller, PIDController) else None,
-            tolerance_of("rtol", rtol, layout, field),
-            tolerance_of("atol", atol, layout, field),
-            max_steps,
+            tolerance_of("rtol", stated.rtol, layout, field),
+            tolerance_of("atol", stated.atol, layout, field),
+            stated.max_steps,
             [None if x is None else as_read(x, layout.dtype, layout.device) for x in held],
             wanted if needs_gradient else [],
             lambda solve: Replayed(
@@ -218,11 +171,12 @@ def solve_fused(
             solve.keep()
         return FusedResult(solve, *(solve.run() if tensors is None else as_node(solve, tensors)))
 
+    method = stated.method
     explicit, implicit = method.parts if issubclass(method, Auto) else (method, None)
     try:
         result = solve_by(kernel, explicit)
     except OutOfOrder:  # or with NaN for no time
-        used_times, moving = _times(t_span, t_eval, layout, controller, times)
+        used_times, moving = _times(stated, layout)
         result = solve_by(kernel, explicit)
     again = None
     if implicit is not None and result.solve.found_stiff:
@@ -230,7 +184,7 @@ def solve_fused(
         if (implicit, adaptive) not in traced.kernels and (why := _why_not_stiff(result.solve, stiff, plan())):
             traced.kernels[implicit, adaptive] = CannotFuse(why)
         again = solve_by(kernel_of(implicit), implicit, np.flatnonzero(stiff))
-    return solution_of(result, again, layout, plan, (explicit, implicit or explicit), throw, moving)
+    return solution_of(result, again, layout, plan, (explicit, implicit or explicit), stated.throw, moving)
 
 
 def _why_not_stiff(solve: FusedSolve, stiff: np.ndarray, plan: RowIntegration) -> str:
@@ -248,16 +202,14 @@ def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[
     return layout.flatten(y0), (layout.rows,), (layout.size,)
 
 
-def _times(
-    t_span: Any, t_eval: Any, layout: StateLayout, controller: Controller, given: Times | None
-) -> tuple[FusedTimes, Moving | None]:
+def _times(stated: Statement, layout: StateLayout) -> tuple[FusedTimes, Moving | None]:
     """The times, after all of the door's questions, and how they move, if they do."""
-    single = None
+    single, controller = None, stated.controller
     if layout.lead:
-        moving = Moving(*times_of_rows(t_span, t_eval, layout.lead))
+        moving = Moving(*times_of_rows(stated.t_span, stated.t_eval, layout.lead))
     else:
-        single = given or times_of_span(t_span, t_eval)
-        moving = Moving.of_one(single, tied=given is not None)
+        single = stated.times or times_of_span(stated.t_span, stated.t_eval)
+        moving = Moving.of_one(single, tied=stated.times is not None)
     times, grid = moving.times, None
     if isinstance(controller, ConstantSteps | GridSteps):
         grid = fixed_ends(controller, times) if single is None else _ends_of_one(controller, single)
@@ -274,11 +226,12 @@ def _ends_of_one(controller: ConstantSteps | GridSteps, times: Times) -> np.ndar
     return np.array([list(controller.targets(times)) if times.start != times.end else [times.end]])
 
 
-def _plain_times(t_span: Any, t_eval: Any, controller: Controller, layout: StateLayout) -> FusedTimes | None:
+def _plain_times(stated: Statement, layout: StateLayout) -> FusedTimes | None:
     """Times that are numbers and a tensor, the same for all rows: the kernel looks whether they are in order.
 
     Steps are adaptive, or in a batch of one size, so that their ends are the same for all rows too.
     """
+    t_span, t_eval, controller = stated.t_span, stated.t_eval, stated.controller
     if isinstance(controller, GridSteps) or (isinstance(controller, ConstantSteps) and not layout.lead):
         return None
     if type(t_span) is not tuple or len(t_span) != 2 or not all(type(t) in (float, int) for t in t_span):

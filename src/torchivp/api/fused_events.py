@@ -24,6 +24,7 @@ from torchivp.api.fused_kernels import (
     wanted_of,
 )
 from torchivp.api.rows import plan_rows, solution_of_rows
+from torchivp.api.statement import Statement
 from torchivp.events.event import Event, Scheduled
 from torchivp.fused.eventful import KernelRows
 from torchivp.fused.field import Field, Reading
@@ -37,7 +38,6 @@ from torchivp.gradients.node import as_node
 from torchivp.gradients.replayed import RowResult
 from torchivp.gradients.row_inputs import RowInputs, search_row_inputs
 from torchivp.gradients.step_ends import StepEnds
-from torchivp.integrate import Controller
 from torchivp.methods.jacobian import autograd_sees
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
@@ -65,46 +65,23 @@ _CHANGED_BY_APPLY = (
 
 
 def solve_with_events(
-    func: Callable[..., Any],
-    t_span: Any,
-    y0: Any,
-    events: Sequence[Event | Scheduled],
-    *,
-    t_eval: Any,
-    method: type[Method],
-    rtol: Any,
-    atol: Any,
-    args: Sequence[Any],
-    params: Sequence[Tensor] | None,
-    controller: Controller,
-    max_steps: int,
-    batch_dims: int,
-    compact: bool | None,
-    throw: bool,
+    stated: Statement, events: Sequence[Event | Scheduled], params: Sequence[Tensor] | None
 ) -> Solution | BatchSolution:
-    """`solve_ivp` by a kernel that leaves what happens on the way to the step loop; the arguments are those of that.
+    """`solve_ivp` by a kernel that leaves what happens on the way to the step loop.
+
+    Args:
+        stated: the problem.
+        events: what happens, checked.
+        params: the tensors that gradients are wanted of besides; None for all.
 
     Raises:
         CannotFuse: there is no kernel for it; the message says what stands in the way.
     """
-    field = field_of(y0, batch_dims)
+    func, args, method = stated.func, stated.args, stated.method
+    field = field_of(stated.y0, stated.batch_dims)
     if on_gpu(field.layout.device):
         raise CannotFuse("kernels on GPUs take steps without events: move y0 to the CPU, or leave events out")
-    plan, layout = plan_rows(
-        func,
-        t_span,
-        y0,
-        t_eval=t_eval,
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        args=args,
-        controller=controller,
-        max_steps=max_steps,
-        events=events,
-        batch_dims=batch_dims,
-        compact=compact,
-    )
+    plan, layout = plan_rows(stated, events)
     _refuse_times(plan)
     problem = plan.problem
     reading = _read(field, func, args, lambda: first_slopes(plan))
@@ -119,10 +96,10 @@ def solve_with_events(
     rows = Rows(
         problem.y0.detach(),
         used.read,
-        tolerance_of("rtol", rtol, layout, field),
-        tolerance_of("atol", atol, layout, field),
-        controller if isinstance(controller, PIDController) else None,
-        max_steps,
+        tolerance_of("rtol", stated.rtol, layout, field),
+        tolerance_of("atol", stated.atol, layout, field),
+        plan.controller if isinstance(plan.controller, PIDController) else None,
+        stated.max_steps,
     )
 
     def kernel_of(method: type[Method]) -> Kernel:
@@ -155,7 +132,7 @@ def solve_with_events(
         for name, function, known, is_event in functions:
             if used.changed or not _still_holds(field, function, args, known, is_event):
                 raise ValueError(_CHANGED_BY_APPLY.format(name=name))
-    return solution_of_rows(problem, layout, result, throw)
+    return solution_of_rows(problem, layout, result, stated.throw)
 
 
 def _refuse_times(plan: RowIntegration) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.api.arguments import Gradient
+from torchivp.api.statement import Statement
 from torchivp.boundary import caller_casts
 from torchivp.error_norm import check_tolerance
 from torchivp.fused.compiler import CompileError, NoCompiler
@@ -24,7 +25,7 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.forward import Forward
 from torchivp.gradients.inputs import check_parameters
-from torchivp.integrate import Controller, check_controller
+from torchivp.integrate import check_controller
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import LAST, Auto
@@ -39,15 +40,19 @@ _fields: dict[Any, Field] = {}
 _coefficients: dict[type[Method], Coefficients] = {}
 
 
-def refuse_what_kernels_lack(
-    method: type[Method], gradient: Gradient, controller: Controller, others: dict[str, Any]
-) -> None:
+_LACKING = ("dense_output", "norm", "mass", "jac", "jac_sparsity")
+"""What kernels do not take."""
+
+
+def refuse_what_kernels_lack(stated: Statement, others: dict[str, Any]) -> None:
     """Refuse what has no kernel, whatever the problem is.
 
     Raises:
-        CannotFuse: `method` or `gradient` is of another kind, or one of the `others` is given.
+        CannotFuse: the method or the gradient is of another kind, or something is asked for, one of the `others` among
+            them, that kernels do not take.
     """
-    for name, given in others.items():
+    method, gradient = stated.method, stated.gradient
+    for name, given in ({name: getattr(stated, name) for name in _LACKING} | others).items():
         if given is not None and given is not False:
             raise CannotFuse(f"kernels do not take {name}")
     if not issubclass(method, ExplicitRungeKutta | Rosenbrock | Auto):
@@ -59,7 +64,7 @@ def refuse_what_kernels_lack(
         raise CannotFuse("kernels have the gradient of the steps taken, not gradient='backsolve'")
     if isinstance(gradient, Forward):
         raise CannotFuse("kernels differentiate backwards, not gradient='forward'")
-    check_controller(controller, method)
+    check_controller(stated.controller, method)
     if may_be_tracked():
         raise CannotFuse("kernels are not followed by torch.func transforms and forward mode")
     if caller_casts():

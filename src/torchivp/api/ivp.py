@@ -23,6 +23,7 @@ from torchivp.api.moving_ends import at_end, at_first_output
 from torchivp.api.options import warn_of_callbacks
 from torchivp.api.rows import solve_batch
 from torchivp.api.sources import sources_of
+from torchivp.api.statement import Statement
 from torchivp.api.times import times_of_span
 from torchivp.boundary import door
 from torchivp.checks import check_number, check_whole_number, refuse_keywords
@@ -281,59 +282,37 @@ def solve_ivp(
         jac_sparsity=jac_sparsity,
         mass=taken,
     )
+    stated = Statement(
+        right_hand_side,
+        t_span,
+        y0,
+        t_eval,
+        method,
+        controller,
+        rtol_default if rtol is None else rtol,
+        atol_default if atol is None else atol,
+        max_steps,
+        gradient,
+        args,
+        params,
+        norm,
+        events,
+        known,
+        jac_sparsity,
+        taken,
+        dims,
+        compact,
+        dense_output,
+        throw,
+    )
     reason = ""
     if backend != "eager":
-        solution, reason = try_fused(
-            backend,
-            right_hand_side,
-            t_span,
-            y0,
-            t_eval=t_eval,
-            method=method,
-            rtol=rtol_default if rtol is None else rtol,
-            atol=atol_default if atol is None else atol,
-            args=args,
-            params=params,
-            gradient=gradient,
-            controller=controller,
-            max_steps=max_steps,
-            batch_dims=dims,
-            compact=compact,
-            throw=throw,
-            dense_output=dense_output,
-            norm=norm,
-            events=events,
-            mass=mass,
-            jac=jac,
-            jac_sparsity=jac_sparsity,
-        )
+        solution, reason = try_fused(backend, stated)
         if solution is not None:
             return _finished(solution, sources)
     if dims or events is not None:
         with LeanFailures():
-            solution = solve_batch(
-                right_hand_side,
-                t_span,
-                y0,
-                t_eval=t_eval,
-                method=method,
-                rtol=rtol_default if rtol is None else rtol,
-                atol=atol_default if atol is None else atol,
-                args=args,
-                params=params,
-                gradient=gradient,
-                dense_output=dense_output,
-                controller=controller,
-                max_steps=max_steps,
-                norm=norm,
-                events=events,
-                jac=known,
-                jac_sparsity=jac_sparsity,
-                mass=taken,
-                batch_dims=batch_dims,
-                compact=compact,
-                throw=throw,
-            )
+            solution = solve_batch(stated)
         return _finished(solution, sources, reason)
     times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
@@ -347,8 +326,8 @@ def solve_ivp(
         args=args,
         method=method,
         controller=controller,
-        rtol=rtol_default if rtol is None else rtol,
-        atol=atol_default if atol is None else atol,
+        rtol=stated.rtol,
+        atol=stated.atol,
         norm=norm,
         max_steps=max_steps,
         jac=known,

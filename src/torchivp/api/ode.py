@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torchivp.api.arguments import Gradient, build_integration
 from torchivp.api.fused import Backend, take_backend, try_fused
 from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
+from torchivp.api.statement import Statement
 from torchivp.boundary import UserFunction, door
 from torchivp.checks import check_number, check_time_first, refuse_keywords
 from torchivp.dense import DenseSolution
@@ -542,25 +543,25 @@ class _Door:
     def solve_fused(self, backend: Backend, rtol: Any, atol: Any, params: Sequence[Tensor] | None) -> Any:
         """The states by a kernel, whose gradient is that of the steps taken; None if there is none and need not be."""
         settings, integration = self.settings, self._integration
-        solution, _ = try_fused(
-            backend,
+        stated = Statement(
             self._func,
             (self._times.start, self._times.end),
             self._y0,
-            t_eval=self._t,
-            times=self._times,
-            method=settings.method,
-            rtol=rtol,
-            atol=atol,
-            args=(),
+            self._t,
+            settings.method,
+            settings.controller,
+            rtol,
+            atol,
+            settings.max_steps,
+            Direct(),
             params=params,
-            gradient=Direct(),
-            controller=settings.controller,
-            max_steps=settings.max_steps,
-            batch_dims=0,
-            compact=None,
-            throw=False,
             norm=settings.norm,
+            throw=False,
+            times=self._times,
+        )
+        solution, _ = try_fused(
+            backend,
+            stated,
             event_fn=integration.event,
             callbacks=integration.callbacks,
             step_t=settings.stops.step_times or None,

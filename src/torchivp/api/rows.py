@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from torch import Tensor
-
-from torchivp.api.arguments import Gradient, consistent_start, flat_norm
+from torchivp.api.arguments import consistent_start, flat_norm
 from torchivp.api.row_problem import build_problem, check_events
+from torchivp.api.statement import Statement
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.checks import check_whole_number
 from torchivp.dense import NoDenseOutput, RowDenseSolution
@@ -18,9 +16,7 @@ from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.batches import solve_rows
 from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
 from torchivp.gradients.replayed import RowResult
-from torchivp.integrate import Controller, at_steps, check_controller, check_norm
-from torchivp.mass import Mass
-from torchivp.methods.method import Method
+from torchivp.integrate import at_steps, check_controller, check_norm
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import BatchSolution, Solution, SolveError, Status
@@ -28,58 +24,16 @@ from torchivp.state import StateLayout
 from torchivp.torch_func import inside_transform
 
 
-def solve_batch(
-    func: Callable[..., Any],
-    t_span: Any,
-    y0: Any,
-    *,
-    t_eval: Any,
-    method: type[Method],
-    rtol: Any,
-    atol: Any,
-    args: Sequence[Any],
-    params: Sequence[Tensor] | None,
-    gradient: Gradient,
-    dense_output: bool,
-    controller: Controller,
-    max_steps: int,
-    norm: Callable[[Any], Any] | None,
-    events: Any,
-    jac: Callable[..., Any] | None,
-    jac_sparsity: Any,
-    mass: Mass | None,
-    batch_dims: int,
-    compact: bool | None,
-    throw: bool,
-) -> Solution | BatchSolution:
-    """`solve_ivp` with batch dimensions or events; the arguments are those of `solve_ivp`."""
+def solve_batch(stated: Statement) -> Solution | BatchSolution:
+    """`solve_ivp` with batch dimensions or events."""
     if inside_transform():
         raise ValueError(
             "batch_dims and events do not work inside torch.func transforms such as vmap or grad: the rows of a batch "
             "need no vmap, pass them with batch_dims=1"
         )
-    actions = check_events(events)
-    plan, layout = plan_rows(
-        func,
-        t_span,
-        y0,
-        t_eval=t_eval,
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        args=args,
-        controller=controller,
-        max_steps=max_steps,
-        norm=norm,
-        events=actions,
-        jac=jac,
-        jac_sparsity=jac_sparsity,
-        mass=mass,
-        batch_dims=batch_dims,
-        compact=compact,
-    )
-    result = solve_rows(plan, gradient, params, dense_output)
-    return solution_of_rows(plan.problem, layout, result, throw)
+    plan, layout = plan_rows(stated, check_events(stated.events))
+    result = solve_rows(plan, stated.gradient, stated.params, stated.dense_output)
+    return solution_of_rows(plan.problem, layout, result, stated.throw)
 
 
 def solution_of_rows(
@@ -141,49 +95,35 @@ def raise_failures(status: Sequence[Status], batched: bool) -> None:
     raise SolveError(replace(failed[0][1], message=sentence))
 
 
-def plan_rows(
-    func: Callable[..., Any],
-    t_span: Any,
-    y0: Any,
-    *,
-    t_eval: Any,
-    method: type[Method],
-    rtol: Any,
-    atol: Any,
-    args: Sequence[Any],
-    controller: Controller,
-    max_steps: int,
-    norm: Callable[[Any], Any] | None = None,
-    events: Sequence[Event | Scheduled] = (),
-    jac: Callable[..., Any] | None = None,
-    jac_sparsity: Any = None,
-    mass: Mass | None = None,
-    batch_dims: int,
-    compact: bool | None,
-) -> tuple[RowIntegration, StateLayout]:
-    """How the step loop solves a problem, and the layout of its states: all that can be asked of the arguments is."""
-    layout = StateLayout(y0, batch_dims)
+def plan_rows(stated: Statement, events: Sequence[Event | Scheduled] = ()) -> tuple[RowIntegration, StateLayout]:
+    """How the step loop solves a problem, and the layout of its states: all that can be asked of the arguments is.
+
+    `events` are what happens on the way, checked.
+    """
+    layout = StateLayout(stated.y0, stated.batch_dims)
     ends = any(isinstance(event, Event) and (event.terminal or event.max_count) for event in events)
-    if batch_dims:
-        times, moving = times_of_rows(t_span, t_eval, layout.lead, endless=ends)
+    if stated.batch_dims:
+        times, moving = times_of_rows(stated.t_span, stated.t_eval, layout.lead, endless=ends)
     else:
-        times, moving = times_of_one(times_of_span(t_span, t_eval, endless=ends))
-    problem = build_problem(func, y0, layout, times, moving, args, events, compact, jac, jac_sparsity, mass)
+        times, moving = times_of_one(times_of_span(stated.t_span, stated.t_eval, endless=ends))
+    known = stated.jac, stated.jac_sparsity, stated.mass
+    problem = build_problem(stated.func, stated.y0, layout, times, moving, stated.args, events, stated.compact, *known)
     start = problem.user_time(times.start if moving.start is None else moving.start.reshape(-1, 1))
     problem = replace(problem, y0=consistent_start(problem.func.on(None), start, problem.y0))
+    norm, method, controller = stated.norm, stated.method, stated.controller
     error_norm = ErrorNorm(
-        check_tolerance("rtol", rtol, layout),
-        check_tolerance("atol", atol, layout),
+        check_tolerance("rtol", stated.rtol, layout),
+        check_tolerance("atol", stated.atol, layout),
         layout.parts(),
         layout.dtype,
-        None if norm is None else flat_norm(norm, layout.with_rows(1) if batch_dims else layout),
+        None if norm is None else flat_norm(norm, layout.with_rows(1) if stated.batch_dims else layout),
     )
     plan = RowIntegration(
         problem=problem,
         method=at_steps(method, controller, layout.rows),
         controller=check_controller(controller, method),
         norm=check_norm(error_norm, controller),
-        max_steps=check_whole_number("max_steps", max_steps, 1),
+        max_steps=check_whole_number("max_steps", stated.max_steps, 1),
         describe=layout.name,
     )
     return plan, layout

@@ -38,7 +38,7 @@ class GpuError(RuntimeError):
         out_of_memory: whether it has no memory for it.
     """
 
-    def __init__(self, message: str, out_of_memory: bool):
+    def __init__(self, message: str, out_of_memory: bool = False):
         super().__init__(message)
         self.out_of_memory = out_of_memory
 

@@ -390,9 +390,7 @@ class FusedSolve(NodeSolve):
             times = times.on(record.states.device)
         found = steps_back(self.kernel, wanted, self.inputs, times, record, steps, seeds, timed=timed is not None)
         given, moving = tensors[1 : 1 + len(wanted)], tensors[1 + len(wanted) :]
-        of_inputs = [
-            found.inputs[i].reshape(x.shape).to(x.device, x.dtype) for i, x in zip(wanted, given, strict=True)
-        ]
+        of_inputs = [found.inputs[i].reshape(x.shape).to(x.device, x.dtype) for i, x in zip(wanted, given, strict=True)]
         of_times: Sequence[Tensor | None] = ()
         if timed is not None:
             of_times = times_back(timed, moving, self.taken_ends(), found)
