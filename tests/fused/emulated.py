@@ -66,7 +66,7 @@ def driver():
     source, library = (FOLDER / "gpu_driver.cpp").read_text(), folder / "libcuda.so.1"
     built = HERE.build(source, "driver", ["-w", "-Wl,-soname,libcuda.so.1", "-ldl"], folder)
     built.rename(library)
-    found = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    found = ctypes.CDLL(str(library))
     found.launched.restype, found.launched.argtypes = ctypes.c_long, [ctypes.c_char_p]
     return found
 
