@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from torchivp import ODE_METHODS, Event, solve_ivp
+from torchivp import ODE_METHODS, Event, SolveError, solve_ivp
 
 D = torch.float64
 GRAVITY, KEPT, SPEED, END = 9.81, 0.9, 0.3, 6.0
@@ -122,3 +122,55 @@ def test_the_order_of_events_nearer_than_long_steps_tell(method, options):
         assert sorted(about) == sorted(exact) and len(exact) == 6, apart
         if abs(apart) > 1e-9:  # the order is not that of rounding errors
             assert about == exact == [0, 1] * 3 if apart > 0 else [1, 0] * 3
+
+
+def quartic(t, y, when):
+    """y[0] is t to the fourth, which methods of order four find exactly and cubic interpolants do not; y[1] is t."""
+    return torch.cat([(4 * t**3).expand_as(y[..., :1]), torch.ones_like(y[..., :1]), 0 * y[..., 2:]], -1)
+
+
+def doubled(t, y, when):
+    return y * torch.tensor([1.0, 1.0, 2.0], dtype=D)
+
+
+def one_more(t, y, when):
+    return y + torch.tensor([0.0, 0.0, 1.0], dtype=D)
+
+
+@pytest.mark.parametrize("when", [0.6, [0.6], [0.6, 0.3, 0.9, 0.61]])
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_events_that_the_interpolant_of_a_step_has_in_the_wrong_order(backend, when):
+    """Also where all rows of a batch, or the only one, must end earlier than they were made to."""
+    when = torch.tensor(when, dtype=D)
+    events = [
+        Event(lambda t, y, when: y[..., 0] - when**4, apply=doubled),
+        Event(lambda t, y, when: y[..., 1] - when - 0.02, apply=one_more),
+    ]
+    y0 = torch.tensor([0.0, 0.0, 1.0], dtype=D).expand(*when.shape, 3).clone().requires_grad_()
+    solution = solve_ivp(
+        quartic,
+        (0.0, 1.0),
+        y0,
+        args=(when,),
+        events=events,
+        method="rk4",
+        step_size=1.0,
+        batch_dims=when.ndim,
+        backend=backend,
+    )
+    log = solution.events
+    assert log.index.tolist() == [0, 1] * max(when.numel(), 1)
+    expected = torch.stack([when, when + 0.02], -1).reshape(-1)
+    assert torch.allclose(log.t, expected, rtol=0.0, atol=1e-14)
+    assert torch.allclose(solution.final[..., 2], torch.full_like(when, 3.0))  # 1 doubled, and one more
+    (slope,) = torch.autograd.grad(solution.final[..., 2].sum(), y0)
+    assert torch.allclose(slope, torch.tensor([0.0, 0.0, 2.0], dtype=D).expand_as(slope), rtol=0.0, atol=1e-12)
+
+
+def test_a_step_to_an_event_that_fails_ends_the_only_row():
+    def hole(t, y):  # the stages of a step of 1 miss it, and those of the step to the event do not
+        return torch.where((t > 0.1) & (t < 0.2), torch.nan, torch.ones_like(y))
+
+    event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y)
+    with pytest.raises(SolveError, match=r"no step leads from t = 0 to the event after it: the state there is not fin"):
+        solve_ivp(hole, (0.0, 1.0), torch.zeros(1, dtype=D), events=event, method="rk4", step_size=1.0)

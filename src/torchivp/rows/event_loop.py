@@ -184,9 +184,26 @@ class EventLoop(RowLoop):
             number = dict(zip(where.tolist(), range(len(where)), strict=True))
             self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.of(number[i])))
         failed[again] = True
-        sound = np.flatnonzero(~failed)
-        where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
-        t1 = steps.t1[sound]
+        if not failed.all():
+            self._arrive(stepper, steps, located, where, np.flatnonzero(~failed))
+        if earlier is not None and len(again):
+            self._land(steps, again, earlier, where_again, begun, most - 1)
+
+    def _arrive(
+        self, stepper: Stepper, steps: TakenSteps, located: Located, where: np.ndarray, sound: np.ndarray
+    ) -> None:
+        """Go on from steps that end on events, and let these happen.
+
+        Args:
+            stepper: what has taken the steps.
+            steps: the steps.
+            located: the events in them.
+            where: the positions of their rows.
+            sound: which of them are those to go on from, of which there must be some.
+        """
+        assert self.watch is not None
+        active, problem, where = self.active, self.problem, where[sound]
+        index, select, chosen, t1 = active.index[where], problem.select(where), problem.select(sound), steps.t1[sound]
         if self.plan.callbacks is not None:
             ends = active.t.copy()
             ends[where] = t1
@@ -203,8 +220,6 @@ class EventLoop(RowLoop):
             self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
         size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
         self._meet(where, t1, self.watch.fired(index, here, there), size)
-        if earlier is not None and len(again):
-            self._land(steps, again, earlier, where_again, begun, most - 1)
 
     def _earlier(self, stepper: Stepper, steps: TakenSteps, located: Located) -> Located | None:
         """Events of other kinds in steps that were made to end on an event, if they must end before, on these.
