@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from torchivp import ODE_METHODS, Event, SolveError, solve_ivp
+from torchivp import ODE_METHODS, Event, Outcome, SolveError, solve_ivp
 
 D = torch.float64
 GRAVITY, KEPT, SPEED, END = 9.81, 0.9, 0.3, 6.0
@@ -174,3 +174,30 @@ def test_a_step_to_an_event_that_fails_ends_the_only_row():
     event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y)
     with pytest.raises(SolveError, match=r"no step leads from t = 0 to the event after it: the state there is not fin"):
         solve_ivp(hole, (0.0, 1.0), torch.zeros(1, dtype=D), events=event, method="rk4", step_size=1.0)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("kept", [0.0, 1e-8, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 1e-2])
+def test_no_ball_that_loses_nearly_everything_falls_through_the_ground(kept, backend):
+    """Its next bounce is sooner than the numbers of time tell apart, and its last ones show no trend."""
+    heights = torch.tensor([1.0, 2.3, 3.7], dtype=D)
+    y0 = torch.stack([heights, torch.zeros_like(heights)], -1)
+    args = (torch.tensor(kept, dtype=D),)
+    event = Event(lambda t, y, kept: y[..., 0], apply=lambda t, y, kept: y * torch.stack([kept**0, -kept]))
+    for method in ("tsit5", "rodas5p"):
+        solution = solve_ivp(
+            lambda t, y, kept: fall(t, y),
+            (0.0, 50.0),
+            y0,
+            args=args,
+            events=event,
+            batch_dims=1,
+            method=method,
+            rtol=1e-4,
+            atol=1e-6,
+            backend=backend,
+            throw=False,
+        )
+        assert [status.outcome for status in solution.status] == [Outcome.ZENO] * 3
+        fall_time = torch.sqrt(2 * heights / GRAVITY)
+        assert torch.allclose(solution.t_final, fall_time * (1 + 2 * kept / (1 - kept)), rtol=1e-6)

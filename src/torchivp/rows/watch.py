@@ -297,12 +297,16 @@ class RowWatch:
         self.counts[:, rows] += fired > 0.0
         return fired > 0.0, crossing
 
+    def again(self, rows: np.ndarray, fired: np.ndarray) -> np.ndarray:
+        """Whether one of the events that `fired`, [events, m], is among the last that did."""
+        return (fired & self._together[:, rows]).any(0)
+
     def together(self, rows: np.ndarray, fired: np.ndarray, soon: np.ndarray) -> np.ndarray:
         """Whether the events that `fired`, [events, m], come `soon` after others, and each of them for the first time.
 
         `soon` is whether they do, [m], compared with how events have come before.
         """
-        together = soon & ~(fired & self._together[:, rows]).any(0) & self._together[:, rows].any(0)
+        together = soon & ~self.again(rows, fired) & self._together[:, rows].any(0)
         self._together[:, rows] = fired | (self._together[:, rows] & together)
         return together
 
