@@ -201,3 +201,17 @@ def test_no_ball_that_loses_nearly_everything_falls_through_the_ground(kept, bac
         assert [status.outcome for status in solution.status] == [Outcome.ZENO] * 3
         fall_time = torch.sqrt(2 * heights / GRAVITY)
         assert torch.allclose(solution.t_final, fall_time * (1 + 2 * kept / (1 - kept)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("start", [1e6, 1e7])
+def test_events_of_states_in_single_precision_at_late_times(start, backend):
+    """The loop knows the time to more digits than functions are given, so that these hide no change of the state."""
+    event = Event(lambda t, y: y[..., 0] - 2.0, apply=lambda t, y: y - 1.0)
+    y0 = torch.tensor([0.25], dtype=torch.float32)
+    solution = solve_ivp(
+        lambda t, y: torch.ones_like(y), (start, start + 5.5), y0, events=event, method="tsit5", backend=backend
+    )
+    expected = torch.tensor([1.75, 2.75, 3.75, 4.75], dtype=D)
+    assert torch.allclose(solution.events.t - start, expected, rtol=0.0, atol=1e-5)
+    assert abs(solution.final.item() - 1.75) < 1e-5
