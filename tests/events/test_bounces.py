@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from torchivp import ODE_METHODS, Event, solve_ivp
+from torchivp import ODE_METHODS, Event, Outcome, SolveError, solve_ivp
 
 D = torch.float64
 GRAVITY, KEPT, SPEED, END = 9.81, 0.9, 0.3, 6.0
@@ -122,3 +122,96 @@ def test_the_order_of_events_nearer_than_long_steps_tell(method, options):
         assert sorted(about) == sorted(exact) and len(exact) == 6, apart
         if abs(apart) > 1e-9:  # the order is not that of rounding errors
             assert about == exact == [0, 1] * 3 if apart > 0 else [1, 0] * 3
+
+
+def quartic(t, y, when):
+    """y[0] is t to the fourth, which methods of order four find exactly and cubic interpolants do not; y[1] is t."""
+    return torch.cat([(4 * t**3).expand_as(y[..., :1]), torch.ones_like(y[..., :1]), 0 * y[..., 2:]], -1)
+
+
+def doubled(t, y, when):
+    return y * torch.tensor([1.0, 1.0, 2.0], dtype=D)
+
+
+def one_more(t, y, when):
+    return y + torch.tensor([0.0, 0.0, 1.0], dtype=D)
+
+
+@pytest.mark.parametrize("when", [0.6, [0.6], [0.6, 0.3, 0.9, 0.61]])
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+def test_events_that_the_interpolant_of_a_step_has_in_the_wrong_order(backend, when):
+    """Also where all rows of a batch, or the only one, must end earlier than they were made to."""
+    when = torch.tensor(when, dtype=D)
+    events = [
+        Event(lambda t, y, when: y[..., 0] - when**4, apply=doubled),
+        Event(lambda t, y, when: y[..., 1] - when - 0.02, apply=one_more),
+    ]
+    y0 = torch.tensor([0.0, 0.0, 1.0], dtype=D).expand(*when.shape, 3).clone().requires_grad_()
+    solution = solve_ivp(
+        quartic,
+        (0.0, 1.0),
+        y0,
+        args=(when,),
+        events=events,
+        method="rk4",
+        step_size=1.0,
+        batch_dims=when.ndim,
+        backend=backend,
+    )
+    log = solution.events
+    assert log.index.tolist() == [0, 1] * max(when.numel(), 1)
+    expected = torch.stack([when, when + 0.02], -1).reshape(-1)
+    assert torch.allclose(log.t, expected, rtol=0.0, atol=1e-14)
+    assert torch.allclose(solution.final[..., 2], torch.full_like(when, 3.0))  # 1 doubled, and one more
+    (slope,) = torch.autograd.grad(solution.final[..., 2].sum(), y0)
+    assert torch.allclose(slope, torch.tensor([0.0, 0.0, 2.0], dtype=D).expand_as(slope), rtol=0.0, atol=1e-12)
+
+
+def test_a_step_to_an_event_that_fails_ends_the_only_row():
+    def hole(t, y):  # the stages of a step of 1 miss it, and those of the step to the event do not
+        return torch.where((t > 0.1) & (t < 0.2), torch.nan, torch.ones_like(y))
+
+    event = Event(lambda t, y: y[0] - 0.5, apply=lambda t, y: y)
+    with pytest.raises(SolveError, match=r"no step leads from t = 0 to the event after it: the state there is not fin"):
+        solve_ivp(hole, (0.0, 1.0), torch.zeros(1, dtype=D), events=event, method="rk4", step_size=1.0)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("kept", [0.0, 1e-8, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 1e-2])
+def test_no_ball_that_loses_nearly_everything_falls_through_the_ground(kept, backend):
+    """Its next bounce is sooner than the numbers of time tell apart, and its last ones show no trend."""
+    heights = torch.tensor([1.0, 2.3, 3.7], dtype=D)
+    y0 = torch.stack([heights, torch.zeros_like(heights)], -1)
+    args = (torch.tensor(kept, dtype=D),)
+    event = Event(lambda t, y, kept: y[..., 0], apply=lambda t, y, kept: y * torch.stack([kept**0, -kept]))
+    for method in ("tsit5", "rodas5p"):
+        solution = solve_ivp(
+            lambda t, y, kept: fall(t, y),
+            (0.0, 50.0),
+            y0,
+            args=args,
+            events=event,
+            batch_dims=1,
+            method=method,
+            rtol=1e-4,
+            atol=1e-6,
+            backend=backend,
+            throw=False,
+        )
+        assert [status.outcome for status in solution.status] == [Outcome.ZENO] * 3
+        fall_time = torch.sqrt(2 * heights / GRAVITY)
+        assert torch.allclose(solution.t_final, fall_time * (1 + 2 * kept / (1 - kept)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("start", [1e6, 1e7])
+def test_events_of_states_in_single_precision_at_late_times(start, backend):
+    """The loop knows the time to more digits than functions are given, so that these hide no change of the state."""
+    event = Event(lambda t, y: y[..., 0] - 2.0, apply=lambda t, y: y - 1.0)
+    y0 = torch.tensor([0.25], dtype=torch.float32)
+    solution = solve_ivp(
+        lambda t, y: torch.ones_like(y), (start, start + 5.5), y0, events=event, method="tsit5", backend=backend
+    )
+    expected = torch.tensor([1.75, 2.75, 3.75, 4.75], dtype=D)
+    assert torch.allclose(solution.events.t - start, expected, rtol=0.0, atol=1e-5)
+    assert abs(solution.final.item() - 1.75) < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -184,9 +185,26 @@ class EventLoop(RowLoop):
             number = dict(zip(where.tolist(), range(len(where)), strict=True))
             self._fail(bad, lambda i, _: _no_landing(active.t[i], steps.of(number[i])))
         failed[again] = True
-        sound = np.flatnonzero(~failed)
-        where, index, select, chosen = where[sound], index[sound], select[sound], problem.select(sound)
-        t1 = steps.t1[sound]
+        if not failed.all():
+            self._arrive(stepper, steps, located, where, np.flatnonzero(~failed))
+        if earlier is not None and len(again):
+            self._land(steps, again, earlier, where_again, begun, most - 1)
+
+    def _arrive(
+        self, stepper: Stepper, steps: TakenSteps, located: Located, where: np.ndarray, sound: np.ndarray
+    ) -> None:
+        """Go on from steps that end on events, and let these happen.
+
+        Args:
+            stepper: what has taken the steps.
+            steps: the steps.
+            located: the events in them.
+            where: the positions of their rows.
+            sound: which of them are those to go on from, of which there must be some.
+        """
+        assert self.watch is not None
+        active, problem, where = self.active, self.problem, where[sound]
+        index, select, chosen, t1 = active.index[where], problem.select(where), problem.select(sound), steps.t1[sound]
         if self.plan.callbacks is not None:
             ends = active.t.copy()
             ends[where] = t1
@@ -201,10 +219,13 @@ class EventLoop(RowLoop):
         there = here.at(here.t)
         if not there.all():
             self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
-        size = torch.maximum(steps.step.y0.abs(), steps.within().at_fraction(0.5).abs())[chosen]
+        y0, middle = steps.step.y0[chosen], steps.within().at_fraction(0.5)[chosen]
+        # The step ends on a number for its time: what the states change by until the next one is not known either.
+        numbers = np.spacing(np.abs(t1)) / np.maximum(np.abs(t1 - steps.t0[sound]), sys.float_info.min)
+        numbers = torch.from_numpy(2.0 * numbers / torch.finfo(y0.dtype).eps).to(y0.device).unsqueeze(1)
+        change = torch.maximum((middle - y0).abs(), (steps.y1[chosen] - middle).abs())
+        size = torch.maximum(torch.maximum(y0.abs(), middle.abs()), (numbers * change).to(y0.abs()))
         self._meet(where, t1, self.watch.fired(index, here, there), size)
-        if earlier is not None and len(again):
-            self._land(steps, again, earlier, where_again, begun, most - 1)
 
     def _earlier(self, stepper: Stepper, steps: TakenSteps, located: Located) -> Located | None:
         """Events of other kinds in steps that were made to end on an event, if they must end before, on these.
@@ -234,10 +255,11 @@ class EventLoop(RowLoop):
         active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
         firings = _joined(scheduled(problem, index, t1), self.watch, fired)
         since, last = np.abs(t1 - self._anew[index]), self._since[index]
+        resolution = _ZENO * np.spacing(np.abs(t1))
+        again = self.watch.again(index, fired) & (since <= resolution)
         # Others that happen at about the same time are no sign that events come ever faster.
         since = np.where(self.watch.together(index, fired, _AT_ONCE * since < last), last, since)
-        resolution = _ZENO * np.spacing(np.abs(t1))
-        crowded = (since <= resolution) & (last <= _AT_ONCE * resolution)
+        crowded = again | ((since <= resolution) & (last <= _AT_ONCE * resolution))
         self._anew[index], self._since[index] = t1, since
         changed = changing(problem, firings)
         if isinstance(self.plan.controller, PIDController):

@@ -297,12 +297,16 @@ class RowWatch:
         self.counts[:, rows] += fired > 0.0
         return fired > 0.0, crossing
 
+    def again(self, rows: np.ndarray, fired: np.ndarray) -> np.ndarray:
+        """Whether one of the events that `fired`, [events, m], is among the last that did."""
+        return np.logical_or.reduce(fired & self._together[:, rows])
+
     def together(self, rows: np.ndarray, fired: np.ndarray, soon: np.ndarray) -> np.ndarray:
         """Whether the events that `fired`, [events, m], come `soon` after others, and each of them for the first time.
 
         `soon` is whether they do, [m], compared with how events have come before.
         """
-        together = soon & ~(fired & self._together[:, rows]).any(0) & self._together[:, rows].any(0)
+        together = soon & ~self.again(rows, fired) & self._together[:, rows].any(0)
         self._together[:, rows] = fired | (self._together[:, rows] & together)
         return together
 
@@ -443,11 +447,12 @@ class RowWatch:
         signs = torch.ones_like(error)
         signs[:, 1::2] = -1.0  # so that errors which cancel in one way do not in the other
         digits = ulps * torch.finfo(self._problem.real_dtype).eps * np.abs(t)
+        moved = ulps * sys.float_info.epsilon * np.abs(t)  # functions see times of the state's precision, steps do not
         others = (
             self.values(rows, t, y + error),
             self.values(rows, t, y + signs * error),
-            self._ahead(rows, t, y, slope, digits),
-            self._ahead(rows, t, y, slope, -digits),
+            self._ahead(rows, t + (digits - moved), y, slope, moved),
+            self._ahead(rows, t - (digits - moved), y, slope, -moved),
         )
         with np.errstate(invalid="ignore"):
             return np.abs(np.stack(others) - values)
