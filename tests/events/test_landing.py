@@ -133,3 +133,25 @@ def test_events_do_not_depend_on_the_unit_of_their_function(dtype, unit, backend
         expected = times(level, torch.ones((), dtype=dtype))
         assert len(expected) >= 2
         torch.testing.assert_close(times(level, torch.tensor(unit, dtype=dtype)), expected, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("backend", ["eager", "fused"])
+@pytest.mark.parametrize("t0", [0.0, 1e4, 1e6, 1e7])
+@pytest.mark.parametrize("method", ["tsit5", "rodas5p"])
+def test_events_of_single_precision_are_where_the_state_is_there_at_late_times(method, t0, backend):
+    """Of a function that jumps, which is sought by bisection, and of one that goes through zero."""
+
+    def drift(t, y):
+        return torch.stack([torch.ones_like(y[0]), torch.zeros_like(y[0])])
+
+    def counted(by):
+        return lambda t, y: torch.stack([y[0], y[1] + by])
+
+    events = [
+        Event(lambda t, y: torch.floor(y[0]) - 1.5, apply=counted(1.0)),
+        Event(lambda t, y: y[0] - 3.25, apply=counted(10.0)),
+    ]
+    solution = solve_ivp(drift, (t0, t0 + 5.0), torch.zeros(2), events=events, method=method, backend=backend)
+    assert solution.events.index.tolist() == [0, 1] and solution.final[1] == 11.0
+    expected = t0 + torch.tensor([2.0, 3.25], dtype=torch.float64)
+    assert torch.allclose(solution.events.t, expected, rtol=0.0, atol=2e-5)

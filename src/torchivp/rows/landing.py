@@ -50,9 +50,10 @@ def take_to_events(watch: RowWatch, stepper: Stepper, start: Start, located: Loc
         value = located.sign * watch.values(rows, t, taken[0].y1)[there]
         return np.full(len(t), np.nan) if taken[0].step.failure is not None else value
 
-    size = np.maximum(np.maximum(np.abs(start.t), np.abs(start.end)), np.abs(start.end - start.t))
-    slopes = slopes_before(along, start.t, located.t, 4 * np.spacing(size))
-    rounding = 8 * torch.finfo(start.y.dtype).eps * size
+    length = np.abs(start.end - start.t)
+    spacing = np.spacing(np.maximum(np.maximum(np.abs(start.t), np.abs(start.end)), length))
+    slopes = slopes_before(along, start.t, located.t, 4 * spacing)
+    rounding = 8 * (spacing + torch.finfo(start.y.dtype).eps * length)  # times are double, whatever states are
     t = land(at_end, located.t, start.t, start.end, slopes, np.zeros(len(rows)), rounding)
     if (taken[0].t1 != t).any():
         at_end(t)

@@ -72,8 +72,8 @@ template <int W> struct OneStep {
 
   // Takes the step again to the event, which lies at t on the interpolant; whether that is as simple as it should be.
   DEVICE bool land(double t) {
-    const double size = fmax(fmax(fabs(t0), fabs(t1)), fabs(t1 - t0)), width = 4 * spacing(size);
-    const double rounding = 8 * double(sizeof(real) == 8 ? 2.220446049250313e-16 : 1.1920928955078125e-07) * size;
+    const double length = fabs(t1 - t0), width = 4 * spacing(fmax(fmax(fabs(t0), fabs(t1)), length));
+    const double rounding = 2 * width + 8 * (sizeof(real) == 8 ? 2.220446049250313e-16 : 1.1920928955078125e-07) * length;
     const auto at = [&](double x) { return along((x - t0) / (t1 - t0), x); };
     const double before = t - 1e-3 * (t - t0), value_there = at(t), value_before = at(before);
     const double just_before = at(t - copysign(width, t - t0));
