@@ -151,7 +151,7 @@ def test_gradients_are_those_of_the_step_loop():
 
 
 @somewhere
-@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("batched", [True, pytest.param(False, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("options", [{"method": "tsit5"}, {"method": "rodas5p"}, {"method": "rk4", "step_size": 0.1}])
 def test_derivatives_by_times(options, batched):
     def run(device):
@@ -229,7 +229,7 @@ def perceptron(device):
 
 
 @somewhere
-@pytest.mark.parametrize("method", ["tsit5", "rodas5p"])
+@pytest.mark.parametrize("method", ["tsit5", pytest.param("rodas5p", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("room", [solve._SUMS, 60_000])
 def test_weights_of_a_network_are_summed_over_threads(method, room):
     """By a row to a thread, or, with less room for the sums, by several."""

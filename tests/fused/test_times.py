@@ -376,7 +376,7 @@ def happening(backend, names, method, rows, back, moving, second=False, **option
     return with_second(total, [y0, k, *leaves.values()], second)
 
 
-@pytest.mark.parametrize("rows", [None, 5])
+@pytest.mark.parametrize("rows", [pytest.param(None, marks=pytest.mark.sweep), 5])
 @pytest.mark.parametrize("names", MANY, ids=", ".join)
 @pytest.mark.parametrize("method", [pytest.param("tsit5", id="tsit5"), pytest.param("rodas4", marks=pytest.mark.sweep)])
 def test_gradients_by_times_where_something_happens(method, names, rows):
