@@ -133,7 +133,8 @@ def test_the_order_of_events_nearer_than_long_steps_tell(method, options):
         about = found(apart, method=method, **options)
         assert sorted(about) == sorted(exact) and len(exact) == 6, apart
         if abs(apart) > 1e-9:  # the order is not that of rounding errors
-            assert about == exact == [0, 1] * 3 if apart > 0 else [1, 0] * 3
+            order = [0, 1] if apart > 0 else [1, 0]
+            assert about == exact == 3 * order
 
 
 def quartic(t, y, when):
