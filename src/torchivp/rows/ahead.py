@@ -125,7 +125,7 @@ class _AheadLoop(EventLoop):
         ahead: Ahead,
         only: np.ndarray | None,
     ):
-        super().__init__(plan, outputs, trail, method, looks_at_every_step=True)
+        super().__init__(plan, outputs, trail, method)
         self._ahead = ahead
         self._only = only
         self.stiff = np.zeros(self.problem.rows, dtype=bool)

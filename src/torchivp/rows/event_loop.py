@@ -50,14 +50,7 @@ class EventLoop(RowLoop):
         has_schedule: whether anything is scheduled.
     """
 
-    def __init__(
-        self,
-        plan: RowIntegration,
-        outputs: RowOutputs,
-        trail: RowTrail,
-        method: Method,
-        looks_at_every_step: bool = True,
-    ):
+    def __init__(self, plan: RowIntegration, outputs: RowOutputs, trail: RowTrail, method: Method):
         super().__init__(plan, outputs, trail, method, looks_at_every_step=True)
         actions, start = self.problem.actions, self.problem.times.start
         self.watch = RowWatch(self.problem) if any(action.g is not None for action in actions) else None
