@@ -22,14 +22,15 @@ from stiff_problems import robertson
 from torchivp import ODE_METHODS, Event, PIDController, SolveError, odeint, solve_ivp
 from torchivp.api.fused_kernels import as_read
 from torchivp.api.fused_results import FusedResult, solution_of
-from torchivp.fused import nvidia, pull, solve
+from torchivp.fused import nvidia, outcomes, pull, solve
 from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field
 from torchivp.fused.kernel import Form, Kernel
+from torchivp.fused.outcomes import OutcomesOnGpu
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
 from torchivp.fused.sensitivities import Sensitivities
-from torchivp.fused.solve import FusedTimes, OutcomesOnGpu
+from torchivp.fused.solve import FusedTimes
 from torchivp.state import StateLayout
 
 REAL = torch.cuda.is_available()
@@ -270,7 +271,7 @@ def oscillator(t, y, mu):
 
 
 @somewhere
-@pytest.mark.parametrize("fetched", [solve._FETCHED, 2])
+@pytest.mark.parametrize("fetched", [outcomes._FETCHED, 2])
 @pytest.mark.parametrize("options", [{}, {"max_steps": 20}, {"min_step": 0.01}, {"step_size": 0.05, "method": "rk4"}])
 def test_failures(options, fetched):
     """Of few rows, whose ends are fetched at once, and of many."""
@@ -281,7 +282,7 @@ def test_failures(options, fetched):
         t = torch.linspace(0, 1, 5, dtype=D)
         return solve_ivp(blows_up, (0.0, 1.0), y0, t_eval=t, batch_dims=1, throw=False, backend="fused", **options)
 
-    with mock.patch.object(solve, "_FETCHED", fetched):
+    with mock.patch.object(outcomes, "_FETCHED", fetched):
         expected, found = both(run)
     assert [x.ok for x in found.status] == [False, True, False, True]
     assert [x.outcome for x in found.status] == [x.outcome for x in expected.status]
@@ -300,7 +301,7 @@ def test_a_failure_is_raised_with_its_sentence():
 @somewhere
 def test_many_rows_of_which_some_are_stiff_and_some_fail():
     """What a solve must know of them is found out where they are."""
-    with mock.patch.object(solve, "_FETCHED", 2):
+    with mock.patch.object(outcomes, "_FETCHED", 2):
         test_rows_that_are_found_stiff_are_solved_again()
 
 
@@ -388,7 +389,7 @@ def test_a_record_has_the_room_that_it_needs():
 @needs_emulation
 def test_how_many_rows_ended_is_fetched_when_it_is_looked_at(monkeypatch):
     """Of the many, three numbers are, which say whether all is well."""
-    monkeypatch.setattr(solve, "_FETCHED", 2)
+    monkeypatch.setattr(outcomes, "_FETCHED", 2)
     with emulated(), mock.patch.object(OutcomesOnGpu, "__getattr__", side_effect=AssertionError("fetched")):
         solution, _ = solved(5, t_eval=OUTPUTS)(HERE)
         assert solution.t_final.tolist() == [2.0] * 5
@@ -562,7 +563,7 @@ def test_tensors_elsewhere_are_refused():
 
 
 @needs_emulation
-@pytest.mark.parametrize("fetched", [solve._FETCHED, 2])
+@pytest.mark.parametrize("fetched", [outcomes._FETCHED, 2])
 @pytest.mark.parametrize(
     ("method", "chosen", "outputs"),
     [
@@ -615,7 +616,7 @@ def test_all_that_a_kernel_is_told_of_lies_on_the_gpu(method, chosen, outputs, f
         launched.append(type(call).__name__)
         launch(gpu, function, threads, call)
 
-    monkeypatch.setattr(solve, "_FETCHED", fetched)
+    monkeypatch.setattr(outcomes, "_FETCHED", fetched)
     with emulated(), torch.no_grad():
         reading = Field(StateLayout(y0, 1)).read(driven, (shared, own))
         kernel = kernel_of(reading, method)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchivp.api.fused_times import Moving
 from torchivp.api.rows import raise_failures
 from torchivp.fused.endings import failure_of
-from torchivp.fused.solve import STIFF, SUCCESS, FusedSolve, Outcomes
+from torchivp.fused.outcomes import STIFF, SUCCESS, Outcomes
+from torchivp.fused.solve import FusedSolve
 from torchivp.methods.method import Method
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import single_problem

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchivp.error_norm import ErrorNorm
 from torchivp.failures import Failures
-from torchivp.fused.solve import Outcomes
+from torchivp.fused.outcomes import Outcomes
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
 from torchivp.solution import Status

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from torchivp.fused.call import SolveCall
 from torchivp.fused.kernel import Kernel
+from torchivp.fused.outcomes import STIFF, SUCCESS
 from torchivp.fused.solve import (
-    STIFF,
-    SUCCESS,
     FusedRecord,
     Rows,
     give_inputs,

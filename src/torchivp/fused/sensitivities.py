@@ -17,9 +17,10 @@ from torchivp.fused.explicit import ExplicitCoefficients
 from torchivp.fused.field import Field
 from torchivp.fused.kernel import Form, Kernel, check_operations
 from torchivp.fused.moving_rows import MovingRows
+from torchivp.fused.outcomes import SUCCESS, Outcomes
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.rosenbrock import RosenbrockCoefficients
-from torchivp.fused.solve import SUCCESS, FusedSolve, FusedTimes, Outcomes, OutOfOrder
+from torchivp.fused.solve import FusedSolve, FusedTimes, OutOfOrder
 from torchivp.fused.steps import Coefficients
 from torchivp.fused.tangents import TangentKernel
 from torchivp.methods.method import Method
