@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from programs import run_program
+from programs import launch, run_program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ARTICLE = EXAMPLES / "article"
@@ -90,7 +90,7 @@ def test_a_quick_run_of_the_articles_other_experiments(experiment, quick_run, tm
 def example_run(command, tmp_path):
     """Run an example in processes of its own, and return what it prints."""
     environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "OMP_NUM_THREADS": "1"}
-    run = run_program([sys.executable, *command, "--quick", "--out", tmp_path], env=environment, cwd=tmp_path)
+    run = run_program(command, env=environment, cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
@@ -98,9 +98,8 @@ def example_run(command, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     script, found = EXAMPLES / "ddp_latent_ode.py", {}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for count, command in ((1, [script]), (2, [*launcher, script])):
-        output = example_run(command, tmp_path)
+    for count in (1, 2):
+        output = example_run(launch(script, "--quick", "--out", tmp_path, processes=count), tmp_path)
         assert f"{count} at work: loss from" in output
         found[count] = torch.load(tmp_path / "ddp_latent_ode.pt")
     for name, alone in found[1].items():
@@ -110,7 +109,8 @@ def test_two_processes_train_as_one_does(tmp_path):
 @pytest.mark.slow
 def test_lightning_trains_on_two_processes(tmp_path):
     pytest.importorskip("lightning")
-    output = example_run([EXAMPLES / "lightning" / "spiral.py", "--devices", "2"], tmp_path)
+    script = EXAMPLES / "lightning" / "spiral.py"  # Lightning starts the second process itself
+    output = example_run(launch(script, "--devices", 2, "--quick", "--out", tmp_path), tmp_path)
     first, last = map(float, re.search(r"2 at work: loss from (\S+) to (\S+);", output).groups())
     assert last < 0.9 * first and (tmp_path / "spiral.ckpt").exists()
 

@@ -1,11 +1,11 @@
 """Two processes with half of the samples each find the gradients of one process with all of them."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from programs import launch, run_program
 
 WORKER = """
 import sys
@@ -45,10 +45,7 @@ distributed.destroy_process_group()
 def test_two_processes_find_the_gradients_of_one(tmp_path):
     script, result = tmp_path / "worker.py", tmp_path / "gradients.pt"
     script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, result]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    run = run_program(launch(script, result, processes=2), env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     found = torch.load(result)
     assert len(found) == 6
