@@ -218,6 +218,32 @@ def test_no_ball_that_loses_nearly_everything_falls_through_the_ground(kept, bac
         assert torch.allclose(solution.t_final, fall_time * (1 + 2 * kept / (1 - kept)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in ("dopri5", "rodas5p", "bdf") else pytest.mark.sweep)
+        for name, kind in ODE_METHODS.items()
+        if kind.error_order is not None and name != "scipy_solver"
+    ],
+)
+def test_no_ball_of_single_precision_falls_through_the_ground(method):
+    """What an iteration leaves of the height at one bounce is not forgotten when the next comes at once."""
+    heights, kept = torch.tensor([2.0, 3.3, 7.9]), torch.tensor([0.0, 1e-2, 0.5])
+    h, k = torch.cartesian_prod(heights, kept).unbind(-1)
+    event = Event(
+        lambda t, y, k: y[..., 0],
+        apply=lambda t, y, k: torch.stack([y[..., 0], -k * y[..., 1]], -1),
+        direction=-1,
+    )
+    y0 = torch.stack([h, torch.zeros_like(h)], -1)
+    solution = solve_ivp(
+        lambda t, y, k: fall(t, y), (0.0, 50.0), y0, args=(k,), events=event, batch_dims=1, method=method, throw=False
+    )
+    assert [status.outcome for status in solution.status] == [Outcome.ZENO] * len(h)
+    expected = torch.sqrt(2 * h / GRAVITY) * (1 + 2 * k / (1 - k))
+    assert torch.allclose(solution.t_final, expected.double(), rtol=2e-2)
+
+
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize("start", [1e6, 1e7])
 def test_events_of_states_in_single_precision_at_late_times(start, backend):

@@ -218,7 +218,8 @@ class EventLoop(RowLoop):
         numbers = torch.from_numpy(2.0 * numbers / torch.finfo(y0.dtype).eps).to(y0.device).unsqueeze(1)
         change = torch.maximum((middle - y0).abs(), (steps.y1[chosen] - middle).abs())
         size = torch.maximum(torch.maximum(y0.abs(), middle.abs()), (numbers * change).to(y0.abs()))
-        self._meet(where, t1, self.watch.fired(index, here, there), size)
+        held = self.watch.held(index, 0.5 * (steps.t0[sound] + t1), middle)
+        self._meet(where, t1, self.watch.fired(index, here, there), size, held)
 
     def _earlier(self, stepper: Stepper, steps: TakenSteps, located: Located) -> Located | None:
         """Events of other kinds in steps that were made to end on an event, if they must end before, on these.
@@ -235,7 +236,14 @@ class EventLoop(RowLoop):
             before = (ahead > _ZENO * np.spacing(np.abs(steps.t1))) & (found.event != located.event)
         return replace(found, t=np.where(before & ~steps.failed, found.t, np.nan)) if before.any() else None
 
-    def _meet(self, where: np.ndarray, t1: np.ndarray, events: tuple[np.ndarray, np.ndarray], size: Tensor) -> None:
+    def _meet(
+        self,
+        where: np.ndarray,
+        t1: np.ndarray,
+        events: tuple[np.ndarray, np.ndarray],
+        size: Tensor,
+        held: np.ndarray | None = None,
+    ) -> None:
         """Rows at the positions `where` have come to events by steps that end there: let them happen.
 
         Args:
@@ -243,6 +251,7 @@ class EventLoop(RowLoop):
             t1: when.
             events: which events happen and the signs before them, [events, rows].
             size: how large the elements of the states have been in the steps.
+            held: below which size the event functions have been in the steps, which says nothing, [events, rows].
         """
         assert self.watch is not None
         active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
@@ -258,7 +267,7 @@ class EventLoop(RowLoop):
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
-        hidden = self._let_happen(where, t1, firings, events, since, size)
+        hidden = self._let_happen(where, t1, firings, events, since, size, held)
         last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
         ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
@@ -313,6 +322,7 @@ class EventLoop(RowLoop):
         events: tuple[np.ndarray, np.ndarray] | None = None,
         since: np.ndarray | None = None,
         size: Tensor | None = None,
+        held: np.ndarray | None = None,
     ) -> np.ndarray:
         """Something happens to rows that are at `t1`: change their states and go on.
 
@@ -323,6 +333,7 @@ class EventLoop(RowLoop):
             events: which events happen and the signs before them, [events, rows].
             since: how long after the last event.
             size: how large the elements of the states have been in the steps to it.
+            held: below which size the event functions have been in them, which says nothing, [events, rows].
 
         Returns:
             In which rows the events come so fast that rounding hides the next.
@@ -358,7 +369,7 @@ class EventLoop(RowLoop):
             undefined = np.zeros(len(active.index), dtype=bool)
             size = torch.maximum(before.abs() if size is None else size, y.abs())
             undefined[where], hidden = self.watch.after(
-                index, t1, (before, y), size, new_slopes, self._moments(where, since), (fired, crossing, changed)
+                index, t1, (before, y), size, new_slopes, self._moments(where, since), (fired, crossing, changed), held
             )
             self._fail(undefined, lambda i, _: self._undefined_event(i))
         self._keep(where, index, t1)

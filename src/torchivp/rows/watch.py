@@ -354,6 +354,7 @@ class RowWatch:
         slope: Callable[[], Tensor],
         moments: Moments,
         happened: tuple[np.ndarray, np.ndarray, np.ndarray],
+        held: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the signs anew after what happened at `t`.
 
@@ -366,6 +367,7 @@ class RowWatch:
             moments: when to look ahead.
             happened: which events happened and the signs before them, [events, rows], and whether the state was
                 changed, [rows].
+            held: below which size the functions have been since the last event, which says nothing, [events, rows].
 
         Returns:
             In which rows an event function is NaN, and in which the events come so fast that rounding hides the next.
@@ -381,6 +383,8 @@ class RowWatch:
             # A step adds up more than its ends show. What is left where it was made to end on an event tells how much.
             left = np.abs(self.values(rows, t, before))
             levels = np.where(left <= _OF_STEPS * levels, np.maximum(levels, 2.0 * left), levels)
+            # Nor does a short step from one event to the next forget what was left at the first.
+            levels = levels if held is None else np.maximum(levels, held)
             near = np.abs(values) <= levels
             # The function of an event that did not happen may be as near to zero, if another that did has the same.
             stays = ~fired & near & (left <= levels) & (self._signs[:, rows] != 0.0)
@@ -396,6 +400,16 @@ class RowWatch:
             levels = np.where(unsure, levels, 0.0)
         self._set(rows, signs, values, levels)
         return undefined, hidden
+
+    def held(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray | None:
+        """Below which size the event functions still are at `t`, and say nothing of their signs, [events, rows].
+
+        0 where they are larger, or have been; None if that is so everywhere.
+        """
+        levels = self._levels[:, rows]
+        if not levels.any():
+            return None
+        return np.where(np.abs(self.values(rows, t, y)) <= levels, levels, 0.0)
 
     def _first_clear(
         self,
