@@ -148,17 +148,22 @@ def _count(name: str, value: Any) -> int:
     return int(float(value))
 
 
+def unchanged(t: Any, y: Any, *others: Any) -> Any:
+    """The state as it is."""
+    return y
+
+
 @dataclass(frozen=True)
 class Scheduled:
     """Something that happens at known times: doses, switches of an input.
 
-    Steps end on the times exactly. Those outside the span do not matter; one at the start comes before the first step,
-    one at the end after the last. The times and the values are differentiable. As with `Event`, `apply` must do nothing
-    but return the new state.
+    Steps end on the times exactly, and evaluate `func` on their own side of them: it may jump there. Those outside the
+    span do not matter; one at the start comes before the first step, one at the end after the last. The times and the
+    values are differentiable. As with `Event`, `apply` must do nothing but return the new state.
 
     Args:
         times: [n], or in a batch [*batch, n] with NaN for no time.
-        apply: called as `apply(t, y)` or `apply(t, y, *args)`, with values as `apply(t, y, value)` or
+        apply: default: the state stays as it is, as where `func` alone switches. Else called as `apply(t, y)` or `apply(t, y, *args)`, with values as `apply(t, y, value)` or
             `apply(t, y, value, *args)`; returns the state with which the integration goes on.
         values: a tensor with an entry for each time, [n, ...] or [*batch, n, ...], such as the doses.
 
@@ -172,10 +177,19 @@ class Scheduled:
         >>> amount = solve_ivp(lambda t, y: -0.1 * y, (0, 24), torch.zeros(1).double(), events=doses).final
         >>> round(amount.item(), 2)
         24.13
+
+        An input that `func` switches off, and by how much the result changes with the time of that:
+
+        >>> off = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+        >>> filling = lambda t, y: torch.where(t < off.detach(), 2.0, 0.0) + 0 * y
+        >>> amount = solve_ivp(filling, (0, 4), torch.zeros(1).double(), events=Scheduled(off)).final
+        >>> (by_time,) = torch.autograd.grad(amount, off)
+        >>> round(amount.item(), 6), round(by_time.item(), 6)
+        (3.0, 2.0)
     """
 
     times: Any
-    apply: Callable[..., Any]
+    apply: Callable[..., Any] = unchanged
     values: Any = None
 
     def __post_init__(self) -> None:

@@ -15,8 +15,16 @@ FLAGS = ("-O2", "-pthread", "-fno-strict-aliasing", "-ffp-contract=fast", "-w")
 """Elements of vectors are read through pointers to numbers; of W lanes in the signature of a function GCC has views."""
 
 NOW = "const typename Lanes<W>::R& now, const typename Lanes<W>::R* y, const In<W>& in"
-BEGIN = "const typename Lanes<W>::R t[1] = {now}; const real* u = in.u; (void)t; (void)u; (void)y;"
-"""The arguments of a function of a row in C++, and how its body begins."""
+"""The arguments of a function of a row in C++."""
+
+
+def begin(time: str) -> str:
+    """How the body of such a function begins, which sees this time."""
+    return f"const typename Lanes<W>::R t[1] = {{{time}}}; const real* u = in.u; (void)t; (void)u; (void)y;"
+
+
+BEGIN = begin("one_sided<W>(now, in)")
+"""How that of the right-hand side does, and those of its derivatives: it may jump at scheduled times."""
 
 _DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
 _DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
@@ -49,6 +57,9 @@ SOLVE: dict[str, Any] = {
     "inputs": "const real* const*",
     "input_strides": _INTS,
     "uniform": _REALS,
+    # Between which times the function is evaluated, [rows], if it may jump there and the loop resumes.
+    "low": _REALS,
+    "high": _REALS,
     # How steps are sized; a first step of less than 0 is estimated.
     "safety": _DOUBLE,
     "factor_min": _DOUBLE,
@@ -107,6 +118,8 @@ PULL: dict[str, Any] = {
     "inputs": "const real* const*",
     "input_strides": _INTS,
     "uniform": _REALS,
+    "low": _REALS,
+    "high": _REALS,
     # The record.
     "steps": _INTS,
     "ends": _DOUBLES,

@@ -26,7 +26,7 @@ from torchivp.gradients.vjp import vjp
 from torchivp.methods.consistent import slopes_of
 from torchivp.record import Record
 from torchivp.rows.ahead import run_ahead
-from torchivp.rows.changes import all_scheduled, changing, function_on, groups, rounds
+from torchivp.rows.changes import all_scheduled, changing, function_on, groups, rounds, side_times
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs
@@ -255,6 +255,7 @@ class KernelRows(ReplayedSolve):
             torch.from_numpy(taken.count),
             seeds,
             self._timed,
+            taken.sides,
         )
 
 
@@ -285,6 +286,7 @@ class _TakenPiece:
         steps: the steps.
         place: where their ends are among all; the last is there again for rows that are through.
         last: the states at its end, before what happens there, [rows, size].
+        sides: between which times func is evaluated, [rows]; None for any.
     """
 
     def __init__(self, solve: KernelRows, piece: Piece, table: FusedRecord, record: Record):
@@ -294,6 +296,8 @@ class _TakenPiece:
         self.place = torch.from_numpy(rows).unsqueeze(1), torch.from_numpy(number)
         self.steps = table.each(lambda x: x[self.place])
         self.start = self.steps.states[:, 0]
+        ends, problem = record.ends, solve.plan.problem
+        self.sides = side_times(problem, rows, ends[rows, piece.first], ends[rows, piece.last])
         self.last = self.steps.states[torch.from_numpy(rows), torch.from_numpy(self.count)]
         if len(piece.changes):
             at, before = of_changes(record.changes, piece.changes)

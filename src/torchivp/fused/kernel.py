@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchivp.fused.arrays import Array
-from torchivp.fused.call import BEGIN, NOW, SOLVE, SolveCall, loaded, structure
+from torchivp.fused.call import BEGIN, NOW, SOLVE, SolveCall, begin, loaded, structure
 from torchivp.fused.derivatives import Derivatives
 from torchivp.fused.graphs import core_graph, uses
 from torchivp.fused.lower import Lowering
@@ -20,6 +20,9 @@ from torchivp.fused.steps import Coefficients, source_file, watch
 from torchivp.fused.trace import Traced
 
 PROCESSOR = torch.device("cpu")
+
+_OPEN = {"low": "-INFINITY", "high": "INFINITY"}
+"""The bounds of times at which the function is evaluated, and what they are where there are none."""
 
 _MOST_CHECKS = 2048
 """Of all event functions in a step, what they were at the checks is kept near the processor."""
@@ -159,7 +162,7 @@ class Kernel:
             self.roles += event.roles
             self._inputs += inputs
             body, (value,) = self.lowering.lower(core_graph(event.traced.values, examples), inputs, event.name)
-            lines += [f"template <int W> FUSED void event_{number}({NOW}, typename Lanes<W>::R* g) {{", BEGIN]
+            lines += [f"template <int W> FUSED void event_{number}({NOW}, typename Lanes<W>::R* g) {{", begin("now")]
             lines += [*body, *self.lowering.written(value, "g"), "}"]
         lands = bool(checks) and not self.form.coefficients.uses_jacobian
         return [
@@ -205,6 +208,8 @@ class Kernel:
         numbered = list(enumerate(zip(self.roles, self._inputs, strict=True)))
         shared = [i for i, (role, _) in numbered if role == "shared"]
         per_row = [(i, x) for i, (role, x) in numbered if role == "row"]
+        led = self._watched is not None
+        side = "sel(now < in.low, in.low, sel(now > in.high, in.high, now))" if led else "now"
         return [
             f"typedef {form.real} real;",
             source_file("shell.h"),
@@ -216,6 +221,7 @@ class Kernel:
             "template <int W> struct In {",
             *(f"const real* s{i};" for i in shared),
             *(f"typename Lanes<W>::R r{i}[{max(x.size, 1)}];" for i, x in per_row),
+            *(["typename Lanes<W>::R low, high;"] if led else []),
             "real* u;",
             "template <class Call> DEVICE explicit In(const Call& s) {",
             *(f"s{i} = s.inputs[{i}];" for i in shared),
@@ -226,9 +232,14 @@ class Kernel:
                 f"for (int e = 0; e < {x.size}; ++e) put(r{i}[e], l, s.inputs[{i}][row * s.input_strides[{i}] + e]);"
                 for i, x in per_row
             ),
+            *(f"put({name}, l, s.{name} ? s.{name}[row] : real({end}));" for name, end in _OPEN.items() if led),
             "(void)s; (void)l; (void)row;",
             "}",
             "};",
+            "template <int W> FUSED typename Lanes<W>::R one_sided(",
+            "const typename Lanes<W>::R& now, const In<W>& in) {",
+            f"(void)in; return {side};",
+            "}",
             "template <class Call> DEVICE void once(const Call& s) {",
             "const In<1> in(s); real* u = in.u; (void)u;",
             *self.lowering.once,

@@ -200,6 +200,11 @@ class QuietSteps:
         if self._wanted is not None:
             call.outputs = call.wanted_stride = self._wanted.shape[1]
             call.wanted, call.values = self._wanted.data_ptr(), self._values.data_ptr()
+        sides = None
+        if places.sides is not None:  # those of other rows are not read
+            sides = rows.like.new_empty(2, self._count)
+            sides[:, torch.from_numpy(index)] = torch.stack(places.sides)
+            call.low, call.high = sides[0].data_ptr(), sides[1].data_ptr()
         if self._ends is not None:
             call.grid, call.grid_stride = self._ends.data_ptr(), self._ends.shape[1]
         give_tolerances(call, rows.rtol, rows.atol)
@@ -217,7 +222,7 @@ class QuietSteps:
             call.ends, call.states = table.ends.data_ptr(), table.states.data_ptr()
             call.slopes = None if table.slopes is None else table.slopes.data_ptr()
         kernel.solve(call)
-        del held
+        del held, sides
 
     def _keep(
         self, places: Places, before: np.ndarray, kept: np.ndarray, arrived: np.ndarray, outputs: RowOutputs

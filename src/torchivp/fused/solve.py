@@ -349,6 +349,7 @@ def steps_back(
     steps: Tensor,
     seeds: Seeds,
     timed: bool = False,
+    sides: tuple[Tensor, Tensor] | None = None,
 ) -> Pulled:
     """The gradients of what the rows of a record start from, and of the inputs that are `wanted`.
 
@@ -361,6 +362,7 @@ def steps_back(
         steps: how many there are of each row, [rows], int64.
         seeds: the gradients of what they led to.
         timed: whether those of times are wanted too.
+        sides: between which times the function is evaluated, [rows], if it may jump there.
     """
     pull, call, like = kernel.pull(wanted, timed), PullCall(), record.states
     rows, room, size = like.shape[0], record.ends.shape[1] - 1, like.shape[2]
@@ -378,6 +380,8 @@ def steps_back(
     call.grad_last = seeds.last.data_ptr()
     call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
     call.slopes = None if record.slopes is None else record.slopes.data_ptr()
+    if sides is not None:
+        call.low, call.high = (x.data_ptr() for x in sides)
     held = give_inputs(call, kernel, inputs, rows, pull.kept, like)
     if kernel.gpu is not None:
         call.block = max(1, -(-rows * pull.sums * like.element_size() // _SUMS))

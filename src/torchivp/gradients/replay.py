@@ -17,7 +17,7 @@ from torchivp.gradients.step_ends import StepEnds
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.record import Checkpoint, Firing, Record
-from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups
+from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups, one_sided
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import Carry, RowOutputs
@@ -48,7 +48,7 @@ def at_moving_time(
         assert action.times is not None
         series = torch.from_numpy(action.times) if action.moving is None else action.moving
         moving = series[torch.from_numpy(rows), column].to(y.device, time.dtype).unsqueeze(1)
-        return moving, moved(y, _slopes(problem, rows, time, y), time.detach() + (moving - time))
+        return moving, moved(y, _slopes(problem, rows, end, y), time.detach() + (moving - time))
     if not derivatives_enabled():
         return time, y
     function = event_on(problem, action, rows)
@@ -58,7 +58,7 @@ def at_moving_time(
     if not value.requires_grad:  # an event function of booleans, say
         return time, y
     g_t, g_y = torch.autograd.grad(value, (leaf_t, leaf_y), allow_unused=True)
-    slopes = _slopes(problem, rows, time, y)
+    slopes = _slopes(problem, rows, end, y)
     slope = torch.zeros_like(time) if g_t is None else g_t
     if g_y is not None:
         slope = slope + (g_y.conj() * slopes.value).real.sum(1, keepdim=True).to(slope.dtype)
@@ -66,8 +66,11 @@ def at_moving_time(
     return when, moved(y, slopes, when)
 
 
-def _slopes(problem: RowProblem, rows: np.ndarray, t: Tensor, y: Tensor) -> Slope:
-    return Slope.of(slopes_of(function_on(problem, rows)), t, y)
+def _slopes(problem: RowProblem, rows: np.ndarray, end: np.ndarray | Tensor, y: Tensor, after: bool = False) -> Slope:
+    """The slopes at the ends of steps, as the steps have them, or those after what happens there."""
+    t = end.detach().squeeze(1).cpu().numpy() if isinstance(end, Tensor) else end
+    func = one_sided(problem, rows, function_on(problem, rows), *((t, None) if after else (None, t)))
+    return Slope.of(slopes_of(func), problem.user_time(end), y)
 
 
 def after_change(
@@ -86,7 +89,7 @@ def after_change(
     if is_own or not moves(when):
         return after
     time = problem.user_time(end)
-    slopes = _slopes(problem, rows, time, after)
+    slopes = _slopes(problem, rows, end, after, after=True)
     return moved(after, slopes.back, time.detach() + (when - time))
 
 
@@ -284,7 +287,8 @@ class Replay:
             places = np.concatenate(anew)
             there, rows = problem.select(places), replayed.rows[places]
             end = self.ends[rows, step] if ends is None else ends.of_steps(rows, step)
-            slopes = slopes_of(function_on(problem, rows))(problem.user_time(end), y[there]).clone()
+            func = one_sided(problem, rows, function_on(problem, rows), self.ends[rows, step], None)
+            slopes = slopes_of(func)(problem.user_time(end), y[there]).clone()
             carry = self.method.initial_carry(slopes)
             stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)
             replayed.carry = stepper.put_carry(replayed.carry, there, carry)

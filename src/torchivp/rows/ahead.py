@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchivp.methods.method import Method, Work
-from torchivp.rows.changes import all_scheduled, scheduled
+from torchivp.rows.changes import all_scheduled, scheduled, side_times
 from torchivp.rows.event_loop import EventLoop
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.recorders import RowOutputs, RowTrail
@@ -38,6 +38,7 @@ class Places:
         rejected: whether their last tries were rejected.
         overflowed: whether that was because the errors were not finite.
         until: the next times that their steps must end on.
+        sides: between which times func is evaluated until then, [m]; None for any.
         smallest: the sizes below which steps get nowhere, wherever the rows are.
         y: the states, [m, size].
         slopes: the slopes that their next steps start from, [m, size]; None to compute them anew.
@@ -66,6 +67,7 @@ class Places:
     rejected: np.ndarray
     overflowed: np.ndarray
     until: np.ndarray
+    sides: tuple[Tensor, Tensor] | None
     smallest: np.ndarray
     y: Tensor
     slopes: Tensor | None
@@ -235,6 +237,7 @@ class _AheadLoop(EventLoop):
             rejected=active.rejected[where],
             overflowed=active.overflowed[where],
             until=until,
+            sides=side_times(self.problem, index, active.t[where], until),
             smallest=self.smallest[index],
             y=y,
             slopes=self.carry[select] if isinstance(self.carry, Tensor) else None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ from torchivp.methods.consistent import consistent
 from torchivp.record import Firing
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import Action, RowProblem
+from torchivp.stepsize.stops import OneSided
+
+Slopes = Callable[[Tensor, Tensor], Tensor]
+"""A function of the times and the states of some rows."""
 
 
 def groups(firings: Sequence[Firing]) -> dict[Firing, np.ndarray]:
@@ -53,7 +58,13 @@ def apply_firing(problem: RowProblem, firing: Firing, rows: np.ndarray, t: Tenso
         if action.apply is not None:
             bound = _bound(problem, action.apply, rows, select)
             y = bound(t, y, *_value(action, select, column))
-    return consistent(function_on(problem, rows), t, y)[0] if changes_state(problem, firing) else y
+    if not changes_state(problem, firing):
+        return y
+    func: Slopes = function_on(problem, rows)
+    if any(column >= 0 for _, column in firing):
+        onward = problem.user_time(math.inf * problem.times.direction[rows])
+        func = OneSided(func, torch.nextafter(t.detach(), onward), onward)
+    return consistent(func, t, y)[0]
 
 
 def function_on(problem: RowProblem, rows: np.ndarray) -> FunctionOnRows:
@@ -84,6 +95,43 @@ def scheduled(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> list[Firi
             for position, column in zip(*np.nonzero(action.times[rows] == t[:, None]), strict=True):
                 found[position].append((number, int(column)))
     return [tuple(firing) for firing in found]
+
+
+def one_sided(
+    problem: RowProblem, rows: np.ndarray, func: Slopes, start: np.ndarray | None, end: np.ndarray | None
+) -> Slopes:
+    """The right-hand side `func` of the `rows` in steps from `start` to `end`, as it is between them.
+
+    Inputs switch at scheduled times: at one at an end of a step, `func` is evaluated on the step's side of it. None for
+    an end that does not matter.
+    """
+    bounds = side_times(problem, rows, start, end)
+    return func if bounds is None else OneSided(func, *(bound.unsqueeze(1) for bound in bounds))
+
+
+def side_times(
+    problem: RowProblem, rows: np.ndarray, start: np.ndarray | None, end: np.ndarray | None
+) -> tuple[Tensor, Tensor] | None:
+    """The lowest and the highest times at which functions are evaluated in such steps, [n]; None if nowhere bounded."""
+    there = [None if t is None else _is_scheduled(problem, rows, t) for t in (start, end)]
+    if not any(which is not None and which.any() for which in there):
+        return None
+    ahead = problem.user_time(math.inf * problem.times.direction[rows]).squeeze(1)
+    bounds = [-ahead, ahead]
+    for i, (t, which, inwards) in enumerate(zip((start, end), there, (ahead, -ahead), strict=True)):
+        if t is not None and which is not None:
+            beside = torch.nextafter(problem.user_time(t).squeeze(1), inwards)
+            bounds[i] = torch.where(problem.select(which), beside, bounds[i])
+    return torch.minimum(*bounds), torch.maximum(*bounds)
+
+
+def _is_scheduled(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Whether anything is scheduled in the `rows` at the times `t`, [n]."""
+    found = np.zeros(len(rows), dtype=bool)
+    for action in problem.actions:
+        if action.times is not None:
+            found |= (action.times[rows] == t[:, None]).any(1)
+    return found
 
 
 def all_scheduled(problem: RowProblem) -> np.ndarray:

@@ -21,6 +21,7 @@ from torchivp.rows.changes import (
     finite_rows,
     function_on,
     groups,
+    one_sided,
     scheduled,
 )
 from torchivp.rows.landing import Start, take_to_events
@@ -351,7 +352,8 @@ class EventLoop(RowLoop):
 
         def new_slopes() -> Tensor:
             if not slopes:
-                slopes.append(slopes_of(function_on(problem, index))(problem.user_time(t1), y).clone())
+                func = one_sided(problem, index, function_on(problem, index), t1, None)
+                slopes.append(slopes_of(func)(problem.user_time(t1), y).clone())
                 self.evaluations[index] += 1
             return slopes[0]
 

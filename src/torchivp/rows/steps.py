@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torchivp.dense import EachWithin
 from torchivp.error_norm import ErrorNorm
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method, Step, Work, choice, map_rows
-from torchivp.rows.changes import function_on
+from torchivp.rows.changes import Slopes, function_on, one_sided
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import WithinSteps
@@ -95,6 +94,7 @@ class Stepper:
 
     Attributes:
         work: what the steps of each row have cost besides evaluations of func, [rows, kinds], in the order of `Work`.
+        one_sided: the right-hand side as the last step has evaluated it.
     """
 
     def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
@@ -104,17 +104,20 @@ class Stepper:
         self.rows = rows
         self.norm = norm.take(problem.select(rows))
         self.func: FunctionOnRows = function_on(problem, rows)
+        self.one_sided: Slopes = self.func
 
     def slopes(self, t: np.ndarray, y: Tensor) -> Tensor:
-        """dy/dt."""
-        return slopes_of(self.func)(self.problem.user_time(t), y)
+        """dy/dt at the starts of steps."""
+        func = one_sided(self.problem, self.rows, self.func, t, None)
+        return slopes_of(func)(self.problem.user_time(t), y)
 
     def step(
         self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None
     ) -> TakenSteps:
         """A step of every row; `ends` are `t0` and `t1` as tensors, if they move."""
         start, end = (self.problem.time(t0), self.problem.time(t1)) if ends is None else map(self.problem.moved, ends)
-        return self._taken(t0, t1, end, self.method.step_rows(self.func, start, end, y, carry, self.norm))
+        self.one_sided = one_sided(self.problem, self.rows, self.func, t0, t1)
+        return self._taken(t0, t1, end, self.method.step_rows(self.one_sided, start, end, y, carry, self.norm))
 
     def _taken(self, t0: np.ndarray, t1: np.ndarray, end: float | Tensor, step: Step) -> TakenSteps:
         """The step from `t0`, which was to end on `t1`; that is, on `end`, as the method was told."""
@@ -126,7 +129,7 @@ class Stepper:
 
     def within(self, taken: TakenSteps) -> WithinSteps:
         """The solutions within the steps."""
-        return self.method.interpolant_rows(self.func, taken.step)
+        return self.method.interpolant_rows(self.one_sided, taken.step)
 
     def errors(self, taken: TakenSteps) -> np.ndarray:
         """The scaled errors of the steps."""
@@ -169,21 +172,14 @@ class Stepper:
 
 
 class SingleStepper(Stepper):
-    """Takes steps of one row, as a solve of that row alone does.
-
-    Attributes:
-        one_sided: the right-hand side as the last step has evaluated it.
-    """
-
-    def __init__(self, problem: RowProblem, method: Method, norm: ErrorNorm, rows: np.ndarray):
-        super().__init__(problem, method, norm, rows)
-        self.one_sided: Callable[[Tensor, Tensor], Tensor] = self.func
+    """Takes steps of one row, as a solve of that row alone does."""
 
     def step(
         self, t0: np.ndarray, t1: np.ndarray, y: Tensor, carry: Any, ends: tuple[Tensor, Tensor] | None = None
     ) -> TakenSteps:
         start, end = float(t0[0]), float(t1[0])
-        self.one_sided = self.problem.stops.function(self.func, start, end, self._time)
+        func = one_sided(self.problem, self.rows, self.func, t0, t1)
+        self.one_sided = self.problem.stops.function(func, start, end, self._time)
         times = (start, end) if ends is None else (ends[0].reshape(()), ends[1].reshape(()))
         return self._taken(t0, t1, times[1], self.method.step(self.one_sided, *times, y, carry))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from torchivp.split import summands_of
 from torchivp.times import Times
 from torchivp.torch_func import moves
 
@@ -69,27 +71,45 @@ def merge(targets: Iterable[float], others: Sequence[float], direction: float) -
 
 
 class OneSided:
-    """`func`, evaluated next to the ends of a step instead of at them.
+    """`func`, evaluated next to the ends of a step instead of at them, and otherwise the same.
 
     Args:
-        func: the function.
-        start: the time just after the start of the step, or the start itself.
+        func: the function, of one row or of several.
+        start: the time just after the start of the step, or the start itself; [rows, 1] of several rows.
         end: the time just before the end of the step, or the end itself.
     """
 
     def __init__(self, func: Callable[[Tensor, Tensor], Tensor], start: Tensor, end: Tensor):
         self._func = func
-        self.sparsity = getattr(func, "sparsity", None)
         self._low, self._high = torch.minimum(start, end), torch.maximum(start, end)
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         return self._func(self._inside(t), y)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "_func":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._func, name)
+
     @property
     def jacobian(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """That of the function, at the same times."""
         jacobian = getattr(self._func, "jacobian", None)
-        return jacobian and (lambda t, y: jacobian(self._inside(t), y))
+        return jacobian and self._likewise(jacobian)
+
+    @property
+    def summands(self) -> tuple[OneSided, OneSided] | None:
+        """The explicit and the implicit part, if it is the sum of two functions."""
+        parts = summands_of(self._func)
+        return parts and (self._likewise(parts[0]), self._likewise(parts[1]))
+
+    def alone(self, rows: int) -> Sequence[OneSided]:
+        """The function of each of the `rows` that there are."""
+        bounds = (x.expand(rows, 1).reshape(-1) for x in (self._low, self._high))
+        return [OneSided(*each) for each in zip(cast("Any", self._func).alone(rows), *bounds, strict=True)]
+
+    def _likewise(self, func: Callable[[Tensor, Tensor], Tensor]) -> OneSided:
+        return OneSided(func, self._low, self._high)
 
     def _inside(self, t: Tensor) -> Tensor:
         inside = torch.clamp(t.detach(), self._low, self._high)
