@@ -58,6 +58,10 @@ _ADVICE = {
     "a method are given by method=torchivp.ODE_METHODS[name].with_options(...)",
     "max_num_steps": "write max_steps=",
     "event_fn": "write events=",
+    **dict.fromkeys(
+        ("jump_t", "step_t", "jump_ts", "step_ts", "tstops", "t_stops", "d_discontinuities"),
+        "write events=torchivp.Scheduled(times): steps end on these times, and func may jump there",
+    ),
     "vectorized": "write batch_dims=1 if the first dimension of y0 numbers problems; func is called with all of y",
     "dt": "write step_size= for fixed steps, or first_step=",
     "t": "write t_eval=",

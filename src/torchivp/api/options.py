@@ -193,8 +193,8 @@ def _read_times(name: str, times: Any) -> list[float]:
     if name == "jump_t" and moving is not None:
         raise ValueError(
             "option 'jump_t' must not require a gradient: steps end on it, but how the solution changes with the time "
-            "of a jump is not computed. Write jump_t.detach(); for a jump whose time is learned let func be the same "
-            "on both sides, and what changes a part of the state that an Event or a Scheduled of solve_ivp changes"
+            "of a jump is not computed. Write jump_t.detach(); for a jump whose time is learned write "
+            "solve_ivp(..., events=torchivp.Scheduled(jump_t)), which differentiates by it"
         )
     return values
 

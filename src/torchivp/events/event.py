@@ -163,8 +163,9 @@ class Scheduled:
 
     Args:
         times: [n], or in a batch [*batch, n] with NaN for no time.
-        apply: default: the state stays as it is, as where `func` alone switches. Else called as `apply(t, y)` or `apply(t, y, *args)`, with values as `apply(t, y, value)` or
-            `apply(t, y, value, *args)`; returns the state with which the integration goes on.
+        apply: called as `apply(t, y)` or `apply(t, y, *args)`, with values as `apply(t, y, value)` or
+            `apply(t, y, value, *args)`; returns the state with which the integration goes on. Default: the state stays
+            as it is, and `func` alone switches.
         values: a tensor with an entry for each time, [n, ...] or [*batch, n, ...], such as the doses.
 
     Raises:
