@@ -65,6 +65,8 @@ def test_what_the_sentence_says_instead_works(solver):
         ("lband", "write jac_sparsity=(lband, uband)"),
         ("max_num_steps", "write max_steps="),
         ("progress", "a solve shows no progress: let func count its calls, or print its t"),
+        ("jump_t", "write events=torchivp.Scheduled(times): steps end on these times, and func may jump there"),
+        ("tstops", "write events=torchivp.Scheduled(times): steps end on these times"),
         ("dens_output", "did you mean dense_output=?"),
         ("nothing_like_it", "its arguments are func, t_span, y0, t_eval, method, "),
     ],

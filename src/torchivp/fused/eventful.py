@@ -51,6 +51,7 @@ class KernelRows(ReplayedSolve):
 
     Attributes:
         wanted: as given.
+        sees_time: whether func depends on time.
         stiff: the rows that were left to another method, [rows], once it has run.
     """
 
@@ -69,6 +70,7 @@ class KernelRows(ReplayedSolve):
     ):
         super().__init__(plan, inputs, None)
         self._kernel, self._rows, self.wanted, self._only = kernel, rows, dict(wanted), only
+        self.sees_time = kernel.sees_time
         self._used = used
         self._timed = plan.problem.moving.any or any(action.moving is not None for action in plan.problem.actions)
         self._table: FusedRecord | None = None
@@ -296,8 +298,9 @@ class _TakenPiece:
         self.place = torch.from_numpy(rows).unsqueeze(1), torch.from_numpy(number)
         self.steps = table.each(lambda x: x[self.place])
         self.start = self.steps.states[:, 0]
-        ends, problem = record.ends, solve.plan.problem
-        self.sides = side_times(problem, rows, ends[rows, piece.first], ends[rows, piece.last])
+        ends, problem, self.sides = record.ends, solve.plan.problem, None
+        if solve.sees_time:
+            self.sides = side_times(problem, rows, ends[rows, piece.first], ends[rows, piece.last])
         self.last = self.steps.states[torch.from_numpy(rows), torch.from_numpy(self.count)]
         if len(piece.changes):
             at, before = of_changes(record.changes, piece.changes)

@@ -113,6 +113,7 @@ class Kernel:
         room: how many steps a record has room for, which grows.
         steps: how many the last solve took, a guess at those of the next.
         kept: how many numbers are computed once.
+        sees_time: whether the function depends on time.
         gpu: where it runs; None for the processor.
 
     Raises:
@@ -144,7 +145,9 @@ class Kernel:
         graph = core_graph(self.traced.values, self.traced.examples)
         lines, (slope,) = self.lowering.lower(graph, self.inputs)
         size = self.lowering.size
-        self._derive(uses(graph))
+        used = uses(graph)
+        self.sees_time = any(each and role == "t" for each, role in zip(used, self.form.roles, strict=True))
+        self._derive(used)
         head = f"template <int W> {size} void field({NOW}, typename Lanes<W>::R* dy) {{"
         return [head, BEGIN, *lines, *self.lowering.written(slope, "dy"), "}"]
 

@@ -123,6 +123,7 @@ class QuietSteps:
         self._direction = times.direction
         self._count = len(times.start)
         self._steps = kernel.form.coefficients
+        self.sees_time = kernel.sees_time
         self._wanted: Tensor | None = None
         if times.outputs is not None:
             self._wanted = torch.from_numpy(np.ascontiguousarray(times.outputs))
@@ -202,8 +203,9 @@ class QuietSteps:
             call.wanted, call.values = self._wanted.data_ptr(), self._values.data_ptr()
         sides = None
         if places.sides is not None:  # those of other rows are not read
-            sides = rows.like.new_empty(2, self._count)
-            sides[:, torch.from_numpy(index)] = torch.stack(places.sides)
+            sides = torch.stack(places.sides)
+            if len(index) < self._count:
+                sides = rows.like.new_empty(2, self._count).index_copy(1, torch.from_numpy(index), sides)
             call.low, call.high = sides[0].data_ptr(), sides[1].data_ptr()
         if self._ends is not None:
             call.grid, call.grid_stride = self._ends.data_ptr(), self._ends.shape[1]

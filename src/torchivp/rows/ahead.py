@@ -89,7 +89,13 @@ class Places:
 
 
 class Ahead(Protocol):
-    """What takes rows ahead."""
+    """What takes rows ahead.
+
+    Attributes:
+        sees_time: whether func depends on time.
+    """
+
+    sees_time: bool
 
     def go(self, places: Places, outputs: RowOutputs) -> None:
         """Bring rows to where they must end a step, or before one in which something else may happen.
@@ -237,7 +243,7 @@ class _AheadLoop(EventLoop):
             rejected=active.rejected[where],
             overflowed=active.overflowed[where],
             until=until,
-            sides=side_times(self.problem, index, active.t[where], until),
+            sides=side_times(self.problem, index, active.t[where], until) if self._ahead.sees_time else None,
             smallest=self.smallest[index],
             y=y,
             slopes=self.carry[select] if isinstance(self.carry, Tensor) else None,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.mass import projection_of
 from torchivp.methods.consistent import consistent
 from torchivp.record import Firing
 from torchivp.rows.function import FunctionOnRows
@@ -61,7 +62,7 @@ def apply_firing(problem: RowProblem, firing: Firing, rows: np.ndarray, t: Tenso
     if not changes_state(problem, firing):
         return y
     func: Slopes = function_on(problem, rows)
-    if any(column >= 0 for _, column in firing):
+    if projection_of(func) is not None and any(column >= 0 for _, column in firing):
         onward = problem.user_time(math.inf * problem.times.direction[rows])
         func = OneSided(func, torch.nextafter(t.detach(), onward), onward)
     return consistent(func, t, y)[0]
@@ -89,6 +90,8 @@ def _value(action: Action, rows: Tensor, column: int) -> tuple[Tensor, ...]:
 
 def scheduled(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> list[Firing]:
     """What is scheduled in the `rows` at the times `t`."""
+    if not _is_scheduled(problem, rows, t).any():
+        return [()] * len(rows)
     found: list[list[tuple[int, int]]] = [[] for _ in rows]
     for number, action in enumerate(problem.actions):
         if action.times is not None:
@@ -116,21 +119,25 @@ def side_times(
     there = [None if t is None else _is_scheduled(problem, rows, t) for t in (start, end)]
     if not any(which is not None and which.any() for which in there):
         return None
-    ahead = problem.user_time(math.inf * problem.times.direction[rows]).squeeze(1)
+    ahead, dtype = math.inf * problem.times.direction[rows], problem.real_dtype
     bounds = [-ahead, ahead]
     for i, (t, which, inwards) in enumerate(zip((start, end), there, (ahead, -ahead), strict=True)):
-        if t is not None and which is not None:
-            beside = torch.nextafter(problem.user_time(t).squeeze(1), inwards)
-            bounds[i] = torch.where(problem.select(which), beside, bounds[i])
-    return torch.minimum(*bounds), torch.maximum(*bounds)
+        if t is not None and which is not None and which.any():
+            beside = torch.nextafter(*(torch.from_numpy(x).to(dtype) for x in (t, inwards)))
+            bounds[i] = np.where(which, beside.double().numpy(), bounds[i])
+    low, high = (torch.from_numpy(order(*bounds)).to(problem.y0.device, dtype) for order in (np.minimum, np.maximum))
+    return low, high
 
 
 def _is_scheduled(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Whether anything is scheduled in the `rows` at the times `t`, [n]."""
-    found = np.zeros(len(rows), dtype=bool)
-    for action in problem.actions:
-        if action.times is not None:
-            found |= (action.times[rows] == t[:, None]).any(1)
+    known = problem.scheduled_times
+    if not len(known):
+        return np.zeros(len(rows), dtype=bool)
+    found = known[np.minimum(np.searchsorted(known, t), len(known) - 1)] == t
+    if (some := np.flatnonzero(found)).size:  # in these rows or in others
+        tables = [action.times for action in problem.actions if action.times is not None]
+        found[some] = np.logical_or.reduce([(times[rows[some]] == t[some, None]).any(1) for times in tables])
     return found
 
 

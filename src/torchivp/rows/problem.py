@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -88,6 +89,13 @@ class RowProblem:
     def select(self, rows: np.ndarray) -> Tensor:
         """The numbers of rows as a tensor that selects them."""
         return torch.from_numpy(np.ascontiguousarray(rows)).to(self.y0.device)
+
+    @cached_property
+    def scheduled_times(self) -> np.ndarray:
+        """All times at which anything is scheduled in any row, in ascending order."""
+        tables = [action.times.reshape(-1) for action in self.actions if action.times is not None]
+        every = np.unique(np.concatenate(tables)) if tables else np.zeros(0)
+        return every[~np.isnan(every)]
 
     def with_args(self, args: RowArguments) -> RowProblem:
         """The same problem with other arguments of its functions."""
