@@ -142,6 +142,8 @@ def map_rows(function: Callable[..., Tensor], carry: Any, *others: Any) -> Any:
             return None
         return leaves[0].map(function, *leaves[1:]) if isinstance(leaves[0], Memory) else function(*leaves)
 
+    if carry is None or isinstance(carry, Tensor):  # as mostly
+        return of_leaf(carry, *others)
     return pytree.tree_map(of_leaf, carry, *others)
 
 
