@@ -76,9 +76,10 @@ class Chosen:
     def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         return self._within.at(rows if self._rows is None else self._rows[rows], theta, t)
 
-    def at_fraction(self, theta: float) -> Tensor:
-        y = self._within.at_fraction(theta)
-        return y if self._rows is None else y[self._rows]
+    def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
+        if self._rows is None:
+            return self._within.at_fractions(theta, *further)
+        return torch.cat([self._within.at_fractions(theta)[:, self._rows], *(y.unsqueeze(0) for y in further)])
 
     def kept(self) -> Chosen:
         return Chosen(self._within.kept(), self._rows)
