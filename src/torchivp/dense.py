@@ -169,9 +169,9 @@ class RowInterpolant(ValuesTravel):
             flat, weights = self.y0.reshape(1, self.y0.numel()), self.b.known(theta, self.y0.dtype)
             # One after the other, as in `at`.
             states = [torch.addmm(flat, row, self.increments) for row in weights.split(1)]
-            return torch.cat([*states, *(y.reshape(flat.shape) for y in further)]).view(-1, *self.y0.shape)
+            return torch.cat([*states, *(y.reshape(flat.shape) for y in further)]).view(-1, self.y0.shape[1])
         rows = torch.arange(len(self.y0))
-        return torch.stack([*(self.at(rows, np.full(len(rows), x)) for x in theta), *further])
+        return torch.cat([*(self.at(rows, np.full(len(rows), x)) for x in theta), *further])
 
     def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
@@ -269,7 +269,7 @@ class WithinSteps(Protocol):
         ...
 
     def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
-        """The states of all rows at the same fractions of their steps, of which there are some, [n, rows, size].
+        """The states of all rows at each of the same fractions of their steps, [len(theta) * rows, size].
 
         `further` states, [rows, size] each, are put behind them.
         """
@@ -314,9 +314,7 @@ class EachWithin:
     def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
         """As in `WithinSteps`."""
         states = [_at_fractions(interpolant, theta) for interpolant in self._interpolants]
-        if len(states) == 1:
-            return torch.cat([*states, *further]).unsqueeze(1)
-        return torch.cat([torch.stack(states, 1), *(y.unsqueeze(0) for y in further)])
+        return torch.cat([states[0] if len(states) == 1 else torch.stack(states, 1).flatten(0, 1), *further])
 
     def kept(self) -> EachWithin:
         """As in `WithinSteps`."""

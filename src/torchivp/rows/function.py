@@ -291,7 +291,7 @@ class FunctionOnRows(RowByRow):
     def at_each(self, t: Tensor, y: Tensor) -> Tensor:
         """The function of an event at n times and states of these rows, [n * rows, 1] and [n * rows, size].
 
-        It is called n times, but what surrounds a call is done once.
+        It is called n times, but what surrounds a call is done once. The values come in this order in any shape.
         """
         layout, count = self._layout, len(y) // self._layout.rows
         self._calls[0] += count
@@ -304,7 +304,7 @@ class FunctionOnRows(RowByRow):
         values = self._one_by_one(t.reshape(count, *self._time_shape), y, shape, *self.args)
         lead, dtype = layout.lead, layout.real_dtype
         if all(isinstance(x, Tensor) and x.dtype is dtype and x.shape == lead for x in values):  # as it should be
-            return torch.stack(values).reshape(-1, 1)
+            return torch.stack(values)
         return torch.cat([self._result(value) for value in values])
 
 

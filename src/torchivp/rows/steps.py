@@ -79,7 +79,8 @@ class Chosen:
     def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
         if self._rows is None:
             return self._within.at_fractions(theta, *further)
-        return torch.cat([self._within.at_fractions(theta)[:, self._rows], *(y.unsqueeze(0) for y in further)])
+        y = self._within.at_fractions(theta).unflatten(0, (len(theta), -1))
+        return torch.cat([y[:, self._rows].flatten(0, 1), *further])
 
     def kept(self) -> Chosen:
         return Chosen(self._within.kept(), self._rows)

@@ -213,7 +213,7 @@ class RowWatch:
             inside, fractions = _inside(checks)
             t = steps.t0 + fractions * length
             t[-1] = steps.t1
-            y = within.at_fractions(inside, steps.y1).flatten(0, 1) if checks else steps.y1
+            y = within.at_fractions(inside, steps.y1) if checks else steps.y1
             time, at_once = self._problem.user_time(t.reshape(-1)), y.numel() <= _AT_ONCE
             values = [self._at_samples(event, rows, at_once)(time, y) for event in events]
             samples.append(_on_host(*values).reshape(len(events), *t.shape))
@@ -501,7 +501,7 @@ def _inside(checks: int) -> tuple[tuple[float, ...], np.ndarray]:
 
 def _on_host(*values: Tensor) -> np.ndarray:
     """Values of an event function, each [rows, 1], as one array."""
-    return read_rows((values[0] if len(values) == 1 else torch.cat(values)).flatten())
+    return read_rows(values[0].flatten() if len(values) == 1 else torch.cat([value.flatten() for value in values]))
 
 
 def _any_nan(values: np.ndarray) -> np.ndarray:

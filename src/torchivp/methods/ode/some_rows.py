@@ -112,8 +112,9 @@ class WithinParts:
         return y.index_select(0, order.to(y.device))
 
     def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
-        y = torch.cat([within.at_fractions(theta) for within in self._within], 1)
-        return torch.cat([y.index_select(1, self._order.to(y.device)), *(y.unsqueeze(0) for y in further)])
+        parts = [within.at_fractions(theta).unflatten(0, (len(theta), -1)) for within in self._within]
+        y = torch.cat(parts, 1)
+        return torch.cat([y.index_select(1, self._order.to(y.device)).flatten(0, 1), *further])
 
     def kept(self) -> WithinParts:
         one, other = (within.kept() for within in self._within)
