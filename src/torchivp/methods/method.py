@@ -45,7 +45,10 @@ class Work(NamedTuple):
 
     def by_row(self, rows: int) -> np.ndarray:
         """The numbers of all rows, [rows, kinds]."""
-        return np.stack([np.broadcast_to(count, rows) for count in self], 1)
+        counts = np.empty((rows, len(self)), dtype=np.int64)
+        for kind, count in enumerate(self):
+            counts[:, kind] = count
+        return counts
 
 
 @dataclass(slots=True)

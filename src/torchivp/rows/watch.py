@@ -171,9 +171,10 @@ class RowWatch:
         """How often events are looked at within a step, and which of them so often."""
 
     def values(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
-        """The event functions of `rows`, [events, len(rows)]."""
-        time = self._problem.user_time(t)
-        return np.stack([_on_host(function(time, y)) for function in self._functions(rows)])
+        """The event functions of `rows`, [events, len(rows)]; of n times as many times and states as much."""
+        time, once = self._problem.user_time(t), len(t) == len(rows)
+        values = [function(time, y) if once else function.at_each(time, y) for function in self._functions(rows)]
+        return _on_host(*values).reshape(len(values), len(t))
 
     def _functions(self, rows: np.ndarray) -> list[FunctionOnRows]:
         """The event functions of `rows`, which are the same for many steps."""
@@ -439,25 +440,23 @@ class RowWatch:
             # A function that jumps there is not uncertain. If it is large instead, it changes with the digits.
             more = self._changes(rows, t, y, 64 * scale, slope, values, 128)
             changes[suspect & ~(more > 4 * changes)] = 0.0
-        return np.maximum(_ROUNDING * changes.max(0), sys.float_info.min)
+        return np.maximum(_ROUNDING * changes.max(1), sys.float_info.min)
 
     def _changes(
         self, rows: np.ndarray, t: np.ndarray, y: Tensor, scale: Tensor, slope: Tensor, values: np.ndarray, ulps: int
     ) -> np.ndarray:
-        """How much event functions change with the last digits of `scale`, and so many of time, [4, events, rows]."""
+        """How much event functions change with the last digits of `scale`, and so many of time, [events, 4, rows]."""
         error = torch.finfo(y.dtype).eps * scale
         signs = torch.ones_like(error)
         signs[:, 1::2] = -1.0  # so that errors which cancel in one way do not in the other
         digits = ulps * torch.finfo(self._problem.real_dtype).eps * np.abs(t)
         moved = ulps * sys.float_info.epsilon * np.abs(t)  # functions see times of the state's precision, steps do not
-        others = (
-            self.values(rows, t, y + error),
-            self.values(rows, t, y + signs * error),
-            self._ahead(rows, t + (digits - moved), y, slope, moved),
-            self._ahead(rows, t - (digits - moved), y, slope, -moved),
-        )
+        change = torch.from_numpy(moved).to(y.device, y.dtype).unsqueeze(1) * slope
+        times = t, t, t + (digits - moved) + moved, t - (digits - moved) - moved
+        states = y + error, y + signs * error, y + change, y - change
+        others = self.values(rows, np.concatenate(times), torch.cat(states)).reshape(len(values), 4, len(t))
         with np.errstate(invalid="ignore"):
-            return np.abs(np.stack(others) - values)
+            return np.abs(others - values[:, None])
 
     def _at(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: np.ndarray
