@@ -56,7 +56,7 @@ class TakenSteps:
     @property
     def orders(self) -> np.ndarray | None:
         """Their orders, or what else is recorded of them, if the method varies them."""
-        return None if self.step.recorded is None else np.broadcast_to(self.step.recorded, len(self.t0))
+        return None if self.step.recorded is None else np.full(len(self.t0), self.step.recorded)
 
     @property
     def failed(self) -> np.ndarray:
