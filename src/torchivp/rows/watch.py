@@ -191,25 +191,20 @@ class RowWatch:
         samples = self._samples(rows, steps)
         everything = counts is None and len(rows) == self._problem.rows
         these: Any = slice(None) if everything else rows if counts is None else rows[counts]
-        matter = samples if counts is None else [values[..., counts] for values in samples]
+        matter = samples if counts is None else [values[:, counts] for values in samples]
         quiet = not np.count_nonzero(self._levels[:, these])
-        of_all = len(self._alike) == 1
-        for (_, events), values in zip(self._alike, matter, strict=True):
-            signs, before = (
-                known[:, these] if of_all else known[events][:, these] for known in (self._signs, self._values)
-            )
-            quiet = quiet and keep_their_signs(signs, np.concatenate([before[:, None], values], axis=1))
+        for _, events in self._alike:
+            known = np.array([[self._values[event, these], *matter[event]] for event in events])
+            quiet = quiet and keep_their_signs(self._signs[:, these][events], known)
         if not quiet:
             return self.search(rows, steps, samples)
-        for (_, events), values in zip(self._alike, matter, strict=True):
-            for event, of_one in zip(events, values, strict=True):
-                self._values[event, these] = of_one[-1]
+        for event, values in enumerate(matter):
+            self._values[event, these] = values[-1]
         return None
 
     def _samples(self, rows: np.ndarray, steps: EventSteps) -> list[np.ndarray]:
-        """Event functions within the steps, and at their ends: of those that are alike, [events, checks + 1, rows]."""
-        self._functions(rows)
-        within, length, samples = steps.within(), steps.t1 - steps.t0, []
+        """Each event function at its checks within the steps, and at their ends, [checks + 1, rows]."""
+        within, length, samples = steps.within(), steps.t1 - steps.t0, {}
         for checks, events in self._alike:
             inside, fractions = _inside(checks)
             t = steps.t0 + fractions * length
@@ -217,14 +212,14 @@ class RowWatch:
             y = within.at_fractions(inside, steps.y1) if checks else steps.y1
             time, at_once = self._problem.user_time(t.reshape(-1)), y.numel() <= _AT_ONCE
             values = [self._at_samples(event, rows, at_once)(time, y) for event in events]
-            samples.append(_on_host(*values).reshape(len(events), *t.shape))
-        return samples
+            samples |= zip(events, _on_host(*values).reshape(len(events), *t.shape), strict=True)
+        return [samples[event] for event in range(len(self.actions))]
 
     def _at_samples(self, event: int, rows: np.ndarray, at_once: bool) -> Callable[[Tensor, Tensor], Tensor]:
         """The event function of the `rows` at all of its samples, asked for them `at_once` if it can be."""
-        action = self.actions[event]
+        action, each = self.actions[event], self._functions(rows)[event].at_each
         if not at_once or action.g is None or not action.g.may_repeat or not action.checks:
-            return self._functions(rows)[event].at_each
+            return each
         if event not in self._stacked:
             self._stacked[event] = action.g.on(self._problem.select(np.tile(rows, action.checks + 1)))
         return self._stacked[event]
@@ -232,16 +227,12 @@ class RowWatch:
     def search(self, rows: np.ndarray, steps: EventSteps, samples: Sequence[np.ndarray] | None = None) -> Located:
         """The events in `steps` of the `rows`; `samples` are what the event functions are there, if that is known."""
         searches, found = [], []
-        within, samples = steps.within(), self._samples(rows, steps) if samples is None else samples
-        of_each = {
-            event: of_one
-            for (_, events), of_all in zip(self._alike, samples, strict=True)
-            for event, of_one in zip(events, of_all, strict=True)
-        }
-        for event, action in enumerate(self.actions):
+        within = steps.within()
+        for event, values in enumerate(self._samples(rows, steps) if samples is None else samples):
+            action = self.actions[event]
             known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
             search = SignSearch(*known, action.direction)
-            for theta, value in zip((*_inside(action.checks)[0], 1.0), of_each[event], strict=True):
+            for theta, value in zip((*_inside(action.checks)[0], 1.0), values, strict=True):
                 search.sample(theta, value)
             for theta, where in search.dips():
                 search.insert(theta, where, self._at(event, rows, steps, within, theta))
