@@ -55,7 +55,9 @@ def pairs() -> Iterator[Pair]:
         def single(events: object = None, t: Tensor = t) -> Solution:
             return solve_ivp(hunters_and_prey, (0.0, 20.0), one, t_eval=t, events=events, **DOPRI5)
 
-        yield Pair(f"an event that never fires, outputs: {outputs}", single, lambda s=single: s(never))
+        for events in (1, 5):
+            name = f"events that never fire: {events}, outputs: {outputs}"
+            yield Pair(name, single, lambda s=single, events=events: s([never] * events))
     generator = torch.Generator().manual_seed(0)
     for rows in ROWS:
         y0 = 1.0 + torch.rand(rows, 2, dtype=torch.float64, generator=generator)

@@ -40,7 +40,7 @@ class StepPolynomials:
         self._by_polynomial = [tuple(reversed(row)) for row in coefficients]
         self._columns = torch.tensor(coefficients, dtype=dtype, device=device).t().contiguous()
         self._exponents = torch.arange(1, len(self._columns) + 1, dtype=dtype, device=device)
-        self._known: dict[float, Tensor] = {}
+        self._known: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
 
     def __call__(self, theta: Sequence[float | Tensor]) -> Tensor:
         """The values at each `theta`, [len(theta), number of polynomials]."""
@@ -53,11 +53,11 @@ class StepPolynomials:
         """The values at one `theta`, in fewer operations than tensors need."""
         return [float(value or 0.0) for value in self.values(theta)]
 
-    def known(self, theta: float) -> Tensor:
-        """The values at one `theta` that is the same in many steps, [1, number of polynomials]."""
-        if theta not in self._known:
-            self._known[theta] = self([theta])
-        return self._known[theta]
+    def known(self, theta: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+        """The values at each `theta`, which are the same in many steps, [len(theta), number of polynomials]."""
+        if (theta, dtype) not in self._known:
+            self._known[theta, dtype] = torch.cat([self([x]) for x in theta]).to(dtype)
+        return self._known[theta, dtype]
 
     def values(self, theta: Any) -> list[Any]:
         """The values of each polynomial at `theta`, a number, array or tensor, in kind; None for one that is zero.
@@ -163,12 +163,15 @@ class RowInterpolant(ValuesTravel):
     increments: Tensor
     b: StepPolynomials | RowPolynomials
 
-    def at_fraction(self, theta: float) -> Tensor:
-        """The state of every row at the same fraction of its step, [rows, size]."""
-        if not isinstance(self.b, StepPolynomials):
-            return self.at(torch.arange(len(self.y0)), np.full(len(self.y0), theta))
-        weights = self.b.known(theta).to(self.y0.dtype)
-        return torch.addmm(self.y0.reshape(1, self.y0.numel()), weights, self.increments).view_as(self.y0)
+    def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
+        """As in `WithinSteps`."""
+        if isinstance(self.b, StepPolynomials):
+            flat, weights = self.y0.reshape(1, self.y0.numel()), self.b.known(theta, self.y0.dtype)
+            # One after the other, as in `at`.
+            states = [torch.addmm(flat, row, self.increments) for row in weights.split(1)]
+            return torch.cat([*states, *(y.reshape(flat.shape) for y in further)]).view(-1, self.y0.shape[1])
+        rows = torch.arange(len(self.y0))
+        return torch.cat([*(self.at(rows, np.full(len(rows), x)) for x in theta), *further])
 
     def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         """The states of `rows`, which may repeat, each at its fraction `theta` of its step, [len(rows), size].
@@ -265,8 +268,11 @@ class WithinSteps(Protocol):
         """
         ...
 
-    def at_fraction(self, theta: float) -> Tensor:
-        """The state of every row at the same fraction of its step, [rows, size]."""
+    def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
+        """The states of all rows at each of the same fractions of their steps, [len(theta) * rows, size].
+
+        `further` states, [rows, size] each, are put behind them.
+        """
         ...
 
     def kept(self) -> WithinSteps:
@@ -305,14 +311,23 @@ class EachWithin:
         t0, t1 = time_value(interpolant.t0), time_value(interpolant.t1)
         return interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
 
-    def at_fraction(self, theta: float) -> Tensor:
+    def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
         """As in `WithinSteps`."""
-        rows = len(self._interpolants)
-        return self.at(torch.arange(rows), np.full(rows, theta))
+        states = [_at_fractions(interpolant, theta) for interpolant in self._interpolants]
+        return torch.cat([states[0] if len(states) == 1 else torch.stack(states, 1).flatten(0, 1), *further])
 
     def kept(self) -> EachWithin:
         """As in `WithinSteps`."""
         return EachWithin([interpolant.kept() for interpolant in self._interpolants])
+
+
+def _at_fractions(interpolant: StepInterpolant, theta: tuple[float, ...]) -> Tensor:
+    """The states at fractions of a step, [len(theta), size]."""
+    t0, dt = time_value(interpolant.t0), time_value(interpolant.t1) - time_value(interpolant.t0)
+    if isinstance(interpolant, Interpolant) and isinstance(interpolant.b, StepPolynomials):
+        y0 = interpolant.y0
+        return torch.addmm(y0, interpolant.b.known(theta, y0.dtype), interpolant.slopes, alpha=dt)
+    return interpolant.evaluate([t0 + x * dt for x in theta])
 
 
 def _unbound(theta: np.ndarray | Tensor) -> Sequence[float | Tensor]:

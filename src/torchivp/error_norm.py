@@ -69,9 +69,10 @@ class ErrorNorm:
     def _measured(self, size: Callable[[Tensor], Any], error: Tensor, y0: Tensor, y1: Tensor) -> Any:
         # A method that wants to know the size of its error is followed by the loop, which asks for the same.
         if self._seen is None or self._seen[0]() is not error:
-            with torch.no_grad():
-                found = size(self.scaled(error, y0, y1))
-            self._seen = weakref.ref(error), found
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    return self._measured(size, error, y0, y1)
+            self._seen = weakref.ref(error), size(self.scaled(error, y0, y1))
         return self._seen[1]
 
     def of_equations(self) -> ErrorNorm:

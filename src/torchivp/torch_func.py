@@ -115,7 +115,8 @@ def read_rows(x: Tensor) -> np.ndarray:
         return np.array(entries(x).amax(0).tolist(), dtype=np.float64)
     if in_forward_mode():
         x = forward_ad.unpack_dual(x).primal
-    return x.detach().to("cpu").double().numpy()
+    x = x.detach()
+    return (x if x.is_cpu and x.dtype is torch.float64 else x.cpu().double()).numpy()
 
 
 def entries(x: Tensor) -> Tensor:

@@ -293,6 +293,7 @@ def _joined(first: RowResult, second: RowResult, chosen: np.ndarray, problem: Ro
         None,
         [b if stiff else a for a, b, stiff in zip(first.status, second.status, chosen, strict=True)],
         [_stiff(a, b) if stiff else a for a, b, stiff in zip(first.stats, second.stats, chosen, strict=True)],
+        first.moves or second.moves,
     )
 
 

@@ -58,7 +58,8 @@ def build_problem(
     filler = _filler(times, flat, layout)
     arguments = RowArguments(args, layout)
 
-    makers = _Makers(layout, arguments, filler, _elsewhere(times, filler), compact)
+    other = _elsewhere(times, filler) if layout.rows > 1 else filler  # of one row nothing is tried
+    makers = _Makers(layout, arguments, filler, other, compact)
     right_hand_side = makers.make("func", func, derivative if mass is None else mass.derivative)
     right_hand_side.projection = mass and mass.projection
     if jac is not None:

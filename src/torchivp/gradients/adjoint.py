@@ -418,9 +418,8 @@ class _Integral(RowOutputs):
         parameters = self._leaves[1:]
         if not parameters:
             return
-        interpolant, size = within(), self._problem.y0.shape[1]
-        for node, weight in zip(*self._nodes, strict=True):
-            z = interpolant.at_fraction(float(node))
+        states, size = within().at_fractions(tuple(self._nodes[0].tolist())), self._problem.y0.shape[1]
+        for node, weight, z in zip(*self._nodes, states.split(len(rows)), strict=True):
             with torch.enable_grad():
                 func = function_on(self._problem, self._numbers[rows])
                 slope = func(self._problem.user_time(t0 + node * (t1 - t0)), z[:, :size].detach())

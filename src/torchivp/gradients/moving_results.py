@@ -43,6 +43,8 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
     changes, device = result.changes, problem.y0.device
     t = torch.from_numpy(changes.t).to(device, time_dtype(device))
     before, after, again = changes.y, changes.after, torch.is_grad_enabled() or may_be_tracked()
+    if not result.moves:
+        return MovingChanges(t, before, after)
     for firing, same in groups(changes.firings).items():
         for where in (same[i] for i in rounds(changes.rows[same])):  # functions take a row once at a time
             select, rows = problem.select(where), changes.rows[where]

@@ -43,6 +43,7 @@ class RowResult:
         dense: the solutions within all steps, if they were asked for.
         status: how each row ended.
         stats: what each cost.
+        moves: whether derivatives of it can be wanted.
     """
 
     states: Tensor
@@ -54,6 +55,7 @@ class RowResult:
     dense: list[RowSteps] | None
     status: list[Status]
     stats: list[Stats]
+    moves: bool = True
 
     @property
     def changes(self) -> ChangeRecord:
@@ -235,7 +237,8 @@ class ReplayedSolve(NodeSolve):
             states, times = states.index_put(places, nothing)[:, :-1], wanted
         moving = StepEnds.of(record.ends, problem, record.changes) if self.replayable else None
         record = replace(record, changes=replace(record.changes, y=before))
-        return RowResult(states, times, final, final_times, record, moving, self.dense, self.status, self.stats)
+        told = self.dense, self.status, self.stats
+        return RowResult(states, times, final, final_times, record, moving, *told, self.replayable)
 
 
 def _tensors(carry: Any) -> list[Tensor]:

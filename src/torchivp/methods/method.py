@@ -45,7 +45,10 @@ class Work(NamedTuple):
 
     def by_row(self, rows: int) -> np.ndarray:
         """The numbers of all rows, [rows, kinds]."""
-        return np.stack([np.broadcast_to(count, rows) for count in self], 1)
+        counts = np.empty((rows, len(self)), dtype=np.int64)
+        for kind, count in enumerate(self):
+            counts[:, kind] = count
+        return counts
 
 
 @dataclass(slots=True)
@@ -142,6 +145,8 @@ def map_rows(function: Callable[..., Tensor], carry: Any, *others: Any) -> Any:
             return None
         return leaves[0].map(function, *leaves[1:]) if isinstance(leaves[0], Memory) else function(*leaves)
 
+    if carry is None or isinstance(carry, Tensor):  # as mostly
+        return of_leaf(carry, *others)
     return pytree.tree_map(of_leaf, carry, *others)
 
 

@@ -213,7 +213,7 @@ class EventLoop(RowLoop):
         there = here.at(here.t)
         if not there.all():
             self._report(index, self._on_the_way(here, there, stepper, steps, sound), steps, sound)
-        y0, middle = steps.step.y0[chosen], steps.within().at_fraction(0.5)[chosen]
+        y0, middle = steps.step.y0[chosen], steps.within().at_fractions((0.5,))[chosen]
         # The step ends on a number for its time: what the states change by until the next one is not known either.
         numbers = np.spacing(np.abs(t1)) / np.maximum(np.abs(t1 - steps.t0[sound]), sys.float_info.min)
         numbers = torch.from_numpy(2.0 * numbers / torch.finfo(y0.dtype).eps).to(y0.device).unsqueeze(1)

@@ -269,7 +269,7 @@ class FunctionOnRows(RowByRow):
         return other
 
     def __call__(self, t: Tensor, y: Tensor, *extra: Tensor) -> Tensor:
-        self.calls += 1
+        self._calls[0] += 1
         layout, time_shape = self._layout, self._time_shape
         if t.shape != time_shape:
             t = t.reshape(time_shape)
@@ -283,6 +283,33 @@ class FunctionOnRows(RowByRow):
                 raise _Unpacked(str(error), layout) from error
             raise
         return self._result(value)
+
+    @cached_property
+    def _one_by_one(self) -> UserFunction:
+        return self._function.calling(partial(_one_by_one, self._function.function))
+
+    def at_each(self, t: Tensor, y: Tensor) -> Tensor:
+        """The function of an event at n times and states of these rows, [n * rows, 1] and [n * rows, size].
+
+        It is called n times, but what surrounds a call is done once. The values come in this order in any shape.
+        """
+        layout, count = self._layout, len(y) // self._layout.rows
+        self._calls[0] += count
+
+        def shape(y: Tensor) -> Sequence[Any]:
+            if layout.template is None:
+                return [self._shape(rows) for rows in y.split(layout.rows)]
+            return layout.unflatten(y, (count, *layout.lead)).unbind()
+
+        values = self._one_by_one(t.reshape(count, *self._time_shape), y, shape, *self.args)
+        lead, dtype = layout.lead, layout.real_dtype
+        if all(isinstance(x, Tensor) and x.dtype is dtype and x.shape == lead for x in values):  # as it should be
+            return torch.stack(values)
+        return torch.cat([self._result(value) for value in values])
+
+
+def _one_by_one(function: Callable[..., Any], t: Tensor, y: Sequence[Any], *args: Any) -> list[Any]:
+    return [function(*place, *args) for place in zip(t.unbind(), y, strict=True)]
 
 
 class _Unpacked(ValueError):
@@ -321,6 +348,10 @@ class FunctionAmongAll(FunctionOnRows):
         count = len(all_y)
         all_extra = [x.new_zeros(count, *x.shape[1:]).index_copy(0, self._rows, x) for x in extra]
         return super().__call__(all_t, all_y, *all_extra)[self._rows]
+
+    def at_each(self, t: Tensor, y: Tensor) -> Tensor:
+        count = len(self._rows)
+        return torch.cat([self(*place) for place in zip(t.split(count), y.split(count), strict=True)])
 
 
 def _as_it_is(y: Tensor) -> Tensor:

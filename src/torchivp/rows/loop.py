@@ -256,7 +256,8 @@ class RowLoop:
         """Count the steps rejected, and stop the rows that it makes no sense to try again, or that stand still."""
         active = self.active
         self.rejected[active.index[rejected]] += 1
-        self._tell("reject", np.flatnonzero(rejected), steps.t1)
+        if self.plan.callbacks is not None:
+            self._tell("reject", np.flatnonzero(rejected), steps.t1)
         self._stop_the_stuck(steps, errors, taken, next_h, rejected)
         suspects = active.overflowed & ~rejected
         if suspects.any():

@@ -119,19 +119,19 @@ class SignSearch:
         self._found(beyond & self._counts(-sign), theta, end, value, value_end, -sign)
 
 
-def keeps_its_sign(sign: np.ndarray, values: np.ndarray) -> bool:
-    """Whether an event function clearly has its sign throughout the steps of all rows.
+def keep_their_signs(sign: np.ndarray, values: np.ndarray) -> bool:
+    """Whether event functions clearly have their signs throughout the steps of all rows.
 
     Args:
-        sign: the sign before them, [rows].
-        values: the function at their starts, at the checks within and at the ends, [checks + 2, rows].
+        sign: the sign before them, [events, rows].
+        values: the functions at their starts, at the checks within and at the ends, [events, checks + 2, rows].
     """
-    signed = sign * values
-    low, high = np.minimum.reduce(signed), np.maximum.reduce(signed)
-    if np.count_nonzero(high < 3.0 * low) == len(low):  # then no parabola through three of them comes near zero
+    signed = sign[:, None] * values
+    low, high = np.minimum.reduce(signed, axis=1), np.maximum.reduce(signed, axis=1)
+    if np.count_nonzero(high < 3.0 * low) == low.size:  # then no parabola through three of them comes near zero
         return True
-    if np.count_nonzero((low > 0.0) & (high < _HUGE)) < len(low):
+    if np.count_nonzero((low > 0.0) & (high < _HUGE)) < low.size:
         return False
     # Where it curves away from zero, it may have dipped through it between the samples: see `SignSearch.dips`.
-    left, middle, right = signed[:-2], signed[1:-1], signed[2:]
+    left, middle, right = signed[:, :-2], signed[:, 1:-1], signed[:, 2:]
     return not np.count_nonzero(np.abs(left - right) < 2.0 * (left - 2.0 * middle + right))

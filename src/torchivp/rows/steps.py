@@ -55,7 +55,7 @@ class TakenSteps:
     @property
     def orders(self) -> np.ndarray | None:
         """Their orders, or what else is recorded of them, if the method varies them."""
-        return None if self.step.recorded is None else np.broadcast_to(self.step.recorded, len(self.t0))
+        return None if self.step.recorded is None else np.full(len(self.t0), self.step.recorded)
 
     @property
     def failed(self) -> np.ndarray:
@@ -75,9 +75,11 @@ class Chosen:
     def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
         return self._within.at(rows if self._rows is None else self._rows[rows], theta, t)
 
-    def at_fraction(self, theta: float) -> Tensor:
-        y = self._within.at_fraction(theta)
-        return y if self._rows is None else y[self._rows]
+    def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
+        if self._rows is None:
+            return self._within.at_fractions(theta, *further)
+        y = self._within.at_fractions(theta).unflatten(0, (len(theta), -1))
+        return torch.cat([y[:, self._rows].flatten(0, 1), *further])
 
     def kept(self) -> Chosen:
         return Chosen(self._within.kept(), self._rows)

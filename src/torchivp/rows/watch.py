@@ -17,7 +17,8 @@ from torchivp.rows.changes import event_on, rounds
 from torchivp.rows.function import FunctionOnRows
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import WithinSteps
-from torchivp.rows.sign_search import Brackets, SignSearch, keeps_its_sign
+from torchivp.rows.sign_search import Brackets, SignSearch, keep_their_signs
+from torchivp.torch_func import read_rows
 
 _ROUNDING = 4
 """Event functions are known to this multiple of their rounding error, as an error of their arguments shows it."""
@@ -25,8 +26,8 @@ _ROUNDING = 4
 _OF_STEPS = 1024
 """The rounding errors of a step, at which event functions are left, are this multiple of those of its end at most."""
 
-_AT_ONCE = 4096
-"""So many states at most are put to an event function at once: beyond, a call is no longer what costs time."""
+_AT_ONCE = 65536
+"""So many numbers at most are put to an event function at once: beyond, a call is no longer what costs time."""
 
 
 class EventSteps(Protocol):
@@ -165,11 +166,15 @@ class RowWatch:
         self._rows: np.ndarray | None = None
         self._on_rows: list[FunctionOnRows] = []
         self._stacked: dict[int, FunctionOnRows] = {}
+        checks = [action.checks for action in self.actions]
+        self._alike = [(n, [i for i, m in enumerate(checks) if m == n]) for n in sorted(set(checks))]
+        """How often events are looked at within a step, and which of them so often."""
 
     def values(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
-        """The event functions of `rows`, [events, len(rows)]."""
-        time = self._problem.user_time(t)
-        return np.stack([_on_host(function(time, y)) for function in self._functions(rows)])
+        """The event functions of `rows`, [events, len(rows)]; of n times as many times and states as much."""
+        time, once = self._problem.user_time(t), len(t) == len(rows)
+        values = [function(time, y) if once else function.at_each(time, y) for function in self._functions(rows)]
+        return _on_host(*values).reshape(len(values), len(t))
 
     def _functions(self, rows: np.ndarray) -> list[FunctionOnRows]:
         """The event functions of `rows`, which are the same for many steps."""
@@ -188,8 +193,9 @@ class RowWatch:
         these: Any = slice(None) if everything else rows if counts is None else rows[counts]
         matter = samples if counts is None else [values[:, counts] for values in samples]
         quiet = not np.count_nonzero(self._levels[:, these])
-        for signs, before, values in zip(self._signs[:, these], self._values[:, these], matter, strict=True):
-            quiet = quiet and keeps_its_sign(signs, np.concatenate([before[None], values]))
+        for _, events in self._alike:
+            known = np.array([[self._values[event, these], *matter[event]] for event in events])
+            quiet = quiet and keep_their_signs(self._signs[:, these][events], known)
         if not quiet:
             return self.search(rows, steps, samples)
         for event, values in enumerate(matter):
@@ -198,36 +204,24 @@ class RowWatch:
 
     def _samples(self, rows: np.ndarray, steps: EventSteps) -> list[np.ndarray]:
         """Each event function at its checks within the steps, and at their ends, [checks + 1, rows]."""
-        functions, within, length = self._functions(rows), steps.within(), steps.t1 - steps.t0
-        places: dict[int, tuple[tuple[Tensor, ...], list[Tensor]]] = {}
-        samples = []
-        for event, action in enumerate(self.actions):
-            if action.checks not in places:
-                inside = _inside(action.checks)
-                t = np.concatenate([steps.t0 + inside[:, None] * length, steps.t1[None]])
-                time = self._problem.user_time(t.reshape(-1)).view(*t.shape, 1).unbind()
-                places[action.checks] = time, [*self._states(within, inside), steps.y1]
-            time, states = places[action.checks]
-            if (function := self._on_stacked(event, rows)) is None:
-                values = [functions[event](*place) for place in zip(time, states, strict=True)]
-            else:
-                values = [function(torch.cat(time), torch.cat(states))]
-            samples.append(_on_host(*values).reshape(len(states), len(rows)))
-        return samples
+        within, length, samples = steps.within(), steps.t1 - steps.t0, {}
+        for checks, events in self._alike:
+            inside, fractions = _inside(checks)
+            t = steps.t0 + fractions * length
+            t[-1] = steps.t1
+            y = within.at_fractions(inside, steps.y1) if checks else steps.y1
+            time, at_once = self._problem.user_time(t.reshape(-1)), y.numel() <= _AT_ONCE
+            values = [self._at_samples(event, rows, at_once)(time, y) for event in events]
+            samples |= zip(events, _on_host(*values).reshape(len(events), *t.shape), strict=True)
+        return [samples[event] for event in range(len(self.actions))]
 
-    def _states(self, within: WithinSteps, theta: np.ndarray) -> Sequence[Tensor]:
-        """The states at the same fractions of all steps."""
-        if self._problem.batched or not len(theta):
-            return [within.at_fraction(x) for x in theta.tolist()]
-        return within.at(torch.zeros(len(theta), dtype=torch.int64), theta).unsqueeze(1).unbind()
-
-    def _on_stacked(self, event: int, rows: np.ndarray) -> FunctionOnRows | None:
-        """The event function of the `rows` repeated for each of its samples, if it can be asked for all at once."""
-        action, count = self.actions[event], self.actions[event].checks + 1
-        if action.g is None or not action.g.may_repeat or count == 1 or count * len(rows) > _AT_ONCE:
-            return None
+    def _at_samples(self, event: int, rows: np.ndarray, at_once: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """The event function of the `rows` at all of its samples, asked for them `at_once` if it can be."""
+        action, each = self.actions[event], self._functions(rows)[event].at_each
+        if not at_once or action.g is None or not action.g.may_repeat or not action.checks:
+            return each
         if event not in self._stacked:
-            self._stacked[event] = action.g.on(self._problem.select(np.tile(rows, count)))
+            self._stacked[event] = action.g.on(self._problem.select(np.tile(rows, action.checks + 1)))
         return self._stacked[event]
 
     def search(self, rows: np.ndarray, steps: EventSteps, samples: Sequence[np.ndarray] | None = None) -> Located:
@@ -238,7 +232,7 @@ class RowWatch:
             action = self.actions[event]
             known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
             search = SignSearch(*known, action.direction)
-            for theta, value in zip((*_inside(action.checks).tolist(), 1.0), values, strict=True):
+            for theta, value in zip((*_inside(action.checks)[0], 1.0), values, strict=True):
                 search.sample(theta, value)
             for theta, where in search.dips():
                 search.insert(theta, where, self._at(event, rows, steps, within, theta))
@@ -451,25 +445,23 @@ class RowWatch:
             # A function that jumps there is not uncertain. If it is large instead, it changes with the digits.
             more = self._changes(rows, t, y, 64 * scale, slope, values, 128)
             changes[suspect & ~(more > 4 * changes)] = 0.0
-        return np.maximum(_ROUNDING * changes.max(0), sys.float_info.min)
+        return np.maximum(_ROUNDING * changes.max(1), sys.float_info.min)
 
     def _changes(
         self, rows: np.ndarray, t: np.ndarray, y: Tensor, scale: Tensor, slope: Tensor, values: np.ndarray, ulps: int
     ) -> np.ndarray:
-        """How much event functions change with the last digits of `scale`, and so many of time, [4, events, rows]."""
+        """How much event functions change with the last digits of `scale`, and so many of time, [events, 4, rows]."""
         error = torch.finfo(y.dtype).eps * scale
         signs = torch.ones_like(error)
         signs[:, 1::2] = -1.0  # so that errors which cancel in one way do not in the other
         digits = ulps * torch.finfo(self._problem.real_dtype).eps * np.abs(t)
         moved = ulps * sys.float_info.epsilon * np.abs(t)  # functions see times of the state's precision, steps do not
-        others = (
-            self.values(rows, t, y + error),
-            self.values(rows, t, y + signs * error),
-            self._ahead(rows, t + (digits - moved), y, slope, moved),
-            self._ahead(rows, t - (digits - moved), y, slope, -moved),
-        )
+        change = torch.from_numpy(moved).to(y.device, y.dtype).unsqueeze(1) * slope
+        times = t, t, t + (digits - moved) + moved, t - (digits - moved) - moved
+        states = y + error, y + signs * error, y + change, y - change
+        others = self.values(rows, np.concatenate(times), torch.cat(states)).reshape(len(values), 4, len(t))
         with np.errstate(invalid="ignore"):
-            return np.abs(np.stack(others) - values)
+            return np.abs(others - values[:, None])
 
     def _at(
         self, event: int, rows: np.ndarray, steps: EventSteps, within: WithinSteps, theta: np.ndarray
@@ -505,15 +497,15 @@ class RowWatch:
 
 
 @cache
-def _inside(checks: int) -> np.ndarray:
-    """The fractions of a step at which an event function is looked at between its ends."""
-    return np.arange(1, checks + 1) / (checks + 1)
+def _inside(checks: int) -> tuple[tuple[float, ...], np.ndarray]:
+    """The fractions of a step at which an event function is looked at between its ends, and up to its end, [n, 1]."""
+    fractions = np.arange(1, checks + 2) / (checks + 1)
+    return tuple(fractions[:-1].tolist()), fractions[:, None]
 
 
 def _on_host(*values: Tensor) -> np.ndarray:
     """Values of an event function, each [rows, 1], as one array."""
-    value = values[0] if len(values) == 1 else torch.cat(values)
-    return value.detach().reshape(-1).to("cpu", torch.float64).numpy()
+    return read_rows(values[0].flatten() if len(values) == 1 else torch.cat([value.flatten() for value in values]))
 
 
 def _any_nan(values: np.ndarray) -> np.ndarray:

@@ -64,16 +64,16 @@ def size_next_steps(
     order = method.error_order if step.order is None else step.order
     assert order is not None
     accept, h = controller.adapt_rows(errors, taken, proposed, history, order)
-    if np.any(step.growth < math.inf):
+    if step.growth is not math.inf and np.any(step.growth < math.inf):
         limited = np.maximum(step.growth * taken, controller.min_step)
         h = np.minimum(h, limited)
         if step.failure is not None:
             failed = list(step.failure)
             h[failed] = limited[failed]
     best, best_order, remembered = h, order, errors
-    held = accept & step.hold
+    held = step.hold is not False and accept & step.hold
     for other, estimate in step.others:
-        offered = (np.asarray(other) > 0) & ~held
+        offered = (np.asarray(other) > 0) & np.logical_not(held)
         if not offered.any():
             continue
         sizes = norm.rows(estimate, step.y0, step.y1)
@@ -86,4 +86,4 @@ def size_next_steps(
         if np.any(best_order != order):
             changed = np.where(best_order != order, best_order, 0)
             step.carry, step.retry = (method.at_order(carry, changed) for carry in (step.carry, step.retry))
-    return accept, np.where(held, taken, best) if np.any(held) else best, remembered
+    return accept, best if held is False else np.where(held, taken, best), remembered

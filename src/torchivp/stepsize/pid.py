@@ -163,7 +163,7 @@ class PIDController:
             factor *= np.maximum(history.before_last, 1e-10) ** (-self.kd / k)
             factor[error == 0.0] = self.factor_max
         largest: Any = self.factor_max
-        if not (accept.all() and not history.rejected.any()):
+        if np.count_nonzero(accept) < len(accept) or np.count_nonzero(history.rejected):
             largest = np.where(accept, np.where(history.rejected, 1.0, self.factor_max), self.safety)
         # fmax: an error that is not a number is as bad as can be
         factor = np.minimum(np.fmax(factor, self.factor_min), largest)

@@ -164,11 +164,12 @@ class ExplicitRungeKutta(Method):
         if t0.dtype != self._real_dtype:
             times = [t.to(self._real_dtype) for t in times]
         stages = RecordedRows() if derivatives_enabled() else self._stages_of_rows(y0)
-        flat = y0.reshape(1, y0.numel())
+        flat, rows = y0.reshape(1, y0.numel()), self._rows
         first, y, k = carry, y0, y0
         for i, place in enumerate(self._time_of_stage):
             if i > 0:
-                y = torch.addmm(flat, self._rows[i - 1], stages.first(i)).view_as(y0)
+                y = torch.addmm(flat, rows[i - 1], stages.first(i))
+                y = y if len(y0) == 1 else y.view_as(y0)
             if i > 0 or carry is None:
                 k = func(times[place], y)
                 first = k.clone() if first is None else first  # func may use its memory again

@@ -111,9 +111,10 @@ class WithinParts:
         y = torch.cat(pieces)
         return y.index_select(0, order.to(y.device))
 
-    def at_fraction(self, theta: float) -> Tensor:
-        y = torch.cat([within.at_fraction(theta) for within in self._within])
-        return y.index_select(0, self._order.to(y.device))
+    def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
+        parts = [within.at_fractions(theta).unflatten(0, (len(theta), -1)) for within in self._within]
+        y = torch.cat(parts, 1)
+        return torch.cat([y.index_select(1, self._order.to(y.device)).flatten(0, 1), *further])
 
     def kept(self) -> WithinParts:
         one, other = (within.kept() for within in self._within)
