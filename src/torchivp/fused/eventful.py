@@ -190,7 +190,7 @@ class KernelRows(ReplayedSolve):
                     self._used.check()
                 end, is_own = end_of(moving, firing, rows, t, changes.steps[places])
                 y = y.index_copy(0, select, after_change(problem, firing, rows, end, last[select], is_own))
-            if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)]):
+            if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)], last[at]):
                 raise RuntimeError(APPLY_NOT_REPEATED)
         shared = leaves[1:] if moving is None else [*leaves[1:], moving.table]
         return Stretch(results, seeds, [y], None, [leaves[0]], shared)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.dense import RowSteps
+from torchivp.error_norm import Tolerance
 from torchivp.generators import Generators
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_led_back, check_repeated
 from torchivp.gradients.node import NodeSolve
@@ -147,9 +148,19 @@ class ReplayedSolve(NodeSolve):
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
         results = self.run_again(problem)
-        if self._ended is not None:
-            check_led_back(self._last_of(results[0]), self._ended, self.plan.norm.rtol)
+        self._check_end(self._last_of(results[0]))
         return results, leaves
+
+    def _check_end(self, found: Tensor) -> None:
+        """Check that all steps, taken again, have led to the last states to which they led before."""
+        if self._ended is not None:
+            check_led_back(found, self._ended, self.plan.problem.y0, *self._left_open)
+
+    @property
+    def _left_open(self) -> tuple[Tolerance, Tolerance]:
+        """By how much, relatively and absolutely, steps may lead elsewhere when they are taken again."""
+        norm = self.plan.norm
+        return norm.rtol, norm.atol if self.replay.method.iterates_anew else 0.0
 
     def run_again(self, problem: RowProblem, dense: bool = False) -> tuple[Tensor, Tensor]:
         """What `run` returns, by all steps taken again from the start of the `problem`."""
@@ -158,7 +169,7 @@ class ReplayedSolve(NodeSolve):
         self.dense, self.evaluations = replayed.outputs.dense, replayed.evaluations
         states, _ = replayed.outputs.collect(problem.y0, self.times.shape[1])
         if self._expected is not None:
-            check_repeated(states, self._expected)
+            check_repeated(states, self._expected, problem.y0.unsqueeze(1))
         before = self.record.changes.y
         if replayed.before:
             index = problem.select(replayed.places)
@@ -186,7 +197,7 @@ class ReplayedSolve(NodeSolve):
         if outputs.values:
             results.append(torch.cat(outputs.values))
             seeds.append(grad[tuple(map(problem.select, outputs.places()))])
-        self._check(replayed, results, last)
+        self._check(replayed, results, checkpoint, last)
         if replayed.before:
             results.append(torch.cat(replayed.before))
             seeds.append(grad_before[problem.select(replayed.places)])
@@ -197,22 +208,24 @@ class ReplayedSolve(NodeSolve):
         rows = None if problem.rows == 1 else problem.select(replayed.rows)
         return Stretch(results, seeds, end, rows, [leaves[0], *_tensors(carry)], leaves[1:])
 
-    def _check(self, replayed: ReplayedSteps, outputs: Sequence[Tensor], last: int) -> None:
-        """Check that steps taken again up to number `last` have led to where they led before."""
+    def _check(self, replayed: ReplayedSteps, outputs: Sequence[Tensor], checkpoint: Checkpoint, last: int) -> None:
+        """Check that steps taken again from a checkpoint up to number `last` have led to where they led before."""
         select = self.plan.problem.select
         ends = [following.y for following in self.replay.checkpoints if following.step == last]
         if last == self.replay.most and self._ended is not None:
             ends.append(self._ended)
         there = np.flatnonzero(self.record.steps[replayed.rows] >= last)  # of a stretch without steps, not all rows
         for y in ends:
-            found, expected = replayed.y[select(there)], y[select(replayed.rows[there])]
+            rows = select(replayed.rows[there])
+            found, expected, start = replayed.y[select(there)], y[rows], checkpoint.y[rows]
             if self._expected is None:
-                check_led_back(found, expected, self.plan.norm.rtol)
+                check_led_back(found, expected, start, *self._left_open)
             else:
-                check_repeated(found, expected)
+                check_repeated(found, expected, start)
         if self._expected is not None:
             for states in outputs:
-                check_repeated(states, self._expected[tuple(map(select, replayed.outputs.places()))])
+                places = tuple(map(select, replayed.outputs.places()))
+                check_repeated(states, self._expected[places], checkpoint.y[places[0]])
 
     def _count(self, replayed: ReplayedSteps, first: int, last: int) -> None:
         taken = np.clip(self.record.steps, first, last) - first
