@@ -147,6 +147,14 @@ def test_a_change_of_what_only_small_states_use_is_refused(problem, gradient, or
         torch.autograd.grad(found, rate)
 
 
+def test_a_way_back_of_a_small_row_that_leads_elsewhere_warns():
+    rate = torch.tensor(0.7, dtype=D, requires_grad=True)
+    end, speeds = small_row(rate, "backsolve")
+    speeds[1] *= 2.0
+    with pytest.warns(RuntimeWarning, match="does not come back to where the solve had passed"):
+        end.sum().backward()
+
+
 def test_a_parameter_changed_in_place_is_found_by_autograd():
     model = Decay()
     end = odeint_adjoint(model, torch.ones(2, dtype=D), torch.tensor([0.0, 1.0], dtype=D))[-1].sum()

@@ -130,9 +130,10 @@ def adjoint_gradients(
                     "which solves nothing backwards",
                 )
             )
-    drift.compare(integral.final[:, :size], problem.y0[problem.select(rows)], integral.final[:, size:])
+    chosen = problem.select(rows)
+    drift.compare(integral.final[:, :size], problem.y0[chosen], integral.final[:, size:], chosen)
     drift.warn()
-    totals[0][problem.select(rows)] = integral.final[:, size:]
+    totals[0][chosen] = integral.final[:, size:]
     for i, gradient in enumerate(_of_times(solve, problem, leaves, states, grad, before, grad_before, totals[0])):
         if gradient is not None:
             totals[i] = totals[i] + gradient
@@ -341,7 +342,8 @@ class _Joins:
         if len(passed := np.flatnonzero((kinds == 0) & (columns > 0))):  # the first is where it begins
             found = z[select(passed), : self._size]
             adjoint = z[select(passed), self._size :]
-            self._drift.compare(found, self._states[select(rows[passed]), select(places[passed])], adjoint)
+            chosen = select(rows[passed])
+            self._drift.compare(found, self._states[chosen, select(places[passed])], adjoint, chosen)
         if len(at_output):
             where, entry = select(at_output), (select(rows[at_output]), select(places[at_output]))
             z[where, : self._size] = self._states[entry]

@@ -244,10 +244,10 @@ class _AdjointSolve(NodeSolve):
         """Solve from the last of the `times` to the start; at each earlier one its output's gradient joins."""
         options, forward = self.options, self.integration
 
-        drift = Drift(states, grad, self.rtol, self.atol)
+        drift, row = Drift(states[None], grad[None], self.rtol, self.atol), torch.zeros(1, dtype=torch.int64)
 
         def join_output(i: int, z: Tensor) -> Tensor:
-            drift.compare(z[:, system.state], states[i : i + 1], z[:, system.adjoint])
+            drift.compare(z[:, system.state], states[i : i + 1], z[:, system.adjoint], row)
             z = z.clone()
             z[:, system.state] = states[i]
             z[:, system.adjoint] += grad[i]
@@ -279,7 +279,7 @@ class _AdjointSolve(NodeSolve):
                     "solves nothing backwards",
                 )
             )
-        drift.compare(end.y[:, system.state], forward.problem.y0, end.y[:, system.adjoint])
+        drift.compare(end.y[:, system.state], forward.problem.y0, end.y[:, system.adjoint], row)
         drift.warn()
         return end.y
 
