@@ -342,6 +342,20 @@ def test_a_captured_tensor_with_an_entry_for_each_row(gradient, compact):
 
 
 @each_gradient
+@pytest.mark.parametrize("func", [lambda t, y, w: (w.sum() - 1.0) * y, lambda t, y, w: (w[0] - 1.0) * y])
+def test_a_shared_tensor_as_long_as_the_batch_whose_numbers_are_all_the_same(gradient, func):
+    """Some of them do as well as all for the values, and not for the gradients."""
+    ends, w = torch.tensor([0.2, 1.0, 0.5, 0.7], dtype=D), torch.zeros(4, dtype=D, requires_grad=True)
+    y = solve_ivp(func, (0.0, ends), Y0, args=(w,), batch_dims=1, gradient=GRADIENTS[gradient], **TIGHT).final
+    y.sum().backward()
+    by_rate = (ends[:, None] * torch.exp(-ends[:, None]) * Y0).sum()
+    by_all = torch.autograd.functional.jacobian(
+        lambda w: func(0.0, torch.ones((), dtype=D), w), torch.zeros(4, dtype=D)
+    )
+    torch.testing.assert_close(w.grad, by_rate * by_all, rtol=1e-6, atol=1e-8)
+
+
+@each_gradient
 def test_a_pytree_in_two_batch_dimensions(gradient):
     def func(t, y, k):
         return {"x": y["v"].sum(-1), "v": -k[..., None] * y["v"] + torch.sin(y["x"] * t)[..., None]}
