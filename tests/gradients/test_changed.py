@@ -155,6 +155,42 @@ def test_a_way_back_of_a_small_row_that_leads_elsewhere_warns():
         end.sum().backward()
 
 
+@pytest.mark.parametrize("batch_dims", [0, 1])
+@pytest.mark.parametrize(
+    "options", [{"gradient": "checkpointed"}, {"gradient": "backsolve"}, {"backend": "fused", "method": "dopri5"}]
+)
+def test_an_event_function_or_what_it_does_that_has_changed_is_refused(options, batch_dims):
+    weights = {"g": 0.5, "apply": 1.0}
+    event = Event(
+        lambda t, y: (y[..., :1] + weights["g"] * y[..., 1:] - 0.8).squeeze(-1),
+        apply=lambda t, y: weights["apply"] * y * torch.tensor([0.3, 1.0], dtype=D),
+    )
+
+    def by_start(changed):
+        y0 = torch.tensor([[0.0, 1.0], [0.1, 0.7]], dtype=D)[slice(2) if batch_dims else 0].requires_grad_()
+        end = solve_ivp(
+            lambda t, y: torch.cat((1.0 + 0.0 * y[..., :1], -y[..., 1:]), -1),
+            (0.0, 1.0),
+            y0,
+            events=event,
+            batch_dims=batch_dims,
+            **options,
+        ).final
+        before = dict(weights)
+        if changed:
+            weights[changed] = -3.0
+        try:
+            return torch.autograd.grad(end.sum(), y0)[0]
+        finally:
+            weights.update(before)
+
+    assert by_start(None).isfinite().all()
+    with pytest.raises(RuntimeError, match="an event function gives another value than in the solve"):
+        by_start("g")
+    with pytest.raises(RuntimeError, match=r"apply gave another state|do not lead to where they had led"):
+        by_start("apply")
+
+
 def test_a_parameter_changed_in_place_is_found_by_autograd():
     model = Decay()
     end = odeint_adjoint(model, torch.ones(2, dtype=D), torch.tensor([0.0, 1.0], dtype=D))[-1].sum()

@@ -100,6 +100,7 @@ class KernelRows(ReplayedSolve):
     def gradients(
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
+        self.check_events()
         rows, columns, _ = self._kept
         if self._pieces is None:
             self._pieces = self._cut()

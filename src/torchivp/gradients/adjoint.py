@@ -16,7 +16,7 @@ from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
-from torchivp.gradients.draws import solving_backwards
+from torchivp.gradients.draws import APPLY_NOT_REPEATED, is_repeated, solving_backwards
 from torchivp.gradients.drift import Drift
 from torchivp.gradients.refusals import refuse_preconditioner
 from torchivp.gradients.replay import after_change
@@ -372,7 +372,10 @@ class _Joins:
         with torch.enable_grad():
             for firing, chosen in self._groups(numbers).items():
                 rows, t = changes.rows[numbers[chosen]], changes.t[numbers[chosen]]
-                after.append(after_change(self._problem, firing, rows, t, before[self._problem.select(chosen)]))
+                select = self._problem.select(chosen)
+                after.append(after_change(self._problem, firing, rows, t, before[select]))
+                if not is_repeated(after[-1], changes.after[self._problem.select(numbers)][select], before[select]):
+                    raise RuntimeError(APPLY_NOT_REPEATED)
         return after, [before, *self._leaves[1:]]
 
     def _groups(self, numbers: np.ndarray) -> dict[Firing, np.ndarray]:

@@ -138,5 +138,6 @@ class _BacksolvedRows(ReplayedSolve):
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """The gradients of all inputs, by the adjoint."""
+        self.check_events()
         states, before = results
         return adjoint_gradients(self, self.options, states, before, *grads)

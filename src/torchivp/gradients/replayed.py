@@ -16,6 +16,7 @@ from torchivp.dense import RowSteps
 from torchivp.error_norm import Tolerance
 from torchivp.generators import Generators
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_led_back, check_repeated
+from torchivp.gradients.event_marks import EventMarks
 from torchivp.gradients.node import NodeSolve
 from torchivp.gradients.replay import Replay, ReplayedSteps
 from torchivp.gradients.row_inputs import RowInputs
@@ -86,6 +87,7 @@ class ReplayedSolve(NodeSolve):
     stats: list[Stats]
     evaluations: np.ndarray
     _expected: Tensor | None = None  # what steps taken again must lead to, if func draws random numbers
+    _marks: EventMarks | None = None
     _ended: Tensor | None = None  # the last states, [rows, size], to which they must lead in any case
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, limit: int | None):
@@ -107,6 +109,7 @@ class ReplayedSolve(NodeSolve):
 
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         states, before = self.run()
+        self._marks = EventMarks(self.plan.problem, self.record.changes)
         return states, before.clone()  # what the node returns holds it, and it the solve, which keeps the other
 
     def run(self, dense: bool = False) -> tuple[Tensor, Tensor]:
@@ -145,7 +148,17 @@ class ReplayedSolve(NodeSolve):
         expected = solve._expected
         self._expected = None if expected is None else expected.repeat(copies, 1, 1)
 
+    def check_events(self) -> None:
+        """Check that event functions are what they were.
+
+        Raises:
+            RuntimeError: one is not.
+        """
+        if self._marks is not None:
+            self._marks.check(self.plan.problem)
+
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        self.check_events()
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
         results = self.run_again(problem)
         self._check_end(self._last_of(results[0]))
@@ -180,6 +193,7 @@ class ReplayedSolve(NodeSolve):
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """The gradients of all inputs, stretch by stretch."""
+        self.check_events()
         replay = self.replay
         ends = [checkpoint.step for checkpoint in replay.checkpoints[1:]] + [replay.most]
         stretches = list(zip(replay.checkpoints, ends, strict=True))
