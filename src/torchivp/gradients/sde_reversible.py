@@ -26,9 +26,10 @@ class SDEReversible:
 
     The forward pass keeps its end alone. The backward pass takes the steps back one by one, on the same noise, with one
     evaluation of drift and diffusion each. What rounding lost on the way there it cannot find again, and the way back
-    magnifies it where paths contract: over long spans of strongly dissipative equations `SDECheckpointed` is safer. A
-    gradient that is to be differentiated again, `create_graph=True`, takes the memory of `SDEDirect`. Kidger, Foster,
-    Li and Lyons, "Efficient and accurate gradients for neural SDEs", NeurIPS (2021), Algorithm 2.
+    magnifies it where paths contract, with a warning where that shows at the start: over long spans of strongly
+    dissipative equations `SDECheckpointed` is safer. A gradient that is to be differentiated again,
+    `create_graph=True`, takes the memory of `SDEDirect`. Kidger, Foster, Li and Lyons, "Efficient and accurate
+    gradients for neural SDEs", NeurIPS (2021), Algorithm 2.
     """
 
     name = "reversible"
