@@ -119,7 +119,7 @@ class KernelRows(ReplayedSolve):
         """
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
         with torch.enable_grad():
-            moving = StepEnds.of(self.record.ends, problem, self.record.changes)
+            moving = StepEnds.of(self.record.ends, problem, self.record.changes, self.plan.controller)
         held = None if moving is None else replace(moving, table=moving.table.detach().requires_grad_())
         return leaves, moving, held
 

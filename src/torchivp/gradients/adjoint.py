@@ -153,7 +153,7 @@ def _of_times(
     """The gradients that come of times that move: <dL/dy, f> at an output and before a change, -<a, f> at the start."""
     ends, changes, rows = solve.record.ends, solve.record.changes, np.arange(problem.rows)
     with torch.enable_grad():
-        moving = StepEnds.of(ends, problem, changes)
+        moving = StepEnds.of(ends, problem, changes, solve.plan.controller)
         if moving is None:
             return []
         asked, count = problem.moving.outputs, 0 if problem.times.outputs is None else problem.times.outputs.shape[1]

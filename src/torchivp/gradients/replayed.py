@@ -260,7 +260,7 @@ class ReplayedSolve(NodeSolve):
             places = (problem.select(early), problem.select(self.last[early]))
             nothing = states.new_full((len(early), states.shape[2]), torch.nan)
             states, times = states.index_put(places, nothing)[:, :-1], wanted
-        moving = StepEnds.of(record.ends, problem, record.changes) if self.replayable else None
+        moving = StepEnds.of(record.ends, problem, record.changes, self.plan.controller) if self.replayable else None
         record = replace(record, changes=replace(record.changes, y=before))
         return RowResult(states, times, final, final_times, record, moving, self.dense, self.status, self.stats)
 
