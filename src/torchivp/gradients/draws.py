@@ -243,4 +243,6 @@ def is_repeated(y: Tensor, expected: Tensor, start: Tensor, rtol: Tolerance = 0.
         # Rounding in the large elements of a state reaches the small ones, and differences are as exact as their terms.
         rounding = eps**0.75 * size.amax(-1, keepdim=True) + _TERMS * eps * start.abs().amax(-1, keepdim=True)
         least = max(eps**0.5, float(torch.as_tensor(rtol).max()))
+        if not isinstance(atol, float) or atol > 0.0:  # what iterations leave is of the size of the whole state
+            size = size.amax(-1, keepdim=True)
         return not bool(((y - expected).abs() > least * size + rounding + atol).any())
