@@ -322,6 +322,19 @@ def test_what_has_no_kernel_is_refused_in_a_sentence(func, size, method, sentenc
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "func",
+    [
+        lambda t, y: torch.where(t > 0.25, 2.0, 1.0) * torch.ones_like(y),
+        lambda t, y: 1.75 + 0.0 * y,
+        lambda t, y: 1.0 + torch.where(y > 1.25, 1.0, 0.0),
+    ],
+)
+def test_slopes_without_derivatives_have_a_kernel(func):
+    found = solve_ivp(func, (0.0, 1.0), numbers(1.0, 1.0), method="rodas5p", backend="fused", rtol=1e-9)
+    torch.testing.assert_close(found.final, numbers(2.75, 2.75), rtol=1e-6, atol=0.0)
+
+
 def test_a_state_too_large_for_a_kernel_is_solved_by_the_loop():
     solution = solve_ivp(lambda t, y: -y, (0.0, 1.0), torch.ones(33, dtype=FLOAT), method="rodas5p", backend="auto")
     assert solution.stats.backend.startswith("eager")

@@ -41,6 +41,16 @@ def test_rows_that_could_depend_on_each_other_are_refused_though_they_do_not_yet
         solve_ivp(func, (0, 1), numbers([1.0], [3.0]), args=args, batch_dims=1, backend="fused")
 
 
+def test_a_shared_tensor_as_long_as_the_batch_is_named_where_func_cannot_be_read_with_one_row():
+    w, y0 = torch.eye(3, dtype=D), torch.ones(3, 3, dtype=D)
+    with pytest.raises(ValueError, match=r"have an entry for each row, here those of shape \(3, 3\)") as error:
+        solve_ivp(lambda t, y, w: y @ w.T, (0, 1), y0, args=(w,), batch_dims=1, backend="fused")
+    assert "write args=(w[None],), or let func hold it" in str(error.value)
+    options = {"batch_dims": 1, "backend": "fused", "method": "dopri5"}
+    found = solve_ivp(lambda t, y, w: (w @ y.unsqueeze(-1)).squeeze(-1), (0, 1), y0, args=(w[None],), **options).final
+    torch.testing.assert_close(found, torch.full_like(y0, torch.e), rtol=1e-5, atol=0.0)
+
+
 def test_hooks_of_modules_are_noticed_when_they_come_and_go():
     layer = nn.Linear(1, 1, dtype=D)
 

@@ -342,6 +342,38 @@ def test_a_captured_tensor_with_an_entry_for_each_row(gradient, compact):
 
 
 @each_gradient
+@pytest.mark.parametrize("func", [lambda t, y, w: (w.sum() - 1.0) * y, lambda t, y, w: (w[0] - 1.0) * y])
+def test_a_shared_tensor_as_long_as_the_batch_whose_numbers_are_all_the_same(gradient, func):
+    """Some of them do as well as all for the values, and not for the gradients."""
+    ends, w = torch.tensor([0.2, 1.0, 0.5, 0.7], dtype=D), torch.zeros(4, dtype=D, requires_grad=True)
+    y = solve_ivp(func, (0.0, ends), Y0, args=(w,), batch_dims=1, gradient=GRADIENTS[gradient], **TIGHT).final
+    y.sum().backward()
+    by_rate = (ends[:, None] * torch.exp(-ends[:, None]) * Y0).sum()
+    by_all = torch.autograd.functional.jacobian(
+        lambda w: func(0.0, torch.ones((), dtype=D), w), torch.zeros(4, dtype=D)
+    )
+    torch.testing.assert_close(w.grad, by_rate * by_all, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpointed", "forward", "backsolve"])
+@pytest.mark.parametrize("what", ["schedule", "event"])
+def test_steps_after_a_change_move_with_it_and_not_with_the_start(gradient, what):
+    """BDF begins anew at order 1, whose first steps are so short that by their sizes they are far from exact."""
+    t0, t1, when = (leaf(torch.tensor(t, dtype=D)) for t in ([0.0, 0.1], [2.0, 1.8], [0.9, 0.8]))
+    y0 = torch.tensor([[1.0], [0.7]], dtype=D)
+    doubled = {
+        "schedule": Scheduled(when.unsqueeze(1), apply=lambda t, y, _: 2 * y),
+        "event": Event(lambda t, y, when: t.squeeze(-1) - when, apply=lambda t, y, _: 2 * y),
+    }[what]
+    options = {"batch_dims": 1, "events": doubled, "method": "bdf", "gradient": gradient, "rtol": 1e-7, "atol": 1e-9}
+    end = solve_ivp(lambda t, y, _: -t * y, (t0, t1), y0, args=(when,), **options).final
+    exact = 2 * y0 * torch.exp((t0**2 - t1**2) / 2).unsqueeze(1)
+    expected = torch.autograd.grad(exact.sum(), (t0, t1))
+    found = torch.autograd.grad(end.sum(), (t0, t1, when))
+    torch.testing.assert_close(found, (*expected, torch.zeros_like(when)), rtol=0.0, atol=2e-5)
+
+
+@each_gradient
 def test_a_pytree_in_two_batch_dimensions(gradient):
     def func(t, y, k):
         return {"x": y["v"].sum(-1), "v": -k[..., None] * y["v"] + torch.sin(y["x"] * t)[..., None]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from torchivp.fused.arrays import Array
 from torchivp.fused.graphs import core_graph, linearised
 from torchivp.fused.lower import Lowering, literal
@@ -61,7 +63,8 @@ class Derivatives:
         self.fixed = [(*place, value) for place, value in values.items() if value]
         self._by_time = [(columns, e) for e in range(size)] if "t" in by else []
         self.moves = any(lowering.known(matrix, place) != 0 for place in self._by_time)
-        if slope.constant is None and not (self.entries or self.fixed or self.moves):
+        flat = not (self.entries or self.fixed)
+        if flat and "y" in by and slope.constant is None and _varies(traced, roles.index("y")):
             raise CannotFuse("autograd does not see how func depends on y: compute without .item() or .detach()")
         self._lines = [*lines, *lowering.written(slope, "dy"), *self._written_entries(size * size)]
         for place in self._by_time if self.moves else []:
@@ -100,3 +103,19 @@ class Derivatives:
     def cotangents(self, place: str) -> Array:
         """The array at `place` that holds the cotangents of the derivatives, zero for those that do not vary."""
         return Array.stored(place, self._matrix.shape)
+
+
+_PLACES = (1.0, 100.0, -1.0, -100.0)
+"""About where to look whether a function varies."""
+
+
+def _varies(traced: Traced, place: int) -> bool:
+    """Whether a function depends on the input at this place, near some values of all."""
+    for size in _PLACES:
+        inputs = [torch.full_like(x, size) if x.is_floating_point() else torch.zeros_like(x) for x in traced.examples]
+        (here,) = traced.values(*inputs)
+        inputs[place] = inputs[place] * 1.001
+        (there,) = traced.values(*inputs)
+        if not torch.allclose(here, there, rtol=0.0, atol=0.0, equal_nan=True):
+            return True
+    return False

@@ -102,6 +102,7 @@ class KernelRows(ReplayedSolve):
     def gradients(
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
+        self.check_events()
         rows, columns, _ = self._kept
         if self._pieces is None:
             self._pieces = self._cut()
@@ -120,7 +121,7 @@ class KernelRows(ReplayedSolve):
         """
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
         with torch.enable_grad():
-            moving = StepEnds.of(self.record.ends, problem, self.record.changes)
+            moving = StepEnds.of(self.record.ends, problem, self.record.changes, self.plan.controller)
         held = None if moving is None else replace(moving, table=moving.table.detach().requires_grad_())
         return leaves, moving, held
 
@@ -192,7 +193,7 @@ class KernelRows(ReplayedSolve):
                     self._used.check()
                 end, is_own = end_of(moving, firing, rows, t, changes.steps[places])
                 y = y.index_copy(0, select, after_change(problem, firing, rows, end, last[select], is_own))
-            if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)]):
+            if not is_repeated(y[at], changes.after[torch.from_numpy(piece.changes)], last[at]):
                 raise RuntimeError(APPLY_NOT_REPEATED)
         shared = leaves[1:] if moving is None else [*leaves[1:], moving.table]
         return Stretch(results, seeds, [y], None, [leaves[0]], shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,12 +94,26 @@ class Field:
             arguments = tuple(of_row) if spec is None else pytree.tree_unflatten(of_row, spec)
         key = (_code_of(func), owner, is_event, self._signature, len(args), one_row, *per_row.values())
         evaluate = self._evaluate_event if is_event else self._evaluate
-        traced, inputs = read_function(key, evaluate, unwrapped(func), self.t, self.y, arguments)
+        try:
+            traced, inputs = read_function(key, evaluate, unwrapped(func), self.t, self.y, arguments)
+        except CannotFuse as error:
+            if one_row or not per_row:
+                raise
+            raise type(error)(f"{error}. {self._rows_of(leaves, per_row.values())}") from error
         if traced.roles is None:
             traced.roles = tuple(
                 "t" if x is self.t else "y" if x is self.y else per_row.get(id(x), "shared") for x in inputs
             )
         return Reading(traced, inputs, traced.roles, leaves)
+
+    def _rows_of(self, leaves: Sequence[Any], numbers: Iterable[int]) -> str:
+        """What func gets of the arguments with these numbers: perhaps it takes them for something else."""
+        lead, shapes = tuple(self.layout.lead), ", ".join(str(tuple(leaves[i].shape)) for i in numbers)
+        return (
+            f"Tensors in args that begin with the batch dimensions {lead} have an entry for each row, here those of "
+            f"shape {shapes}, and func is read with one row: if one is the same for all rows, write args=(w[None],), "
+            "or let func hold it"
+        )
 
     def apart(self, func: Callable[..., Any], args: Sequence[Any], reading: Reading, is_event: bool = False) -> bool:
         """Whether a row of func depends on that row alone, whatever the values of its arguments and parameters are.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchivp.fused.solve import FusedSolve
 from torchivp.fused.used import Used
 from torchivp.gradients.captured import NoLateLeaves
+from torchivp.gradients.draws import check_led_back
 from torchivp.gradients.inputs import Parameters
 from torchivp.gradients.node import NodeSolve
 from torchivp.gradients.replayed import ReplayedSolve
@@ -62,6 +63,8 @@ class Replayed(NodeSolve):
             ahead = torch.sign(solve.times.end - solve.times.start).numpy()[:, None]
             kept = (ahead * (asked - solve.outcomes.t[:, None]) <= 0).sum(1)
             last = states[rows, torch.from_numpy(np.ascontiguousarray(kept))]
+        there = solve.record.states[rows, torch.from_numpy(taken)]
+        check_led_back(last, there, y0, steps.plan.norm.rtol)
         values = states[:, :count].reshape(*solve.lead, count, *solve.shape)
         return (values, last.reshape(solve.y0.shape)), [leaf, *found, *times]
 

@@ -16,7 +16,7 @@ from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.generators import Generators
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.captured import LateLeaves
-from torchivp.gradients.draws import solving_backwards
+from torchivp.gradients.draws import APPLY_NOT_REPEATED, is_repeated, solving_backwards
 from torchivp.gradients.drift import Drift
 from torchivp.gradients.refusals import refuse_preconditioner
 from torchivp.gradients.replay import after_change
@@ -130,9 +130,10 @@ def adjoint_gradients(
                     "which solves nothing backwards",
                 )
             )
-    drift.compare(integral.final[:, :size], problem.y0[problem.select(rows)], integral.final[:, size:])
+    chosen = problem.select(rows)
+    drift.compare(integral.final[:, :size], problem.y0[chosen], integral.final[:, size:], chosen)
     drift.warn()
-    totals[0][problem.select(rows)] = integral.final[:, size:]
+    totals[0][chosen] = integral.final[:, size:]
     for i, gradient in enumerate(_of_times(solve, problem, leaves, states, grad, before, grad_before, totals[0])):
         if gradient is not None:
             totals[i] = totals[i] + gradient
@@ -152,7 +153,7 @@ def _of_times(
     """The gradients that come of times that move: <dL/dy, f> at an output and before a change, -<a, f> at the start."""
     ends, changes, rows = solve.record.ends, solve.record.changes, np.arange(problem.rows)
     with torch.enable_grad():
-        moving = StepEnds.of(ends, problem, changes)
+        moving = StepEnds.of(ends, problem, changes, solve.plan.controller)
         if moving is None:
             return []
         asked, count = problem.moving.outputs, 0 if problem.times.outputs is None else problem.times.outputs.shape[1]
@@ -344,7 +345,8 @@ class _Joins:
         if len(passed := np.flatnonzero((kinds == 0) & (columns > 0))):  # the first is where it begins
             found = z[select(passed), : self._size]
             adjoint = z[select(passed), self._size :]
-            self._drift.compare(found, self._states[select(rows[passed]), select(places[passed])], adjoint)
+            chosen = select(rows[passed])
+            self._drift.compare(found, self._states[chosen, select(places[passed])], adjoint, chosen)
         if len(at_output):
             where, entry = select(at_output), (select(rows[at_output]), select(places[at_output]))
             z[where, : self._size] = self._states[entry]
@@ -373,7 +375,10 @@ class _Joins:
         with torch.enable_grad():
             for firing, chosen in self._groups(numbers).items():
                 rows, t = changes.rows[numbers[chosen]], changes.t[numbers[chosen]]
-                after.append(after_change(self._problem, firing, rows, t, before[self._problem.select(chosen)]))
+                select = self._problem.select(chosen)
+                after.append(after_change(self._problem, firing, rows, t, before[select]))
+                if not is_repeated(after[-1], changes.after[self._problem.select(numbers)][select], before[select]):
+                    raise RuntimeError(APPLY_NOT_REPEATED)
         return after, [before, *self._leaves[1:]]
 
     def _groups(self, numbers: np.ndarray) -> dict[Firing, np.ndarray]:

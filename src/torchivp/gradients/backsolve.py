@@ -17,7 +17,7 @@ from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
 from torchivp.generators import Generators
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.draws import solving_backwards
+from torchivp.gradients.draws import check_led_back, solving_backwards
 from torchivp.gradients.drift import Drift
 from torchivp.gradients.inputs import GradientInputs, find_parameters, refuse_inside_transform, user_function
 from torchivp.gradients.node import NodeSolve, as_node
@@ -153,6 +153,7 @@ class _AdjointSolve(NodeSolve):
     stats: Stats
     times: list[float]
     reached: int
+    ended: Tensor
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class _AdjointSolve(NodeSolve):
         plain = self.integration.with_problem(self.inputs.without_gradient())
         outputs = Outputs(plain.problem.times)
         self.status, self.stats = plain.run([outputs])
-        self.reached = len(outputs.t)
+        self.reached, self.ended = len(outputs.t), outputs.last.clone()
         states = outputs.complete(self.status)
         self.times = outputs.t
         if self.status.outcome is Outcome.EVENT:
@@ -205,6 +206,8 @@ class _AdjointSolve(NodeSolve):
         with self.generators.kept():
             self.generators.put_back(self.drawn)
             status, _ = replace(self.integration, problem=problem, callbacks=None).run([outputs])
+        norm = self.integration.norm
+        check_led_back(outputs.last, self.ended, problem.y0, norm.rtol, norm.atol)
         return [self._shaped(outputs.complete(status))], leaves
 
     def gradients(
@@ -241,10 +244,10 @@ class _AdjointSolve(NodeSolve):
         """Solve from the last of the `times` to the start; at each earlier one its output's gradient joins."""
         options, forward = self.options, self.integration
 
-        drift = Drift(states, grad, self.rtol, self.atol)
+        drift, row = Drift(states[None], grad[None], self.rtol, self.atol), torch.zeros(1, dtype=torch.int64)
 
         def join_output(i: int, z: Tensor) -> Tensor:
-            drift.compare(z[:, system.state], states[i : i + 1], z[:, system.adjoint])
+            drift.compare(z[:, system.state], states[i : i + 1], z[:, system.adjoint], row)
             z = z.clone()
             z[:, system.state] = states[i]
             z[:, system.adjoint] += grad[i]
@@ -276,7 +279,7 @@ class _AdjointSolve(NodeSolve):
                     "solves nothing backwards",
                 )
             )
-        drift.compare(end.y[:, system.state], forward.problem.y0, end.y[:, system.adjoint])
+        drift.compare(end.y[:, system.state], forward.problem.y0, end.y[:, system.adjoint], row)
         drift.warn()
         return end.y
 

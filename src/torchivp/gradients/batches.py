@@ -127,7 +127,8 @@ class _BacksolvedRows(ReplayedSolve):
         self.options = options
 
     def expect(self, states: Tensor) -> None:
-        """The way back draws other numbers, and says so; only a derivative of the gradient needs the same."""
+        """The way back draws other numbers, and says so; only a derivative of the gradient needs the same steps."""
+        self._ended = self._last_of(states)
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         refuse_steps_again(self.plan.method)
@@ -137,5 +138,6 @@ class _BacksolvedRows(ReplayedSolve):
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """The gradients of all inputs, by the adjoint."""
+        self.check_events()
         states, before = results
         return adjoint_gradients(self, self.options, states, before, *grads)

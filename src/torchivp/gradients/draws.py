@@ -183,9 +183,13 @@ _CHANGED = (
     "the steps of this solve, taken again for its gradient, do not lead to where they had led: something that func "
     "uses has changed since the solve, such as a tensor that was written into, the mode of a module (train() and "
     "eval()), or a variable. Compute the gradient before that, or let func use a copy. If nothing has changed, the "
-    "solution is so sensitive that rounding alone leads elsewhere: solve a shorter span, or keep more states, "
-    "gradient=Checkpointed(checkpoints=1000)"
+    "solution is so sensitive that rounding, or what an iteration leaves of the equations of a step, leads elsewhere: "
+    "solve a shorter span, or keep more states, gradient=Checkpointed(checkpoints=1000)"
 )
+
+
+_TERMS = 64
+"""So many roundings of where steps start from may be left where they lead to nothing."""
 
 
 @contextmanager
@@ -204,31 +208,41 @@ def solving_backwards(gradient: str, device: torch.device, subject: str = "func"
         )
 
 
-def check_repeated(y: Tensor, expected: Tensor) -> None:
-    """Check that steps taken again lead to the states `y` that they led to before.
+def check_repeated(y: Tensor, expected: Tensor, start: Tensor) -> None:
+    """Check that steps taken again from the states `start` lead to the states `y` that they led to before.
 
     Raises:
         RuntimeError: they do not.
     """
-    if not is_repeated(y, expected):
+    if not is_repeated(y, expected, start):
         raise RuntimeError(NOT_REPEATED)
 
 
-def check_led_back(y: Tensor, expected: Tensor, rtol: Tolerance) -> None:
+def check_led_back(y: Tensor, expected: Tensor, start: Tensor, rtol: Tolerance = 0.0, atol: Tolerance = 0.0) -> None:
     """Check that steps taken again, without random numbers, lead to the states `y` that they led to before.
 
     Raises:
-        RuntimeError: they do not, by more than the relative tolerance, to which equations of a step may be solved.
+        RuntimeError: they do not, by more than the tolerances, to which equations of a step may be solved.
     """
-    if not is_repeated(y, expected, rtol):
+    if not is_repeated(y, expected, start, rtol, atol):
         raise RuntimeError(_CHANGED)
 
 
-def is_repeated(y: Tensor, expected: Tensor, rtol: Tolerance = 0.0) -> bool:
-    """Whether states that were computed again are the `expected` ones, but for rounding or a relative tolerance."""
+def is_repeated(y: Tensor, expected: Tensor, start: Tensor, rtol: Tolerance = 0.0, atol: Tolerance = 0.0) -> bool:
+    """Whether states that were computed again are the `expected` ones, but for rounding or the tolerances.
+
+    All are [..., size], and `start` is what they were computed from. Each element is compared on its own: a change that
+    only small elements, or rows of small states, show is one too.
+    """
     if not y.numel():
         return True
     with torch.no_grad():
-        y, expected = torch.nan_to_num(y), torch.nan_to_num(expected)
-        least = max(torch.finfo(y.dtype).eps ** 0.5, float(torch.as_tensor(rtol).max()))
-        return not bool(((y - expected).abs() > least * expected.abs().amax()).any())
+        y, expected, start = (torch.nan_to_num(x) for x in (y, expected, start))
+        eps = torch.finfo(y.dtype).eps
+        size = expected.abs()
+        # Rounding in the large elements of a state reaches the small ones, and differences are as exact as their terms.
+        rounding = eps**0.75 * size.amax(-1, keepdim=True) + _TERMS * eps * start.abs().amax(-1, keepdim=True)
+        least = max(eps**0.5, float(torch.as_tensor(rtol).max()))
+        if not isinstance(atol, float) or atol > 0.0:  # what iterations leave is of the size of the whole state
+            size = size.amax(-1, keepdim=True)
+        return not bool(((y - expected).abs() > least * size + rounding + atol).any())

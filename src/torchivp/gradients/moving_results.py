@@ -58,7 +58,7 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
             before = before.index_copy(0, select, y)
             if again and changes_state(problem, firing):
                 found, known = apply_firing(problem, firing, rows, when, y), after[select]
-                if not may_be_tracked() and not is_repeated(found, known):
+                if not may_be_tracked() and not is_repeated(found, known, y):
                     (found,) = refuse_to_differentiate(APPLY_NOT_REPEATED, [known], [found])
                 after = after.index_copy(0, select, found)
             elif not changes_state(problem, firing):

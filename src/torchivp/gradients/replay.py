@@ -171,7 +171,7 @@ class Replay:
     def _run(
         self, problem: RowProblem, start: Checkpoint, y: Tensor, carry: Any, last: int, method: Method, dense: bool
     ) -> ReplayedSteps:
-        ends = StepEnds.of(self.ends, problem, self.changes)
+        ends = StepEnds.of(self.ends, problem, self.changes, self.plan.controller)
         outputs = RowOutputs(problem.times, dense, None if ends is None else _asked(problem))
         outputs.resume(start.next)
         none, count = np.zeros(0, dtype=np.int64), np.zeros(problem.rows, dtype=np.int64)

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchivp.dense import RowSteps
+from torchivp.error_norm import Tolerance
 from torchivp.generators import Generators
 from torchivp.gradients.draws import DrawingTrail, RecordedDraws, check_led_back, check_repeated
+from torchivp.gradients.event_marks import EventMarks
 from torchivp.gradients.node import NodeSolve
 from torchivp.gradients.replay import Replay, ReplayedSteps
 from torchivp.gradients.row_inputs import RowInputs
@@ -87,6 +89,7 @@ class ReplayedSolve(NodeSolve):
     stats: list[Stats]
     evaluations: np.ndarray
     _expected: Tensor | None = None  # what steps taken again must lead to, if func draws random numbers
+    _marks: EventMarks | None = None
     _ended: Tensor | None = None  # the last states, [rows, size], to which they must lead in any case
 
     def __init__(self, plan: RowIntegration, inputs: RowInputs, limit: int | None):
@@ -108,6 +111,7 @@ class ReplayedSolve(NodeSolve):
 
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         states, before = self.run()
+        self._marks = EventMarks(self.plan.problem, self.record.changes)
         return states, before.clone()  # what the node returns holds it, and it the solve, which keeps the other
 
     def run(self, dense: bool = False) -> tuple[Tensor, Tensor]:
@@ -146,12 +150,32 @@ class ReplayedSolve(NodeSolve):
         expected = solve._expected
         self._expected = None if expected is None else expected.repeat(copies, 1, 1)
 
+    def check_events(self) -> None:
+        """Check that event functions are what they were.
+
+        Raises:
+            RuntimeError: one is not.
+        """
+        if self._marks is not None:
+            self._marks.check(self.plan.problem)
+
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        self.check_events()
         problem, leaves = self.inputs.on_leaves(self.plan.problem.y0)
         results = self.run_again(problem)
-        if self._ended is not None:
-            check_led_back(self._last_of(results[0]), self._ended, self.plan.norm.rtol)
+        self._check_end(self._last_of(results[0]))
         return results, leaves
+
+    def _check_end(self, found: Tensor) -> None:
+        """Check that all steps, taken again, have led to the last states to which they led before."""
+        if self._ended is not None:
+            check_led_back(found, self._ended, self.plan.problem.y0, *self._left_open)
+
+    @property
+    def _left_open(self) -> tuple[Tolerance, Tolerance]:
+        """By how much, relatively and absolutely, steps may lead elsewhere when they are taken again."""
+        norm = self.plan.norm
+        return norm.rtol, norm.atol if self.replay.method.iterates_anew else 0.0
 
     def run_again(self, problem: RowProblem, dense: bool = False) -> tuple[Tensor, Tensor]:
         """What `run` returns, by all steps taken again from the start of the `problem`."""
@@ -160,7 +184,7 @@ class ReplayedSolve(NodeSolve):
         self.dense, self.evaluations = replayed.outputs.dense, replayed.evaluations
         states, _ = replayed.outputs.collect(problem.y0, self.times.shape[1])
         if self._expected is not None:
-            check_repeated(states, self._expected)
+            check_repeated(states, self._expected, problem.y0.unsqueeze(1))
         before = self.record.changes.y
         if replayed.before:
             index = problem.select(replayed.places)
@@ -171,6 +195,7 @@ class ReplayedSolve(NodeSolve):
         self, tensors: Sequence[Tensor], results: Sequence[Tensor], grads: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
         """The gradients of all inputs, stretch by stretch."""
+        self.check_events()
         replay = self.replay
         ends = [checkpoint.step for checkpoint in replay.checkpoints[1:]] + [replay.most]
         stretches = list(zip(replay.checkpoints, ends, strict=True))
@@ -188,7 +213,7 @@ class ReplayedSolve(NodeSolve):
         if outputs.values:
             results.append(torch.cat(outputs.values))
             seeds.append(grad[tuple(map(problem.select, outputs.places()))])
-        self._check(replayed, results, last)
+        self._check(replayed, results, checkpoint, last)
         if replayed.before:
             results.append(torch.cat(replayed.before))
             seeds.append(grad_before[problem.select(replayed.places)])
@@ -199,22 +224,24 @@ class ReplayedSolve(NodeSolve):
         rows = None if problem.rows == 1 else problem.select(replayed.rows)
         return Stretch(results, seeds, end, rows, [leaves[0], *_tensors(carry)], leaves[1:])
 
-    def _check(self, replayed: ReplayedSteps, outputs: Sequence[Tensor], last: int) -> None:
-        """Check that steps taken again up to number `last` have led to where they led before."""
+    def _check(self, replayed: ReplayedSteps, outputs: Sequence[Tensor], checkpoint: Checkpoint, last: int) -> None:
+        """Check that steps taken again from a checkpoint up to number `last` have led to where they led before."""
         select = self.plan.problem.select
         ends = [following.y for following in self.replay.checkpoints if following.step == last]
         if last == self.replay.most and self._ended is not None:
             ends.append(self._ended)
         there = np.flatnonzero(self.record.steps[replayed.rows] >= last)  # of a stretch without steps, not all rows
         for y in ends:
-            found, expected = replayed.y[select(there)], y[select(replayed.rows[there])]
+            rows = select(replayed.rows[there])
+            found, expected, start = replayed.y[select(there)], y[rows], checkpoint.y[rows]
             if self._expected is None:
-                check_led_back(found, expected, self.plan.norm.rtol)
+                check_led_back(found, expected, start, *self._left_open)
             else:
-                check_repeated(found, expected)
+                check_repeated(found, expected, start)
         if self._expected is not None:
             for states in outputs:
-                check_repeated(states, self._expected[tuple(map(select, replayed.outputs.places()))])
+                places = tuple(map(select, replayed.outputs.places()))
+                check_repeated(states, self._expected[places], checkpoint.y[places[0]])
 
     def _count(self, replayed: ReplayedSteps, first: int, last: int) -> None:
         taken = np.clip(self.record.steps, first, last) - first
@@ -235,7 +262,7 @@ class ReplayedSolve(NodeSolve):
             places = (problem.select(early), problem.select(self.last[early]))
             nothing = states.new_full((len(early), states.shape[2]), torch.nan)
             states, times = states.index_put(places, nothing)[:, :-1], wanted
-        moving = StepEnds.of(record.ends, problem, record.changes) if self.replayable else None
+        moving = StepEnds.of(record.ends, problem, record.changes, self.plan.controller) if self.replayable else None
         record = replace(record, changes=replace(record.changes, y=before))
         told = self.dense, self.status, self.stats
         return RowResult(states, times, final, final_times, record, moving, *told, self.replayable)

@@ -38,9 +38,9 @@ class SDEAdjoint:
     together with the state itself, which starts anew at every output from the one found there. An Itô equation is
     solved backwards in Stratonovich's calculus, with its corrected drift. Memory does not grow with the number of
     steps. The gradient converges to the right one with the size of the steps, but is not that of the steps taken, and
-    where paths contract, the way back is unstable. A gradient that is to be differentiated again, `create_graph=True`,
-    is that of the steps, in the memory of `SDEDirect`. Li, Wong, Chen and Duvenaud, "Scalable gradients for stochastic
-    differential equations", AISTATS (2020).
+    where paths contract, the way back is unstable, with a warning where it is lost. A gradient that is to be
+    differentiated again, `create_graph=True`, is that of the steps, in the memory of `SDEDirect`. Li, Wong, Chen and
+    Duvenaud, "Scalable gradients for stochastic differential equations", AISTATS (2020).
 
     Args:
         method: "midpoint", "heun", "euler_heun", or, for noise that commutes, "milstein". For Itô equations "euler"

@@ -64,6 +64,7 @@ class AdaptiveWayBack(WayBack):
     def land(self, k: int) -> None:
         """The solve is at the output `k`."""
         if self.integration.steps.outputs[k][1] == 1.0:
+            self.compare(k)
             self.y = self.states[k]
         self.a = self.a + self.grads[k]
 

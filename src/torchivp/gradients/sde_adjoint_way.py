@@ -7,11 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchivp.gradients.drift import Backwards, Drift
 from torchivp.gradients.sde_adjoint_steps import STEPS, Pull, Shared, State
 from torchivp.gradients.sde_inputs import SDEInputs
 from torchivp.gradients.stretches import add_all
 from torchivp.noise.increment import Increment
 from torchivp.sde.terms import StratonovichTerms
+
+_BACK = Backwards(
+    "sdeint_adjoint",
+    "gradient='checkpointed' in sdeint, or smaller steps; or ask for more outputs, from each of which the state begins "
+    "anew",
+    far=0.3,  # steps of strong order 1/2 are far from exact before they are lost
+    nothing=0.01,
+    whole=True,
+)
 
 
 class WayBack:
@@ -35,12 +45,15 @@ class WayBack:
         self.step = STEPS[method]
         self.states, self.grads = states.detach(), grad.unbind()
         self.y, self.a = end.detach(), torch.zeros_like(end)
+        self.drift = Drift(self.states.transpose(0, 1), grad.transpose(0, 1), way=_BACK)
         self.totals: list[Tensor | None] = [None] * len(shared)
 
     def run(self) -> tuple[Tensor, Sequence[Tensor | None]]:
         """The gradients of the initial state, and of args and parameters."""
         with self.inputs.late.watching():
             self.go_back()
+        self.compare(0)
+        self.drift.warn()
         return self.a + self.grads[0], self.totals
 
     def go_back(self) -> None:
@@ -56,6 +69,7 @@ class WayBack:
                     share, grad = outputs[left][1], self.grads[left]
                     self.a = self.a.add(grad, alpha=share)
                     if share == 1.0:
+                        self.compare(left)
                         self.y = self.states[left]
                     else:  # interpolated between the ends of the step
                         before = grad * (1.0 - share) if before is None else before.add(grad, alpha=1.0 - share)
@@ -64,6 +78,10 @@ class WayBack:
                 self.add(shared)
                 if before is not None:
                     self.a = self.a + before
+
+    def compare(self, output: int) -> None:
+        """The solve has come back to an output."""
+        self.drift.compare(self.y, self.states[output], self.a, torch.arange(len(self.a)))
 
     def take(
         self, t0: Tensor, t1: Tensor, noise: Increment, y: Tensor | None = None, a: Tensor | None = None

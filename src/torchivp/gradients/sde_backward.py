@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchivp.generators import Generators, GeneratorState
+from torchivp.gradients.draws import check_led_back
 from torchivp.gradients.node import NodeSolve, as_node
 from torchivp.gradients.sde_direct import SDEDirect
 from torchivp.gradients.sde_inputs import SDEInputs
@@ -29,7 +30,10 @@ class SDEBackward(NodeSolve):
         generators: what drift and diffusion may draw random numbers from.
         drawn: what they were at the start.
         draws: whether drift and diffusion drew from them.
+        ended: the last output, to which steps taken again must lead.
     """
+
+    ended: Tensor
 
     def __init__(self, inputs: SDEInputs) -> None:
         self.inputs = inputs
@@ -55,7 +59,7 @@ class SDEBackward(NodeSolve):
     def forward(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         self.drawn = self.generators.now()
         states, carry = self.run()
-        self.draws = self.generators.now() != self.drawn
+        self.draws, self.ended = self.generators.now() != self.drawn, states[-1].clone()
         return states, *(x.clone() for x in carry)  # a carry may be a tensor of the user's
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -63,6 +67,7 @@ class SDEBackward(NodeSolve):
         integration, leaves = self.inputs.on_leaves(start.y0, start.carry)
         with self.repeated(self.drawn):
             outputs, _, carry = integration.run()
+        check_led_back(outputs[-1], self.ended, start.y0)
         return [torch.stack(outputs), *carry], leaves
 
     def solve(self) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -108,7 +108,7 @@ class _CheckpointedSolve(SDEBackward):
         with self.repeated(checkpoint.drawn):
             y, carry = integration.advance(integration.y0, integration.first_carry(), first, last, outputs)
         following = [later.y for later in self.kept if later.step == last]
-        check_led_back(y, following[0] if following else self._ended, 0.0)
+        check_led_back(y, following[0] if following else self._ended, checkpoint.y)
         start, seeds = 1 + len(checkpoint.carry or ()), grad[begin : len(outputs)].unbind()
         return Stretch(outputs[begin:], seeds, [y, *carry], None, leaves[:start], leaves[start:])
 

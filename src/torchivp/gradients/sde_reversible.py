@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.gradients.drift import Backwards, Drift
 from torchivp.gradients.sde_backward import SDEBackward, solve_plainly
 from torchivp.gradients.sde_inputs import SDEInputs, find_sde_inputs
 from torchivp.gradients.stretches import add_all
@@ -25,9 +26,10 @@ class SDEReversible:
 
     The forward pass keeps its end alone. The backward pass takes the steps back one by one, on the same noise, with one
     evaluation of drift and diffusion each. What rounding lost on the way there it cannot find again, and the way back
-    magnifies it where paths contract: over long spans of strongly dissipative equations `SDECheckpointed` is safer. A
-    gradient that is to be differentiated again, `create_graph=True`, takes the memory of `SDEDirect`. Kidger, Foster,
-    Li and Lyons, "Efficient and accurate gradients for neural SDEs", NeurIPS (2021), Algorithm 2.
+    magnifies it where paths contract, with a warning where that shows at the start: over long spans of strongly
+    dissipative equations `SDECheckpointed` is safer. A gradient that is to be differentiated again,
+    `create_graph=True`, takes the memory of `SDEDirect`. Kidger, Foster, Li and Lyons, "Efficient and accurate
+    gradients for neural SDEs", NeurIPS (2021), Algorithm 2.
     """
 
     name = "reversible"
@@ -93,6 +95,14 @@ class _Evaluation:
         return self._roots, [self._z, *shared]
 
 
+_BACK = Backwards(
+    "gradient='reversible' (adjoint_method='adjoint_reversible_heun')",
+    "gradient='checkpointed' in sdeint",
+    far=1e-3,  # steps that are exact lead back much nearer than equations solved backwards do
+    nothing=1.0,
+)
+
+
 class _WayBack:
     """The backward pass: the state (y, z) at the end of a step, and the gradients of all that the step led to.
 
@@ -153,9 +163,16 @@ class _WayBack:
         self.dy, self.dz = dy.add(dz, alpha=2.0), -dz
         if rest is not None:
             self.dy = self.dy + rest
-        if step == 0:  # the start is known
-            return None if self.inputs.carried else self._evaluate(t0, self.integration.y0)
         y, f, g = self.y, here.f, here.g
+        if step == 0:  # the start is known
+            first = None if self.inputs.carried else self._evaluate(t0, self.integration.y0)
+            f0, g0 = self.inputs.carried[:2] if first is None else (first.f, first.g)
+            y = y.sub(f0 + f, alpha=0.5 * dt).sub_(terms.prod(g0 + g, W), alpha=0.5)
+            known = torch.stack([self.integration.y0.detach(), self.y], 1)
+            drift = Drift(known, torch.stack(self.grads, 1), way=_BACK)
+            drift.compare(y, self.integration.y0, self.dy + self.dz, torch.arange(len(y)))
+            drift.warn()
+            return first
         z = (2 * y - self.z).sub_(f, alpha=dt).sub_(terms.prod(g, W))
         before = self._evaluate(t0, z)
         self.y = y.sub(before.f + f, alpha=0.5 * dt).sub_(terms.prod(before.g + g, W), alpha=0.5)

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchivp.integrate import Controller
 from torchivp.record import ChangeRecord
 from torchivp.rows.problem import RowProblem
+from torchivp.stepsize.constant import ConstantSteps, GridSteps
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class StepEnds:
     """The start and the ends of the steps of each row.
 
     A time that the user gave is that entry of the user's tensor: the start before all others, then what is scheduled
-    there, the end, an output. A time that the solver chose moves with the start. That of an event stays where it is.
+    there, the end, an output. That of an event stays where it is. A time that the solver chose moves with the start, or
+    with what has changed the state last: the method begins anew there, perhaps with steps so short that a change of
+    their size would show. Those of steps of fixed sizes are counted from the start, and move with it.
 
     Attributes:
         table: [rows, most steps + 1], float64 on the CPU, NaN after a row's last.
@@ -39,8 +43,10 @@ class StepEnds:
     loose: np.ndarray
 
     @staticmethod
-    def of(ends: np.ndarray, problem: RowProblem, changes: ChangeRecord) -> StepEnds | None:
-        """Those of the steps with these `ends`, as numbers; None if no time moves."""
+    def of(
+        ends: np.ndarray, problem: RowProblem, changes: ChangeRecord, controller: Controller | None = None
+    ) -> StepEnds | None:
+        """Those of the steps with these `ends`, as numbers, that the `controller` has sized; None if no time moves."""
         moving, times = problem.moving, problem.times
         scheduled = [(i, action) for i, action in enumerate(problem.actions) if action.times is not None]
         if not (moving.any or any(action.moving is not None for _, action in scheduled)):
@@ -71,6 +77,8 @@ class StepEnds:
             row, step = np.nonzero(still)
             owner[row, step] = StepEnds.CHOSEN
             table = table.index_put(_index(row, step), torch.from_numpy(ends[row, step]))
+        if not isinstance(controller, ConstantSteps | GridSteps):
+            table = _carried_on(table, ends, owner, changes)
         row, step, column = _matches(ends, asked, first=0)
         loose = np.zeros(asked.shape, dtype=bool)
         tied = moving.tied & ((step == 0) | (owner[row, step] == StepEnds.END))
@@ -85,6 +93,17 @@ class StepEnds:
         """The `times`, [rows, T], that are among the `ends`, as functions of what they depend on; NaN stays NaN."""
         row, step, column = _matches(ends, times, first=0)
         return torch.from_numpy(times.copy()).index_put(_index(row, column), self.table[_index(row, step)])
+
+
+def _carried_on(table: Tensor, ends: np.ndarray, owner: np.ndarray, changes: ChangeRecord) -> Tensor:
+    """The table in which the times that were chosen after a change move with it."""
+    begins = np.zeros(ends.shape, dtype=bool)
+    begins[changes.rows[~changes.within], changes.steps[~changes.within]] = True
+    last = np.maximum.accumulate(np.where(begins, np.arange(ends.shape[1]), 0), axis=1)
+    row, step = np.nonzero((owner == StepEnds.CHOSEN) & ~begins & (last > 0))
+    since = (row, last[row, step])
+    motion = table[_index(*since)] - torch.from_numpy(ends[since])
+    return table.index_put(_index(row, step), torch.from_numpy(ends[row, step]) + motion)
 
 
 def _matches(ends: np.ndarray, times: np.ndarray, first: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

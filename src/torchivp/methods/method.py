@@ -171,6 +171,8 @@ class Method(ABC):
             is given) in different ways; others evaluate the sum.
         takes_mass: whether it solves equations with a projection before dy/dt (`projection_of` the func that it is
             given), those of index one.
+        iterates_anew: whether a step taken again may leave another rest of its equations, within the tolerances, as the
+            matrices with which they were solved are not known any more.
         differentiable: whether autograd can follow `step`.
         fixed_in_odeint: whether `odeint` takes fixed steps with it nevertheless, as torchdiffeq does.
         controller_options: how `PIDController` sizes the steps of this method best, where it differs from its defaults.
@@ -192,6 +194,7 @@ class Method(ABC):
     uses_jacobian: ClassVar[bool] = False
     splits: ClassVar[bool] = False
     takes_mass: ClassVar[bool] = False
+    iterates_anew: bool = False
     differentiable: ClassVar[bool] = True
     fixed_in_odeint: ClassVar[bool] = False
     controller_options: ClassVar[Mapping[str, float]] = {}

@@ -103,7 +103,7 @@ class Auto(Method):
         self._like, self._norm = y0, norm
         self._explicit = Tsit5(y0, real_dtype, norm)
         stiff = self.stiff_method(y0.shape[1] * (2 if y0.is_complex() else 1))
-        self._varies = stiff.varies_order
+        self._varies, self.iterates_anew = stiff.varies_order, stiff.iterates_anew
         self._make_implicit = partial(stiff, y0, real_dtype, norm)
 
     # Most solves need neither of these, or not before some steps.

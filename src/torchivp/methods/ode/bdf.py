@@ -186,6 +186,7 @@ class BDF(Method):
     rows_keep_carry = True
     uses_jacobian = True
     takes_mass = True
+    iterates_anew = True
     controller_options: ClassVar[Mapping[str, float]] = {"safety": 0.75, "factor_max": 4.0, "dead_band": 1.2}
     max_order: ClassVar[int] = _HIGHEST
     max_iters: ClassVar[int] = 10
