@@ -74,6 +74,7 @@ class Times:
         tensor: all known times as one float64 tensor, the start first, if a gradient with respect to time was asked
             for.
         anchors: ends of the solver's own steps that do not move with the start.
+        settles: whether those after the first of the anchors do not either.
         spacing: the relative spacing of the numbers in which the times were given.
     """
 
@@ -86,6 +87,7 @@ class Times:
         tensor: Tensor | None = None,
         fixed: frozenset[float] = frozenset(),
         anchors: frozenset[float] = frozenset(),
+        settles: bool = False,
         spacing: float = DOUBLE,
     ) -> None:
         self.start = start
@@ -95,7 +97,9 @@ class Times:
         self.tensor = tensor
         self._known = known
         self._fixed = fixed
-        self.anchors = anchors
+        self.anchors, self.settles = anchors, settles
+        passed = [t for t in anchors if (t - start) * self.direction > 0]
+        self._settled = min(passed, key=lambda t: t * self.direction) if settles and passed else None
         self.spacing = spacing
         # An output is the entry that asked for it, even if it equals an end of the span; the start is the first.
         self._index = {t: i for i, t in enumerate(known)}
@@ -107,7 +111,8 @@ class Times:
         """The time `t` as the step loop hands it on: a float, or a tensor through which a gradient flows.
 
         A time that the user gave is that entry of the user's tensor; a time that the solver chose moves with
-        the start time; the time of an event stays where it is, and so does one at which func has a jump or a kink.
+        the start time; the time of an event stays where it is, and so does one at which func has a jump or a kink,
+        and those of steps that are sized by their errors after it: a method begins anew there, with short ones.
         """
         if self.tensor is None:
             return t
@@ -116,7 +121,11 @@ class Times:
         index = self._index.get(t)
         if t in self.anchors and t not in (self.start, self.end):
             return torch.tensor(t, dtype=torch.float64)
-        return self._entries[0] + (t - self.start) if index is None else self._entries[index]
+        if index is not None:
+            return self._entries[index]
+        if self._settled is not None and (t - self._settled) * self.direction > 0:
+            return torch.tensor(t, dtype=torch.float64)
+        return self._entries[0] + (t - self.start)
 
     def given(self, t: float) -> Tensor:
         """The entry of the user's tensor for a time that the user gave."""
@@ -143,27 +152,30 @@ class Times:
 
     def with_tensor(self, tensor: Tensor | None) -> Times:
         """The same times, their gradient flowing to `tensor`."""
-        return Times(self.start, self.end, self.outputs, self._known, tensor, self._fixed, self.anchors, self.spacing)
+        return self._with(tensor=tensor)
 
-    def anchored(self, anchors: Collection[float]) -> Times:
-        """The same times; the solver's own steps may end at `anchors`, which do not move with the start."""
-        fixed = frozenset(anchors)
-        if fixed == self.anchors:
-            return self
-        return Times(self.start, self.end, self.outputs, self._known, self.tensor, self._fixed, fixed, self.spacing)
+    def anchored(self, anchors: Collection[float], settles: bool) -> Times:
+        """The same times; the solver's own steps may end at `anchors`, which do not move with the start.
+
+        `settles` says whether later ones of its own do not either.
+        """
+        return self._with(anchors=frozenset(anchors), settles=settles) if anchors else self
+
+    def _with(self, **changes: Any) -> Times:
+        """The same times but for some."""
+        same = {name: getattr(self, name) for name in ("start", "end", "outputs", "tensor", "anchors", "settles")}
+        return Times(**{**same, "known": self._known, "fixed": self._fixed, "spacing": self.spacing, **changes})
 
     def with_end(self) -> Times:
         """The same times, the end of the span among the outputs, if there is a choice of outputs."""
         if self.outputs is None or (self.outputs and self.outputs[-1] == self.end):
             return self
-        outputs = [*self.outputs, self.end]
-        return Times(self.start, self.end, outputs, self._known, self.tensor, self._fixed, self.anchors)
+        return self._with(outputs=[*self.outputs, self.end])
 
     def until(self, t: float) -> Times:
         """The same times, ended at the event at `t`, which is the last output."""
         outputs = [s for s in self.outputs or () if (t - s) * self.direction > 0]
-        fixed = self._fixed | {t}
-        return Times(self.start, t, [*outputs, t], self._known, self.tensor, fixed, self.anchors, self.spacing)
+        return self._with(end=t, outputs=[*outputs, t], fixed=self._fixed | {t})
 
 
 _OF_ROWS = {

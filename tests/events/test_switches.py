@@ -232,3 +232,24 @@ def test_as_odeint_does_with_jump_t():
         options = {"method": method, "rtol": 1e-6, "atol": 1e-8} | sizes
         other = solve_ivp(func, (0.0, END), y0, args=(c,), events=Scheduled([SWITCH]), **options).final
         assert torch.allclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", some(["tsit5", "rodas5p", "radau5", "bdf", "adams"]))
+def test_steps_after_a_jump_do_not_move_with_the_start(method):
+    """A method begins anew there, with steps so short that a change of their size would show in the derivative."""
+
+    def func(t, y):
+        return torch.where(t < SWITCH, BEFORE, AFTER) * torch.sin(2 * t + 1) - y * (1 + 0.3 * torch.cos(3 * t))
+
+    def result(start, tolerance, method):
+        start = torch.tensor(start, dtype=D, requires_grad=True)
+        t = torch.stack([start, torch.tensor(END, dtype=D)])
+        jumps = {"jump_t": torch.tensor([SWITCH], dtype=D)}
+        y0 = torch.ones(1, dtype=D)
+        return odeint(func, y0, t, method=method, rtol=tolerance, atol=tolerance, options=jumps)[-1], start
+
+    (found,) = torch.autograd.grad(*result(0.1, 1e-7, method))
+    h = 1e-4
+    near, far = ([result(0.1 + s * x, 1e-12, "dopri8")[0].item() for s in (1, -1)] for x in (h, 2 * h))
+    expected = (8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * h)
+    assert math.isclose(found.item(), expected, rel_tol=2e-5)

@@ -31,6 +31,7 @@ from torchivp.recording import Interpolants
 from torchivp.solution import LeanFailures, Outcome, Solution, Status
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
+from torchivp.stepsize.pid import PIDController
 from torchivp.times import Times, check_times, spacing_of
 from torchivp.torch_func import derivatives_enabled, inside_transform
 
@@ -482,7 +483,9 @@ class _Door:
         integration, self._layout = build_integration(
             func,
             y0,
-            self._times.anchored({*stops.step_times, *stops.jump_times}),
+            self._times.anchored(
+                {*stops.step_times, *stops.jump_times}, settles=isinstance(self.settings.controller, PIDController)
+            ),
             args=(),
             method=self.settings.method,
             controller=self.settings.controller,

@@ -74,6 +74,8 @@ class StepEnds:
         if moving.anchors:
             still = np.isin(ends, list(moving.anchors)) & (ends != times.end[:, None])
             still[:, 0] = False
+            if not isinstance(controller, ConstantSteps | GridSteps):
+                still |= np.logical_or.accumulate(still, axis=1) & (owner == StepEnds.CHOSEN)
             row, step = np.nonzero(still)
             owner[row, step] = StepEnds.CHOSEN
             table = table.index_put(_index(row, step), torch.from_numpy(ends[row, step]))
