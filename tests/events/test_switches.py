@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchivp import ODE_METHODS, Scheduled, odeint, solve_ivp
+from torchivp import ODE_METHODS, Event, Scheduled, odeint, solve_ivp
 
 D = torch.float64
 BEFORE, AFTER, SWITCH, END = 3.0, -1.0, 0.7, 1.7
@@ -253,3 +253,102 @@ def test_steps_after_a_jump_do_not_move_with_the_start(method):
     near, far = ([result(0.1 + s * x, 1e-12, "dopri8")[0].item() for s in (1, -1)] for x in (h, 2 * h))
     expected = (8 * (near[0] - near[1]) - (far[0] - far[1])) / (12 * h)
     assert math.isclose(found.item(), expected, rel_tol=2e-5)
+
+
+GRADIENTS = ["direct", "checkpointed", "backsolve", "forward", "fused"]
+
+
+def solved(func, span, batched, gradient, events, **options):
+    """One row of a solution by one of the gradients, or by a kernel."""
+    how = {"backend": "fused"} if gradient == "fused" else {"gradient": gradient}
+    y0 = torch.ones((2, 1) if batched else 1, dtype=D)
+    options = {"rtol": 1e-9, "atol": 1e-9, "method": "tsit5", "batch_dims": int(batched), **how, **options}
+    found = solve_ivp(func, span, y0, events=events, **options)
+    return found, found.final.flatten()[0]
+
+
+def derivative(y, *times):
+    return torch.stack([x.reshape(()) for x in torch.autograd.grad(y, times, retain_graph=True)]).tolist()
+
+
+def decay(t, y):
+    return -y
+
+
+def switched(t, y):
+    return torch.where(t < SWITCH, BEFORE, AFTER) + 0 * y
+
+
+def doubled(t, y):
+    return 2 * y
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_what_is_scheduled_at_an_end_of_the_span_does_not_move_with_it(gradient, batched):
+    """The span grows over it: at its start backwards, at its end onwards."""
+    start, end = torch.tensor([SWITCH, END], dtype=D, requires_grad=True).unbind()
+    at_start, at_end = Scheduled([SWITCH], doubled), Scheduled([END], doubled)
+    decayed = math.exp(SWITCH - END)
+    _, y = solved(decay, (start, END), batched, gradient, at_start)
+    assert math.isclose(derivative(y, start)[0], 2 * decayed, rel_tol=1e-6)
+    _, y = solved(decay, (SWITCH, end), batched, gradient, at_end)
+    assert math.isclose(derivative(y, end)[0], -2 * decayed, rel_tol=1e-6)
+    _, y = solved(switched, (start, END), batched, gradient, Scheduled([SWITCH]))
+    assert math.isclose(derivative(y, start)[0], -BEFORE, rel_tol=1e-6)
+    end = torch.tensor(SWITCH, dtype=D, requires_grad=True)
+    found, y = solved(switched, (0.0, end), batched, gradient, Scheduled([SWITCH]))
+    assert math.isclose(derivative(y, end)[0], AFTER, rel_tol=1e-6)
+    assert derivative(found.t_final.flatten()[0], end) == [1.0]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_switch_that_moves_at_the_end_of_the_span_changes_nothing_but_by_its_slopes(gradient, batched):
+    c = torch.tensor([SWITCH], dtype=D, requires_grad=True)
+    found, y = solved(switched, (0.0, SWITCH), batched, gradient, Scheduled(c))
+    assert math.isclose(derivative(y, c)[0], BEFORE - AFTER, rel_tol=1e-6)
+    assert not found.t_final.requires_grad or derivative(found.t_final.flatten()[0], c) == [0.0]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("at_switch", ["before", "after"])
+def test_an_output_at_a_switch_moves_as_the_solution_does_after_it(at_switch, gradient, batched):
+    def func(t, y):
+        return torch.where(t <= SWITCH if at_switch == "before" else t < SWITCH, BEFORE, AFTER) - y
+
+    t = torch.tensor([0.35, SWITCH, 1.2], dtype=D, requires_grad=True)
+    found, _ = solved(func, (0.0, END), batched, gradient, Scheduled([SWITCH], doubled), t_eval=t)
+    y = (found.y[0] if batched else found.y)[1, 0]
+    (by_time,) = torch.autograd.grad(y, t)
+    assert torch.allclose(by_time, torch.tensor([0.0, AFTER - y.item(), 0.0], dtype=D), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_times_that_coincide_have_no_derivative_unless_they_are_one(gradient):
+    c, d = (torch.tensor([SWITCH], dtype=D, requires_grad=True) for _ in range(2))
+    twice = torch.tensor([SWITCH, SWITCH], dtype=D, requires_grad=True)
+    level = Event(lambda t, y: y[0] - math.exp(-SWITCH), apply=doubled)
+    together = [
+        [Scheduled(c, doubled), Scheduled(d, doubled)],
+        [Scheduled(c, doubled), Scheduled([SWITCH], doubled)],
+        [Scheduled(twice, doubled)],
+    ]
+    for events in together:
+        with pytest.raises(ValueError, match=r"no derivative by scheduled times where several .* events\[0\].*detach"):
+            solved(decay, (0.0, END), False, gradient, events)
+        with torch.no_grad():
+            assert math.isclose(solved(decay, (0.0, END), False, gradient, events)[1], 4 * math.exp(-END), rel_tol=1e-6)
+    _, y = solved(decay, (0.0, END), False, gradient, [Scheduled(c, doubled), Scheduled(c, lambda t, y: y + 1)])
+    after = torch.autograd.grad(y, c)[0].item()
+    assert math.isclose(after, math.exp(SWITCH - END), rel_tol=1e-6)
+    found, _ = solved(decay, (0.0, END), False, gradient, [Scheduled([SWITCH], doubled), level])
+    assert found.success
+
+
+def test_functions_of_events_may_all_use_the_same_memory():
+    shared = torch.zeros((), dtype=D)
+    events = [Event(lambda t, y, level=level: shared.copy_(y[0] - level)) for level in (0.5, 0.25)]
+    found = solve_ivp(decay, (0.0, END), torch.ones(1, dtype=D), events=events, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(found.events.t, torch.log(torch.tensor([2.0, 4.0], dtype=D)), rtol=1e-8)

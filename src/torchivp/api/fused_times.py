@@ -16,7 +16,7 @@ from torchivp.gradients.step_ends import StepEnds
 from torchivp.methods.consistent import slopes_of
 from torchivp.problem import Problem
 from torchivp.record import ChangeRecord, Record
-from torchivp.rows.changes import function_on, rounds
+from torchivp.rows.changes import function_after, rounds
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.single import moving_times
@@ -110,6 +110,6 @@ def _at_their_times(problem: RowProblem, found: StepEnds, states: Tensor, ends: 
         place = torch.from_numpy(rows[some]), torch.from_numpy(columns[some])
         end = reached[place].unsqueeze(1)
         motion = (torch.from_numpy(asked) if moving is None else moving)[place].unsqueeze(1) - end
-        func = slopes_of(function_on(problem, rows[some]))
+        func = slopes_of(function_after(problem, rows[some], asked[rows[some], columns[some]]))
         states = states.index_put(place, carried_on(func, states[place], *map(problem.user_time, (end, motion))))
     return states

@@ -195,5 +195,7 @@ class Scheduled:
 
     def __post_init__(self) -> None:
         if not callable(self.apply):
-            raise TypeError(f"apply must be callable as apply(t, y), got {self.apply!r}")
+            raise TypeError(
+                f"apply must be callable as apply(t, y), got {self.apply!r}: leave it out if the state stays as it is"
+            )
         check_time_first("apply", self.apply, "apply(t, y)")

@@ -26,7 +26,7 @@ from torchivp.gradients.vjp import vjp
 from torchivp.methods.consistent import slopes_of
 from torchivp.record import Record
 from torchivp.rows.ahead import run_ahead
-from torchivp.rows.changes import all_scheduled, changing, function_on, groups, rounds, side_times
+from torchivp.rows.changes import all_scheduled, changing, function_after, groups, rounds, side_times
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs
@@ -238,7 +238,8 @@ class KernelRows(ReplayedSolve):
             end = moving.of_steps(row, piece.first[row] + step)
             motion = at[torch.from_numpy(row), torch.from_numpy(columns[kept.source[some]])].unsqueeze(1) - end
             y, grad = ends[torch.from_numpy(row), torch.from_numpy(step)], grads[source]
-            slope = Slope.of(slopes_of(function_on(problem, row)), problem.user_time(end), y)
+            func = function_after(problem, row, self.record.ends[row, piece.first[row] + step])
+            slope = Slope.of(slopes_of(func), problem.user_time(end), y)
             along = torch.where(grad != 0, slope.value * grad, 0.0).sum(1, keepdim=True)
             yield motion, along.to(motion.dtype)
 

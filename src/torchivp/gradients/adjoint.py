@@ -26,7 +26,7 @@ from torchivp.integrate import Controller, at_steps, check_controller
 from torchivp.methods import find_method
 from torchivp.methods.method import Method
 from torchivp.record import Firing, Record
-from torchivp.rows.changes import function_on, groups, one_sided, rounds
+from torchivp.rows.changes import function_after, function_before, function_on, groups, rounds
 from torchivp.rows.function import RowByRow
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import Action, RowProblem
@@ -161,20 +161,21 @@ def _of_times(
         if count:
             times.append(torch.from_numpy(problem.times.outputs) if asked is None else asked)
     with torch.no_grad(), Generators(problem.y0.device).kept():
-        func = function_on(problem, rows)
-        along = [
-            _along(grad[:, j], func(problem.user_time(solve.times[:, j].copy()), states[:, j]))
-            for j in range(grad.shape[1])
-        ]
+        along = []
+        for j in range(grad.shape[1]):
+            t = solve.times[:, j].copy()
+            slopes = function_after(problem, rows, t)(problem.user_time(t), states[:, j])
+            along.append(_along(grad[:, j], slopes))
         at_outputs = torch.cat([x.cpu() for x in along], dim=1) if along else torch.zeros(problem.rows, 0)
         start = problem.times.start
-        func = one_sided(problem, rows, func, start, None)
+        func = function_before(problem, rows, start)  # nothing has happened there yet
         at_start = -_along(adjoint, func(problem.user_time(start), problem.y0.detach()))
         at_changes = torch.zeros(ends.shape, dtype=torch.float64)
         for where in rounds(changes.rows):
             select, chosen = problem.select(where), changes.rows[where]
-            func = one_sided(problem, chosen, function_on(problem, chosen), None, changes.t[where])
-            slopes = func(problem.user_time(changes.t[where]), before[select].detach())
+            slopes = function_before(problem, chosen, changes.t[where])(
+                problem.user_time(changes.t[where]), before[select].detach()
+            )
             share = _along(grad_before[select], slopes).cpu().squeeze(1)
             share = torch.where(torch.from_numpy(changes.within[where]), 0.0, share)
             at_changes[chosen, changes.steps[where]] += share

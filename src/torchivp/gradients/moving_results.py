@@ -15,7 +15,8 @@ from torchivp.gradients.replay import at_moving_time, end_of
 from torchivp.gradients.replayed import RowResult
 from torchivp.gradients.step_ends import StepEnds
 from torchivp.methods.consistent import slopes_of
-from torchivp.rows.changes import apply_firing, changes_state, function_on, groups, rounds
+from torchivp.record import Firing
+from torchivp.rows.changes import apply_firing, changes_state, function_after, groups, rounds
 from torchivp.rows.problem import RowProblem
 from torchivp.solution import EventLog
 from torchivp.state import StateLayout
@@ -46,6 +47,7 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
     if not result.moves:
         return MovingChanges(t, before, after)
     for firing, same in groups(changes.firings).items():
+        _refuse_several_clocks(problem, firing, float(changes.t[same[0]]))
         for where in (same[i] for i in rounds(changes.rows[same])):  # functions take a row once at a time
             select, rows = problem.select(where), changes.rows[where]
             end, is_own = end_of(result.moving, firing, rows, changes.t[where], changes.steps[where])
@@ -64,6 +66,27 @@ def moving_changes(problem: RowProblem, result: RowResult) -> MovingChanges:
             elif not changes_state(problem, firing):
                 after = after.index_copy(0, select, y)
     return MovingChanges(t, before, after)
+
+
+def _refuse_several_clocks(problem: RowProblem, firing: Firing, t: float) -> None:
+    """Refuse derivatives by the time of what happens together with something that does not move with it.
+
+    Raises:
+        ValueError: they are wanted.
+    """
+    series = [problem.actions[number].moving for number, _ in firing]
+    if len(firing) == 1 or all(moving is None for moving in series):
+        return
+    clocks = {
+        None if x is None else x[:, column].data_ptr() for x, (_, column) in zip(series, firing, strict=True)
+    }  # of an event, or a constant time, None
+    if len(clocks) > 1:
+        names = " and ".join(dict.fromkeys(f"events[{number}]" for number, _ in firing))
+        raise ValueError(
+            f"the solution has no derivative by scheduled times where several things happen at once, {names} at "
+            f"t = {t:g}: it depends on which comes first when one moves. Schedule what belongs together at one entry "
+            "of one tensor, move the one a little, or give times.detach()"
+        )
 
 
 def times_of_outputs(problem: RowProblem, result: RowResult, changes: MovingChanges) -> tuple[Tensor, Tensor]:
@@ -94,26 +117,30 @@ def final_is_new(problem: RowProblem, result: RowResult) -> np.ndarray:
 
 def final_and_time(problem: RowProblem, result: RowResult, changes: MovingChanges) -> tuple[Tensor, Tensor]:
     """The last states, [rows, size], and their times, [rows], as functions of what these depend on."""
-    y, device = result.final, problem.y0.device
-    t = torch.from_numpy(result.final_times.copy())
-    if result.moving is not None:
-        rows, steps, moving = np.arange(problem.rows), result.record.steps, result.moving
-        last = moving.of_steps(rows, steps)
-        # Where an output at the end, or what happens there, is a time that moves on its own.
-        loose = np.flatnonzero((result.final_times == problem.times.end) & (moving.owner[rows, steps] != StepEnds.END))
-        if problem.moving.end is not None and len(loose):
-            select = torch.from_numpy(loose)
-            motion = problem.moving.end.cpu()[select].unsqueeze(1) - last[select]
-            func, at = slopes_of(function_on(problem, loose)), problem.select(loose)
-            y = y.index_copy(0, at, carried_on(func, y[at], *map(problem.user_time, (last[select], motion))))
-            last = last.index_copy(0, select, last[select] + motion)
-        t = last.squeeze(1)
+    y, device, ends = result.final, problem.y0.device, problem.times.end
+    rows, steps, moving = np.arange(problem.rows), result.record.steps, result.moving
+    t, arrived = torch.from_numpy(result.final_times.copy()), result.final_times == ends
+    loose = np.zeros(problem.rows, dtype=bool)  # where the end of the span is a time that moves on its own
+    if moving is not None:
+        t = moving.of_steps(rows, steps).squeeze(1)
+        if problem.moving.end is not None:
+            loose = arrived & (moving.owner[rows, steps] != StepEnds.END)
     t = t.to(device, time_dtype(device))
     at_last = result.changes.t == result.final_times[result.changes.rows]
     chosen = np.flatnonzero(at_last & ~result.changes.within)
-    if len(chosen) and any(map(moves, (changes.t, changes.after))):
-        where, rows = problem.select(chosen), problem.select(result.changes.rows[chosen])
-        y, t = y.index_copy(0, rows, changes.after[where]), t.index_copy(0, rows, changes.t[where])
+    if len(chosen) and (problem.moving.end is not None or any(map(moves, (changes.t, changes.after)))):
+        where, at = problem.select(chosen), problem.select(result.changes.rows[chosen])
+        y, t = y.index_copy(0, at, changes.after[where]), t.index_copy(0, at, changes.t[where])
+        planned = [all(column >= 0 for _, column in result.changes.firings[i]) for i in chosen.tolist()]
+        loose[result.changes.rows[chosen]] = arrived[result.changes.rows[chosen]] & planned
+    if loose.any():
+        some = np.flatnonzero(loose)
+        at = problem.select(some)
+        end = torch.from_numpy(ends) if problem.moving.end is None else problem.moving.end
+        motion = end.to(t)[at] - t[at]
+        func, places = slopes_of(function_after(problem, some, ends[some])), (t[at], motion)
+        y = y.index_copy(0, at, carried_on(func, y[at], *(problem.user_time(x.unsqueeze(1)) for x in places)))
+        t = t.index_copy(0, at, t[at] + motion)
     return y, t
 
 

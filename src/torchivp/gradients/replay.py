@@ -17,11 +17,11 @@ from torchivp.gradients.step_ends import StepEnds
 from torchivp.methods.consistent import slopes_of
 from torchivp.methods.method import Method
 from torchivp.record import Checkpoint, Firing, Record
-from torchivp.rows.changes import apply_firing, changes_state, event_on, function_on, groups, one_sided
+from torchivp.rows.changes import apply_firing, changes_state, event_on, function_after, function_before, groups
 from torchivp.rows.integration import RowIntegration
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import Carry, RowOutputs
-from torchivp.rows.steps import SingleStepper, Stepper, TakenSteps, make_stepper
+from torchivp.rows.steps import Stepper, TakenSteps, make_stepper
 from torchivp.torch_func import derivatives_enabled, moves
 
 
@@ -69,7 +69,7 @@ def at_moving_time(
 def _slopes(problem: RowProblem, rows: np.ndarray, end: np.ndarray | Tensor, y: Tensor, after: bool = False) -> Slope:
     """The slopes at the ends of steps, as the steps have them, or those after what happens there."""
     t = end.detach().squeeze(1).cpu().numpy() if isinstance(end, Tensor) else end
-    func = one_sided(problem, rows, function_on(problem, rows), *((t, None) if after else (None, t)))
+    func = (function_after if after else function_before)(problem, rows, t)
     return Slope.of(slopes_of(func), problem.user_time(end), y)
 
 
@@ -86,9 +86,9 @@ def after_change(
         return y
     when, before = at_moving_time(problem, firing, rows, end, y, is_own)
     after = apply_firing(problem, firing, rows, when, before)
-    if is_own or not moves(when):
-        return after
     time = problem.user_time(end)
+    if is_own or not (moves(when) or moves(time)):
+        return after
     slopes = _slopes(problem, rows, end, after, after=True)
     return moved(after, slopes.back, time.detach() + (when - time))
 
@@ -236,7 +236,10 @@ class Replay:
             where, rows, places = problem.select(loose), rows[loose], places[loose]
             end = ends.of_steps(rows, step)
             motion = asked[torch.from_numpy(rows), torch.from_numpy(places)].unsqueeze(1) - end
-            func = stepper.one_sided if isinstance(stepper, SingleStepper) else function_on(problem, rows)
+            if stepper is not None and problem.stops.avoid_ends:  # of one row
+                func = stepper.one_sided
+            else:
+                func = function_after(problem, rows, self.ends[rows, step])
             moving = carried_on(slopes_of(func), y[where], problem.user_time(end), problem.user_time(motion))
             return y.index_copy(0, where, moving)
 
@@ -287,7 +290,7 @@ class Replay:
             places = np.concatenate(anew)
             there, rows = problem.select(places), replayed.rows[places]
             end = self.ends[rows, step] if ends is None else ends.of_steps(rows, step)
-            func = one_sided(problem, rows, function_on(problem, rows), self.ends[rows, step], None)
+            func = function_after(problem, rows, self.ends[rows, step])
             slopes = slopes_of(func)(problem.user_time(end), y[there]).clone()
             carry = self.method.initial_carry(slopes)
             stepper = make_stepper(problem, self.method, self.plan.norm, replayed.rows)

@@ -112,6 +112,16 @@ def one_sided(
     return func if bounds is None else OneSided(func, *(bound.unsqueeze(1) for bound in bounds))
 
 
+def function_before(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> Slopes:
+    """The right-hand side of the `rows`, at `t` as it is just before what is scheduled then."""
+    return one_sided(problem, rows, function_on(problem, rows), None, t)
+
+
+def function_after(problem: RowProblem, rows: np.ndarray, t: np.ndarray) -> Slopes:
+    """The right-hand side of the `rows`, at `t` as it is just after what is scheduled then."""
+    return one_sided(problem, rows, function_on(problem, rows), t, None)
+
+
 def side_times(
     problem: RowProblem, rows: np.ndarray, start: np.ndarray | None, end: np.ndarray | None
 ) -> tuple[Tensor, Tensor] | None:

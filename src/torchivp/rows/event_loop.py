@@ -19,9 +19,8 @@ from torchivp.rows.changes import (
     changes_state,
     changing,
     finite_rows,
-    function_on,
+    function_after,
     groups,
-    one_sided,
     scheduled,
 )
 from torchivp.rows.landing import Start, take_to_events
@@ -352,8 +351,7 @@ class EventLoop(RowLoop):
 
         def new_slopes() -> Tensor:
             if not slopes:
-                func = one_sided(problem, index, function_on(problem, index), t1, None)
-                slopes.append(slopes_of(func)(problem.user_time(t1), y).clone())
+                slopes.append(slopes_of(function_after(problem, index, t1))(problem.user_time(t1), y).clone())
                 self.evaluations[index] += 1
             return slopes[0]
 
@@ -444,7 +442,8 @@ def _changed_to_nothing(t: float, problem: RowProblem) -> Status:
 
 def _zeno(t: float) -> Status:
     sentence = (
-        f"events accumulate at t = {t:.9g}: the next comes within the spacing of numbers there, so that the solution "
-        "cannot go on in this way. End it before with max_count=, or let apply bring the state to rest"
+        f"events accumulate at t = {t:.9g}: the next comes within the spacing of numbers there, or before the event "
+        "function has grown beyond its rounding error, so that the solution cannot go on in this way. End it before "
+        "with max_count=, or let apply bring the state to rest; if events do not accumulate, solve in float64"
     )
     return Status(Outcome.ZENO, sentence, t)

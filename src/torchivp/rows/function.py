@@ -326,7 +326,8 @@ class FunctionOnRows(RowByRow):
 
 
 def _one_by_one(function: Callable[..., Any], t: Tensor, y: Sequence[Any], *args: Any) -> list[Any]:
-    return [function(*place, *args) for place in zip(t.unbind(), y, strict=True)]
+    values = (function(*place, *args) for place in zip(t.unbind(), y, strict=True))
+    return [x.clone() if isinstance(x, Tensor) else x for x in values]  # they may all be in the same memory
 
 
 class _Unpacked(ValueError):
@@ -396,7 +397,7 @@ def event_value(layout: StateLayout, value: Any) -> Tensor:
         ValueError: it is not of the shape of the batch.
     """
     if isinstance(value, Tensor) and value.shape == layout.lead and value.is_floating_point():  # as it should be
-        return value.reshape(layout.rows, 1)
+        return value.reshape(layout.rows, 1).clone()  # which the user's next function may use again
     if not isinstance(value, Tensor) or value.is_complex():
         kind = f"a {value.dtype} tensor" if isinstance(value, Tensor) else repr(value)
         raise TypeError(
@@ -410,4 +411,4 @@ def event_value(layout: StateLayout, value: Any) -> Tensor:
         )
     if value.dtype == torch.bool:  # false is another sign than true, and not zero
         value = 2.0 * value - 1.0
-    return value.reshape(layout.rows, 1)
+    return value.reshape(layout.rows, 1).clone()

@@ -170,7 +170,7 @@ class Stepper:
 
     def put_carry(self, carry: Any, rows: Tensor, other: Any) -> Any:
         """The carry, with `other` for some of these rows."""
-        return map_rows(lambda x, y: x.index_copy(0, rows.to(x.device), y), carry, other)
+        return map_rows(lambda x, y: x.index_copy(0, rows.to(x.device), y.to(x.dtype)), carry, other)
 
 
 class SingleStepper(Stepper):
