@@ -218,8 +218,8 @@ class EventLoop(RowLoop):
         numbers = torch.from_numpy(2.0 * numbers / torch.finfo(y0.dtype).eps).to(y0.device).unsqueeze(1)
         change = torch.maximum((middle - y0).abs(), (steps.y1[chosen] - middle).abs())
         size = torch.maximum(torch.maximum(y0.abs(), middle.abs()), (numbers * change).to(y0.abs()))
-        held = self.watch.held(index, 0.5 * (steps.t0[sound] + t1), middle)
-        self._meet(where, t1, self.watch.fired(index, here, there), size, held)
+        within = self.watch.values(index, 0.5 * (steps.t0[sound] + t1), middle)
+        self._meet(where, t1, self.watch.fired(index, here, there), size, within)
 
     def _earlier(self, stepper: Stepper, steps: TakenSteps, located: Located) -> Located | None:
         """Events of other kinds in steps that were made to end on an event, if they must end before, on these.
@@ -242,7 +242,7 @@ class EventLoop(RowLoop):
         t1: np.ndarray,
         events: tuple[np.ndarray, np.ndarray],
         size: Tensor,
-        held: np.ndarray | None = None,
+        within: np.ndarray | None = None,
     ) -> None:
         """Rows at the positions `where` have come to events by steps that end there: let them happen.
 
@@ -251,7 +251,7 @@ class EventLoop(RowLoop):
             t1: when.
             events: which events happen and the signs before them, [events, rows].
             size: how large the elements of the states have been in the steps.
-            held: below which size the event functions have been in the steps, which says nothing, [events, rows].
+            within: the event functions in the middle of the steps, [events, rows].
         """
         assert self.watch is not None
         active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
@@ -267,7 +267,7 @@ class EventLoop(RowLoop):
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
-        hidden = self._let_happen(where, t1, firings, events, since, size, held)
+        hidden = self._let_happen(where, t1, firings, events, since, size, within)
         last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
         ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
@@ -322,7 +322,7 @@ class EventLoop(RowLoop):
         events: tuple[np.ndarray, np.ndarray] | None = None,
         since: np.ndarray | None = None,
         size: Tensor | None = None,
-        held: np.ndarray | None = None,
+        within: np.ndarray | None = None,
     ) -> np.ndarray:
         """Something happens to rows that are at `t1`: change their states and go on.
 
@@ -333,7 +333,7 @@ class EventLoop(RowLoop):
             events: which events happen and the signs before them, [events, rows].
             since: how long after the last event.
             size: how large the elements of the states have been in the steps to it.
-            held: below which size the event functions have been in them, which says nothing, [events, rows].
+            within: the event functions in the middle of them, [events, rows].
 
         Returns:
             In which rows the events come so fast that rounding hides the next.
@@ -368,8 +368,9 @@ class EventLoop(RowLoop):
             fired, crossing = (none > 0.0, none) if events is None else events
             undefined = np.zeros(len(active.index), dtype=bool)
             size = torch.maximum(before.abs() if size is None else size, y.abs())
+            happened, moments = (fired, crossing, changed), self._moments(where, since)
             undefined[where], hidden = self.watch.after(
-                index, t1, (before, y), size, new_slopes, self._moments(where, since), (fired, crossing, changed), held
+                index, t1, (before, y), size, new_slopes, moments, happened, within
             )
             self._fail(undefined, lambda i, _: self._undefined_event(i))
         self._keep(where, index, t1)

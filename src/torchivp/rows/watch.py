@@ -26,6 +26,9 @@ _ROUNDING = 4
 _OF_STEPS = 1024
 """The rounding errors of a step, at which event functions are left, are this multiple of those of its end at most."""
 
+_OF_ITERATIONS = 1 / 64
+"""What is left of an event function at an event is less than this part of what it is in the middle of the step."""
+
 _AT_ONCE = 65536
 """So many numbers at most are put to an event function at once: beyond, a call is no longer what costs time."""
 
@@ -348,7 +351,7 @@ class RowWatch:
         slope: Callable[[], Tensor],
         moments: Moments,
         happened: tuple[np.ndarray, np.ndarray, np.ndarray],
-        held: np.ndarray | None = None,
+        within: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the signs anew after what happened at `t`.
 
@@ -361,7 +364,7 @@ class RowWatch:
             moments: when to look ahead.
             happened: which events happened and the signs before them, [events, rows], and whether the state was
                 changed, [rows].
-            held: below which size the functions have been since the last event, which says nothing, [events, rows].
+            within: the event functions in the middle of the steps that ended on events, [events, rows].
 
         Returns:
             In which rows an event function is NaN, and in which the events come so fast that rounding hides the next.
@@ -374,11 +377,15 @@ class RowWatch:
         levels = np.zeros(values.shape)
         if fired.any() or (values == 0.0).any():
             levels = self._rounding(rows, t, y, scale, slope(), values)
-            # A step adds up more than its ends show. What is left where it was made to end on an event tells how much.
+            # A step adds up more than its ends show. What is left where it was made to end on an event tells how much,
+            # and more of it is left by an iteration; where a function jumps, it is not small within the step.
             left = np.abs(self.values(rows, t, before))
-            levels = np.where(left <= _OF_STEPS * levels, np.maximum(levels, 2.0 * left), levels)
+            within = np.full(left.shape, np.nan) if within is None else np.abs(within)
+            adds_up = (left <= _OF_STEPS * levels) | (fired & (left <= _OF_ITERATIONS * within))
+            levels = np.where(adds_up, np.maximum(levels, 2.0 * left), levels)
             # Nor does a short step from one event to the next forget what was left at the first.
-            levels = levels if held is None else np.maximum(levels, held)
+            known = self._levels[:, rows]
+            levels = np.where(within <= known, np.maximum(levels, known), levels)
             near = np.abs(values) <= levels
             # The function of an event that did not happen may be as near to zero, if another that did has the same.
             stays = ~fired & near & (left <= levels) & (self._signs[:, rows] != 0.0)
@@ -394,16 +401,6 @@ class RowWatch:
             levels = np.where(unsure, levels, 0.0)
         self._set(rows, signs, values, levels)
         return undefined, hidden
-
-    def held(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray | None:
-        """Below which size the event functions still are at `t`, and say nothing of their signs, [events, rows].
-
-        0 where they are larger, or have been; None if that is so everywhere.
-        """
-        levels = self._levels[:, rows]
-        if not levels.any():
-            return None
-        return np.where(np.abs(self.values(rows, t, y)) <= levels, levels, 0.0)
 
     def _first_clear(
         self,
