@@ -51,7 +51,7 @@ def test_a_jump_costs_no_accuracy_and_no_step(method, batched, at_switch):
     first = solve_ivp(lambda t, y: BEFORE - y, (0.0, SWITCH), y0, **options)
     second = solve_ivp(lambda t, y: AFTER - y, (SWITCH, END), first.final, **options)
     error, of_parts = (abs(x.final.flatten()[0].item() - exact(SWITCH)) for x in (found, second))
-    assert error <= 3 * of_parts + 3e-8
+    assert error <= 3 * of_parts + (3e-8 if method == "bdf" else 1e-8)
     stats, parts = ([x.stats[0] if batched else x.stats for x in each] for each in ([found], [first, second]))
     restart = 8 if method in ("bdf", "adams") else 2  # which go on at the lowest order, with the step of a higher one
     assert stats[0].rejected <= sum(x.rejected for x in parts) + restart
@@ -340,9 +340,10 @@ def test_times_that_coincide_have_no_derivative_unless_they_are_one(gradient):
             solved(decay, (0.0, END), False, gradient, events)
         with torch.no_grad():
             assert math.isclose(solved(decay, (0.0, END), False, gradient, events)[1], 4 * math.exp(-END), rel_tol=1e-6)
-    _, y = solved(decay, (0.0, END), False, gradient, [Scheduled(c, doubled), Scheduled(c, lambda t, y: y + 1)])
-    after = torch.autograd.grad(y, c)[0].item()
-    assert math.isclose(after, math.exp(SWITCH - END), rel_tol=1e-6)
+    for shared in (c, torch.tensor([SWITCH], requires_grad=True)):
+        events = [Scheduled(shared, doubled), Scheduled(shared, lambda t, y: y + 1)]
+        _, y = solved(decay, (0.0, END), False, gradient, events)
+        assert math.isclose(torch.autograd.grad(y, shared)[0].item(), math.exp(SWITCH - END), rel_tol=1e-6)
     found, _ = solved(decay, (0.0, END), False, gradient, [Scheduled([SWITCH], doubled), level])
     assert found.success
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,10 @@ def build_problem(
     elif jac_sparsity is not None:
         right_hand_side.sparsity = Sparsity.of(jac_sparsity, layout.size, layout.device)
     check_given_jacobian(right_hand_side.on(None), *filler, layout.name, layout.lead)
-    actions = [_action(i, event, makers, flat, layout) for i, event in enumerate(events)]
+    schedules = [event for event in events if isinstance(event, Scheduled)]
+    # Those that share a tensor of times have it read once, so that they are seen to move together.
+    read = {id(event.times): as_times("the times of Scheduled", event.times) for event in schedules}
+    actions = [_action(i, event, makers, flat, layout, read) for i, event in enumerate(events)]
     batched = bool(layout.lead)
     return RowProblem(right_hand_side, flat, times, actions, layout.real_dtype, moving=moving, batched=batched)
 
@@ -133,14 +136,21 @@ def _elsewhere(times: RowTimes, filler: tuple[Tensor, Tensor]) -> tuple[Tensor, 
     return t + later.to(t.device, t.dtype).unsqueeze(1), elsewhere(y)
 
 
-def _action(number: int, event: Event | Scheduled, makers: _Makers, y0: Tensor, layout: StateLayout) -> Action:
+def _action(
+    number: int,
+    event: Event | Scheduled,
+    makers: _Makers,
+    y0: Tensor,
+    layout: StateLayout,
+    read: Mapping[int, tuple[np.ndarray, Tensor | None]],
+) -> Action:
     apply_name = f"events[{number}].apply"
     if isinstance(event, Event):
         apply = None if event.apply is None else makers.make(apply_name, event.apply, changed_state)
         g = makers.make(f"events[{number}].g", event.g, event_value)
         last = 1.0 if event.terminal else float(event.max_count or math.inf)
         return Action(apply, g, event.direction, last, event.checks)
-    scheduled, moving = as_times("the times of Scheduled", event.times)
+    scheduled, moving = read[id(event.times)]
     rows, shape = layout.rows, scheduled.shape
     if len(shape) == 1:
         scheduled = np.broadcast_to(scheduled, (rows, *shape)).copy()

@@ -159,7 +159,8 @@ class Scheduled:
 
     Steps end on the times exactly, and evaluate `func` on their own side of them: it may jump there. Those outside the
     span do not matter; one at the start comes before the first step, one at the end after the last. The times and the
-    values are differentiable. As with `Event`, `apply` must do nothing but return the new state.
+    values are differentiable, but not times at which something else happens that does not move with them: `solve_ivp`
+    refuses that. As with `Event`, `apply` must do nothing but return the new state.
 
     Args:
         times: [n], or in a batch [*batch, n] with NaN for no time.
