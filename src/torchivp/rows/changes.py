@@ -126,6 +126,8 @@ def side_times(
     problem: RowProblem, rows: np.ndarray, start: np.ndarray | None, end: np.ndarray | None
 ) -> tuple[Tensor, Tensor] | None:
     """The lowest and the highest times at which functions are evaluated in such steps, [n]; None if nowhere bounded."""
+    if not len(problem.scheduled_times):
+        return None
     there = [None if t is None else _is_scheduled(problem, rows, t) for t in (start, end)]
     if not any(which is not None and which.any() for which in there):
         return None

@@ -18,6 +18,7 @@ from torchivp.mass import Projection
 from torchivp.sparsity import Sparsity
 from torchivp.split import copies_calling
 from torchivp.state import StateLayout
+from torchivp.torch_func import inside_transform
 
 Result = Callable[[StateLayout, Any], Tensor]
 """Checks what a function returned for the rows of a layout, and lays it out as [rows, n]."""
@@ -310,24 +311,42 @@ class FunctionOnRows(RowByRow):
 
         It is called n times, but what surrounds a call is done once. The values come in this order in any shape.
         """
-        layout, count = self._layout, len(y) // self._layout.rows
+        layout = self._layout
+        count = len(y) // layout.rows
         self._calls[0] += count
-
-        def shape(y: Tensor) -> Sequence[Any]:
-            if layout.template is None:
-                return [self._shape(rows) for rows in y.split(layout.rows)]
-            return layout.unflatten(y, (count, *layout.lead)).unbind()
-
-        values = self._one_by_one(t.reshape(count, *self._time_shape), y, shape, *self.args)
-        lead, dtype = layout.lead, layout.real_dtype
-        if all(isinstance(x, Tensor) and x.dtype is dtype and x.shape == lead for x in values):  # as it should be
-            return torch.stack(values)
+        values = self._one_by_one(t.reshape(count, *self._time_shape), y, self._apart, *self.args)
+        try:
+            together = torch.stack(values)
+        except (TypeError, RuntimeError):  # they are not what they should be, or not alike
+            together = None
+        if together is not None and together.shape == (count, *layout.lead) and together.dtype is layout.real_dtype:
+            return together
         return torch.cat([self._result(value) for value in values])
+
+    def _apart(self, y: Tensor) -> Sequence[Any]:
+        """States of these rows, [n * rows, size], as the function receives them."""
+        layout = self._layout
+        if layout.template is None:
+            return [self._shape(rows) for rows in y.split(layout.rows)]
+        return layout.unflatten(y, (len(y) // layout.rows, *layout.lead)).unbind()
 
 
 def _one_by_one(function: Callable[..., Any], t: Tensor, y: Sequence[Any], *args: Any) -> list[Any]:
-    values = (function(*place, *args) for place in zip(t.unbind(), y, strict=True))
-    return [x.clone() if isinstance(x, Tensor) else x for x in values]  # they may all be in the same memory
+    places = list(zip(t.unbind(), y, strict=True))
+    if not inside_transform():
+        values = [function(*place, *args) for place in places]
+        if not _share_memory(values):
+            return values
+    values = (function(*place, *args) for place in places)
+    return [x.clone() if isinstance(x, Tensor) else x for x in values]
+
+
+def _share_memory(values: Sequence[Any]) -> bool:
+    """Whether a function has put some of these values where others were."""
+    try:
+        return len({x.data_ptr() for x in values}) < len(values)
+    except (AttributeError, RuntimeError):  # of what is no plain tensor nobody knows
+        return True
 
 
 class _Unpacked(ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -170,8 +170,9 @@ class RowWatch:
         self._on_rows: list[FunctionOnRows] = []
         self._stacked: dict[int, FunctionOnRows] = {}
         checks = [action.checks for action in self.actions]
-        self._alike = [(n, [i for i, m in enumerate(checks) if m == n]) for n in sorted(set(checks))]
-        """How often events are looked at within a step, and which of them so often."""
+        self._alike = [
+            _Alike([i for i, m in enumerate(checks) if m == n], len(set(checks)) == 1, n) for n in sorted(set(checks))
+        ]
 
     def values(self, rows: np.ndarray, t: np.ndarray, y: Tensor) -> np.ndarray:
         """The event functions of `rows`, [events, len(rows)]; of n times as many times and states as much."""
@@ -194,35 +195,39 @@ class RowWatch:
         samples = self._samples(rows, steps)
         everything = counts is None and len(rows) == self._problem.rows
         these: Any = slice(None) if everything else rows if counts is None else rows[counts]
-        matter = samples if counts is None else [values[:, counts] for values in samples]
         quiet = not np.count_nonzero(self._levels[:, these])
-        for _, events in self._alike:
-            known = np.array([[self._values[event, these], *matter[event]] for event in events])
-            quiet = quiet and keep_their_signs(self._signs[:, these][events], known)
+        ends, signs = self._values[:, these], self._signs[:, these]
+        for alike, values in zip(self._alike, samples, strict=True):
+            known = values if counts is None else values[..., counts]
+            quiet = quiet and keep_their_signs(signs[alike.events], ends[alike.events], known)
         if not quiet:
             return self.search(rows, steps, samples)
-        for event, values in enumerate(matter):
-            self._values[event, these] = values[-1]
+        for alike, values in zip(self._alike, samples, strict=True):
+            ends[alike.events] = values[:, -1] if counts is None else values[:, -1, counts]
+        self._values[:, these] = ends
         return None
 
     def _samples(self, rows: np.ndarray, steps: EventSteps) -> list[np.ndarray]:
-        """Each event function at its checks within the steps, and at their ends, [checks + 1, rows]."""
-        within, length, samples = steps.within(), steps.t1 - steps.t0, {}
-        for checks, events in self._alike:
-            inside, fractions = _inside(checks)
-            t = steps.t0 + fractions * length
-            t[-1] = steps.t1
-            y = within.at_fractions(inside, steps.y1) if checks else steps.y1
+        """The event functions at their checks within the steps and at their ends, for each of those looked at alike.
+
+        Each [events, checks + 1, rows].
+        """
+        samples = []
+        for alike in self._alike:
+            t = steps.t1 - alike.to_go * (steps.t1 - steps.t0)
+            y = steps.within().at_fractions(alike.inside, steps.y1) if alike.inside else steps.y1
             time, at_once = self._problem.user_time(t.reshape(-1)), y.numel() <= _AT_ONCE
-            values = [self._at_samples(event, rows, at_once)(time, y) for event in events]
-            samples |= zip(events, _on_host(*values).reshape(len(events), *t.shape), strict=True)
-        return [samples[event] for event in range(len(self.actions))]
+            values = [self._at_samples(event, rows, at_once)(time, y) for event in alike.numbers]
+            samples.append(_on_host(*values).reshape(len(values), *t.shape))
+        return samples
 
     def _at_samples(self, event: int, rows: np.ndarray, at_once: bool) -> Callable[[Tensor, Tensor], Tensor]:
         """The event function of the `rows` at all of its samples, asked for them `at_once` if it can be."""
-        action, each = self.actions[event], self._functions(rows)[event].at_each
-        if not at_once or action.g is None or not action.g.may_repeat or not action.checks:
-            return each
+        action, function = self.actions[event], self._functions(rows)[event]
+        if not action.checks:
+            return function
+        if not at_once or action.g is None or not action.g.may_repeat:
+            return function.at_each
         if event not in self._stacked:
             self._stacked[event] = action.g.on(self._problem.select(np.tile(rows, action.checks + 1)))
         return self._stacked[event]
@@ -231,11 +236,16 @@ class RowWatch:
         """The events in `steps` of the `rows`; `samples` are what the event functions are there, if that is known."""
         searches, found = [], []
         within = steps.within()
-        for event, values in enumerate(self._samples(rows, steps) if samples is None else samples):
-            action = self.actions[event]
+        samples = self._samples(rows, steps) if samples is None else samples
+        of_events = [
+            (alike, *each)
+            for alike, s in zip(self._alike, samples, strict=True)
+            for each in zip(alike.numbers, s, strict=True)
+        ]
+        for alike, event, values in sorted(of_events, key=itemgetter(1)):
             known = (self._signs[event, rows], self._values[event, rows], self._levels[event, rows])
-            search = SignSearch(*known, action.direction)
-            for theta, value in zip((*_inside(action.checks)[0], 1.0), values, strict=True):
+            search = SignSearch(*known, self.actions[event].direction)
+            for theta, value in zip((*alike.inside, 1.0), values, strict=True):
                 search.sample(theta, value)
             for theta, where in search.dips():
                 search.insert(theta, where, self._at(event, rows, steps, within, theta))
@@ -391,12 +401,12 @@ class RowWatch:
             stays = ~fired & near & (left <= levels) & (self._signs[:, rows] != 0.0)
             # Where nothing was changed, the event may lie a little beyond, even far from zero if the function jumps.
             unsure = (near | (fired & ~changed)) & ~stays
-            ahead, grown = self._first_clear(rows, t, y, slope(), moments, values, levels)
+            ahead, clear, bent = self._first_clear(rows, t, y, slope(), moments, values, levels)
             # What rounding hides however far one looks, is on the other side; or if that stays so, where it was before.
             expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(ahead))
-            signs = np.where(unsure, np.where(grown, np.sign(ahead), expected), signs)
+            signs = np.where(unsure, np.where(clear, np.sign(ahead), expected), signs)
             signs = np.where(stays, self._signs[:, rows], signs)
-            returning = fired & unsure & changed & ~grown & ~np.isnan(moments.next)
+            returning = fired & unsure & changed & ~(clear | bent) & ~np.isnan(moments.next)
             hidden = np.logical_or.reduce(returning & (ahead != values))
             levels = np.where(unsure, levels, 0.0)
         self._set(rows, signs, values, levels)
@@ -411,17 +421,28 @@ class RowWatch:
         moments: Moments,
         values: np.ndarray,
         levels: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The event functions at the first of some moments at which they exceed the levels, and whether they do."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The event functions at the first of some moments at which they tell, and what they do.
+
+        Returns:
+            The functions there; where they tell, by exceeding the levels; and where they tell nothing: they depend on
+            the state, and bend with time alone by as much as they change. The states were moved along their slopes, and
+            may bend as much. A ball at rest on a table that moves does.
+        """
         last = np.where(np.isnan(moments.next), moments.soon, moments.next)
-        ahead, grown = values, np.zeros(values.shape, dtype=bool)
+        ahead, clear, bent = values, np.zeros(values.shape, dtype=bool), np.zeros(values.shape, dtype=bool)
         for part in (0.0, 1 / 3, 2 / 3, 1.0):
             moment = np.sign(last) * np.abs(moments.soon) ** (1 - part) * np.abs(last) ** part
-            ahead = np.where(grown, ahead, self._ahead(rows, t, y, slope, moment))
-            grown = np.abs(ahead) > levels
-            if grown.all():
+            there, told = self._ahead(rows, t, y, slope, moment), clear | bent
+            still, half = self.values(rows, t + moment, y), self.values(rows, t + 0.5 * moment, y)
+            bend = np.abs(still - 2.0 * half + values)
+            bends = (bend > 0.25 * np.abs(there - values)) & (there != still)
+            ahead = np.where(told, ahead, there)
+            clear |= ~told & ~bends & (np.abs(there) > levels)
+            bent |= ~told & bends & (bend > 8.0 * levels)
+            if (clear | bent).all():
                 break
-        return ahead, grown
+        return ahead, clear, bent
 
     def _set(self, rows: np.ndarray, signs: np.ndarray, values: np.ndarray, levels: np.ndarray) -> None:
         self._signs[:, rows], self._values[:, rows], self._levels[:, rows] = signs, values, levels
@@ -493,16 +514,27 @@ class RowWatch:
         return Crossings(where, np.full(len(theta), event), theta, t, brackets.sign, no)
 
 
-@cache
-def _inside(checks: int) -> tuple[tuple[float, ...], np.ndarray]:
-    """The fractions of a step at which an event function is looked at between its ends, and up to its end, [n, 1]."""
-    fractions = np.arange(1, checks + 2) / (checks + 1)
-    return tuple(fractions[:-1].tolist()), fractions[:, None]
+class _Alike:
+    """Events that are looked at at the same points within a step.
+
+    Attributes:
+        numbers: which of the events.
+        events: the same, as an index.
+        inside: the fractions of a step at which they are looked at between its ends.
+        to_go: how much of the step is left there, and at its end, [checks + 1, 1].
+    """
+
+    def __init__(self, numbers: list[int], everything: bool, checks: int):
+        self.numbers = numbers
+        self.events: Any = slice(None) if everything else numbers
+        fractions = np.arange(1, checks + 2) / (checks + 1)
+        self.inside = tuple(fractions[:-1].tolist())
+        self.to_go = 1.0 - fractions[:, None]
 
 
 def _on_host(*values: Tensor) -> np.ndarray:
     """Values of an event function, each [rows, 1], as one array."""
-    return read_rows(values[0].flatten() if len(values) == 1 else torch.cat([value.flatten() for value in values]))
+    return read_rows(values[0] if len(values) == 1 else torch.stack([value.flatten() for value in values])).reshape(-1)
 
 
 def _any_nan(values: np.ndarray) -> np.ndarray:
