@@ -219,9 +219,9 @@ class _AheadLoop(EventLoop):
             y = places.there[self.problem.select(passed)]
             self._note(index[passed], event, places.when[passed], places.theta[passed], y)
         if landed.any():
-            events = watch.landed(index[landed], places.crossed[landed])
-            size = places.there[self.problem.select(np.flatnonzero(landed))]
-            self._meet(where[landed], places.t[landed], events, size)
+            met = watch.landed(index[landed], places.crossed[landed])
+            met.size = places.there[self.problem.select(np.flatnonzero(landed))]
+            self._meet(where[landed], places.t[landed], met)
 
     def _places(self, where: np.ndarray) -> Places:
         active, index = self.active, self.active.index[where]

@@ -28,7 +28,7 @@ from torchivp.rows.loop import RowLoop
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, Stepper, TakenSteps, make_stepper
-from torchivp.rows.watch import Crossings, Located, Moments, RowWatch
+from torchivp.rows.watch import Crossings, Located, Met, Moments, RowWatch
 from torchivp.solution import Outcome, Status
 from torchivp.stepsize.pid import PIDController
 
@@ -70,7 +70,7 @@ class EventLoop(RowLoop):
     def _begin_to_watch(self, watch: RowWatch) -> None:
         active = self.active
         everything = np.arange(len(active.index))
-        soon = self._moments(everything, None).soon
+        soon = self._moments(everything, np.full(len(everything), np.nan)).soon
         undefined = watch.begin(active.index, active.t, self.y, lambda: self.stepper.slopes(active.t, self.y), soon)
         self._fail(undefined, lambda i, _: self._undefined_event(i))
         self._drop()
@@ -99,7 +99,7 @@ class EventLoop(RowLoop):
     def _happened(self, steps: TakenSteps, where: np.ndarray, located: Located | None) -> None:
         """The steps at the positions `where` were taken: report events in them, let happen what is scheduled."""
         index, t1 = self.active.index[where], steps.t1[where]
-        happened = None
+        met = None
         if located is not None and self.watch is not None:
             located = located.take(where)
             self.watch.go_on(index, located)
@@ -110,24 +110,18 @@ class EventLoop(RowLoop):
             joins = located.at(np.where(happens, t1, np.nan)) if happens.any() else np.zeros(len(crossings), bool)
             self._report(index, crossings.take(~joins), steps, where)
             if joins.any():
-                happened = self.watch.fired(index, located, joins)
-                firings = _joined(firings, self.watch, happened[0])
-        self._go_on(where, t1, firings, happened)
+                met = self.watch.fired(index, located, joins)
+                firings = _joined(firings, self.watch, met.fired)
+        self._go_on(where, t1, firings, met)
 
-    def _go_on(
-        self,
-        where: np.ndarray,
-        t1: np.ndarray,
-        firings: list[Firing],
-        happened: tuple[np.ndarray, np.ndarray] | None = None,
-    ) -> None:
+    def _go_on(self, where: np.ndarray, t1: np.ndarray, firings: list[Firing], met: Met | None = None) -> None:
         """Rows at the positions `where` have come to `t1` by a step: let happen what does, and keep what is asked for.
 
-        `firings` are empty where nothing happens at all; `happened` are the events there and the signs before them.
+        `firings` are empty where nothing happens at all; `met` are the events there, None for none.
         """
         happens = np.array([bool(firing) for firing in firings], dtype=bool)
         if happens.any():
-            events = None if happened is None else (happened[0][:, happens], happened[1][:, happens])
+            events = None if met is None else met.take(happens)
             self._let_happen(where[happens], t1[happens], [firing for firing in firings if firing], events)
             where, t1 = where[~happens], t1[~happens]
         if len(where):
@@ -217,9 +211,10 @@ class EventLoop(RowLoop):
         numbers = np.spacing(np.abs(t1)) / np.maximum(np.abs(t1 - steps.t0[sound]), sys.float_info.min)
         numbers = torch.from_numpy(2.0 * numbers / torch.finfo(y0.dtype).eps).to(y0.device).unsqueeze(1)
         change = torch.maximum((middle - y0).abs(), (steps.y1[chosen] - middle).abs())
-        size = torch.maximum(torch.maximum(y0.abs(), middle.abs()), (numbers * change).to(y0.abs()))
-        within = self.watch.values(index, 0.5 * (steps.t0[sound] + t1), middle)
-        self._meet(where, t1, self.watch.fired(index, here, there), size, within)
+        met = self.watch.fired(index, here, there)
+        met.size = torch.maximum(torch.maximum(y0.abs(), middle.abs()), (numbers * change).to(y0.abs()))
+        met.within = self.watch.values(index, 0.5 * (steps.t0[sound] + t1), middle)
+        self._meet(where, t1, met)
 
     def _earlier(self, stepper: Stepper, steps: TakenSteps, located: Located) -> Located | None:
         """Events of other kinds in steps that were made to end on an event, if they must end before, on these.
@@ -236,25 +231,10 @@ class EventLoop(RowLoop):
             before = (ahead > _ZENO * np.spacing(np.abs(steps.t1))) & (found.event != located.event)
         return replace(found, t=np.where(before & ~steps.failed, found.t, np.nan)) if before.any() else None
 
-    def _meet(
-        self,
-        where: np.ndarray,
-        t1: np.ndarray,
-        events: tuple[np.ndarray, np.ndarray],
-        size: Tensor,
-        within: np.ndarray | None = None,
-    ) -> None:
-        """Rows at the positions `where` have come to events by steps that end there: let them happen.
-
-        Args:
-            where: the positions of the rows.
-            t1: when.
-            events: which events happen and the signs before them, [events, rows].
-            size: how large the elements of the states have been in the steps.
-            within: the event functions in the middle of the steps, [events, rows].
-        """
+    def _meet(self, where: np.ndarray, t1: np.ndarray, met: Met) -> None:
+        """Rows at the positions `where` have come to events, by steps that end at `t1`: let these happen."""
         assert self.watch is not None
-        active, problem, index, (fired, _) = self.active, self.problem, self.active.index[where], events
+        active, problem, index, fired = self.active, self.problem, self.active.index[where], met.fired
         firings = _joined(scheduled(problem, index, t1), self.watch, fired)
         since, last = np.abs(t1 - self._anew[index]), self._since[index]
         resolution = _ZENO * np.spacing(np.abs(t1))
@@ -262,12 +242,12 @@ class EventLoop(RowLoop):
         # Others that happen at about the same time are no sign that events come ever faster.
         since = np.where(self.watch.together(index, fired, _AT_ONCE * since < last), last, since)
         crowded = again | ((since <= resolution) & (last <= _AT_ONCE * resolution))
-        self._anew[index], self._since[index] = t1, since
+        self._anew[index], self._since[index], met.since = t1, since, since
         changed = changing(problem, firings)
         if isinstance(self.plan.controller, PIDController):
             # The next event may come as soon again.
             active.h[where] = np.minimum(active.h[where], np.where(changed & (since > 0.0), 2.0 * since, np.inf))
-        hidden = self._let_happen(where, t1, firings, events, since, size, within)
+        hidden = self._let_happen(where, t1, firings, met)
         last = fired & (self.watch.counts[:, index] >= self.watch.last_counts[:, None])
         ended, accumulated = np.zeros((2, len(active.index)), dtype=bool)
         ended[where[last.any(0)]], accumulated[where[crowded & changed | hidden]] = True, True
@@ -315,14 +295,7 @@ class EventLoop(RowLoop):
         self.trail.changes.append(ChangeRecord(rows, self.trail.steps[rows], t, firings, y, y, theta))
 
     def _let_happen(
-        self,
-        where: np.ndarray,
-        t1: np.ndarray,
-        firings: list[Firing],
-        events: tuple[np.ndarray, np.ndarray] | None = None,
-        since: np.ndarray | None = None,
-        size: Tensor | None = None,
-        within: np.ndarray | None = None,
+        self, where: np.ndarray, t1: np.ndarray, firings: list[Firing], met: Met | None = None
     ) -> np.ndarray:
         """Something happens to rows that are at `t1`: change their states and go on.
 
@@ -330,10 +303,7 @@ class EventLoop(RowLoop):
             where: the positions of the rows.
             t1: when.
             firings: what happens.
-            events: which events happen and the signs before them, [events, rows].
-            since: how long after the last event.
-            size: how large the elements of the states have been in the steps to it.
-            within: the event functions in the middle of them, [events, rows].
+            met: which events are among that; None for none.
 
         Returns:
             In which rows the events come so fast that rounding hides the next.
@@ -364,27 +334,19 @@ class EventLoop(RowLoop):
                 self.carry = self.stepper.put_carry(self.carry, select[chosen], carry)
         hidden = np.zeros(len(where), dtype=bool)
         if self.watch is not None:
-            none = np.zeros((len(self.watch.numbers), len(where)))
-            fired, crossing = (none > 0.0, none) if events is None else events
-            undefined = np.zeros(len(active.index), dtype=bool)
-            size = torch.maximum(before.abs() if size is None else size, y.abs())
-            happened, moments = (fired, crossing, changed), self._moments(where, since)
-            undefined[where], hidden = self.watch.after(
-                index, t1, (before, y), size, new_slopes, moments, happened, within
-            )
+            met = self.watch.none(index) if met is None else met
+            undefined, moments = np.zeros(len(active.index), dtype=bool), self._moments(where, met.since)
+            undefined[where], hidden = self.watch.after(index, t1, (before, y), new_slopes, moments, changed, met)
             self._fail(undefined, lambda i, _: self._undefined_event(i))
         self._keep(where, index, t1)
         return hidden
 
-    def _moments(self, where: np.ndarray, since: np.ndarray | None) -> Moments:
+    def _moments(self, where: np.ndarray, since: np.ndarray) -> Moments:
         """When to look ahead in rows at which something has happened, the last event having been `since` ago."""
         active = self.active
         to_go = np.abs(self.problem.times.end[active.index[where]] - active.t[where])
         soon = 1e-4 * np.minimum(active.h[where], to_go)
-        upcoming = np.full(len(where), np.nan)
-        if since is not None:
-            soon = np.minimum(soon, np.where(since > 0.0, 1e-2 * since, np.inf))
-            upcoming = 0.5 * since
+        soon, upcoming = np.minimum(soon, np.where(since > 0.0, 1e-2 * since, np.inf)), 0.5 * since
         soon = np.maximum(soon, 16 * np.spacing(np.abs(active.t[where])))
         direction = self.direction[active.index[where]]
         return Moments(soon * direction, upcoming * direction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from typing import Any, Protocol
 
@@ -140,6 +140,33 @@ class Moments:
 
     soon: np.ndarray
     next: np.ndarray
+
+
+@dataclass
+class Met:
+    """Events that rows have come to, by steps that end there, and what is known of these steps.
+
+    Attributes:
+        fired: which events happen, [events, m].
+        crossing: the signs of their functions before them, [events, m].
+        size: how large the elements of the states have been in the steps, [m, size]; None where they end on a time.
+        within: the event functions in the middle of the steps, [events, m]; NaN where nobody has looked.
+        since: how long after the event before, [m]; NaN where nobody has asked.
+    """
+
+    fired: np.ndarray
+    crossing: np.ndarray
+    size: Tensor | None = None
+    within: np.ndarray = field(init=False)
+    since: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.within = np.full(self.fired.shape, np.nan)
+        self.since = np.full(self.fired.shape[1], np.nan)
+
+    def take(self, which: np.ndarray) -> Met:
+        """Those of a choice of the rows, before anything is known of the steps."""
+        return Met(self.fired[:, which], self.crossing[:, which])
 
 
 class RowWatch:
@@ -283,26 +310,31 @@ class RowWatch:
         """Events happened in the `rows`, one in each, at which nothing changes; they are counted."""
         np.add.at(self.counts, (event, rows), 1)
 
-    def landed(self, rows: np.ndarray, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def landed(self, rows: np.ndarray, event: np.ndarray) -> Met:
         """The same as `fired` of events at the ends of steps of the `rows`, one in each."""
-        fired, crossing, at = *np.zeros((2, len(self.actions), len(rows))), (event, np.arange(len(rows)))
-        fired[at], crossing[at] = 1.0, self._signs[event, rows]
-        self.counts[:, rows] += fired > 0.0
-        return fired > 0.0, crossing
+        return self._met(rows, event, np.arange(len(rows)), self._signs[event, rows])
 
-    def fired(self, rows: np.ndarray, located: Located, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which events happen at the ends of steps of the `rows`, and the signs before them, [events, rows].
+    def fired(self, rows: np.ndarray, located: Located, there: np.ndarray) -> Met:
+        """The events that happen at the ends of steps of the `rows`.
 
         Args:
             rows: the rows.
             located: the events in their steps.
             there: which of these are at the ends; they are counted.
         """
-        fired, crossing = np.zeros((2, len(self.actions), len(rows)))
         at = located.crossings.take(there)
-        fired[at.event, at.position], crossing[at.event, at.position] = 1.0, at.sign
-        self.counts[:, rows] += fired > 0.0
-        return fired > 0.0, crossing
+        return self._met(rows, at.event, at.position, at.sign)
+
+    def none(self, rows: np.ndarray) -> Met:
+        """That no event happens in the `rows`."""
+        nowhere = np.zeros(0, dtype=np.int64)
+        return self._met(rows, nowhere, nowhere, np.zeros(0))
+
+    def _met(self, rows: np.ndarray, event: np.ndarray, position: np.ndarray, sign: np.ndarray) -> Met:
+        fired, crossing = np.zeros((len(self.actions), len(rows)), dtype=bool), np.zeros((len(self.actions), len(rows)))
+        fired[event, position], crossing[event, position] = True, sign
+        self.counts[:, rows] += fired
+        return Met(fired, crossing)
 
     def again(self, rows: np.ndarray, fired: np.ndarray) -> np.ndarray:
         """Whether one of the events that `fired`, [events, m], is among the last that did."""
@@ -357,11 +389,10 @@ class RowWatch:
         rows: np.ndarray,
         t: np.ndarray,
         states: tuple[Tensor, Tensor],
-        scale: Tensor,
         slope: Callable[[], Tensor],
         moments: Moments,
-        happened: tuple[np.ndarray, np.ndarray, np.ndarray],
-        within: np.ndarray | None = None,
+        changed: np.ndarray,
+        met: Met,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the signs anew after what happened at `t`.
 
@@ -369,28 +400,27 @@ class RowWatch:
             rows: the rows.
             t: when.
             states: the states before it and after it.
-            scale: how large the elements of the states have been in the step before.
             slope: gives the slopes there.
             moments: when to look ahead.
-            happened: which events happened and the signs before them, [events, rows], and whether the state was
-                changed, [rows].
-            within: the event functions in the middle of the steps that ended on events, [events, rows].
+            changed: whether the state was changed, [rows].
+            met: which events happened.
 
         Returns:
             In which rows an event function is NaN, and in which the events come so fast that rounding hides the next.
         """
         before, y = states
-        fired, crossing, changed = happened
+        fired = met.fired
         values = self.values(rows, t, y)
         signs, undefined = np.sign(values), _any_nan(values)
         hidden = np.zeros(len(rows), dtype=bool)
         levels = np.zeros(values.shape)
         if fired.any() or (values == 0.0).any():
+            scale = torch.maximum(before.abs() if met.size is None else met.size, y.abs())
             levels = self._rounding(rows, t, y, scale, slope(), values)
             # A step adds up more than its ends show. What is left where it was made to end on an event tells how much,
             # and more of it is left by an iteration; where a function jumps, it is not small within the step.
             left = np.abs(self.values(rows, t, before))
-            within = np.full(left.shape, np.nan) if within is None else np.abs(within)
+            within = np.abs(met.within)
             adds_up = (left <= _OF_STEPS * levels) | (fired & (left <= _OF_ITERATIONS * within))
             levels = np.where(adds_up, np.maximum(levels, 2.0 * left), levels)
             # Nor does a short step from one event to the next forget what was left at the first.
@@ -403,7 +433,7 @@ class RowWatch:
             unsure = (near | (fired & ~changed)) & ~stays
             ahead, clear, bent = self._first_clear(rows, t, y, slope(), moments, values, levels)
             # What rounding hides however far one looks, is on the other side; or if that stays so, where it was before.
-            expected = np.where(fired, np.where(changed, crossing, -crossing), np.sign(ahead))
+            expected = np.where(fired, np.where(changed, met.crossing, -met.crossing), np.sign(ahead))
             signs = np.where(unsure, np.where(clear, np.sign(ahead), expected), signs)
             signs = np.where(stays, self._signs[:, rows], signs)
             returning = fired & unsure & changed & ~(clear | bent) & ~np.isnan(moments.next)
