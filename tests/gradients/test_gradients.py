@@ -349,8 +349,9 @@ def test_a_state_that_does_not_come_back_is_a_warning(batch_dims, recwarn):
 def test_odeint_adjoint_warns_of_a_state_that_does_not_come_back():
     y0 = double(1.0, 2.0, grad=True)
     end = odeint_adjoint(damped, y0, double(0.0, 1.0), adjoint_params=())[-1]
-    with pytest.warns(RuntimeWarning, match=r"gradient='backsolve' \(odeint_adjoint\): solved backwards"):
+    with pytest.warns(RuntimeWarning, match=r"gradient='backsolve' \(odeint_adjoint\): solved backwards") as caught:
         end.sum().backward()
+    assert caught[0].filename == __file__
 
 
 def logistic(t, y):

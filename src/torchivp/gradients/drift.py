@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.error_norm import Tolerance
 
 _TOLERANCES = 30.0, 100.0  # `far` and `nothing` are so many relative tolerances, if that is more
@@ -89,12 +89,11 @@ class Drift:
         """Warn if the gradient belongs to another path."""
         if self._worst > self._limit:
             # No numbers in it: Python shows the same text once, and another one at every step of a training.
-            warnings.warn(
+            warn(
                 f"{self._way.gradient}: solved backwards, the state does not come back to where the solve had passed, "
                 "so that the gradient is that of another path, and wrong. Unless something that the right-hand side "
                 f"uses has changed since the solve, use {self._way.instead}",
                 RuntimeWarning,
-                stacklevel=2,
             )
 
 
