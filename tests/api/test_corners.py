@@ -139,6 +139,23 @@ def test_func_may_use_its_memory_again(method, needs_gradient):
     torch.testing.assert_close(y.detach(), expected, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("method", ["midpoint", "heun", "tsit5", "dopri8", "kvaerno3", "adams"])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_memory_that_func_uses_again_may_carry_a_gradient(method, batch_dims):
+    memory = torch.zeros(1, 2, dtype=D) if batch_dims else torch.zeros(2, dtype=D)
+
+    def func(t, y):
+        return memory.copy_(-y * torch.cos(t))
+
+    y0 = torch.ones_like(memory).requires_grad_()
+    steps = {"step_size": 0.05} if method == "midpoint" else {"rtol": 1e-6, "atol": 1e-8}
+    y = solve_ivp(func, (0.0, 2.0), y0, method=method, batch_dims=batch_dims, **steps).final
+    tolerance = 1e-3 if method == "midpoint" else 2e-5
+    exact = torch.full_like(memory, math.exp(-math.sin(2.0)))
+    torch.testing.assert_close(y.detach(), exact, rtol=tolerance, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), y0)[0], exact, rtol=tolerance, atol=0)
+
+
 @pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])
 def test_a_captured_parameter_that_is_used_only_later_is_not_lost_silently(gradient):
     late = torch.tensor(0.7, dtype=D, requires_grad=True)
