@@ -154,6 +154,7 @@ class Problem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)
+        layout.check_times(times.start, times.end)
         start, known = layout.start(y0), None if jac is None else UserFunction(jac, "jac")
         none = jac_sparsity is None or is_sought(jac_sparsity)
         sparsity = None if none else Sparsity.of(jac_sparsity, layout.size, layout.device)

@@ -93,6 +93,19 @@ class StateLayout:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _spec=pytree.tree_structure(state["skeleton"]))
 
+    def check_times(self, *times: float) -> None:
+        """Check that functions can be told of these `times`, in the state's precision.
+
+        Raises:
+            ValueError: one is too large.
+        """
+        largest, limit = max(map(abs, filter(math.isfinite, times)), default=0.0), torch.finfo(self.real_dtype).max
+        if largest > limit:
+            raise ValueError(
+                f"func is told of the time in the precision of y0, {self.real_dtype}, whose numbers end at {limit:g}, "
+                f"and the times reach {largest:g}: take y0 in double precision, or rescale time"
+            )
+
     def flatten(self, y: Any) -> Tensor:
         """Lay a pytree shaped like `y0` out as [rows, size]."""
         return self.laid_out([y] if self.is_tensor else self.leaves_of(y))
@@ -154,6 +167,7 @@ class StateLayout:
             and (shape := k.shape) == self._shape
             and k.dtype is self.dtype
             and k.device == self.device
+            and k.layout is torch.strided
         ):
             return k if shape == (self.rows, self.size) else k.reshape(self.rows, self.size)
         return self.laid_out(self._checked(k, "func", "dy/dt"))
@@ -212,6 +226,8 @@ class StateLayout:
                     f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}{expected}"
                     f", {name} has shape {tuple(leaf.shape)}{hint}"
                 )
+            if leaf.layout is not torch.strided:
+                raise TypeError(f"{name} must be a dense tensor, got one of layout {leaf.layout}: return .to_dense()")
             if leaf.device != self.device:
                 raise ValueError(
                     f"{name} lies on {leaf.device}, but y0 on {self.device}: "
@@ -295,6 +311,8 @@ def _check_leaf(name: str, leaf: Any) -> None:
             else f"y0 must be a tensor or a tuple, list or dict of tensors, but {name} is {type(leaf).__name__}"
             + (f": write torch.from_numpy({name})" if isinstance(leaf, np.ndarray) else "")
         )
+    if leaf.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {leaf.layout}: write {name}.to_dense()")
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} must be floating point or complex, got {leaf.dtype}: write {name}.double()")
 

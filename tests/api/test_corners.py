@@ -60,6 +60,21 @@ def test_a_span_beyond_the_range_of_numbers_is_refused():
         odeint(decay, Y0, [-1.7e308, 1.7e308])
 
 
+@pytest.mark.parametrize(("dtype", "end"), [(torch.float32, 1e39), (torch.float16, 1e5)])
+@pytest.mark.parametrize("options", [{}, {"batch_dims": 1}, {"events": lambda t, y: t - 0.5}], ids=str)
+def test_times_beyond_the_precision_of_the_state_are_refused(dtype, end, options):
+    sentence = f"func is told of the time in the precision of y0, {dtype}, whose numbers end at .* reach {end:g}"
+    with pytest.raises(ValueError, match=re.escape(sentence).replace(r"\.\*", ".*")):
+        solve_ivp(decay, (0.0, end), Y0.to(dtype), **options)
+
+
+def test_sparse_tensors_are_refused():
+    with pytest.raises(TypeError, match=r"y0 must be a dense tensor, got .*sparse_coo: write y0.to_dense\(\)"):
+        solve_ivp(decay, (0.0, 1.0), Y0.to_sparse())
+    with pytest.raises(TypeError, match=r"func\(t, y\) must be a dense tensor, got .*: return .to_dense\(\)"):
+        solve_ivp(lambda t, y: (-y).to_sparse(), (0.0, 1.0), Y0)
+
+
 def test_no_controller_tries_a_size_twice():
     controller = PIDController(kp=0.1, ki=0.3, kd=0.2)
     from torchivp.stepsize.pid import History
