@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import warn
+
 _HALF = (torch.float16, torch.bfloat16)
+
+_TIMES_TO_TELL = 32
+"""A span of fewer different times, in the precision in which functions are told of them, is warned of."""
 
 
 class StateLayout:
@@ -93,17 +98,31 @@ class StateLayout:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _spec=pytree.tree_structure(state["skeleton"]))
 
-    def check_times(self, *times: float) -> None:
-        """Check that functions can be told of these `times`, in the state's precision.
+    def check_times(self, start: float | np.ndarray, end: float | np.ndarray) -> None:
+        """Check that functions can be told of the times between these, in the state's precision.
+
+        They are warned of where the span is so far from zero that next to nothing of it is left in this precision.
 
         Raises:
-            ValueError: one is too large.
+            ValueError: a time is too large.
         """
-        largest, limit = max(map(abs, filter(math.isfinite, times)), default=0.0), torch.finfo(self.real_dtype).max
-        if largest > limit:
+        if self.real_dtype is torch.float64:
+            return
+        spans = np.array([np.atleast_1d(start), np.atleast_1d(end)], dtype=np.float64)
+        farthest, info = np.abs(np.where(np.isfinite(spans), spans, 0.0)).max(0), torch.finfo(self.real_dtype)
+        told = f"func is told of the time in the precision of y0, {self.real_dtype}, whose numbers"
+        if (farthest > info.max).any():
             raise ValueError(
-                f"func is told of the time in the precision of y0, {self.real_dtype}, whose numbers end at {limit:g}, "
-                f"and the times reach {largest:g}: take y0 in double precision, or rescale time"
+                f"{told} end at {info.max:g}, and the times reach {farthest.max():g}: take y0 in double precision, or "
+                "rescale time"
+            )
+        length = np.abs(spans[1] - spans[0])
+        lost = (length > 0.0) & (farthest > 10.0 * length) & (info.eps * farthest > length / _TIMES_TO_TELL)
+        if lost.any():
+            t, span = farthest[lost][0], length[lost][0]
+            warn(
+                f"{told} are about {info.eps * t:.1g} apart near t = {t:g}, and the span is {span:g} long: if func "
+                "depends on time, take y0 in double precision, or let time start near 0"
             )
 
     def flatten(self, y: Any) -> Tensor:

@@ -68,6 +68,21 @@ def test_times_beyond_the_precision_of_the_state_are_refused(dtype, end, options
         solve_ivp(decay, (0.0, end), Y0.to(dtype), **options)
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_dims": 1}], ids=str)
+def test_late_times_that_single_precision_cannot_tell_apart_are_warned_of(options, recwarn):
+    def forced(t, y):
+        return torch.cos(t - 1e8) + 0.0 * y
+
+    with pytest.warns(UserWarning, match="numbers are about 1e\\+01 apart near t = 1e\\+08, and the span is 1 long"):
+        solve_ivp(forced, (1e8, 1e8 + 1), torch.zeros(1), **options)
+    recwarn.clear()
+    end = solve_ivp(forced, (1e8, 1e8 + 1), torch.zeros(1, dtype=D), **options).final
+    torch.testing.assert_close(end, torch.full_like(end, math.sin(1.0)), rtol=1e-5, atol=0)
+    for dtype, span in ((torch.float32, (100.0, 100.01)), (torch.float16, (0.0, 1.0)), (torch.bfloat16, (1.0, 2.0))):
+        solve_ivp(decay, span, torch.ones(1, dtype=dtype), **options)
+    assert not [warning for warning in recwarn if "precision" in str(warning.message)]
+
+
 def test_sparse_tensors_are_refused():
     with pytest.raises(TypeError, match=r"y0 must be a dense tensor, got .*sparse_coo: write y0.to_dense\(\)"):
         solve_ivp(decay, (0.0, 1.0), Y0.to_sparse())
