@@ -196,12 +196,18 @@ class UserFunction:
             before = writes(t), t.requires_grad, writes(y)
         except RuntimeError:  # inference tensors do not tell
             return self.in_context(t.clone(), shape(y.clone()), *further)
+        # Nor do NumPy's arrays and `.data` tell; what writes through them does so at the first call too.
+        kept = (
+            y.detach().clone() if self._leaves_time is None and not (self._owns_state or inside_transform()) else None
+        )
         try:
             value = self._call(t, shape(y), *further)
         except RuntimeError as error:  # from autograd, if it watches the state
             if y.requires_grad and "leaf Variable that requires grad is being used in an in-place" in str(error):
                 raise self._changed_state() from error
             raise
+        if kept is not None and not torch.allclose(kept, y.detach(), rtol=0.0, atol=0.0, equal_nan=True):
+            raise self._changed_state()
         after = writes(t), t.requires_grad, writes(y)
         if after != before or self._leaves_time is None:
             self._check_changes(before, after)

@@ -17,6 +17,7 @@ from torchivp.sparsity import Sparsity, is_sought
 from torchivp.split import copies_calling, functions_of
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
+from torchivp.torch_func import version
 
 
 class CountedFunction(Protocol):
@@ -95,7 +96,9 @@ class FlatFunction:
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self._calls[0] += 1
-        return self.derivative(self.layout, self.call(t, y, self.layout.unflatten, *self.args))
+        slope = self.derivative(self.layout, self.call(t, y, self.layout.unflatten, *self.args))
+        # What was written into may be memory that func uses again, also where autograd follows what it writes.
+        return slope.clone() if slope.requires_grad and version(slope) else slope
 
 
 def check_right_hand_side(func: Any) -> None:
@@ -151,6 +154,7 @@ class Problem:
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, got {type(args).__name__}: write args=(args,)")
         layout = StateLayout(y0)
+        layout.check_times(times.start, times.end)
         start, known = layout.start(y0), None if jac is None else UserFunction(jac, "jac")
         none = jac_sparsity is None or is_sought(jac_sparsity)
         sparsity = None if none else Sparsity.of(jac_sparsity, layout.size, layout.device)

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchivp.boundary import warn
+
 _HALF = (torch.float16, torch.bfloat16)
+
+_TIMES_TO_TELL = 32
+"""A span of fewer different times, in the precision in which functions are told of them, is warned of."""
 
 
 class StateLayout:
@@ -93,6 +98,33 @@ class StateLayout:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _spec=pytree.tree_structure(state["skeleton"]))
 
+    def check_times(self, start: float | np.ndarray, end: float | np.ndarray) -> None:
+        """Check that functions can be told of the times between these, in the state's precision.
+
+        They are warned of where the span is so far from zero that next to nothing of it is left in this precision.
+
+        Raises:
+            ValueError: a time is too large.
+        """
+        if self.real_dtype is torch.float64:
+            return
+        spans = np.array([np.atleast_1d(start), np.atleast_1d(end)], dtype=np.float64)
+        farthest, info = np.abs(np.where(np.isfinite(spans), spans, 0.0)).max(0), torch.finfo(self.real_dtype)
+        told = f"func is told of the time in the precision of y0, {self.real_dtype}, whose numbers"
+        if (farthest > info.max).any():
+            raise ValueError(
+                f"{told} end at {info.max:g}, and the times reach {farthest.max():g}: take y0 in double precision, or "
+                "rescale time"
+            )
+        length = np.abs(spans[1] - spans[0])
+        lost = (length > 0.0) & (farthest > 10.0 * length) & (info.eps * farthest > length / _TIMES_TO_TELL)
+        if lost.any():
+            t, span = farthest[lost][0], length[lost][0]
+            warn(
+                f"{told} are about {info.eps * t:.1g} apart near t = {t:g}, and the span is {span:g} long: if func "
+                "depends on time, take y0 in double precision, or let time start near 0"
+            )
+
     def flatten(self, y: Any) -> Tensor:
         """Lay a pytree shaped like `y0` out as [rows, size]."""
         return self.laid_out([y] if self.is_tensor else self.leaves_of(y))
@@ -154,6 +186,7 @@ class StateLayout:
             and (shape := k.shape) == self._shape
             and k.dtype is self.dtype
             and k.device == self.device
+            and k.layout is torch.strided
         ):
             return k if shape == (self.rows, self.size) else k.reshape(self.rows, self.size)
         return self.laid_out(self._checked(k, "func", "dy/dt"))
@@ -212,6 +245,8 @@ class StateLayout:
                     f"{caller} must return {what} in the shape of y: y{path} has shape {(*self.lead, *shape)}{expected}"
                     f", {name} has shape {tuple(leaf.shape)}{hint}"
                 )
+            if leaf.layout is not torch.strided:
+                raise TypeError(f"{name} must be a dense tensor, got one of layout {leaf.layout}: return .to_dense()")
             if leaf.device != self.device:
                 raise ValueError(
                     f"{name} lies on {leaf.device}, but y0 on {self.device}: "
@@ -295,6 +330,8 @@ def _check_leaf(name: str, leaf: Any) -> None:
             else f"y0 must be a tensor or a tuple, list or dict of tensors, but {name} is {type(leaf).__name__}"
             + (f": write torch.from_numpy({name})" if isinstance(leaf, np.ndarray) else "")
         )
+    if leaf.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {leaf.layout}: write {name}.to_dense()")
     if not (leaf.is_floating_point() or leaf.is_complex()):
         raise TypeError(f"{name} must be floating point or complex, got {leaf.dtype}: write {name}.double()")
 

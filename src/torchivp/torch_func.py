@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._C import _autograd, _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.func import debug_unwrap
 
@@ -92,6 +92,20 @@ def without_derivatives() -> Iterator[None]:
     """Neither a graph nor tangents."""
     with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
         yield
+
+
+def own_graph() -> AbstractContextManager[None]:
+    """Within this, graphs are recorded that the library itself goes back through before the caller does.
+
+    What the caller does with saved tensors, as `torch.utils.checkpoint` does, is not done with those of such a graph:
+    the function that is checkpointed would be run again in the middle of its first run.
+    """
+    hooked = _autograd._top_saved_tensors_default_hooks(True) is not None
+    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is) if hooked else nullcontext()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def derivative_depth() -> int:

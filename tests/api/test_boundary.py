@@ -235,6 +235,18 @@ def test_func_that_writes_into_the_state_is_refused(door):
         WRITING[door](func)
 
 
+@pytest.mark.parametrize("door", [door for door in WRITING if door not in ("vmap", "jvp")])
+@pytest.mark.parametrize("writable", [lambda y: y.data, lambda y: y.detach().numpy()], ids=["data", "numpy"])
+def test_func_that_writes_into_the_state_behind_autograds_back_is_refused(door, writable):
+    def func(t, y):
+        derivative = writable(y)
+        derivative *= -1.0
+        return torch.as_tensor(derivative)
+
+    with pytest.raises(ValueError, match="changes y in place, but y is the state of the solve"):
+        WRITING[door](func)
+
+
 def test_a_refused_func_has_not_overwritten_the_initial_state_of_the_caller():
     def func(t, y):
         y *= 2.0

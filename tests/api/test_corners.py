@@ -60,6 +60,36 @@ def test_a_span_beyond_the_range_of_numbers_is_refused():
         odeint(decay, Y0, [-1.7e308, 1.7e308])
 
 
+@pytest.mark.parametrize(("dtype", "end"), [(torch.float32, 1e39), (torch.float16, 1e5)])
+@pytest.mark.parametrize("options", [{}, {"batch_dims": 1}, {"events": lambda t, y: t - 0.5}], ids=str)
+def test_times_beyond_the_precision_of_the_state_are_refused(dtype, end, options):
+    sentence = f"func is told of the time in the precision of y0, {dtype}, whose numbers end at .* reach {end:g}"
+    with pytest.raises(ValueError, match=re.escape(sentence).replace(r"\.\*", ".*")):
+        solve_ivp(decay, (0.0, end), Y0.to(dtype), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_dims": 1}], ids=str)
+def test_late_times_that_single_precision_cannot_tell_apart_are_warned_of(options, recwarn):
+    def forced(t, y):
+        return torch.cos(t - 1e8) + 0.0 * y
+
+    with pytest.warns(UserWarning, match="numbers are about 1e\\+01 apart near t = 1e\\+08, and the span is 1 long"):
+        solve_ivp(forced, (1e8, 1e8 + 1), torch.zeros(1), **options)
+    recwarn.clear()
+    end = solve_ivp(forced, (1e8, 1e8 + 1), torch.zeros(1, dtype=D), **options).final
+    torch.testing.assert_close(end, torch.full_like(end, math.sin(1.0)), rtol=1e-5, atol=0)
+    for dtype, span in ((torch.float32, (100.0, 100.01)), (torch.float16, (0.0, 1.0)), (torch.bfloat16, (1.0, 2.0))):
+        solve_ivp(decay, span, torch.ones(1, dtype=dtype), **options)
+    assert not [warning for warning in recwarn if "precision" in str(warning.message)]
+
+
+def test_sparse_tensors_are_refused():
+    with pytest.raises(TypeError, match=r"y0 must be a dense tensor, got .*sparse_coo: write y0.to_dense\(\)"):
+        solve_ivp(decay, (0.0, 1.0), Y0.to_sparse())
+    with pytest.raises(TypeError, match=r"func\(t, y\) must be a dense tensor, got .*: return .to_dense\(\)"):
+        solve_ivp(lambda t, y: (-y).to_sparse(), (0.0, 1.0), Y0)
+
+
 def test_no_controller_tries_a_size_twice():
     controller = PIDController(kp=0.1, ki=0.3, kd=0.2)
     from torchivp.stepsize.pid import History
@@ -137,6 +167,23 @@ def test_func_may_use_its_memory_again(method, needs_gradient):
     y = solve_ivp(func, (0.0, 1.0), y0, method=method, t_eval=t, **step).y
     expected = solve_ivp(decay, (0.0, 1.0), Y0, method=method, t_eval=t, **step).y
     torch.testing.assert_close(y.detach(), expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("method", ["midpoint", "heun", "tsit5", "dopri8", "kvaerno3", "adams"])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_memory_that_func_uses_again_may_carry_a_gradient(method, batch_dims):
+    memory = torch.zeros(1, 2, dtype=D) if batch_dims else torch.zeros(2, dtype=D)
+
+    def func(t, y):
+        return memory.copy_(-y * torch.cos(t))
+
+    y0 = torch.ones_like(memory).requires_grad_()
+    steps = {"step_size": 0.05} if method == "midpoint" else {"rtol": 1e-6, "atol": 1e-8}
+    y = solve_ivp(func, (0.0, 2.0), y0, method=method, batch_dims=batch_dims, **steps).final
+    tolerance = 1e-3 if method == "midpoint" else 2e-5
+    exact = torch.full_like(memory, math.exp(-math.sin(2.0)))
+    torch.testing.assert_close(y.detach(), exact, rtol=tolerance, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), y0)[0], exact, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("gradient", ["checkpointed", "backsolve"])

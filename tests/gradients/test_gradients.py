@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from problems import DIFFERENTIABLE, KINDS, METHODS, LotkaVolterra, covering, double, sampled
 from torchivp import ODE_METHODS, Backsolve, Checkpointed, odeint, odeint_adjoint, solve_ivp
@@ -313,6 +314,29 @@ def test_backward_twice_with_the_graph_retained(gradient):
     (once,) = torch.autograd.grad(loss, model.parameters_, retain_graph=True)
     (again,) = torch.autograd.grad(loss, model.parameters_)
     assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize(
+    ("method", "gradient"),
+    [("rodas5p", "direct"), ("radau5", "direct"), ("bdf", "direct"), *((m, "forward") for m in ("tsit5", "rodas5p"))],
+)
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_solve_may_be_checkpointed(method, gradient, batch_dims):
+    # What the solve goes back through by itself, as for Jacobians, must not have the solve run again within itself.
+    runs = []
+
+    def end(rate):
+        runs.append(rate)
+        y0, options = torch.ones(1, 1, dtype=torch.float64), {"rtol": 1e-8, "atol": 1e-10, "batch_dims": batch_dims}
+        return solve_ivp(
+            lambda t, y, k: -k * y * y, (0.0, 1.0), y0, args=(rate,), method=method, gradient=gradient, **options
+        ).final.sum()
+
+    rate = double(0.7, grad=True).sum()
+    value = torch.utils.checkpoint.checkpoint(end, rate, use_reentrant=False)
+    (found,) = torch.autograd.grad(value, rate)
+    torch.testing.assert_close(found, double(-1 / 1.7**2).sum(), rtol=1e-6, atol=0)
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import torchivp
@@ -691,3 +692,26 @@ def test_gradients_to_differentiate_have_the_mixed_precision_of_the_forward_pass
         return mixed_gradients(torchivp.sdeint, create_graph=True, method="heun", gradient=gradient)
 
     assert_same(slopes("checkpointed"), slopes("direct"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["milstein", "implicit_milstein"])
+def test_a_solve_may_be_checkpointed(method):
+    class Geometric(SDEIto):
+        def __init__(self, growth):
+            super().__init__("diagonal")
+            self.growth = growth
+
+        def f(self, t, y):
+            return self.growth * y
+
+        def g(self, t, y):
+            return 0.3 * torch.sin(self.growth * y)
+
+    def end(growth):
+        return torchivp.sdeint(Geometric(growth), torch.ones(2, 2, dtype=D), [0, 0.5], dt=0.1, method=method, seed=3)[1]
+
+    growth = torch.tensor(0.7, dtype=D, requires_grad=True)
+    value = torch.utils.checkpoint.checkpoint(end, growth, use_reentrant=False).sum()
+    with torch.no_grad():
+        difference = (end(growth + 1e-5).sum() - end(growth - 1e-5).sum()) / 2e-5
+    torch.testing.assert_close(torch.autograd.grad(value, growth)[0], difference, rtol=1e-6, atol=0)

@@ -932,3 +932,21 @@ def test_a_carry_without_rows():
         assert again.shape == (2, *shape)
     pair = (torch.zeros(0, 3), torch.zeros(0, 2))
     assert [x.shape for x in solve(sde, pair, [0, 1], adaptive=True)] == [(2, 0, 3), (2, 0, 2)]
+
+
+@pytest.mark.parametrize(("part", "infinite"), [(1.0, False), (0.5, True)])
+def test_a_divergence_that_is_infinite_is_warned_of(part, infinite, recwarn):
+    class OneNoise(torchivp.SDEIto):
+        def f(self, t, y):
+            return torch.tensor([[1.0, part]]).expand_as(y)
+
+        def h(self, t, y):
+            return torch.zeros_like(y)
+
+        def g(self, t, y):
+            return torch.full_like(y, 0.5).unsqueeze(2)
+
+    _, divergence = torchivp.sdeint(OneNoise("scalar"), torch.zeros(3, 2), [0.0, 1.0], logqp=True, dt=0.1)
+    assert any("the divergence from the prior is infinite" in str(w.message) for w in recwarn) == infinite
+    if not infinite:
+        torch.testing.assert_close(divergence, torch.full((1, 3), 2.0))  # u = 2

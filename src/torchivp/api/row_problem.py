@@ -54,6 +54,7 @@ def build_problem(
         raise TypeError(f"compact must be True, False or None (find out), got {compact!r}")
     if compact is not None and not layout.lead:
         raise ValueError("compact is for batches: give batch_dims too, or leave compact out")
+    layout.check_times(times.start, times.end)
     flat = layout.start(y0)
     filler = _filler(times, flat, layout)
     arguments = RowArguments(args, layout)

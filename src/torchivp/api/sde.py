@@ -357,6 +357,7 @@ class _Door:
         reverse = self.ts[-1] < self.ts[0]
         self.problem = SDEProblem.build(sde, y0, self.ts[0], reverse, bm, names, logqp, args, batch_dims, noise_size)
         terms = self.problem.terms
+        self.problem.layout.check_times(self.ts[0], self.ts[-1])
         if bm is not None:
             check_path_times(bm, self.ts)
         self.owner, self.bm = sde, bm

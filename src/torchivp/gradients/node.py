@@ -15,7 +15,7 @@ from torchivp.boundary import own_precision
 from torchivp.gradients.captured import LateLeaves, NoLateLeaves
 from torchivp.gradients.vjp import vjp
 from torchivp.solution import LeanFailures
-from torchivp.torch_func import inside_transform, is_mapped
+from torchivp.torch_func import inside_transform, is_mapped, own_graph
 
 
 class NodeSolve(ABC):
@@ -78,7 +78,7 @@ def as_node(solve: NodeSolve, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(solve: NodeSolve, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(solve.forward(tensors))
+        return _results(solve, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -107,9 +107,14 @@ class _PlainNode(_Node):
 
     @staticmethod
     def forward(ctx: Any, solve: NodeSolve, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        results = tuple(solve.forward(tensors))
+        results = _results(solve, tensors)
         _Node.setup_context(ctx, (solve, *tensors), results)
         return results
+
+
+def _results(solve: NodeSolve, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    with own_graph():
+        return tuple(solve.forward(tensors))
 
 
 class _Gradients(NodeSolve):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from torchivp.methods.method import FlatFunc
 from torchivp.sparsity import Sparsity
-from torchivp.torch_func import as_leaf, inside_transform, pull_back, without_derivatives, without_graph
+from torchivp.torch_func import as_leaf, inside_transform, own_graph, pull_back, without_derivatives, without_graph
 
 _POWERS = 4
 """How many products with a Jacobian show its spectral radius."""
@@ -163,7 +163,7 @@ def _with_history(x: Tensor, y: Tensor) -> Tensor:
 def _by_time(pull: Callable[..., Any], slopes: Tensor) -> Tensor | None:
     """The derivatives by time, from one product with a seed, of which they are the derivative."""
     recorded = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), own_graph():
         seed = _with_history(torch.zeros_like(slopes).requires_grad_(), slopes)
         _, *by_time = pull(seed, create_graph=True)
         if not by_time or by_time[0] is None or not by_time[0].requires_grad:
@@ -184,7 +184,7 @@ class Linearisation:
         (self._y,), self._slope = _on_leaves(_at(func, t), (y.detach(),))
         self._pulled: Tensor | None = None
         self.seen = self._slope.requires_grad
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), own_graph():
             self._seed = torch.zeros_like(self._slope, requires_grad=True)
             if self.seen:
                 # A function of the seed, linear: its derivative is the Jacobian.
@@ -269,6 +269,6 @@ def _on_leaves(func: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[l
 
     Also where the caller records none. An input that requires a gradient stands for itself.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), own_graph():
         leaves = [x if x.requires_grad else as_leaf(x) for x in inputs]
         return leaves, func(*leaves)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.boundary import warn
 from torchivp.sde.functions import UserTerms
 from torchivp.sde.terms import Terms
+from torchivp.torch_func import inside_transform
 
 _SMALLEST = 1e-7
 """A diagonal diffusion closer to zero than this is replaced by it, with its sign."""
@@ -52,6 +54,20 @@ class WithDivergence(Terms):
             u = torch.bmm(torch.linalg.pinv(g), difference.unsqueeze(2)).squeeze(2)
         density = 0.5 * (u * u.conj()).sum(1, keepdim=True)
         return torch.cat([f, density.to(f.dtype)], dim=1), _with_zero(g)
+
+    def warn_if_infinite(self, t: Tensor, y: Tensor) -> None:
+        """Warn if no u solves g u = f - h at a state: no noise drives the paths from one law to the other then."""
+        if self.diagonal or inside_transform():
+            return
+        f, g = self._posterior.f_and_g(t, y)
+        difference = (f - self._posterior.h(t, y)).unsqueeze(2)
+        left = difference - torch.bmm(g, torch.bmm(torch.linalg.pinv(g), difference))
+        if (left.abs().amax() if left.numel() else 0.0) > torch.finfo(f.dtype).eps ** 0.5 * difference.abs().amax():
+            warn(
+                "logqp: the difference of the drifts, f - h, has a part that no noise drives (g u = f - h has no "
+                "solution u), so that the divergence from the prior is infinite; what is returned leaves this part "
+                "out. Let f and h differ within the range of g alone"
+            )
 
     def g_prod(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         if self.diagonal:

@@ -86,7 +86,10 @@ class SDEProblem:
             return SDEProblem(terms, flat, layout, False)
         if functions.h is None:
             raise ValueError("logqp=True needs the prior drift: define h(t, y), or name it, names={'prior_drift': ...}")
-        return SDEProblem(WithDivergence(terms), torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1), layout, True)
+        divergence = WithDivergence(terms)
+        with torch.no_grad():
+            divergence.warn_if_infinite(t0.clone(), flat.clone())
+        return SDEProblem(divergence, torch.cat([flat, torch.zeros_like(flat[:, :1])], dim=1), layout, True)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:

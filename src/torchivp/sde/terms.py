@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.torch_func import may_be_tracked
+from torchivp.torch_func import may_be_tracked, own_graph
 
 
 class Terms(ABC):
@@ -191,7 +191,7 @@ class _Watched:
 
     def __init__(self, y: Tensor, evaluate: _Evaluate) -> None:
         self._grad_enabled = torch.is_grad_enabled()
-        self._contexts = (torch.inference_mode(False), torch.enable_grad())
+        self._contexts: tuple[Any, ...] = (torch.inference_mode(False), torch.enable_grad(), own_graph())
         self._given = y
         self._evaluate = evaluate
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchivp.torch_func import own_graph
+
 _CALL = "preconditioner(t, y, h, r)"
 
 
@@ -55,7 +57,7 @@ class Preconditioner:
 
     def transposed(self, t: Tensor, y: Tensor, h: Tensor, r: Tensor) -> Tensor:
         """The same for the transposed systems, by autograd; what autograd does not see is taken to be symmetric."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), own_graph():
             leaf = torch.zeros_like(r, requires_grad=True)
             x = self(t, y, h, leaf)
             if x.requires_grad:
