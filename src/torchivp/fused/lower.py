@@ -177,8 +177,7 @@ class Lowering:
         """An input, which comes as real numbers, as what it is."""
         if kind_of(node.meta["val"].dtype) == "real" or not node.users:
             return array
-        array, cast = self.as_kind(array, kind_of(node.meta["val"].dtype))
-        return self.fill(node, [array], cast)
+        return self.fill_as(kind_of(node.meta["val"].dtype), node, [array], lambda x: x)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -283,6 +282,10 @@ class Lowering:
         self._lines.append(f"{TYPES[kind]} {name}[{max(size, 1)}];")
         return Array.stored(name, shape, kind)
 
+    def number(self, value: float, node: fx.Node) -> str:
+        """A number of the kind that the value of a node has, in all lanes."""
+        return f"{_LIFT[kind_of(node.meta['val'].dtype)]}<W>({value})"
+
     def lines_for(self, array: Array) -> list[str]:
         """Where the lines go that write an array."""
         return self._lines if array.lanes else self.once
@@ -382,6 +385,15 @@ class Lowering:
         value = node.meta["val"]
         return self.filled(value.shape, sources, expression, kind_of(value.dtype), _BITS.get(value.dtype, ""))
 
+    def fill_as(self, kind: Kind, node: fx.Node, sources: Sequence[Array], expression: Callable[..., str]) -> Array:
+        """The same of sources as numbers of one kind."""
+        pairs = [self.as_kind(x, kind) for x in sources]
+
+        def of_kind(*elements: str) -> str:
+            return expression(*(cast(x) for (_, cast), x in zip(pairs, elements, strict=True)))
+
+        return self.fill(node, [x for x, _ in pairs], of_kind)
+
     def filled(
         self,
         shape: Sequence[int],
@@ -453,18 +465,17 @@ class Lowering:
             raise self.refusal(
                 f"of {'truths' if kind == 'bool' else 'whole numbers'} is not compiled: write y.dtype numbers"
             )
-        pairs = [self.as_kind(x, kind) for x in sources]
         scaled = 0 if _name_of(node) == "rsub" else 1
 
         def expression(*operands: str) -> str:
-            values = [cast(x) for (_, cast), x in zip(pairs, operands, strict=True)]
+            values = list(operands)
             if alpha != 1:
                 values[scaled] = f"({_LIFT[kind]}<W>({literal(alpha, kind)}) * {values[scaled]})"
             value = table["floor_divide" if mode == "floor" else name](*values)
             value = f"f_{mode}<W>({value})" if mode == "trunc" else value
             return f"narrow_i<W>({value})" if compares and kind == "int" else value
 
-        return self.fill(node, [x for x, _ in pairs], expression)
+        return self.fill_as(kind, node, sources, expression)
 
     def materialised(self, array: Array) -> Array:
         """The elements of a view in memory of their own, in order."""
@@ -473,6 +484,12 @@ class Lowering:
         target = self.room(array.shape, array.kind, array.lanes)
         self.copy_into(target, array)
         return target
+
+    def reshaped(self, array: Array, shape: Sequence[int]) -> Array:
+        """The same elements in the same order in another shape."""
+        found = array.reshaped(shape) or self.materialised(array).reshaped(shape)
+        assert found is not None
+        return found
 
     def copy_into(self, target: Array, part: Array) -> None:
         """Write `part` into a view of memory."""
