@@ -327,22 +327,7 @@ def solve_ivp(
         raise ValueError(
             f"dense_output=True needs a span of some length, got t_span = ({times.start:g}, {times.end:g})"
         )
-    integration, layout = build_integration(
-        right_hand_side,
-        y0,
-        times.with_end(),
-        args=args,
-        method=method,
-        controller=controller,
-        rtol=stated.rtol,
-        atol=stated.atol,
-        norm=norm,
-        max_steps=max_steps,
-        jac=known,
-        jac_sparsity=jac_sparsity,
-        mass=taken,
-        callbacks=stated.callbacks,
-    )
+    integration, layout = build_integration(stated, times.with_end())
     interpolants = Interpolants() if dense_output else None
     states, reached, status, stats = gradient.solve(integration, params, interpolants)
     if throw and not status.ok:
