@@ -164,7 +164,6 @@ class RowInterpolant(ValuesTravel):
     b: StepPolynomials | RowPolynomials
 
     def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
-        """As in `WithinSteps`."""
         if isinstance(self.b, StepPolynomials):
             flat, weights = self.y0.reshape(1, self.y0.numel()), self.b.known(theta, self.y0.dtype)
             # One after the other, as in `at`.
@@ -291,7 +290,6 @@ class EachWithin:
         self._interpolants = interpolants
 
     def at(self, rows: Tensor, theta: np.ndarray | Tensor, t: np.ndarray | Tensor | None = None) -> Tensor:
-        """As in `WithinSteps`."""
         if len(self._interpolants) == 1:
             return self._of_row(0, theta, t)
         numbers = rows.cpu().numpy()
@@ -312,12 +310,10 @@ class EachWithin:
         return interpolant.evaluate([t0 + x * (t1 - t0) for x in _unbound(theta)])
 
     def at_fractions(self, theta: tuple[float, ...], *further: Tensor) -> Tensor:
-        """As in `WithinSteps`."""
         states = [_at_fractions(interpolant, theta) for interpolant in self._interpolants]
         return torch.cat([states[0] if len(states) == 1 else torch.stack(states, 1).flatten(0, 1), *further])
 
     def kept(self) -> EachWithin:
-        """As in `WithinSteps`."""
         return EachWithin([interpolant.kept() for interpolant in self._interpolants])
 
 

@@ -186,8 +186,8 @@ def test_derivatives_are_differences(backend, rows):
     plus, minus = (found.predictions_at(theta + sign * steps) for sign in (1, -1))
     differences = np.stack([(a.values - b.values) / (2 * h) for a, b in zip(plus, minus, strict=True)], 1)
     np.testing.assert_allclose(jacobian[:, some], differences, rtol=1e-4, atol=1e-5)
-    pulled = found._solved_backwards(theta, lambda one: one.values)
-    np.testing.assert_allclose(pulled[1], pulled[0].values @ jacobian, rtol=1e-5, atol=1e-6)
+    values, gradient = found._solved_backwards(theta, lambda one: one.values)
+    np.testing.assert_allclose(gradient, values @ jacobian, rtol=1e-5, atol=1e-6)
 
 
 class Functional(Model):

@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from torchivp import Checkpointed, ConstantSteps, Direct, PIDController, solve_ivp
 from torchivp.api.arguments import build_integration
+from torchivp.api.statement import Statement
 from torchivp.methods import find_method
 from torchivp.recording import Outputs, Trail
 from torchivp.stepsize.stops import Stops
@@ -17,18 +18,11 @@ D = torch.float64
 
 
 def integration(func, y0, method, controller, **changes):
-    built, _ = build_integration(
-        func,
-        y0,
-        Times(0.0, 1.0, outputs=(0.2, 0.5, 1.0)).anchored({0.5}, settles=False),
-        args=(),
-        method=method,
-        controller=controller,
-        rtol=1e-8,
-        atol=1e-8,
-        norm=None,
-        max_steps=1000,
-    )
+    stated = Statement(
+        func, (0.0, 1.0), y0, None, find_method(method), controller, rtol=1e-8, atol=1e-8, max_steps=1000,
+        gradient=Direct(),
+    )  # fmt: skip
+    built, _ = build_integration(stated, Times(0.0, 1.0, outputs=(0.2, 0.5, 1.0)).anchored({0.5}, settles=False))
     return replace(built, **changes)
 
 

@@ -12,7 +12,7 @@ from problems import covering, double, sampled
 from stiff_problems import STIFF, hires, robertson
 from torchivp import ODE_METHODS, Outcome, PIDController, odeint, solve_ivp
 from torchivp.error_norm import ErrorNorm
-from torchivp.methods.implicit import linear
+from torchivp.methods.implicit import dense, linear
 
 ADAPTIVE = ["trbdf2", "kvaerno3", "kvaerno5", "kencarp3", "kencarp4", "kencarp5", "radau5"]
 
@@ -244,8 +244,8 @@ def test_decoupled_stages_have_the_same_solution(method, monkeypatch):
     options = {"method": method, "step_size": 0.05, "rtol": 1e-10, "atol": 1e-12}
     together = solve_ivp(lambda t, y: y @ matrix - y**3, (0.0, 1.0), y0, **options)
     batch = solve_ivp(lambda t, y: y @ matrix - y**3, (0.0, 1.0), y0.expand(2, 8), batch_dims=1, **options)
-    monkeypatch.setattr(linear, "_LEAST_DECOUPLED", 2)
-    monkeypatch.setattr(linear, "_LEAST_DECOUPLED_ROWS", 2)
+    monkeypatch.setattr(dense, "_LEAST_DECOUPLED", 2)
+    monkeypatch.setattr(dense, "_LEAST_DECOUPLED_ROWS", 2)
     decoupled = solve_ivp(lambda t, y: y @ matrix - y**3, (0.0, 1.0), y0, **options)
     rows = solve_ivp(lambda t, y: y @ matrix - y**3, (0.0, 1.0), y0.expand(2, 8), batch_dims=1, **options)
     torch.testing.assert_close(decoupled.y, together.y, rtol=1e-9, atol=1e-11)

@@ -10,6 +10,7 @@ import torch
 from problems import DETEST, Counting, double, scipy_solution
 from torchivp import Outcome, SolveError, solve_ivp
 from torchivp.api.arguments import build_integration
+from torchivp.api.statement import Statement
 from torchivp.boundary import UserFunction
 from torchivp.error_norm import ErrorNorm
 from torchivp.events.sign_change import EventFunction
@@ -33,10 +34,11 @@ def stepper(y0, solver="LSODA", rtol=1e-8, atol=1e-10):
 
 
 def build(func, y0, times, solver, **changes):
-    integration, _ = build_integration(
-        func, y0, times, args=(), method=by(solver), controller=OwnSteps(), rtol=1e-9, atol=1e-11, norm=None,
-        max_steps=10_000,
+    stated = Statement(
+        func, (times.start, times.end), y0, None, by(solver), OwnSteps(), rtol=1e-9, atol=1e-11, max_steps=10_000,
+        gradient=Direct(),
     )  # fmt: skip
+    integration, _ = build_integration(stated, times)
     return replace(integration, **changes)
 
 

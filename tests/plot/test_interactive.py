@@ -185,11 +185,7 @@ def test_phase_plane_has_the_curve_the_data_and_arrows_that_follow_the_field():
 def with_attempts(*ends):
     result = FakeFit(attempts=[Attempt(np.zeros(6), np.full(6, 2.0), nll, converged) for nll, converged in ends])
     result.misfit = SimpleNamespace(
-        quantities=SimpleNamespace(
-            single=np.ones(len(result.free_names), dtype=bool),
-            labels=lambda chosen: np.array(result.free_names)[chosen].tolist(),
-            free_values=lambda theta: 10 * theta,
-        )
+        quantities=SimpleNamespace(single_values=lambda theta: dict(zip(result.free_names, 10 * theta, strict=True)))
     )
     return result
 

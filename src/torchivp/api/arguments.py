@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from torchivp.callbacks import Callbacks
 from torchivp.checks import check_whole_number
 from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.failures import is_finite
@@ -19,10 +18,10 @@ from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.checkpointed import Checkpointed
 from torchivp.gradients.direct import Direct
 from torchivp.gradients.forward import Forward
-from torchivp.integrate import Controller, Integration, at_steps, check_controller, check_norm
+from torchivp.integrate import Integration, at_steps, check_controller, check_norm
 from torchivp.jacobian_check import check_given_jacobian
 from torchivp.mass import Mass
-from torchivp.methods import ODE_METHODS, find_method
+from torchivp.methods import ODE_METHODS
 from torchivp.methods.consistent import consistent
 from torchivp.methods.method import FlatFunc, Method
 from torchivp.methods.pattern import found_sparsity
@@ -32,6 +31,9 @@ from torchivp.split import Split
 from torchivp.state import StateLayout
 from torchivp.times import Times
 from torchivp.torch_func import read
+
+if TYPE_CHECKING:
+    from torchivp.api.statement import Statement
 
 Gradient = Direct | Checkpointed | Backsolve | Forward
 GradientName = Literal["direct", "checkpointed", "backsolve", "forward"]
@@ -63,25 +65,10 @@ def find_gradient(gradient: str | Gradient) -> Gradient:
     )
 
 
-def build_integration(
-    func: Callable[..., Any],
-    y0: Any,
-    times: Times,
-    *,
-    args: Sequence[Any],
-    method: str | type[Method],
-    controller: Controller,
-    rtol: Any,
-    atol: Any,
-    norm: Callable[[Any], Any] | None,
-    max_steps: int,
-    jac: Callable[..., Any] | None = None,
-    jac_sparsity: Any = None,
-    mass: Mass | None = None,
-    callbacks: Callbacks | None = None,
-) -> tuple[Integration, StateLayout]:
-    """The integration that the checked arguments of a door describe, and the layout of the user's state."""
-    problem = Problem.build(func, y0, times, args, jac, jac_sparsity, mass)
+def build_integration(stated: Statement, times: Times) -> tuple[Integration, StateLayout]:
+    """How the step loop of one row solves a problem, and the layout of the user's state."""
+    args, jac_sparsity, controller = stated.args, stated.jac_sparsity, stated.controller
+    problem = Problem.build(stated.func, stated.y0, times, args, stated.jac, jac_sparsity, stated.mass)
     assert isinstance(problem.func, FlatFunction)
     problem.y0 = consistent_start(problem.func.with_args(args), problem.time(times.at(times.start)), problem.y0)
     layout = problem.func.layout
@@ -90,22 +77,16 @@ def build_integration(
         start, span = (problem.time(t) for t in (times.start, times.end - times.start))
         function.sparsity = problem.func.sparsity = found_sparsity(function, start, problem.y0, span)
     check_given_jacobian(function, problem.time(times.start), problem.y0, layout.name, layout.lead)
-    method_class = at_steps(find_method(method), controller)
-    error_norm = ErrorNorm(
-        check_tolerance("rtol", rtol, layout),
-        check_tolerance("atol", atol, layout),
-        layout.parts(),
-        layout.dtype,
-        None if norm is None else flat_norm(norm, layout),
-    )
+    method = at_steps(stated.method, controller)
+    error_norm = norm_of(layout, stated.rtol, stated.atol, stated.norm)
     integration = Integration(
         problem=problem,
-        method=method_class(problem.y0, problem.real_dtype, error_norm),
-        controller=check_controller(controller, method_class),
+        method=method(problem.y0, problem.real_dtype, error_norm),
+        controller=check_controller(controller, method),
         norm=check_norm(error_norm, controller),
-        max_steps=check_whole_number("max_steps", max_steps, 1),
+        max_steps=check_whole_number("max_steps", stated.max_steps, 1),
         describe=layout.name,
-        callbacks=callbacks and replace(callbacks, unflatten=layout.unflatten),
+        callbacks=stated.callbacks and replace(stated.callbacks, unflatten=layout.unflatten),
     )
     return integration, layout
 
@@ -203,6 +184,17 @@ def consistent_start(func: FlatFunc, t: Tensor, y0: Tensor) -> Tensor:
         where = f", in row {row}" if len(y0) > 1 else ""
         raise ValueError(f"mass is singular, and y0 cannot be made consistent{where}: {reason}")
     return found
+
+
+def norm_of(layout: StateLayout, rtol: Any, atol: Any, norm: Callable[[Any], Any] | None = None) -> ErrorNorm:
+    """What measures errors: the user's tolerances, and the user's norm if there is one, of a row at a time."""
+    return ErrorNorm(
+        check_tolerance("rtol", rtol, layout),
+        check_tolerance("atol", atol, layout),
+        layout.parts(),
+        layout.dtype,
+        None if norm is None else flat_norm(norm, layout.with_rows(1) if layout.lead else layout),
+    )
 
 
 def flat_norm(norm: Callable[[Any], Any], layout: StateLayout) -> Callable[[Tensor], float]:

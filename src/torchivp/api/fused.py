@@ -117,7 +117,7 @@ def solve_fused(stated: Statement, others: dict[str, Any]) -> Solution | BatchSo
     except FuncFails:
         first_slopes(plan())  # raises what func raises, or says what is wrong with what it returns
         raise
-    traced, inputs, roles, leaves = reading.traced, reading.inputs, reading.roles, reading.leaves
+    traced = reading.traced
     adaptive = isinstance(controller, PIDController)
 
     def kernel_of(method: type[Method]) -> Kernel:
@@ -132,13 +132,13 @@ def solve_fused(stated: Statement, others: dict[str, Any]) -> Solution | BatchSo
     kernel = kernel_of(stated.method)
     plain = _plain_times(stated, layout)
     used_times, moving = (plain, None) if plain else _times(stated, layout)
-    given = [leaves[role] if isinstance(role, int) else x for role, x in zip(roles, inputs, strict=True)]
-    held = [None if role in ("t", "y") else x for role, x in zip(roles, given, strict=True)]
-    wanted = wanted_of(given, roles, leaves, params)
+    given, held = reading.tensors, reading.used
+    wanted = wanted_of(reading, given, params)
     # The memory of a tensor in order is that of flat states.
-    start, lead, shape = (
-        (stated.y0, layout.lead, tuple(layout.shapes[0])) if layout.is_tensor else _flat(stated.y0, layout)
-    )
+    if layout.is_tensor:
+        start, lead, shape = stated.y0, layout.lead, tuple(layout.shapes[0])
+    else:
+        start, lead, shape = layout.flatten(stated.y0), (layout.rows,), (layout.size,)
     needs_gradient = torch.is_grad_enabled() and (start.requires_grad or bool(wanted) or moving is not None)
     tensors = None
     if needs_gradient:
@@ -181,25 +181,17 @@ def solve_fused(stated: Statement, others: dict[str, Any]) -> Solution | BatchSo
     again = None
     if implicit is not None and result.solve.found_stiff:
         stiff = result.solve.leave_stiff()
-        if (implicit, adaptive) not in traced.kernels and (why := _why_not_stiff(result.solve, stiff, plan())):
-            traced.kernels[implicit, adaptive] = CannotFuse(why)
+        if (implicit, adaptive) not in traced.kernels and not _is_seen(result.solve, stiff, plan()):
+            traced.kernels[implicit, adaptive] = CannotFuse(NOT_SEEN)
         again = solve_by(kernel_of(implicit), implicit, np.flatnonzero(stiff))
     return solution_of(result, again, layout, plan, (explicit, implicit or explicit), stated.throw, moving)
 
 
-def _why_not_stiff(solve: FusedSolve, stiff: np.ndarray, plan: RowIntegration) -> str:
-    """Why the rows that were found stiff cannot be solved by a method with derivatives; empty if they can."""
+def _is_seen(solve: FusedSolve, stiff: np.ndarray, plan: RowIntegration) -> bool:
+    """Whether a method with derivatives can solve the rows that were found stiff."""
     problem, y = plan.problem, solve.last_states
     assert y is not None
-    seen = autograd_sees(problem.func.on(None), problem.user_time(solve.outcomes.t), y)
-    if seen[stiff].all():
-        return ""
-    return NOT_SEEN
-
-
-def _flat(y0: Any, layout: StateLayout) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
-    """The initial states as rows, how many there are, and the shape of one."""
-    return layout.flatten(y0), (layout.rows,), (layout.size,)
+    return bool(autograd_sees(problem.func.on(None), problem.user_time(solve.outcomes.t), y)[stiff].all())
 
 
 def _times(stated: Statement, layout: StateLayout) -> tuple[FusedTimes, Moving | None]:

@@ -220,8 +220,8 @@ def _inputs(
     if not torch.is_grad_enabled():
         return RowInputs(problem, Parameters()), {}
     reading = readings[0]
-    given = _tensors(reading)
-    wanted = wanted_of(given, reading.roles, reading.leaves, params)
+    given = reading.tensors
+    wanted = wanted_of(reading, given, params)
     if params is not None:
         inputs = RowInputs(problem, Parameters(check_parameters("params", params)))
     else:
@@ -237,18 +237,9 @@ def _inputs(
     return inputs, {i: places[id(given[i])] for i in wanted}
 
 
-def _tensors(reading: Reading) -> list[Tensor]:
-    """What a function was read with, all rows of it."""
-    pairs = zip(reading.roles, reading.inputs, strict=True)
-    return [reading.leaves[role] if isinstance(role, int) else x for role, x in pairs]
-
-
 def _used(readings: Sequence[Reading], y0: Tensor, keeps: bool) -> Used:
     """What functions are called with, as kernels read it; `keeps` says whether it is needed later as it is now."""
-    tensors: list[Tensor | None] = []
-    for reading in readings:
-        pairs = zip(reading.roles, _tensors(reading), strict=True)
-        tensors += [None if role in ("t", "y") else x for role, x in pairs]
+    tensors = [x for reading in readings for x in reading.used]
     found = [None if x is None else as_read(x, y0.dtype, y0.device) for x in tensors]
     return Used(tensors, [x.clone() if keeps and x is not None else x for x in found])
 

@@ -226,13 +226,11 @@ def named_of(params: Any, gradient: Gradient) -> list[Tensor] | None:
     return [named] if isinstance(named, Tensor) else named
 
 
-def wanted_of(
-    given: Sequence[Tensor], roles: Sequence[Any], leaves: Sequence[Any], params: Sequence[Tensor] | None
-) -> list[int]:
-    """The numbers of the inputs that a gradient flows to."""
-    named = None if params is None else {id(x) for x in (*params, *leaves)}
+def wanted_of(reading: Reading, given: Sequence[Tensor], params: Sequence[Tensor] | None) -> list[int]:
+    """The numbers of the inputs, which are `given`, that a gradient flows to."""
+    named = None if params is None else {id(x) for x in (*params, *reading.leaves)}
     return [
         i
-        for i, (x, role) in enumerate(zip(given, roles, strict=True))
+        for i, (x, role) in enumerate(zip(given, reading.roles, strict=True))
         if role not in ("t", "y") and x.requires_grad and (named is None or id(x) in named)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal, Never, TypedDict, Unpack, overload
 
 from torch import Tensor
@@ -34,7 +34,6 @@ from torchivp.methods.method import Method
 from torchivp.methods.ode.auto import Auto
 from torchivp.problem import Problem
 from torchivp.recording import Interpolants
-from torchivp.references import Sources
 from torchivp.solution import BatchSolution, LeanFailures, Solution, SolveError, Status
 from torchivp.split import as_split
 from torchivp.state import StateLayout
@@ -280,15 +279,6 @@ def solve_ivp(
         explicit, implicit = method.parts
         stiff = jac is not None or jac_sparsity is not None or (taken is not None and taken.projection is not None)
         method = implicit if stiff else explicit
-    sources = partial(
-        sources_of,
-        method=method,
-        controller=controller,
-        gradient=gradient,
-        events=events,
-        jac_sparsity=jac_sparsity,
-        mass=taken,
-    )
     stated = Statement(
         right_hand_side,
         t_span,
@@ -317,32 +307,17 @@ def solve_ivp(
     if backend != "eager":
         solution, reason = try_fused(backend, stated)
         if solution is not None:
-            return _finished(solution, sources)
+            return _finished(solution, stated)
     if dims or events is not None:
         with LeanFailures():
             solution = solve_batch(stated)
-        return _finished(solution, sources, reason)
+        return _finished(solution, stated, reason)
     times = times_of_span(t_span, t_eval)
     if dense_output and times.start == times.end:
         raise ValueError(
             f"dense_output=True needs a span of some length, got t_span = ({times.start:g}, {times.end:g})"
         )
-    integration, layout = build_integration(
-        right_hand_side,
-        y0,
-        times.with_end(),
-        args=args,
-        method=method,
-        controller=controller,
-        rtol=stated.rtol,
-        atol=stated.atol,
-        norm=norm,
-        max_steps=max_steps,
-        jac=known,
-        jac_sparsity=jac_sparsity,
-        mass=taken,
-        callbacks=stated.callbacks,
-    )
+    integration, layout = build_integration(stated, times.with_end())
     interpolants = Interpolants() if dense_output else None
     states, reached, status, stats = gradient.solve(integration, params, interpolants)
     if throw and not status.ok:
@@ -357,14 +332,12 @@ def solve_ivp(
     count = len(t) if times.outputs is None else len(times.outputs)  # without the end, if nobody asked for it
     outputs = layout.unflatten(at_first_output(states, integration.problem)[:count], (count,))
     solution = Solution(t[:count], outputs, status, stats, layout.unflatten(final, ()), t_final, sol)
-    return _finished(solution, sources, reason)
+    return _finished(solution, stated, reason)
 
 
-def _finished(
-    solution: Solution | BatchSolution, sources: Callable[[Solution | BatchSolution], Sources], reason: str = ""
-) -> Solution | BatchSolution:
+def _finished(solution: Solution | BatchSolution, stated: Statement, reason: str = "") -> Solution | BatchSolution:
     """The solution, with what it was computed with, and the reason why no kernel took the steps, if one was wanted."""
-    solution.sources = sources(solution)
+    solution.sources = sources_of(solution, stated)
     if reason:
         for stats in [solution.stats] if isinstance(solution, Solution) else solution.stats:
             stats.backend = f"eager: {reason}"

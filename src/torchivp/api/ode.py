@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
 from typing import Any, Never, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchivp.api.arguments import Gradient, build_integration
-from torchivp.api.fused import Backend, take_backend, try_fused
-from torchivp.api.options import Settings, check_adjoint_options, find_callbacks, read_options, settings
-from torchivp.api.statement import Statement
+from torchivp.api.fused import take_backend
+from torchivp.api.ode_call import OdeCall
+from torchivp.api.options import check_adjoint_options, find_callbacks, read_options
 from torchivp.boundary import UserFunction, door
-from torchivp.checks import check_number, check_time_first, refuse_keywords
+from torchivp.checks import check_number, refuse_keywords
 from torchivp.dense import DenseSolution
 from torchivp.events.sign_change import EventFunction, SignChange
 from torchivp.gradients.backsolve import Backsolve
 from torchivp.gradients.direct import Direct
-from torchivp.gradients.event import differentiate_event, differentiate_event_time
+from torchivp.gradients.event import differentiate_event
 from torchivp.gradients.inputs import check_parameters
 from torchivp.methods import MethodName, find_method
 from torchivp.methods.method import Method
 from torchivp.problem import Problem
-from torchivp.recording import Interpolants
-from torchivp.solution import LeanFailures, Outcome, Solution, Status
+from torchivp.solution import LeanFailures
 from torchivp.state import StateLayout
 from torchivp.stepsize.constant import GridSteps
-from torchivp.stepsize.pid import PIDController
-from torchivp.times import Times, check_times, spacing_of
-from torchivp.torch_func import derivatives_enabled, inside_transform
+from torchivp.times import Times
+from torchivp.torch_func import derivatives_enabled
 
 _REMEDY_IN_ADJOINT = (
     "Name it, and all others that need a gradient, in adjoint_params=(tensor, ...), or use odeint with a method other "
     "than scipy_solver"
 )
-_REMEDY = (
-    "Use odeint_adjoint, and name it there, and all others that need a gradient, in adjoint_params=(tensor, ...), or "
-    "choose a method other than scipy_solver"
-)
-
 _ADVICE = {
     "args": "write lambda t, y: func(t, y, *args)",
     "batch_dims": "call solve_ivp, which has it",
@@ -190,12 +180,12 @@ def odeint(
     refuse_keywords(odeint, unknown, _ADVICE)
     forward_options = read_options("options", options)
     backend = take_backend(forward_options)
-    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon)
-    gradient = Direct() if door.settings.method.differentiable else Backsolve()
+    call = OdeCall(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon)
+    gradient = Direct() if call.settings.method.differentiable else Backsolve()
     with LeanFailures():
-        if backend != "eager" and (states := door.solve_fused(backend, rtol, atol, None)) is not None:
+        if backend != "eager" and (states := call.solve_fused(backend, None)) is not None:
             return states
-        return door.solve(gradient, None)
+        return call.solve(gradient, None)
 
 
 @overload
@@ -295,8 +285,8 @@ def odeint_adjoint(
         raise ValueError(f"adjoint_options['norm'] must be 'seminorm', a function or absent, got {norm!r}")
     if adjoint_params is not None:
         adjoint_params = check_parameters("adjoint_params", adjoint_params)
-    door = _Door(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon, _REMEDY_IN_ADJOINT)
-    backward = door.read_settings(adjoint_method or method, backward_options, backward=True)
+    call = OdeCall(func, y0, t, rtol, atol, method, forward_options, event_fn, horizon, _REMEDY_IN_ADJOINT)
+    backward = call.read_settings(adjoint_method or method, backward_options, backward=True)
     gradient = Backsolve(
         rtol=adjoint_rtol,
         atol=adjoint_atol,
@@ -309,9 +299,9 @@ def odeint_adjoint(
         max_steps=backward.max_steps,
     )
     with LeanFailures():
-        if backend != "eager" and (states := door.solve_fused(backend, rtol, atol, adjoint_params)) is not None:
+        if backend != "eager" and (states := call.solve_fused(backend, adjoint_params)) is not None:
             return states
-        return door.solve(gradient, adjoint_params)
+        return call.solve(gradient, adjoint_params)
 
 
 @door
@@ -431,196 +421,11 @@ def odeint_dense(
     begin, end = check_number("t0", t0), check_number("t1", t1)
     if begin == end:
         raise ValueError(f"t0 and t1 are both {begin}: the solution as a function of time needs a span of some length")
-    door = _Door(func, y0, (t0, t1), rtol, atol, method, read_options("options", options), None)
-    if door.settings.controller == GridSteps():
+    call = OdeCall(func, y0, (t0, t1), rtol, atol, method, read_options("options", options), None)
+    if call.settings.controller == GridSteps():
         raise ValueError(
-            f"{door.settings.method.__name__} takes fixed steps, whose size does not follow from t0 and t1: "
+            f"{call.settings.method.__name__} takes fixed steps, whose size does not follow from t0 and t1: "
             "pass options={'step_size': 0.01}"
         )
     with LeanFailures():
-        return door.solve_densely()
-
-
-class _Door:
-    """The arguments of a call of torchdiffeq's, checked, and what is done with them."""
-
-    def __init__(
-        self,
-        func: Any,
-        y0: Any,
-        t: Any,
-        rtol: Any,
-        atol: Any,
-        method: Any,
-        options: dict[str, Any],
-        event_fn: Callable[..., Any] | None,
-        horizon: float | None = None,
-        remedy: str = _REMEDY,
-    ):
-        self._func, self._y0, self._t = func, y0, t
-        self._until_event = event_fn is not None
-        if event_fn is not None:
-            if not callable(event_fn):
-                raise TypeError(f"event_fn must be callable as event_fn(t, y), got {event_fn!r}")
-            check_time_first("event_fn", event_fn, "event_fn(t, y)")
-        if self._until_event and inside_transform():
-            raise ValueError(
-                "event_fn does not work inside torch.func transforms such as vmap or grad, where no step can depend "
-                "on the state: use autograd (backward(), torch.autograd.grad), and a loop over the batch"
-            )
-        values, tensor = check_times(t, endless=self._until_event)
-        if self._until_event:
-            values[1:] = [_end_of_search(values, horizon, options.get("grid_constructor") is not None)]
-        elif horizon is not None:
-            raise ValueError("horizon is the latest time to look for an event: give event_fn too, or leave it out")
-        self._endless = math.isinf(values[-1])
-        # The end of a search is no time that the solution depends on.
-        known = values[:1] if self._until_event else values
-        moving = tensor if tensor is None else tensor[: len(known)]
-        self._times = Times(values[0], values[-1], known, known, moving, spacing=spacing_of(t))
-        self.settings = self.read_settings(method, options)
-        stops = self.settings.stops
-        integration, self._layout = build_integration(
-            func,
-            y0,
-            self._times.anchored(
-                {*stops.step_times, *stops.jump_times}, settles=isinstance(self.settings.controller, PIDController)
-            ),
-            args=(),
-            method=self.settings.method,
-            controller=self.settings.controller,
-            rtol=rtol,
-            atol=atol,
-            norm=self.settings.norm,
-            max_steps=self.settings.max_steps,
-            callbacks=find_callbacks(func, self.settings.method),
-        )
-        self._integration = replace(
-            integration,
-            stops=self.settings.stops,
-            event=None if event_fn is None else EventFunction(UserFunction(event_fn, "event_fn"), self._layout),
-            remedy=remedy,
-        )
-
-    def read_settings(self, method: Any, options: dict[str, Any], backward: bool = False) -> Settings:
-        """The settings of a forward or backward solve."""
-        grid = self._backward_grid if backward else self._grid
-        found = settings(method, options, grid, self._endless)
-        if self._until_event and isinstance(found.controller, GridSteps):
-            if found.controller.grid is None:
-                raise ValueError(
-                    f"{found.method.__name__} takes fixed steps, whose size does not follow from t when there is an "
-                    "event_fn: pass options={'step_size': 0.01}"
-                )
-            if self._endless:
-                raise ValueError(
-                    "option 'grid_constructor' needs to know where the search for an event ends: pass horizon=, or "
-                    "options={'step_size': 0.01} instead"
-                )
-        return found
-
-    def _grid(self, constructor: Callable[..., Any], times: Times) -> Any:
-        between = [s for s in times.outputs or () if s not in (times.start, times.end)]
-        return constructor(self._func, self._y0, times.select([times.start, *between, times.end]).detach())
-
-    def _backward_grid(self, constructor: Callable[..., Any], times: Times) -> Tensor:
-        """From each output back to the one before it: a constructor may make as many steps however far it is."""
-        between = [s for s in reversed(self._times.outputs or ()) if s not in (times.start, times.end)]
-        legs = pairwise([times.start, *between, times.end])
-        return torch.cat([torch.as_tensor(constructor(self._func, self._y0, times.select(leg)))[1:] for leg in legs])
-
-    def solve(self, gradient: Gradient, params: Sequence[Tensor] | None) -> Any:
-        """The states, or with an event its time and the states."""
-        states, reached, status, _ = gradient.solve(self._integration, params, None)
-        if not status.ok:
-            raise self._integration.failure(status)
-        if not self._until_event:
-            return self._layout.unflatten(states, (len(reached),))
-        if status.outcome is not Outcome.EVENT:
-            sentence = _no_event(self._times.start, self._times.end)
-            raise self._integration.failure(Status(Outcome.NO_EVENT, sentence, status.t))
-        both = torch.stack([states[0], states[-1]]) if len(states) != 2 else states
-        return self._event_time(status.t, both[-1].reshape(1, -1)), self._layout.unflatten(both, (2,))
-
-    def solve_fused(self, backend: Backend, rtol: Any, atol: Any, params: Sequence[Tensor] | None) -> Any:
-        """The states by a kernel, whose gradient is that of the steps taken; None if there is none and need not be."""
-        settings, integration = self.settings, self._integration
-        stated = Statement(
-            self._func,
-            (self._times.start, self._times.end),
-            self._y0,
-            self._t,
-            settings.method,
-            settings.controller,
-            rtol,
-            atol,
-            settings.max_steps,
-            Direct(),
-            params=params,
-            norm=settings.norm,
-            throw=False,
-            callbacks=integration.callbacks,
-            times=self._times,
-        )
-        solution, _ = try_fused(
-            backend,
-            stated,
-            event_fn=integration.event,
-            step_t=settings.stops.step_times or None,
-            jump_t=settings.stops.jump_times or None,
-            perturb=settings.stops.one_sided,
-        )
-        if solution is None:
-            return None
-        assert isinstance(solution, Solution)
-        if not solution.status.ok:
-            raise integration.failure(solution.status)
-        return solution.y
-
-    def solve_densely(self) -> DenseSolution:
-        interpolants = Interpolants()
-        _, _, status, _ = Direct().solve(self._integration, None, interpolants)
-        if not status.ok:
-            raise self._integration.failure(status)
-        return DenseSolution(interpolants.steps, self._layout.unflatten)
-
-    def _event_time(self, t: float, y: Tensor) -> Tensor:
-        """The time `t` of the event, at which the state is `y`, [1, size]; with its gradient."""
-        time = self._t.new_tensor(t) if isinstance(self._t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        if not derivatives_enabled():
-            return time
-        integration, problem = self._integration, self._integration.problem
-        assert integration.event is not None
-        begins = problem.time(self._times.at(self._times.start)), problem.y0
-        sign = SignChange(integration.event, *begins)
-        moved = begins[0]
-        if not sign.at_start:
-            moved = differentiate_event_time(problem.func, sign, begins, problem.time(t), y)
-        return time + (moved - moved.detach()).to(time)
-
-
-def _end_of_search(t: list[float], horizon: Any, on_a_grid: bool) -> float:
-    """Where the search for an event ends: at the horizon, or where a grid of the user's does, or nowhere."""
-    if len(t) != 2:
-        raise ValueError(
-            f"with event_fn, t must be the start and another time, which says the direction, got {len(t)} times: write "
-            "t=torch.stack([t[0], t[-1]])"
-        )
-    start, other = t
-    direction = math.copysign(1.0, other - start)
-    if horizon is None:
-        return other if on_a_grid else direction * math.inf
-    horizon = check_number("horizon", horizon)
-    if (horizon - start) * direction <= 0:
-        way = "before t0, since time is reversed" if direction < 0 else "after t0"
-        raise ValueError(f"horizon = {horizon:g} must lie {way}, and t0 = {start:g}")
-    return horizon
-
-
-def _no_event(start: float, end: float) -> str:
-    """That nothing happened up to `end`, the horizon."""
-    return (
-        f"there is no event between t = {start:g} and t = {end:g}: event_fn has the same sign at the end of every "
-        f"step as at the start. Look further ahead with a later horizon; if event_fn changes its sign twice within a "
-        "step, take smaller steps with the option max_step or step_size"
-    )
+        return call.solve_densely()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torchivp.api.arguments import consistent_start, flat_norm
+from torchivp.api.arguments import consistent_start, norm_of
 from torchivp.api.row_problem import build_problem, check_events
 from torchivp.api.statement import Statement
 from torchivp.api.times import times_of_one, times_of_rows, times_of_span
 from torchivp.checks import check_whole_number
 from torchivp.dense import NoDenseOutput, RowDenseSolution
-from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.events.event import Event, Scheduled
 from torchivp.gradients.batches import solve_rows
 from torchivp.gradients.moving_results import event_log, final_and_time, final_is_new, moving_changes, times_of_outputs
@@ -70,10 +69,6 @@ def solution_of_rows(
         sol,
         log,
     )
-    return _thrown(solution, throw)
-
-
-def _thrown(solution: BatchSolution, throw: bool) -> BatchSolution:
     if throw:
         raise_failures(solution.status, batched=True)
     return solution
@@ -110,14 +105,8 @@ def plan_rows(stated: Statement, events: Sequence[Event | Scheduled] = ()) -> tu
     problem = build_problem(stated.func, stated.y0, layout, times, moving, stated.args, events, stated.compact, *known)
     start = problem.user_time(times.start if moving.start is None else moving.start.reshape(-1, 1))
     problem = replace(problem, y0=consistent_start(problem.func.on(None), start, problem.y0))
-    norm, method, controller = stated.norm, stated.method, stated.controller
-    error_norm = ErrorNorm(
-        check_tolerance("rtol", stated.rtol, layout),
-        check_tolerance("atol", stated.atol, layout),
-        layout.parts(),
-        layout.dtype,
-        None if norm is None else flat_norm(norm, layout.with_rows(1) if stated.batch_dims else layout),
-    )
+    method, controller = stated.method, stated.controller
+    error_norm = norm_of(layout, stated.rtol, stated.atol, stated.norm)
     plan = RowIntegration(
         problem=problem,
         method=at_steps(method, controller, layout.rows),

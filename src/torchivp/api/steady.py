@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.api.arguments import default_tolerances
+from torchivp.api.arguments import default_tolerances, norm_of
 from torchivp.api.ivp import solve_ivp
 from torchivp.api.row_problem import build_problem
 from torchivp.boundary import door
 from torchivp.checks import check_flag, check_number, check_whole_number
 from torchivp.copies import ValuesTravel
-from torchivp.error_norm import ErrorNorm, check_tolerance
 from torchivp.methods import MethodName, find_method
 from torchivp.methods.jacobian import Linearisation
 from torchivp.methods.method import Method
@@ -129,12 +128,7 @@ def steady_state(
     start = np.full(layout.rows, check_number("t", t))
     problem = build_problem(func, y0, layout, RowTimes(start, start, None), MovingTimes(), args, (), None)
     defaults = default_tolerances(y0)
-    norm = ErrorNorm(
-        check_tolerance("rtol", defaults[0] if rtol is None else rtol, layout),
-        check_tolerance("atol", defaults[1] if atol is None else atol, layout),
-        layout.parts(),
-        layout.dtype,
-    )
+    norm = norm_of(layout, defaults[0] if rtol is None else rtol, defaults[1] if atol is None else atol)
     _check_autonomous(problem)
     _check_seen(problem)
     search = _Search(

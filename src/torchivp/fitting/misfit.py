@@ -81,14 +81,20 @@ class Misfit:
         self.inputs = inputs or Inputs()
         self.observables = Observables(model, data, quantities)
         infused = self.inputs.infused
-        self.solved: Model = Infused(model, infused) if infused else model
-        self.owner: Any = (type(model), *infused) if infused else type(model)
-        self.step_loop = StepLoop(self.solved, float(data.trajectories[0].t[0]))
-        self._paths = PathSolver(data, self.inputs, self.step_loop)
+        if infused:
+            self._solve_for(Infused(model, infused), (type(model), *infused))
+        else:
+            self._solve_for(model, type(model))
         self.shared = Shared()
         self._measured: dict[float, Measured] = {}
         self.constraints: list[Constraint] = []
         self._broker: tuple[Broker, int] | None = None
+
+    def _solve_for(self, solved: Model, owner: Any) -> None:
+        """What solvers solve."""
+        self.solved, self.owner = solved, owner
+        self.step_loop = StepLoop(solved, float(self.data.trajectories[0].t[0]))
+        self._paths = PathSolver(self.data, self.inputs, self.step_loop)
 
     @property
     def solves(self) -> int:
@@ -170,7 +176,12 @@ class Misfit:
         series = self.data.trajectories[0].t
         self.observables.check(float(series[0]), own[-len(self.model.states) :], own)
         times = [float(t) for t in np.linspace(series[0], series[-1], 4)]
-        check_gradient(self.model, parameters, own[-len(self.model.states) :], times)
+        for function in self._functions():
+            check_gradient(function, parameters, own[-len(self.model.states) :], times)
+
+    def _functions(self) -> Sequence[Model]:
+        """The functions that the model consists of, as right-hand sides."""
+        return (self.model,)
 
     def measured(self, horizon: float = 1.0) -> Measured:
         """What was measured in the first part of the times of each trajectory, at least two of them."""
@@ -291,22 +302,29 @@ class Misfit:
         if not self.many:
             found = self.predictions(theta)
             return None if found is None else (found, by_value(found) @ found.jacobian)
+        numbers = self._noted(theta, -1.0, lambda: self._solved_backwards(theta, by_value))
+        if numbers is None:
+            return None
+        values, gradient = numbers
+        return Predictions(theta, values, np.zeros((len(values), 0)), self.measured()), gradient
+
+    def _noted(
+        self, asked: NDArray[np.float64], horizon: float, solve: Callable[[], Sequence[NDArray[np.float64]] | None]
+    ) -> Sequence[NDArray[np.float64]] | None:
+        """The numbers that a solve gives, from the journal where there is one and it knows them."""
         journal = self.shared.journal
         if journal is None:
-            return self._solved_backwards(theta, by_value)
-        key = journal.key(self.accuracy, theta, -1.0, True)
+            return solve()
+        key = journal.key(self.accuracy, asked, horizon, True)
         if key not in journal:
-            solved = self._solved_backwards(theta, by_value)
-            journal.add(key, None if solved is None else (solved[0].values, solved[1]))
+            journal.add(key, solve())
             journal.flush()
-        entry = journal[key]
-        if entry is None:
-            return None
-        return Predictions(theta, entry[0], np.zeros((len(entry[0]), 0)), self.measured()), entry[1]
+        return journal[key]
 
     def _solved_backwards(
         self, theta: NDArray[np.float64], by_value: Callable[[Predictions], NDArray[np.float64]]
-    ) -> tuple[Predictions, NDArray[np.float64]] | None:
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """The predictions and the gradient."""
         measured, at = self.measured(), torch.tensor(theta, requires_grad=True)
         self.shared.solves += 1
         try:
@@ -322,7 +340,7 @@ class Misfit:
         if not bool(self._allowed(own.detach()[None]).all()) or self._finite(found, found.values) is None:
             return None
         (gradient,) = torch.autograd.grad(values, at, torch.from_numpy(by_value(found)))
-        return None if self._finite(found, gradient.numpy()) is None else (found, gradient.numpy())
+        return None if self._finite(found, gradient.numpy()) is None else (found.values, gradient.numpy())
 
     def in_parts(self, data: Dataset) -> Misfit:
         """The same misfit of parts of its trajectories, which `solve_parts` solves from states of their own."""
@@ -343,21 +361,15 @@ class Misfit:
         Returns:
             None if a solve fails, or a number is not finite.
         """
-        journal = self.shared.journal
-        if journal is None:
-            return self._solved_parts(own, slopes)
-        key = journal.key(self.accuracy, np.concatenate([own.numpy().ravel(), slopes.ravel()]), 0.0, True)
-        if key not in journal:
-            found = self._solved_parts(own, slopes)
-            journal.add(key, None if found is None else (*found.found.numbers, found.ends, found.end_slopes))
-            journal.flush()
-        entry = journal[key]
-        if entry is None:
+        asked = np.concatenate([own.numpy().ravel(), slopes.ravel()])
+        numbers = self._noted(asked, 0.0, lambda: self._solved_parts(own, slopes))
+        if numbers is None:
             return None
-        values, jacobian, ends, end_slopes = entry
+        values, jacobian, ends, end_slopes = numbers
         return Parts(Predictions(np.empty(0), values, jacobian, self.measured()), ends, end_slopes)
 
-    def _solved_parts(self, own: Tensor, slopes: NDArray[np.float64]) -> Parts | None:
+    def _solved_parts(self, own: Tensor, slopes: NDArray[np.float64]) -> Sequence[NDArray[np.float64]] | None:
+        """What the predictions consist of, the states at the ends, and their derivatives."""
         measured = self.measured()
         paths = self._solve(self._rows(own, range(len(own)), derivatives=True), dict(enumerate(measured.times)))
         (found,) = self._seen(np.empty((1, 0)), own[None], slopes[None], measured, paths)
@@ -366,7 +378,7 @@ class Misfit:
         rows, last = range(len(own)), [len(t) - 1 for t in measured.times]
         ends = paths.states[rows, last].numpy()
         end_slopes = np.einsum("rds,rdf->rsf", paths.tangents[rows, last].numpy(), slopes[:, self.moved])
-        return Parts(found, ends, end_slopes) if np.isfinite(end_slopes).all() else None
+        return (*found.numbers, ends, end_slopes) if np.isfinite(end_slopes).all() else None
 
     def pass_part(self, own: Tensor, numbers: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The states at the ends of some of the parts, [n, n_states], and which of them were reached.
@@ -419,11 +431,16 @@ class Misfit:
         return len(self.moved) > MANY_DIRECTIONS
 
     @cached_property
+    def silent(self) -> list[int]:
+        """The numbers of further locals with directions of their own, which do not move the right-hand side."""
+        return []
+
+    @cached_property
     def moved(self) -> list[int]:
         """The number of the local that each direction moves."""
         states, parameters = self.directions
         first = len(self.quantities.names) - len(self.quantities.state_names)
-        return [*(first + state for state in states), *parameters]
+        return [*(first + state for state in states), *self.silent, *parameters]
 
     def _solve(self, rows: Rows, times: Mapping[int, Sequence[float]]) -> Paths:
         self.shared.solves += 1
@@ -487,16 +504,23 @@ class Misfit:
         Raises:
             SolveError: the solve failed.
         """
-        every, all_slopes = self.quantities.locals_and_slopes(theta)
-        own, slopes = every[trajectory : trajectory + 1], all_slopes[trajectory : trajectory + 1]
+        own, slopes = self._locals_of(theta, trajectory)
         rows = self._rows(own, [trajectory], derivatives)
         paths = self._checked(self._solve(rows, {trajectory: list(t)}))
+        return self._path(paths, own, slopes if derivatives else slopes[..., :0], t)
+
+    def _locals_of(self, theta: NDArray[np.float64], trajectory: int) -> tuple[Tensor, NDArray[np.float64]]:
+        """The locals of a trajectory, [1, n_locals], and their derivatives by theta, [1, n_locals, n_free]."""
+        every, slopes = self.quantities.locals_and_slopes(theta)
+        return every[trajectory : trajectory + 1], slopes[trajectory : trajectory + 1]
+
+    def _path(self, paths: Paths, own: Tensor, slopes: NDArray[np.float64], t: Sequence[float]) -> Path:
+        """States and observables of a trajectory that is solved; with slopes [..., 0] without their derivatives."""
         states = paths.states[0].numpy()
         by_theta = np.zeros((*states.shape, 0))
-        if derivatives:
+        if slopes.shape[-1]:
             by_theta = np.einsum("tds,df->tsf", paths.tangents[0].numpy(), slopes[0][self.moved])
-        chosen = slopes if derivatives else slopes[..., :0]
-        values, jacobian = self._observe(paths, own[None], chosen[None], np.array(t)[None], (1, 1))
+        values, jacobian = self._observe(paths, own[None], slopes[None], np.array(t)[None], (1, 1))
         return Path(states, by_theta, values[0, 0], jacobian[0, 0])
 
     def _checked(self, paths: Paths) -> Paths:

@@ -246,6 +246,10 @@ class Quantities:
             slopes = torch.where(self._logit, inside, slopes)
         return slopes.numpy()
 
+    def single_values(self, theta: NDArray[np.float64]) -> dict[str, float]:
+        """The free quantities that are no entries of tensors, by name."""
+        return dict(zip(self.labels(self.single), self.free_values(theta)[self.single].tolist(), strict=True))
+
     def free_values(self, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         """The values of the free quantities, [..., n_free]."""
         return self.values(torch.as_tensor(theta))[..., self._index].numpy()

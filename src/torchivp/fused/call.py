@@ -29,13 +29,9 @@ BEGIN = begin("one_sided<W>(now, in)")
 _DOUBLE, _INT = ctypes.c_double, ctypes.c_int64
 _DOUBLES, _REALS, _INTS = "double*", "real*", "int64_t*"
 
-SOLVE: dict[str, Any] = {
+_BOTH: dict[str, Any] = {
     "rows": _INT,
-    # How many of them are solved, and which: all, if there is no list of them.
-    "count": _INT,
-    "chosen": _INTS,
     "outputs": _INT,
-    "max_steps": _INT,
     "capacity": _INT,
     "threads": _INT,
     "block": _INT,
@@ -45,6 +41,23 @@ SOLVE: dict[str, Any] = {
     "wanted": _DOUBLES,
     "span_stride": _INT,
     "wanted_stride": _INT,
+    "inputs": "const real* const*",
+    "input_strides": _INTS,
+    "uniform": _REALS,
+    # Between which times the function is evaluated, [rows], if it may jump there.
+    "low": _REALS,
+    "high": _REALS,
+    # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
+    "ends": _DOUBLES,
+    "states": _REALS,
+    "slopes": _REALS,
+}
+
+SOLVE: dict[str, Any] = _BOTH | {
+    # How many of them are solved, and which: all, if there is no list of them.
+    "count": _INT,
+    "chosen": _INTS,
+    "max_steps": _INT,
     "check_wanted": _INT,
     "y0": _REALS,
     "rtol": _REALS,
@@ -54,12 +67,6 @@ SOLVE: dict[str, Any] = {
     # The ends of fixed steps, NaN after the last of a row.
     "grid": _DOUBLES,
     "grid_stride": _INT,
-    "inputs": "const real* const*",
-    "input_strides": _INTS,
-    "uniform": _REALS,
-    # Between which times the function is evaluated, [rows], if it may jump there and the loop resumes.
-    "low": _REALS,
-    "high": _REALS,
     # How steps are sized; a first step of less than 0 is estimated.
     "safety": _DOUBLE,
     "factor_min": _DOUBLE,
@@ -84,10 +91,6 @@ SOLVE: dict[str, Any] = {
     "most": _INT,
     "failed": _INT,
     "stiff": _INT,
-    # The record: ends of steps and the states there, [rows, capacity + 1], and the slopes that steps start from.
-    "ends": _DOUBLES,
-    "states": _REALS,
-    "slopes": _REALS,
     # Of rows that are under way: their marks and tallies, in the order of fused/quiet.py, [..., count], and the slopes
     # that their steps start from, [count, N], if they are known. States come and go as y0 and last, [count, N].
     "marks": _DOUBLES,
@@ -104,27 +107,8 @@ SOLVE: dict[str, Any] = {
 """What a call of a kernel is given: numbers, and the addresses of arrays."""
 
 
-PULL: dict[str, Any] = {
-    "rows": _INT,
-    "outputs": _INT,
-    "capacity": _INT,
-    "threads": _INT,
-    "block": _INT,
-    "wanted": _DOUBLES,
-    "wanted_stride": _INT,
-    "start": _DOUBLES,
-    "end": _DOUBLES,
-    "span_stride": _INT,
-    "inputs": "const real* const*",
-    "input_strides": _INTS,
-    "uniform": _REALS,
-    "low": _REALS,
-    "high": _REALS,
-    # The record.
+PULL: dict[str, Any] = _BOTH | {
     "steps": _INTS,
-    "ends": _DOUBLES,
-    "states": _REALS,
-    "slopes": _REALS,
     # The gradients of what came back: of the outputs, of the last states, and of the states at all ends of steps.
     "grad_values": _REALS,
     "grad_last": _REALS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from torchivp.fused.arrays import Array, kind_of
-from torchivp.fused.operations import REAL, WHOLE, power
+from torchivp.fused.operations import LOGIC, REAL, WHOLE, power
 
 if TYPE_CHECKING:
     from torchivp.fused.lower import Lowering
@@ -31,16 +31,14 @@ def _where(lowering: Lowering, node: fx.Node, condition: Array, a: Any, b: Any) 
 def _clamp(lowering: Lowering, node: fx.Node, array: Array, low: Any = None, high: Any = None) -> Array:
     kind = kind_of(node.meta["val"].dtype)
     table = REAL if kind == "real" else WHOLE
-    bounds = [(name, lowering.array(x)) for name, x in (("maximum", low), ("minimum", high)) if x is not None]
-    pairs = [lowering.as_kind(x, kind) for x in (array, *(bound for _, bound in bounds))]
+    bounds = [(table[name], lowering.array(x)) for name, x in (("maximum", low), ("minimum", high)) if x is not None]
 
-    def expression(*operands: str) -> str:
-        result, *given = (cast(x) for (_, cast), x in zip(pairs, operands, strict=True))
-        for (name, _), bound in zip(bounds, given, strict=True):
-            result = table[name](result, bound)
+    def expression(result: str, *given: str) -> str:
+        for (bounded, _), bound in zip(bounds, given, strict=True):
+            result = bounded(result, bound)
         return result
 
-    return lowering.fill(node, [x for x, _ in pairs], expression)
+    return lowering.fill_as(kind, node, [array, *(bound for _, bound in bounds)], expression)
 
 
 def _power(lowering: Lowering, node: fx.Node, base: Any, exponent: Any) -> Array:
@@ -54,11 +52,9 @@ def _power(lowering: Lowering, node: fx.Node, base: Any, exponent: Any) -> Array
             )
         one = ["up_i<W>(1)"] if known == 0 else []
         return lowering.fill(node, [base.expanded(shape)], lambda x: f"({' * '.join(one or [x] * int(known))})")
-    base, cast = lowering.as_kind(base, "real")
     if known is not None:
-        return lowering.fill(node, [base.expanded(shape)], lambda x: power(cast(x), known))
-    exponent, cast_exponent = lowering.as_kind(exponent, "real")
-    return lowering.fill(node, [base, exponent], lambda x, y: f"f_pow<W>({cast(x)}, {cast_exponent(y)})")
+        return lowering.fill_as("real", node, [base.expanded(shape)], lambda x: power(x, known))
+    return lowering.fill_as("real", node, [base, exponent], lambda x, y: f"f_pow<W>({x}, {y})")
 
 
 def _convert(lowering: Lowering, node: fx.Node, array: Array, *_: Any, **__: Any) -> Array:
@@ -71,27 +67,12 @@ def _convert(lowering: Lowering, node: fx.Node, array: Array, *_: Any, **__: Any
 
 
 def _copy(lowering: Lowering, node: fx.Node, old: Array, new: Array, *_: Any) -> Array:
-    array, cast = lowering.as_kind(new.expanded(node.meta["val"].shape), kind_of(node.meta["val"].dtype))
-    return lowering.fill(node, [array], cast)
+    value = node.meta["val"]
+    return lowering.fill_as(kind_of(value.dtype), node, [new.expanded(value.shape)], lambda x: x)
 
 
 def _logical(name: str) -> Callable[..., Array]:
-    expressions: dict[str, Callable[..., str]] = {
-        "and": lambda a, b: f"({a} & {b})",
-        "or": lambda a, b: f"({a} | {b})",
-        "xor": lambda a, b: f"({a} ^ {b})",
-        "not": lambda a: f"neg({a})",
-    }
-
-    def lower(lowering: Lowering, node: fx.Node, *given: Array) -> Array:
-        pairs = [lowering.as_kind(x, "bool") for x in given]
-        return lowering.fill(
-            node,
-            [x for x, _ in pairs],
-            lambda *x: expressions[name](*(cast(e) for (_, cast), e in zip(pairs, x, strict=True))),
-        )
-
-    return lower
+    return lambda lowering, node, *given: lowering.fill_as("bool", node, given, LOGIC[name])
 
 
 def _whole_quotient(name: str) -> Callable[..., Array]:
@@ -121,10 +102,10 @@ CHOICES: dict[str, Callable[..., Any]] = {
     "_to": _convert,
     "to": _convert,
     "convert_element_type": _convert,
-    "logical_and": _logical("and"),
-    "logical_or": _logical("or"),
-    "logical_xor": _logical("xor"),
-    "logical_not": _logical("not"),
+    "logical_and": _logical("bitwise_and"),
+    "logical_or": _logical("bitwise_or"),
+    "logical_xor": _logical("bitwise_xor"),
+    "logical_not": _logical("bitwise_not"),
     "div": _whole_quotient("div"),
     "floor_divide": _whole_quotient("div"),
     "remainder": _whole_quotient("mod"),

@@ -56,6 +56,8 @@ class ExplicitCoefficients:
     error_order: int
     hermite: bool
     last: Sequence[float] = ()
+    uses_jacobian = False
+    solves = 0
 
     @staticmethod
     def of(tableau: ButcherTableau) -> ExplicitCoefficients:
@@ -92,14 +94,6 @@ class ExplicitCoefficients:
     @property
     def hands_on(self) -> bool:
         return self.fsal or self.predicts
-
-    @property
-    def uses_jacobian(self) -> bool:
-        return False
-
-    @property
-    def solves(self) -> int:
-        return 0
 
     def declarations(self, size: int, parts: Sequence[int], adaptive: bool) -> str:
         slopes, degree = self.dense.shape

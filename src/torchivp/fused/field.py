@@ -31,6 +31,17 @@ class Reading(NamedTuple):
     leaves: Sequence[Any]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What the function was read with, all rows of it."""
+        pairs = zip(self.roles, self.inputs, strict=True)
+        return [self.leaves[role] if isinstance(role, int) else x for role, x in pairs]
+
+    @property
+    def used(self) -> list[Tensor | None]:
+        """The same without time and state, which are None."""
+        return [None if role in ("t", "y") else x for role, x in zip(self.roles, self.tensors, strict=True)]
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The roles without numbers: "row" where there is an entry for each row."""
         return tuple("row" if isinstance(role, int) else role for role in self.roles)

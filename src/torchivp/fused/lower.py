@@ -6,17 +6,14 @@ parameters alone is computed once for all rows and steps, in a function of its o
 
 from __future__ import annotations
 
-import itertools
-import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from torchivp.fused.arrays import TYPES, UNROLL, Array, Index, Kind, contiguous, kind_of, literal
+from torchivp.fused.arrays import Array, Kind, kind_of, literal
 from torchivp.fused.choices import CHOICES
 from torchivp.fused.graphs import place_of
 from torchivp.fused.operations import ADVICE, COMPARISONS, LOGIC, REAL, WHOLE
@@ -24,56 +21,30 @@ from torchivp.fused.places import PLACES
 from torchivp.fused.reductions import REDUCTIONS
 from torchivp.fused.refusal import CannotFuse
 from torchivp.fused.shapes import SHAPES
+from torchivp.fused.writer import LIFT, Writer
 
 _LARGEST = 16_384
 """A function may hold so many numbers of a row."""
 
-_SMALL = 128
-"""A GPU's compiler writes a function out at every call if it holds so many numbers at most."""
-
-_LIFT: dict[Kind, str] = {"real": "up", "int": "up_i", "bool": "up_m"}
-_DTYPES: dict[Kind, torch.dtype] = {"real": torch.float64, "int": torch.int64, "bool": torch.bool}
-
 _OPERATIONS: dict[str, Callable[..., Any]] = SHAPES | REDUCTIONS | PLACES | CHOICES
-
-_CASTS: dict[tuple[Kind, Kind], Callable[[str], str]] = {
-    ("int", "real"): lambda x: f"int_to_real<W>({x})",
-    ("bool", "real"): lambda x: f"sel({x}, up<W>(1), up<W>(0))",
-    ("real", "int"): lambda x: f"real_to_int<W>({x})",
-    ("bool", "int"): lambda x: f"sel(widen_i<W>({x}), up_i<W>(1), up_i<W>(0))",
-    ("real", "bool"): lambda x: f"({x} != 0)",
-    ("int", "bool"): lambda x: f"narrow_i<W>({x} != 0)",
-}
-"""How numbers become numbers of another kind."""
 
 _BITS = {torch.int8: "to_i8", torch.int16: "to_i16", torch.int32: "to_i32", torch.uint8: "to_u8"}
 """How whole numbers of fewer bits wrap around."""
 
 
-class Lowering:
+class Lowering(Writer):
     """Writes C++ for graphs that share their inputs and what is computed once.
 
     Args:
         dtype: that of the state, in which the kernel computes.
-
-    Attributes:
-        once: the lines that compute what depends on shared inputs alone, into the memory `u`.
-        constants: lines that declare constant arrays.
-        kept: how many numbers `once` keeps.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.once: list[str] = []
-        self.constants: list[str] = []
-        self.kept = 0
+        super().__init__()
         self._dtype = dtype
-        self._names = itertools.count()
-        self._known: dict[tuple[Any, ...], str] = {}
-        self._begin()
 
     def _begin(self) -> None:
-        self._lines: list[str] = []
-        self._held = 0
+        super()._begin()
         self._values: dict[fx.Node, Any] = {}
         self._node: fx.Node | None = None
         self._of = "func"
@@ -177,8 +148,7 @@ class Lowering:
         """An input, which comes as real numbers, as what it is."""
         if kind_of(node.meta["val"].dtype) == "real" or not node.users:
             return array
-        array, cast = self.as_kind(array, kind_of(node.meta["val"].dtype))
-        return self.fill(node, [array], cast)
+        return self.fill_as(kind_of(node.meta["val"].dtype), node, [array], lambda x: x)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -258,8 +228,6 @@ class Lowering:
             return [Array.known(x) for x in value]
         return value if value is None else Array.known(value)  # checks return nothing
 
-    # --- what is written ---------------------------------------------------------------------------------------------
-
     def refusal(self, why: str) -> CannotFuse:
         """That the node at hand cannot be lowered."""
         assert self._node is not None
@@ -271,146 +239,23 @@ class Lowering:
         value = node.meta["val"]
         return self.room(value.shape, kind_of(value.dtype), lanes)
 
-    def room(self, shape: Sequence[int], kind: Kind, lanes: bool) -> Array:
-        """Memory for an array; real numbers that all rows share are computed once."""
-        size = math.prod(shape)
-        if not lanes and kind == "real":
-            array = Array.stored("u", shape, kind, lanes=False, offset=self.kept)
-            self.kept += size
-            return array
-        name = f"v{next(self._names)}"
-        self._held += size
-        self._lines.append(f"{TYPES[kind]} {name}[{max(size, 1)}];")
-        return Array.stored(name, shape, kind)
-
-    def lines_for(self, array: Array) -> list[str]:
-        """Where the lines go that write an array."""
-        return self._lines if array.lanes else self.once
-
-    def type_of(self, array: Array) -> str:
-        """The C++ type of an element."""
-        return TYPES[array.kind] if array.lanes else "real"
-
-    @property
-    def size(self) -> str:
-        """Whether the function that was lowered last is a large one, as a macro of C++."""
-        return "FUSED" if self._held <= _SMALL else "LARGE"
-
-    @contextmanager
-    def loops(
-        self, target: Array, shape: Sequence[int], tag: str = "i"
-    ) -> Iterator[tuple[list[Index], Callable[[str], None]]]:
-        """The places to write at, all of them or those of one pass of the loops, and how to write a line."""
-        lines = self.lines_for(target)
-        if math.prod(shape) <= UNROLL:
-            yield list(itertools.product(*map(range, shape))), lines.append
-            return
-        names = [f"{tag}{d}" if n > 1 else 0 for d, n in enumerate(shape)]
-        opened = [(name, n) for name, n in zip(names, shape, strict=True) if isinstance(name, str)]
-        for name, n in opened:
-            lines.append(f"for (int {name} = 0; {name} < {n}; ++{name}) {{")
-        yield [names], lines.append
-        lines.append("}" * len(opened))
-
-    def read(self, array: Array, index: Index, lanes: bool) -> str:
-        """An element, as lanes or as the number that all rows share."""
-        if len(array.shape) < len(index):
-            index = index[len(index) - len(array.shape) :]
-        index = [0 if n == 1 else i for i, n in zip(index, array.shape, strict=True)]
-        if array.constant is not None:
-            places = [i for i in index if isinstance(i, int)]
-            if len(places) == len(index):
-                number = literal(array.constant[tuple(places)].item(), array.kind)
-            else:
-                number = f"{self.in_memory(array).place}[{Array.stored('', array.shape).flat_index(index)}]"
-        else:
-            number = f"{array.place}[{array.flat_index(index)}]"
-        if array.lanes:
-            assert lanes
-            return number
-        return f"{_LIFT[array.kind]}<{'W' if lanes else 1}>({number})"
-
-    def element(self, array: Array, index: Index) -> str:
-        """An element of an output, as real numbers in lanes."""
-        array, cast = self.as_kind(array, "real")
-        return cast(self.read(array, index, lanes=True))
-
-    def known(self, array: Array, index: Index) -> float | None:
-        """The value of an element, if it is known."""
-        return None if array.constant is None else float(array.constant[tuple(map(int, index))])
-
-    def written(self, value: Array, goal: str, start: int = 0, how: str = "=") -> list[str]:
-        """The lines that write an output, as lanes, to an array from `start` on, or add it."""
-        self._lines, lines = [], self._lines
-        flat = Array.stored(goal, value.shape, offset=start)
-        with self.loops(flat, value.shape) as (places, write):
-            for index in places:
-                write(f"{goal}[{flat.flat_index(index)}] {how} {self.element(value, index)};")
-        self._lines, written = lines, self._lines
-        return written
-
-    def added(self, value: Array, goal: str, start: int) -> list[str]:
-        """The lines that add an output, as lanes, to an array from `start` on."""
-        return [] if value.is_zero() else self.written(value, goal, start, "+=")
-
-    def outer(self, left: Array, right: Array, call: str) -> list[str]:
-        """The lines that add a product of a column and a row, summed over lanes, by a `call` that lacks its factors."""
-        self._lines, lines = [], self._lines
-        factors = []
-        for array in (left, right):
-            name = f"v{next(self._names)}"
-            self._lines.append(f"{TYPES['real']} {name}[{array.size}];")
-            self.copy_into(Array.stored(name, array.shape), array)
-            factors.append(name)
-        self._lines.append(f"{call}, {', '.join(factors)});")
-        self._lines, added = lines, self._lines
-        return added
-
-    def in_memory(self, array: Array) -> Array:
-        """An array of known numbers as memory that all rows share."""
-        assert array.constant is not None
-        numbers = tuple(literal(x, array.kind) for x in array.constant.reshape(-1).tolist())
-        if (array.kind, numbers) not in self._known:
-            name = f"c{next(self._names)}"
-            ctype = {"real": "real", "int": "int64_t", "bool": "bool"}[array.kind]
-            self.constants.append(f"CONSTANT {ctype} {name}[] = {{{', '.join(numbers)}}};")
-            self._known[array.kind, numbers] = name
-        return Array.stored(self._known[array.kind, numbers], array.shape, array.kind, lanes=False)
+    def number(self, value: float, node: fx.Node) -> str:
+        """A number of the kind that the value of a node has, in all lanes."""
+        return f"{LIFT[kind_of(node.meta['val'].dtype)]}<W>({value})"
 
     def fill(self, node: fx.Node, sources: Sequence[Array], expression: Callable[..., str]) -> Array:
         """An array each of whose elements is an expression of the elements of the sources there, broadcast."""
         value = node.meta["val"]
         return self.filled(value.shape, sources, expression, kind_of(value.dtype), _BITS.get(value.dtype, ""))
 
-    def filled(
-        self,
-        shape: Sequence[int],
-        sources: Sequence[Array],
-        expression: Callable[..., str],
-        kind: Kind = "real",
-        bits: str = "",
-    ) -> Array:
-        """The same in a shape of its own; `bits` narrows whole numbers."""
-        target = self.room(shape, kind, any(x.lanes for x in sources))
-        with self.loops(target, target.shape) as (places, write):
-            for index in places:
-                value = expression(*(self.read(x, index, target.lanes) for x in sources))
-                value = f"{bits}<W>({value})" if bits else value
-                write(f"{target.place}[{target.flat_index(index)}] = {self.typed(value, target.lanes)};")
-        return target
+    def fill_as(self, kind: Kind, node: fx.Node, sources: Sequence[Array], expression: Callable[..., str]) -> Array:
+        """The same of sources as numbers of one kind."""
+        pairs = [self.as_kind(x, kind) for x in sources]
 
-    @staticmethod
-    def typed(expression: str, lanes: bool) -> str:
-        """An expression over lanes, or over what all rows share."""
-        return expression if lanes else expression.replace("<W>", "<1>")
+        def of_kind(*elements: str) -> str:
+            return expression(*(cast(x) for (_, cast), x in zip(pairs, elements, strict=True)))
 
-    def as_kind(self, array: Array, kind: Kind) -> tuple[Array, Callable[[str], str]]:
-        """The array with what makes its elements numbers of another kind."""
-        if array.kind == kind:
-            return array, lambda x: x
-        if array.constant is not None:
-            return Array.known(array.constant.to(_DTYPES[kind])), lambda x: x
-        return array, _CASTS[array.kind, kind]
+        return self.fill(node, [x for x, _ in pairs], of_kind)
 
     def loses_nothing(self, old: torch.dtype, new: torch.dtype) -> bool:
         """Whether numbers of one dtype are, in a kernel, those of the other already."""
@@ -453,34 +298,17 @@ class Lowering:
             raise self.refusal(
                 f"of {'truths' if kind == 'bool' else 'whole numbers'} is not compiled: write y.dtype numbers"
             )
-        pairs = [self.as_kind(x, kind) for x in sources]
         scaled = 0 if _name_of(node) == "rsub" else 1
 
         def expression(*operands: str) -> str:
-            values = [cast(x) for (_, cast), x in zip(pairs, operands, strict=True)]
+            values = list(operands)
             if alpha != 1:
-                values[scaled] = f"({_LIFT[kind]}<W>({literal(alpha, kind)}) * {values[scaled]})"
+                values[scaled] = f"({LIFT[kind]}<W>({literal(alpha, kind)}) * {values[scaled]})"
             value = table["floor_divide" if mode == "floor" else name](*values)
             value = f"f_{mode}<W>({value})" if mode == "trunc" else value
             return f"narrow_i<W>({value})" if compares and kind == "int" else value
 
-        return self.fill(node, [x for x, _ in pairs], expression)
-
-    def materialised(self, array: Array) -> Array:
-        """The elements of a view in memory of their own, in order."""
-        if array.strides == contiguous(array.shape) or array.constant is not None:
-            return array
-        target = self.room(array.shape, array.kind, array.lanes)
-        self.copy_into(target, array)
-        return target
-
-    def copy_into(self, target: Array, part: Array) -> None:
-        """Write `part` into a view of memory."""
-        part, cast = self.as_kind(part, target.kind)
-        with self.loops(target, target.shape) as (places, write):
-            for index in places:
-                value = self.typed(cast(self.read(part, index, target.lanes)), target.lanes)
-                write(f"{target.place}[{target.flat_index(index)}] = {value};")
+        return self.fill_as(kind, node, sources, expression)
 
 
 def _flat(x: Any) -> Iterator[Any]:

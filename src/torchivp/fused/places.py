@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Chosen = Sequence["int | str | tuple[Array, Index]"]
 """Where an element is, for each dimension: a number or a loop variable, or the element of an array of whole numbers."""
 
+Choice = Callable[[Index], Chosen]
+"""Which element is meant at a place of another array."""
+
 
 class _Indexing:
     """`array[indices]`, where an index is an array of whole numbers or None, which stands for all of a dimension.
@@ -97,6 +100,29 @@ def _put(lowering: Lowering, target: Array, chosen: Chosen, value: str, add: boo
     )
 
 
+def _seen(lowering: Lowering, array: Array, shape: Sequence[int], lanes: bool, chosen: Choice) -> Array:
+    """The elements of an array that are `chosen` for the places of a shape; `lanes`: if these differ between rows."""
+    target = lowering.room(shape, array.kind, array.lanes or lanes)
+    with lowering.loops(target, shape) as (places, write):
+        for place in places:
+            value = _gathered(lowering, array, chosen(place), target.lanes)
+            write(f"{target.place}[{target.flat_index(place)}] = {lowering.typed(value, target.lanes)};")
+    return target
+
+
+def _with_values(
+    lowering: Lowering, array: Array, values: Array, shape: Sequence[int], chosen: Choice, add: bool
+) -> Array:
+    """A copy of an array in which the elements `chosen` for the places of a shape are the values there, or more."""
+    target = lowering.room(array.shape, array.kind, True)
+    lowering.copy_into(target, array)
+    values, cast = lowering.as_kind(values, target.kind)
+    with lowering.loops(target, shape) as (places, write):
+        for place in places:
+            write(_put(lowering, target, chosen(place), cast(lowering.read(values, place, True)), add))
+    return target
+
+
 def _on_numbers(how: Callable[..., Array]) -> Callable[..., Array]:
     """Truths are read and written as whole numbers where places differ from row to row."""
 
@@ -115,12 +141,7 @@ def _on_numbers(how: Callable[..., Array]) -> Callable[..., Array]:
 
 def _index(lowering: Lowering, node: fx.Node, array: Array, indices: Sequence[Array | None]) -> Array:
     indexing = _Indexing(lowering, array, indices)
-    target = lowering.room(node.meta["val"].shape, array.kind, array.lanes or indexing.lanes)
-    with lowering.loops(target, target.shape) as (places, write):
-        for place in places:
-            value = _gathered(lowering, array, indexing.chosen(place), target.lanes)
-            write(f"{target.place}[{target.flat_index(place)}] = {lowering.typed(value, target.lanes)};")
-    return target
+    return _seen(lowering, array, node.meta["val"].shape, indexing.lanes, indexing.chosen)
 
 
 def _index_select(lowering: Lowering, node: fx.Node, array: Array, dim: int, index: Array) -> Array:
@@ -143,14 +164,8 @@ def _index_put(
     if masks:
         return _masked_put(lowering, node, array, indices, values, accumulate)
     indexing = _Indexing(lowering, array, indices)
-    target = lowering.room(node.meta["val"].shape, array.kind, True)
-    lowering.copy_into(target, array)
-    values, cast = lowering.as_kind(values.expanded(indexing.shape), target.kind)
-    with lowering.loops(target, indexing.shape) as (places, write):
-        for place in places:
-            value = cast(lowering.read(values, place, True))
-            write(_put(lowering, target, indexing.chosen(place), value, accumulate))
-    return target
+    shape = indexing.shape
+    return _with_values(lowering, array, values.expanded(shape), shape, indexing.chosen, accumulate)
 
 
 def _masked_put(
@@ -172,17 +187,16 @@ def _masked_put(
     )
 
 
+def _along(array: Array, dim: int, index: Array) -> Choice:
+    """Which element of the array is meant at a place of the index, which numbers those along a dimension."""
+    return lambda place: [(index, place) if d == dim % len(array.shape) else i for d, i in enumerate(place)]
+
+
 def _gather(lowering: Lowering, node: fx.Node, array: Array, dim: int, index: Array, **_: Any) -> Array:
     if not array.shape:
-        array, index, dim = array.unsqueezed(0), index.reshaped((1,)) or index, 0
-    target = lowering.room(node.meta["val"].shape, array.kind, array.lanes or index.lanes)
-    with lowering.loops(target, index.shape) as (places, write):
-        for place in places:
-            chosen = [(index, place) if d == dim % len(array.shape) else i for d, i in enumerate(place)]
-            value = _gathered(lowering, array, chosen, target.lanes)
-            at = target.flat_index(place) if target.shape else str(target.offset)
-            write(f"{target.place}[{at}] = {lowering.typed(value, target.lanes)};")
-    return target
+        of_one = _gather(lowering, node, array.unsqueezed(0), 0, lowering.reshaped(index, (1,)))
+        return lowering.reshaped(of_one, node.meta["val"].shape)
+    return _seen(lowering, array, index.shape, index.lanes, _along(array, dim, index))
 
 
 def _scattering(add: bool) -> Callable[..., Array]:
@@ -192,15 +206,8 @@ def _scattering(add: bool) -> Callable[..., Array]:
         if how.get("reduce") is not None or not array.shape:
             raise lowering.refusal("with reduce is not compiled: write scatter_add")
         source = lowering.array(source)
-        target = lowering.room(node.meta["val"].shape, array.kind, True)
-        lowering.copy_into(target, array)
-        source, cast = lowering.as_kind(source if source.shape else source.expanded(index.shape), target.kind)
-        with lowering.loops(target, index.shape) as (places, write):
-            for place in places:
-                chosen = [(index, place) if d == dim % len(array.shape) else i for d, i in enumerate(place)]
-                number = lowering.read(source, place, True)
-                write(_put(lowering, target, chosen, cast(number), add))
-        return target
+        source = source if source.shape else source.expanded(index.shape)
+        return _with_values(lowering, array, source, index.shape, _along(array, dim, index), add)
 
     return lower
 

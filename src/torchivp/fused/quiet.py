@@ -48,12 +48,7 @@ class TableTrail(RowTrail):
         self._like = y0.detach()
         self.table: FusedRecord | None = None
         if keeps:
-            shape = (len(y0), room + 1, y0.shape[1])
-            self.table = FusedRecord(
-                torch.empty(shape[:2], dtype=torch.float64),
-                self._like.new_empty(shape),
-                self._like.new_empty(shape) if hands_on else None,
-            )
+            self.table = FusedRecord.empty(self._like, room, hands_on)
             self.table.ends[:, 0] = torch.from_numpy(start)
         super().__init__(y0, start, limit=0, replayable=False)
 
@@ -86,12 +81,10 @@ class TableTrail(RowTrail):
         self.table = table.each(lambda x: torch.cat((x, x.new_empty(len(x), more, *x.shape[2:])), 1))
 
     def record(self) -> Record:
-        most = int(self.steps.max(initial=0))
         if self.table is None:
-            ends = np.full((len(self.steps), most + 1), math.nan)
+            ends = np.full((len(self.steps), int(self.steps.max(initial=0)) + 1), math.nan)
         else:
-            ends = self.table.ends[:, : most + 1].numpy().copy()
-            ends[np.arange(most + 1) > self.steps[:, None]] = math.nan
+            ends = self.table.taken_ends(self.steps)
         changes = ChangeRecord.joined(self.changes, self._like)
         start = Checkpoint(0, self._like, np.zeros(len(self.steps), dtype=np.int64))
         return Record(ends, self.steps, None, [start], changes, keeps_carry=False)

@@ -136,52 +136,41 @@ def _count(array: Array, dims: list[int]) -> int:
     return math.prod(array.shape[d] for d in dims) if dims and array.shape else array.size
 
 
-def _sum(lowering: Lowering, node: fx.Node, array: Array, dims: Any = None, *_: Any, **__: Any) -> Array:
-    array, cast = lowering.as_kind(array, kind_of(node.meta["val"].dtype))
-    zero = "up<W>(0)" if kind_of(node.meta["val"].dtype) == "real" else "up_i<W>(0)"
-    return _reduced(lowering, node, array, _dims(dims), zero, lambda s, x: f"{s} + {cast(x)}")
+def _joined(begin: int, sign: str) -> Callable[..., Array]:
+    """All elements along dimensions, joined by an operator."""
+
+    def lower(lowering: Lowering, node: fx.Node, array: Array, dims: Any = None, *_: Any, **__: Any) -> Array:
+        array, cast = lowering.as_kind(array, kind_of(node.meta["val"].dtype))
+        start = lowering.number(begin, node)
+        return _reduced(lowering, node, array, _dims(dims), start, lambda s, x: f"{s} {sign} {cast(x)}")
+
+    return lower
+
+
+def _average(lowering: Lowering, node: fx.Node, array: Array, dims: list[int], count: float) -> Array:
+    """The sum of real numbers, divided by a number."""
+    return _reduced(
+        lowering, node, array, dims, "up<W>(0)", lambda s, x: f"{s} + {x}", lambda s: f"{s} / real({count!r})"
+    )
 
 
 def _mean(lowering: Lowering, node: fx.Node, array: Array, dims: Any = None, *_: Any, **__: Any) -> Array:
-    of = _dims(dims)
-    count = _count(array, of)
-    return _reduced(lowering, node, array, of, "up<W>(0)", lambda s, x: f"{s} + {x}", lambda s: f"{s} / real({count})")
-
-
-def _prod(lowering: Lowering, node: fx.Node, array: Array, dim: Any = None, *_: Any, **__: Any) -> Array:
-    array, cast = lowering.as_kind(array, kind_of(node.meta["val"].dtype))
-    one = "up<W>(1)" if kind_of(node.meta["val"].dtype) == "real" else "up_i<W>(1)"
-    return _reduced(lowering, node, array, [] if dim is None else [dim], one, lambda s, x: f"{s} * {cast(x)}")
-
-
-def _deviations(lowering: Lowering, node: fx.Node, array: Array, dims: Any, correction: Any) -> tuple[Array, Array]:
-    """The variance and the mean."""
-    of = _dims(dims)
-    count = _count(array, of)
-    mean = _reduced(lowering, node, array, of, "up<W>(0)", lambda s, x: f"{s} + {x}", lambda s: f"{s} / real({count})")
-    shape = [1 if not of or d in [o % len(array.shape) for o in of] else n for d, n in enumerate(array.shape)]
-    centre = mean.reshaped(shape)
-    assert centre is not None
-    ways = max(count - (1 if correction is None else float(correction)), 0.0)
-    squares = lowering.filled(
-        array.shape, [array, centre.expanded(array.shape)], lambda x, m: f"({x} - {m}) * ({x} - {m})"
-    )
-    variance = _reduced(
-        lowering, node, squares, of, "up<W>(0)", lambda s, x: f"{s} + {x}", lambda s: f"{s} / real({ways!r})"
-    )
-    return variance, mean
-
-
-def _var(
-    lowering: Lowering, node: fx.Node, array: Array, dims: Any = None, *, correction: Any = None, **_: Any
-) -> Array:
-    return _deviations(lowering, node, array, dims, correction)[0]
+    return _average(lowering, node, array, _dims(dims), _count(array, _dims(dims)))
 
 
 def _var_mean(
     lowering: Lowering, node: fx.Node, array: Array, dims: Any = None, *, correction: Any = None, **_: Any
 ) -> tuple[Array, Array]:
-    return _deviations(lowering, node, array, dims, correction)
+    of = _dims(dims)
+    count = _count(array, of)
+    mean = _average(lowering, node, array, of, count)
+    shape = [1 if not of or d in [o % len(array.shape) for o in of] else n for d, n in enumerate(array.shape)]
+    centre = lowering.reshaped(mean, shape)
+    ways = max(count - (1 if correction is None else float(correction)), 0.0)
+    squares = lowering.filled(
+        array.shape, [array, centre.expanded(array.shape)], lambda x, m: f"({x} - {m}) * ({x} - {m})"
+    )
+    return _average(lowering, node, squares, of, ways), mean
 
 
 def _extreme(name: str, begin: str, sign: str, logic: str) -> Callable[..., Any]:
@@ -205,9 +194,7 @@ def _extreme(name: str, begin: str, sign: str, logic: str) -> Callable[..., Any]
 def _place_of_extreme(sign: str) -> Callable[..., Array]:
     def lower(lowering: Lowering, node: fx.Node, array: Array, dim: int | None = None, keepdim: bool = False) -> Array:
         if dim is None:
-            flat = array.reshaped((array.size,)) or lowering.materialised(array).reshaped((array.size,))
-            assert flat is not None
-            return _best(lowering, flat, 0, node.meta["val"].shape, sign)[1]
+            array, dim = lowering.reshaped(array, (array.size,)), 0
         return _best(lowering, array, dim, node.meta["val"].shape, sign)[1]
 
     return lower
@@ -244,7 +231,7 @@ def _cumulative(begin: int, sign: str) -> Callable[..., Array]:
             source, goal = (x.permuted([*rest, dim % len(array.shape)]) for x in (array, target))
         else:
             source, goal = array.unsqueezed(0), target.unsqueezed(0)
-        start = f"up<W>({begin})" if kind == "real" else f"up_i<W>({begin})"
+        start = lowering.number(begin, node)
         with lowering.loops(target, source.shape[:-1]) as (places, write):
             for index in places:
                 write(f"{{ {lowering.type_of(target)} s = {lowering.typed(start, target.lanes)};")
@@ -259,9 +246,14 @@ def _cumulative(begin: int, sign: str) -> Callable[..., Array]:
     return lower
 
 
-def _mm(lowering: Lowering, node: fx.Node, a: Array, b: Array) -> Array:
-    target = lowering.new(node, a.lanes or b.lanes)
-    _product(lowering, target, a, b, None)
+def _matmul(lowering: Lowering, node: fx.Node, a: Array, b: Array) -> Array:
+    """Of matrices and vectors, which are rows on the left and columns on the right."""
+    goal = target = lowering.new(node, a.lanes or b.lanes)
+    if len(a.shape) == 1:
+        a, goal = a.unsqueezed(0), goal.unsqueezed(0)
+    if len(b.shape) == 1:
+        b, goal = b.unsqueezed(1), goal.unsqueezed(1)
+    _product(lowering, goal, a, b, None)
     return target
 
 
@@ -280,18 +272,6 @@ def _bmm(lowering: Lowering, node: fx.Node, a: Array, b: Array) -> Array:
     return target
 
 
-def _mv(lowering: Lowering, node: fx.Node, a: Array, x: Array) -> Array:
-    target = lowering.new(node, a.lanes or x.lanes)
-    _product(lowering, target.unsqueezed(1), a, x.unsqueezed(1), None)
-    return target
-
-
-def _dot(lowering: Lowering, node: fx.Node, x: Array, y: Array) -> Array:
-    target = lowering.new(node, x.lanes or y.lanes)
-    _product(lowering, target.unsqueezed(0).unsqueezed(0), x.unsqueezed(0), y.unsqueezed(1), None)
-    return target
-
-
 def _of_truths(how: Callable[..., Array]) -> Callable[..., Array]:
     """The same of any numbers, which are true if they are not zero."""
 
@@ -306,10 +286,10 @@ def _of_truths(how: Callable[..., Array]) -> Callable[..., Array]:
 
 
 REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "sum": _sum,
+    "sum": _joined(0, "+"),
     "mean": _mean,
-    "prod": _prod,
-    "var": _var,
+    "prod": _joined(1, "*"),
+    "var": lambda *args, **kwargs: _var_mean(*args, **kwargs)[0],
     "var_mean": _var_mean,
     "amax": _extreme("max", "-INFINITY", ">", "|"),
     "amin": _extreme("min", "INFINITY", "<", "&"),
@@ -322,11 +302,11 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "linalg_vector_norm": _norm,
     "cumsum": _cumulative(0, "+"),
     "cumprod": _cumulative(1, "*"),
-    "mm": _mm,
+    "mm": _matmul,
     "addmm": _addmm,
     "bmm": _bmm,
-    "mv": _mv,
-    "dot": _dot,
-    "vdot": _dot,
+    "mv": _matmul,
+    "dot": _matmul,
+    "vdot": _matmul,
 }
 """By their names; called with the lowering, the node and its arguments."""

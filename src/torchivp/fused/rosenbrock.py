@@ -23,6 +23,9 @@ class RosenbrockCoefficients:
 
     tableau: RosenbrockTableau
     error_order: int
+    predicts = hands_on = False
+    uses_jacobian = True
+    last = ()
 
     @staticmethod
     def of(tableau: RosenbrockTableau) -> RosenbrockCoefficients:
@@ -34,24 +37,8 @@ class RosenbrockCoefficients:
         return len(self.tableau.b)
 
     @property
-    def predicts(self) -> bool:
-        return False
-
-    @property
-    def hands_on(self) -> bool:
-        return False
-
-    @property
-    def uses_jacobian(self) -> bool:
-        return True
-
-    @property
     def solves(self) -> int:
         return self.stages
-
-    @property
-    def last(self) -> Sequence[float]:
-        return ()
 
     def declarations(self, size: int, parts: Sequence[int], adaptive: bool) -> str:
         # The slope at the start comes first, then the stages.

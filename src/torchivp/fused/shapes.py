@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torchivp.fused.lower import Lowering
 
 
-def _view(how: Callable[..., Array]) -> Callable[..., Array]:
+def _view(how: Callable[..., Any]) -> Callable[..., Any]:
     return lambda lowering, node, array, *args, **kwargs: how(array, *args)
 
 
@@ -38,20 +38,11 @@ def _squeezed(array: Array, dims: Sequence[int] | int | None = None) -> Array:
 
 
 def _reshape(lowering: Lowering, node: fx.Node, array: Array, *_: Any, **__: Any) -> Array:
-    shape = node.meta["val"].shape
-    found = array.reshaped(shape)
-    if found is None:
-        found = lowering.materialised(array).reshaped(shape)
-    assert found is not None
-    return found
+    return lowering.reshaped(array, node.meta["val"].shape)
 
 
 def _expand(lowering: Lowering, node: fx.Node, array: Array, *_: Any, **__: Any) -> Array:
     return array.expanded(node.meta["val"].shape)
-
-
-def _unbind(lowering: Lowering, node: fx.Node, array: Array, dim: int = 0) -> list[Array]:
-    return [array.selected(dim, i) for i in range(array.shape[dim])]
 
 
 def _split(lowering: Lowering, node: fx.Node, array: Array, sizes: Any, dim: int = 0) -> list[Array]:
@@ -63,7 +54,7 @@ def _split(lowering: Lowering, node: fx.Node, array: Array, sizes: Any, dim: int
     return [array.sliced(dim, end - size, end, 1) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _diagonal_of(array: Array, offset: int, dim1: int, dim2: int) -> Array:
+def _diagonal(array: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     dim1, dim2 = dim1 % len(array.shape), dim2 % len(array.shape)
     rest = [d for d in range(len(array.shape)) if d not in (dim1, dim2)]
     a = array.permuted([*rest, dim1, dim2])
@@ -72,10 +63,6 @@ def _diagonal_of(array: Array, offset: int, dim1: int, dim2: int) -> Array:
     constant = None if a.constant is None else a.constant.diagonal(0, -2, -1)
     strides = (*a.strides[:-2], a.strides[-2] + a.strides[-1])
     return Array(a.place, (*a.shape[:-2], n), strides, a.offset, a.kind, a.lanes, constant)
-
-
-def _diagonal(lowering: Lowering, node: fx.Node, array: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
-    return _diagonal_of(array, offset, dim1, dim2)
 
 
 def _as_strided(
@@ -159,8 +146,7 @@ def _triangle(lower_part: bool) -> Callable[..., Array]:
         rows, columns = array.shape[-2:]
         nothing = Array.known(torch.zeros((), dtype=node.meta["val"].dtype))
         for i, j in itertools.product(range(rows), range(columns)):
-            last = len(array.shape) - 2
-            part = array.selected(-1, j).selected(-1, i) if mask[i, j] else nothing.expanded(array.shape[:last])
+            part = array.selected(-1, j).selected(-1, i) if mask[i, j] else nothing.expanded(array.shape[:-2])
             lowering.copy_into(target.selected(-1, j).selected(-1, i), part)
         return target
 
@@ -178,10 +164,10 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "expand": _expand,
     "broadcast_to": _expand,
     "flip": _view(Array.flipped),
-    "unbind": _unbind,
+    "unbind": _view(lambda a, dim=0: [a.selected(dim, i) for i in range(a.shape[dim])]),
     "split": _split,
     "split_with_sizes": _split,
-    "diagonal": _diagonal,
+    "diagonal": _view(_diagonal),
     "as_strided": _as_strided,
     "view": _reshape,
     "reshape": _reshape,
@@ -193,7 +179,7 @@ SHAPES: dict[str, Callable[..., Any]] = {
     "cat": _cat,
     "select_scatter": _with_part(Array.selected),
     "slice_scatter": _with_part(_sliced),
-    "diagonal_scatter": _with_part(lambda a, offset=0, dim1=0, dim2=1: _diagonal_of(a, offset, dim1, dim2)),
+    "diagonal_scatter": _with_part(_diagonal),
     "repeat": _repeat,
     "constant_pad_nd": _constant_pad,
     "tril": _triangle(True),

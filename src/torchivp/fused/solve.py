@@ -89,6 +89,20 @@ class FusedRecord:
     states: Tensor
     slopes: Tensor | None
 
+    @staticmethod
+    def empty(y: Tensor, room: int, hands_on: bool) -> FusedRecord:
+        """With room for so many steps of each row of `y`, [rows, size], and for slopes if these are handed on."""
+        shape = (len(y), room + 1, y.shape[1])
+        ends = torch.empty(shape[:2], dtype=torch.float64, device=y.device)
+        return FusedRecord(ends, y.new_empty(shape), y.new_empty(shape) if hands_on else None)
+
+    def taken_ends(self, taken: np.ndarray) -> np.ndarray:
+        """The start and the ends of the steps `taken`, [rows], of each row: [rows, most + 1], NaN after the last."""
+        most = int(taken.max(initial=0))
+        ends = self.ends[:, : most + 1].cpu().numpy().copy()
+        ends[np.arange(most + 1) > taken[:, None]] = math.nan
+        return ends
+
     def each(self, function: Callable[[Tensor], Tensor]) -> FusedRecord:
         """What a function makes of each of them."""
         return FusedRecord(
@@ -218,11 +232,7 @@ class FusedSolve(NodeSolve):
         call.counts, call.numbers = outcomes.addresses
         record = None
         if self.keeps_record:
-            record = FusedRecord(
-                torch.empty(rows, room + 1, dtype=torch.float64, device=device),
-                y0.new_empty(rows, room + 1, size),
-                y0.new_empty(rows, room + 1, size) if self.kernel.form.coefficients.predicts else None,
-            )
+            record = FusedRecord.empty(y0.view(rows, size), room, self.kernel.form.coefficients.predicts)
             call.ends, call.states = record.ends.data_ptr(), record.states.data_ptr()
             call.slopes = None if record.slopes is None else record.slopes.data_ptr()
         if self.chosen is not None:
@@ -252,11 +262,7 @@ class FusedSolve(NodeSolve):
     def taken_ends(self) -> np.ndarray:
         """The start and the ends of the steps, [rows, most + 1], NaN after a row's last."""
         assert self.record is not None
-        taken = self.outcomes.accepted
-        most = int(taken.max(initial=0))
-        ends = self.record.ends[:, : most + 1].cpu().numpy().copy()
-        ends[np.arange(most + 1) > taken[:, None]] = math.nan
-        return ends
+        return self.record.taken_ends(self.outcomes.accepted)
 
     def again(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         assert self.replayed is not None

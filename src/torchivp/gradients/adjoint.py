@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -12,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchivp.error_norm import ErrorNorm, Tolerance, check_tolerance
+from torchivp.error_norm import ErrorNorm, Tolerance
 from torchivp.generators import Generators
-from torchivp.gradients.backsolve import Backsolve
+from torchivp.gradients.backsolve import Backsolve, failed_backwards
 from torchivp.gradients.captured import LateLeaves
 from torchivp.gradients.draws import APPLY_NOT_REPEATED, is_repeated, solving_backwards
 from torchivp.gradients.drift import Drift
@@ -123,13 +122,7 @@ def adjoint_gradients(
     for row, ended, cost in zip(rows, status, stats, strict=True):
         solve.stats[row].backward = cost
         if not ended.ok:
-            raise SolveError(
-                replace(
-                    ended,
-                    message=f"in the backward solve of row {row}: {ended.message}; or use gradient='checkpointed', "
-                    "which solves nothing backwards",
-                )
-            )
+            raise SolveError(failed_backwards(f"in the backward solve of row {row}", ended))
     chosen = problem.select(rows)
     drift.compare(integral.final[:, :size], problem.y0[chosen], integral.final[:, size:], chosen)
     drift.warn()
@@ -191,8 +184,7 @@ def _along(grad: Tensor, slope: Tensor) -> Tensor:
 
 def _norm(plan: RowIntegration, options: Backsolve, problem: RowProblem, rows: np.ndarray) -> ErrorNorm:
     layout, size = problem.func.layout, problem.y0.shape[1]
-    rtol = plan.norm.rtol if options.rtol is None else check_tolerance("the adjoint's rtol", options.rtol, layout)
-    atol = plan.norm.atol if options.atol is None else check_tolerance("the adjoint's atol", options.atol, layout)
+    rtol, atol = options.tolerances(plan.norm, layout)
 
     def doubled(tolerance: Tolerance) -> Tolerance:
         if not isinstance(tolerance, Tensor):

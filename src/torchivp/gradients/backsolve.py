@@ -35,6 +35,7 @@ from torchivp.problem import Problem
 from torchivp.recording import Interpolants, Outputs
 from torchivp.references import Sources
 from torchivp.solution import Outcome, Stats, Status
+from torchivp.state import StateLayout
 from torchivp.stepsize.stops import Stops
 from torchivp.times import Times
 from torchivp.torch_func import inside_transform
@@ -112,6 +113,12 @@ class Backsolve:
         if self.max_steps is not None:
             check_whole_number("max_steps", self.max_steps, 1)
 
+    def tolerances(self, forward: ErrorNorm, layout: StateLayout) -> tuple[Tolerance, Tolerance]:
+        """Those of the backward solve."""
+        rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)
+        atol = forward.atol if self.atol is None else check_tolerance("the adjoint's atol", self.atol, layout)
+        return rtol, atol
+
     def solve(
         self, integration: Integration, parameters: Sequence[Tensor] | None, interpolants: Interpolants | None
     ) -> tuple[Tensor, list[float], Status, Stats]:
@@ -135,9 +142,7 @@ class Backsolve:
         check_controller(controller, backward_method)
         refuse_preconditioner(backward_method)
         layout = user_function(integration.problem).layout
-        forward = integration.norm
-        rtol = forward.rtol if self.rtol is None else check_tolerance("the adjoint's rtol", self.rtol, layout)
-        atol = forward.atol if self.atol is None else check_tolerance("the adjoint's atol", self.atol, layout)
+        rtol, atol = self.tolerances(integration.norm, layout)
         check_norm(ErrorNorm(rtol, atol, (), layout.dtype), controller, "the adjoint's ")
         solve = _AdjointSolve(self, backward_method, rtol, atol, integration, inputs)
         (states,) = as_node(solve, inputs.tensors)
@@ -272,13 +277,7 @@ class _AdjointSolve(NodeSolve):
             status, stats = backward.run([end])
         self.stats.backward = stats
         if not status.ok:
-            raise forward.failure(
-                replace(
-                    status,
-                    message=f"in the backward solve: {status.message}; or use gradient='checkpointed', which "
-                    "solves nothing backwards",
-                )
-            )
+            raise forward.failure(failed_backwards("in the backward solve", status))
         drift.compare(end.y[:, system.state], forward.problem.y0, end.y[:, system.adjoint], row)
         drift.warn()
         return end.y
@@ -429,6 +428,12 @@ class _End:
 
     def accept(self, method: Any, func: Any, step: Any, t1: float) -> None:
         self.y = step.y1
+
+
+def failed_backwards(where: str, status: Status) -> Status:
+    """Why a backward solve has failed, with what to do instead."""
+    advice = "or use gradient='checkpointed', which solves nothing backwards"
+    return replace(status, message=f"{where}: {status.message}; {advice}")
 
 
 def largest_root_mean_square(tensors: Sequence[Tensor]) -> Tensor:

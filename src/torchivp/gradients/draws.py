@@ -6,6 +6,7 @@ the same, so what the generators were is noted before every step, and put back b
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,7 +42,28 @@ class Drawn(NamedTuple):
     carried: bool
 
 
-class RecordedDraws:
+class _Attended(ABC):
+    """A method whose generators are attended to before each of its steps."""
+
+    def __init__(self, method: Method, generators: Generators) -> None:
+        self._method = method
+        self._generators = generators
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
+        return self._method.step(func, t0, t1, y0, self._attend(func, t0, y0, carry))
+
+    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
+        return self._method.step_rows(func, t0, t1, y0, self._attend(func, t0, y0, carry), norm)
+
+    @abstractmethod
+    def _attend(self, func: FlatFunc, t0: float | Tensor, y0: Tensor, carry: Any) -> Any:
+        """Attend to them; returns what the step starts from."""
+
+
+class RecordedDraws(_Attended):
     """A method that notes what the generators are before each of its steps.
 
     Args:
@@ -55,8 +77,7 @@ class RecordedDraws:
     last: Drawn
 
     def __init__(self, method: Method, generators: Generators) -> None:
-        self._method = method
-        self._generators = generators
+        super().__init__(method, generators)
         self.begin()
 
     def begin(self) -> None:
@@ -64,22 +85,12 @@ class RecordedDraws:
         self._start = self._generators.now()
         self._origin: GeneratorState | None = self._start
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._method, name)
-
-    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
-        self._note(y0, carry)
-        return self._method.step(func, t0, t1, y0, carry)
-
-    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
-        self._note(y0, carry)
-        return self._method.step_rows(func, t0, t1, y0, carry, norm)
-
-    def _note(self, y0: Tensor, carry: Any) -> None:
+    def _attend(self, func: FlatFunc, t0: float | Tensor, y0: Tensor, carry: Any) -> Any:
         before = self._generators.now()
         if carry is None:
             self._origin = before
         self.last = Drawn(None if self._origin == before else self._origin, before, len(y0), carry is not None)
+        return carry
 
     def accepted(self) -> Drawn:
         """Those of the last step, which was accepted: the next one goes on from its carry."""
@@ -91,7 +102,7 @@ class RecordedDraws:
         return self._generators.now() != self._start
 
 
-class RepeatedDraws:
+class RepeatedDraws(_Attended):
     """A method that puts the generators back before each of its steps.
 
     Args:
@@ -102,23 +113,11 @@ class RepeatedDraws:
     """
 
     def __init__(self, method: Method, generators: Generators, drawn: Sequence[Drawn], real_dtype: torch.dtype) -> None:
-        self._method = method
-        self._generators = generators
+        super().__init__(method, generators)
         self._drawn = iter(drawn)
         self._real_dtype = real_dtype
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._method, name)
-
-    def step(self, func: FlatFunc, t0: float | Tensor, t1: float | Tensor, y0: Tensor, carry: Any) -> Step:
-        carry = self._put_back(func, t0, y0, carry)
-        return self._method.step(func, t0, t1, y0, carry)
-
-    def step_rows(self, func: FlatFunc, t0: Tensor, t1: Tensor, y0: Tensor, carry: Any, norm: ErrorNorm) -> Step:
-        carry = self._put_back(func, t0, y0, carry)
-        return self._method.step_rows(func, t0, t1, y0, carry, norm)
-
-    def _put_back(self, func: FlatFunc, t0: float | Tensor, y0: Tensor, carry: Any) -> Any:
+    def _attend(self, func: FlatFunc, t0: float | Tensor, y0: Tensor, carry: Any) -> Any:
         origin, before, *_ = next(self._drawn)
         if carry is None and origin is not None:
             self._generators.put_back(origin)

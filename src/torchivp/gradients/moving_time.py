@@ -80,14 +80,20 @@ def carried_on(func: Callable[[Tensor, Tensor], Tensor], y: Tensor, t: Tensor, m
     return moved(y, Slope(torch.zeros_like(y), drawn=True), t + motion.to(t))
 
 
-class _EventTime(torch.autograd.Function):
-    @staticmethod
-    def forward(value: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> Tensor:
-        return t.clone()
+class _OfTimes(torch.autograd.Function):
+    """A function of something, its slope, whether that was drawn at random, and the times."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, *inputs)
+        of, slope, ctx.drawn, t = inputs
+        ctx.save_for_backward(of, slope, t)
+        ctx.save_for_forward(of, slope, t)
+
+
+class _EventTime(_OfTimes):
+    @staticmethod
+    def forward(value: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> Tensor:
+        return t.clone()
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -104,12 +110,6 @@ class _EventTime(torch.autograd.Function):
         found = _over(grads[0].detach(), slope, t)
         (found,) = refuse_to_differentiate(_ONCE, [found.to(value.dtype)], [value, grads[0]])
         return found, None, None, None
-
-
-def _keep(ctx: Any, of: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> None:
-    ctx.drawn = drawn
-    ctx.save_for_backward(of, slope, t)
-    ctx.save_for_forward(of, slope, t)
 
 
 def _check_change(ctx: Any, change: Tensor) -> None:
@@ -142,14 +142,10 @@ def _over(change: Tensor, slope: Tensor, t: Tensor) -> Tensor:
     return torch.where(wanted, -change / torch.where(usable, slope, 1.0), 0.0)
 
 
-class _Moved(torch.autograd.Function):
+class _Moved(_OfTimes):
     @staticmethod
     def forward(y: Tensor, slope: Tensor, drawn: bool, t: Tensor) -> Tensor:
         return y.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, *inputs)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:

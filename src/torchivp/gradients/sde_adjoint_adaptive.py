@@ -53,7 +53,6 @@ class AdaptiveWayBack(WayBack):
         self.pace = pace
 
     def go_back(self) -> None:
-        """From the end to the start."""
         ts = [self._moment(*output) for output in reversed(self.integration.steps.outputs)]
         if len(ts) == 1:
             return

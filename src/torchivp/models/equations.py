@@ -125,15 +125,6 @@ class Equations(DescribedModel):
         return {name: each for name, each in self.definitions.items() if name in used}
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The derivative of the state.
-
-        Args:
-            t: the time, 0-d.
-            y: the state, [..., n_states].
-
-        Returns:
-            dy/dt, shaped like `y`.
-        """
         return join_slopes(y, self._slopes(*self._given(t, y)))
 
     def quantities(self, t: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -115,15 +115,6 @@ class FunctionModel(DescribedModel):
         self._parameter_names = tuple(parameters)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The derivative of the state.
-
-        Args:
-            t: the time, 0-d.
-            y: the state, [..., n_states].
-
-        Returns:
-            dy/dt, shaped like `y`.
-        """
         states = Named("state", dict(zip(self.states, self._parts(y), strict=True)))
         parameters = Named("parameter", {name: getattr(self, name) for name in self._parameter_names})
         slopes = self.func(t, states, parameters)

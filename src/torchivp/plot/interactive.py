@@ -449,9 +449,8 @@ def _arrows(field: DirectionField) -> tuple[np.ndarray, np.ndarray]:
 
 def _values_at(result: FitResult, theta: np.ndarray) -> str:
     """The free quantities in words, a line for each of the first."""
-    quantities = result.misfit.quantities
-    values, names = quantities.free_values(theta)[quantities.single], quantities.labels(quantities.single)
-    lines = [f"{_named(name)} {value:.4g}" for name, value in zip(names, values, strict=True)]
+    values = result.misfit.quantities.single_values(theta)
+    lines = [f"{_named(name)} {value:.4g}" for name, value in values.items()]
     return "<br>".join(lines[:_ESTIMATES_SHOWN] + (["…"] if len(lines) > _ESTIMATES_SHOWN else []))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,14 @@ class Told(Callback):
         self._function(record)
 
 
+def _imported(name: str, package: str, module: str | None = None) -> Any:
+    """The module of a package that a callback needs, of its name if no other is given."""
+    try:
+        return importlib.import_module(module or package)
+    except ImportError:
+        raise ImportError(f"torchivp.training.{name} needs {package}: pip install {package}") from None
+
+
 class TensorBoard(Callback):
     """Writes every quantity of `EpochRecord` for TensorBoard.
 
@@ -50,11 +59,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, log_dir: Any = None):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ImportError("torchivp.training.TensorBoard needs tensorboard: pip install tensorboard") from None
-        self._make = SummaryWriter
+        self._make = _imported("TensorBoard", "tensorboard", "torch.utils.tensorboard").SummaryWriter
         self._log_dir = log_dir
 
     def begin(self, settings: Mapping[str, Any], epochs_done: int) -> None:
@@ -80,11 +85,7 @@ class MLflow(Callback):
     """
 
     def __init__(self, **options: Any):
-        try:
-            import mlflow  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ImportError("torchivp.training.MLflow needs mlflow: pip install mlflow") from None
-        self._mlflow = mlflow
+        self._mlflow = _imported("MLflow", "mlflow")
         self._options = options
         self._own = False
 
@@ -113,11 +114,7 @@ class WandB(Callback):
     """
 
     def __init__(self, **options: Any):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ImportError("torchivp.training.WandB needs wandb: pip install wandb") from None
-        self._wandb = wandb
+        self._wandb = _imported("WandB", "wandb")
         self._options = options
 
     def begin(self, settings: Mapping[str, Any], epochs_done: int) -> None:

@@ -192,10 +192,8 @@ def _warnings(walk: Walk, points: Sequence[Point]) -> list[str]:
     best = min(points, key=lambda point: point.fall)
     single = walk.search.misfit.quantities.single
     if best.fall < -(_LOWER if single.all() else _LOWER_OF_TENSORS):
-        quantities = walk.search.misfit.quantities
-        values = quantities.free_values(best.theta)[quantities.single].tolist()
-        names = quantities.labels(quantities.single)
-        start = ", ".join(f"{name!r}: {value:.6g}" for name, value in zip(names, values, strict=True))
+        values = walk.search.misfit.quantities.single_values(best.theta)
+        start = ", ".join(f"{name!r}: {value:.6g}" for name, value in values.items())
         warnings.append(
             f"the profile of {walk.quantity.name} leads to a negative log-likelihood that is {-best.fall:.3g} smaller, "
             f"so the fit was not at its optimum: fit again with start={{{start}}}"

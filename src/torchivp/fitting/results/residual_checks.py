@@ -105,6 +105,17 @@ def autocorrelation(series: list[np.ndarray]) -> tuple[float, int]:
     return float(products.mean() / squares.mean()), len(products)
 
 
+def look_like_noise(tables: list[np.ndarray], fewest: int) -> bool:
+    """Whether in every column at least so many residuals have a predecessor, and they know nothing of it.
+
+    Args:
+        tables: residuals [T, n_columns] of each trajectory, NaN where data are missing.
+        fewest: the number.
+    """
+    alike = [autocorrelation([table[:, k] for table in tables]) for k in range(tables[0].shape[1])]
+    return all(pairs >= fewest and abs(r) <= 1.96 / np.sqrt(pairs) for r, pairs in alike)
+
+
 def _size(name: str, residuals: np.ndarray, spent: float) -> list[str]:
     """Is the scatter the one that sigma says? It always is where sigma was estimated."""
     below = special.chdtr(len(residuals) * (1 - spent), (residuals**2).sum())

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchivp.fitting.misfit import Misfit
-from torchivp.fitting.predictions import Predictions
 from torchivp.fitting.priors import penalty
-from torchivp.fitting.results.residual_checks import autocorrelation
+from torchivp.fitting.results.residual_checks import look_like_noise
 from torchivp.fitting.searching.linear_model import ON_BOUND
 from torchivp.fitting.searching.optimise import Likelihood, Search, Weighing
 
@@ -43,7 +41,7 @@ def likeliest_by_column(
         return likelihood
     if weighing.mean_squares(found).max() < _EXACT:
         return likelihood
-    if _like_noise(search.misfit, found, levels.standardised(found, likelihood.sizes)):
+    if look_like_noise(found.measured.tables(levels.standardised(found, likelihood.sizes), search.misfit.data), _FEW):
         return likelihood
     # On a bound steps are short, so that what is there waits.
     held, best = search.misfit.quantities.on_bound(found.theta, ON_BOUND), likelihood
@@ -71,10 +69,3 @@ def likeliest_by_column(
         if search.cost(again) < search.cost(best):
             best = again
     return best
-
-
-def _like_noise(misfit: Misfit, found: Predictions, residuals: np.ndarray) -> bool:
-    """Whether the residuals of every column, of which there are enough, know nothing of the ones before them."""
-    tables = found.measured.tables(residuals, misfit.data)
-    alike = [autocorrelation([table[:, k] for table in tables]) for k in range(tables[0].shape[1])]
-    return all(pairs >= _FEW and abs(r) <= 1.96 / np.sqrt(pairs) for r, pairs in alike)

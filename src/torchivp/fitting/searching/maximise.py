@@ -229,9 +229,7 @@ def descend(optimiser: Optimiser) -> Callable[[Search], Maximum]:
 
 
 def _rival(quantities: Quantities, minimum: Minimum) -> str:
-    values = quantities.free_values(minimum.theta)[quantities.single].tolist()
-    names = quantities.labels(quantities.single)
-    listed = [f"{name} = {value:.4g}" for name, value in zip(names, values, strict=True)]
+    listed = [f"{name} = {value:.4g}" for name, value in quantities.single_values(minimum.theta).items()]
     return (
         f"a second optimum explains the data as well, {', '.join(listed)}; the one reported is nearer to the "
         "defaults of the model: if it is not the one meant, give start"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torchivp.fitting.levels import Levels
 from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.predictions import Predictions
-from torchivp.fitting.results.residual_checks import autocorrelation
+from torchivp.fitting.results.residual_checks import look_like_noise
 from torchivp.fitting.searching.matching import Matching, smooth
 from torchivp.fitting.searching.optimise import Minimum, Search, Weighing
 from torchivp.fitting.searching.shooting import Joined, shoot
@@ -129,8 +129,7 @@ def _looks_like_noise(minimum: Minimum, misfit: Misfit, weighing: Weighing) -> b
     found = minimum.found
     assert found is not None, "a minimum that was found has predictions"
     tables = found.measured.tables(weighing.residuals(found).sum(0), misfit.data)
-    alike = [autocorrelation([table[:, k] for table in tables]) for k in range(tables[0].shape[1])]
-    return minimum.converged and all(pairs >= _PAIRS and abs(r) <= 1.96 / np.sqrt(pairs) for r, pairs in alike)
+    return minimum.converged and look_like_noise(tables, _PAIRS)
 
 
 def _nearest(search: Search, weighing: Weighing, best: Minimum, found: list[Minimum]) -> Start:

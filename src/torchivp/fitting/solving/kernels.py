@@ -118,7 +118,6 @@ class ModelKernel:
         return self._kernels[method]
 
     def solve(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
-        """Solve a stretch of each row."""
         sides = [stretch.start, stretch.end]
         if stretch.sided:
             sides = [torch.nextafter(*sides), torch.nextafter(*reversed(sides))]

@@ -52,7 +52,6 @@ class StepLoop:
         self.forwards = True  # whether the model can be differentiated forwards, as far as is known
 
     def solve(self, stretch: Stretch, accuracy: Accuracy) -> Solved:
-        """Solve a stretch of each row."""
         rows, directions = stretch.tangents.shape[:2]
         if directions and (not self.forwards or self._cheaper_backwards(stretch)):
             return self._each(stretch, accuracy, self._backwards)

@@ -19,9 +19,7 @@ from torchivp.fitting.misfit import Misfit
 from torchivp.fitting.predictions import Path, Predictions, Spread
 from torchivp.fitting.quantities import Quantities
 from torchivp.fitting.solving.inputs import Inputs
-from torchivp.fitting.solving.paths import Paths, PathSolver
-from torchivp.fitting.solving.right_hand_side import check_gradient
-from torchivp.fitting.solving.step_loop import StepLoop
+from torchivp.fitting.solving.paths import Paths
 from torchivp.fitting.solving.stretches import Accuracy
 from torchivp.fitting.stochastic.innovations import Innovations
 from torchivp.fitting.stochastic.measurement import Measurement
@@ -62,29 +60,17 @@ class Filter(Misfit):
         measurement: Measurement,
     ):
         super().__init__(model, data, quantities, accuracy, inputs)
-        start = float(data.trajectories[0].t[0])
         self.measurement = measurement
-        self.solved = self._moments = Moments(model, start)
-        self.owner = self._moments.owner
-        self.step_loop = StepLoop(self._moments, start)
-        self._paths = PathSolver(data, self.inputs, self.step_loop)
+        self._moments = Moments(model, float(data.trajectories[0].t[0]))
+        self._solve_for(self._moments, self._moments.owner)
         self._sizes = measurement.covariance_sizes(accuracy, list(model.states))
 
     def _restored(self, theta: Floats, numbers: Sequence[Floats], measured: Measured) -> Predictions:
         values, jacobian, variances, variance_jacobian, deviations = numbers
         return Innovations(theta, values, jacobian, measured, variances, variance_jacobian, deviations)
 
-    def check_gradient(self) -> None:
-        """Refuse a model whose derivatives, those of its diffusion among them, autograd loses."""
-        super().check_gradient()
-        own = self.quantities.locals(torch.tensor(self.quantities.theta()))[0]
-        series = self.data.trajectories[0].t
-        check_gradient(
-            _diffusion_of(self.model),
-            self.quantities.layout.named(own[: self.quantities.layout.count]),
-            own[-len(self.model.states) :],
-            [float(t) for t in np.linspace(series[0], series[-1], 4)],
-        )
+    def _functions(self) -> Sequence[StochasticModel]:
+        return self.model, _diffusion_of(self.model)
 
     def measured(self, horizon: float = 1.0) -> Measured:
         """What was measured, but for the values that the trajectories start from."""
@@ -97,13 +83,6 @@ class Filter(Misfit):
         """The numbers of the locals that depend on theta and move neither the initial state nor the right-hand side."""
         first, n = self.quantities.layout.count, len(self.quantities.state_names)
         return (first + np.flatnonzero(self.quantities.moving[first:-n])).tolist()
-
-    @cached_property
-    def moved(self) -> list[int]:
-        """The number of the local that each direction moves."""
-        states, parameters = self.directions
-        first = len(self.quantities.names) - len(self.quantities.state_names)
-        return [*(first + state for state in states), *self.silent, *parameters]
 
     def _predicted(
         self, thetas: Floats, own: Tensor, slopes: Floats, measured: Measured, derivatives: bool
@@ -191,26 +170,21 @@ class Filter(Misfit):
         Raises:
             SolveError: the solve failed.
         """
-        every, all_slopes = self.quantities.locals_and_slopes(theta)
-        own, slopes = every[trajectory : trajectory + 1], all_slopes[trajectory : trajectory + 1]
+        own, slopes = self._locals_of(theta, trajectory)
         measured = self.measured()
         times = np.union1d([x for x in measured.times[trajectory] if x <= t[-1]], t[-1:]).tolist()
         walk = self._walk(own, [trajectory], {trajectory: times}, derivatives)
         belief = walk.keep(measured, t)
-        means, covariances, tangents = belief.mean, belief.covariance, belief.mean_tangents
-        paths = Paths(means[None], tangents[None], walk.ok, walk.steps)
-        chosen = slopes if derivatives else slopes[..., :0]
-        values, jacobian = self._observe(paths, own[None], chosen[None], np.array(t)[None], (1, 1))
-        by_theta = np.zeros((*means.shape, 0))
-        if derivatives:
-            by_theta = np.einsum("tds,df->tsf", tangents.numpy(), slopes[0][self.moved])
+        means, covariances = belief.mean, belief.covariance
+        paths = Paths(means[None], belief.mean_tangents[None], walk.ok, walk.steps)
+        path = self._path(paths, own, slopes if derivatives else slopes[..., :0], t)
         by_state = self.observables.with_slopes(torch.tensor([t], dtype=torch.float64), means[None], own).by_state[0]
         spread = Spread(
             covariances.diagonal(dim1=-2, dim2=-1).numpy().clip(0.0),
             np.einsum("tki,tij,tkj->tk", by_state, covariances.numpy(), by_state).clip(0.0),
             self.measurement.typical(self.measurement.deviations(own[0], self.quantities)) ** 2,
         )
-        return Path(means.numpy(), by_theta, values[0, 0], jacobian[0, 0], spread)
+        return replace(path, spread=spread)
 
 
 def _diffusion_of(model: StochasticModel) -> StochasticModel:

@@ -83,30 +83,17 @@ template <int W> FUSED typename Lanes<W>::I up_i(int64_t x) {
 
 // --- from one kind of number to another ------------------------------------------------------------------------------
 
-template <int W> FUSED typename Lanes<W>::R to_real(const typename Lanes<W>::D& x) {
-  if constexpr (W == 1) return real(x);
-  else return __builtin_convertvector(x, typename Lanes<W>::R);
-}
-template <int W> FUSED typename Lanes<W>::D to_double(const typename Lanes<W>::R& x) {
-  if constexpr (W == 1) return double(x);
-  else return __builtin_convertvector(x, typename Lanes<W>::D);
-}
-template <int W> FUSED typename Lanes<W>::R int_to_real(const typename Lanes<W>::I& x) {
-  if constexpr (W == 1) return real(x);
-  else return __builtin_convertvector(x, typename Lanes<W>::R);
-}
-template <int W> FUSED typename Lanes<W>::I real_to_int(const typename Lanes<W>::R& x) {
-  if constexpr (W == 1) return int64_t(x);
-  else return __builtin_convertvector(x, typename Lanes<W>::I);
-}
-template <int W> FUSED typename Lanes<W>::M narrow(const typename Lanes<W>::MD& m) {
-  if constexpr (W == 1) return m;
-  else return __builtin_convertvector(m, typename Lanes<W>::M);
-}
-template <int W> FUSED typename Lanes<W>::MD widen(const typename Lanes<W>::M& m) {
-  if constexpr (W == 1) return m;
-  else return __builtin_convertvector(m, typename Lanes<W>::MD);
-}
+#define CONVERSION(name, from, to)                                                                   \
+  template <int W> FUSED typename Lanes<W>::to name(const typename Lanes<W>::from& x) {              \
+    if constexpr (W == 1) return (typename Lanes<W>::to)x;                                           \
+    else return __builtin_convertvector(x, typename Lanes<W>::to);                                   \
+  }
+CONVERSION(to_real, D, R)
+CONVERSION(to_double, R, D)
+CONVERSION(int_to_real, I, R)
+CONVERSION(real_to_int, R, I)
+CONVERSION(narrow, MD, M)
+CONVERSION(widen, M, MD)
 
 // --- choices ---------------------------------------------------------------------------------------------------------
 
@@ -198,7 +185,7 @@ template <int W, class M> FUSED void set_lane(M& m, int l, bool x) {
     }                                                                                                \
   }
 using std::floor; using std::ceil; using std::trunc; using std::nearbyint; using std::sqrt; using std::fabs;
-using std::lgamma; using std::copysign; using std::fmod;
+using std::lgamma; using std::copysign; using std::atan2; using std::hypot; using std::fmod;
 #endif
 
 FUNCTION(exp)
@@ -268,11 +255,17 @@ template <int W> FUSED typename Lanes<W>::R f_fmax(const typename Lanes<W>::R& a
 template <int W> FUSED typename Lanes<W>::R f_fmin(const typename Lanes<W>::R& a, const typename Lanes<W>::R& b) {
   return sel((a < b) | (b != b), a, b);
 }
-template <int W> FUSED typename Lanes<W>::R f_copysign(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
-  typename Lanes<W>::R z = x;
-  for (int l = 0; l < W; ++l) put(z, l, real(copysign(at<W>(x, l), at<W>(y, l))));
-  return z;
-}
+#define PAIR_FUNCTION(name)                                                                          \
+  template <int W> FUSED typename Lanes<W>::R f_##name(                                              \
+      const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {                                \
+    typename Lanes<W>::R z = x;                                                                      \
+    for (int l = 0; l < W; ++l) put(z, l, real(name(at<W>(x, l), at<W>(y, l))));                     \
+    return z;                                                                                        \
+  }
+PAIR_FUNCTION(copysign)
+PAIR_FUNCTION(atan2)
+PAIR_FUNCTION(hypot)
+PAIR_FUNCTION(fmod)
 template <int W> FUSED typename Lanes<W>::R f_sign(const typename Lanes<W>::R& x) {
   const typename Lanes<W>::R zero = up<W>(0), one = up<W>(1), minus = up<W>(-1);
   return sel(x > 0, one, sel(x < 0, minus, zero));  // zero of what is not a number too
@@ -281,9 +274,6 @@ template <int W> FUSED typename Lanes<W>::M f_isfinite(const typename Lanes<W>::
 
 #ifdef __CUDACC_RTC__
 template <int W> FUSED real f_pow(real x, real y) { return pow(x, y); }
-template <int W> FUSED real f_atan2(real x, real y) { return atan2(x, y); }
-template <int W> FUSED real f_hypot(real x, real y) { return hypot(x, y); }
-template <int W> FUSED real f_fmod(real x, real y) { return fmod(x, y); }
 template <int W> FUSED double pow_d(double x, double y) { return pow(x, y); }
 #else
 #if defined(TORCHIVP_LIBMVEC) && defined(__AVX512F__)
@@ -313,30 +303,6 @@ template <int W> FUSED typename Lanes<W>::D pow_d(const typename Lanes<W>::D& x,
     std::memcpy(part, &x, sizeof z);
     for (auto& p : part) p = (Part)vector_pow(p, y - Part{});
     std::memcpy(&z, part, sizeof z);
-    return z;
-  }
-}
-template <int W> FUSED typename Lanes<W>::R f_atan2(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
-  if constexpr (W == 1) return std::atan2(x, y);
-  else {
-    typename Lanes<W>::R z;
-    for (int l = 0; l < W; ++l) z[l] = std::atan2(x[l], y[l]);
-    return z;
-  }
-}
-template <int W> FUSED typename Lanes<W>::R f_hypot(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
-  if constexpr (W == 1) return std::hypot(x, y);
-  else {
-    typename Lanes<W>::R z;
-    for (int l = 0; l < W; ++l) z[l] = std::hypot(x[l], y[l]);
-    return z;
-  }
-}
-template <int W> FUSED typename Lanes<W>::R f_fmod(const typename Lanes<W>::R& x, const typename Lanes<W>::R& y) {
-  if constexpr (W == 1) return std::fmod(x, y);
-  else {
-    typename Lanes<W>::R z;
-    for (int l = 0; l < W; ++l) z[l] = std::fmod(x[l], y[l]);
     return z;
   }
 }

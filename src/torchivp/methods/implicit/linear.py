@@ -1,22 +1,21 @@
-"""Linear systems with the Jacobians of the stage equations: by LU factorisation, or by products with them alone."""
+"""Linear systems with the Jacobians of the stage equations: which way they are solved, and solvers that factorise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchivp.mass import Projection, projection_of
 from torchivp.methods.factorised import Factorised
-from torchivp.methods.implicit.equations import StageEquations, combined
-from torchivp.methods.implicit.gmres import gmres
-from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, column, is_single, pick
+from torchivp.methods.implicit.dense import Decoupled, factorised_stages
+from torchivp.methods.implicit.equations import StageEquations
+from torchivp.methods.implicit.krylov import KrylovStageSolver
+from torchivp.methods.implicit.per_row import Flags, Numbers, all_of, any_of, column, pick
 from torchivp.methods.implicit.preconditioner import Preconditioner
 from torchivp.methods.implicit.sparse import SparseFactorised, factorised_blocks
 from torchivp.methods.jacobian import Linearisation, jacobians, sparse_jacobians, sparsity_of, spectral_bound
@@ -29,13 +28,6 @@ LINEAR_SOLVERS = ("auto", "dense", "sparse", "krylov")
 LARGEST_DENSE = 2000
 """The largest system that "auto" factorises: beyond, the matrix has more than 32 MB, and its factorisation takes a
 second of one core, as long as hundreds of products."""
-
-_LEAST_DECOUPLED, _LEAST_DECOUPLED_ROWS = 240, 40
-"""The smallest system of several stages that is decoupled, of a single row and of rows: below, one factorisation of all
-takes less time."""
-
-_MOST_COUPLED = 1e3
-"""The largest condition of the eigenvectors with which stages are decoupled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +166,9 @@ class Systems:
         """The matrices with these Jacobians, [rows, stages or 1, ...]; `dt` is [rows, 1], or of a single row."""
         if projection is not None and isinstance(dt, Tensor):  # a row that is through takes steps of size zero
             dt = torch.where(dt == 0.0, 1.0, dt)
-        if sparsity is not None:
-            return factorised_blocks(self.a, sparsity, jacobians, dt, projection)
-        least = _LEAST_DECOUPLED if is_single(dt) else _LEAST_DECOUPLED_ROWS
-        pays = len(self.a) > 1 == jacobians.shape[1] and len(self.a) * jacobians.shape[2] >= least
-        if pays and (modes := _modes(tuple(map(tuple, self.a.tolist())))):
-            return Decoupled.of(modes, jacobians.squeeze(1), dt, _before_slopes(projection, 1, jacobians))
-        return _factorised(self.a, jacobians, dt, _before_slopes(projection, len(self.a), jacobians))
+        if sparsity is None:
+            return factorised_stages(self.a, jacobians, dt, projection)
+        return factorised_blocks(self.a, sparsity, jacobians, dt, projection)
 
 
 class StageSolver(Protocol):
@@ -208,104 +196,6 @@ class StageSolver(Protocol):
         Differentiable with the matrices as constants.
         """
         ...
-
-
-def _before_slopes(projection: Projection | None, stages: int, like: Tensor) -> Tensor:
-    """The matrix before the slopes of all stages."""
-    if projection is None:
-        return torch.eye(stages * like.shape[-1], dtype=like.dtype, device=like.device)
-    return torch.block_diag(*[projection.differential.matrix] * stages)
-
-
-def _factorised(a: Tensor, jacobians: Tensor, dt: float | Tensor, one: Tensor) -> Factorised:
-    """The matrices with these Jacobians, [rows, stages or 1, size, size]; `dt` is [rows, 1], or of a single row.
-
-    `one` is before the slopes of all stages.
-    """
-    rows, _, size, _ = jacobians.shape
-    n = len(a) * size
-    single = is_single(dt)
-    scaled = a * -(dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
-    # What is not finite must not reach the pivots. A row without a derivative is iterated as if it had none.
-    blocks = (jacobians.unsqueeze(2) * scaled.unsqueeze(-1).unsqueeze(-1)).nan_to_num(0.0, 0.0, 0.0)
-    shape = (n, n) if single else (rows, n, n)  # a single matrix takes less time than a batch of one
-    matrix = blocks.permute(0, 1, 3, 2, 4).reshape(shape) + one
-    return Factorised(matrix)
-
-
-class Mode(NamedTuple):
-    """An eigenvalue of the coefficients of stages, or one of a conjugate pair.
-
-    Attributes:
-        value: the eigenvalue, real or complex.
-        left: what takes the slopes of the stages to their part in it.
-        right: what makes slopes of the part, for a pair twice their real part.
-    """
-
-    value: complex
-    left: Sequence[complex]
-    right: Sequence[complex]
-
-
-@cache
-def _modes(a: Sequence[Sequence[float]]) -> Sequence[Mode]:
-    """The modes of the coefficients; none if these cannot be decoupled without loss of precision."""
-    values, right = np.linalg.eig(np.array(a))
-    if np.linalg.cond(right) > _MOST_COUPLED:
-        return ()
-    left, modes = np.linalg.inv(right), []
-    for i, value in enumerate(values.tolist()):
-        if np.imag(value) == 0.0:
-            # Real vectors, though the others are complex; numpy makes them so.
-            modes.append(Mode(np.real(value), np.real(left[i]).tolist(), np.real(right[:, i]).tolist()))
-        elif np.imag(value) > 0.0:
-            modes.append(Mode(value, left[i].tolist(), (2 * right[:, i]).tolist()))
-    return modes
-
-
-@dataclass(frozen=True)
-class Decoupled:
-    """The matrices `I - dt a x J` of stages, one of the size of a state for each mode of `a`.
-
-    Hairer and Wanner, "Solving Ordinary Differential Equations II", IV.8.
-
-    Attributes:
-        modes: the modes.
-        factors: `I - dt value J` for each of them.
-    """
-
-    modes: Sequence[Mode]
-    factors: Sequence[Factorised]
-
-    @staticmethod
-    def of(modes: Sequence[Mode], jacobians: Tensor, dt: float | Tensor, one: Tensor) -> Decoupled:
-        """With these Jacobians, [rows, size, size]; `dt` is [rows, 1], or of a single row.
-
-        `one` is before the slopes of a stage.
-        """
-        scaled = jacobians * (dt.reshape(-1, 1, 1) if isinstance(dt, Tensor) else dt)
-        scaled = (scaled.squeeze(0) if is_single(dt) else scaled).nan_to_num(0.0, 0.0, 0.0)
-        return Decoupled(modes, [Factorised(one - mode.value * scaled) for mode in modes])
-
-    def map(self, function: Callable[..., Tensor], *others: Decoupled) -> Decoupled:
-        """What `function` makes of the factors."""
-        each = zip(self.factors, *(other.factors for other in others), strict=True)
-        return Decoupled(self.modes, [first.map(function, *rest) for first, *rest in each])
-
-    def solve(self, right: Tensor) -> Tensor:
-        """The inverses times `right`, [..., stages * size, 1]."""
-        slopes = right.unflatten(-2, (len(self.modes[0].left), -1)).unbind(-3)
-        parts = []
-        for mode, factor in zip(self.modes, self.factors, strict=True):
-            part = factor.solve(_sum(mode.left, slopes))
-            parts.append([(weight * part).real if part.is_complex() else weight * part for weight in mode.right])
-        return torch.cat([_sum([1.0] * len(each), each) for each in zip(*parts, strict=True)], -2)
-
-
-def _sum(weights: Sequence[complex], terms: Sequence[Tensor]) -> Tensor:
-    """The weighted sum, term by term: so a row does not depend on how many there are."""
-    first, *others = (weight * term for weight, term in zip(weights, terms, strict=True))
-    return sum(others, first)
 
 
 class DirectStageSolver(Memory):
@@ -376,125 +266,6 @@ class DirectStageSolver(Memory):
             return self._factorised.solve(residual.reshape(-1, 1)).view_as(residual)
         right = residual.transpose(0, 1).reshape(rows, stages * size, 1)
         return self._factorised.solve(right).view(rows, stages, size).transpose(0, 1)
-
-
-class KrylovStageSolver:
-    """By GMRES, which needs products with the Jacobians only.
-
-    Args:
-        systems: what kind they are.
-        origin: what they are made of.
-        linearisations: of func at every stage, or at one that serves all.
-        dt: the sizes of the steps, [rows, 1], or of a single row.
-        projection: what is before dy/dt.
-    """
-
-    def __init__(
-        self,
-        systems: Systems,
-        origin: Origin,
-        linearisations: Sequence[Linearisation],
-        dt: float | Tensor,
-        projection: Projection | None,
-    ):
-        self.systems = systems
-        self.origin = origin
-        stages = len(systems.a)
-        self._linearisations = linearisations
-        self._each = linearisations if len(linearisations) == stages else [linearisations[0]] * stages
-        self._dt = dt
-        self._projection = projection
-
-    def at_size(self, dt: Numbers) -> KrylovStageSolver:
-        middle, origin = self._linearisations[len(self._linearisations) // 2], self.origin.at_size(dt)
-        return KrylovStageSolver(self.systems, origin, [middle], column(dt, self.origin.y), self._projection)
-
-    def product(self, x: Tensor) -> Tensor:
-        """The matrices times `x`, [rows, stages * size], or [stages * size] of a single row."""
-        by_stage = self._by_stage(x)
-        inner = combined(torch.zeros_like(by_stage[0]), self.systems.a, by_stage, self._dt)
-        return self._before_slopes(x) - self._by_row([j.times(v) for j, v in zip(self._each, inner, strict=True)])
-
-    def transposed_product(self, x: Tensor) -> Tensor:
-        """The transposes of the matrices times `x`."""
-        each = zip(self._each, self._by_stage(x).unbind(), strict=True)
-        pulled = torch.stack([j.transposed_times(v) for j, v in each])
-        inner = combined(torch.zeros_like(pulled[0]), self.systems.a.T, pulled, self._dt)
-        return self._before_slopes(x) - self._by_row(inner)
-
-    def _before_slopes(self, x: Tensor) -> Tensor:
-        """The matrix before dy/dt, symmetric, times `x`."""
-        if self._projection is None:
-            return x
-        return self._by_row(self._projection.differential.times(self._by_stage(x), x.ndim == 1).unbind())
-
-    def _preconditioned(self, by: Callable[..., Tensor], x: Tensor) -> Tensor:
-        """About the solutions of the systems with the diagonal blocks of the matrices."""
-        t, y = self.origin.t.reshape(-1, 1), self.origin.y
-        dt = torch.as_tensor(self._dt, dtype=y.dtype, device=y.device).reshape(-1, 1)
-        diagonal = torch.diagonal(self.systems.a).unbind()
-        each = zip(diagonal, self._by_stage(x).unbind(), strict=True)
-        return self._by_row([by(t, y, a * dt, r) for a, r in each])
-
-    def _by_stage(self, x: Tensor) -> Tensor:
-        if x.ndim == 1:
-            return x.view(len(self.systems.a), 1, -1)
-        return x.unflatten(1, (len(self.systems.a), -1)).transpose(0, 1)
-
-    def _by_row(self, stages: Sequence[Tensor]) -> Tensor:
-        rows = torch.cat(tuple(stages), 1)
-        return rows.squeeze(0) if is_single(self._dt) else rows
-
-    def radius(self) -> Tensor:
-        return self._linearisations[0].radius()
-
-    def solve(self, residual: Tensor) -> Tensor:
-        right, by = self._by_row(residual.unbind()), self.systems.preconditioner
-        operator, transposed = _Operator(self.product), _Operator(self.transposed_product)
-        if by is not None:
-            operator = _Operator(self.product, partial(self._preconditioned, by))
-            transposed = _Operator(self.transposed_product, partial(self._preconditioned, by.transposed))
-        found: Any = _KrylovSolve.apply(operator, transposed, self.systems.tolerance, right)
-        return self._by_stage(found)
-
-
-class _Operator(NamedTuple):
-    """Matrices of which products are known.
-
-    Attributes:
-        product: the matrices times vectors.
-        preconditioned: about their inverses times vectors.
-    """
-
-    product: Callable[[Tensor], Tensor]
-    preconditioned: Callable[[Tensor], Tensor] | None = None
-
-    def solve(self, right: Tensor, tolerance: float) -> Tensor:
-        """Their inverses times `right`, so that the residual is within the relative tolerance."""
-        if self.preconditioned is None:
-            return gmres(self.product, right, tolerance)
-        inner = self.preconditioned
-        return inner(gmres(lambda x: self.product(inner(x)), right, tolerance))
-
-
-class _KrylovSolve(torch.autograd.Function):
-    """The solution as a function of the right-hand side, whose gradient solves the transposed system."""
-
-    @staticmethod
-    def forward(operator: _Operator, transposed: _Operator, tolerance: float, right: Tensor) -> Tensor:
-        return operator.solve(right, tolerance)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operator, ctx.transposed, ctx.tolerance, _ = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, None, None, _KrylovSolve.apply(ctx.transposed, ctx.operator, ctx.tolerance, grads[0])
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _KrylovSolve.apply(ctx.operator, ctx.transposed, ctx.tolerance, tangents[-1])
 
 
 def merged(mask: Flags, one: StageSolver, other: StageSolver | Origin | None) -> StageSolver | Origin:

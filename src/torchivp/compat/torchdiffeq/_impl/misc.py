@@ -141,13 +141,8 @@ class _TupleFunc(nn.Module):
         return torch.cat([f.reshape(-1) for f in self.base_func(t, _flat_to_shape(y, (), self.shapes))])
 
 
-class _TupleInputOnlyFunc(nn.Module):
+class _TupleInputOnlyFunc(_TupleFunc):
     """A function of a tuple of tensors, which returns one tensor, as one of a flat tensor."""
-
-    def __init__(self, base_func: Callable[..., Any], shapes: Sequence[torch.Size]):
-        super().__init__()
-        self.base_func = base_func
-        self.shapes = shapes
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         return self.base_func(t, _flat_to_shape(y, (), self.shapes))
