@@ -17,7 +17,7 @@ from torchivp.sparsity import Sparsity, is_sought
 from torchivp.split import copies_calling, functions_of
 from torchivp.state import StateLayout
 from torchivp.times import Times, time_scalar
-from torchivp.torch_func import version
+from torchivp.torch_func import of_its_own
 
 
 class CountedFunction(Protocol):
@@ -97,8 +97,7 @@ class FlatFunction:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self._calls[0] += 1
         slope = self.derivative(self.layout, self.call(t, y, self.layout.unflatten, *self.args))
-        # What was written into may be memory that func uses again, also where autograd follows what it writes.
-        return slope.clone() if slope.requires_grad and version(slope) else slope
+        return of_its_own(slope) if slope.requires_grad else slope  # methods copy what autograd does not follow
 
 
 def check_right_hand_side(func: Any) -> None:

@@ -169,6 +169,14 @@ def version(x: Tensor) -> int:
     return x._version
 
 
+def of_its_own(x: Tensor) -> Tensor:
+    """The tensor, or a copy if somebody has written into it: it may be memory that a function uses again."""
+    try:
+        return x.clone() if version(x) else x
+    except RuntimeError:  # inference tensors do not tell
+        return x.clone()
+
+
 def pull_back(pull: Callable[[Tensor], Tensor], cotangents: Tensor) -> Tensor:
     """What a backward pass makes of each of the cotangents, stacked: of all at once, if it can.
 

@@ -537,6 +537,33 @@ def test_what_asks_for_no_gradient_has_none():
         assert not torchivp.sdeint(sde, torch.ones(2, 2), [0, 0.2], dt=0.1, method=row.method).requires_grad, row
 
 
+class Reusing(Problem):
+    """The same, that writes what it returns into memory of its own, where it was before."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.memory = {}
+
+    def put(self, name, value):
+        memory = self.memory.setdefault((name, value.shape), torch.empty_like(value).detach())
+        return memory.detach_().copy_(value)
+
+    def f(self, t, y):
+        return self.put("f", super().f(t, y))
+
+    def g(self, t, y):
+        return self.put("g", super().g(t, y))
+
+
+@pytest.mark.parametrize("row", torchivp.sde_methods(), ids=lambda row: f"{row.method}-{row.sde_type}-{row.noise_type}")
+def test_functions_may_use_their_memory_again(row):
+    problems = [
+        kind(row.noise_type, row.sde_type, 3, 1 if row.noise_type == "scalar" else 2) for kind in (Problem, Reusing)
+    ]
+    ends = [solve(problem, start(4, 3), [0.0, 0.2], method=row.method)[-1] for problem in problems]
+    assert torch.equal(*ends)
+
+
 def test_the_table_of_methods():
     rows = torchivp.sde_methods()
     assert {row.method for row in rows} == set(torchivp.SDE_METHODS)

@@ -15,6 +15,7 @@ from torchivp.checks import check_time_first
 from torchivp.sde.base import check_noise_type, check_sde_type
 from torchivp.sde.terms import Terms
 from torchivp.state import StateLayout
+from torchivp.torch_func import of_its_own
 
 ROLES = {
     "drift": "f",
@@ -225,8 +226,8 @@ class UserTerms(Terms):
 
     def _state(self, value: Any) -> Tensor:
         if self._plain:
-            return value if value.dtype is self._dtype else value.to(self._dtype)
-        return self.layout.flatten(value)
+            return of_its_own(value) if value.dtype is self._dtype else value.to(self._dtype)
+        return of_its_own(self.layout.flatten(value))
 
     def _onward(self, f: Tensor) -> Tensor:
         return -f if self.reverse else f
@@ -238,13 +239,11 @@ class UserTerms(Terms):
         return v if len(self.layout.lead) == 1 else v.reshape(*self.layout.lead, self.channels)
 
     def _diffusion(self, g: Any) -> Tensor:
-        if self._plain:
-            return g if g.dtype is self._dtype else g.to(self._dtype)
-        if self.diagonal:
-            return self.layout.flatten(g)
+        if self._plain or self.diagonal:
+            return self._state(g)
         rows, dtype = self.layout.rows, self.layout.dtype
         parts = zip(self.layout.leaves_of(g), self.layout.sizes, strict=True)
-        leaves = [leaf.to(dtype).reshape(rows, size, self.channels) for leaf, size in parts]
+        leaves = [of_its_own(leaf).to(dtype).reshape(rows, size, self.channels) for leaf, size in parts]
         return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=1)
 
     def _diffusion_from_products(self, t: Tensor, y: Tensor) -> Tensor:

@@ -57,12 +57,12 @@ class WithDivergence(Terms):
 
     def warn_if_infinite(self, t: Tensor, y: Tensor) -> None:
         """Warn if no u solves g u = f - h at a state: no noise drives the paths from one law to the other then."""
-        if self.diagonal or inside_transform():
+        if self.diagonal or inside_transform() or not y.numel():
             return
         f, g = self._posterior.f_and_g(t, y)
         difference = (f - self._posterior.h(t, y)).unsqueeze(2)
         left = difference - torch.bmm(g, torch.bmm(torch.linalg.pinv(g), difference))
-        if (left.abs().amax() if left.numel() else 0.0) > torch.finfo(f.dtype).eps ** 0.5 * difference.abs().amax():
+        if left.abs().amax() > torch.finfo(f.dtype).eps ** 0.5 * difference.abs().amax():
             warn(
                 "logqp: the difference of the drifts, f - h, has a part that no noise drives (g u = f - h has no "
                 "solution u), so that the divergence from the prior is infinite; what is returned leaves this part "
