@@ -61,7 +61,9 @@ def test_a_span_beyond_the_range_of_numbers_is_refused():
 
 
 @pytest.mark.parametrize(("dtype", "end"), [(torch.float32, 1e39), (torch.float16, 1e5)])
-@pytest.mark.parametrize("options", [{}, {"batch_dims": 1}, {"events": lambda t, y: t - 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_dims": 1}, {"events": lambda t, y: t - 0.5}], ids=["one", "rows", "events"]
+)
 def test_times_beyond_the_precision_of_the_state_are_refused(dtype, end, options):
     sentence = f"func is told of the time in the precision of y0, {dtype}, whose numbers end at .* reach {end:g}"
     with pytest.raises(ValueError, match=re.escape(sentence).replace(r"\.\*", ".*")):
