@@ -22,7 +22,7 @@ from torchivp.boundary import warn
 _HALF = (torch.float16, torch.bfloat16)
 
 _TIMES_TO_TELL = 32
-"""A span of fewer different times, in the precision in which functions are told of them, is warned of."""
+"""There is a warning of spans with fewer different times, in the precision in which functions are told of them."""
 
 
 class StateLayout:
@@ -101,28 +101,27 @@ class StateLayout:
     def check_times(self, start: float | np.ndarray, end: float | np.ndarray) -> None:
         """Check that functions can be told of the times between these, in the state's precision.
 
-        They are warned of where the span is so far from zero that next to nothing of it is left in this precision.
+        A warning says so where next to nothing of the span is left in this precision.
 
         Raises:
-            ValueError: a time is too large.
+            ValueError: a time is too large for torch to convert.
         """
         if self.real_dtype is torch.float64:
             return
         spans = np.array([np.atleast_1d(start), np.atleast_1d(end)], dtype=np.float64)
         farthest, info = np.abs(np.where(np.isfinite(spans), spans, 0.0)).max(0), torch.finfo(self.real_dtype)
-        told = f"func is told of the time in the precision of y0, {self.real_dtype}, whose numbers"
-        if (farthest > info.max).any():
+        told = f"the right-hand side is told of the time in the precision of y0, {self.real_dtype}"
+        if self.real_dtype is torch.float32 and (farthest > info.max).any():
             raise ValueError(
-                f"{told} end at {info.max:g}, and the times reach {farthest.max():g}: take y0 in double precision, or "
-                "rescale time"
+                f"{told}, whose numbers end at {info.max:g}, and the times reach {farthest.max():g}: take y0 in double "
+                "precision, or rescale time"
             )
         length = np.abs(spans[1] - spans[0])
         lost = (length > 0.0) & (farthest > 10.0 * length) & (info.eps * farthest > length / _TIMES_TO_TELL)
-        if lost.any():
-            t, span = farthest[lost][0], length[lost][0]
+        if (lost | (farthest > info.max)).any():  # no numbers in it: Python shows the same text once
             warn(
-                f"{told} are about {info.eps * t:.1g} apart near t = {t:g}, and the span is {span:g} long: if func "
-                "depends on time, take y0 in double precision, or let time start near 0"
+                f"{told}, which has less than {_TIMES_TO_TELL} numbers for the times of the solve, or none for the "
+                "last of them: if it depends on time, take y0 in double precision, or let time start near 0"
             )
 
     def flatten(self, y: Any) -> Tensor:

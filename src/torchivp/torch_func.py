@@ -97,15 +97,13 @@ def without_derivatives() -> Iterator[None]:
 def own_graph() -> AbstractContextManager[None]:
     """Within this, graphs are recorded that the library itself goes back through before the caller does.
 
-    What the caller does with saved tensors, as `torch.utils.checkpoint` does, is not done with those of such a graph:
-    the function that is checkpointed would be run again in the middle of its first run.
+    What the caller does with saved tensors, as `torch.utils.checkpoint` does, is not done with those of such a graph,
+    also where the caller goes back through it later: the function that is checkpointed would be run again in the middle
+    of its first run.
     """
     hooked = _autograd._top_saved_tensors_default_hooks(True) is not None
-    return torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is) if hooked else nullcontext()
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
+    # A node that kept its own result with its history would keep itself; torch restores the history when it is asked.
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda x: x) if hooked else nullcontext()
 
 
 def derivative_depth() -> int:

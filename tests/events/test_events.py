@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -837,3 +838,32 @@ def test_what_is_scheduled_on_a_reported_event_comes_after_it():
 
 def first_at_half(t, y):
     return y[0] - 0.5
+
+
+@pytest.mark.parametrize("minutes", [False, True])
+def test_an_event_function_that_uses_its_memory_again_and_writes_into_the_time(minutes):
+    memory = torch.empty((), dtype=D)
+
+    def clock(t, y):
+        if minutes:
+            t /= 60.0
+        return memory.copy_(t - (1.5 if minutes else 90.0) + 0.0 * y[0])
+
+    event = Event(clock, apply=lambda t, y: y + 1.0)
+    solution = solve_ivp(lambda t, y: -0.01 * y, (0.0, 200.0), torch.ones(1, dtype=D), events=event, rtol=1e-9)
+    assert solution.events.t.tolist() == pytest.approx([90.0], abs=1e-9)
+    assert solution.final.item() == pytest.approx(math.exp(-2.0) + math.exp(-1.1), rel=1e-7)
+
+
+def test_a_function_that_is_infinite_where_it_is_switched_off_warns_of_nothing():
+    events = [
+        Event(lambda t, y: y[0], apply=lambda t, y: torch.stack([y[0], -0.8 * y[1]]), direction=-1),
+        Event(lambda t, y: torch.where(t < 1.0, torch.inf, y[0] - 0.1), direction=-1),
+    ]
+    y0 = torch.tensor([1.0, 0.0], dtype=D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log = solve_ivp(
+            lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)]), (0.0, 2.0), y0, events=events
+        ).events
+    assert sorted(set(log.index.tolist())) == [0, 1]

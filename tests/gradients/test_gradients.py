@@ -1,5 +1,6 @@
 """Every way to differentiate a solve, against finite differences, closed forms and the other ways."""
 
+import gc
 import itertools
 import math
 from functools import cache
@@ -337,6 +338,23 @@ def test_a_solve_may_be_checkpointed(method, gradient, batch_dims):
     (found,) = torch.autograd.grad(value, rate)
     torch.testing.assert_close(found, double(-1 / 1.7**2).sum(), rtol=1e-6, atol=0)
     assert len(runs) == 2
+
+
+def test_a_solve_that_is_checkpointed_leaves_nothing_behind():
+    """What nodes keep of their own results must not keep these nodes, which Python cannot see."""
+
+    def end(rate):
+        y0 = torch.ones(3, dtype=torch.float64)
+        return solve_ivp(lambda t, y: -rate * y.exp(), (0.0, 0.2), y0, method="rodas5p").final.sum()
+
+    def tensors():
+        rate = double(0.7, grad=True).sum()
+        torch.utils.checkpoint.checkpoint(end, rate, use_reentrant=False).backward()
+        gc.collect()
+        return sum(isinstance(x, torch.Tensor) for x in gc.get_objects())
+
+    first = [tensors() for _ in range(3)]
+    assert first[2] <= first[1]
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

@@ -977,3 +977,21 @@ def test_a_divergence_that_is_infinite_is_warned_of(part, infinite, recwarn):
     assert any("the divergence from the prior is infinite" in str(w.message) for w in recwarn) == infinite
     if not infinite:
         torch.testing.assert_close(divergence, torch.full((1, 3), 2.0))  # u = 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_no_infinite_divergence(dtype, recwarn):
+    class Close(torchivp.SDEIto):
+        def f(self, t, y):
+            return -y * (0.1 * 3)
+
+        def h(self, t, y):
+            return -y * 0.1 * 3
+
+        def g(self, t, y):
+            return torch.ones_like(y).unsqueeze(2)
+
+    y0 = torch.tensor([[1.0, 2.7], [30.0, 0.3]], dtype=dtype)
+    _, divergence = torchivp.sdeint(Close("scalar"), y0, [0.0, 1.0], logqp=True, dt=0.1)
+    assert not recwarn.list
+    assert (divergence < 1e-6).all()

@@ -261,6 +261,8 @@ class FunctionOnRows(RowByRow):
     """
 
     jacobian: FunctionOnRows | None = None
+    _reuses = False
+    """Whether the function is seen to put what it returns where it was before."""
 
     def __init__(self, function: RowFunction, layout: StateLayout, args: tuple[Any, ...]):
         self._function = function.call
@@ -303,8 +305,13 @@ class FunctionOnRows(RowByRow):
         return self._result(value)
 
     @cached_property
-    def _one_by_one(self) -> UserFunction:
+    def _each(self) -> UserFunction:
         return self._function.calling(partial(_one_by_one, self._function.function))
+
+    @cached_property
+    def _each_copied(self) -> UserFunction:
+        function = self._function.function
+        return self._function.calling(partial(_one_by_one, lambda *place: _copied(function(*place))))
 
     def at_each(self, t: Tensor, y: Tensor) -> Tensor:
         """The function of an event at n times and states of these rows, [n * rows, 1] and [n * rows, size].
@@ -314,13 +321,16 @@ class FunctionOnRows(RowByRow):
         layout = self._layout
         count = len(y) // layout.rows
         self._calls[0] += count
-        values = self._one_by_one(t.reshape(count, *self._time_shape), y, self._apart, *self.args)
-        try:
-            together = torch.stack(values)
-        except (TypeError, RuntimeError):  # they are not what they should be, or not alike
-            together = None
-        if together is not None and together.shape == (count, *layout.lead) and together.dtype is layout.real_dtype:
-            return together
+        places = t.reshape(count, *self._time_shape), y, self._apart
+        values = []
+        if not (self._reuses or inside_transform()):
+            values = self._each(*places, *self.args)
+            self._reuses = _share_memory(values)
+        if self._reuses or inside_transform():
+            values = self._each_copied(*places, *self.args)
+        lead, dtype = layout.lead, layout.real_dtype
+        if all(isinstance(x, Tensor) and x.dtype is dtype and x.shape == lead for x in values):  # as it should be
+            return torch.stack(values)
         return torch.cat([self._result(value) for value in values])
 
     def _apart(self, y: Tensor) -> Sequence[Any]:
@@ -332,13 +342,11 @@ class FunctionOnRows(RowByRow):
 
 
 def _one_by_one(function: Callable[..., Any], t: Tensor, y: Sequence[Any], *args: Any) -> list[Any]:
-    places = list(zip(t.unbind(), y, strict=True))
-    if not inside_transform():
-        values = [function(*place, *args) for place in places]
-        if not _share_memory(values):
-            return values
-    values = (function(*place, *args) for place in places)
-    return [x.clone() if isinstance(x, Tensor) else x for x in values]
+    return [function(*place, *args) for place in zip(t.unbind(), y, strict=True)]
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _share_memory(values: Sequence[Any]) -> bool:

@@ -146,7 +146,7 @@ def keep_their_signs(sign: np.ndarray, start: np.ndarray, values: np.ndarray) ->
         start: the functions at their starts, [events, rows].
         values: the functions at the checks within and at the ends, [events, checks + 1, rows].
     """
-    if values.size <= _FEW and _all_alike(sign.ravel().tolist(), start.ravel().tolist(), values):
+    if 0 < values.size <= _FEW and _all_alike(sign.ravel().tolist(), start.ravel().tolist(), values):
         return True
     signed = sign[:, None] * np.concatenate((start[:, None], values), axis=1)
     low, high = np.minimum.reduce(signed, axis=1), np.maximum.reduce(signed, axis=1)

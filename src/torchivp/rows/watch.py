@@ -465,8 +465,9 @@ class RowWatch:
             moment = np.sign(last) * np.abs(moments.soon) ** (1 - part) * np.abs(last) ** part
             there, told = self._ahead(rows, t, y, slope, moment), clear | bent
             still, half = self.values(rows, t + moment, y), self.values(rows, t + 0.5 * moment, y)
-            bend = np.abs(still - 2.0 * half + values)
-            bends = (bend > 0.25 * np.abs(there - values)) & (there != still)
+            with np.errstate(invalid="ignore", over="ignore"):  # a function may be infinite where it is switched off
+                bend = np.abs(still - 2.0 * half + values)
+                bends = (bend > 0.25 * np.abs(there - values)) & (there != still)
             ahead = np.where(told, ahead, there)
             clear |= ~told & ~bends & (np.abs(there) > levels)
             bent |= ~told & bends & (bend > 8.0 * levels)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchivp.boundary import warn
+from torchivp.boundary import caller_casts, warn
 from torchivp.sde.functions import UserTerms
 from torchivp.sde.terms import Terms
 from torchivp.torch_func import inside_transform
@@ -57,12 +57,14 @@ class WithDivergence(Terms):
 
     def warn_if_infinite(self, t: Tensor, y: Tensor) -> None:
         """Warn if no u solves g u = f - h at a state: no noise drives the paths from one law to the other then."""
-        if self.diagonal or inside_transform() or not y.numel():
+        if self.diagonal or inside_transform() or caller_casts() or not y.numel():
             return
-        f, g = self._posterior.f_and_g(t, y)
-        difference = (f - self._posterior.h(t, y)).unsqueeze(2)
+        (f, g), h = self._posterior.f_and_g(t, y), self._posterior.h(t, y)
+        difference = (f - h).unsqueeze(2)
         left = difference - torch.bmm(g, torch.bmm(torch.linalg.pinv(g), difference))
-        if left.abs().amax() > torch.finfo(f.dtype).eps ** 0.5 * difference.abs().amax():
+        eps, sizes = torch.finfo(f.dtype).eps, torch.maximum(f.abs(), h.abs())
+        # What rounding leaves of two that are nearly the same is no difference.
+        if left.abs().amax() > eps**0.5 * difference.abs().amax() + 64.0 * eps * sizes.amax():
             warn(
                 "logqp: the difference of the drifts, f - h, has a part that no noise drives (g u = f - h has no "
                 "solution u), so that the divergence from the prior is infinite; what is returned leaves this part "
