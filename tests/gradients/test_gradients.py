@@ -388,6 +388,26 @@ def test_a_state_that_does_not_come_back_is_a_warning(batch_dims, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("rtol", [1e-3, 1e-4, 1e-5])
+def test_a_state_that_starts_from_zero_comes_back(rtol, recwarn):
+    """To within what the tolerances allow, which is no part of zero."""
+    weight = double([0.0, 1.0], [-1.0, 0.1], grad=True)
+    grads = []
+    for door in (odeint_adjoint, odeint):
+        options = {"adjoint_params": (weight,)} if door is odeint_adjoint else {}
+        y = door(
+            lambda t, y: torch.tanh(y @ weight + torch.cos(9 * t)),
+            torch.zeros(3, 2).double(),
+            double(0.0, 2.0),
+            rtol=rtol,
+            atol=1e-2 * rtol,
+            **options,
+        )
+        grads += torch.autograd.grad(y[-1].square().sum(), weight)
+    assert not recwarn.list
+    torch.testing.assert_close(*grads, rtol=30 * rtol, atol=30 * rtol)
+
+
 def test_odeint_adjoint_warns_of_a_state_that_does_not_come_back():
     y0 = double(1.0, 2.0, grad=True)
     end = odeint_adjoint(damped, y0, double(0.0, 1.0), adjoint_params=())[-1]

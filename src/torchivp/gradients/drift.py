@@ -10,7 +10,8 @@ from torch import Tensor
 from torchivp.boundary import warn
 from torchivp.error_norm import Tolerance
 
-_TOLERANCES = 30.0, 100.0  # `far` and `nothing` are so many relative tolerances, if that is more
+_TOLERANCES = 30.0
+"""So many tolerances are what steps may add up to, and not far."""
 
 
 class Backwards(NamedTuple):
@@ -59,13 +60,16 @@ class Drift:
         self, states: Tensor, grad: Tensor, rtol: Tolerance = 0.0, atol: Tolerance = 0.0, way: Backwards = BACKSOLVE
     ):
         self._way = way
-        times, relative = _TOLERANCES, float(torch.as_tensor(rtol).amax())
-        least = torch.as_tensor(atol, dtype=torch.float64, device=states.device).amax() * times[1]
+        relative = float(torch.as_tensor(rtol).amax())
+        absolute = torch.as_tensor(atol, dtype=torch.float64, device=states.device).amax()
+        self._limit = max(way.far, _TOLERANCES * relative)
         largest = _largest_of_rows(states.nan_to_num())
-        self._least = least.maximum(max(way.nothing, times[1] * relative) * largest)
+        # One that starts from zero is measured by what steps are allowed, which is no small part of it.
+        allowed = _TOLERANCES * (absolute + relative * largest)
+        self._least = (way.nothing * largest).maximum(allowed / self._limit)
+        self._later = _last_known(states)
         self._adjoint = _largest_of_rows(grad)
-        self._limit = max(way.far, times[0] * relative)
-        self._worst = torch.zeros_like(least)
+        self._worst = torch.zeros_like(absolute)
 
     def compare(self, found: Tensor, passed: Tensor, adjoint: Tensor, rows: Tensor) -> None:
         """Take note of states that were found where the solve had passed others, and of the adjoint there.
@@ -74,7 +78,10 @@ class Drift:
         """
         if not passed.numel():
             return
-        sizes = passed.detach().abs().double()
+        # A component that grows from zero is as large as it becomes on the way that is solved backwards.
+        size = passed.detach().abs().double()
+        sizes = size.maximum(self._later[rows])
+        self._later = self._later.index_put((rows,), size.nan_to_num(posinf=0.0))
         if self._way.whole:
             sizes = sizes.amax(-1, keepdim=True)
         sizes = sizes.maximum(self._least[rows])
@@ -95,6 +102,15 @@ class Drift:
                 f"uses has changed since the solve, use {self._way.instead}",
                 RuntimeWarning,
             )
+
+
+def _last_known(states: Tensor) -> Tensor:
+    """The magnitudes of the last states of rows, [rows, size]; 0 where there are none."""
+    sizes = states.detach().abs().double()
+    if not sizes.shape[1]:
+        return sizes.new_zeros(len(sizes), sizes.shape[2])
+    last = sizes.isfinite().all(-1).cumsum(1).argmax(1)
+    return sizes[torch.arange(len(sizes), device=sizes.device), last].nan_to_num(posinf=0.0)
 
 
 def _largest_of_rows(numbers: Tensor) -> Tensor:
