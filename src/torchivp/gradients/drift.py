@@ -67,7 +67,6 @@ class Drift:
         # One that starts from zero is measured by what steps are allowed, which is no small part of it.
         allowed = _TOLERANCES * (absolute + relative * largest)
         self._least = (way.nothing * largest).maximum(allowed / self._limit)
-        self._later = _last_known(states)
         self._adjoint = _largest_of_rows(grad)
         self._worst = torch.zeros_like(absolute)
 
@@ -78,10 +77,7 @@ class Drift:
         """
         if not passed.numel():
             return
-        # A component that grows from zero is as large as it becomes on the way that is solved backwards.
-        size = passed.detach().abs().double()
-        sizes = size.maximum(self._later[rows])
-        self._later = self._later.index_put((rows,), size.nan_to_num(posinf=0.0))
+        sizes = passed.detach().abs().double()
         if self._way.whole:
             sizes = sizes.amax(-1, keepdim=True)
         sizes = sizes.maximum(self._least[rows])
@@ -102,15 +98,6 @@ class Drift:
                 f"uses has changed since the solve, use {self._way.instead}",
                 RuntimeWarning,
             )
-
-
-def _last_known(states: Tensor) -> Tensor:
-    """The magnitudes of the last states of rows, [rows, size]; 0 where there are none."""
-    sizes = states.detach().abs().double()
-    if not sizes.shape[1]:
-        return sizes.new_zeros(len(sizes), sizes.shape[2])
-    last = sizes.isfinite().all(-1).cumsum(1).argmax(1)
-    return sizes[torch.arange(len(sizes), device=sizes.device), last].nan_to_num(posinf=0.0)
 
 
 def _largest_of_rows(numbers: Tensor) -> Tensor:
