@@ -311,7 +311,7 @@ def test_no_ball_falls_through_a_table_that_moves(method, backend):
         # One that leaves the table without a speed of its own may be taken to rest there by a method that begins anew.
         if k > 0.0 or method != "bdf":
             if rests:
-                assert solution.t_final[i] == pytest.approx(expected[-1], abs=1e-4)
+                assert solution.t_final[i] == pytest.approx(expected[-1], abs=1e-4 if method == "bdf" else 3e-6)
             few = expected[(expected < 1.2) & (np.diff(expected, prepend=0.0) > 1e-4)][:3]
             assert times[: len(few)] == pytest.approx(few, abs=1e-6)
 
