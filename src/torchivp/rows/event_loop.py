@@ -23,12 +23,13 @@ from torchivp.rows.changes import (
     groups,
     scheduled,
 )
+from torchivp.rows.crossings import Crossings, Located, Met, Moments
 from torchivp.rows.landing import Start, take_to_events
 from torchivp.rows.loop import RowLoop
 from torchivp.rows.problem import RowProblem
 from torchivp.rows.recorders import RowOutputs, RowTrail
 from torchivp.rows.steps import Chosen, Stepper, TakenSteps, make_stepper
-from torchivp.rows.watch import Crossings, Located, Met, Moments, RowWatch
+from torchivp.rows.watch import RowWatch
 from torchivp.solution import Outcome, Status
 from torchivp.stepsize.pid import PIDController
 

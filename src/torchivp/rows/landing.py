@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from torchivp.events.landing import land, slopes_before
+from torchivp.rows.crossings import Located
 from torchivp.rows.recorders import WithinSteps
 from torchivp.rows.steps import Stepper, TakenSteps
-from torchivp.rows.watch import Located, RowWatch
+from torchivp.rows.watch import RowWatch
 
 
 @dataclass(frozen=True)
